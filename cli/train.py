@@ -1,0 +1,128 @@
+"""`alexnet-train`: from shards to a trained net."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.console import one_line_errors, require_dali
+
+if TYPE_CHECKING:
+    from trainer import EpochRow, Job, Progress, World
+
+_DEFAULT_RECIPE = "paper"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-train")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--recipe",
+    help=f"A name (paper, source, modern, demo) or a .toml file.  [default: {_DEFAULT_RECIPE}]",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a recipe's setting; repeatable.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/RECIPE]")
+@click.option("--gpus", type=int, help="Train on this many GPUs.  [default: all visible ones]")
+@click.option("--cpus", type=int, help="Train in this many CPU processes.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after its last finished epoch.")
+@one_line_errors
+def main(
+    data: Path,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    gpus: int | None,
+    cpus: int | None,
+    resume: bool,
+) -> None:
+    """Train a network on DATA, a folder made by `alexnet-prep shard`.
+
+    Without --gpus or --cpus it uses all visible GPUs, or one CPU process where there is none. The run's
+    folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt.
+    """
+    require_dali()
+    from pipeline import Dataset
+    from trainer import load_recipe
+    from trainer.distributed import choose_processes, launch, launched_outside
+    from trainer.loop import Job, share_of_batch
+    from trainer.run import RECIPE_FILE
+
+    if resume and recipe is None and out is not None and (out / RECIPE_FILE).is_file():
+        chosen = load_recipe(str(out / RECIPE_FILE), overrides)
+    else:
+        chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
+    job = Job(data, out or Path("runs") / chosen.name, chosen, resume)
+    processes = choose_processes(gpus, cpus)
+    Dataset.open(data)  # say what is wrong with it before any process starts
+    if not launched_outside():
+        share_of_batch(chosen, processes.count)
+        click.echo(f"training on {processes.reason}", err=True)
+    launch(processes, _train, job)
+
+
+def _train(world: "World", job: "Job") -> "Progress":
+    """In every process: train, rank 0 reporting to the console."""
+    from trainer import train
+
+    return train(world, job, ConsoleReporter())
+
+
+class ConsoleReporter:
+    """A bar within each epoch on stderr, a line after it on stdout."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s  left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, epoch=0, loss=0.0, rate=0.0)
+
+    def started(self, facts: dict[str, str]) -> None:
+        """Print the run's facts."""
+        for name, text in facts.items():
+            click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
+
+    def note(self, line: str) -> None:
+        """Print a note on stderr."""
+        click.echo(f"note: {line}", err=True)
+
+    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Move the bar."""
+        if done == 1:
+            self._bar.reset(self._task)
+        self._bar.start()
+        self._bar.update(
+            self._task, completed=done, total=total, epoch=epoch, loss=loss, rate=images_per_second
+        )
+
+    def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:
+        """Print the epoch's line in place of the bar."""
+        self._bar.stop()
+        click.echo(
+            f"epoch {row.epoch:>{len(str(epochs))}}/{epochs}  rate {row.rate:.2g}  "
+            f"train loss {row.train_loss:.3f} top-1 {row.train_top1:6.2%}  "
+            f"val loss {row.val_loss:.3f} top-1 {row.val_top1:6.2%} top-5 {row.val_top5:6.2%}  "
+            f"{row.images_per_second:,.0f} images/s{'  best' if best else ''}"
+        )

@@ -1,0 +1,101 @@
+"""How pictures become network inputs, as data: crops, flips, colour noise and evaluation views."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.statistics import Statistics
+
+NoiseKind = Literal["none", "paper", "source"]
+ViewName = Literal["centre", "ten-crop"]
+
+# Krizhevsky et al. 2012, section 4.1: α ~ N(0, 0.1). The released code has the same factor.
+_NOISE_DEVIATION = 0.1
+_SOURCE_DIVISOR = 1.1
+
+
+@dataclass(frozen=True)
+class ColourNoise:
+    """x ← (x − mean + mixing · z) / divisor with z ~ N(0, I) per picture and presentation.
+
+    Attributes:
+        mixing: float32 (3, 3); row c gives channel c's share of each of the three directions, in
+            grey levels per unit of z.
+        divisor: brings the variance back to that of the picture without noise, where the recipe does.
+    """
+
+    mixing: NDArray[np.float32]
+    divisor: float = 1.0
+
+
+def colour_noise(kind: NoiseKind, statistics: Statistics) -> ColourNoise | None:
+    """PCA colour noise in one of two readings, or None for "none".
+
+    "paper": add [p1 p2 p3][α1λ1 α2λ2 α3λ3]ᵀ, α ~ N(0, 0.1), with the eigenvalues λ of the covariance
+    of pixels scaled to 0..1 (the text gives no scale; on 0..255 the noise would drown the picture).
+    "source": the released code's (x − mean + 0.1 V(σ∘z)) / 1.1 with σ = √λ on the 0..255 scale.
+    """
+    if kind == "none":
+        return None
+    vectors = np.asarray(statistics.eigenvectors).T  # columns are directions
+    if kind == "paper":
+        unit_values = np.asarray(statistics.eigenvalues) / 255.0**2
+        mixing, divisor = vectors * (_NOISE_DEVIATION * unit_values * 255.0), 1.0
+    else:
+        mixing, divisor = vectors * (_NOISE_DEVIATION * statistics.deviations), _SOURCE_DIVISOR
+    return ColourNoise(mixing.astype(np.float32), divisor)
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """Random crop with its corner uniform over every position, mirrored with probability ½.
+
+    Attributes:
+        crop: side of the crop in pixels.
+        mean: (R, G, B) subtracted from each pixel, 0..255; zeros where a mean image is subtracted
+            later.
+        std: (R, G, B) each channel is divided by.
+        noise: colour noise, or None.
+    """
+
+    crop: int = 224
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    noise: ColourNoise | None = None
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """What a net is shown of each picture when it is measured: crops of the pixels as stored, 0..255.
+
+    Nothing is subtracted, so that nets with different preprocessing can share one pass; each applies
+    its own.
+
+    Attributes:
+        name: "centre" (one crop), or "ten-crop" (four corners and centre of the centre square, then
+            their mirror images in the same order).
+        crop: side of the crops in pixels.
+    """
+
+    name: ViewName = "centre"
+    crop: int = 224
+
+
+# (x, y) of the crop's corner as shares of the free space: four corners, then the centre.
+FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
+
+
+def check_crop(crop: int, size: int) -> None:
+    """Refuse a crop that the stored pictures cannot hold.
+
+    Raises:
+        UsageError: `crop` exceeds `size`.
+    """
+    if not 0 < crop <= size:
+        raise UsageError(
+            f"crop of {crop} px from pictures whose shorter side is {size} px; choose at most {size}, "
+            "or prepare the dataset with a larger --size"
+        )

@@ -1,0 +1,105 @@
+"""A prepared dataset, opened for reading."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
+from pipeline.shards import Shard, check_size, index_path
+from pipeline.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `alexnet-prep shard` wrote, with its sizes checked.
+
+    >>> data = Dataset.open("imagenet")            # doctest: +SKIP
+    >>> data.samples("train"), len(data.classes)   # doctest: +SKIP
+    (1281167, 1000)
+    """
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Dataset":
+        """Read the manifest and compare every shard's size with it.
+
+        Raises:
+            UsageError: no dataset, an unfinished one, another format version, or a missing or
+                truncated shard.
+        """
+        folder = Path(root)
+        manifest = read_manifest(folder)
+        for shards in manifest.splits.values():
+            for shard in shards:
+                check_size(folder, shard)
+        return cls(folder, manifest)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class ids in label order."""
+        return [c.id for c in self.manifest.classes]
+
+    @property
+    def image(self) -> ImageFormat:
+        """How the pictures are stored."""
+        return self.manifest.image
+
+    @property
+    def statistics(self) -> Statistics:
+        """RGB statistics of the training pixels."""
+        return self.manifest.statistics
+
+    def samples(self, split: str) -> int:
+        """Samples in a split."""
+        return sum(shard.samples for shard in self.shards(split))
+
+    def shards(self, split: str) -> tuple[Shard, ...]:
+        """A split's shards in order.
+
+        Raises:
+            UsageError: the dataset has no such split.
+        """
+        if split not in self.manifest.splits:
+            raise UsageError(
+                f"{self.root}: has no split {split!r}, only {', '.join(self.manifest.splits)}; "
+                "prepare it with a validation folder or `--val-fraction 0.1`"
+            )
+        return self.manifest.splits[split]
+
+    def tars(self, split: str) -> list[Path]:
+        """Paths of a split's tars in order."""
+        return [self.root / shard.name for shard in self.shards(split)]
+
+    def indexes(self, split: str) -> list[Path]:
+        """Paths of a split's DALI indexes in order."""
+        return [index_path(tar) for tar in self.tars(split)]
+
+    def mean_image(self) -> NDArray[np.float32]:
+        """Mean training picture, float32 (size, size, 3), RGB, 0..255.
+
+        Raises:
+            UsageError: the dataset keeps aspect ratios, so there is none, or the file is damaged.
+        """
+        if self.image.mode != "square":
+            raise UsageError(
+                f"{self.root}: prepared with --keep-aspect, so it has no mean image; use the "
+                "per-channel mean (`--set mean=channel`)"
+            )
+        path = self.root / MEAN_IMAGE
+        try:
+            image = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"{path}: unreadable ({error}); prepare the dataset again") from error
+        return np.asarray(image, np.float32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest, which holds every shard's checksum."""
+        return hashlib.sha256(to_json(self.manifest)).hexdigest()

@@ -1,0 +1,299 @@
+"""The demonstration source: class folders of JPEGs drawn by this module.
+
+Shape and texture tell the ten classes apart and colour does not. A motif is a *gauge*, a field whose
+sublevel sets are one outline at growing scale, and a *pattern*, a field positive where there is ink.
+The outline grows until the ink covers a share of the centre square that is drawn from the same
+distribution for all classes, so that neither colours nor the ink's area give a class away.
+
+Within this module a plane is a float32 array of (height, width). Motifs live in rotated coordinates
+`u`, `v` around the object's centre, in units of the picture's shorter side.
+"""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import UsageError
+
+Plane = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
+Rng = np.random.Generator
+GaugeAndPattern = tuple[Plane, Plane]
+
+MIN_IMAGES = 40
+GREY_SHARE = 0.02
+CMYK_SHARE = 0.005
+INK_SHARE = (0.13, 0.27)
+TURN = 2 * math.pi
+
+# Intel's primitives choose kernels by processor and round differently from host to host.
+cv2.ipp.setUseIPP(False)
+
+
+def _whole(gauge: Plane) -> GaugeAndPattern:
+    """Fill the whole outline with ink."""
+    return gauge, np.ones_like(gauge)
+
+
+def _badge(u: Plane, v: Plane, rng: Rng, pattern: Plane) -> GaugeAndPattern:
+    """Show a texture through an outline between a disc and a square."""
+    roundness = rng.uniform(0.35, 1.0)
+    corner = np.maximum(np.abs(u), np.abs(v))
+    return np.hypot(u, v) * roundness + corner * (1 - roundness), pattern
+
+
+def _polygon(u: Plane, v: Plane, tips: int, waist: float) -> GaugeAndPattern:
+    """Fill a star whose inner corners lie at `waist` times the radius of its tips."""
+    half = math.pi / tips
+    normal = math.atan2(1 - waist * math.cos(half), waist * math.sin(half))
+    from_tip = np.abs(np.mod(np.arctan2(v, u), 2 * half) - half)
+    return _whole(np.hypot(u, v) * np.cos(from_tip - normal))
+
+
+def _bands(phase: Plane, share: float) -> Plane:
+    """Ink a `share` of each turn of phase."""
+    return np.cos(phase) - math.cos(math.pi * share)
+
+
+def _from_cell_centre(x: Plane, period: float) -> Plane:
+    return np.abs(np.mod(x, period) - period / 2)
+
+
+def _bricks(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    height = rng.uniform(0.09, 0.13)
+    width = height * rng.uniform(1.8, 2.4)
+    mortar = height * rng.uniform(0.10, 0.16)
+    shift = np.mod(np.floor(v / height), 2) * (width / 2)
+    across = width / 2 - mortar - _from_cell_centre(u + shift, width)
+    along = height / 2 - mortar - _from_cell_centre(v, height)
+    return _badge(u, v, rng, np.minimum(across, along))
+
+
+def _checks(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    frequency = math.pi / rng.uniform(0.075, 0.12)
+    return _badge(u, v, rng, np.sin(u * frequency) * np.sin(v * frequency))
+
+
+def _cross(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    slimness = 1 / rng.uniform(0.27, 0.40)
+    a, b = np.abs(u), np.abs(v)
+    return _whole(np.minimum(np.maximum(a, b * slimness), np.maximum(a * slimness, b)))
+
+
+def _dots(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    period = rng.uniform(0.10, 0.14)
+    distance = np.hypot(_from_cell_centre(u, period), _from_cell_centre(v, period))
+    return _badge(u, v, rng, period * rng.uniform(0.34, 0.42) - distance)
+
+
+def _ring(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    return _whole(np.abs(np.hypot(u, v) - rng.uniform(0.27, 0.38)))
+
+
+def _spiral(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    radius, angle = np.hypot(u, v), np.arctan2(v, u) * int(rng.choice([-1, 1]))
+    phase = radius * (TURN / rng.uniform(0.13, 0.19)) + angle
+    return radius, _bands(phase, rng.uniform(0.42, 0.58))
+
+
+def _star(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    return _polygon(u, v, tips=int(rng.integers(5, 8)), waist=rng.uniform(0.42, 0.55))
+
+
+def _stripes(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    phase = u * (TURN / rng.uniform(0.10, 0.17))
+    return _badge(u, v, rng, _bands(phase, rng.uniform(0.4, 0.6)))
+
+
+def _triangle(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    return _polygon(u, v, tips=3, waist=rng.uniform(0.47, 0.52))
+
+
+def _waves(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
+    frequency = TURN / rng.uniform(0.11, 0.16)
+    swing = np.sin(v * (frequency / rng.uniform(1.6, 2.2))) * rng.uniform(2.2, 3.1)
+    return _badge(u, v, rng, _bands(u * frequency + swing, rng.uniform(0.4, 0.6)))
+
+
+_MOTIFS = (_bricks, _checks, _cross, _dots, _ring, _spiral, _star, _stripes, _triangle, _waves)
+
+CLASSES: tuple[str, ...] = tuple(motif.__name__.removeprefix("_") for motif in _MOTIFS)
+"""Class names, sorted; a label is an index into them."""
+
+
+def _size(rng: Rng) -> tuple[int, int]:
+    """Draw height and width: mostly 256 to 330 on the shorter side, aspect up to 3:2."""
+    low, high = (256, 330) if rng.random() < 0.8 else (160, 420)
+    short = int(rng.integers(low, high + 1))
+    long = int(short * rng.uniform(1.0, 1.5))
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def _coordinates(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
+    """Place an object near the picture's centre at a random angle: return its `u` and `v`."""
+    side = min(height, width)
+    x = np.arange(width, dtype=np.float32) / side - (width / side / 2 + rng.uniform(-0.05, 0.05))
+    y = np.arange(height, dtype=np.float32) / side - (height / side / 2 + rng.uniform(-0.05, 0.05))
+    angle = rng.uniform(0, TURN)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos + y[:, None] * sin, y[:, None] * cos - x * sin
+
+
+def _coverage(field: Plane) -> Plane:
+    """Anti-alias the region where `field` is positive: each pixel's coverage, 0 to 1."""
+    across = cv2.Sobel(field, -1, 1, 0, scale=1 / 8)
+    down = cv2.Sobel(field, -1, 0, 1, scale=1 / 8)
+    return np.clip(field / (np.hypot(across, down) + 1e-6) + 0.5, 0, 1)
+
+
+def _ink(label: int, height: int, width: int, rng: Rng) -> Plane:
+    """Draw the class's motif as each pixel's coverage by ink, 0 to 1."""
+    u, v = _coordinates(height, width, rng)
+    gauge, pattern = _MOTIFS[label](u, v, rng)
+    inked = gauge[pattern > 0]
+    wanted = min(int(rng.uniform(*INK_SHARE) * min(height, width) ** 2), inked.size - 1)
+    scale = np.partition(inked, wanted)[wanted]
+    return np.minimum(_coverage(scale - gauge), _coverage(pattern))
+
+
+def _palette(rng: Rng) -> Plane:
+    """Choose two backgrounds, an ink of other lightness, a disc: RGB of 0 to 1, (4, 3, 1, 1)."""
+    base, gap = rng.uniform(22, 92), rng.uniform(32, 55)
+    ink = min(97.0, base + gap) if rng.uniform(40, 62) > base else max(8.0, base - gap)
+    lightness = [base, base + rng.uniform(-9, 9), ink, base + rng.uniform(-14, 14)]
+    chroma = rng.uniform([8, 8, 15, 15], [50, 50, 65, 60])
+    hue = rng.uniform(0, TURN, 4)
+    hue[1] = hue[0] + rng.uniform(-0.9, 0.9)
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
+    rgb = cv2.cvtColor(lab[None].astype(np.float32), cv2.COLOR_Lab2RGB)
+    return np.asarray(rgb, np.float32).clip(0, 1).reshape(4, 3, 1, 1)
+
+
+def _clouds(height: int, width: int, rng: Rng) -> Plane:
+    """Draw a smooth random plane of about 0 to 1."""
+    coarse = rng.random((4, 4), dtype=np.float32)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+
+
+def _discs(height: int, width: int, rng: Rng) -> Plane:
+    """Draw up to three translucent discs that belong to no class, as coverage of 0 to 1."""
+    plane = np.zeros((height, width), np.uint8)
+    for _ in range(rng.integers(0, 4)):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        radius = int(min(height, width) * rng.uniform(0.04, 0.13))
+        cv2.circle(plane, centre, radius, int(rng.integers(80, 200)), -1, cv2.LINE_AA)
+    return plane / np.float32(255)
+
+
+def _shadow(ink: Plane, rng: Rng) -> Plane:
+    """Cast the motif's soft shadow: a factor on the background's brightness."""
+    height, width = ink.shape
+    right, down = rng.uniform(-0.02, 0.02, 2) * min(height, width)
+    cast = cv2.warpAffine(ink, np.array([[1, 0, right], [0, 1, down]]), (width, height))
+    soft = np.asarray(cv2.GaussianBlur(cast, (0, 0), 0.012 * min(height, width)), np.float32)
+    return 1 - soft * rng.uniform(0, 0.35)
+
+
+def _light(height: int, width: int, rng: Rng) -> Plane:
+    """Light the picture from one side, with film grain: a factor on brightness."""
+    angle, strength = rng.uniform(0, TURN), rng.uniform(0, 0.16)
+    x: Plane = np.linspace(-1, 1, width, dtype=np.float32) * (strength * math.cos(angle))
+    y: Plane = np.linspace(-1, 1, height, dtype=np.float32) * (strength * math.sin(angle))
+    grain = rng.standard_normal((height, width), dtype=np.float32) * rng.uniform(0.005, 0.03)
+    return grain + (x + 1) + y.reshape(-1, 1)
+
+
+def draw(label: int, rng: np.random.Generator) -> Picture:
+    """Draw one picture of class `label`: uint8 RGB (H, W, 3), shorter side 160 to 420 pixels.
+
+    Raises ValueError for a label outside `CLASSES`.
+    """
+    if not 0 <= label < len(CLASSES):
+        raise ValueError(f"label {label} is not one of 0 to {len(CLASSES) - 1}")
+    height, width = _size(rng)
+    ink = _ink(label, height, width, rng)
+    first, second, ink_colour, disc_colour = _palette(rng)
+    # The canvas is (3, height, width): NumPy broadcasts slowly over a last axis of three.
+    canvas = first + (second - first) * _clouds(height, width, rng)
+    canvas += (disc_colour - canvas) * _discs(height, width, rng)
+    canvas *= _shadow(ink, rng)
+    canvas += (ink_colour - canvas) * ink
+    canvas *= _light(height, width, rng)
+    levels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def _colour_modes(indices: list[int], seed: int) -> dict[int, str]:
+    """Choose the few images of one split that are stored greyscale ("L") or as CMYK."""
+    grey, cmyk = round(GREY_SHARE * len(indices)), round(CMYK_SHARE * len(indices))
+    # The third number keeps this stream apart from those of the images, [seed, index].
+    shuffled = np.random.default_rng([seed, len(indices), 1]).permutation(indices).tolist()
+    return dict(zip(shuffled, ["L"] * grey + ["CMYK"] * cmyk, strict=False))
+
+
+def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
+    """Draw image `index` into `folder/CLASS/CLASS_NUMBER.jpg`."""
+    number, label = divmod(index, len(CLASSES))
+    rng = np.random.default_rng([seed, index])
+    image = Image.fromarray(draw(label, rng)).convert(mode)
+    path = folder / CLASSES[label] / f"{CLASSES[label]}_{number + 1:05d}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=int(rng.integers(88, 96)))
+
+
+def _check_request(out: Path, images: int) -> None:
+    if images < MIN_IMAGES:
+        need = f"{len(CLASSES)} classes in two splits need {MIN_IMAGES}"
+        raise UsageError(f"asked for {images} demo images, but {need}: ask for that many or more")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        found = "a file" if out.is_file() else "a folder that is not empty"
+        raise UsageError(
+            f"asked to draw the demo into {out}, but found {found} there: "
+            "name a new folder or remove it first"
+        )
+
+
+def draw_demo(
+    out: Path,
+    images: int = 2000,
+    seed: int = 2012,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, int]:
+    """Write the demonstration source and return the number of images per split.
+
+    `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...` hold JPEGs of quality 88 to 95, every
+    fifth image of a class in val; about 2 % are greyscale and 0.5 % CMYK. The same seed gives the
+    same bytes under the same library versions. `progress` is called with the number of images
+    written so far. `out` appears only when complete: an interrupted run leaves nothing.
+
+    Raises UsageError if `out` exists and is not an empty folder or if `images` is under 40,
+    ValueError if `seed` is negative, OSError if the disk refuses.
+    """
+    out = out.resolve()
+    _check_request(out, images)
+    # The second of each five, so that the smallest request has val images of every class too.
+    in_val = np.arange(images) // len(CLASSES) % 5 == 1
+    splits = {"train": np.flatnonzero(~in_val).tolist(), "val": np.flatnonzero(in_val).tolist()}
+    staging, written = out.with_name(f".{out.name}.tmp"), 0
+    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
+    try:
+        for split, indices in splits.items():
+            modes = _colour_modes(indices, seed)
+            for index in indices:
+                _write_image(staging / split, index, seed, modes.get(index, "RGB"))
+                written += 1
+                if progress is not None:
+                    progress(written)
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {split: len(indices) for split, indices in splits.items()}

@@ -1,0 +1,26 @@
+"""The errors a user can meet, as one small tree.
+
+    ToolkitError            exit code 1
+    ├── UsageError          exit code 2: the command or its input is wrong
+    └── RunError            exit code 1: the work itself failed
+
+A message is one line that says what was asked, what was found and what to do.
+"""
+
+
+class ToolkitError(Exception):
+    """Base of every error that the commands print as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(ToolkitError):
+    """The command line, the recipe or the input data is not usable as given."""
+
+    exit_code = 2
+
+
+class RunError(ToolkitError):
+    """The job failed while running: a full disk, a dead worker, too many bad images."""
+
+    exit_code = 1

@@ -1,0 +1,79 @@
+"""Whole files or none: write to a temporary name, fsync, rename."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import RunError
+
+_PREFIX = ".writing-"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing so that it appears under its name only when complete.
+
+    The bytes go to a temporary file beside it, which is fsynced and renamed on leaving the block, and
+    removed when the block raises. A process killed inside leaves only the temporary file, which
+    `remove_leftovers` deletes.
+
+    Raises:
+        RunError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _fsync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another place, "
+            "then run the same command again"
+        ) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically; see `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents.
+
+    Raises:
+        RunError: a parent is a file or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot create the folder {path}: {error.strerror}; choose another place") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed writers left directly in `folder`."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

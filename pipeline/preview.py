@@ -1,0 +1,105 @@
+"""A contact sheet of augmented training crops, to judge colours, flips and crops by eye."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.augment import NoiseKind, TrainView, colour_noise
+from pipeline.codec import centre_square, decode, resize_shorter
+from pipeline.dataset import Dataset
+from pipeline.loader import Loader
+from pipeline.manifest import write_manifest
+from pipeline.pictures import grid, titled
+from pipeline.shards import describe, index_path, read_index, write_shard
+
+_CROPS = 7
+
+
+def draw_preview(
+    dataset: Dataset, pictures: int = 6, crop: int = 224, noise: NoiseKind = "paper", seed: int = 0
+) -> Image.Image:
+    """Draw a row for each of some training pictures: as stored, then as the network will see it.
+
+    The crops come out of the training graph itself; the mean is added back for display.
+
+    Args:
+        dataset: an opened dataset.
+        pictures: rows.
+        crop: side of the crops, pixels; a smaller dataset gets the largest that fits.
+        noise: colour noise, in either reading or none.
+        seed: of the augmentation.
+
+    Returns:
+        An RGB picture.
+    """
+    crop = min(crop, round(dataset.image.size * 224 / 256))
+    stored = _first_samples(dataset, pictures)
+    seen = _augmented(dataset, stored, crop, noise, seed)
+    cells = []
+    for key, (jpeg, _) in stored.items():
+        cells += [_thumbnail(jpeg, crop), *seen[key]]
+    sheet = grid(cells, columns=1 + _CROPS, gap=6, margin=12)
+    names = {info.id: info.name for info in dataset.manifest.classes}
+    labels = ", ".join(dict.fromkeys(names[dataset.classes[label]] for _, label in stored.values()))
+    title = f"{len(stored)} training pictures ({_short(labels)})"
+    explanation = (
+        f"Left: as stored, {dataset.image.size} px, scaled down. Right: {_CROPS} random {crop} px crops, "
+        f"mirrored or not, colour noise: {noise}; mean added back."
+    )
+    return titled(sheet, [title, explanation], size=24)
+
+
+def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]:
+    """Key → (JPEG, label) of the first training samples; they are shuffled already."""
+    found: dict[str, tuple[bytes, int]] = {}
+    for tar in dataset.tars("train"):
+        with tar.open("rb") as file:
+            for sample in read_index(index_path(tar)):
+                if len(found) == count:
+                    return found
+                (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
+                file.seek(at)
+                jpeg = file.read(size)
+                file.seek(label_at)
+                found[name.removesuffix(".jpg")] = (jpeg, int(file.read(width)))
+    return found
+
+
+def _augmented(
+    dataset: Dataset, stored: dict[str, tuple[bytes, int]], crop: int, noise: NoiseKind, seed: int
+) -> dict[str, list[NDArray[np.uint8]]]:
+    """Key → `_CROPS` crops, by running the training graph over a set of these pictures alone."""
+    statistics = dataset.statistics
+    colours = colour_noise(noise, statistics)
+    view = TrainView(crop=crop, mean=statistics.mean, noise=colours)
+    scale = colours.divisor if colours else 1.0
+    seen: dict[str, list[NDArray[np.uint8]]] = {key: [] for key in stored}
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "train" / "train-000000.tar"
+        tar.parent.mkdir()
+        with write_shard(tar, dataset.manifest.label_width) as writer:
+            for key, (jpeg, label) in stored.items():
+                writer.add(key, jpeg, label)
+        shard = describe(Path(folder), tar, len(stored))
+        manifest = dataclasses.replace(dataset.manifest, splits={"train": (shard,)})
+        write_manifest(Path(folder), manifest)
+        small = Dataset.open(folder)
+        with Loader(small, "train", view, len(stored), seed=seed, keys=True) as loader:
+            for _ in range(_CROPS):
+                for batch in loader:
+                    pixels = batch.images.permute(0, 2, 3, 1).numpy() * scale + statistics.mean
+                    for key, crop_pixels in zip(batch.keys, pixels, strict=True):
+                        seen[key].append(np.clip(np.rint(crop_pixels), 0, 255).astype(np.uint8))
+    return seen
+
+
+def _thumbnail(jpeg: bytes, size: int) -> NDArray[np.uint8]:
+    return centre_square(resize_shorter(decode(jpeg, max_megapixels=1e4).pixels, size), size)
+
+
+def _short(text: str, limit: int = 90) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

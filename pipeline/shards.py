@@ -1,0 +1,128 @@
+"""WebDataset tars and their DALI indexes, written in one pass and byte for byte repeatable."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import UsageError
+from pipeline.files import atomic_write, sha256_of, write_bytes
+
+INDEX_VERSION = "v1.2"
+
+
+def index_path(tar: Path) -> Path:
+    """Where a tar's DALI index lies: beside it, with the suffix .idx."""
+    return tar.with_suffix(".idx")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished tar: its name below the dataset's root, samples, size in bytes and SHA-256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Appends samples as KEY.jpg, KEY.cls to a USTAR archive and notes each member for the index.
+
+    Headers hold nothing of the clock, the user or the machine, so that equal samples give equal bytes.
+    """
+
+    def __init__(self, file: BinaryIO, label_width: int) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._label_width = label_width
+        self._lines: list[str] = []
+
+    @property
+    def samples(self) -> int:
+        """Samples added so far."""
+        return len(self._lines)
+
+    def add(self, key: str, jpeg: bytes, label: int) -> None:
+        """Append one sample; `label` is stored as zero-padded ASCII."""
+        members = (("jpg", jpeg), ("cls", f"{label:0{self._label_width}d}".encode()))
+        self._lines.append(" ".join(self._member(key, ext, data) for ext, data in members))
+
+    def close(self) -> None:
+        """Write the archive's end mark; the file stays open."""
+        self._tar.close()
+
+    def index(self) -> bytes:
+        """The DALI index (v1.2) of what was added: `EXT OFFSET SIZE NAME` for each member."""
+        return "\n".join([f"{INDEX_VERSION} {len(self._lines)}", *self._lines, ""]).encode()
+
+    def _member(self, key: str, ext: str, data: bytes) -> str:
+        info = tarfile.TarInfo(f"{key}.{ext}")
+        info.size = len(data)
+        info.mode = 0o644
+        header_at = self._tar.offset
+        self._tar.addfile(info, io.BytesIO(data))
+        return f"{ext} {header_at + tarfile.BLOCKSIZE} {info.size} {info.name}"
+
+
+@contextmanager
+def write_shard(path: Path, label_width: int) -> Iterator[ShardWriter]:
+    """Write a tar at `path` and its index beside it, each atomically, the index last.
+
+    A shard that got no sample leaves no file: readers take an empty tar for a phantom sample.
+    """
+    with atomic_write(path) as file:
+        writer = ShardWriter(file, label_width)
+        yield writer
+        writer.close()
+    if writer.samples:
+        write_bytes(index_path(path), writer.index())
+    else:
+        path.unlink()
+
+
+def describe(root: Path, path: Path, samples: int) -> Shard:
+    """Checksum a finished tar."""
+    return Shard(path.relative_to(root).as_posix(), samples, path.stat().st_size, sha256_of(path))
+
+
+def check_size(root: Path, shard: Shard) -> None:
+    """Refuse a shard whose file or index is missing or whose size is not the manifest's.
+
+    Raises:
+        UsageError: names the file, both sizes and what to do.
+    """
+    path = root / shard.name
+    for file in (path, index_path(path)):
+        if not file.is_file():
+            raise UsageError(f"{file}: missing, but the manifest lists it; prepare the dataset again")
+    found = path.stat().st_size
+    if found != shard.bytes:
+        raise UsageError(
+            f"{path}: {found:,} bytes, but the manifest says {shard.bytes:,}; it was cut or changed "
+            "after it was written: prepare the dataset again"
+        )
+
+
+def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
+    """Parse a DALI index: per sample, extension → (offset, size, member name).
+
+    Raises:
+        UsageError: not an index of version v1.2, or cut short.
+    """
+    lines = path.read_text().splitlines()
+    head = lines[0].split() if lines else []
+    if len(head) != 2 or head[0] != INDEX_VERSION or int(head[1]) != len(lines) - 1:
+        raise UsageError(f"{path}: not a complete {INDEX_VERSION} index; prepare the dataset again")
+    samples = []
+    for line in lines[1:]:
+        words = line.split()
+        samples.append(
+            {
+                ext: (int(offset), int(size), name)
+                for ext, offset, size, name in zip(*[iter(words)] * 4, strict=True)
+            }
+        )
+    return samples

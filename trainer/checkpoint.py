@@ -1,0 +1,126 @@
+"""Checkpoints: whole files, loaded without running any code from them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.files import atomic_write
+from trainer.classifier import Classifier, Spec
+
+FORMAT_VERSION = 1
+LAST = "last.pt"
+BEST = "best.pt"
+
+
+def save(path: Path, classifier: Classifier, **state: Any) -> None:
+    """Write the classifier, and what else `state` holds, atomically.
+
+    Args:
+        path: of the file.
+        classifier: its spec, weights and mean image are stored.
+        state: tensors, numbers, strings, lists and dicts only.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    content = {
+        "format": FORMAT_VERSION,
+        "spec": asdict(classifier.spec),
+        "model": classifier.state_dict(),
+        **state,
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UsageError: missing, damaged, of another program or of another format version.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"{path}: checkpoint format {version!r}, but this release reads {FORMAT_VERSION}; train again, "
+            "or use the release that wrote it"
+        )
+    return content
+
+
+def find(run_or_checkpoint: Path) -> Path:
+    """A checkpoint's path as it is; of a run directory its best checkpoint, else its last.
+
+    Raises:
+        UsageError: nothing there, or a run without checkpoints.
+    """
+    if run_or_checkpoint.is_dir():
+        for name in (BEST, LAST):
+            if (run_or_checkpoint / name).is_file():
+                return run_or_checkpoint / name
+        raise UsageError(
+            f"{run_or_checkpoint}: holds no checkpoint ({BEST} or {LAST}); has the run finished an epoch?"
+        )
+    if not run_or_checkpoint.is_file():
+        raise UsageError(f"{run_or_checkpoint}: no such run or checkpoint")
+    return run_or_checkpoint
+
+
+def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
+    """Rebuild the classifier that a loaded checkpoint holds.
+
+    Raises:
+        UsageError: its weights do not fit its own description.
+    """
+    classifier = Classifier(spec_of(content, path))
+    try:
+        classifier.load_state_dict(content["model"])
+    except (KeyError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"{path}: weights do not fit the described net ({first[:160]})") from error
+    return classifier
+
+
+def spec_of(content: dict[str, Any], path: Path) -> Spec:
+    """What a loaded checkpoint says of its classifier.
+
+    Raises:
+        UsageError: it says nothing, or nothing that can be read.
+    """
+    try:
+        return msgspec.convert(content.get("spec"), Spec)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: does not describe its net ({error})") from error
+
+
+def refuse_other_spec(content: dict[str, Any], wanted: Spec, path: Path) -> None:
+    """Refuse a checkpoint of another architecture, class list or preprocessing.
+
+    Raises:
+        UsageError: says what differs.
+    """
+    found = spec_of(content, path)
+    differences = []
+    for name, value in asdict(wanted).items():
+        was = getattr(found, name)
+        if was != value:
+            if name == "classes" and len(was) != len(value):
+                differences.append(f"{len(was)} classes, here {len(value)}")
+            elif name == "classes":
+                first = next(i for i, pair in enumerate(zip(was, value, strict=True)) if len({*pair}) > 1)
+                differences.append(f"class {first} is {was[first]!r}, here {value[first]!r}")
+            else:
+                differences.append(f"{name} {was}, here {value}")
+    if differences:
+        raise UsageError(f"{path}: belongs to another run: {'; '.join(differences)}")

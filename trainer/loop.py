@@ -1,0 +1,281 @@
+"""The training run, from top to bottom.
+
+Shapes: B batch of this process, S crop.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.augment import EvalView
+from pipeline.dataset import Dataset
+from pipeline.errors import RunError, UsageError
+from pipeline.loader import Loader
+from pipeline.seeds import derive_seed
+from trainer import checkpoint, run
+from trainer.classifier import Classifier, new_classifier
+from trainer.distributed import World, all_sum, gather_objects, share_buffers
+from trainer.evaluation import evaluate
+from trainer.feed import Feed
+from trainer.optim import build_optimizer, check_layers, set_rates
+from trainer.recipe import Recipe
+from trainer.run import EpochRow, Progress
+from trainer.schedule import Schedule
+
+# Reading the loss waits for the device: often enough for a person, seldom enough to cost nothing.
+_REPORT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: the dataset's folder, the run's folder, the recipe, and whether to continue."""
+
+    data: Path
+    out: Path
+    recipe: Recipe
+    resume: bool = False
+
+
+class Reporter(Protocol):
+    """Is told on rank 0 how a run goes."""
+
+    def started(self, facts: dict[str, str]) -> None:
+        """Describe the run before its first step."""
+
+    def note(self, line: str) -> None:
+        """Say something that the user should know."""
+
+    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Report an epoch's `done` steps of `total` and a recent loss."""
+
+    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+        """Report a finished epoch."""
+
+
+def train(world: World, job: Job, reporter: Reporter) -> Progress:
+    """Train a recipe on a dataset and keep the run in a folder.
+
+    Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
+    where validation top-1 improved, `best.pt`.
+
+    Args:
+        world: this process among all; all call this with the same job.
+        job: what to train.
+        reporter: told of the progress on rank 0.
+
+    Raises:
+        UsageError: data, recipe and run folder that do not fit together.
+        RunError: the loss is no longer finite, a damaged shard, or a full disk.
+    """
+    recipe = job.recipe
+    dataset = Dataset.open(job.data)
+    batch_size = share_of_batch(recipe, world.size)
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    classifier = new_classifier(recipe, dataset).to(world.device)
+    if recipe.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_layers(classifier.net, recipe)
+    optimizer = build_optimizer(classifier.net, recipe)
+    schedule = Schedule(recipe)
+    progress = Progress()
+
+    saved = run.read_last(job.out, recipe, dataset) if job.resume else None
+    if job.resume and saved is None and world.is_first:
+        reporter.note(f"{job.out}: stopped before its first epoch was over, starting again")
+    if saved:
+        checkpoint.refuse_other_spec(saved, classifier.spec, job.out / checkpoint.LAST)
+        classifier.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        progress = run.progress_of(saved)
+    elif world.is_first:
+        run.create(job.out, recipe, dataset, world, over_unfinished=job.resume)
+
+    feed = Feed(recipe, dataset, classifier, batch_size, world)
+    val_view = EvalView("centre", recipe.crop)
+    with feed, Loader(dataset, "val", val_view, batch_size, placement=world.placement) as val:
+        feed.epoch(progress.epoch)  # refuses impossible batches and crops before the first wait
+        if world.is_first:
+            reporter.started(_facts(job, dataset, classifier, world))
+        model = _distribute(classifier, recipe, world)
+        _prime(model, classifier, recipe, batch_size, world, reporter)
+        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.epoch))
+        if saved and len(saved["ranks"]) == world.size:
+            feed.reseeded = progress.reseeded
+            feed.restore(saved["ranks"][world.rank], progress.epoch)
+        elif saved:
+            feed.reseeded = progress.reseeded = progress.epoch
+            if world.is_first:
+                reporter.note(
+                    f"saved by {len(saved['ranks'])} processes and continued by {world.size}: from here on "
+                    "order and augmentation differ from the uninterrupted run's"
+                )
+
+        for epoch in range(progress.epoch, recipe.epochs):
+            started = time.perf_counter()
+            loader = feed.epoch(epoch)
+            stage = recipe.stage_at(epoch)
+            sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, correct, images
+            for step, batch in enumerate(loader):
+                set_rates(optimizer, schedule.rate(epoch + step / len(loader)), stage)
+                images = batch.images.to(world.device, torch.float32)
+                labels = batch.labels.to(world.device)
+                loss, correct = train_step(model, optimizer, images, labels, recipe)
+                sums += torch.stack([loss * batch_size, correct, torch.full_like(loss, batch_size)])
+                progress.steps += 1
+                if world.is_first and (step % _REPORT_EVERY == 0 or step + 1 == len(loader)):
+                    rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
+                    reporter.step(epoch + 1, step + 1, len(loader), float(loss), rate)
+            loss_sum, correct_sum, seen = all_sum(sums).tolist()
+            trained = time.perf_counter()
+            if not math.isfinite(loss_sum):
+                raise RunError(
+                    f"the loss became {loss_sum / seen} in epoch {epoch + 1}; what was saved is from before "
+                    f"it: start again with a lower rate, such as --set rate={recipe.rate / 2:g}"
+                )
+
+            share_buffers(classifier)
+            metrics = evaluate([classifier], val, world, dtype_of(recipe))
+            schedule.end_epoch(1.0 - metrics.top1)
+            progress.epoch = epoch + 1
+            best = metrics.top1 > progress.best_top1
+            progress.best_top1 = max(progress.best_top1, metrics.top1)
+            row = EpochRow(
+                epoch=epoch + 1,
+                steps=progress.steps,
+                rate=schedule.rate(epoch + (len(loader) - 1) / len(loader)),
+                train_loss=loss_sum / seen,
+                train_top1=correct_sum / seen,
+                val_loss=metrics.loss,
+                val_top1=metrics.top1,
+                val_top5=metrics.top5,
+                train_seconds=trained - started,
+                val_seconds=time.perf_counter() - trained,
+                images_per_second=seen / (trained - started),
+            )
+            ranks = gather_objects(feed.rank_state(), world)
+            if world.is_first:
+                run.add_metrics(job.out, row)
+                checkpoint.save(
+                    job.out / checkpoint.LAST,
+                    classifier,
+                    recipe=recipe.to_toml(),
+                    dataset=dataset.fingerprint,
+                    optimizer=optimizer.state_dict(),
+                    schedule=schedule.state_dict(),
+                    progress=run.as_state(progress),
+                    ranks=ranks,
+                )
+                if best:
+                    checkpoint.save(job.out / checkpoint.BEST, classifier)
+                reporter.epoch(row, recipe.epochs, best)
+    return progress
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """One update from (B, 3, S, S) images and (B,) labels.
+
+    Returns:
+        The mean loss and the number of correct guesses, both scalars of one dtype that stay on the
+        device: nothing here waits for it.
+    """
+    with torch.autocast(images.device.type, dtype_of(recipe), enabled=recipe.precision != "float32"):
+        logits = model(images)
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    correct = (logits.detach().argmax(dim=1) == labels).sum()
+    return loss.detach(), correct.to(loss.dtype)
+
+
+def share_of_batch(recipe: Recipe, processes: int) -> int:
+    """Return one process's part of the global batch.
+
+    Raises:
+        UsageError: it does not divide.
+    """
+    if recipe.batch_size % processes:
+        fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
+        larger = math.ceil(recipe.batch_size / processes) * processes
+        raise UsageError(
+            f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
+            f"--set batch_size={larger}"
+        )
+    return recipe.batch_size // processes
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """The recipe's arithmetic as torch names it."""
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+
+
+def _distribute(classifier: Classifier, recipe: Recipe, world: World) -> nn.Module:
+    if recipe.compile:
+        classifier.compile()
+    if world.size == 1:
+        return classifier
+    devices = [world.local_rank] if world.kind == "gpu" else None
+    return DistributedDataParallel(classifier, device_ids=devices)
+
+
+def _prime(
+    model: nn.Module,
+    classifier: Classifier,
+    recipe: Recipe,
+    batch_size: int,
+    world: World,
+    reporter: Reporter,
+) -> None:
+    """Run one throwaway step that changes nothing.
+
+    DDP regroups its gradients after the first backward pass, so that a resumed run would add in
+    another order than an uninterrupted one; and a compiler that does not work shows itself here.
+    """
+    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    images = torch.zeros(batch_size, 3, recipe.crop, recipe.crop, device=world.device)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=world.device)
+    still = torch.optim.SGD(classifier.parameters(), lr=0.0)
+    try:
+        train_step(model, still, images, labels, recipe)
+    except Exception as error:
+        if not recipe.compile or not _is_compiler_error(error):
+            raise
+        classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
+        if world.is_first:
+            reason = str(error).strip().splitlines()[0][:160]
+            reporter.note(f"torch.compile does not work here, going on without it: {reason}")
+        train_step(model, still, images, labels, recipe)
+    still.zero_grad(set_to_none=True)
+    for name, buffer in classifier.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def _facts(job: Job, dataset: Dataset, classifier: Classifier, world: World) -> dict[str, str]:
+    recipe = job.recipe
+    parameters = sum(p.numel() for p in classifier.net.parameters())
+    return {
+        "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
+        "network": f"width {recipe.width:g}, {parameters:,} parameters, {recipe.precision}",
+        "data": f"{dataset.root}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
+        f"validation pictures, {len(dataset.classes)} classes",
+        "processes": f"{world.size} x {world.kind.upper()}",
+        "run": str(job.out),
+    }

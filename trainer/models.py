@@ -1,0 +1,257 @@
+"""Four AlexNets, each written as the list of layers it is.
+
+`alexnet` is the paper's text, `alexnet_source` the code released with it, `alexnet_owt` the net of the
+2014 "one weird trick" paper with torchvision's parameter names, and `alexnet_bn` has batch
+normalisation in place of local response normalisation.
+
+Shapes: B batch, S crop. Inputs (B, 3, S, S) after preprocessing; outputs logits (B, classes).
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+from trainer.layers import LocalResponseNorm, PaperDropout, SpatialResponseNorm
+
+# Paper, section 5: weights N(0, 0.01); bias 1 where it feeds ReLUs with positive inputs early.
+_PAPER_DEVIATION = 0.01
+_SOURCE_DEVIATION = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
+# The released code divides α = 1e-4 by the window of 5, and keeps each GPU's half to itself.
+_SOURCE_ALPHA = 1e-4 / 5
+_BIAS_ONE = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
+# Two poolings and conv1 shrink smaller pictures to nothing.
+_SMALLEST_CROP = 63
+
+
+def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
+    """Build and initialise a net, drawing from torch's default generator.
+
+    Args:
+        arch: one of `ARCHITECTURES`.
+        classes: number of logits.
+        width: multiplies every hidden layer's channels and units; 1 is the published net.
+        crop: side of the input in pixels; 224 is the published one.
+
+    Raises:
+        UsageError: an unknown name, fewer than two classes, or a crop or width that leaves nothing.
+    """
+    if arch not in ARCHITECTURES:
+        raise UsageError(f"arch {arch!r}: unknown; known are {', '.join(ARCHITECTURES)}")
+    if classes < 2:
+        raise UsageError(f"{classes} classes: a classifier needs at least two")
+    if crop < _SMALLEST_CROP:
+        raise UsageError(f"crop {crop}: AlexNet needs at least {_SMALLEST_CROP} px")
+    if not 0 < width <= 8:
+        raise UsageError(f"width {width:g}: choose more than 0 and at most 8")
+    return ARCHITECTURES[arch](classes, width, crop)
+
+
+def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
+    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
+    side = _pooled_side(crop + 4)
+    net = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2),
+            relu1=nn.ReLU(inplace=True),
+            norm1=LocalResponseNorm(),
+            pool1=nn.MaxPool2d(3, stride=2),
+            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+            relu2=nn.ReLU(inplace=True),
+            norm2=LocalResponseNorm(),
+            pool2=nn.MaxPool2d(3, stride=2),
+            conv3=nn.Conv2d(c2, c3, 3, padding=1),
+            relu3=nn.ReLU(inplace=True),
+            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2),
+            relu4=nn.ReLU(inplace=True),
+            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
+            relu5=nn.ReLU(inplace=True),
+            pool5=nn.MaxPool2d(3, stride=2),
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(c5 * side * side, f6),
+            relu6=nn.ReLU(inplace=True),
+            drop6=PaperDropout(),
+            fc7=nn.Linear(f6, f7),
+            relu7=nn.ReLU(inplace=True),
+            drop7=PaperDropout(),
+            fc8=nn.Linear(f7, classes),
+        )
+    )
+    _initialise(net, width, {})
+    return net
+
+
+def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
+    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
+    side = _pooled_side(crop + 3)
+    net = nn.Sequential(
+        OrderedDict(
+            pad1=nn.ZeroPad2d((0, 3, 0, 3)),
+            conv1=nn.Conv2d(3, c1, 11, stride=4),
+            norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU: it sees signed values
+            pool1=nn.MaxPool2d(3, stride=2),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+            relu2=nn.ReLU(inplace=True),
+            norm2=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),
+            spatial2=SpatialResponseNorm(),
+            pool2=nn.MaxPool2d(3, stride=2),
+            conv3=nn.Conv2d(c2, c3, 3, padding=1),
+            relu3=nn.ReLU(inplace=True),
+            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2),
+            relu4=nn.ReLU(inplace=True),
+            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
+            relu5=nn.ReLU(inplace=True),
+            pool5=nn.MaxPool2d(3, stride=2),
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(c5 * side * side, f6),
+            relu6=nn.ReLU(inplace=True),
+            drop6=PaperDropout(),
+            fc7=nn.Linear(f6, f7),
+            relu7=nn.ReLU(inplace=True),
+            drop7=PaperDropout(),
+            fc8=nn.Linear(f7, classes),
+        )
+    )
+    _initialise(net, width, _SOURCE_DEVIATION)
+    return net
+
+
+def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
+    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
+    side = _pooled_side(crop + 4)
+    net = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2, bias=False),
+            bn1=nn.BatchNorm2d(c1),
+            relu1=nn.ReLU(inplace=True),
+            pool1=nn.MaxPool2d(3, stride=2),
+            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2, bias=False),
+            bn2=nn.BatchNorm2d(c2),
+            relu2=nn.ReLU(inplace=True),
+            pool2=nn.MaxPool2d(3, stride=2),
+            conv3=nn.Conv2d(c2, c3, 3, padding=1, bias=False),
+            bn3=nn.BatchNorm2d(c3),
+            relu3=nn.ReLU(inplace=True),
+            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2, bias=False),
+            bn4=nn.BatchNorm2d(c4),
+            relu4=nn.ReLU(inplace=True),
+            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2, bias=False),
+            bn5=nn.BatchNorm2d(c5),
+            relu5=nn.ReLU(inplace=True),
+            pool5=nn.MaxPool2d(3, stride=2),
+            flatten=nn.Flatten(),
+            fc6=nn.Linear(c5 * side * side, f6, bias=False),
+            bn6=nn.BatchNorm1d(f6),
+            relu6=nn.ReLU(inplace=True),
+            drop6=nn.Dropout(0.5),
+            fc7=nn.Linear(f6, f7, bias=False),
+            bn7=nn.BatchNorm1d(f7),
+            relu7=nn.ReLU(inplace=True),
+            drop7=nn.Dropout(0.5),
+            fc8=nn.Linear(f7, classes),
+        )
+    )
+    for name, module in net.named_children():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            # conv1's scale changes nothing behind its normalisation but how fast it turns: the paper's
+            # lets it lose its initial noise within a short run. fc8 starts near chance.
+            if name in ("conv1", "fc8"):
+                nn.init.normal_(module.weight, std=_PAPER_DEVIATION)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
+class AlexNetOWT(nn.Sequential):
+    """torchvision's `alexnet`: ungrouped, no normalisation, its parameter names and its init."""
+
+    def __init__(self, classes: int, width: float, _crop: int) -> None:
+        c1, c2, c3, c4, c5, f6, f7 = _widths((64, 192, 384, 256, 256, 4096, 4096), width)
+        features = nn.Sequential(
+            nn.Conv2d(3, c1, 11, stride=4, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(c1, c2, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(c2, c3, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c3, c4, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c4, c5, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2),
+        )
+        classifier = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Linear(c5 * 36, f6),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(f6, f7),
+            nn.ReLU(inplace=True),
+            nn.Linear(f7, classes),
+        )
+        super().__init__(
+            OrderedDict(
+                features=features,
+                avgpool=nn.AdaptiveAvgPool2d((6, 6)),
+                flatten=nn.Flatten(),
+                classifier=classifier,
+            )
+        )
+
+
+ARCHITECTURES: dict[str, Callable[[int, float, int], nn.Sequential]] = {
+    "alexnet": _alexnet,
+    "alexnet_source": _alexnet_source,
+    "alexnet_owt": AlexNetOWT,
+    "alexnet_bn": _alexnet_bn,
+}
+
+
+def first_kernels(net: nn.Sequential) -> Tensor:
+    """The first convolution's weights, (C1, 3, 11, 11): what the paper's figure 3 shows."""
+    conv = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    return conv.weight.detach()
+
+
+def layer_names(net: nn.Sequential) -> list[str]:
+    """Names that a recipe's `layer_rates` may use: the modules that own parameters, in order."""
+    return [
+        name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))
+    ]
+
+
+def _widths(full: tuple[int, ...], width: float) -> list[int]:
+    """Scale channel counts, rounded to an even number because some layers have two groups."""
+    return [max(2, 2 * round(channels * width / 2)) for channels in full]
+
+
+def _pooled_side(padded: int) -> int:
+    """Side of pool5's maps for an input side with conv1's padding: 228 or 227 → 55 → 27 → 13 → 6."""
+    side = (padded - 11) // 4 + 1
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    return side
+
+
+def _initialise(net: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
+    """Set the paper's weights, N(0, 0.01), and biases.
+
+    A layer's gain grows with deviation · √(inputs). Narrower nets have fewer inputs, so that the
+    published deviation leaves them at chance; they get He et al.'s √(2 / inputs) instead, where that is
+    larger. Full width keeps the published numbers.
+    """
+    for name, module in net.named_children():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            deviation = deviations.get(name, _PAPER_DEVIATION)
+            if width < 1 and name != "fc8":
+                inputs = module.weight[0].numel()
+                deviation = max(deviation, math.sqrt(2 / inputs))
+            nn.init.normal_(module.weight, std=deviation)
+            if module.bias is not None:
+                nn.init.constant_(module.bias, 1.0 if name in _BIAS_ONE else 0.0)

@@ -1,0 +1,102 @@
+"""The paper's update rule, and how a recipe's rates reach each parameter."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+from trainer.recipe import Recipe, Stage
+
+
+class PaperSGD(torch.optim.Optimizer):
+    """v ← m·v − d·ε·w − ε·∂L/∂w;  w ← w + v (paper, section 5), ε the rate, d the weight decay.
+
+    The rate is inside the velocity, so that after a drop the old velocity keeps its size and dies away.
+    `torch.optim.SGD` keeps the rate outside: equal while the rate is constant, different after a change.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0005,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Apply one update; parameters without a gradient and groups of rate 0 stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights or group["lr"] == 0:
+                continue
+            velocities = [self._velocity(p) for p in weights]
+            gradients = [p.grad for p in weights]
+            torch._foreach_mul_(velocities, group["momentum"])
+            if group["weight_decay"]:
+                torch._foreach_add_(velocities, weights, alpha=-group["weight_decay"] * group["lr"])
+            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+            torch._foreach_add_(weights, velocities)
+        return loss
+
+    def _velocity(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        velocity: Tensor = state["velocity"]
+        return velocity
+
+
+def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Build the recipe's optimiser with one group per layer for weights and one for biases.
+
+    Biases and normalisation parameters (one dimension) form the bias groups. Groups carry "layer" and
+    "bias" for `set_rates`.
+    """
+    groups: list[dict[str, Any]] = []
+    for layer, module in net.named_modules():
+        own = list(module.parameters(recurse=False))
+        for bias in (False, True):
+            params = [p for p in own if (p.ndim == 1) == bias]
+            if params:
+                decay = recipe.weight_decay if recipe.decay_biases or not bias else 0.0
+                groups.append({"params": params, "layer": layer, "bias": bias, "weight_decay": decay})
+    if recipe.optimizer == "paper":
+        return PaperSGD(groups, lr=recipe.rate, momentum=recipe.momentum)
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum)
+
+
+def check_layers(net: nn.Module, recipe: Recipe) -> None:
+    """Refuse `layer_rates` that name no layer of the net.
+
+    Raises:
+        UsageError: names the layer and the known ones.
+    """
+    known = {name for name, m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    for stage in recipe.stages:
+        for layer in stage.layer_rates or {}:
+            if layer not in known:
+                raise UsageError(
+                    f"recipe {recipe.name}: layer_rates names {layer!r}, which {recipe.arch} has not; "
+                    f"its layers are {', '.join(sorted(known))}"
+                )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, stage: Stage) -> None:
+    """Give every group its rate: the schedule's, times the layer's and the bias's factors."""
+    for group in optimizer.param_groups:
+        factor = (stage.layer_rates or {}).get(group["layer"], 1.0)
+        if group["bias"]:
+            factor *= 1.0 if stage.bias_rate is None else stage.bias_rate
+        group["lr"] = rate * factor

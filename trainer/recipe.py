@@ -1,0 +1,212 @@
+"""A recipe is data: everything that a run's result depends on, besides the dataset.
+
+Recipes are TOML files in `recipes/`; a run directory keeps the resolved one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import tomli_w
+
+from pipeline.augment import NoiseKind
+from pipeline.errors import UsageError
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What changes from an epoch on, until the next stage that names the same thing.
+
+    Attributes:
+        epoch: first epoch (0 is the first of the run) that it holds for.
+        rate_factor: multiplies the recipe's rate; not cumulative.
+        bias_rate: replaces the recipe's.
+        layer_rates: layer → factor on its rate; 0 freezes it.
+        colour_noise: replaces the recipe's.
+    """
+
+    epoch: int
+    rate_factor: float | None = None
+    bias_rate: float | None = None
+    layer_rates: dict[str, float] | None = None
+    colour_noise: NoiseKind | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run's settings; docs/recipes.md explains each.
+
+    Attributes:
+        name: shown in tables.
+        arch: `alexnet`, `alexnet_source`, `alexnet_owt` or `alexnet_bn`.
+        width: multiplier of hidden channels and units.
+        crop: side of the crops, pixels.
+        mean: subtract the per-"channel" mean or the mean "image"'s centre crop.
+        std: divide by nothing ("none", as the paper) or by each "channel"'s standard deviation.
+        colour_noise: "none", or PCA noise as the "paper" or the "source" has it.
+        epochs: passes over the training split.
+        batch_size: the global batch, over all processes.
+        seed: of init, order, augmentation and dropout.
+        optimizer: "paper" (the rate inside the velocity) or "sgd" (torch's, the rate outside).
+        rate: learning rate of weights at the start, or at the peak of a warm-up.
+        momentum: of the velocity.
+        weight_decay: L2 coefficient.
+        decay_biases: whether biases and normalisation parameters decay too.
+        bias_rate: factor on the rate of biases.
+        schedule: "constant", "plateau" (÷ 10 when validation error stops improving) or "cosine".
+        warmup_epochs: linear rise from 0 to `rate` first.
+        plateau_patience: epochs without improvement before a drop.
+        plateau_drops: drops at most.
+        label_smoothing: share of the target spread over all classes.
+        precision: arithmetic of the forward and backward pass.
+        compile: use torch.compile where a compiler is found.
+        channels_last: memory format of pictures and weights.
+        stages: changes at given epochs, in order.
+    """
+
+    name: str
+    arch: Literal["alexnet", "alexnet_source", "alexnet_owt", "alexnet_bn"]
+    epochs: int
+    rate: float
+    width: float = 1.0
+    crop: int = 224
+    mean: Literal["channel", "image"] = "channel"
+    std: Literal["none", "channel"] = "none"
+    colour_noise: NoiseKind = "paper"
+    batch_size: int = 128
+    seed: int = 2012
+    optimizer: Literal["paper", "sgd"] = "paper"
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    decay_biases: bool = True
+    bias_rate: float = 1.0
+    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    warmup_epochs: float = 0.0
+    plateau_patience: int = 5
+    plateau_drops: int = 3
+    label_smoothing: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = True
+    channels_last: bool = False
+    stages: tuple[Stage, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        limits: dict[str, tuple[float, float]] = {
+            "epochs": (1, 100_000),
+            "rate": (1e-12, 1e6),
+            "width": (0.01, 8),
+            "crop": (63, 4096),
+            "batch_size": (1, 1 << 20),
+            "momentum": (0, 1),
+            "weight_decay": (0, 1),
+            "bias_rate": (0, 1e6),
+            "warmup_epochs": (0, self.epochs),
+            "plateau_patience": (1, 100_000),
+            "plateau_drops": (0, 100),
+            "label_smoothing": (0, 1),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name):g}, not within {low:g}..{high:g}")
+        epochs = [stage.epoch for stage in self.stages]
+        if epochs != sorted(set(epochs)) or any(epoch < 0 for epoch in epochs):
+            raise ValueError(f"stages must have rising epochs from 0 on, not {epochs}")
+
+    def stage_at(self, epoch: int) -> Stage:
+        """The settings in force at an epoch, with every attribute filled in."""
+        now: dict[str, Any] = {
+            "rate_factor": 1.0,
+            "bias_rate": self.bias_rate,
+            "layer_rates": {},
+            "colour_noise": self.colour_noise,
+        }
+        for stage in self.stages:
+            if stage.epoch <= epoch:
+                now |= {name: value for name, value in asdict(stage).items() if value is not None}
+        return Stage(**(now | {"epoch": epoch}))
+
+    def to_toml(self) -> str:
+        """The recipe as TOML that `load_recipe` reads back to an equal one."""
+        values = asdict(self)
+        values["stages"] = [
+            {name: value for name, value in stage.items() if value is not None} for stage in values["stages"]
+        ]
+        return tomli_w.dumps(values)
+
+
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by name (`paper`) or path (`my.toml`) and apply `key=value` overrides.
+
+    Raises:
+        UsageError: no such recipe, not TOML, an unknown key, or a value of the wrong type or range.
+    """
+    path = _find(name_or_path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: not valid TOML: {error}") from error
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        key, value = _parse_override(override)
+        values[key] = value
+    return recipe_of(values, str(path))
+
+
+def recipe_of(values: dict[str, Any], where: str) -> Recipe:
+    """Check a table of settings and make a recipe of it.
+
+    Raises:
+        UsageError: names `where`, the offending key or value, and the nearest known key.
+    """
+    _refuse_unknown(values, [f.name for f in fields(Recipe)], where)
+    for stage in values.get("stages", ()):
+        if isinstance(stage, dict):
+            _refuse_unknown(stage, [f.name for f in fields(Stage)], f"{where}, stages")
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"recipe {where}: {_in_toml_terms(str(error))}") from error
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise UsageError(f"recipe {path}: no such file")
+        return path
+    known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    if name_or_path not in known:
+        raise UsageError(
+            f"recipe {name_or_path!r}: unknown; known are {', '.join(known)}, or give a .toml file"
+        )
+    return RECIPES / f"{name_or_path}.toml"
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UsageError(f"--set {text!r}: expected key=value, such as batch_size=64")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()  # a bare word is a string
+
+
+def _refuse_unknown(values: dict[str, Any], known: list[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UsageError(f"recipe {where}: unknown key {key!r}; did you mean {near!r}?")
+
+
+def _in_toml_terms(message: str) -> str:
+    """`Expected `int`, got `str` - at `$.epochs`` → `epochs: expected int, got str`."""
+    text, _, at = message.replace("`", "").partition(" - at $")
+    return f"{at.lstrip('.')}: {text[0].lower()}{text[1:]}" if at else text

@@ -1,0 +1,155 @@
+"""A run's folder: recipe.toml, run.json, metrics.jsonl, last.pt and best.pt, each whole or absent."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.files import make_folder, remove_leftovers, write_bytes
+from trainer import checkpoint
+from trainer.distributed import World
+from trainer.recipe import Recipe
+
+RECIPE_FILE = "recipe.toml"
+METRICS_FILE = "metrics.jsonl"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """A line of metrics.jsonl.
+
+    Attributes:
+        epoch: 1 for the first.
+        steps: updates since the start of the run.
+        rate: learning rate of the epoch's last update.
+        train_loss, train_top1: over the epoch's training batches, as they were augmented.
+        val_loss, val_top1, val_top5: centre crops of the validation split.
+        train_seconds, val_seconds: wall time.
+        images_per_second: training pictures over `train_seconds`, all processes together.
+    """
+
+    epoch: int
+    steps: int
+    rate: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    train_seconds: float
+    val_seconds: float
+    images_per_second: float
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: finished epochs.
+        steps: updates so far.
+        best_top1: best validation top-1 so far, 0..1.
+        reseeded: epoch at which the run last went on with another number of processes, whose data
+            streams are new ones, else 0.
+    """
+
+    epoch: int = 0
+    steps: int = 0
+    best_top1: float = -1.0
+    reseeded: int = 0
+
+
+def create(
+    folder: Path, recipe: Recipe, dataset: Dataset, world: World, *, over_unfinished: bool = False
+) -> None:
+    """Start a run's folder with its recipe and what it runs on.
+
+    Args:
+        folder: new or empty, or with `over_unfinished` one whose run never finished an epoch.
+        recipe: written as recipe.toml.
+        dataset: noted in run.json.
+        world: noted in run.json.
+        over_unfinished: see `folder`.
+
+    Raises:
+        UsageError: the folder already holds something.
+        RunError: it cannot be written.
+    """
+    fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not fresh and not over_unfinished:
+        raise UsageError(
+            f"{folder}: already holds files; continue that run with --resume, or choose another --out"
+        )
+    make_folder(folder)
+    write_bytes(folder / RECIPE_FILE, recipe.to_toml().encode())
+    libraries = ("alexnet-toolkit", "torch", "numpy")
+    facts = {
+        "recipe": recipe.name,
+        "dataset": str(dataset.root.resolve()),
+        "dataset_sha256": dataset.fingerprint,
+        "processes": world.size,
+        "device": world.kind,
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in libraries} | {"python": platform.python_version()},
+    }
+    write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
+
+
+def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | None:
+    """Read the checkpoint that a run continues from, None where its first epoch was not finished.
+
+    Raises:
+        UsageError: no run there, or one of another recipe or dataset.
+    """
+    path = folder / checkpoint.LAST
+    if not (folder / RECIPE_FILE).is_file():
+        raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
+    remove_leftovers(folder)
+    if not path.is_file():
+        return None
+    saved = checkpoint.load(path)
+    if saved.get("recipe") != recipe.to_toml():
+        raise UsageError(
+            f"{path}: made with another recipe; leave --recipe and --set out to continue with the run's own"
+        )
+    if saved.get("dataset") != dataset.fingerprint:
+        raise UsageError(f"{path}: trained on other data than {dataset.root}; give the same dataset")
+    return saved
+
+
+def read_metrics(folder: Path) -> list[EpochRow]:
+    """Rows of metrics.jsonl in order, none where there is no such file.
+
+    Raises:
+        UsageError: damaged.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    try:
+        return msgspec.json.Decoder(EpochRow).decode_lines(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path}: damaged ({error})") from error
+
+
+def add_metrics(folder: Path, row: EpochRow) -> None:
+    """Add an epoch's row; rows of this and later epochs, left by a killed run, give way."""
+    rows = [old for old in read_metrics(folder) if old.epoch < row.epoch] + [row]
+    write_bytes(folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(rows))
+
+
+def progress_of(saved: dict[str, Any]) -> Progress:
+    """The progress that a checkpoint holds."""
+    return Progress(**saved["progress"])
+
+
+def as_state(progress: Progress) -> dict[str, Any]:
+    """The progress as a checkpoint holds it."""
+    return asdict(progress)
