@@ -95,6 +95,7 @@ def _print(result: "Evaluation") -> None:
     )
     for name, share in (("top-1", metrics.top1), ("top-5", metrics.top5)):
         click.echo(f"{click.style(name, bold=True)}  accuracy {share:7.2%}   error {1 - share:7.2%}")
+    click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
 
 
 def _draw_kernels(run_or_checkpoint: Path, file: Path) -> None:

@@ -164,7 +164,7 @@ def _summarise(out: Path, manifest: "Manifest", seconds: float, listed: int) -> 
         click.echo(f"{split}: {manifest.samples(split):,} pictures in {len(shards)} shards, {_bytes(size)}")
     if actions:
         click.echo(
-            f"{actions.count('skipped')} pictures skipped and {actions.count('repaired')} converted; "
+            f"pictures skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
             f"see {out / 'report.csv'}"
         )
     click.echo(f"{out}: complete in {seconds:.1f} s ({listed / seconds:,.0f} pictures/s)")

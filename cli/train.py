@@ -100,9 +100,11 @@ class ConsoleReporter:
         self._task = self._bar.add_task("", total=None, epoch=0, loss=0.0, rate=0.0)
 
     def started(self, facts: dict[str, str]) -> None:
-        """Print the run's facts."""
+        """Print the run's facts and the head of the epochs' lines."""
         for name, text in facts.items():
             click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
+        head = "epoch          rate  train loss   top-1  val loss   top-1   top-5  images/s"
+        click.secho(head, bold=True)
 
     def note(self, line: str) -> None:
         """Print a note on stderr."""
@@ -121,8 +123,7 @@ class ConsoleReporter:
         """Print the epoch's line in place of the bar."""
         self._bar.stop()
         click.echo(
-            f"epoch {row.epoch:>{len(str(epochs))}}/{epochs}  rate {row.rate:.2g}  "
-            f"train loss {row.train_loss:.3f} top-1 {row.train_top1:6.2%}  "
-            f"val loss {row.val_loss:.3f} top-1 {row.val_top1:6.2%} top-5 {row.val_top5:6.2%}  "
-            f"{row.images_per_second:,.0f} images/s{'  best' if best else ''}"
+            f"{row.epoch:>5}/{epochs:<4} {row.rate:>8.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
+            f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} "
+            f"{row.images_per_second:>9,.0f}{'  best' if best else ''}"
         )

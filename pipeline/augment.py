@@ -84,8 +84,10 @@ class EvalView:
     crop: int = 224
 
 
+# A hair below one half: an odd free space is rounded down, as it is when squares are cut for storage.
+CENTRE = 0.49999
 # (x, y) of the crop's corner as shares of the free space: four corners, then the centre.
-FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
+FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (CENTRE, CENTRE))
 
 
 def check_crop(crop: int, size: int) -> None:

@@ -7,6 +7,7 @@ through Pillow. EXIF orientation and colour profiles are ignored, as in every pu
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import cv2
@@ -19,13 +20,16 @@ Pixels = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-# Adobe's APP14 marker: CMYK files that carry it store inverted values.
-_ADOBE_MARKER = b"\xff\xee\x00\x0eAdobe"
+# The longest side that libjpeg encodes.
+_LONGEST_SIDE = 65500
 
 # One thread per worker, and none of Intel's primitives: they choose kernels by processor, and the same
 # picture would differ by a grey level from host to host.
 cv2.setNumThreads(1)
 cv2.ipp.setUseIPP(False)
+
+# Pillow's own limit would overrule a larger `max_megapixels`; `_refuse_bomb` stands in for it.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class DecodeError(Exception):
@@ -67,7 +71,7 @@ def decode(data: bytes, max_megapixels: float) -> Decoded:
     except ValueError as error:
         raise DecodeError(str(error)) from error
     if cmyk:
-        return Decoded(_cmyk_to_rgb(pixels, inverted=_ADOBE_MARKER in data), "CMYK converted to RGB")
+        return Decoded(_cmyk_to_rgb(pixels), "CMYK converted to RGB")
     return Decoded(pixels)
 
 
@@ -75,15 +79,21 @@ def resize_shorter(pixels: Pixels, size: int) -> Pixels:
     """Scale uint8 (H, W, 3) so that the shorter side is `size`, keeping the aspect ratio.
 
     Area averaging when shrinking and cubic interpolation when growing, as the released source did.
+
+    Raises:
+        DecodeError: so narrow that the longer side would exceed what a JPEG can hold. Growing such a
+            picture, a few hundred bytes as a file, could take gigabytes.
     """
     height, width = pixels.shape[:2]
     shorter = min(height, width)
-    if shorter == size:
-        return pixels
     target = (
         max(size, round(width * size / shorter)),
         max(size, round(height * size / shorter)),
     )
+    if max(target) > _LONGEST_SIDE:
+        raise DecodeError(f"{width}x{height} pixels are too narrow to scale to a shorter side of {size}")
+    if shorter == size:
+        return pixels
     method = cv2.INTER_AREA if shorter > size else cv2.INTER_CUBIC
     return cv2.resize(pixels, target, interpolation=method).astype(np.uint8, copy=False)
 
@@ -105,12 +115,14 @@ def encode(pixels: Pixels, quality: int) -> bytes:
 
 def _decode_with_pillow(data: bytes, max_megapixels: float) -> Decoded:
     try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        # Pillow warns of damaged metadata, which is not used.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image,
+        ):
             _refuse_bomb(image.width, image.height, max_megapixels)
             image.load()
             return Decoded(_pillow_to_rgb(image), f"{image.format} ({image.mode}) converted")
-    except Image.DecompressionBombError as error:
-        raise DecodeError(str(error)) from error
     except UnidentifiedImageError as error:
         raise DecodeError("not a picture in a known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
@@ -132,7 +144,10 @@ def _refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
         raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
 
 
-def _cmyk_to_rgb(cmyk: NDArray[np.uint8], *, inverted: bool) -> Pixels:
-    """Multiply each ink's light by black's: uint8 (H, W, 4) → (H, W, 3)."""
-    light = cmyk.astype(np.uint16) if inverted else 255 - cmyk.astype(np.uint16)
+def _cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> Pixels:
+    """Multiply each ink's light by black's: uint8 (H, W, 4) → (H, W, 3).
+
+    JPEGs store CMYK inverted, with Adobe's marker or without: so Pillow, OpenCV and browsers read them.
+    """
+    light = cmyk.astype(np.uint16)
     return ((light[:, :, :3] * light[:, :, 3:] + 127) // 255).astype(np.uint8)

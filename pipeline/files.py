@@ -1,11 +1,15 @@
 """Whole files or none: write to a temporary name, fsync, rename."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import RunError
 
@@ -45,6 +49,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically; see `atomic_write`."""
     with atomic_write(path) as file:
         file.write(data)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write `array` to `path` as .npy, atomically; see `atomic_write`."""
+    buffer = io.BytesIO()  # NumPy's own writing to a full disk raises an error without its cause
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
 
 
 def make_folder(path: Path) -> None:

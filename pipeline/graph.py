@@ -18,7 +18,7 @@ import nvidia.dali.math as dali_math
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 
-from pipeline.augment import FIVE_CORNERS, EvalView, TrainView
+from pipeline.augment import CENTRE, FIVE_CORNERS, EvalView, TrainView
 
 Device = Literal["cpu", "gpu"]
 READER = "shards"
@@ -159,18 +159,16 @@ def _random_corner(jpeg: Any, crop: int, size: int, square: bool) -> tuple[Any, 
 def _evaluate(
     jpeg: Any, view: EvalView, size: int, square: bool, device: Device, output: OutputSettings
 ) -> Any:
+    middle: dict[str, Any] = {"crop_pos_x": CENTRE, "crop_pos_y": CENTRE}
     if device == "gpu":
         centre = fn.decoders.image(jpeg, device="mixed", adjust_orientation=False)
         if not square:
-            centre = fn.crop(centre, crop=(size, size))
-    elif view.name == "centre":
-        # The centre of the centre square is the centre of the picture, up to half a pixel that
-        # both roundings treat alike only where the free space is even: cut the square first.
-        side = view.crop if square else size
-        centre = fn.decoders.image_crop(jpeg, crop=(side, side), adjust_orientation=False)
+            centre = fn.crop(centre, crop=(size, size), **middle)
     else:
-        centre = fn.decoders.image_crop(jpeg, crop=(size, size), adjust_orientation=False)
-    corners = FIVE_CORNERS if view.name == "ten-crop" else ((0.5, 0.5),)
+        # Of a whole picture the centre square comes first, so that rounding is that of stored squares.
+        side = view.crop if square and view.name == "centre" else size
+        centre = fn.decoders.image_crop(jpeg, crop=(side, side), adjust_orientation=False, **middle)
+    corners = FIVE_CORNERS if view.name == "ten-crop" else FIVE_CORNERS[-1:]
     mirrors = (0, 1) if view.name == "ten-crop" else (0,)
     crops = [
         fn.crop_mirror_normalize(

@@ -19,10 +19,8 @@ from dataclasses import asdict
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import RunError, UsageError
-from pipeline.files import atomic_write, make_folder, remove_leftovers, write_bytes
+from pipeline.files import make_folder, remove_leftovers, write_array, write_bytes
 from pipeline.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -36,7 +34,7 @@ from pipeline.manifest import (
 )
 from pipeline.moments import Moments
 from pipeline.plan import Options, Plan, ShardPlan, make_plan, read_plan, refuse_difference
-from pipeline.shards import Shard
+from pipeline.shards import Shard, check_size
 from pipeline.sources import ClassInfo, Source
 from pipeline.statistics import mean_image_of, statistics_of
 from pipeline.task import PARTS, Incident, Part, is_finished, read_part, run_task
@@ -81,15 +79,13 @@ def prepare(
     plan = make_plan(source, options)
     if (out / FILE_NAME).is_file():
         return _already_complete(out, plan)
-    for folder in (out / PARTS, *{(out / shard.name).parent for shard in plan.shards}):
+    folders = {out, out / _WORK, out / PARTS, *((out / shard.name).parent for shard in plan.shards)}
+    for folder in folders:
         make_folder(folder)
     with _only_job(out):
-        for folder in (
-            out,
-            out / _WORK,
-            out / PARTS,
-            *{(out / s.name).parent for s in plan.shards},
-        ):
+        if (out / FILE_NAME).is_file():  # another job finished while this one made its plan
+            return _already_complete(out, plan)
+        for folder in folders:
             remove_leftovers(folder)
         _store_or_compare(out, plan)
         _run_tasks(source.root, out, plan, workers, max_bad, progress)
@@ -118,8 +114,7 @@ def finish(out: Path, plan: Plan, *, max_bad: float) -> Manifest:
         )
     _refuse_lost(plan, parts)
     if not plan.options.keep_aspect:
-        with atomic_write(out / MEAN_IMAGE) as file:
-            np.save(file, mean_image_of(moments))
+        write_array(out / MEAN_IMAGE, mean_image_of(moments))
     settings = asdict(plan.options)
     manifest = Manifest(
         format=FORMAT_VERSION,
@@ -166,6 +161,9 @@ def _already_complete(out: Path, plan: Plan) -> Manifest:
     }
     # A finished dataset stays good when a library is updated, so versions are not compared.
     refuse_difference(plan, made_with, manifest.source.fingerprint, plan.versions, out)
+    for shards in manifest.splits.values():
+        for shard in shards:
+            check_size(out, shard)
     if (out / _WORK).exists():
         shutil.rmtree(out / _WORK)
     return manifest

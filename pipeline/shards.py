@@ -97,12 +97,14 @@ def check_size(root: Path, shard: Shard) -> None:
     path = root / shard.name
     for file in (path, index_path(path)):
         if not file.is_file():
-            raise UsageError(f"{file}: missing, but the manifest lists it; prepare the dataset again")
+            raise UsageError(
+                f"{file}: missing, but the manifest lists it; prepare the dataset again in a new folder"
+            )
     found = path.stat().st_size
     if found != shard.bytes:
         raise UsageError(
             f"{path}: {found:,} bytes, but the manifest says {shard.bytes:,}; it was cut or changed "
-            "after it was written: prepare the dataset again"
+            "after it was written: prepare the dataset again in a new folder"
         )
 
 
@@ -112,17 +114,22 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
     Raises:
         UsageError: not an index of version v1.2, or cut short.
     """
-    lines = path.read_text().splitlines()
-    head = lines[0].split() if lines else []
-    if len(head) != 2 or head[0] != INDEX_VERSION or int(head[1]) != len(lines) - 1:
-        raise UsageError(f"{path}: not a complete {INDEX_VERSION} index; prepare the dataset again")
-    samples = []
-    for line in lines[1:]:
-        words = line.split()
-        samples.append(
-            {
-                ext: (int(offset), int(size), name)
-                for ext, offset, size, name in zip(*[iter(words)] * 4, strict=True)
-            }
-        )
-    return samples
+    try:
+        return _parse_index(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: not a complete {INDEX_VERSION} index ({error}); prepare the dataset again"
+        ) from error
+
+
+def _parse_index(text: str) -> list[dict[str, tuple[int, int, str]]]:
+    head, *lines = text.split("\n")
+    if not text.endswith("\n") or head != f"{INDEX_VERSION} {len(lines) - 1}":
+        raise ValueError(f"it starts {head[:20]!r} and has {len(lines)} more lines")
+    return [
+        {
+            ext: (int(offset), int(size), name)
+            for ext, offset, size, name in zip(*[iter(line.split())] * 4, strict=True)
+        }
+        for line in lines[:-1]
+    ]

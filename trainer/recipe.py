@@ -37,6 +37,12 @@ class Stage:
     layer_rates: dict[str, float] | None = None
     colour_noise: NoiseKind | None = None
 
+    def __post_init__(self) -> None:
+        layers = {f"layer_rates.{layer}": rate for layer, rate in (self.layer_rates or {}).items()}
+        for name, value in {"rate_factor": self.rate_factor, "bias_rate": self.bias_rate, **layers}.items():
+            if value is not None and not 0 <= value <= 1e6:
+                raise ValueError(f"{name} is {value:g}, not within 0..1e+06")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -101,12 +107,12 @@ class Recipe:
             "epochs": (1, 100_000),
             "rate": (1e-12, 1e6),
             "width": (0.01, 8),
-            "crop": (63, 4096),
+            "crop": (64, 4096),
             "batch_size": (1, 1 << 20),
             "momentum": (0, 1),
             "weight_decay": (0, 1),
             "bias_rate": (0, 1e6),
-            "warmup_epochs": (0, self.epochs),
+            "warmup_epochs": (0, 100_000),
             "plateau_patience": (1, 100_000),
             "plateau_drops": (0, 100),
             "label_smoothing": (0, 1),
@@ -165,7 +171,8 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
         UsageError: names `where`, the offending key or value, and the nearest known key.
     """
     _refuse_unknown(values, [f.name for f in fields(Recipe)], where)
-    for stage in values.get("stages", ()):
+    stages = values.get("stages")
+    for stage in stages if isinstance(stages, list) else ():
         if isinstance(stage, dict):
             _refuse_unknown(stage, [f.name for f in fields(Stage)], f"{where}, stages")
     try:

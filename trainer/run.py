@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.files import make_folder, remove_leftovers, write_bytes
+from pipeline.files import make_folder, write_bytes
 from trainer import checkpoint
 from trainer.distributed import World
 from trainer.recipe import Recipe
@@ -111,7 +111,6 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] 
     path = folder / checkpoint.LAST
     if not (folder / RECIPE_FILE).is_file():
         raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
-    remove_leftovers(folder)
     if not path.is_file():
         return None
     saved = checkpoint.load(path)

@@ -1,0 +1,62 @@
+"""Answers that must come at once: nothing heavy is imported for them."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from cli.eval import main as evaluate
+from cli.prep import main as prep
+from cli.train import main as train
+
+HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspec")
+
+
+@pytest.mark.parametrize("module", ["prep", "train", "eval"])
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(module, argument):
+    code = (
+        "import sys\n"
+        f"from cli.{module} import main\n"
+        "try:\n"
+        f"    main([{argument!r}])\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        f"print('heavy:', [m for m in {HEAVY!r} if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+
+
+# One test freezes the options, so that none appears or vanishes by accident.
+OPTIONS = {
+    "prep shard": (
+        prep.commands["shard"],
+        "source out --size --quality --keep-aspect --val-fraction --seed --shard-samples --workers --max-bad "
+        "--max-megapixels",
+    ),
+    "prep info": (prep.commands["info"], "out --preview --noise --json"),
+    "prep demo": (prep.commands["demo"], "out --images --seed"),
+    "train": (train, "data --recipe --set --out --gpus --cpus --resume"),
+    "eval": (evaluate, "checkpoints data --views --split --batch-size --gpus --cpus --json --kernels"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_these(name):
+    command, expected = OPTIONS[name]
+    found = [parameter.opts[0] for parameter in command.params if parameter.name != "version"]
+    assert found == expected.split()
+
+
+def test_the_prep_group_has_these_commands():
+    assert sorted(prep.commands) == ["demo", "info", "shard"]
+
+
+@pytest.mark.parametrize("command", [prep, *prep.commands.values(), train, evaluate])
+def test_every_option_explains_itself(command):
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+    assert CliRunner().invoke(command, ["--help"]).exit_code == 0

@@ -1,0 +1,66 @@
+"""Kill a step of preparation at each of its operations on the disk, one after the other.
+
+    python crashing.py task SOURCE START FOLDER     the first shard's task
+    python crashing.py finish SOURCE START FOLDER   the merge of finished shards
+
+START is an output folder before that step. For n = 0, 1, … a copy of it at FOLDER/n gets the step, in a
+child process that kills itself on its n-th fsync, rename or removal, until one runs to its end. Prints the
+number of copies; the last is the one that was not killed.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from itertools import count
+from pathlib import Path
+
+from folders import SIZE
+
+from pipeline.plan import Options, make_plan
+from pipeline.preparation import finish
+from pipeline.sources import read_class_folders
+from pipeline.task import run_task
+
+OPTIONS = Options(size=SIZE, shard_samples=6)
+
+
+def die_at(number):
+    """Kill this process on its `number`-th operation on the disk from now on."""
+    numbers = count()
+
+    def dying(call):
+        def wrapper(*args, **kwargs):
+            if next(numbers) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("fsync", "replace", "unlink", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def main(step, source, start, folder):
+    plan = make_plan(read_class_folders(source), OPTIONS)
+    for number in count():
+        out = folder / str(number)
+        shutil.copytree(start, out)
+        child = os.fork()
+        if child == 0:
+            die_at(number)
+            if step == "task":
+                run_task(source, out, plan.shards[0], plan.options, plan.label_width, lambda: None)
+            else:
+                finish(out, plan, max_bad=1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            print(number + 1)
+            return
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            sys.exit(f"copy {number} ended with status {status}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

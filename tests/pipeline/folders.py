@@ -1,0 +1,114 @@
+"""Small sources and output folders for the tests of preparation."""
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = 48
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes through /proc")
+
+
+def picture(seed, height=SIZE, width=SIZE):
+    """A smooth coloured picture with some grain, uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    return np.clip(smooth + rng.integers(-8, 9, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def encoded(pixels, kind="JPEG", **options):
+    """The bytes of a file with these pixels (array or PIL image), written by Pillow."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def place(path, data=b"not empty"):
+    """Write `data` to `path`, whose folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def write_source(root, train=8, val=4, classes=("ant", "bee", "cat"), height=SIZE, width=SIZE):
+    """`root/{train,val}/CLASS/CLASS_N.jpg`, numbered through."""
+    number = 0
+    for split, count in (("train", train), ("val", val)):
+        for name in classes:
+            for _ in range(count):
+                data = encoded(picture(number, height, width), quality=92)
+                place(root / split / name / f"{name}_{number}.jpg", data)
+                number += 1
+    return root
+
+
+def tree(folder):
+    """Relative path → SHA-256 of every file below `folder`, hidden ones too."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def times(folder):
+    """Relative path → time of the last change of every file and folder, in nanoseconds."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def members(tar):
+    """(name, bytes) of a tar's members in order, as Python's own reader gives them."""
+    with tarfile.open(tar) as archive:
+        return [(info.name, archive.extractfile(info).read()) for info in archive]
+
+
+def samples(folder, split):
+    """Key → (JPEG bytes, label as stored) over all the tars of a split."""
+    found = {}
+    for tar in sorted((folder / split).glob("*.tar")):
+        stored = members(tar)
+        for (jpg, data), (cls, label) in zip(stored[::2], stored[1::2], strict=True):
+            assert jpg.removesuffix(".jpg") == cls.removesuffix(".cls")
+            assert jpg.removesuffix(".jpg") not in found
+            found[jpg.removesuffix(".jpg")] = (data, label)
+    return found
+
+
+def python(code, *arguments, **options):
+    """Start `python -c code arguments` in a session of its own; for Popen's options see there."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, start_new_session=True, text=True, **options)
+
+
+def workers_of(pid):
+    """Process ids of the living worker processes that `pid` spawned (Linux)."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z" and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def is_running(pid):
+    """Whether a process exists and is not a zombie (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def is_root():
+    return os.geteuid() == 0

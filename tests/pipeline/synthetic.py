@@ -1,0 +1,61 @@
+"""Datasets of drawn pictures whose content tells a test what the graph did to them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import Dataset, Manifest
+from pipeline.codec import encode
+from pipeline.manifest import ImageFormat, SourceInfo, write_manifest
+from pipeline.moments import Moments
+from pipeline.shards import describe, write_shard
+from pipeline.sources import ClassInfo
+from pipeline.statistics import statistics_of
+
+CLASSES = 3
+
+
+def gradient(height, width):
+    """Red grows with x, green with y, one grey level per pixel; blue is flat."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, :, 0] = np.arange(width)[None, :]
+    picture[:, :, 1] = np.arange(height)[:, None]
+    picture[:, :, 2] = 128
+    return picture
+
+
+def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
+    """Store lists of uint8 pictures as a dataset; sample k of a split has key SPLIT-k, label k % 3."""
+    moments = Moments()
+    written = {}
+    for split, pictures in splits.items():
+        (folder / split).mkdir(parents=True)
+        for picture in pictures if split == "train" else ():
+            moments.add(picture)
+        numbers = np.array_split(np.arange(len(pictures)), min(shards, len(pictures)))
+        for number, members in enumerate(numbers):
+            tar = folder / split / f"{split}-{number:06d}.tar"
+            with write_shard(tar, 4) as writer:
+                for k in members:
+                    writer.add(f"{split}-{k}", encode(pictures[k], 95), int(k) % CLASSES)
+            written.setdefault(split, []).append(describe(folder, tar, len(members)))
+    manifest = Manifest(
+        format=1,
+        image=ImageFormat(size, mode, 95),
+        classes=tuple(ClassInfo(name, name) for name in "abc"),
+        label_width=4,
+        splits={split: tuple(done) for split, done in written.items()},
+        statistics=statistics_of(moments),
+        seed=0,
+        source=SourceInfo("synthetic", ""),
+        settings={},
+        versions={},
+    )
+    write_manifest(folder, manifest)
+    return Dataset.open(folder)
+
+
+def tiny_pictures(count, size=16, seed=0):
+    """Flat pictures of random colours: quick to decode, told apart by key."""
+    colours = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), np.uint8)
+    return list(np.broadcast_to(colours, (count, size, size, 3)).copy())

@@ -1,0 +1,102 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline import Dataset
+from pipeline.errors import UsageError
+
+
+@pytest.fixture
+def copy(tiny_dataset, tmp_path):
+    """A copy of the tiny dataset that a test may damage."""
+    return shutil.copytree(tiny_dataset.root, tmp_path / "copy")
+
+
+def test_an_opened_dataset_says_what_it_is(tiny_dataset, tiny_source):
+    assert tiny_dataset.samples("train") == 90
+    assert tiny_dataset.samples("val") == 30
+    assert tiny_dataset.classes == sorted(path.name for path in (tiny_source / "train").iterdir())
+    assert dataclasses.asdict(tiny_dataset.image) == {
+        "size": 72,
+        "mode": "square",
+        "quality": 95,
+        "subsampling": "4:2:0",
+    }
+    assert tiny_dataset.statistics.pixels == 90 * 72 * 72
+
+
+def test_paths_of_shards(tiny_dataset):
+    root = tiny_dataset.root
+    assert tiny_dataset.tars("train") == [root / f"train/train-00000{k}.tar" for k in range(2)]
+    assert tiny_dataset.indexes("train") == [root / f"train/train-00000{k}.idx" for k in range(2)]
+    assert tiny_dataset.tars("val") == [root / "val/val-000000.tar"]
+    assert [shard.samples for shard in tiny_dataset.shards("train")] == [45, 45]
+
+
+def test_a_string_opens_as_well(tiny_dataset):
+    assert Dataset.open(str(tiny_dataset.root)) == tiny_dataset
+
+
+def test_a_missing_split_is_named(tiny_dataset):
+    for call in (tiny_dataset.shards, tiny_dataset.samples, tiny_dataset.tars, tiny_dataset.indexes):
+        with pytest.raises(UsageError, match="has no split 'test', only train, val"):
+            call("test")
+
+
+def test_mean_image(tiny_dataset):
+    image = tiny_dataset.mean_image()
+    assert image.shape == (72, 72, 3)
+    assert image.dtype == np.float32
+    assert np.allclose(image.mean(axis=(0, 1), dtype=np.float64), tiny_dataset.statistics.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "pickle"])
+def test_a_damaged_mean_image_is_named(copy, damage):
+    path = copy / "mean_image.npy"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "pickle":
+        np.save(path, np.array([{}], dtype=object))
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 500])
+    with pytest.raises(UsageError, match=r"mean_image\.npy: unreadable .*prepare the dataset again"):
+        Dataset.open(copy).mean_image()
+
+
+def test_a_dataset_that_keeps_aspect_ratios_has_no_mean_image(tiny_dataset):
+    image = dataclasses.replace(tiny_dataset.image, mode="aspect")
+    manifest = dataclasses.replace(tiny_dataset.manifest, image=image)
+    with pytest.raises(UsageError, match=r"--keep-aspect, so it has no mean image.*--set mean=channel"):
+        Dataset(tiny_dataset.root, manifest).mean_image()
+
+
+def test_a_cut_shard_is_refused_on_opening(copy):
+    path = copy / "val" / "val-000000.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=f"{path}: .* bytes, but the manifest says"):
+        Dataset.open(copy)
+
+
+@pytest.mark.parametrize("name", ["train/train-000001.tar", "train/train-000001.idx"])
+def test_a_missing_file_is_refused_on_opening(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(UsageError, match=f"{copy / name}: missing"):
+        Dataset.open(copy)
+
+
+def test_no_dataset(tmp_path):
+    with pytest.raises(UsageError, match="not a prepared dataset"):
+        Dataset.open(tmp_path)
+
+
+def test_the_fingerprint_is_of_the_contents_not_of_the_place(tiny_dataset, copy):
+    found = Dataset.open(copy)
+    assert found.fingerprint == tiny_dataset.fingerprint
+    assert len(found.fingerprint) == 64
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["splits"]["val"][0]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert Dataset.open(copy).fingerprint != found.fingerprint

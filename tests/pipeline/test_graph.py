@@ -1,0 +1,202 @@
+"""The graph against an independent reference: Pillow decodes, NumPy crops, flips and adds."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from synthetic import gradient, write_dataset
+
+from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
+
+CROP, SIZE = 224, 256
+MEAN = (120.5, 110.25, 100.125)
+
+
+def pillow_pictures(dataset, split):
+    """Key → float64 (H, W, 3), decoded by Pillow from the tars."""
+    pictures = {}
+    for path in dataset.tars(split):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    data = tar.extractfile(member).read()
+                    image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64)
+                    pictures[member.name.removesuffix(".jpg")] = image
+    return pictures
+
+
+def find_crop(picture, seen, crop):
+    """The corner and flip whose crop differs from `seen` by one shift per channel, and that shift."""
+    rows, columns = np.random.default_rng(0).integers(0, crop, (2, 40))
+    free_y, free_x = picture.shape[0] - crop, picture.shape[1] - crop
+    best = (np.inf,)
+    for flip in (False, True):
+        probe = seen[rows, crop - 1 - columns if flip else columns]
+        for top in range(free_y + 1):
+            for left in range(free_x + 1):
+                difference = probe - picture[top + rows, left + columns]
+                spread = np.ptp(difference, axis=0).max()
+                if spread < best[0]:
+                    best = (spread, top, left, flip, difference.mean(axis=0))
+    return best[1:]
+
+
+def photographs(count, height, width, seed=0):
+    """Smooth random colour fields: no two crops of one are alike."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
+    return [np.asarray(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC)) for s in small]
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return write_dataset(
+        tmp_path_factory.mktemp("fields") / "data", {"train": photographs(6, SIZE, SIZE)}, SIZE
+    )
+
+
+@pytest.mark.parametrize("kind", ["none", "paper", "source"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_training_tensors_equal_the_reference(fields, kind, channels_last):
+    noise = colour_noise(kind, fields.statistics)
+    view = TrainView(CROP, MEAN, (1.0, 2.0, 4.0), noise)
+    divisor = noise.divisor if noise else 1.0
+    std = np.array([1.0, 2.0, 4.0])
+    pictures = pillow_pictures(fields, "train")
+    with Loader(fields, "train", view, 3, keys=True, channels_last=channels_last) as loader:
+        batches = list(loader)
+    assert sum(len(b.keys) for b in batches) == 6
+    for batch in batches:
+        assert batch.images.shape == (3, 3, CROP, CROP)
+        assert batch.images.permute(0, 2, 3, 1).is_contiguous() == channels_last
+        for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).double().numpy(), strict=True):
+            grey = image * std * divisor + MEAN  # back to grey levels, noise still in it
+            top, left, flip, shift = find_crop(pictures[key], grey, CROP)
+            crop = pictures[key][top : top + CROP, left : left + CROP]
+            if noise is None:
+                np.testing.assert_allclose(shift, 0, atol=1e-3)
+                alpha = np.zeros(3)
+            else:
+                alpha = np.linalg.solve(noise.mixing.astype(np.float64), shift)
+                assert np.abs(alpha).max() < 6, "not a draw of N(0, 1)"
+            noise_shift = noise.mixing @ alpha if noise else np.zeros(3)
+            expected = ((crop[:, ::-1] if flip else crop) - MEAN + noise_shift) / (std * divisor)
+            np.testing.assert_allclose(image * std * divisor, expected * std * divisor, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """Pictures that tell where a crop was cut: red is x, green is y."""
+    folder = tmp_path_factory.mktemp("gradients") / "data"
+    return write_dataset(folder, {"train": [gradient(SIZE, SIZE)] * 400}, SIZE)
+
+
+def draws(dataset, epochs, crop=CROP, **options):
+    """Corner x, corner y and flip of every sample over some epochs."""
+    found = []
+    with Loader(dataset, "train", TrainView(crop), 100, **options) as loader:
+        for _ in range(epochs):
+            for batch in loader:
+                red, green = batch.images[:, 0], batch.images[:, 1]
+                left = (red.mean(dim=(1, 2)) - (crop - 1) / 2).round()
+                top = (green.mean(dim=(1, 2)) - (crop - 1) / 2).round()
+                flip = red[:, :, 0].mean(dim=1) > red[:, :, -1].mean(dim=1)
+                found.append(np.stack([left, top, flip], axis=1))
+    return np.concatenate(found).astype(int)
+
+
+def test_crops_and_flips_are_uniform(gradients):
+    found = draws(gradients, epochs=10)
+    assert len(found) == 4000
+    for axis in (0, 1):
+        counts = np.bincount(found[:, axis], minlength=33)
+        assert len(counts) == 33
+        assert stats.chisquare(counts).pvalue > 1e-3  # rounding from 0..1 would halve both ends
+    assert stats.binomtest(int(found[:, 2].sum()), len(found)).pvalue > 1e-3
+    # axes and flips are independent of each other
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.06
+
+
+def test_two_ranks_draw_differently(gradients):
+    ranks = [draws(gradients, 1, placement=Placement(rank, 2)) for rank in (0, 1)]
+    assert ranks[0].shape == ranks[1].shape == (200, 3)
+    assert (ranks[0] == ranks[1]).all(axis=1).mean() < 0.1
+    repeated = draws(gradients, 1, placement=Placement(0, 2))
+    np.testing.assert_array_equal(ranks[0], repeated)
+
+
+@pytest.mark.parametrize(("height", "width"), [(160, 251), (251, 160)])
+def test_crops_of_unequal_sides_are_uniform(tmp_path, height, width):
+    data = write_dataset(tmp_path / "d", {"train": [gradient(height, width)] * 400}, 160, mode="aspect")
+    found = draws(data, epochs=8, crop=150)
+    for axis, side in ((0, width), (1, height)):
+        counts = np.bincount(found[:, axis], minlength=side - 150 + 1)
+        assert len(counts) == side - 150 + 1
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["paper", "source"])
+def test_colour_noise_is_normal(tmp_path, kind):
+    rng = np.random.default_rng(1)
+    flat = [np.full((32, 32, 3), c, np.uint8) for c in rng.integers(60, 200, (400, 1, 1, 3))]
+    data = write_dataset(tmp_path / "d", {"train": flat}, 32)
+    noise = colour_noise(kind, data.statistics)
+    pictures = pillow_pictures(data, "train")
+    alphas = []
+    with Loader(data, "train", TrainView(32, noise=noise), 100, keys=True) as loader:
+        for _ in range(5):
+            for batch in loader:
+                for key, image in zip(batch.keys, batch.images.double().numpy(), strict=True):
+                    shift = image.mean(axis=(1, 2)) * noise.divisor - pictures[key].mean(axis=(0, 1))
+                    alphas.append(np.linalg.solve(noise.mixing.astype(np.float64), shift))
+    alphas = np.array(alphas)
+    assert alphas.shape == (2000, 3)
+    for column in alphas.T:
+        assert stats.kstest(column, "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(alphas.T) - np.eye(3)).max() < 0.08
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "mode"), [(64, 64, "square"), (64, 97, "aspect"), (90, 64, "aspect")]
+)
+def test_evaluation_views_equal_slices(tmp_path, height, width, mode):
+    crop = 57
+    data = write_dataset(
+        tmp_path / "d",
+        {"train": photographs(1, 64, 64), "val": photographs(4, height, width, 3)},
+        64,
+        mode=mode,
+    )
+    pictures = pillow_pictures(data, "val")
+    with (
+        Loader(data, "val", EvalView("centre", crop), 3, keys=True) as centre,
+        Loader(data, "val", EvalView("ten-crop", crop), 3, keys=True) as ten,
+    ):
+        for one, many in zip(centre, ten, strict=True):
+            assert one.keys == many.keys
+            assert many.images.shape[1:] == (10, 3, crop, crop)
+            for number, key in enumerate(one.keys):
+                picture = pictures[key]
+                top, left = (height - 64) // 2, (width - 64) // 2
+                square = picture[top : top + 64, left : left + 64]
+                far = 64 - crop
+                middle = far // 2
+                corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+                expected = [square[y : y + crop, x : x + crop] for y, x in corners]
+                got = many.images[number].permute(0, 2, 3, 1).double().numpy()
+                for view, reference in zip(got[:5], expected, strict=True):
+                    np.testing.assert_allclose(view, reference, atol=1e-3)
+                np.testing.assert_array_equal(got[5:], got[:5, :, ::-1])
+                single = one.images[number].permute(1, 2, 0).double().numpy()
+                np.testing.assert_array_equal(single, got[4])
+
+
+def test_float16_is_the_rounded_float32(fields):
+    view = TrainView(CROP, MEAN)
+    with Loader(fields, "train", view, 6) as full, Loader(fields, "train", view, 6, half=True) as half:
+        a, b = next(iter(full)).images, next(iter(half)).images
+    assert b.dtype.itemsize == 2
+    np.testing.assert_allclose(b.float().numpy(), a.numpy(), atol=0.07)

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.manifest import (
+    FILE_NAME,
+    ImageFormat,
+    Manifest,
+    SourceInfo,
+    read_manifest,
+    to_json,
+    write_manifest,
+)
+from pipeline.shards import Shard
+from pipeline.sources import ClassInfo
+from pipeline.statistics import Statistics
+
+MANIFEST = Manifest(
+    format=1,
+    image=ImageFormat(256, "square", 95),
+    classes=(ClassInfo("n01440764", "tench"), ClassInfo("n02", 'été "quoted"')),
+    label_width=4,
+    splits={
+        "train": (
+            Shard("train/train-000000.tar", 3, 10240, "a" * 64),
+            Shard("train/train-000001.tar", 4, 20480, "b" * 64),
+        ),
+        "val": (Shard("val/val-000000.tar", 2, 10240, "c" * 64),),
+    },
+    statistics=Statistics(
+        pixels=7 * 65536,
+        mean=(1 / 3, 0.1, 255.0),
+        covariance=((1.0, 0.5, 1e-17), (0.5, 2.0, 0.25), (1e-17, 0.25, 3.0)),
+        eigenvalues=(3.1, 2.1, 0.0),
+        eigenvectors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+        measured_on="source",
+    ),
+    seed=2**62,
+    source=SourceInfo("class-folders", "d" * 64),
+    settings={"val_fraction": None, "shard_samples": 3, "max_megapixels": 100.0},
+    versions={"numpy": "2.0"},
+)
+
+
+def raw():
+    return json.loads(to_json(MANIFEST))
+
+
+def test_round_trip_keeps_every_bit(tmp_path):
+    write_manifest(tmp_path, MANIFEST)
+    assert read_manifest(tmp_path) == MANIFEST
+    assert to_json(read_manifest(tmp_path)) == to_json(MANIFEST)
+
+
+def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
+    write_manifest(tmp_path, MANIFEST)
+    text = (tmp_path / "manifest.json").read_text("utf-8")
+    found = json.loads(text)
+    assert list(found) == [
+        "format",
+        "image",
+        "classes",
+        "label_width",
+        "splits",
+        "statistics",
+        "seed",
+        "source",
+        "settings",
+        "versions",
+    ]
+    assert found["image"] == {"size": 256, "mode": "square", "quality": 95, "subsampling": "4:2:0"}
+    assert found["classes"][0] == {"id": "n01440764", "name": "tench"}
+    assert found["splits"]["train"][1] == {
+        "name": "train/train-000001.tar",
+        "samples": 4,
+        "bytes": 20480,
+        "sha256": "b" * 64,
+    }
+    assert found["statistics"]["mean"] == [1 / 3, 0.1, 255.0]
+    assert text.startswith('{\n "format": 1,\n')
+    assert text.endswith("}\n")
+
+
+def test_samples():
+    assert (MANIFEST.samples("train"), MANIFEST.samples("val"), MANIFEST.samples("test")) == (7, 2, 0)
+
+
+def test_no_dataset(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match=f"{folder}: not a prepared dataset .*alexnet-prep shard"):
+            read_manifest(folder)
+
+
+def test_unfinished_dataset(tmp_path):
+    (tmp_path / ".work").mkdir()
+    with pytest.raises(UsageError, match=f"{tmp_path}: preparation is unfinished.*run the same"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version(tmp_path, version):
+    (tmp_path / FILE_NAME).write_text(json.dumps(raw() | {"format": version, "image": "changed since"}))
+    with pytest.raises(UsageError, match=f"format version {version!r}, but this release reads 1"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", '"manifest"', "{}", "null"])
+def test_other_json(tmp_path, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(UsageError, match="format version None"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", to_json(MANIFEST)[:-20], to_json(MANIFEST).replace(b"tench", b"\xff\xfe"), bytes(100)],
+    ids=["empty", "brace", "cut", "bad UTF-8", "zeros"],
+)
+def test_damaged_json(tmp_path, data):
+    (tmp_path / FILE_NAME).write_bytes(data)
+    with pytest.raises(UsageError, match=r"manifest\.json: damaged .*prepare the dataset again"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("field", [name for name in raw() if name != "format"])
+def test_missing_and_mistyped_fields(tmp_path, field):
+    for broken in ({k: v for k, v in raw().items() if k != field}, raw() | {field: 1.5}):
+        (tmp_path / FILE_NAME).write_text(json.dumps(broken))
+        with pytest.raises(UsageError, match=f"damaged .*{field}"):
+            read_manifest(tmp_path)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from folders import picture
+from PIL import Image
+
+from pipeline.errors import RunError
+from pipeline.pictures import grid, save_png, titled
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "gap", "margin", "shape"),
+    [
+        (1, 1, 5, 0, (4, 6)),
+        (6, 3, 0, 0, (8, 18)),
+        (6, 3, 2, 0, (10, 22)),
+        (5, 3, 2, 3, (16, 28)),
+        (2, 8, 1, 0, (4, 13)),  # no more columns than pictures
+    ],
+)
+def test_grid(count, columns, gap, margin, shape):
+    pictures = [picture(k, 4, 6) for k in range(count)]
+    sheet = grid(pictures, columns, gap, margin)
+    assert sheet.shape == (*shape, 3)
+    covered = np.zeros(shape, bool)
+    for k, pixels in enumerate(pictures):
+        row, column = divmod(k, min(columns, count))
+        top, left = margin + row * (4 + gap), margin + column * (6 + gap)
+        assert np.array_equal(sheet[top : top + 4, left : left + 6], pixels)
+        covered[top : top + 4, left : left + 6] = True
+    assert (sheet[~covered] == 255).all()
+
+
+def test_a_title_stands_above_the_picture():
+    pixels = picture(0, 40, 300)
+    sheet = np.asarray(titled(pixels, ["one", "two"], size=20))
+    above = 2 * 29 + 20
+    assert sheet.shape == (above + 40, 300, 3)
+    assert np.array_equal(sheet[above:], pixels)
+    assert (sheet[:10] == 255).all()
+    for top in (10, 39):  # ink in each line's band
+        assert (sheet[top : top + 29] < 128).any()
+
+
+def test_a_long_title_widens_the_sheet_and_the_picture_stays_in_the_middle():
+    pixels = picture(0, 10, 10)
+    sheet = np.asarray(titled(pixels, ["a title that is much wider than ten pixels"], size=12))
+    left = (sheet.shape[1] - 10) // 2
+    assert sheet.shape[1] > 100
+    assert np.array_equal(sheet[29:39, left : left + 10], pixels)
+    ink = (sheet[:29] < 128).any(axis=(0, 2))
+    assert ink.any()
+    assert not ink[:6].any()
+    assert not ink[-6:].any()
+
+
+def test_save_png(tmp_path):
+    pixels = picture(0, 9, 7)
+    save_png(Image.fromarray(pixels), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), pixels)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(RunError, match="cannot write"):
+        save_png(Image.fromarray(pixels), tmp_path / "nowhere" / "a.png")

@@ -1,0 +1,210 @@
+import io
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import crashing
+import numpy as np
+import pytest
+from folders import SIZE, encoded, is_root, members, picture, place, tree, write_source
+from PIL import Image
+
+from pipeline import prepare, read_class_folders
+from pipeline.errors import RunError
+from pipeline.moments import Moments
+from pipeline.plan import Options, ShardPlan, make_plan
+from pipeline.sources import Sample
+from pipeline.task import Incident, is_finished, read_part, run_task
+
+
+def plan_for(*files, split="train"):
+    samples = tuple(Sample(name, label, f"key{label}") for label, name in enumerate(files))
+    return ShardPlan(f"{split}/{split}-000000", split, samples)
+
+
+def run(tmp_path, plan, **options):
+    for folder in (".work/parts", plan.split):
+        (tmp_path / "out" / folder).mkdir(parents=True, exist_ok=True)
+    handled = []
+    task_options = Options(**{"size": SIZE, **options})
+    part = run_task(tmp_path, tmp_path / "out", plan, task_options, 4, lambda: handled.append(1))
+    assert len(handled) == len(plan.samples)
+    return part
+
+
+def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
+    for name in ("b.jpg", "a.jpg"):
+        place(tmp_path / name, encoded(picture(name == "a.jpg")))
+    part = run(tmp_path, plan_for("b.jpg", "a.jpg"))
+    stored = members(tmp_path / "out" / "train" / "train-000000.tar")
+    assert [name for name, _ in stored] == ["key0.jpg", "key0.cls", "key1.jpg", "key1.cls"]
+    assert [data for _, data in stored[1::2]] == [b"0000", b"0001"]
+    assert part.shard.name == "train/train-000000.tar"
+    assert part.shard.samples == 2
+    assert part.labels == {0: 1, 1: 1}
+    assert part.incidents == ()
+
+
+def test_bad_pictures_are_skipped_with_their_reason(tmp_path):
+    narrow = Image.fromarray(np.zeros((1, 2000), np.uint8))
+    place(tmp_path / "good.jpg", encoded(picture(0)))
+    place(tmp_path / "cut.jpg", encoded(picture(1))[:-2])
+    place(tmp_path / "converted.jpg", encoded(picture(2), "PNG"))
+    place(tmp_path / "narrow.jpg", encoded(narrow))
+    (tmp_path / "folder.jpg").mkdir()
+    plan = plan_for("cut.jpg", "good.jpg", "gone.jpg", "converted.jpg", "narrow.jpg", "folder.jpg")
+    part = run(tmp_path, plan)
+    assert part.incidents == (
+        Incident("cut.jpg", "Premature end of JPEG file", "skipped"),
+        Incident("gone.jpg", "unreadable file: No such file or directory", "skipped"),
+        Incident("converted.jpg", "PNG (RGB) converted", "repaired"),
+        Incident("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
+        Incident("folder.jpg", "unreadable file: Is a directory", "skipped"),
+    )
+    assert part.labels == {1: 1, 3: 1}
+    assert part.images == 2
+
+
+@pytest.mark.skipif(is_root(), reason="root may read anything")
+def test_a_file_without_permission_is_skipped(tmp_path):
+    place(tmp_path / "a.jpg", encoded(picture(0))).chmod(0)
+    assert run(tmp_path, plan_for("a.jpg")).incidents[0].reason == "unreadable file: Permission denied"
+
+
+def test_a_shard_of_bad_pictures_only_is_finished_without_a_tar(tmp_path):
+    place(tmp_path / "a.jpg")
+    plan = plan_for("a.jpg")
+    assert run(tmp_path, plan).shard is None
+    assert list((tmp_path / "out" / "train").iterdir()) == []
+    assert is_finished(tmp_path / "out", plan)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, split, keep_aspect):
+    pictures = [picture(k, SIZE, SIZE + 10 * k) for k in range(3)]
+    for k, pixels in enumerate(pictures):
+        place(tmp_path / f"{k}.png", encoded(pixels, "PNG"))
+    plan = plan_for("0.png", "1.png", "2.png", split=split)
+    part = run(tmp_path, plan, keep_aspect=keep_aspect)
+    expected = Moments() if keep_aspect or split != "train" else Moments.for_square(SIZE)
+    if split == "train":
+        for k, pixels in enumerate(pictures):
+            expected.add(pixels if keep_aspect else pixels[:, 5 * k : 5 * k + SIZE])
+    stored, moments = read_part(tmp_path / "out", plan)
+    assert stored == part
+    assert (moments.images, moments.count) == (expected.images, expected.count)
+    assert np.array_equal(moments.sums, expected.sums)
+    assert np.array_equal(moments.products, expected.products)
+    assert moments.sums.dtype == moments.products.dtype == np.int64
+    if expected.image_sum is None:
+        assert moments.image_sum is None
+    else:
+        assert np.array_equal(moments.image_sum, expected.image_sum)
+
+
+@pytest.mark.parametrize(("keep_aspect", "shape"), [(False, (20, 20)), (True, (20, 30))])
+def test_pictures_are_stored_at_the_size_asked_for(tmp_path, keep_aspect, shape):
+    place(tmp_path / "a.png", encoded(picture(0, 40, 60), "PNG"))
+    run(tmp_path, plan_for("a.png"), size=20, keep_aspect=keep_aspect, quality=98)
+    data = members(tmp_path / "out" / "train" / "train-000000.tar")[0][1]
+    found = np.asarray(Image.open(io.BytesIO(data))).astype(float)
+    assert found.shape == (*shape, 3)
+    halved = picture(0, 40, 60).reshape(20, 2, 30, 2, 3).mean(axis=(1, 3))
+    expected = halved if keep_aspect else halved[:, 5:25]
+    assert np.abs(found - expected).mean() < 6  # what JPEG loses of the grain's colour
+    assert np.abs(found.mean(axis=(0, 1)) - expected.mean(axis=(0, 1))).max() < 1.5
+
+
+def test_larger_pictures_than_allowed_are_skipped(tmp_path):
+    place(tmp_path / "a.jpg", encoded(picture(0, 100, 101)))
+    part = run(tmp_path, plan_for("a.jpg"), max_megapixels=0.01)
+    assert part.incidents[0].reason == "101x100 pixels are more than 0.01 megapixels"
+
+
+def test_nothing_is_finished_before_it_ran(tmp_path):
+    plan = plan_for("a.jpg")
+    assert not is_finished(tmp_path, plan)
+    assert read_part(tmp_path, plan) is None
+
+
+def test_an_output_that_cannot_be_written_is_a_run_error(tmp_path):
+    place(tmp_path / "a.jpg", encoded(picture(0)))
+    plan = replace(plan_for("a.jpg"), name="nowhere/train-000000")
+    with pytest.raises(RunError, match=r"cannot write .*nowhere/train-000000\.tar"):
+        run(tmp_path, plan)
+
+
+# A kill at every operation on the disk
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = write_source(tmp_path_factory.mktemp("crash") / "source", train=4, val=2)
+    place(root / "train" / "ant" / "bad.jpg")
+    return root
+
+
+def run_tasks(source, out):
+    """Run what is unfinished of the job in this process."""
+    plan = make_plan(read_class_folders(source), crashing.OPTIONS)
+    for folder in {".work/parts", *(shard.split for shard in plan.shards)}:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for shard in plan.shards:
+        if not is_finished(out, shard):
+            run_task(source, out, shard, plan.options, plan.label_width, lambda: None)
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """The tree of an uninterrupted job's output."""
+    out = tmp_path_factory.mktemp("whole")
+    prepare(read_class_folders(source), out, crashing.OPTIONS, max_bad=1)
+    return tree(out)
+
+
+def crash(step, source, start, folder):
+    script = Path(crashing.__file__)
+    done = subprocess.run(
+        [sys.executable, script, step, source, start, folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def visible(out):
+    """The tree of what readers may open: no work in progress, no file under a temporary name."""
+    return {
+        name: digest
+        for name, digest in tree(out).items()
+        if not name.startswith(".work/") and not Path(name).name.startswith(".writing-")
+    }
+
+
+@pytest.mark.parametrize(("step", "files"), [("task", 4), ("finish", 3)])
+def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(
+    source, whole, tmp_path, step, files
+):
+    start = tmp_path / "start"
+    if step == "finish":
+        run_tasks(source, start)
+    else:
+        for folder in (".work/parts", "train", "val"):
+            (start / folder).mkdir(parents=True)
+    copies = crash(step, source, start, tmp_path / "copies")
+    # Tar, index, sums and part; or report, mean image and manifest. Each is synced, renamed, its folder
+    # synced and its temporary name removed.
+    assert copies > 4 * files
+    partial = 0
+    for number in range(copies):
+        out = tmp_path / "copies" / str(number)
+        assert visible(out).items() <= whole.items(), f"killed at operation {number}"
+        partial += ".writing-" in str(sorted(tree(out)))
+        if step == "task":
+            run_tasks(source, out)
+        prepare(read_class_folders(source), out, crashing.OPTIONS, max_bad=1)
+        assert tree(out) == whole, f"killed at operation {number}"
+        shutil.rmtree(out)
+    assert partial >= 2 * files  # the kills did hit files half-way

@@ -1,0 +1,181 @@
+"""Checkpoints: whole, checked, and loaded without running code."""
+
+import errno
+import os
+import pickle
+import resource
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.errors import RunError, UsageError
+from trainer import checkpoint
+from trainer.classifier import Classifier
+
+
+def test_a_classifier_comes_back_as_it_was(tiny_classifier, tiny_checkpoint):
+    content = checkpoint.load(tiny_checkpoint)
+    again = checkpoint.classifier_of(content, tiny_checkpoint)
+    assert again.spec == tiny_classifier.spec
+    mine, theirs = tiny_classifier.state_dict(), again.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    x = torch.rand(2, 3, 64, 64) * 255
+    with torch.no_grad():
+        assert torch.equal(tiny_classifier.eval().classify(x), again.eval().classify(x))
+
+
+def test_further_state_comes_back(tiny_classifier, tmp_path):
+    state = {"progress": {"epoch": 3}, "ranks": [{"rng": torch.get_rng_state()}], "recipe": "a = 1"}
+    checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state)
+    content = checkpoint.load(tmp_path / "last.pt")
+    assert content["progress"] == {"epoch": 3}
+    assert content["recipe"] == "a = 1"
+    assert torch.equal(content["ranks"][0]["rng"], state["ranks"][0]["rng"])
+
+
+class Attack:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, writer):
+    path, trace = tmp_path / "evil.pt", tmp_path / "was-here"
+    content = {"format": 1, "model": Attack(str(trace))}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UsageError, match=r"evil\.pt: not a readable checkpoint"):
+        checkpoint.load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(tiny_checkpoint, keep):
+    whole = tiny_checkpoint.read_bytes()
+    tiny_checkpoint.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        checkpoint.load(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), os.urandom(1000)])
+def test_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"other\.pt: not a readable checkpoint"):
+        checkpoint.load(path)
+
+
+def test_an_empty_zip_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("a.txt", "hello")
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "zip.pt")
+
+
+@pytest.mark.parametrize("content", [{"format": 2}, {"format": None}, {}, [1, 2], {"format": "1"}])
+def test_another_format_version_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "new.pt")
+    with pytest.raises(UsageError, match="this release reads 1"):
+        checkpoint.load(tmp_path / "new.pt")
+
+
+def test_a_checkpoint_that_does_not_describe_its_net_is_refused(tmp_path):
+    for spec in (None, {"arch": "alexnet"}, 3):
+        with pytest.raises(UsageError, match=r"x\.pt: does not describe its net"):
+            checkpoint.spec_of({"format": 1, "spec": spec}, tmp_path / "x.pt")
+
+
+def test_weights_of_another_net_are_refused(tiny_classifier, tmp_path):
+    narrow = Classifier(replace(tiny_classifier.spec, width=0.04))
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, tiny_classifier)
+    content = checkpoint.load(path) | {"model": narrow.state_dict()}
+    with pytest.raises(UsageError, match="weights do not fit"):
+        checkpoint.classifier_of(content, path)
+    del content["model"]
+    with pytest.raises(UsageError, match="weights do not fit"):
+        checkpoint.classifier_of(content, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"arch": "alexnet"}, "arch alexnet_bn, here alexnet"),
+        ({"width": 0.5}, r"width 0\.05, here 0\.5"),
+        ({"crop": 65}, "crop 64, here 65"),
+        ({"size": 256}, "size 72, here 256"),
+        ({"classes": ("a", "b")}, "10 classes, here 2"),
+        ({"mean_image": False}, "mean_image True, here False"),
+        ({"std": (2.0, 2.0, 2.0)}, r"std \(1\.0, .*, here \(2\.0"),
+    ],
+)
+def test_another_spec_is_refused_naming_the_difference(tiny_classifier, tiny_checkpoint, change, words):
+    content = checkpoint.load(tiny_checkpoint)
+    checkpoint.refuse_other_spec(content, tiny_classifier.spec, tiny_checkpoint)
+    with pytest.raises(UsageError, match=words):
+        checkpoint.refuse_other_spec(content, replace(tiny_classifier.spec, **change), tiny_checkpoint)
+
+
+def test_another_class_is_refused_by_its_name(tiny_classifier, tiny_checkpoint):
+    classes = list(tiny_classifier.spec.classes)
+    was, classes[3] = classes[3], "walrus"
+    with pytest.raises(UsageError, match=f"class 3 is '{was}', here 'walrus'"):
+        checkpoint.refuse_other_spec(
+            checkpoint.load(tiny_checkpoint),
+            replace(tiny_classifier.spec, classes=tuple(classes)),
+            tiny_checkpoint,
+        )
+
+
+def test_a_failing_save_leaves_the_old_file(tiny_classifier, tiny_checkpoint, monkeypatch):
+    before = tiny_checkpoint.read_bytes()
+
+    def half(_content, file):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises((RunError, OSError), match="No space left"):
+        checkpoint.save(tiny_checkpoint, tiny_classifier)
+    assert tiny_checkpoint.read_bytes() == before
+    assert [path.name for path in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
+
+
+def test_a_disk_that_takes_no_more_is_a_run_error_and_leaves_the_old_file(tiny_classifier, tiny_checkpoint):
+    before = tiny_checkpoint.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(RunError, match=r"tiny\.pt.*File too large"):
+            checkpoint.save(tiny_checkpoint, tiny_classifier)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert tiny_checkpoint.read_bytes() == before
+    assert [path.name for path in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
+
+
+def test_find_prefers_the_best_checkpoint_of_a_run(tmp_path):
+    with pytest.raises(UsageError, match=r"best\.pt or last\.pt"):
+        checkpoint.find(tmp_path)
+    (tmp_path / "last.pt").touch()
+    assert checkpoint.find(tmp_path) == tmp_path / "last.pt"
+    (tmp_path / "best.pt").touch()
+    assert checkpoint.find(tmp_path) == tmp_path / "best.pt"
+    assert checkpoint.find(tmp_path / "last.pt") == tmp_path / "last.pt"
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    with pytest.raises(UsageError, match="none: no such run"):
+        checkpoint.find(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"none\.pt: no such checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")

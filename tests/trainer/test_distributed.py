@@ -1,0 +1,131 @@
+"""Processes: how many, how they start and end, and that two train as one does. Real ones, over gloo."""
+
+import os
+
+import pytest
+import torch
+import trainer_entries as entries
+
+from pipeline.errors import RunError, UsageError
+from trainer.distributed import Processes, World, all_sum, choose_processes, gather_objects, launch
+from trainer.recipe import Recipe
+
+TWO = Processes("cpu", 2, "two for the test")
+
+
+@pytest.fixture
+def show_gpus(monkeypatch):
+    return lambda count: monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "found", "expected", "words"),
+    [
+        (None, None, 0, ("cpu", 1), "no GPU found"),
+        (None, None, 1, ("gpu", 1), "all 1 visible GPU"),
+        (None, None, 4, ("gpu", 4), "all 4 visible GPUs"),
+        (None, 1, 0, ("cpu", 1), "1 CPU process "),
+        (None, 3, 0, ("cpu", 3), "3 CPU processes"),
+        (None, 3, 4, ("cpu", 3), "--cpus"),
+        (1, None, 1, ("gpu", 1), "1 GPU "),
+        (2, None, 4, ("gpu", 2), "2 GPUs"),
+        (4, None, 4, ("gpu", 4), "--gpus"),
+    ],
+)
+def test_flags_and_machine_decide_the_processes(show_gpus, gpus, cpus, found, expected, words):
+    show_gpus(found)
+    processes = choose_processes(gpus, cpus)
+    assert (processes.kind, processes.count) == expected
+    assert words in processes.reason
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "found", "words"),
+    [
+        (1, 1, 4, "--gpus and --cpus"),
+        (0, None, 4, "--gpus 0: give at least 1"),
+        (-1, None, 0, "--gpus -1"),
+        (None, 0, 0, "--cpus 0: give at least 1"),
+        (1, None, 0, "shows 0 GPUs; use --cpus 1 to train on the CPU$"),
+        (2, None, 1, "shows 1 GPU; use --cpus 2.*or --gpus 1"),
+        (8, None, 4, "shows 4 GPUs; .*or --gpus 4"),
+    ],
+)
+def test_impossible_flags_are_refused_with_a_remedy(show_gpus, gpus, cpus, found, words):
+    show_gpus(found)
+    with pytest.raises(UsageError, match=words):
+        choose_processes(gpus, cpus)
+
+
+def test_a_world_places_its_data_and_arithmetic():
+    world = World(rank=5, size=8, local_rank=1, local_size=4, kind="gpu")
+    assert world.device == torch.device("cuda:1")
+    assert not world.is_first
+    place = world.placement
+    assert (place.rank, place.world, place.local_rank, place.local_world) == (5, 8, 1, 4)
+    assert place.device == "gpu"
+    assert World().device == torch.device("cpu")
+    assert World().is_first
+
+
+def test_collectives_of_one_process_are_the_identity():
+    assert all_sum(torch.tensor([2.0])).item() == 2.0
+    assert gather_objects("a", World()) == ["a"]
+
+
+def test_one_process_runs_here():
+    world, arguments, total, ranks = launch(Processes("cpu", 1, ""), entries.describe, os.getpid(), "b")
+    assert (world, arguments, total, ranks) == (World(), (os.getpid(), "b"), 1.0, [0])
+
+
+def test_one_processes_errors_are_its_own():
+    with pytest.raises(RunError, match=r"^the disk is full$"):
+        launch(Processes("cpu", 1, ""), entries.fail, 0)
+
+
+def test_two_processes_know_each_other_and_rank_0_answers():
+    world, arguments, total, ranks = launch(TWO, entries.describe, 7, "b")
+    assert world == World(rank=0, size=2, local_rank=0, local_size=2, kind="cpu")
+    assert (arguments, total, ranks) == ((7, "b"), 3.0, [0, 1])
+
+
+def test_a_workers_error_arrives_with_its_message_and_exit_code():
+    with pytest.raises(UsageError) as usage:
+        launch(TWO, entries.refuse, 0)
+    assert str(usage.value) == "recipe: of another kind: not usable"
+    assert usage.value.exit_code == 2
+
+
+def test_a_workers_failure_is_not_hidden_by_its_echo_in_the_others():
+    with pytest.raises(RunError, match=r"^the disk is full$") as failure:
+        launch(TWO, entries.fail, 1)
+    assert failure.value.exit_code == 1
+
+
+def test_a_workers_bug_arrives_with_its_stack():
+    with pytest.raises(RuntimeError, match=r"process 1 failed:[\s\S]*in stumble[\s\S]*KeyError: 'a bug'"):
+        launch(TWO, entries.stumble, 1)
+
+
+def test_a_killed_worker_is_a_run_error_that_says_so():
+    with pytest.raises(RunError, match=r"process 1 was killed by signal 9.*--resume"):
+        launch(TWO, entries.die, 1)
+
+
+def test_two_processes_train_as_one_does(tiny_dataset):
+    recipe = Recipe(
+        name="test", arch="alexnet", epochs=1, rate=0.003, width=0.1, crop=64, batch_size=30, seed=1
+    )
+    steps = 20
+    losses, weights, _ = launch(
+        Processes("cpu", 1, ""), entries.train_on_slices, recipe, tiny_dataset.root, steps
+    )
+    losses_of_two, weights_of_two, ranks_agree = launch(
+        TWO, entries.train_on_slices, recipe, tiny_dataset.root, steps
+    )
+    assert ranks_agree
+    # A net that does not learn would pass with any rule: its gradients vanish.
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert losses_of_two == pytest.approx(losses, rel=1e-9)
+    for name, weight in weights.items():
+        assert (weights_of_two[name] - weight).norm() <= 1e-9 * weight.norm(), name

@@ -1,0 +1,417 @@
+"""Whole runs: what they leave, how they stop, and that a resumed one ends as one never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trainer_entries import Recorder, run_job
+
+from pipeline.errors import RunError, UsageError
+from trainer import checkpoint, run
+from trainer.classifier import Classifier
+from trainer.distributed import Processes, World, launch
+from trainer.evaluation import evaluate_checkpoints
+from trainer.loop import Job, share_of_batch, train, train_step
+from trainer.recipe import Recipe, Stage, load_recipe
+
+CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0}
+
+
+def train_here(job: Job, stop_after: int = 0) -> Recorder:
+    """Train in this process; with `stop_after`, until that epoch's checkpoint."""
+    recorder = Recorder(stop_after)
+    if stop_after:
+        with pytest.raises(RunError, match="stopped here"):
+            train(World(), job, recorder)
+    else:
+        train(World(), job, recorder)
+    return recorder
+
+
+def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
+    """Bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, optimiser, progress and generators of two runs, and all that they measured."""
+    for name in ("last.pt", "best.pt"):
+        assert_same(checkpoint.load(one / name), checkpoint.load(other / name), name)
+    rows = [[replace(row, **CLOCKS) for row in run.read_metrics(folder)] for folder in (one, other)]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=4, schedule="cosine", rate=0.01)
+    recorder = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe))
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "recipe.toml",
+        "run.json",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+    }
+    rows = run.read_metrics(folder)
+    assert rows == recorder.rows
+    assert [(row.epoch, row.steps) for row in rows] == [(1, 2), (2, 4), (3, 6), (4, 8)]  # 90 // 32 a time
+    halves = (0.5, 1.5, 2.5, 3.5)  # where the second of two steps begins
+    assert [row.rate for row in rows] == pytest.approx([0.005 * (1 + np.cos(np.pi * e / 4)) for e in halves])
+    assert all(0 < row.val_loss < 50 and 0 <= row.train_top1 <= 1 for row in rows)
+    best = max(rows, key=lambda row: row.val_top1)  # the first of equals
+    for name, row in (("last.pt", rows[-1]), ("best.pt", best)):
+        metrics = evaluate_checkpoints(
+            World(), [folder / name], tiny_dataset.root, "val", "centre", 8
+        ).metrics
+        assert metrics.top1 == pytest.approx(row.val_top1)
+        assert metrics.loss == pytest.approx(row.val_loss, rel=1e-4)
+    assert "10 classes" in recorder.facts["data"]
+
+
+def test_training_learns(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, width=0.1, epochs=14, batch_size=30, rate=0.02, schedule="cosine")
+    rows = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe)).rows
+    assert rows[-1].train_loss < 0.8 * rows[0].train_loss
+    assert max(row.val_top1 for row in rows) >= 0.3  # chance: 0.1
+
+
+def test_runs_repeat_bit_for_bit_and_the_seed_matters(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=2)
+    for name in ("a", "b"):
+        train_here(Job(tiny_dataset.root, tmp_path / name, recipe))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    train_here(Job(tiny_dataset.root, tmp_path / "c", replace(recipe, seed=1)))
+    models = [checkpoint.load(tmp_path / name / "last.pt")["model"] for name in "ac"]
+    assert not torch.equal(models[0]["net.conv1.weight"], models[1]["net.conv1.weight"])
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_bn"])
+def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
+    tiny_recipe, tiny_dataset, tmp_path, arch
+):
+    stages = (Stage(epoch=2, colour_noise="none"), Stage(epoch=3, layer_rates={"conv1": 0.0}))
+    recipe = replace(
+        tiny_recipe,
+        arch=arch,
+        epochs=5,
+        schedule="plateau",
+        plateau_patience=1,
+        rate=0.002,
+        colour_noise="source",
+        stages=stages,
+    )
+    job = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    train_here(job)
+    cut = replace(job, out=tmp_path / "cut")
+    train_here(cut, stop_after=1)
+    for epoch in (2, 3):
+        train_here(replace(cut, resume=True), stop_after=epoch)
+    train_here(replace(cut, resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def pretend_two_processes(folder: Path) -> None:
+    """Make a run's checkpoint one that two processes saved."""
+    content = torch.load(folder / "last.pt", weights_only=True)
+    content["ranks"] = content["ranks"] * 2
+    torch.save(content, folder / "last.pt")
+
+
+def test_another_process_count_starts_new_streams_that_resume_too(tiny_recipe, tiny_dataset, tmp_path):
+    stages = (Stage(epoch=3, colour_noise="none"),)
+    recipe = replace(tiny_recipe, epochs=4, colour_noise="source", stages=stages)
+    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    train_here(whole, stop_after=1)
+    pretend_two_processes(whole.out)
+    cut = replace(whole, out=tmp_path / "cut", resume=True)
+    shutil.copytree(whole.out, cut.out)
+    seed = checkpoint.load(whole.out / "last.pt")["ranks"][0]["loader"]["seed"]
+    notes = train_here(replace(whole, resume=True)).notes
+    assert len(notes) == 1
+    assert "saved by 2 processes and continued by 1" in notes[0]
+    for epoch in (2, 3):  # the third epoch's end is where the noise changes
+        train_here(cut, stop_after=epoch)
+        assert checkpoint.load(cut.out / "last.pt")["ranks"][0]["loader"]["seed"] != seed
+    assert train_here(cut).notes == []
+    assert_same_run(whole.out, cut.out)
+    assert checkpoint.load(whole.out / "last.pt")["progress"]["reseeded"] == 1
+
+
+def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
+    train_here(job, stop_after=1)
+    (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume=True))
+    assert "saved by 1 processes and continued by 2" in note
+    assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
+    ranks = checkpoint.load(job.out / "last.pt")["ranks"]
+    assert len(ranks) == 2
+    assert not torch.equal(ranks[0]["rng"], ranks[1]["rng"])  # else both would drop the same units
+
+
+def test_a_finished_run_resumed_does_nothing_more(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    train_here(job)
+    before = {path.name: path.read_bytes() for path in job.out.iterdir()}
+    recorder = train_here(replace(job, resume=True))
+    assert (recorder.rows, recorder.losses, recorder.notes) == ([], [], [])
+    assert {path.name: path.read_bytes() for path in job.out.iterdir()} == before
+
+
+def test_another_recipe_or_dataset_is_not_resumed(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
+    train_here(job, stop_after=1)
+    before = (job.out / "last.pt").read_bytes()
+    with pytest.raises(UsageError, match="another recipe"):
+        train_here(replace(job, recipe=replace(job.recipe, rate=0.03), resume=True))
+    copy = tmp_path / "other"
+    shutil.copytree(tiny_dataset.root, copy)
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace('"seed": 0', '"seed": 1', 1))
+    with pytest.raises(UsageError, match="other data"):
+        train_here(replace(job, data=copy, resume=True))
+    assert (job.out / "last.pt").read_bytes() == before
+
+
+def test_a_used_folder_is_refused_and_left_alone(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    job.out.mkdir()
+    (job.out / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="already holds files"):
+        train_here(job)
+    with pytest.raises(UsageError, match="no run to resume"):
+        train_here(replace(job, resume=True))
+    assert [path.name for path in job.out.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (10, r"the loss became (nan|inf) in epoch 2; .* --set rate=0\.0005"),
+        # Two steps an epoch: the last loss may still be finite when the weights no longer are.
+        (32, r"outputs on val are not numbers.*diverged|the loss became (nan|inf) in epoch 2"),
+    ],
+)
+def test_a_diverging_run_ends_and_spares_what_was_saved(tiny_recipe, tiny_dataset, tmp_path, batch, words):
+    stages = (Stage(epoch=1, rate_factor=1e6),)
+    recipe = replace(tiny_recipe, arch="alexnet_owt", rate=1e-3, batch_size=batch, stages=stages)
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe)
+    with pytest.raises(RunError, match=words):
+        train_here(job)
+    saved = checkpoint.load(job.out / "last.pt")
+    assert saved["progress"]["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "words"), [(32, 3, "use 2, or --set batch_size=33"), (7, 4, "use 1, ")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_remedies(tiny_recipe, batch, processes, words):
+    with pytest.raises(
+        UsageError, match=f"batch_size {batch} does not divide among {processes} processes; {words}"
+    ):
+        share_of_batch(replace(tiny_recipe, batch_size=batch), processes)
+
+
+def test_one_picture_a_process_is_too_few_for_batch_norm(tiny_recipe):
+    with pytest.raises(UsageError, match="batch normalisation needs two; use --set batch_size=64"):
+        share_of_batch(tiny_recipe, 32)
+    assert share_of_batch(replace(tiny_recipe, arch="alexnet"), 32) == 1
+
+
+def test_shares_make_up_the_global_batch(tiny_recipe):
+    assert [share_of_batch(tiny_recipe, n) * n for n in (1, 2, 4, 8, 16)] == [32] * 5
+
+
+def test_impossible_settings_are_refused_before_anything_is_written(tiny_recipe, tiny_dataset, tmp_path):
+    for change, words in (
+        ({"batch_size": 91}, "90 samples, fewer than one global batch"),
+        ({"crop": 73}, "crop of 73 px"),
+        ({"stages": (Stage(epoch=0, layer_rates={"conv9": 0.0}),)}, "conv9"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            train_here(Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, **change)))
+        assert not (tmp_path / "run").exists()
+
+
+def small_step(**settings) -> tuple[float, float, nn.Module]:
+    """One step of a linear net on a batch of four: its loss, correct guesses, and the net."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
+    recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "rate": 0.1} | settings)
+    loss, correct = train_step(net, torch.optim.SGD(net.parameters(), 0.0), images, labels, recipe)
+    assert not loss.requires_grad
+    assert loss.dtype == correct.dtype == torch.float32
+    with torch.no_grad():
+        logits = net(images).double().numpy()
+    return float(loss), float(correct), (logits, labels.numpy())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precision):
+    loss, correct, (logits, labels) = small_step(label_smoothing=smoothing, precision=precision)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    target = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    tolerance = 1e-6 if precision == "float32" else 2e-2
+    assert loss == pytest.approx(-(target * log_p).sum(axis=1).mean(), rel=tolerance)
+    assert correct == (logits.argmax(axis=1) == labels).sum()
+
+
+def test_a_compiler_that_does_not_work_is_left_out_with_a_note(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch
+):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def no_compiler(self, *_args, **_keywords):
+        def call(*_):
+            raise BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler here"), None)
+
+        self._compiled_call_impl = call
+
+    monkeypatch.setattr(Classifier, "compile", no_compiler)
+    job = Job(tiny_dataset.root, tmp_path / "a", replace(tiny_recipe, epochs=1, compile=True))
+    (note,) = train_here(job).notes
+    assert "torch.compile does not work here" in note
+    assert "no C++ compiler here" in note
+    plain = replace(job, out=tmp_path / "b", recipe=replace(job.recipe, compile=False))
+    train_here(plain)
+    one, other = (checkpoint.load(folder / "last.pt") for folder in (job.out, plain.out))
+    assert_same(one["model"], other["model"])
+
+
+def test_channels_last_is_the_same_arithmetic_in_another_order(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=1, std="channel")
+    rows = [
+        train_here(Job(tiny_dataset.root, tmp_path / str(last), replace(recipe, channels_last=last))).rows[0]
+        for last in (False, True)
+    ]
+    assert rows[1].train_loss == pytest.approx(rows[0].train_loss, rel=1e-3)
+
+
+def test_a_frozen_layer_stays_through_an_epoch_of_a_run(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=2, stages=(Stage(epoch=1, layer_rates={"conv1": 0.0, "bn1": 0.0}),))
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe)
+    train_here(job, stop_after=1)
+    before = checkpoint.load(job.out / "last.pt")["model"]
+    train_here(replace(job, resume=True))
+    after = checkpoint.load(job.out / "last.pt")["model"]
+    for layer in ("conv1", "bn1", "conv2"):
+        assert torch.equal(before[f"net.{layer}.weight"], after[f"net.{layer}.weight"]) == (layer != "conv2")
+
+
+# From here on: the real command in processes of its own, killed as a machine would kill it.
+
+SETTINGS = {"crop": 64, "width": 0.1, "batch_size": 32}
+COMMAND = (sys.executable, "-c", "from cli.train import main; main()")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+
+
+def command(data: Path, out: Path, *more: str, **settings: object) -> list[str]:
+    sets = [part for key, value in (SETTINGS | settings).items() for part in ("--set", f"{key}={value}")]
+    return [str(data), "--out", str(out), "--recipe", "demo", *sets, *more]
+
+
+def start(arguments: list[str], program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
+    """Start the command at the head of its own process group."""
+    return subprocess.Popen(
+        [*program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], sign: Path) -> None:
+    """SIGKILL the whole group as soon as a file is there."""
+    while not sign.exists() and process.poll() is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_after_its_first_epoch_ends_as_one_never_stopped(tiny_dataset, tmp_path, processes):
+    """The uninterrupted run of two processes is torchrun's, which shall do what --cpus 2 does."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    if processes == 1:
+        finish(start(command(tiny_dataset.root, whole, "--cpus", "1", epochs=12)))
+    else:
+        script = tmp_path / "train.py"
+        script.write_text("from cli.train import main\nmain()\n")
+        finish(start(command(tiny_dataset.root, whole, epochs=12), (*TORCHRUN, str(script))))
+    for _ in range(5):  # a busy machine may let the run end before it is killed
+        shutil.rmtree(cut, ignore_errors=True)
+        arguments = command(tiny_dataset.root, cut, "--cpus", str(processes), epochs=12)
+        kill_when(start(arguments), cut / "last.pt")
+        if checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 12:
+            break
+    assert 1 <= checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 12
+    finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", str(processes), "--resume"]))
+    assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 13))
+    assert_same_run(whole, cut)
+    assert not list(cut.glob(".writing-*"))
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        (signal.SIGINT, 130, "error: stopped; what was finished is kept"),
+        (signal.SIGTERM, 1, "stopped by SIGTERM"),
+    ],
+)
+def test_a_stopped_launcher_says_so_in_one_line(tiny_dataset, tmp_path, how, code, words):
+    process = start(command(tiny_dataset.root, tmp_path / "run", "--cpus", "2", epochs=5000))
+    while not (tmp_path / "run" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    # As a terminal does with Ctrl-C, to all processes; as a scheduler does with SIGTERM, to the first.
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_a_run_killed_within_its_first_epoch_starts_again(tiny_dataset, tmp_path):
+    out = tmp_path / "run"
+    process = start(command(tiny_dataset.root, out, "--cpus", "1", epochs=50, batch_size=2, width=0.5))
+    kill_when(process, out / "recipe.toml")
+    assert not (out / "last.pt").exists()
+    (out / ".writing-1-last.pt").write_bytes(b"half")  # what a kill within a write leaves
+    recipe = load_recipe("demo", [f"{key}={value}" for key, value in (SETTINGS | {"epochs": 1}).items()])
+    job = Job(tiny_dataset.root, out, recipe, resume=True)
+    assert "starting again" in train_here(job).notes[0]
+    assert load_recipe(str(out / "recipe.toml")) == recipe
+    fresh = replace(job, out=tmp_path / "fresh", resume=False)
+    train_here(fresh)
+    assert_same_run(out, fresh.out)
+    assert not list(out.glob(".writing-*"))

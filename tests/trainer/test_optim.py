@@ -1,0 +1,224 @@
+"""The update rule against the paper's two equations in NumPy float64, and how rates reach parameters."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import UsageError
+from trainer.models import build_model
+from trainer.optim import PaperSGD, build_optimizer, check_layers, set_rates
+from trainer.recipe import Recipe, Stage, load_recipe
+
+
+def gradients(steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(steps, 5))
+
+
+def start() -> np.ndarray:
+    return np.random.default_rng(99).normal(size=5)
+
+
+def paper_equations(w, gradients, rates, momentum=0.9, decay=0.0005):
+    """Section 5: v ← 0.9 v − 0.0005 ε w − ε ∂L/∂w;  w ← w + v."""
+    w, v = w.copy(), np.zeros_like(w)
+    for gradient, rate in zip(gradients, rates, strict=True):
+        v = momentum * v - decay * rate * w - rate * gradient
+        w = w + v
+    return w
+
+
+def descend(make_optimizer, gradients, rates):
+    """The same steps taken by an optimizer of torch's kind."""
+    w = torch.nn.Parameter(torch.from_numpy(start()))
+    optimizer = make_optimizer([w], rates[0])
+    for gradient, rate in zip(gradients, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        w.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+    return w.detach().numpy()
+
+
+def paper_sgd(params, rate):
+    return PaperSGD(params, rate, momentum=0.9, weight_decay=0.0005)
+
+
+def torch_sgd(params, rate):
+    return torch.optim.SGD(params, rate, momentum=0.9, weight_decay=0.0005)
+
+
+DROPPING = [0.01] * 10 + [0.001] * 10
+
+
+def test_paper_sgd_is_the_papers_equations_over_a_change_of_rate():
+    expected = paper_equations(start(), gradients(20), DROPPING)
+    np.testing.assert_allclose(descend(paper_sgd, gradients(20), DROPPING), expected, rtol=1e-13)
+
+
+def test_torchs_sgd_differs_from_the_paper_after_a_change_of_rate():
+    expected = paper_equations(start(), gradients(20), DROPPING)
+    torchs = descend(torch_sgd, gradients(20), DROPPING)
+    # Inside the velocity the old rate lives on: after the drop both move on from different speeds.
+    assert np.abs(torchs - expected).max() > 0.1 * np.abs(expected - start()).max()
+    paper = descend(paper_sgd, gradients(11), DROPPING[:11]) - descend(
+        paper_sgd, gradients(10), DROPPING[:10]
+    )
+    torch_ = descend(torch_sgd, gradients(11), DROPPING[:11]) - descend(
+        torch_sgd, gradients(10), DROPPING[:10]
+    )
+    assert np.linalg.norm(paper) > 5 * np.linalg.norm(torch_)
+
+
+def test_paper_sgd_equals_torchs_at_a_constant_rate():
+    rates = [0.03] * 50
+    np.testing.assert_allclose(
+        descend(paper_sgd, gradients(50), rates), descend(torch_sgd, gradients(50), rates), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.1), (0.5, 0.01)])
+def test_momentum_and_decay_are_the_equations(momentum, decay):
+    expected = paper_equations(start(), gradients(20), DROPPING, momentum, decay)
+    got = descend(lambda p, rate: PaperSGD(p, rate, momentum, decay), gradients(20), DROPPING)
+    np.testing.assert_allclose(got, expected, rtol=1e-13)
+
+
+def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():
+    w = torch.nn.Parameter(torch.from_numpy(start()))
+    optimizer = paper_sgd([w], 0.01)
+    for gradient in gradients(20)[:10]:
+        w.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+    saved, weights = copy.deepcopy(optimizer.state_dict()), w.detach().clone()
+    other = torch.nn.Parameter(weights)
+    resumed = paper_sgd([other], 7.0)
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0]["lr"] == 0.01
+    for gradient in gradients(20)[10:]:
+        for parameter, step in ((w, optimizer), (other, resumed)):
+            parameter.grad = torch.from_numpy(gradient.copy())
+            step.step()
+    assert torch.equal(w, other)
+    fresh = paper_sgd([torch.nn.Parameter(weights.clone())], 0.01)
+    assert fresh.state_dict()["state"] == {}  # and the velocity was part of the state
+    assert "velocity" in saved["state"][0]
+
+
+def test_paper_sgd_evaluates_a_closure_and_skips_parameters_without_gradient():
+    w, idle = torch.nn.Parameter(torch.tensor([2.0])), torch.nn.Parameter(torch.tensor([5.0]))
+    optimizer = PaperSGD([w, idle], lr=0.5, momentum=0.0, weight_decay=0.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w**2).sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert optimizer.step(closure) == 4.0
+    assert (w.item(), idle.item()) == (0.0, 5.0)  # 2 − 0.5 · 4
+    assert optimizer.step() is None
+
+
+def small_recipe(**values) -> Recipe:
+    return Recipe(
+        **{"name": "test", "arch": "alexnet", "epochs": 10, "rate": 0.01, "width": 0.05, "crop": 64} | values
+    )
+
+
+def small_net(arch: str = "alexnet"):
+    return build_model(arch, 10, 0.05, 64)
+
+
+def by_layer(optimizer, key):
+    return {(group["layer"], group["bias"]): group[key] for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_owt", "alexnet_bn"])
+def test_groups_hold_every_parameter_once_under_its_layer(arch):
+    net = small_net(arch)
+    optimizer = build_optimizer(net, small_recipe(arch=arch))
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, net.parameters()))
+    names = {id(p): name for name, p in net.named_parameters()}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            layer, kind = names[id(p)].rsplit(".", 1)
+            assert group["layer"] == layer
+            # Weights of batch normalisation have one dimension and go with the biases.
+            assert group["bias"] == (kind == "bias" or ".bn" in f".{layer}")
+
+
+def test_recipes_choose_between_the_two_rules():
+    paper = build_optimizer(small_net(), small_recipe(optimizer="paper", momentum=0.8))
+    torchs = build_optimizer(small_net(), small_recipe(optimizer="sgd", momentum=0.8))
+    assert type(paper) is PaperSGD
+    assert type(torchs) is torch.optim.SGD
+    assert all(group["momentum"] == 0.8 for group in paper.param_groups + torchs.param_groups)
+
+
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_decay_of_biases_is_the_recipes(decay_biases):
+    optimizer = build_optimizer(small_net(), small_recipe(decay_biases=decay_biases, weight_decay=0.002))
+    decays = by_layer(optimizer, "weight_decay")
+    assert {decay for (_, bias), decay in decays.items() if not bias} == {0.002}
+    assert {decay for (_, bias), decay in decays.items() if bias} == {0.002 if decay_biases else 0.0}
+
+
+def test_rates_are_the_schedules_times_the_layers_times_the_biases():
+    optimizer = build_optimizer(small_net(), small_recipe())
+    set_rates(optimizer, 0.02, Stage(epoch=0, bias_rate=2.0, layer_rates={"conv1": 0.1, "fc8": 0.0}))
+    rates = by_layer(optimizer, "lr")
+    assert rates[("conv1", False)] == pytest.approx(0.002)
+    assert rates[("conv1", True)] == pytest.approx(0.004)
+    assert rates[("conv2", False)] == 0.02
+    assert rates[("conv2", True)] == 0.04
+    assert rates[("fc8", False)] == rates[("fc8", True)] == 0.0
+    set_rates(optimizer, 0.02, Stage(epoch=1))
+    assert set(by_layer(optimizer, "lr").values()) == {0.02}
+
+
+@pytest.mark.parametrize("optimizer", ["paper", "sgd"])
+def test_a_frozen_layer_keeps_its_weights_though_it_has_velocity_and_decay(optimizer):
+    torch.manual_seed(0)
+    net = small_net()
+    optimiser = build_optimizer(net, small_recipe(optimizer=optimizer))
+
+    def step(stage):
+        set_rates(optimiser, 0.01, stage)
+        net(60 * torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    before = step(Stage(epoch=0))
+    after = step(Stage(epoch=72, layer_rates={"conv1": 0.0}))
+    for name in before:
+        assert torch.equal(before[name], after[name]) == name.startswith("conv1."), name
+
+
+def test_sources_bias_and_layer_rates_reach_the_parameters():
+    recipe = load_recipe("source")
+    optimizer = build_optimizer(small_net("alexnet_source"), recipe)
+    decays = by_layer(optimizer, "weight_decay")
+    assert (decays[("fc6", False)], decays[("fc6", True)]) == (0.0005, 0.0)
+    expected = {  # epoch → rates of conv1's weights, conv2's weights and conv2's biases, for ε = 1
+        0: (1, 1, 2),
+        24: (1, 1, 2),
+        25: (1, 1, 1),
+        67: (0.1, 1, 1),
+        72: (0, 1, 1),
+        90: (0, 1, 1),
+    }
+    for epoch, rates in expected.items():
+        set_rates(optimizer, 1.0, recipe.stage_at(epoch))
+        got = by_layer(optimizer, "lr")
+        assert (got[("conv1", False)], got[("conv2", False)], got[("conv2", True)]) == rates, epoch
+
+
+def test_a_stage_that_names_no_layer_is_refused():
+    recipe = small_recipe(stages=(Stage(epoch=3, layer_rates={"conv1": 0.1, "conv9": 0.1}),))
+    with pytest.raises(UsageError, match=r"'conv9'.*alexnet.*conv1, conv2.*fc8"):
+        check_layers(small_net(), recipe)
+    check_layers(small_net(), load_recipe("source"))

@@ -1,0 +1,232 @@
+"""Recipes: what ships, what a TOML file may say, and what is refused in which words."""
+
+import re
+import tomllib
+from dataclasses import fields, replace
+from typing import get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from trainer.models import ARCHITECTURES, build_model, layer_names
+from trainer.recipe import RECIPES, Recipe, Stage, load_recipe, recipe_of
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
+MINIMUM = {"name": "test", "arch": "alexnet", "epochs": 90, "rate": 0.01}
+
+
+def test_the_shipped_recipes_are_these():
+    assert SHIPPED == ["demo", "modern", "paper", "small", "source"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_and_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.arch in ARCHITECTURES
+    copy = tmp_path / "recipe.toml"
+    copy.write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(str(copy)) == recipe
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_name_layers_that_their_net_has(name):
+    recipe = load_recipe(name)
+    known = layer_names(build_model(recipe.arch, 10, 0.05, 64))
+    assert {layer for stage in recipe.stages for layer in stage.layer_rates or {}} <= set(known)
+
+
+def test_paper_recipe_is_section_5():
+    recipe = load_recipe("paper")
+    assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet", "paper", 128)
+    assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
+    assert (recipe.schedule, recipe.plateau_drops, recipe.epochs) == ("plateau", 3, 90)
+    assert (recipe.mean, recipe.std, recipe.colour_noise) == ("image", "none", "paper")
+    assert (recipe.crop, recipe.width, recipe.precision) == (224, 1.0, "float32")
+    assert recipe.bias_rate == 1.0
+    assert recipe.stages == ()
+
+
+def test_source_recipe_is_the_released_runs():
+    recipe = load_recipe("source")
+    assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet_source", "paper", 128)
+    assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
+    assert (recipe.decay_biases, recipe.bias_rate) == (False, 2.0)
+    assert (recipe.mean, recipe.colour_noise, recipe.epochs) == ("image", "source", 91)
+
+
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Recipe).items() if get_args(kind)}
+VALUES = {
+    "arch": st.sampled_from(CHOICES["arch"]),
+    "width": st.floats(0.01, 8),
+    "crop": st.integers(64, 4096),
+    "mean": st.sampled_from(CHOICES["mean"]),
+    "std": st.sampled_from(CHOICES["std"]),
+    "colour_noise": st.sampled_from(("none", "paper", "source")),
+    "epochs": st.integers(100, 100_000),
+    "batch_size": st.integers(1, 1 << 20),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "optimizer": st.sampled_from(CHOICES["optimizer"]),
+    "rate": st.floats(1e-12, 1e6),
+    "momentum": st.floats(0, 1),
+    "weight_decay": st.floats(0, 1),
+    "decay_biases": st.booleans(),
+    "bias_rate": st.floats(0, 1e6),
+    "schedule": st.sampled_from(CHOICES["schedule"]),
+    "warmup_epochs": st.floats(0, 90),
+    "plateau_patience": st.integers(1, 100_000),
+    "plateau_drops": st.integers(0, 100),
+    "label_smoothing": st.floats(0, 1),
+    "precision": st.sampled_from(CHOICES["precision"]),
+    "compile": st.booleans(),
+    "channels_last": st.booleans(),
+}
+
+
+def as_override(name, value) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{name}={text}"
+
+
+def test_the_property_below_knows_every_setting():
+    assert set(VALUES) | {"name", "stages"} == {field.name for field in fields(Recipe)}
+
+
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_overrides_arrive_and_survive_toml(values):
+    recipe = load_recipe("paper", [as_override(name, value) for name, value in values.items()])
+    assert recipe == replace(load_recipe("paper"), **values)
+    assert recipe_of(tomllib.loads(recipe.to_toml()), "copy") == recipe
+
+
+STAGES = st.lists(
+    st.builds(
+        Stage,
+        epoch=st.integers(0, 1000),
+        rate_factor=st.none() | st.floats(0, 10),
+        bias_rate=st.none() | st.floats(0, 10),
+        layer_rates=st.none() | st.dictionaries(st.text(max_size=8), st.floats(0, 10), max_size=3),
+        colour_noise=st.sampled_from((None, "none", "paper", "source")),
+    ),
+    max_size=4,
+    unique_by=lambda stage: stage.epoch,
+)
+
+
+@given(STAGES)
+def test_stages_survive_toml(stages):
+    recipe = Recipe(**MINIMUM, stages=tuple(sorted(stages, key=lambda stage: stage.epoch)))
+    assert recipe_of(tomllib.loads(recipe.to_toml()), "copy") == recipe
+
+
+def test_overrides_come_after_the_file_and_the_last_wins():
+    assert load_recipe("paper", ["rate=0.5", "rate=0.25"]).rate == 0.25
+    assert load_recipe("paper", [" arch = alexnet_bn "]).arch == "alexnet_bn"
+    assert load_recipe("paper", ['arch="alexnet_bn"']).arch == "alexnet_bn"
+    assert load_recipe("paper", ["stages=[{epoch=3, rate_factor=0.1}]"]).stages == (
+        Stage(epoch=3, rate_factor=0.1),
+    )
+
+
+def test_a_file_without_a_name_is_named_after_itself(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('arch = "alexnet"\nepochs = 3\nrate = 0.1\n', encoding="utf-8")
+    assert load_recipe(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["batchsize=3"], r"unknown key 'batchsize'; did you mean 'batch_size'\?"),
+        (["weight-decay=3"], r"unknown key 'weight-decay'; did you mean 'weight_decay'\?"),
+        (
+            ["stages=[{epoch=1, rate_facter=0.1}]"],
+            r"stages: unknown key 'rate_facter'; did you mean 'rate_factor'",
+        ),
+        (["epochs=many"], "epochs: expected int, got str"),
+        (["epochs=2.5"], "epochs: expected int, got float"),
+        (["epochs=true"], "epochs: expected int, got bool"),
+        (["compile=1"], "compile: expected bool, got int"),
+        (["arch=resnet"], "arch: invalid enum value 'resnet'"),
+        (["stages=5"], "stages: expected array, got int"),
+        (["stages=[5]"], r"stages\[0\]: expected object, got int"),
+        (["stages=[{rate_factor=1.0}]"], r"stages\[0\]: .*missing required field epoch"),
+        (["stages=[{epoch=3}, {epoch=3}]"], "rising epochs"),
+        (["stages=[{epoch=-1}]"], "rising epochs"),
+        (["stages=[{epoch=1, rate_factor=-0.1}]"], "rate_factor is -0.1"),
+        (["stages=[{epoch=1, bias_rate=nan}]"], "bias_rate is nan"),
+        (["stages=[{epoch=1, layer_rates={conv1=inf}}]"], "conv1.* is inf"),
+        (["epochs=0"], r"epochs is 0, not within 1\.\.100000"),
+        (["batch_size=0"], "batch_size is 0"),
+        (["rate=0"], "rate is 0"),
+        (["rate=-0.1"], "rate is -0.1"),
+        (["rate=nan"], "rate is nan"),
+        (["rate=inf"], "rate is inf"),
+        (["crop=63"], r"crop is 63, not within 64\.\."),
+        (["width=0"], "width is 0"),
+        (["momentum=1.5"], "momentum is 1.5"),
+        (["warmup_epochs=-1"], "warmup_epochs is -1"),
+        (["label_smoothing=2"], "label_smoothing is 2"),
+        (["plateau_patience=0"], "plateau_patience is 0"),
+        (["rate"], "--set 'rate': expected key=value"),
+        (["=3"], "--set '=3': expected key=value"),
+        ([""], "--set '': expected key=value"),
+    ],
+)
+def test_wrong_settings_are_refused_in_the_terms_of_the_file(overrides, words):
+    with pytest.raises(UsageError, match=words):
+        load_recipe("paper", overrides)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UsageError, match=re.escape(f"'papre': unknown; known are {', '.join(SHIPPED)}")):
+        load_recipe("papre")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"mine\.toml: no such file"):
+        load_recipe(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("content", [b"rate = = 1", b"rate = 0.1 0.2", b"\xff\xfe", b"[[stages]\nepoch = 1"])
+def test_unreadable_toml_is_named(tmp_path, content):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"mine\.toml: not valid TOML"):
+        load_recipe(str(path))
+
+
+def test_a_missing_required_setting_is_named(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('arch = "alexnet"\nepochs = 3\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="rate"):
+        load_recipe(str(path))
+
+
+def full_stage(epoch, rate_factor, bias_rate, layer_rates, colour_noise) -> Stage:
+    return Stage(
+        epoch=epoch,
+        rate_factor=rate_factor,
+        bias_rate=bias_rate,
+        layer_rates=layer_rates,
+        colour_noise=colour_noise,
+    )
+
+
+def test_a_stage_holds_until_the_next_that_names_the_same():
+    recipe = Recipe(
+        **MINIMUM,
+        bias_rate=2.0,
+        colour_noise="source",
+        stages=(
+            Stage(epoch=2, rate_factor=0.1),
+            Stage(epoch=4, layer_rates={"conv1": 0.0}, colour_noise="none"),
+            Stage(epoch=6, rate_factor=0.01, bias_rate=1.0),
+        ),
+    )
+    assert recipe.stage_at(0) == full_stage(0, 1.0, 2.0, {}, "source")
+    assert recipe.stage_at(3) == full_stage(3, 0.1, 2.0, {}, "source")
+    assert recipe.stage_at(5) == full_stage(5, 0.1, 2.0, {"conv1": 0.0}, "none")
+    assert recipe.stage_at(60) == full_stage(60, 0.01, 1.0, {"conv1": 0.0}, "none")

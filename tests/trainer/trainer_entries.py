@@ -1,0 +1,171 @@
+"""Functions that the tests start in other processes: a spawned worker imports them from here."""
+
+import atexit
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import Dataset, EvalView, Loader
+from pipeline.errors import RunError, UsageError
+from trainer.distributed import World, gather_objects
+from trainer.evaluation import Metrics, evaluate, evaluate_checkpoints
+from trainer.loop import Job, train, train_step
+from trainer.models import build_model
+from trainer.optim import build_optimizer
+from trainer.recipe import Recipe
+from trainer.run import EpochRow
+
+
+class Recorder:
+    """A reporter that keeps what it is told, and can end the run after an epoch's checkpoint."""
+
+    def __init__(self, stop_after: int = 0) -> None:
+        self.stop_after = stop_after
+        self.facts: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.losses: list[float] = []
+        self.rows: list[EpochRow] = []
+
+    def started(self, facts: dict[str, str]) -> None:
+        self.facts = facts
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        self.losses.append(loss)
+
+    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+        self.rows.append(row)
+        if row.epoch == self.stop_after:
+            raise RunError("stopped here by the test")
+
+
+def run_job(world: World, job: Job, stop_after: int = 0) -> list[str]:
+    """Train; return the notes."""
+    torch.set_num_threads(1)
+    recorder = Recorder(stop_after)
+    train(world, job, recorder)
+    return recorder.notes
+
+
+def without_dropout(net: nn.Sequential) -> nn.Sequential:
+    """Replace dropout by the identity, which is the same for every split of a batch."""
+    for name, module in net.named_children():
+        if "Dropout" in type(module).__name__:
+            setattr(net, name, nn.Identity())
+    return net
+
+
+def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Two fixed global batches of a dataset's crops in turn, float64, mean subtracted."""
+    dataset = Dataset.open(data)
+    mean = torch.tensor(dataset.statistics.mean).view(3, 1, 1)
+    with Loader(dataset, "train", EvalView("centre", crop), size) as loader:
+        batches = [(b.images.double() - mean, b.labels) for b in loader]
+    return [batches[step % 2] for step in range(steps)]
+
+
+def train_on_slices(
+    world: World, recipe: Recipe, data: Path, steps: int
+) -> tuple[list[float], dict[str, torch.Tensor], bool]:
+    """Train on each global batch's slice; return mean losses, weights, and whether all ranks' agree."""
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed + world.rank)  # DDP hands rank 0's initial weights to all
+    net = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
+    model = DistributedDataParallel(net) if world.size > 1 else net
+    optimizer = build_optimizer(net, recipe)
+    share = recipe.batch_size // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    losses = []
+    for images, labels in global_batches(data, recipe.crop, steps, recipe.batch_size):
+        loss, _ = train_step(model, optimizer, images[mine], labels[mine], recipe)
+        losses.append(loss)
+    mean = torch.stack(losses)
+    if world.size > 1:
+        dist.all_reduce(mean)
+    gathered = gather_objects({name: p.detach() for name, p in net.named_parameters()}, world)
+    agree = all(torch.equal(gathered[0][name], other[name]) for other in gathered for name in other)
+    return (mean / world.size).tolist(), gathered[0] if gathered else {}, agree
+
+
+class Answers(nn.Module):
+    """A net whose logits are made of the pixels themselves, so that every sample has its own."""
+
+    def __init__(self, classes: int, crop: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weight = torch.randn(3 * crop * crop, classes, generator=generator) / crop**2
+
+    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1) @ self.weight
+
+
+def evaluate_everywhere(world: World, file: Path, data: Path) -> tuple[list[Metrics], list[str]]:
+    """Metrics of `Answers` and of a checkpoint in batches of five, and the keys that all ranks saw."""
+    torch.set_num_threads(1)
+    dataset = Dataset.open(data)
+    net = Answers(len(dataset.classes), 64)
+    keys: list[str] = []
+    with Loader(dataset, "val", EvalView("centre", 64), 5, placement=world.placement, keys=True) as loader:
+
+        def noted():
+            for batch in loader:
+                keys.extend(batch.keys)
+                yield batch
+
+        # The loader as `evaluate` uses it, with an ear on its keys.
+        listening = type(
+            "Listening", (), {"__iter__": lambda _: noted(), "__getattr__": lambda _, n: getattr(loader, n)}
+        )
+        metrics = [evaluate([net], listening(), world)]
+    for views in ("centre", "ten-crop"):
+        metrics.append(evaluate_checkpoints(world, [file], data, "val", views, 5).metrics)
+    everywhere = gather_objects((metrics, keys), world)
+    assert all(other == metrics for other, _ in everywhere)  # all processes get the same result
+    return metrics, [key for _, keys in everywhere for key in keys]
+
+
+def describe(world: World, *args: object) -> tuple[object, ...]:
+    """What a process knows of itself, and its sum over all."""
+    total = torch.tensor([float(world.rank + 1)])
+    if world.size > 1:
+        dist.all_reduce(total)
+    return world, args, total.item(), gather_objects(world.rank, world)
+
+
+def refuse(world: World, rank: int) -> None:
+    """One rank refuses the input while the others wait for it."""
+    if world.rank == rank:
+        raise UsageError("recipe: of another kind: not usable")
+    dist.barrier()
+
+
+def fail(world: World, rank: int) -> None:
+    """One rank fails while the others wait for it, and ends a second after they have lost it."""
+    if world.rank == rank:
+        if world.size > 1:
+            dist.destroy_process_group()
+            atexit.register(time.sleep, 1.0)
+        raise RunError("the disk is full")
+    dist.barrier()
+
+
+def stumble(world: World, rank: int) -> None:
+    """One rank meets a bug while the others wait for it."""
+    if world.rank == rank:
+        raise KeyError("a bug")
+    dist.barrier()
+
+
+def die(world: World, rank: int) -> None:
+    """One rank is killed while the others wait for it."""
+    if world.rank == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
