@@ -1,7 +1,8 @@
 """From a source file's bytes to the square RGB picture that is stored, and back to JPEG.
 
 JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature
-end, is an error, because a loader would later decode such a file to garbage without a word. Everything
+end, is an error, because a loader would later decode such a file to garbage without a word. Only stray
+bytes between the header's segments, which touch no pixel, are removed and reported. Everything
 else (PNG, GIF, WebP, BMP, TIFF, and the few JPEGs that TurboJPEG's interface does not take) goes
 through Pillow. EXIF orientation and colour profiles are ignored, as in every published pipeline.
 """
@@ -22,6 +23,9 @@ Pixels = NDArray[np.uint8]
 _PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 # The longest side that libjpeg encodes.
 _LONGEST_SIDE = 65500
+_START_OF_SCAN = 0xDA
+# What follows 0xFF without being a segment: stuffing, fill, TEM, and the restart markers.
+_NO_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
 
 # One thread per worker, and none of Intel's primitives: they choose kernels by processor, and the same
 # picture would differ by a grey level from host to host.
@@ -59,20 +63,12 @@ def decode(data: bytes, max_megapixels: float) -> Decoded:
     if data[:2] != b"\xff\xd8":
         return _decode_with_pillow(data, max_megapixels)
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        if "subsampling" not in str(error):
-            raise DecodeError(str(error)) from error
-        return _decode_with_pillow(data, max_megapixels)
-    _refuse_bomb(width, height, max_megapixels)
-    cmyk = space in ("CMYK", "YCCK")
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB", strict=True)
-    except ValueError as error:
-        raise DecodeError(str(error)) from error
-    if cmyk:
-        return Decoded(_cmyk_to_rgb(pixels), "CMYK converted to RGB")
-    return Decoded(pixels)
+        return _decode_jpeg(data, max_megapixels)
+    except DecodeError:
+        clean = _clean_header(data)
+        if clean == data:
+            raise
+    return Decoded(_decode_jpeg(clean, max_megapixels).pixels, "stray or odd bytes in the header removed")
 
 
 def resize_shorter(pixels: Pixels, size: int) -> Pixels:
@@ -110,6 +106,46 @@ def encode(pixels: Pixels, quality: int) -> bytes:
     data: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
+    return data
+
+
+def _decode_jpeg(data: bytes, max_megapixels: float) -> Decoded:
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        if "subsampling" not in str(error):
+            raise DecodeError(str(error)) from error
+        return _decode_with_pillow(data, max_megapixels)
+    _refuse_bomb(width, height, max_megapixels)
+    cmyk = space in ("CMYK", "YCCK")
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB", strict=True)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+    if cmyk:
+        return Decoded(_cmyk_to_rgb(pixels), "CMYK converted to RGB")
+    return Decoded(pixels)
+
+
+def _clean_header(data: bytes) -> bytes:
+    """Drop bytes between a JPEG's header segments, and name JFIF's revision 1.1 where it is another.
+
+    libjpeg warns of both, but neither touches a pixel: what follows the header is left as it is.
+    """
+    header, at = bytearray(data[:2]), 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == _START_OF_SCAN:
+            return bytes(header) + data[at:]
+        if marker in _NO_SEGMENT:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = bytearray(data[at:end])
+        if segment[4:9] == b"JFIF\0":
+            segment[9:11] = b"\x01\x01"
+        header += segment
+        at = end
     return data
 
 

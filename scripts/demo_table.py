@@ -41,7 +41,7 @@ def main(work: Path) -> None:
         stages.add_row(titles[name], f"{times[name]:.1f}", f"{count:,}", f"{count / times[name]:,.0f}")
     stages.add_row("all", f"{sum(times.values()):.1f}", "", "")
 
-    accuracy = Table(title="Accuracy on the validation pictures (chance 10 %)", title_justify="left")
+    accuracy = Table(title="Accuracy (chance 10 %)", title_justify="left")
     for name in ("views", "top-1", "top-5"):
         accuracy.add_column(name, justify="left" if name == "views" else "right")
     for views in ("centre", "ten-crop"):

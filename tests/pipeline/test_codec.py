@@ -52,6 +52,36 @@ def test_jpegs_decode_as_pillow_decodes_them(mode, options):
     assert np.array_equal(found.pixels, pillow(data))
 
 
+def jfif_revision(jpeg, revision):
+    at = jpeg.index(b"JFIF\0") + 5
+    return jpeg[:at] + revision + jpeg[at + 2 :]
+
+
+TABLES = JPEG.index(b"\xff\xdb")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(JPEG[:2] + b"12345" + JPEG[2:], id="after the start"),
+        pytest.param(JPEG[:TABLES] + b"1\xff\x00\xff\xd0" + JPEG[TABLES:], id="before the tables"),
+        pytest.param(JPEG[: START_OF_SCAN - 14] + b"1" + JPEG[START_OF_SCAN - 14 :], id="before the scan"),
+        pytest.param(jfif_revision(JPEG, b"\0\0"), id="JFIF 0.0"),
+        pytest.param(jfif_revision(JPEG, b"\x07\x01"), id="JFIF 7.1"),
+    ],
+)
+def test_stray_bytes_in_the_header_cost_no_pixel(data):
+    found = decode(data, 1)
+    assert np.array_equal(found.pixels, pillow(JPEG))
+    assert found.repair == "stray or odd bytes in the header removed"
+
+
+def test_a_mended_header_does_not_hide_a_corrupt_scan():
+    cut = JPEG[:2] + b"12345" + JPEG[2 : (START_OF_SCAN + len(JPEG)) // 2]
+    with pytest.raises(DecodeError, match="Premature end of JPEG file"):
+        decode(cut, 1)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
 def test_lossless_formats_keep_every_pixel_whatever_the_file_is_called(kind):
     pixels = picture(3, 20, 31)
@@ -131,7 +161,6 @@ def test_exif_orientation_is_ignored(orientation):
         pytest.param(
             JPEG[:START_OF_SCAN] + b"\xff\xd3" * 40 + JPEG[START_OF_SCAN + 80 :], "Corrupt JPEG", id="scan"
         ),
-        pytest.param(JPEG[:2] + b"12345" + JPEG[2:], "extraneous bytes before marker", id="junk in header"),
         pytest.param(
             JPEG.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"),
             "Unsupported JPEG data precision 12",
@@ -259,7 +288,7 @@ HOSTILE = {
     "gray_1000x1": (1, 1000, ""),
     "gray_1x1": (1, 1, ""),
     "gray_bad_exif_500x500": "Corrupt JPEG data: 1214 extraneous bytes before marker 0xd0",
-    "junk_header": "Corrupt JPEG data: 5 extraneous bytes before marker 0xdb",
+    "junk_header": (768, 1024, "stray or odd bytes in the header removed"),
     "null_height": "not a picture in a known format",
     "png_rgba_with_jpeg_suffix_6x6": (6, 6, "PNG (RGBA) converted"),
     "png_with_jpeg_suffix_600x300": (300, 600, "PNG (RGB) converted"),
