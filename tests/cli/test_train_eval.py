@@ -203,3 +203,19 @@ def test_the_main_job_from_pictures_to_accuracy(tmp_path):
     result = invoke(evaluate, tmp_path / "r", tmp_path / "s", "--cpus", 1)
     assert result.exit_code == 0
     assert "20 val pictures, 10 classes, centre" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_real_photographs_are_learnt(shared_data, tmp_path):
+    """A short form of the README's run: twice the largest class's share within 12 epochs."""
+    assert invoke(prep, "shard", shared_data / "clothing", tmp_path / "s").exit_code == 0
+    arguments = ("--recipe", "small", "--set", "epochs=12", "--cpus", 1, "--out", tmp_path / "r")
+    result = invoke(train, tmp_path / "s", *arguments)
+    assert result.exit_code == 0, result.output
+    file = tmp_path / "result.json"
+    assert invoke(evaluate, tmp_path / "r" / "last.pt", tmp_path / "s", "--json", file).exit_code == 0
+    metrics = json.loads(file.read_text())["metrics"]
+    assert metrics["samples"] == 341
+    assert metrics["largest_class"] == 81 / 341
+    assert metrics["top1"] >= 2 * metrics["largest_class"]
