@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.errors import ToolkitError
+from pipeline.errors import ToolkitError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,36 +35,61 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(message: str, exit_code: int) -> None:
-    """Print `error: message` in one line and leave."""
+    """Print `error: message` in one line and leave, with the cursor that a bar may have hidden."""
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K\x1b[?25h", err=True, nl=False)
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
     click.echo(" ".join(message.split()), err=True)
     sys.exit(exit_code)
 
 
-@contextmanager
-def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with rate and time left on stderr; yields `show(done, total)`."""
+def new_bar(*columns: str) -> "Progress":
+    """A bar on stderr that vanishes when done, with text columns of rich's format behind it.
+
+    Where stderr is no terminal, nothing is drawn.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
+    console = Console(stderr=True)
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        *(TextColumn(column) for column in columns),
         TextColumn("left"),
         TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with rate and time left on stderr; yields `show(done, total)`."""
     started = time.perf_counter()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    first: int | None = None  # what an earlier run had done
+    with new_bar("{task.fields[rate]}") as bar:
         task = bar.add_task(description, total=None, rate="")
 
         def show(done: int, total: int) -> None:
-            rate = done / max(time.perf_counter() - started, 1e-9)
+            nonlocal first
+            first = done if first is None else first
+            rate = (done - first) / max(time.perf_counter() - started, 1e-9)
             bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
 
         yield show
+
+
+def check_folder(file: Path | None) -> None:
+    """Refuse a file to write whose folder does not exist, before the work that it shall hold is done.
+
+    Raises:
+        UsageError: names the folder.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"{file}: the folder {file.parent} does not exist; make it or name another")
 
 
 def require_dali() -> None:
@@ -70,8 +99,6 @@ def require_dali() -> None:
         UsageError: always a hint of how to install it, or that it exists for Linux only.
     """
     from importlib.util import find_spec
-
-    from pipeline.errors import UsageError
 
     if sys.platform != "linux":
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import one_line_errors, require_dali
+from cli.console import check_folder, one_line_errors, require_dali
 
 if TYPE_CHECKING:
     from trainer import Evaluation
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 @click.argument(
     "checkpoints",
     nargs=-1,
-    required=True,
     type=click.Path(path_type=Path),
     metavar="RUN_OR_CHECKPOINT...",
 )
@@ -70,10 +69,15 @@ def main(
     a run's folder the best checkpoint is taken.
     """
     require_dali()
+    from pipeline import UsageError
     from pipeline.files import write_bytes
     from trainer.distributed import choose_processes, launch
     from trainer.evaluation import evaluate_checkpoints
 
+    if not checkpoints:
+        raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")
+    for file in (json_file, kernels_file):
+        check_folder(file)
     processes = choose_processes(gpus, cpus)
     click.echo(f"evaluating on {processes.reason}", err=True)
     result = launch(processes, evaluate_checkpoints, checkpoints, data, split, views, batch_size)

@@ -1,14 +1,14 @@
 """`alexnet-prep`: from pictures to shards."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import one_line_errors, progress_bar, require_dali
+from cli.console import check_folder, one_line_errors, progress_bar, require_dali
+from pipeline.cores import usable_cores
 
 if TYPE_CHECKING:
     from pipeline import Dataset, Manifest
@@ -54,7 +54,7 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 1024),
-    default=lambda: os.cpu_count() or 1,
+    default=usable_cores,
     help="Processes; the output does not depend on it.  [default: all cores]",
 )
 @click.option(
@@ -99,10 +99,15 @@ def shard(
     click.echo(f"{source}: {counts} pictures, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
         click.echo(f"note: {note}")
+    finished_before = (out / "manifest.json").is_file()
     started = time.perf_counter()
     with progress_bar("preparing", "pictures") as show:
         manifest = prepare(found, out, options, workers=workers, max_bad=max_bad, progress=show)
-    _summarise(out, manifest, time.perf_counter() - started, sum(map(len, found.splits.values())))
+    _summarise(out, manifest)
+    if finished_before:
+        click.echo(f"{out}: was complete already")
+    else:
+        click.echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
 
 
 @main.command()
@@ -132,6 +137,7 @@ def info(out: Path, preview: Path | None, noise: str, as_json: bool) -> None:
         _print_facts(dataset)
     if preview is not None:
         require_dali()
+        check_folder(preview)
         from pipeline import draw_preview
         from pipeline.pictures import save_png
 
@@ -155,7 +161,7 @@ def demo(out: Path, images: int, seed: int) -> None:
     click.echo(f"{out}: {drawn} pictures drawn in {time.perf_counter() - started:.1f} s")
 
 
-def _summarise(out: Path, manifest: "Manifest", seconds: float, listed: int) -> None:
+def _summarise(out: Path, manifest: "Manifest") -> None:
     from pipeline import read_report
 
     actions = [row["action"] for row in read_report(out)]
@@ -167,7 +173,6 @@ def _summarise(out: Path, manifest: "Manifest", seconds: float, listed: int) -> 
             f"pictures skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
             f"see {out / 'report.csv'}"
         )
-    click.echo(f"{out}: complete in {seconds:.1f} s ({listed / seconds:,.0f} pictures/s)")
 
 
 def _print_facts(dataset: "Dataset") -> None:

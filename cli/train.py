@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import one_line_errors, require_dali
+from cli.console import new_bar, one_line_errors, require_dali
 
 if TYPE_CHECKING:
     from trainer import EpochRow, Job, Progress, World
@@ -18,7 +18,7 @@ _DEFAULT_RECIPE = "paper"
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--recipe",
-    help=f"A name (paper, source, modern, demo) or a .toml file.  [default: {_DEFAULT_RECIPE}]",
+    help=f"A name (paper, source, modern, small, demo) or a .toml file.  [default: {_DEFAULT_RECIPE}]",
 )
 @click.option(
     "--set",
@@ -47,12 +47,14 @@ def main(
     folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt.
     """
     require_dali()
-    from pipeline import Dataset
+    from pipeline import Dataset, UsageError
     from trainer import load_recipe
     from trainer.distributed import choose_processes, launch, launched_outside
     from trainer.loop import Job, share_of_batch
     from trainer.run import RECIPE_FILE
 
+    if resume and out is None:
+        raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
     if resume and recipe is None and out is not None and (out / RECIPE_FILE).is_file():
         chosen = load_recipe(str(out / RECIPE_FILE), overrides)
     else:
@@ -70,34 +72,22 @@ def _train(world: "World", job: "Job") -> "Progress":
     """In every process: train, rank 0 reporting to the console."""
     from trainer import train
 
-    return train(world, job, ConsoleReporter())
+    with ConsoleReporter() as reporter:
+        return train(world, job, reporter)
 
 
 class ConsoleReporter:
     """A bar within each epoch on stderr, a line after it on stdout."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        self._bar = new_bar("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s")
+        self._task = self._bar.add_task("", total=None, loss=0.0, rate=0.0)
 
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s  left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, epoch=0, loss=0.0, rate=0.0)
+    def __enter__(self) -> "ConsoleReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
 
     def started(self, facts: dict[str, str]) -> None:
         """Print the run's facts and the head of the epochs' lines."""
@@ -116,7 +106,12 @@ class ConsoleReporter:
             self._bar.reset(self._task)
         self._bar.start()
         self._bar.update(
-            self._task, completed=done, total=total, epoch=epoch, loss=loss, rate=images_per_second
+            self._task,
+            description=f"epoch {epoch}",
+            completed=done,
+            total=total,
+            loss=loss,
+            rate=images_per_second,
         )
 
     def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:

@@ -98,6 +98,6 @@ def check_crop(crop: int, size: int) -> None:
     """
     if not 0 < crop <= size:
         raise UsageError(
-            f"crop of {crop} px from pictures whose shorter side is {size} px; choose at most {size}, "
-            "or prepare the dataset with a larger --size"
+            f"crop of {crop} px from pictures whose shorter side is {size} px; choose at most {size} "
+            f"(--set crop={round(size * 224 / 256)}), or prepare the dataset with a larger --size"
         )

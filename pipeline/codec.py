@@ -3,8 +3,9 @@
 JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature
 end, is an error, because a loader would later decode such a file to garbage without a word. Only stray
 bytes between the header's segments, which touch no pixel, are removed and reported. Everything
-else (PNG, GIF, WebP, BMP, TIFF, and the few JPEGs that TurboJPEG's interface does not take) goes
-through Pillow. EXIF orientation and colour profiles are ignored, as in every published pipeline.
+else (PNG, GIF, WebP, BMP, TIFF, and CMYK JPEGs of a sampling that TurboJPEG has no name for, the one
+kind whose scan is not checked) goes through Pillow. EXIF orientation and colour profiles are ignored, as in
+every published pipeline.
 """
 
 import io
@@ -112,8 +113,8 @@ def encode(pixels: Pixels, quality: int) -> bytes:
 def _decode_jpeg(data: bytes, max_megapixels: float) -> Decoded:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        if "subsampling" not in str(error):
+    except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
+        if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise DecodeError(str(error)) from error
         return _decode_with_pillow(data, max_megapixels)
     _refuse_bomb(width, height, max_megapixels)
@@ -158,11 +159,14 @@ def _decode_with_pillow(data: bytes, max_megapixels: float) -> Decoded:
         ):
             _refuse_bomb(image.width, image.height, max_megapixels)
             image.load()
+            if image.format == "JPEG" and image.mode != "CMYK":
+                raise DecodeError("a chroma sampling that cannot be decoded strictly")
             return Decoded(_pillow_to_rgb(image), f"{image.format} ({image.mode}) converted")
     except UnidentifiedImageError as error:
         raise DecodeError("not a picture in a known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        # Pillow's plugins raise any of these for damaged files.
+    except DecodeError:
+        raise
+    except Exception as error:  # Pillow's plugins raise anything for damaged files
         raise DecodeError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
 
 

@@ -22,5 +22,3 @@ class UsageError(ToolkitError):
 
 class RunError(ToolkitError):
     """The job failed while running: a full disk, a dead worker, too many bad images."""
-
-    exit_code = 1

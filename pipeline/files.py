@@ -1,5 +1,6 @@
 """Whole files or none: write to a temporary name, fsync, rename."""
 
+import errno
 import hashlib
 import io
 import os
@@ -39,10 +40,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place, "
-            "then run the same command again"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "choose another place"
+        if full:
+            remedy = f"free space or {remedy}, then run the same command again"
+        raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -95,7 +95,8 @@ def _read(settings: ReaderSettings) -> Any:
         num_shards=settings.num_shards,
         # Every rank runs equally many batches; the loader cuts the repeated samples off again.
         pad_last_batch=True,
-        **(shuffling if settings.shuffle else {}),
+        # Evaluation keeps each rank's share: sums over ranks then add in one order, run after run.
+        **(shuffling if settings.shuffle else {"stick_to_shard": True}),
     )
 
 

@@ -5,7 +5,6 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 
 import base64
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pipeline import graph
 from pipeline.augment import EvalView, TrainView, check_crop
+from pipeline.cores import usable_cores
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.seeds import derive_seed
@@ -60,7 +60,7 @@ class Placement:
     @property
     def thread_count(self) -> int:
         """DALI's CPU threads in this process."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.local_world)
+        return self.threads or max(1, usable_cores() // self.local_world)
 
 
 class Loader:
@@ -127,6 +127,11 @@ class Loader:
         """Batches in an epoch of this rank: of training exactly, of evaluation at most."""
         if self._training:
             return self.samples // (self.placement.world * self.batch_size)
+        return self._pipeline_batches
+
+    @property
+    def _pipeline_batches(self) -> int:
+        """Batches that DALI makes in an epoch, the same on every rank."""
         return math.ceil(math.ceil(self.samples / self._shards) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -245,9 +250,17 @@ class Loader:
         )
 
     def _run_pipeline(self) -> Iterator[dict[str, Tensor]]:
-        batches = math.ceil(math.ceil(self.samples / self._shards) / self.batch_size)
-        for _ in range(batches):  # counted: a restored pipeline may not signal the end
-            yield next(self._iterator)[0]
+        seen = 0
+        for _ in range(self._pipeline_batches):  # counted: a restored pipeline may not signal the end
+            output = next(self._iterator)[0]
+            seen += len(output["labels"])
+            yield output
+        share = self.samples // self._shards
+        if seen not in (share, share + (self.samples % self._shards > 0)):
+            raise RunError(
+                f"this process read {seen} of {self.samples} samples of {self.split}, but its share is "
+                f"{share}; the indexes do not hold what the manifest says: prepare the dataset again"
+            )
 
     def _batch(self, output: dict[str, Tensor]) -> Batch:
         images = output["images"]

@@ -37,7 +37,7 @@ from pipeline.plan import Options, Plan, ShardPlan, make_plan, read_plan, refuse
 from pipeline.shards import Shard, check_size
 from pipeline.sources import ClassInfo, Source
 from pipeline.statistics import mean_image_of, statistics_of
-from pipeline.task import PARTS, Incident, Part, is_finished, read_part, run_task
+from pipeline.task import PARTS, Incident, Part, forget, is_finished, read_part, run_task
 
 REPORT = "report.csv"
 _WORK = ".work"
@@ -106,13 +106,16 @@ def finish(out: Path, plan: Plan, *, max_bad: float) -> Manifest:
             moments.merge(found[1])
     incidents = [incident for _, part in parts for incident in part.incidents]
     write_bytes(out / REPORT, _report_csv(incidents))
-    _refuse_bad(out, plan, incidents, max_bad)
+    if _too_many_bad(plan, incidents, max_bad):
+        _forget_skips(out, parts)
+        raise RunError(_bad_message(out, plan, incidents, max_bad))
     if len(parts) < len(plan.shards):
         raise RunError(
             f"{out}: {len(parts)} of {len(plan.shards)} shards are finished; "
             "run the same command again to complete it"
         )
-    _refuse_lost(plan, parts)
+    splits = _shards_by_split(parts)
+    _refuse_lost(plan, parts, splits)
     if not plan.options.keep_aspect:
         write_array(out / MEAN_IMAGE, mean_image_of(moments))
     settings = asdict(plan.options)
@@ -125,7 +128,7 @@ def finish(out: Path, plan: Plan, *, max_bad: float) -> Manifest:
         ),
         classes=tuple(ClassInfo(*pair) for pair in plan.classes),
         label_width=plan.label_width,
-        splits=_shards_by_split(parts),
+        splits=splits,
         statistics=statistics_of(moments),
         seed=settings.pop("seed"),
         source=SourceInfo(plan.layout, plan.fingerprint),
@@ -255,26 +258,39 @@ def _run_one(source: Path, out: Path, shard: ShardPlan, options: Options, label_
 
 
 def _shards_by_split(parts: list[tuple[ShardPlan, Part]]) -> dict[str, tuple[Shard, ...]]:
-    splits: dict[str, tuple[Shard, ...]] = {}
+    splits: dict[str, list[Shard]] = {}
     for shard, part in parts:
         if part.shard is not None:
-            splits[shard.split] = (*splits.get(shard.split, ()), part.shard)
-    return splits
+            splits.setdefault(shard.split, []).append(part.shard)
+    return {split: tuple(shards) for split, shards in splits.items()}
 
 
-def _refuse_bad(out: Path, plan: Plan, incidents: list[Incident], max_bad: float) -> None:
+def _too_many_bad(plan: Plan, incidents: list[Incident], max_bad: float) -> bool:
+    skipped = sum(incident.action == "skipped" for incident in incidents)
+    return skipped > max_bad * sum(len(shard.samples) for shard in plan.shards)
+
+
+def _forget_skips(out: Path, parts: list[tuple[ShardPlan, Part]]) -> None:
+    """Have shards with skipped pictures made again by the next run: a file may be readable by then."""
+    for shard, part in parts:
+        if any(incident.action == "skipped" for incident in part.incidents):
+            forget(out, shard)
+
+
+def _bad_message(out: Path, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
     skipped = [incident for incident in incidents if incident.action == "skipped"]
     total = sum(len(shard.samples) for shard in plan.shards)
-    if len(skipped) > max_bad * total:
-        first = min(skipped, key=lambda i: i.path)
-        raise RunError(
-            f"{len(skipped)} of {total} pictures cannot be decoded, more than --max-bad "
-            f"{max_bad:.2%} (first: {first.path}: {first.reason}); see {out / REPORT}, then mend them "
-            "or raise --max-bad"
-        )
+    first = min(skipped, key=lambda i: i.path)
+    return (
+        f"{len(skipped)} of {total} pictures cannot be decoded, more than --max-bad {max_bad:.2%} (first: "
+        f"{first.path}: {first.reason}); see {out / REPORT}, then raise --max-bad to leave them out, or mend "
+        "them and prepare into a new folder"
+    )
 
 
-def _refuse_lost(plan: Plan, parts: list[tuple[ShardPlan, Part]]) -> None:
+def _refuse_lost(
+    plan: Plan, parts: list[tuple[ShardPlan, Part]], splits: dict[str, tuple[Shard, ...]]
+) -> None:
     """Skipping may have emptied a class of its training pictures, or a whole split."""
     trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
@@ -283,7 +299,7 @@ def _refuse_lost(plan: Plan, parts: list[tuple[ShardPlan, Part]]) -> None:
             f"no decodable training pictures are left for {', '.join(lost[:5])}; "
             "mend the files that report.csv names, or remove the class"
         )
-    empty = {s.split for s in plan.shards} - set(_shards_by_split(parts))
+    empty = {s.split for s in plan.shards} - splits.keys()
     if empty:
         raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv")
 

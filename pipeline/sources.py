@@ -111,9 +111,12 @@ def read_class_folders(root: Path, val_fraction: float | None = None, seed: int 
         if pairs
     }
     if val_fraction is not None:
-        splits = _split_off(splits["train"], val_fraction, seed) | {
-            name: samples for name, samples in splits.items() if name != "train"
-        }
+        splits = splits | _split_off(splits["train"], val_fraction, seed)
+        missing = len(ids) - len({sample.label for sample in splits["val"]})
+        if missing:
+            notes.append(
+                f"val: {missing} of {len(ids)} classes are too small for --val-fraction {val_fraction:g}"
+            )
     return Source(root, "class-folders", tuple(ClassInfo(i, i) for i in ids), splits, notes)
 
 
@@ -166,7 +169,12 @@ def _list_classes(root: Path, folder: Path, notes: list[str]) -> dict[str, list[
 def _list_pictures(folder: Path, root: Path) -> tuple[list[str], int]:
     """Sorted picture paths below `folder`, relative to `root`, and how many other files there are."""
     pictures, others = [], 0
-    for current, folders, names in os.walk(folder, onerror=_raise_unreadable):
+    visited: set[str] = set()  # links are followed, but not in circles
+    for current, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
+        if (real := os.path.realpath(current)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if name.startswith("."):

@@ -127,6 +127,11 @@ def is_finished(out: Path, plan: ShardPlan) -> bool:
     return _part_path(out, plan).is_file()
 
 
+def forget(out: Path, plan: ShardPlan) -> None:
+    """Have a finished shard made again by the next run."""
+    _part_path(out, plan).unlink(missing_ok=True)
+
+
 def _write_part(out: Path, plan: ShardPlan, part: Part, moments: Moments) -> None:
     path = _part_path(out, plan)
     if moments.image_sum is not None:

@@ -54,6 +54,8 @@ def load(path: Path) -> dict[str, Any]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
     version = content.get("format") if isinstance(content, dict) else None
+    if version is None:
+        raise UsageError(f"{path}: not a checkpoint of this toolkit, though torch can read it")
     if version != FORMAT_VERSION:
         raise UsageError(
             f"{path}: checkpoint format {version!r}, but this release reads {FORMAT_VERSION}; train again, "
@@ -89,7 +91,7 @@ def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
     classifier = Classifier(spec_of(content, path))
     try:
         classifier.load_state_dict(content["model"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{path}: weights do not fit the described net ({first[:160]})") from error
     return classifier

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.augment import TrainView, colour_noise
+from pipeline.augment import TrainView, check_crop, colour_noise
 from pipeline.dataset import Dataset
 from trainer.models import build_model
 from trainer.recipe import Recipe
@@ -78,6 +78,7 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
     Raises:
         UsageError: an impossible width or crop, or a mean image where the dataset has none.
     """
+    check_crop(recipe.crop, dataset.image.size)
     statistics = dataset.statistics
     variance = [statistics.covariance[c][c] for c in range(3)]
     std = [max(v, 1e-6) ** 0.5 if recipe.std == "channel" else 1.0 for v in variance]

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from pipeline.cores import usable_cores
 from pipeline.errors import RunError, UsageError
 from pipeline.loader import Placement
 
@@ -103,7 +105,7 @@ def choose_processes(gpus: int | None, cpus: int | None) -> Processes:
 
 
 def launched_outside() -> bool:
-    """Whether torchrun or a scheduler already started this process as one of several."""
+    """Whether torchrun, or a script that sets its variables, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -124,19 +126,21 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | Non
         return entry(World(kind=processes.kind), *args)
     for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what failed is raised below
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes.count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-        start_method="spawn",
-    )
     try:
-        results: dict[int, T] = elastic_launch(config, _spawned_worker)(entry, processes.kind, args)
+        with tempfile.TemporaryDirectory(prefix="alexnet-") as logs:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes.count,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                monitor_interval=0.2,
+                start_method="spawn",
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
+            results: dict[int, T] = elastic_launch(config, _spawned_worker)(entry, processes.kind, args)
     except ChildFailedError as error:
         raise _as_toolkit_error(error) from None
     except SignalException as error:  # the launcher has ended the workers
@@ -190,7 +194,7 @@ def process_group(kind: Kind) -> Iterator[World]:
         torch.cuda.set_device(local_rank)
         dist.init_process_group("nccl", device_id=world.device)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+        torch.set_num_threads(max(1, usable_cores() // world.local_size))
         dist.init_process_group("gloo")
     yield world
     dist.destroy_process_group()

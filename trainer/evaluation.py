@@ -101,6 +101,7 @@ def evaluate(
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
             labels = batch.labels.to(world.device)
+            _refuse_unknown_labels(labels, len(labelled), loader)
             probabilities = torch.stack(
                 [_probabilities(net, images, loader.batch_size, precision) for net in nets]
             ).mean(dim=0)
@@ -125,6 +126,15 @@ def evaluate(
         loss=loss / samples,
         largest_class=int(labelled.max()) / samples,
     )
+
+
+def _refuse_unknown_labels(labels: Tensor, classes: int, loader: Loader) -> None:
+    largest = int(labels.max())
+    if largest >= classes:
+        raise RunError(
+            f"{loader.dataset.root}: {loader.split} holds the label {largest}, but the manifest names "
+            f"{classes} classes; prepare the dataset again"
+        )
 
 
 def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:

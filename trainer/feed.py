@@ -60,14 +60,17 @@ class Feed:
         return state
 
     def restore(self, state: dict[str, Any], finished_epochs: int) -> None:
-        """Continue after `finished_epochs` epochs from `rank_state`.
+        """Continue the data after `finished_epochs` epochs from `rank_state`.
 
         Raises:
             UsageError: the state belongs to other data or settings.
         """
         self.epoch(finished_epochs - 1).load_state_dict(state["loader"])
+
+    def restore_generators(self, state: dict[str, Any]) -> None:
+        """Put this rank's random generators where `rank_state` found them."""
         torch.set_rng_state(state["rng"])
-        if self._world.kind == "gpu" and "cuda_rng" in state:
+        if self._world.kind == "gpu":
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def close(self) -> None:

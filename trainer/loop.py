@@ -99,27 +99,34 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
         schedule.load_state_dict(saved["schedule"])
         progress = run.progress_of(saved)
 
-    same_processes = saved is not None and len(saved["ranks"]) == world.size
-    if saved and not same_processes:
+    continued = saved is not None and run.same_processes(saved, world)
+    if saved and not continued:
         progress.reseeded = progress.epoch
     feed = Feed(recipe, dataset, classifier, batch_size, world, progress.reseeded)
-    val_view = EvalView("centre", recipe.crop)
-    with feed, Loader(dataset, "val", val_view, batch_size, placement=world.placement) as val:
-        feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written
+    val = Loader(
+        dataset,
+        "val",
+        EvalView("centre", recipe.crop),
+        batch_size,
+        placement=world.placement,
+        channels_last=recipe.channels_last,
+    )
+    with feed, val:
+        if saved and continued:
+            feed.restore(saved["ranks"][world.rank], progress.epoch)
+        else:
+            feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written
         if world.is_first:
             if saved is None:
                 run.create(job.out, recipe, dataset, world, over_unfinished=job.resume)
             reporter.started(_facts(job, dataset, classifier, world))
+            if saved and (difference := run.difference(saved, world)):
+                reporter.note(difference)
         model = _distribute(classifier, recipe, world)
         _prime(model, classifier, recipe, batch_size, world, reporter)
         torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.epoch))
-        if saved and same_processes:
-            feed.restore(saved["ranks"][world.rank], progress.epoch)
-        elif saved and world.is_first:
-            reporter.note(
-                f"saved by {len(saved['ranks'])} processes and continued by {world.size}: from here on "
-                "order and augmentation differ from the uninterrupted run's"
-            )
+        if saved and continued:
+            feed.restore_generators(saved["ranks"][world.rank])
 
         for epoch in range(progress.epoch, recipe.epochs):
             started = time.perf_counter()
@@ -127,22 +134,20 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
             stage = recipe.stage_at(epoch)
             sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, correct, images
             for step, batch in enumerate(loader):
-                set_rates(optimizer, schedule.rate(epoch + step / len(loader)), stage)
+                rate = schedule.rate(epoch + step / len(loader))
+                set_rates(optimizer, rate, stage)
                 images = batch.images.to(world.device, torch.float32)
                 labels = batch.labels.to(world.device)
                 loss, correct = train_step(model, optimizer, images, labels, recipe)
                 sums += torch.stack([loss * batch_size, correct, torch.full_like(loss, batch_size)])
                 progress.steps += 1
                 if world.is_first and (step % _REPORT_EVERY == 0 or step + 1 == len(loader)):
-                    rate = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
-                    reporter.step(epoch + 1, step + 1, len(loader), float(loss), rate)
+                    _refuse_diverged(float(loss), epoch, recipe)
+                    speed = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
+                    reporter.step(epoch + 1, step + 1, len(loader), float(loss), speed)
             loss_sum, correct_sum, seen = all_sum(sums).tolist()
             trained = time.perf_counter()
-            if not math.isfinite(loss_sum):
-                raise RunError(
-                    f"the loss became {loss_sum / seen} in epoch {epoch + 1}; what was saved is from before "
-                    f"it: start again with a lower rate, such as --set rate={recipe.rate / 2:g}"
-                )
+            _refuse_diverged(loss_sum / seen, epoch, recipe)
 
             share_buffers(classifier)
             metrics = evaluate([classifier], val, world, dtype_of(recipe))
@@ -153,7 +158,7 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
             row = EpochRow(
                 epoch=epoch + 1,
                 steps=progress.steps,
-                rate=schedule.rate(epoch + (len(loader) - 1) / len(loader)),
+                rate=rate,
                 train_loss=loss_sum / seen,
                 train_top1=correct_sum / seen,
                 val_loss=metrics.loss,
@@ -166,6 +171,9 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
             ranks = gather_objects(feed.rank_state(), world)
             if world.is_first:
                 run.add_metrics(job.out, row)
+                # The best first: killed between the two, the run repeats this epoch and both are written.
+                if best:
+                    checkpoint.save(job.out / checkpoint.BEST, classifier)
                 checkpoint.save(
                     job.out / checkpoint.LAST,
                     classifier,
@@ -174,10 +182,9 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
                     optimizer=optimizer.state_dict(),
                     schedule=schedule.state_dict(),
                     progress=run.as_state(progress),
+                    machine=run.machine(world),
                     ranks=ranks,
                 )
-                if best:
-                    checkpoint.save(job.out / checkpoint.BEST, classifier)
                 reporter.epoch(row, recipe.epochs, best)
     return progress
 
@@ -191,16 +198,29 @@ def train_step(
         The mean loss and the number of correct guesses, both scalars of one dtype that stay on the
         device: nothing here waits for it.
     """
-    with torch.autocast(images.device.type, dtype_of(recipe), enabled=recipe.precision != "float32"):
-        logits = model(images)
-    if logits.dtype == torch.bfloat16:
-        logits = logits.float()
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    loss, logits = _forward(model, images, labels, recipe)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     correct = (logits.detach().argmax(dim=1) == labels).sum()
     return loss.detach(), correct.to(loss.dtype)
+
+
+def _forward(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The mean loss and the logits (B, classes)."""
+    with torch.autocast(images.device.type, dtype_of(recipe), enabled=recipe.precision != "float32"):
+        logits = model(images)
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
+    return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing), logits
+
+
+def _refuse_diverged(loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise RunError(
+            f"the loss became {loss} in epoch {epoch + 1}; checkpoints of earlier epochs are kept: start "
+            f"again in another --out with a lower rate, such as --set rate={recipe.rate / 2:g}"
+        )
 
 
 def share_of_batch(recipe: Recipe, processes: int) -> int:
@@ -246,17 +266,18 @@ def _prime(
     world: World,
     reporter: Reporter,
 ) -> None:
-    """Run one throwaway step that changes nothing.
+    """Run one forward and backward pass that changes nothing.
 
     DDP regroups its gradients after the first backward pass, so that a resumed run would add in
     another order than an uninterrupted one; and a compiler that does not work shows itself here.
     """
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
     images = torch.zeros(batch_size, 3, recipe.crop, recipe.crop, device=world.device)
+    if recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=world.device)
-    still = torch.optim.SGD(classifier.parameters(), lr=0.0)
     try:
-        train_step(model, still, images, labels, recipe)
+        _forward(model, images, labels, recipe)[0].backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         if not recipe.compile or not _is_compiler_error(error):
             raise
@@ -264,8 +285,8 @@ def _prime(
         if world.is_first:
             reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
             reporter.note(f"torch.compile does not work here, going on without it: {reason}")
-        train_step(model, still, images, labels, recipe)
-    still.zero_grad(set_to_none=True)
+        _forward(model, images, labels, recipe)[0].backward()  # type: ignore[no-untyped-call]
+    classifier.zero_grad(set_to_none=True)
     for name, buffer in classifier.named_buffers():
         buffer.copy_(buffers[name])
 

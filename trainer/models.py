@@ -219,7 +219,7 @@ def first_kernels(net: nn.Sequential) -> Tensor:
     return conv.weight.detach()
 
 
-def layer_names(net: nn.Sequential) -> list[str]:
+def layer_names(net: nn.Module) -> list[str]:
     """Names that a recipe's `layer_rates` may use: the modules that own parameters, in order."""
     return [
         name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))

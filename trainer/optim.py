@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UsageError
+from trainer.models import layer_names
 from trainer.recipe import Recipe, Stage
 
 
@@ -83,13 +84,13 @@ def check_layers(net: nn.Module, recipe: Recipe) -> None:
     Raises:
         UsageError: names the layer and the known ones.
     """
-    known = {name for name, m in net.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    known = layer_names(net)
     for stage in recipe.stages:
         for layer in stage.layer_rates or {}:
             if layer not in known:
                 raise UsageError(
                     f"recipe {recipe.name}: layer_rates names {layer!r}, which {recipe.arch} has not; "
-                    f"its layers are {', '.join(sorted(known))}"
+                    f"its layers are {', '.join(known)}"
                 )
 
 

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 import tomli_w
@@ -158,10 +158,9 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: not valid TOML: {error}") from error
     values.setdefault("name", path.stem)
-    for override in overrides:
-        key, value = _parse_override(override)
-        values[key] = value
-    return recipe_of(values, str(path))
+    recipe = recipe_of(values, f"recipe {path}")
+    changes = dict(_parse_override(override) for override in overrides)
+    return recipe_of(values | changes, "--set") if changes else recipe
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:
@@ -178,7 +177,7 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
     try:
         return msgspec.convert(values, Recipe)
     except msgspec.ValidationError as error:
-        raise UsageError(f"recipe {where}: {_in_toml_terms(str(error))}") from error
+        raise UsageError(f"{where}: {_in_toml_terms(str(error))}") from error
 
 
 def _find(name_or_path: str) -> Path:
@@ -200,20 +199,26 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals or not key:
         raise UsageError(f"--set {text!r}: expected key=value, such as batch_size=64")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value.strip()  # a bare word is a string
+    value = value.strip()
+    for candidate in (value, value.lower(), f"0{value}"):  # True as TOML's true, .01 as its 0.01
+        try:
+            return key, tomllib.loads(f"value = {candidate}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    return key, value  # a bare word is a string
 
 
 def _refuse_unknown(values: dict[str, Any], known: list[str], where: str) -> None:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UsageError(f"recipe {where}: unknown key {key!r}; did you mean {near!r}?")
+            raise UsageError(f"{where}: unknown key {key!r}; did you mean {near!r}?")
 
 
 def _in_toml_terms(message: str) -> str:
     """`Expected `int`, got `str` - at `$.epochs`` → `epochs: expected int, got str`."""
     text, _, at = message.replace("`", "").partition(" - at $")
+    if text.startswith("Invalid enum value"):
+        choices = get_args(get_type_hints(Recipe).get(at.lstrip("."), None))
+        text += f", choose from {', '.join(map(repr, choices))}" if choices else ""
     return f"{at.lstrip('.')}: {text[0].lower()}{text[1:]}" if at else text

@@ -3,11 +3,12 @@
 import json
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
@@ -89,17 +90,52 @@ def create(
         )
     make_folder(folder)
     write_bytes(folder / RECIPE_FILE, recipe.to_toml().encode())
-    libraries = ("alexnet-toolkit", "torch", "numpy")
     facts = {
         "recipe": recipe.name,
         "dataset": str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
-        "processes": world.size,
-        "device": world.kind,
-        "machine": platform.machine(),
-        "versions": {name: version(name) for name in libraries} | {"python": platform.python_version()},
+        "machine": machine(world),
     }
     write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
+
+
+def machine(world: World) -> dict[str, str]:
+    """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
+    found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
+    dali = next(d for d in distributions() if d.name.startswith("nvidia-dali-"))
+    return found | {
+        "dali": dali.version,
+        "python": platform.python_version(),
+        "architecture": platform.machine(),
+        "device": world.kind,
+        "processor": torch.cuda.get_device_name(world.device) if world.kind == "gpu" else _processor(),
+        "processes": str(world.size),
+        "torch threads": str(torch.get_num_threads()),
+    }
+
+
+def same_processes(saved: dict[str, Any], world: World) -> bool:
+    """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
+    return len(saved["ranks"]) == world.size and saved["machine"]["device"] == world.kind
+
+
+def difference(saved: dict[str, Any], world: World) -> str:
+    """What keeps a resumed run from ending with the uninterrupted one's bits, or ''."""
+    was, now = saved["machine"], machine(world)
+    changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
+    if not changed:
+        return ""
+    order = "" if same_processes(saved, world) else ", and order and augmentation differ from here on"
+    return f"{'; '.join(changed)}: the result will not be bit for bit the uninterrupted run's{order}"
+
+
+def _processor() -> str:
+    """The CPU's model as Linux names it, else what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | None:

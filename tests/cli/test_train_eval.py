@@ -13,6 +13,7 @@ from cli.prep import main as prep
 from cli.train import main as train
 from pipeline import Dataset
 from pipeline.manifest import write_manifest
+from trainer.recipe import RECIPES
 
 TINY = [
     *("--recipe", "demo", "--cpus", "1", "--set", "crop=64", "--set", "width=0.1"),
@@ -58,8 +59,8 @@ def test_a_run_leaves_its_files_and_lines(trained):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert [row["steps"] for row in rows] == [2, 4]  # 90 pictures in batches of 32
     facts = json.loads((out / "run.json").read_text())
-    assert facts["processes"] == 1
-    assert facts["versions"]["torch"].startswith("2.")
+    assert facts["machine"]["processes"] == "1"
+    assert facts["machine"]["torch"].startswith("2.")
 
 
 @pytest.mark.parametrize("views", ["centre", "ten-crop"])
@@ -119,6 +120,8 @@ def test_kernels_are_drawn(trained, tiny_dataset, tmp_path):
         (["--set", "batch_size=33", "--cpus", "2"], ["does not divide among 2", "batch_size=34"]),
         (["--set", "batch_size=128", "--cpus", "1"], ["90 samples, fewer than one global batch of 128"]),
         (["--set", "crop=80", "--cpus", "1"], ["crop of 80 px", "72 px"]),
+        (["--recipe", "paper", "--set", "crop=224", "--cpus", "1"], ["crop of 224 px", "--set crop=63"]),
+        (["--set", "optimizer=adam"], ["--set: optimizer", "choose from 'paper', 'sgd'"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
         (["--recipe", "no.toml"], ["no such file"]),
         (["--resume"], ["no run to resume"]),
@@ -130,6 +133,19 @@ def test_mistakes_exit_2_and_leave_nothing(tiny_dataset, tmp_path, arguments, fr
     size = [] if any("crop" in a for a in arguments) else ["--set", "crop=64"]
     fails(invoke(train, tiny_dataset.root, *recipe, *size, *arguments, "--out", out), 2, *fragments)
     assert not out.exists() or not any(out.iterdir())
+
+
+def test_resuming_needs_the_runs_folder(tiny_dataset):
+    fails(invoke(train, tiny_dataset.root, "--resume"), 2, "--resume needs --out")
+
+
+def test_a_forgotten_dataset_is_named(trained):
+    fails(invoke(evaluate, trained[0]), 2, "found only", "dataset's folder last")
+
+
+def test_the_help_names_every_recipe():
+    text = CliRunner().invoke(train, ["--help"]).output
+    assert all(recipe.stem in text for recipe in RECIPES.glob("*.toml"))
 
 
 def test_data_that_is_none(tmp_path):
@@ -192,7 +208,7 @@ def test_data_of_other_classes_or_size(trained, tiny_dataset, tmp_path):
 def test_an_unwritable_result_is_one_line(trained, tiny_dataset, tmp_path):
     out, _ = trained
     missing = tmp_path / "no" / "folder" / "r.json"
-    fails(invoke(evaluate, out, tiny_dataset.root, "--cpus", 1, "--json", missing), 1, "cannot write")
+    fails(invoke(evaluate, out, tiny_dataset.root, "--cpus", 1, "--json", missing), 2, "does not exist")
 
 
 def test_the_main_job_from_pictures_to_accuracy(tmp_path):

@@ -76,6 +76,25 @@ def test_stray_bytes_in_the_header_cost_no_pixel(data):
     assert found.repair == "stray or odd bytes in the header removed"
 
 
+@pytest.mark.parametrize("sampling", [0x14, 0x31])
+def test_samplings_that_cannot_be_decoded_strictly_are_refused(sampling):
+    """Pillow decodes these without a word, though the scan was made for another sampling: garbage."""
+    data = bytearray(encoded(picture(1, 61, 83), subsampling=0))
+    data[data.index(b"\xff\xc0") + 11] = sampling
+    pillow(bytes(data))
+    with pytest.raises(DecodeError, match="a chroma sampling that cannot be decoded strictly"):
+        decode(bytes(data), 1)
+
+
+def test_whatever_pillow_raises_is_a_reason(monkeypatch):
+    def broken(*_, **__):
+        raise TypeError("'bytes' object cannot be interpreted as an integer")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(DecodeError, match="TypeError: 'bytes' object"):
+        decode(b"II*\0 a damaged TIFF", 1)
+
+
 def test_a_mended_header_does_not_hide_a_corrupt_scan():
     cut = JPEG[:2] + b"12345" + JPEG[2 : (START_OF_SCAN + len(JPEG)) // 2]
     with pytest.raises(DecodeError, match="Premature end of JPEG file"):

@@ -274,13 +274,27 @@ def test_too_many_bad_pictures_fail_the_job(bad_source, unfinished):
         make(bad_source, unfinished, max_bad=0.08)
     assert str(failed.value) == (
         "2 of 24 pictures cannot be decoded, more than --max-bad 8.00% (first: train/ant/ant_1.jpg: "
-        f"Premature end of JPEG file); see {unfinished / 'report.csv'}, then mend them or raise --max-bad"
+        f"Premature end of JPEG file); see {unfinished / 'report.csv'}, then raise --max-bad to leave them "
+        "out, or mend them and prepare into a new folder"
     )
     assert not (unfinished / "manifest.json").exists()
     assert {row["path"] for row in read_report(unfinished) if row["action"] == "skipped"} == {
         "train/ant/ant_1.jpg",
         "train/ant/ant_2.jpg",
     }
+
+
+def test_a_picture_mended_in_place_is_read_again(bad_source, unfinished):
+    with pytest.raises(RunError, match="2 of 24 pictures"):
+        make(bad_source, unfinished, max_bad=0)
+    path = bad_source / "train" / "ant" / "ant_1.jpg"
+    good = encoded(picture(5), quality=20)
+    size = path.stat().st_size
+    assert len(good) <= size
+    path.write_bytes(good + bytes(size - len(good)))  # of the same size: the source's fingerprint stands
+    with pytest.raises(RunError, match="1 of 24 pictures"):
+        make(bad_source, unfinished, max_bad=0)
+    assert make(bad_source, unfinished, max_bad=1 / 24).samples("train") == 23
 
 
 def test_a_higher_limit_completes_the_failed_job(bad_source, unfinished, tmp_path):

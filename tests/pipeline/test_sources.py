@@ -162,6 +162,22 @@ def test_val_fraction_leaves_each_class_a_training_picture(tmp_path, fraction):
     assert 0 not in {s.label for s in source.splits["val"]}
 
 
+def test_classes_too_small_for_the_fraction_are_noted(tmp_path):
+    source = read_class_folders(flat(tmp_path / "s", ant=20, bee=3), val_fraction=0.1)
+    assert {sample.label for sample in source.splits["val"]} == {0}
+    assert source.notes == ["val: 1 of 2 classes are too small for --val-fraction 0.1"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = flat(tmp_path / "s", ant=2, bee=2)
+    flat(tmp_path / "elsewhere", more=3)
+    (root / "ant" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "bee" / "loop").symlink_to(root / "bee")
+    source = read_class_folders(root)
+    labels = [sample.label for sample in source.splits["train"]]
+    assert (labels.count(0), labels.count(1)) == (5, 2)
+
+
 def test_val_fraction_keeps_a_test_split(tmp_path):
     flat(tmp_path / "train", ant=10, bee=10)
     flat(tmp_path / "test", ant=1, bee=1)

@@ -82,7 +82,14 @@ def test_an_empty_zip_is_refused(tmp_path):
         checkpoint.load(tmp_path / "zip.pt")
 
 
-@pytest.mark.parametrize("content", [{"format": 2}, {"format": None}, {}, [1, 2], {"format": "1"}])
+@pytest.mark.parametrize("content", [{"format": None}, {}, [1, 2], {"weight": torch.zeros(1)}])
+def test_a_foreign_file_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(UsageError, match="not a checkpoint of this toolkit"):
+        checkpoint.load(tmp_path / "foreign.pt")
+
+
+@pytest.mark.parametrize("content", [{"format": 2}, {"format": "1"}])
 def test_another_format_version_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "new.pt")
     with pytest.raises(UsageError, match="this release reads 1"):

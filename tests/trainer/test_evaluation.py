@@ -291,3 +291,14 @@ def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_
 def test_a_missing_split_is_named(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="no split 'test'"):
         evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "test", "centre", 8)
+
+
+def test_a_label_beyond_the_classes_is_named(tiny_classifier, tiny_dataset):
+    few = replace(
+        tiny_dataset, manifest=replace(tiny_dataset.manifest, classes=tiny_dataset.manifest.classes[:4])
+    )
+    with (
+        Loader(few, "val", EvalView(crop=64), 30) as loader,
+        pytest.raises(RunError, match="holds the label 9, but the manifest names 4 classes"),
+    ):
+        evaluate([tiny_classifier], loader, World())

@@ -16,7 +16,7 @@ from torch import nn
 from trainer_entries import Recorder, run_job
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, run
+from trainer import checkpoint, loop, run
 from trainer.classifier import Classifier
 from trainer.distributed import Processes, World, launch
 from trainer.evaluation import evaluate_checkpoints
@@ -131,10 +131,47 @@ def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_dying_between_the_two_checkpoints_loses_neither(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    whole = Job(tiny_dataset.root, tmp_path / "whole", replace(tiny_recipe, epochs=2))
+    train_here(whole)
+    save, saves = checkpoint.save, []
+
+    def dies_at_the_second_save(path, *arguments, **state):
+        saves.append(path.name)
+        if len(saves) == 2:
+            raise RunError("killed")
+        save(path, *arguments, **state)
+
+    cut = replace(whole, out=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", dies_at_the_second_save)
+        with pytest.raises(RunError, match="killed"):
+            train_here(cut)
+    train_here(replace(cut, resume=True))
+    assert_same_run(whole.out, cut.out)
+    assert_same(
+        checkpoint.load(whole.out / "best.pt")["model"], checkpoint.load(cut.out / "best.pt")["model"]
+    )
+
+
+def test_the_logged_rate_is_the_one_used(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    used: list[float] = []
+    set_rates = loop.set_rates
+    monkeypatch.setattr(
+        loop, "set_rates", lambda o, rate, stage: used.append(rate) or set_rates(o, rate, stage)
+    )
+    recipe = replace(tiny_recipe, epochs=4, schedule="plateau", plateau_patience=1, rate=1e-9)
+    rows = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe)).rows
+    steps = len(used) // 4
+    assert [row.rate for row in rows] == used[steps - 1 :: steps]
+    assert rows[-1].rate < rows[0].rate  # nothing is learnt at 1e-9, so the plateau dropped
+
+
 def pretend_two_processes(folder: Path) -> None:
     """Make a run's checkpoint one that two processes saved."""
     content = torch.load(folder / "last.pt", weights_only=True)
     content["ranks"] = content["ranks"] * 2
+    content["machine"]["processes"] = "2"
     torch.save(content, folder / "last.pt")
 
 
@@ -149,7 +186,8 @@ def test_another_process_count_starts_new_streams_that_resume_too(tiny_recipe, t
     seed = checkpoint.load(whole.out / "last.pt")["ranks"][0]["loader"]["seed"]
     notes = train_here(replace(whole, resume=True)).notes
     assert len(notes) == 1
-    assert "saved by 2 processes and continued by 1" in notes[0]
+    assert "processes was 2, is 1" in notes[0]
+    assert "order and augmentation differ" in notes[0]
     for epoch in (2, 3):  # the third epoch's end is where the noise changes
         train_here(cut, stop_after=epoch)
         assert checkpoint.load(cut.out / "last.pt")["ranks"][0]["loader"]["seed"] != seed
@@ -162,7 +200,7 @@ def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dat
     job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
     train_here(job, stop_after=1)
     (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume=True))
-    assert "saved by 1 processes and continued by 2" in note
+    assert "processes was 1, is 2" in note
     assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
     ranks = checkpoint.load(job.out / "last.pt")["ranks"]
     assert len(ranks) == 2
@@ -380,6 +418,18 @@ def test_a_run_killed_after_its_first_epoch_ends_as_one_never_stopped(tiny_datas
     assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 13))
     assert_same_run(whole, cut)
     assert not list(cut.glob(".writing-*"))
+
+
+@pytest.mark.slow
+def test_three_processes_resume_bit_for_bit(tiny_dataset, tmp_path):
+    """Three, because a sum of two does not depend on the order that DDP's buckets give it."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"epochs": 4, "width": 0.5, "batch_size": 30}
+    finish(start(command(tiny_dataset.root, whole, "--cpus", "3", **settings)))
+    kill_when(start(command(tiny_dataset.root, cut, "--cpus", "3", **settings)), cut / "last.pt")
+    assert checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 4
+    finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", "3", "--resume"]))
+    assert_same_run(whole, cut)
 
 
 @pytest.mark.parametrize(

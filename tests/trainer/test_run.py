@@ -33,8 +33,22 @@ def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tin
     assert load_recipe(str(folder / "recipe.toml")) == tiny_recipe
     facts = json.loads((folder / "run.json").read_text())
     assert facts["dataset_sha256"] == tiny_dataset.fingerprint
-    assert (facts["recipe"], facts["processes"], facts["device"]) == ("tiny", 2, "cpu")
-    assert {"alexnet-toolkit", "torch", "numpy", "python"} <= set(facts["versions"])
+    machine = facts["machine"]
+    assert (facts["recipe"], machine["processes"], machine["device"]) == ("tiny", "2", "cpu")
+    assert {"alexnet-toolkit", "torch", "numpy", "dali", "python", "torch threads", "processor"} <= set(
+        machine
+    )
+
+
+def test_a_difference_of_machines_is_named():
+    saved = {"machine": run.machine(World()), "ranks": [{}]}
+    assert run.difference(saved, World()) == ""
+    other = {**saved, "machine": saved["machine"] | {"torch": "1.0"}}
+    assert run.difference(other, World()).startswith(f"torch was 1.0, is {saved['machine']['torch']}: ")
+    assert "order and augmentation" not in run.difference(other, World())
+    assert run.same_processes(saved, World())
+    assert not run.same_processes(saved, World(size=2))
+    assert not run.same_processes({**saved, "machine": saved["machine"] | {"device": "gpu"}}, World())
 
 
 def test_create_takes_an_empty_folder_but_no_used_one(tmp_path, tiny_recipe, tiny_dataset):
