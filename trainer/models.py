@@ -62,22 +62,8 @@ def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
             relu2=nn.ReLU(inplace=True),
             norm2=LocalResponseNorm(),
             pool2=nn.MaxPool2d(3, stride=2),
-            conv3=nn.Conv2d(c2, c3, 3, padding=1),
-            relu3=nn.ReLU(inplace=True),
-            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2),
-            relu4=nn.ReLU(inplace=True),
-            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
-            relu5=nn.ReLU(inplace=True),
-            pool5=nn.MaxPool2d(3, stride=2),
-            flatten=nn.Flatten(),
-            fc6=nn.Linear(c5 * side * side, f6),
-            relu6=nn.ReLU(inplace=True),
-            drop6=PaperDropout(),
-            fc7=nn.Linear(f6, f7),
-            relu7=nn.ReLU(inplace=True),
-            drop7=PaperDropout(),
-            fc8=nn.Linear(f7, classes),
         )
+        | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
     _initialise(net, width, {})
     return net
@@ -98,25 +84,33 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
             norm2=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),
             spatial2=SpatialResponseNorm(),
             pool2=nn.MaxPool2d(3, stride=2),
-            conv3=nn.Conv2d(c2, c3, 3, padding=1),
-            relu3=nn.ReLU(inplace=True),
-            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2),
-            relu4=nn.ReLU(inplace=True),
-            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
-            relu5=nn.ReLU(inplace=True),
-            pool5=nn.MaxPool2d(3, stride=2),
-            flatten=nn.Flatten(),
-            fc6=nn.Linear(c5 * side * side, f6),
-            relu6=nn.ReLU(inplace=True),
-            drop6=PaperDropout(),
-            fc7=nn.Linear(f6, f7),
-            relu7=nn.ReLU(inplace=True),
-            drop7=PaperDropout(),
-            fc8=nn.Linear(f7, classes),
         )
+        | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
     _initialise(net, width, _SOURCE_DEVIATION)
     return net
+
+
+def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, nn.Module]:
+    """The layers that the paper's text and the released code share: conv3 to fc8."""
+    c2, c3, c4, c5, f6, f7 = widths
+    return OrderedDict(
+        conv3=nn.Conv2d(c2, c3, 3, padding=1),
+        relu3=nn.ReLU(inplace=True),
+        conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2),
+        relu4=nn.ReLU(inplace=True),
+        conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
+        relu5=nn.ReLU(inplace=True),
+        pool5=nn.MaxPool2d(3, stride=2),
+        flatten=nn.Flatten(),
+        fc6=nn.Linear(c5 * side * side, f6),
+        relu6=nn.ReLU(inplace=True),
+        drop6=PaperDropout(),
+        fc7=nn.Linear(f6, f7),
+        relu7=nn.ReLU(inplace=True),
+        drop7=PaperDropout(),
+        fc8=nn.Linear(f7, classes),
+    )
 
 
 def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
