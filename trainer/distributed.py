@@ -124,8 +124,7 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | Non
         return _worker(entry, processes.kind, args)
     if processes.count == 1:
         return entry(World(kind=processes.kind), *args)
-    for noisy in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what failed is raised below
+    _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
     try:
         with tempfile.TemporaryDirectory(prefix="alexnet-") as logs:
             config = LaunchConfig(
@@ -148,6 +147,13 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | Non
             raise KeyboardInterrupt from None
         raise RunError(f"stopped by {error.sigval.name}; what was finished is kept") from None
     return results[0]
+
+
+def _silence(*packages: str) -> None:
+    """Keep loggers quiet that have levels of their own, so that a parent's level does not reach them."""
+    for name in (*packages, *logging.root.manager.loggerDict):
+        if name.startswith(packages):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def all_sum(values: Tensor) -> Tensor:

@@ -449,6 +449,7 @@ def test_a_stopped_launcher_says_so_in_one_line(tiny_dataset, tmp_path, how, cod
     assert process.returncode == code, output
     assert words in output
     assert "Traceback" not in output
+    assert "death signal" not in output  # torch's own words for it
 
 
 def test_a_run_killed_within_its_first_epoch_starts_again(tiny_dataset, tmp_path):
