@@ -28,7 +28,7 @@ class Batch:
 
     Attributes:
         images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops.
-        labels: int64 (B,), on the images' device.
+        labels: int64 (B,), on the CPU.
         keys: the samples' keys, where asked for, else empty.
     """
 

@@ -58,6 +58,8 @@ def prepare(
 ) -> Manifest:
     """Make a dataset at `out`, or complete one that an earlier call left unfinished.
 
+    The workers are new interpreters: a script that calls this needs `if __name__ == "__main__":`.
+
     Args:
         source: what to prepare.
         out: a new or empty folder, or one that holds this very job.

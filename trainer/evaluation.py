@@ -100,8 +100,8 @@ def evaluate(
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
+            _refuse_unknown_labels(batch.labels, len(labelled), loader)
             labels = batch.labels.to(world.device)
-            _refuse_unknown_labels(labels, len(labelled), loader)
             probabilities = torch.stack(
                 [_probabilities(net, images, loader.batch_size, precision) for net in nets]
             ).mean(dim=0)

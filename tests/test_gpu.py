@@ -1,0 +1,60 @@
+"""What only a GPU can show; skipped without one."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli.eval import main as evaluate
+from cli.train import main as train
+from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+
+
+@pytest.mark.parametrize("name", ["centre", "ten-crop"])
+def test_pictures_decoded_on_the_gpu_are_close_to_the_cpus(tiny_dataset, name):
+    """Chroma upsampling differs a little; a wrong crop or channel order would differ by tens of levels."""
+    view = EvalView(name, 64)
+    with (
+        Loader(tiny_dataset, "val", view, 8) as cpu,
+        Loader(tiny_dataset, "val", view, 8, placement=Placement(device="gpu"), channels_last=True) as gpu,
+    ):
+        for a, b in zip(cpu, gpu, strict=True):
+            assert b.images.is_cuda
+            assert torch.equal(a.labels, b.labels.cpu())
+            assert (a.images - b.images.cpu()).abs().mean() < 2
+
+
+def test_training_crops_on_the_gpu_repeat_and_differ_by_rank(tiny_dataset):
+    noise = colour_noise("paper", tiny_dataset.statistics)
+    view = TrainView(64, tiny_dataset.statistics.mean, noise=noise)
+
+    def first(rank):
+        place = Placement(rank, 2, "gpu")
+        with Loader(tiny_dataset, "train", view, 8, placement=place, half=True) as loader:
+            return next(iter(loader)).images
+
+    assert first(0).dtype == torch.float16
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision):
+    settings = {"crop": 64, "width": 0.1, "batch_size": 32, "epochs": 2, "precision": precision}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    out = str(tmp_path / "run")
+    arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets]
+    result = CliRunner().invoke(train, arguments)
+    assert result.exit_code == 0, result.output
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    file = tmp_path / "result.json"
+    arguments = [f"{out}/last.pt", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
+    assert CliRunner().invoke(evaluate, arguments).exit_code == 0
+    metrics = json.loads(file.read_text())["metrics"]
+    assert abs(metrics["top1"] - last["val_top1"]) <= 0.1  # three of thirty pictures, decoded elsewhere
