@@ -81,6 +81,7 @@ def write_shard(path: Path, label_width: int) -> Iterator[ShardWriter]:
         write_bytes(index_path(path), writer.index())
     else:
         path.unlink()
+        index_path(path).unlink(missing_ok=True)  # of an earlier try that had samples
 
 
 def describe(root: Path, path: Path, samples: int) -> Shard:
