@@ -5,7 +5,7 @@ Shapes: B batch of this process, S crop.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +97,7 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
         classifier.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        progress = run.progress_of(saved)
+        progress = Progress(**saved["progress"])
 
     continued = saved is not None and run.same_processes(saved, world)
     if saved and not continued:
@@ -181,7 +181,7 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
                     dataset=dataset.fingerprint,
                     optimizer=optimizer.state_dict(),
                     schedule=schedule.state_dict(),
-                    progress=run.as_state(progress),
+                    progress=asdict(progress),
                     machine=run.machine(world),
                     ranks=ranks,
                 )

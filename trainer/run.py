@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -178,13 +178,3 @@ def add_metrics(folder: Path, row: EpochRow) -> None:
     """Add an epoch's row; rows of this and later epochs, left by a killed run, give way."""
     rows = [old for old in read_metrics(folder) if old.epoch < row.epoch] + [row]
     write_bytes(folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(rows))
-
-
-def progress_of(saved: dict[str, Any]) -> Progress:
-    """The progress that a checkpoint holds."""
-    return Progress(**saved["progress"])
-
-
-def as_state(progress: Progress) -> dict[str, Any]:
-    """The progress as a checkpoint holds it."""
-    return asdict(progress)

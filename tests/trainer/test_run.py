@@ -1,7 +1,7 @@
 """The run's folder: created once, read back checked, metrics in order."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -74,9 +74,9 @@ def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tin
     assert run.read_last(tmp_path, tiny_recipe, tiny_dataset) is None
     state = {"recipe": tiny_recipe.to_toml(), "dataset": tiny_dataset.fingerprint}
     progress = run.Progress(epoch=2, steps=9, best_top1=0.5, reseeded=1)
-    checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=run.as_state(progress))
+    checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
     saved = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
-    assert run.progress_of(saved) == progress
+    assert run.Progress(**saved["progress"]) == progress
 
 
 def test_read_last_refuses_another_recipe_dataset_or_nothing(
