@@ -2,16 +2,20 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.console import check_folder, one_line_errors, progress_bar, require_dali
+from cli.console import check_folder, fail, one_line_errors, progress_bar, require_dali
+from cli.facts import facts_json, in_bytes, print_facts, print_rows, statistics_rows
 from pipeline.cores import usable_cores
 
 if TYPE_CHECKING:
-    from pipeline import Dataset, Manifest
+    from pipeline import Engine, Manifest, Options
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -22,9 +26,45 @@ def main() -> None:
     """Turn pictures into WebDataset shards with RGB statistics, and look at the result."""
 
 
+def _workers(command: _Command) -> _Command:
+    return click.option(
+        "--workers",
+        type=click.IntRange(1, 1024),
+        default=usable_cores,
+        help="Processes; the output does not depend on it.  [default: all cores]",
+    )(command)
+
+
+def _max_megapixels(command: _Command) -> _Command:
+    return click.option(
+        "--max-megapixels",
+        default=100.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Refuse larger pictures before memory is taken for them.",
+    )(command)
+
+
+def _max_bad(command: _Command) -> _Command:
+    return click.option(
+        "--max-bad",
+        default=0.01,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Share of undecodable pictures above which the job fails.",
+    )(command)
+
+
 @main.command()
-@click.argument("source", type=_FOLDER)
-@click.argument("out", type=_FOLDER)
+@click.argument("source")
+@click.argument("out")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "archives", "kaggle", "folders", "parquet", "webdataset"]),
+    default="auto",
+    show_default=True,
+    help="What SOURCE is.",
+)
 @click.option(
     "--size",
     default=256,
@@ -35,9 +75,15 @@ def main() -> None:
 @click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="JPEG quality.")
 @click.option("--keep-aspect", is_flag=True, help="Keep the whole picture instead of its centre square.")
 @click.option(
+    "--keep-original",
+    is_flag=True,
+    help="Store good RGB JPEGs byte for byte; --size is then what training scales to.",
+)
+@click.option("--exif-rotate", is_flag=True, help="Turn pictures as EXIF says.  [default: ignore it]")
+@click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of each class to hold out for validation, where SOURCE has no validation folder.",
+    help="Share of each class to hold out for validation, where SOURCE has no validation pictures.",
 )
 @click.option(
     "--seed",
@@ -51,58 +97,91 @@ def main() -> None:
     type=click.IntRange(1),
     help="Pictures per tar.  [default: 2000, fewer for small datasets]",
 )
+@_max_megapixels
+@_max_bad
+@_workers
 @click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    default=usable_cores,
-    help="Processes; the output does not depend on it.  [default: all cores]",
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run the tasks in processes here, or with Ray.",
 )
 @click.option(
-    "--max-bad",
-    default=0.01,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Share of undecodable pictures above which the job fails.",
+    "--ray-address",
+    envvar="RAY_ADDRESS",
+    help="Of a running cluster.  [default: RAY_ADDRESS, else Ray starts here]",
 )
 @click.option(
-    "--max-megapixels",
-    default=100.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Refuse larger pictures before memory is taken for them.",
+    "--task",
+    metavar="I/N",
+    help="Make only every N-th shard from the I-th on (0 to N-1), for job arrays; then `finish`.",
+)
+@click.option(
+    "--scratch",
+    type=_FOLDER,
+    help="Local folder for shards on their way to a bucket, and for unpacked sources.",
 )
 @one_line_errors
 def shard(
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
+    layout: str,
     size: int,
     quality: int,
     keep_aspect: bool,
+    keep_original: bool,
+    exif_rotate: bool,
     val_fraction: float | None,
     seed: int,
     shard_samples: int | None,
-    workers: int,
-    max_bad: float,
     max_megapixels: float,
+    max_bad: float,
+    workers: int,
+    engine: str,
+    ray_address: str | None,
+    task: str | None,
+    scratch: Path | None,
 ) -> None:
-    """Prepare SOURCE, a folder of class folders, as a dataset in OUT.
+    """Prepare SOURCE as a dataset in OUT; both may be folders here or in a bucket (s3://, gs://).
 
-    SOURCE holds {train,val|validation,test}/CLASS/* or CLASS/*. Every picture is decoded completely,
-    scaled, cut to its centre square and shuffled into tars. A stopped job goes on where it was when the
-    same command runs again.
+    SOURCE holds ImageNet's archives as downloaded, Kaggle's tree, class folders
+    ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's Parquet files, or WebDataset
+    tars. Every picture is decoded completely, scaled, cut to its centre square and shuffled into tars. A
+    stopped job goes on where it was when the same command runs again.
     """
-    from pipeline import Options, prepare, read_class_folders
+    from pipeline import LocalEngine, Options, open_store, prepare, read_source
 
-    options = Options(size, keep_aspect, quality, val_fraction, seed, shard_samples, max_megapixels)
-    found = read_class_folders(source, val_fraction, seed)
+    options = Options(
+        size=size,
+        keep_aspect=keep_aspect,
+        quality=quality,
+        val_fraction=val_fraction,
+        seed=seed,
+        shard_samples=shard_samples,
+        max_megapixels=max_megapixels,
+        exif_rotate=exif_rotate,
+        keep_original=keep_original,
+    )
+    runner: Engine = LocalEngine(workers)
+    if engine == "ray":
+        from pipeline.ray_engine import RayEngine
+
+        runner = RayEngine(ray_address, workers)
+    started = time.perf_counter()
+    if task is not None:
+        _run_slice(source, out, options, task, layout, runner, max_bad, scratch)
+        return
+    found = read_source(source, layout, val_fraction, seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
     click.echo(f"{source}: {counts} pictures, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
         click.echo(f"note: {note}")
-    finished_before = (out / "manifest.json").is_file()
-    started = time.perf_counter()
+    finished_before = open_store(out).is_file("manifest.json")
     with progress_bar("preparing", "pictures") as show:
-        manifest = prepare(found, out, options, workers=workers, max_bad=max_bad, progress=show)
+        manifest = prepare(
+            found, out, options, engine=runner, max_bad=max_bad, progress=show, scratch=scratch
+        )
     _summarise(out, manifest)
     if finished_before:
         click.echo(f"{out}: was complete already")
@@ -110,8 +189,132 @@ def shard(
         click.echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
 
 
+def _run_slice(
+    source: str,
+    out: str,
+    options: "Options",
+    task: str,
+    layout: str,
+    engine: "Engine",
+    max_bad: float,
+    scratch: Path | None,
+) -> None:
+    from pipeline import UsageError, prepare_slice
+
+    index, slash, count = task.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--task {task}: give the task's number and how many there are, such as 0/16")
+    with progress_bar("preparing", "pictures") as show:
+        shards = prepare_slice(
+            source,
+            out,
+            options,
+            int(index),
+            int(count),
+            layout=layout,
+            engine=engine,
+            max_bad=max_bad,
+            progress=show,
+            scratch=scratch,
+        )
+    click.echo(
+        f"{out}: task {index} of {count} done, {shards} shards; when all are, `alexnet-prep finish {out}`"
+    )
+
+
+@main.command()
+@click.argument("out")
+@_max_bad
+@one_line_errors
+def finish(out: str, max_bad: float) -> None:
+    """Merge what the tasks of `shard --task I/N` made into the dataset OUT."""
+    from pipeline import finish as merge
+
+    _summarise(out, merge(out, max_bad=max_bad))
+    click.echo(f"{out}: complete")
+
+
+@main.command()
+@click.argument("out")
+@click.option("--fast", is_flag=True, help="Compare checksums, indexes and labels, but decode nothing.")
+@_workers
+@one_line_errors
+def verify(out: str, fast: bool, workers: int) -> None:
+    """Read the dataset OUT again, completely, and name every fault; exit code 1 if there is one."""
+    from pipeline import LocalEngine
+    from pipeline import verify as verify_dataset
+
+    started = time.perf_counter()
+    with progress_bar("verifying", "pictures") as show:
+        verdict = verify_dataset(out, fast=fast, engine=LocalEngine(workers), progress=show)
+    for note in verdict.notes:
+        click.echo(f"note: {note.place}: {note.what}")
+    for fault in verdict.faults:
+        click.echo(f"{fault.place}: {fault.what}")
+    seconds = time.perf_counter() - started
+    read = (
+        f"{verdict.samples:,} pictures in {verdict.shards} shards, {in_bytes(verdict.bytes)}, {seconds:.1f} s"
+    )
+    if verdict.faults:
+        fail(f"{out}: {len(verdict.faults)} faults ({read})", 1)
+    click.echo(f"{out}: no fault in {read}{'; nothing was decoded' if fast else ''}")
+
+
 @main.command()
 @click.argument("out", type=_FOLDER)
+@click.option(
+    "--size",
+    default=256,
+    show_default=True,
+    type=click.IntRange(8, 4096),
+    help="Of tars of other tools: what training scales pictures of mixed sizes to.",
+)
+@_max_megapixels
+@_max_bad
+@_workers
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@one_line_errors
+def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
+    """Measure the RGB statistics of the decoded pictures in OUT's shards.
+
+    A dataset of `shard` keeps its own, of the pixels before encoding; both are printed. A folder of another
+    tool's WebDataset tars becomes a dataset: each tar gets an index beside it, and the folder a manifest.
+    """
+    from pipeline import Dataset, LocalEngine, adopt, decoded_statistics
+
+    engine = LocalEngine(workers)
+    with progress_bar("measuring", "pictures") as show:
+        if (out / "manifest.json").is_file():
+            manifest = Dataset.open(out).manifest
+            decoded = decoded_statistics(Dataset.open(out), engine, show)
+        else:
+            manifest = adopt(
+                out, size=size, max_bad=max_bad, max_megapixels=max_megapixels, engine=engine, progress=show
+            )
+            decoded = manifest.statistics
+    kept = manifest.statistics
+    if as_json:
+        import msgspec
+
+        both = {"manifest": msgspec.to_builtins(kept), "decoded": msgspec.to_builtins(decoded)}
+        click.echo(json.dumps(both, indent=1))
+        return
+    if kept is decoded:
+        _summarise(str(out), manifest)
+    print_rows(statistics_rows(decoded))
+    if kept is not decoded:
+        mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
+        spread = max(abs(kept.deviations / decoded.deviations - 1))
+        click.echo(
+            f"{out}: the manifest's, of {kept.measured_on} pixels, differ by {mean:.3f} grey levels in the "
+            f"mean and {spread:.2%} in the deviations"
+        )
+    else:
+        click.echo(f"{out}: indexed; `alexnet-train {out}` reads it")
+
+
+@main.command()
+@click.argument("out")
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -126,16 +329,19 @@ def shard(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @one_line_errors
-def info(out: Path, preview: Path | None, noise: str, as_json: bool) -> None:
+def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
     """Print what the dataset in OUT is; `--preview` shows what a network will see of it."""
-    from pipeline import Dataset
+    from pipeline import Dataset, open_store, read_manifest
 
-    dataset = Dataset.open(out)
+    # Of a dataset on this machine the shards' sizes are checked too.
+    local = preview is not None or open_store(out).local is not None
+    dataset = Dataset.open(out) if local else None
+    manifest = dataset.manifest if dataset else read_manifest(out)
     if as_json:
-        click.echo(json.dumps(_facts(dataset), indent=1))
+        click.echo(facts_json(manifest))
     else:
-        _print_facts(dataset)
-    if preview is not None:
+        print_facts(out, manifest)
+    if preview is not None and dataset is not None:
         require_dali()
         check_folder(preview)
         from pipeline import draw_preview
@@ -161,60 +367,15 @@ def demo(out: Path, images: int, seed: int) -> None:
     click.echo(f"{out}: {drawn} pictures drawn in {time.perf_counter() - started:.1f} s")
 
 
-def _summarise(out: Path, manifest: "Manifest") -> None:
+def _summarise(out: str, manifest: "Manifest") -> None:
     from pipeline import read_report
 
     actions = [row["action"] for row in read_report(out)]
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        click.echo(f"{split}: {manifest.samples(split):,} pictures in {len(shards)} shards, {_bytes(size)}")
+        click.echo(f"{split}: {manifest.samples(split):,} pictures in {len(shards)} shards, {in_bytes(size)}")
     if actions:
         click.echo(
             f"pictures skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
-            f"see {out / 'report.csv'}"
+            f"see {out.rstrip('/')}/report.csv"
         )
-
-
-def _print_facts(dataset: "Dataset") -> None:
-    manifest, statistics = dataset.manifest, dataset.statistics
-    image = manifest.image
-    shape = f"{image.size} px squares" if image.mode == "square" else f"shorter side {image.size} px"
-    names = ", ".join(info.name for info in manifest.classes[:4])
-    rows = [
-        ("dataset", f"{dataset.root} (format {manifest.format}, made by {_maker(manifest)})"),
-        ("pictures", f"{shape}, JPEG quality {image.quality}, {image.subsampling}"),
-        ("classes", f"{len(manifest.classes)}: {names}{', …' if len(manifest.classes) > 4 else ''}"),
-    ]
-    for split, shards in manifest.splits.items():
-        size = _bytes(sum(shard.bytes for shard in shards))
-        rows.append((split, f"{manifest.samples(split):,} pictures in {len(shards)} shards, {size}"))
-    rows.append(("mean", "R {:.2f}  G {:.2f}  B {:.2f}".format(*statistics.mean)))
-    for number, (deviation, vector) in enumerate(
-        zip(statistics.deviations, statistics.eigenvectors, strict=True), start=1
-    ):
-        direction = "  ".join(f"{name} {x:+.3f}" for name, x in zip("RGB", vector, strict=True))
-        rows.append((f"colour {number}", f"deviation {deviation:6.2f} along {direction}"))
-    rows.append(("seed", str(manifest.seed)))
-    for name, text in rows:
-        click.echo(f"{click.style(f'{name:<9}', bold=True)} {text}")
-
-
-def _facts(dataset: "Dataset") -> dict[str, object]:
-    import msgspec
-
-    facts: dict[str, object] = msgspec.to_builtins(dataset.manifest)
-    facts["samples"] = {split: dataset.samples(split) for split in dataset.manifest.splits}
-    return facts
-
-
-def _maker(manifest: "Manifest") -> str:
-    return f"alexnet-toolkit {manifest.versions.get('alexnet-toolkit', 'unknown')}"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

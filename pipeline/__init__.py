@@ -4,64 +4,90 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.adoption import adopt
     from pipeline.augment import ColourNoise, EvalView, TrainView, colour_noise
     from pipeline.dataset import Dataset
     from pipeline.demo import draw_demo
+    from pipeline.engines import Engine, LocalEngine
     from pipeline.errors import RunError, ToolkitError, UsageError
     from pipeline.loader import Batch, Loader, Placement
     from pipeline.manifest import Manifest, read_manifest
+    from pipeline.merging import read_report
     from pipeline.plan import Options
-    from pipeline.preparation import prepare, read_report
+    from pipeline.preparation import finish, prepare, prepare_slice
     from pipeline.preview import draw_preview
-    from pipeline.sources import Source, read_class_folders
+    from pipeline.ray_engine import RayEngine
+    from pipeline.recount import decoded_statistics
+    from pipeline.source import Source
+    from pipeline.sources import read_source
     from pipeline.statistics import Statistics
+    from pipeline.store import open_store
+    from pipeline.verification import verify
 
 _HOME = {
     "Batch": "loader",
     "ColourNoise": "augment",
     "Dataset": "dataset",
+    "Engine": "engines",
     "EvalView": "augment",
     "Loader": "loader",
+    "LocalEngine": "engines",
     "Manifest": "manifest",
     "Options": "plan",
     "Placement": "loader",
+    "RayEngine": "ray_engine",
     "RunError": "errors",
-    "Source": "sources",
+    "Source": "source",
     "Statistics": "statistics",
     "ToolkitError": "errors",
     "TrainView": "augment",
     "UsageError": "errors",
+    "adopt": "adoption",
     "colour_noise": "augment",
+    "decoded_statistics": "recount",
     "draw_demo": "demo",
     "draw_preview": "preview",
+    "finish": "preparation",
+    "open_store": "store",
     "prepare": "preparation",
-    "read_class_folders": "sources",
+    "prepare_slice": "preparation",
     "read_manifest": "manifest",
-    "read_report": "preparation",
+    "read_report": "merging",
+    "read_source": "sources",
+    "verify": "verification",
 }
 
 __all__ = [
     "Batch",
     "ColourNoise",
     "Dataset",
+    "Engine",
     "EvalView",
     "Loader",
+    "LocalEngine",
     "Manifest",
     "Options",
     "Placement",
+    "RayEngine",
     "RunError",
     "Source",
     "Statistics",
     "ToolkitError",
     "TrainView",
     "UsageError",
+    "adopt",
     "colour_noise",
+    "decoded_statistics",
     "draw_demo",
     "draw_preview",
+    "finish",
+    "open_store",
     "prepare",
-    "read_class_folders",
+    "prepare_slice",
     "read_manifest",
     "read_report",
+    "read_source",
+    "verify",
 ]
 
 

@@ -1,105 +1,136 @@
-"""From a source file's bytes to the square RGB picture that is stored, and back to JPEG.
+"""From a source file's bytes to the RGB picture that is stored, and back to JPEG.
 
 JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature
 end, is an error, because a loader would later decode such a file to garbage without a word. Only stray
 bytes between the header's segments, which touch no pixel, are removed and reported. Everything
-else (PNG, GIF, WebP, BMP, TIFF, and CMYK JPEGs of a sampling that TurboJPEG has no name for, the one
-kind whose scan is not checked) goes through Pillow. EXIF orientation and colour profiles are ignored, as in
-every published pipeline.
+else (PNG, GIF, WebP, BMP, TIFF, PPM, and CMYK JPEGs of a sampling that TurboJPEG has no name for, the one
+kind whose scan is not checked) goes through Pillow. Colour profiles are ignored, as in every published
+pipeline, and so is EXIF orientation unless asked for.
 """
 
-import io
-import warnings
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
-"""uint8 (H, W, 3), RGB."""
+from pipeline.pillow_codec import (
+    DecodeError,
+    Pixels,
+    decode_with_pillow,
+    jpeg_orientation,
+    refuse_bomb,
+    upright,
+)
 
-_PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+__all__ = ["DecodeError", "Decoded", "Pixels", "decode", "encode", "resize_shorter", "resize_square"]
+
 # The longest side that libjpeg encodes.
 _LONGEST_SIDE = 65500
-_START_OF_SCAN = 0xDA
-# What follows 0xFF without being a segment: stuffing, fill, TEM, and the restart markers.
-_NO_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
+# libjpeg's own progressive script has 10 scans. Each is a pass over the whole picture (0.3 ms a megapixel),
+# but may hold a few bytes only, so that a file of 4 MB could keep a worker busy for an hour.
+_MOST_SCANS = 100
+
+_START_OF_SCAN, _END = 0xDA, 0xD9
+# A marker that starts a segment: not stuffing, fill, TEM or a restart.
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Sequential and progressive frames in Huffman coding: what every reader knows.
+_COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 
 # One thread per worker, and none of Intel's primitives: they choose kernels by processor, and the same
 # picture would differ by a grey level from host to host.
 cv2.setNumThreads(1)
 cv2.ipp.setUseIPP(False)
 
-# Pillow's own limit would overrule a larger `max_megapixels`; `_refuse_bomb` stands in for it.
-Image.MAX_IMAGE_PIXELS = None
-
-
-class DecodeError(Exception):
-    """The bytes are not a picture that decodes completely; the message is the reason."""
-
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture: `pixels` uint8 (H, W, 3) RGB, and what had to be converted, or ''."""
+    """A decoded picture.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB, at full scale or at 1/2, 1/4 or 1/8 of it.
+        shape: (height, width) at full scale, from which `resize_shorter` takes the aspect ratio.
+        repair: what had to be converted, or ''.
+        jpeg: with `keep`, bytes that can be stored as they are; None where `pixels`, then at full scale,
+            must be encoded.
+    """
 
     pixels: Pixels
+    shape: tuple[int, int]
     repair: str = ""
+    jpeg: bytes | None = None
 
 
-def decode(data: bytes, max_megapixels: float) -> Decoded:
+def decode(
+    data: bytes,
+    max_megapixels: float,
+    *,
+    size: int | None = None,
+    exif_rotate: bool = False,
+    keep: bool = False,
+) -> Decoded:
     """Decode a file's bytes completely and strictly to RGB.
 
     Args:
         data: the file's bytes, of any format that the module's docstring lists.
         max_megapixels: larger pictures are refused before memory is taken for them.
+        size: shorter side that the picture will be scaled to; a JPEG more than twice as large is decoded
+            at 1/2, 1/4 or 1/8, the smallest that has no side below its target.
+        exif_rotate: turn and mirror the picture as its EXIF orientation asks; damaged EXIF asks nothing.
+        keep: return the bytes of colour JPEGs that need no change, to be stored untouched.
 
     Raises:
-        DecodeError: not a picture, truncated, corrupt, or too large.
+        DecodeError: not a picture, truncated, corrupt, or too large; with `keep`, also what has to be
+            encoded and is longer than a JPEG can be.
     """
     if not data:
         raise DecodeError("empty file")
-    if data[:2] != b"\xff\xd8":
-        return _decode_with_pillow(data, max_megapixels)
-    try:
-        return _decode_jpeg(data, max_megapixels)
-    except DecodeError:
-        clean = _clean_header(data)
-        if clean == data:
-            raise
-    return Decoded(_decode_jpeg(clean, max_megapixels).pixels, "stray or odd bytes in the header removed")
+    if data[:2] == b"\xff\xd8":
+        found = _decode_mended(data, max_megapixels, size, exif_rotate, keep)
+    else:
+        found = _decode_other(data, max_megapixels, exif_rotate)
+    if keep and not found.jpeg and max(found.shape) > _LONGEST_SIDE:
+        raise DecodeError("{1}x{0} pixels are more than a JPEG can hold".format(*found.shape))
+    return found
 
 
-def resize_shorter(pixels: Pixels, size: int) -> Pixels:
+def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = None) -> Pixels:
     """Scale uint8 (H, W, 3) so that the shorter side is `size`, keeping the aspect ratio.
 
     Area averaging when shrinking and cubic interpolation when growing, as the released source did.
+
+    Args:
+        pixels: the picture.
+        size: its future shorter side, pixels.
+        shape: (height, width) that the aspect ratio is taken from where `pixels` were decoded at a
+            smaller scale, which rounds: `Decoded.shape`.
 
     Raises:
         DecodeError: so narrow that the longer side would exceed what a JPEG can hold. Growing such a
             picture, a few hundred bytes as a file, could take gigabytes.
     """
     height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    target = (
-        max(size, round(width * size / shorter)),
-        max(size, round(height * size / shorter)),
-    )
-    if max(target) > _LONGEST_SIDE:
-        raise DecodeError(f"{width}x{height} pixels are too narrow to scale to a shorter side of {size}")
-    if shorter == size:
-        return pixels
-    method = cv2.INTER_AREA if shorter > size else cv2.INTER_CUBIC
-    return cv2.resize(pixels, target, interpolation=method).astype(np.uint8, copy=False)
+    rows, columns = _target(shape or (height, width), size)
+    return pixels if (height, width) == (rows, columns) else _resize(pixels, rows, columns)
 
 
-def centre_square(pixels: Pixels, size: int) -> Pixels:
-    """Cut the centre (size, size, 3) out of a picture that is at least that large."""
+def resize_square(pixels: Pixels, size: int) -> Pixels:
+    """Scale the centre square of uint8 (H, W, 3) to (size, size, 3).
+
+    It is cut out before it is scaled: what will not be kept need not be scaled, and both axes get the same
+    scale, which a longer side rounded to whole pixels would not have. Filters are those of `resize_shorter`.
+    """
     height, width = pixels.shape[:2]
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    # OpenCV reads rows that lie close together a quarter faster.
+    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    return square if side == size else _resize(square, size, size)
 
 
 def encode(pixels: Pixels, quality: int) -> bytes:
@@ -110,22 +141,146 @@ def encode(pixels: Pixels, quality: int) -> bytes:
     return data
 
 
-def _decode_jpeg(data: bytes, max_megapixels: float) -> Decoded:
+def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
+    method = cv2.INTER_AREA if min(pixels.shape[:2]) > min(rows, columns) else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (columns, rows), interpolation=method).astype(np.uint8, copy=False)
+
+
+def _decode_other(data: bytes, max_megapixels: float, exif_rotate: bool) -> Decoded:
+    pixels, repair, orientation = decode_with_pillow(data, max_megapixels, exif_rotate)
+    return _turned(pixels, pixels.shape[:2], repair, orientation)
+
+
+def _decode_mended(
+    data: bytes, max_megapixels: float, size: int | None, exif_rotate: bool, keep: bool
+) -> Decoded:
+    try:
+        return _decode_jpeg(data, max_megapixels, size, exif_rotate, keep)
+    except DecodeError:
+        clean = _clean_header(data)
+        if clean == data:
+            raise
+    found = _decode_jpeg(clean, max_megapixels, size, exif_rotate, keep)
+    repair = _joined("stray or odd bytes in the header removed", found.repair)
+    return Decoded(found.pixels, found.shape, repair, found.jpeg)
+
+
+def _decode_jpeg(
+    data: bytes, max_megapixels: float, size: int | None, exif_rotate: bool, keep: bool
+) -> Decoded:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
         if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise DecodeError(str(error)) from error
-        return _decode_with_pillow(data, max_megapixels)
-    _refuse_bomb(width, height, max_megapixels)
+        _frame(data)
+        return _decode_other(data, max_megapixels, exif_rotate)
+    refuse_bomb(width, height, max_megapixels)
+    frame = _frame(data)
+    orientation = jpeg_orientation(data) if exif_rotate else 1
+    change = _change(space, frame, keep)
+    untouched = keep and not change and orientation == 1
+    shape = height, width
+    # Asked for a smaller lossless JPEG, simplejpeg 1.9 writes beyond its memory.
+    if size is None or frame not in _COMMON_FRAMES or (keep and not untouched):
+        scaled = shape
+    else:
+        scaled = _scaled(shape, size)
     cmyk = space in ("CMYK", "YCCK")
     try:
-        pixels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            "CMYK" if cmyk else "RGB",
+            min_height=scaled[0],
+            min_width=scaled[1],
+            min_factor=2,
+            strict=True,
+        )
     except ValueError as error:
         raise DecodeError(str(error)) from error
-    if cmyk:
-        return Decoded(_cmyk_to_rgb(pixels), "CMYK converted to RGB")
-    return Decoded(pixels)
+    found = _turned(_cmyk_to_rgb(pixels) if cmyk else pixels, shape, change, orientation)
+    return Decoded(found.pixels, found.shape, found.repair, data) if untouched else found
+
+
+def _change(space: str, frame: int, keep: bool) -> str:
+    """What has to be converted of a JPEG, or ''. What is encoded anyhow needs no word about its coding."""
+    if space in ("CMYK", "YCCK"):
+        return "CMYK converted to RGB"
+    if keep and space == "Gray":
+        return "grey JPEG converted to RGB"
+    if keep and frame not in _COMMON_FRAMES:
+        return "arithmetic-coded or lossless JPEG converted"
+    return ""
+
+
+def _turned(pixels: Pixels, shape: tuple[int, int], repair: str, orientation: int) -> Decoded:
+    if orientation == 1:
+        return Decoded(pixels, shape, repair)
+    shape = (shape[1], shape[0]) if orientation >= 5 else shape
+    repair = _joined(repair, f"rotated by EXIF orientation {orientation}")
+    return Decoded(upright(pixels, orientation), shape, repair)
+
+
+def _joined(*repairs: str) -> str:
+    return "; ".join(filter(None, repairs))
+
+
+def _target(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """(rows, columns) of a picture of (height, width) whose shorter side is scaled to `size`."""
+    height, width = shape
+    shorter = min(shape)
+    rows, columns = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+    if max(rows, columns) > _LONGEST_SIDE:
+        raise DecodeError(f"{width}x{height} pixels are too narrow to scale to a shorter side of {size}")
+    return rows, columns
+
+
+def _scaled(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """(height, width) at the smallest of the scales 1/1, 1/2, 1/4, 1/8 that is no side below the target.
+
+    libjpeg knows more scales, but only these have fast transforms. It rounds up.
+    """
+    if min(shape) <= 2 * size:
+        return shape
+    rows, columns = _target(shape, size)
+    for factor in (8, 4):
+        height, width = (-(-side // factor) for side in shape)
+        if height >= rows and width >= columns:
+            return height, width
+    return -(-shape[0] // 2), -(-shape[1] // 2)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of a JPEG's segments up to the end mark, as libjpeg finds them.
+
+    `end` excludes a scan's entropy-coded data, which holds no such marker.
+    """
+    at = 2
+    while found := _MARKER.search(data, at):
+        start = found.start()
+        if data[start + 1] == _END:
+            return
+        at = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        yield data[start + 1], start, at
+
+
+def _frame(data: bytes) -> int:
+    """Return the marker of a JPEG's frame, which names its coding.
+
+    Raises:
+        DecodeError: more scans than any encoder writes.
+    """
+    frame, components, scans = 0, b"", 0
+    for marker, start, _ in _segments(data):
+        if marker in _FRAMES:
+            frame, components = marker, data[start + 9 : start + 10]
+        elif marker == _START_OF_SCAN:
+            scans += 1
+            if frame not in _PROGRESSIVE_FRAMES and data[start + 4 : start + 5] == components:
+                break  # a scan of every component is the last one that libjpeg decodes
+    if scans > _MOST_SCANS:
+        raise DecodeError(f"{scans} scans in a JPEG are more than {_MOST_SCANS}")
+    return frame
 
 
 def _clean_header(data: bytes) -> bytes:
@@ -133,55 +288,15 @@ def _clean_header(data: bytes) -> bytes:
 
     libjpeg warns of both, but neither touches a pixel: what follows the header is left as it is.
     """
-    header, at = bytearray(data[:2]), 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
+    header = bytearray(data[:2])
+    for marker, start, end in _segments(data):
         if marker == _START_OF_SCAN:
-            return bytes(header) + data[at:]
-        if marker in _NO_SEGMENT:
-            at += 1
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        segment = bytearray(data[at:end])
+            return bytes(header) + data[start:]
+        segment = bytearray(data[start:end])
         if segment[4:9] == b"JFIF\0":
             segment[9:11] = b"\x01\x01"
         header += segment
-        at = end
     return data
-
-
-def _decode_with_pillow(data: bytes, max_megapixels: float) -> Decoded:
-    try:
-        # Pillow warns of damaged metadata, which is not used.
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image,
-        ):
-            _refuse_bomb(image.width, image.height, max_megapixels)
-            image.load()
-            if image.format == "JPEG" and image.mode != "CMYK":
-                raise DecodeError("a chroma sampling that cannot be decoded strictly")
-            return Decoded(_pillow_to_rgb(image), f"{image.format} ({image.mode}) converted")
-    except UnidentifiedImageError as error:
-        raise DecodeError("not a picture in a known format") from error
-    except DecodeError:
-        raise
-    except Exception as error:  # Pillow's plugins raise anything for damaged files
-        raise DecodeError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
-
-
-def _pillow_to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
-        grey = np.asarray(image, dtype=np.int64)
-        deep = image.mode.startswith("I;16") or grey.max(initial=0) > 255
-        grey8 = np.clip(grey >> 8 if deep else grey, 0, 255).astype(np.uint8)
-        return np.repeat(grey8[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
-
-
-def _refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
-    if width * height > max_megapixels * 1e6:
-        raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
 
 
 def _cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> Pixels:

@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
 from pipeline.shards import Shard, check_size, index_path
 from pipeline.statistics import Statistics
+from pipeline.store import open_store
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ class Dataset:
         """Read the manifest and compare every shard's size with it.
 
         Raises:
-            UsageError: no dataset, an unfinished one, another format version, or a missing or
-                truncated shard.
+            UsageError: no dataset, an unfinished one, another format version, a missing or
+                truncated shard, or a dataset in a bucket.
         """
-        folder = Path(root)
+        folder = open_store(root).local
+        if folder is None:
+            raise UsageError(
+                f"{root}: a dataset in a bucket is too slow to read picture by picture; copy it here first "
+                "(such as with `aws s3 sync` or `gcloud storage rsync`), and name the copy"
+            )
         manifest = read_manifest(folder)
         for shards in manifest.splits.values():
             for shard in shards:
@@ -85,19 +91,28 @@ class Dataset:
         """Mean training picture, float32 (size, size, 3), RGB, 0..255.
 
         Raises:
-            UsageError: the dataset keeps aspect ratios, so there is none, or the file is damaged.
+            UsageError: the pictures are of different shapes, so there is none, or the file is damaged.
         """
         if self.image.mode != "square":
             raise UsageError(
-                f"{self.root}: prepared with --keep-aspect, so it has no mean image; use the "
+                f"{self.root}: {self._why_not_square()}, so it has no mean image; use the "
                 "per-channel mean (`--set mean=channel`)"
             )
         path = self.root / MEAN_IMAGE
         try:
             image = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{path}: unreadable ({error}); prepare the dataset again") from error
+            raise UsageError(
+                f"{path}: unreadable ({error}); `alexnet-prep verify {self.root}` checks the rest; "
+                "prepare the dataset again"
+            ) from error
         return np.asarray(image, np.float32)
+
+    def _why_not_square(self) -> str:
+        if self.manifest.adopted:
+            return "its tars hold pictures of different shapes"
+        option = {"aspect": "--keep-aspect", "original": "--keep-original"}[self.image.mode]
+        return f"prepared with {option}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         RunError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name}")
+    # Random, since processes of several hosts may write the same file at once.
+    temporary = path.with_name(f"{_PREFIX}{secrets.token_hex(6)}-{path.name}")
     try:
         try:
             with temporary.open("wb") as file:

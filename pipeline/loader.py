@@ -155,7 +155,7 @@ class Loader:
         except RuntimeError as error:
             raise RunError(
                 f"the loader stopped in {self.dataset.root / self.split}: {_first_line(error)}; a shard "
-                "may have been damaged after it was written: prepare the dataset again"
+                f"may have been damaged after it was written: `alexnet-prep verify {self.dataset.root}` tells"
             ) from error
         self._iterator.reset()
         self._started = False
@@ -221,6 +221,7 @@ class Loader:
             tars=[str(path) for path in self.dataset.tars(self.split)],
             indexes=[str(path) for path in self.dataset.indexes(self.split)],
             label_width=self.dataset.manifest.label_width,
+            adopted=self.dataset.manifest.adopted,
             shard_id=place.rank,
             num_shards=self._shards,
             shuffle=self._training,
@@ -229,8 +230,7 @@ class Loader:
         pipe = graph.build(
             reader,
             self.view,
-            self.dataset.image.size,
-            self.dataset.image.mode == "square",
+            self.dataset.image,
             place.device,
             self._output,
             batch_size=self.batch_size,
@@ -259,7 +259,8 @@ class Loader:
         if seen not in (share, share + (self.samples % self._shards > 0)):
             raise RunError(
                 f"this process read {seen} of {self.samples} samples of {self.split}, but its share is "
-                f"{share}; the indexes do not hold what the manifest says: prepare the dataset again"
+                f"{share}; the indexes do not hold what the manifest says: `alexnet-prep verify "
+                f"{self.dataset.root}` names what differs"
             )
 
     def _batch(self, output: dict[str, Tensor]) -> Batch:

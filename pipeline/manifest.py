@@ -9,8 +9,9 @@ import msgspec
 from pipeline.errors import UsageError
 from pipeline.files import write_bytes
 from pipeline.shards import Shard
-from pipeline.sources import ClassInfo
+from pipeline.source import ClassInfo
 from pipeline.statistics import Statistics
+from pipeline.store import Span, Store, open_store
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -22,21 +23,26 @@ class ImageFormat:
     """How pictures are stored.
 
     Attributes:
-        size: shorter side in pixels.
-        mode: "square" (centre square of `size`) or "aspect" (shorter side `size`, nothing cut).
-        quality: JPEG quality, 1..100.
-        subsampling: JPEG chroma subsampling.
+        size: shorter side in pixels, as stored or, in mode "original", after loading.
+        mode: "square" (centre square of `size`), "aspect" (shorter side `size`, nothing cut) or
+            "original" (any size; the loader scales the shorter side to `size`).
+        quality: JPEG quality, 1..100, or None where the pictures were encoded elsewhere.
+        subsampling: JPEG chroma subsampling, or None where it is not known.
     """
 
     size: int
     mode: str
-    quality: int
-    subsampling: str = "4:2:0"
+    quality: int | None
+    subsampling: str | None = "4:2:0"
+
+
+ADOPTED = "adopted"
+"""The `SourceInfo.layout` of tars that another tool wrote and `alexnet-prep stats` only indexed."""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where the pictures came from: layout and the fingerprint of what was listed."""
+    """Where the pictures came from: layout, or ADOPTED, and the fingerprint of what was listed."""
 
     layout: str
     fingerprint: str
@@ -50,7 +56,7 @@ class Manifest:
         format: version of this layout.
         image: how pictures are stored.
         classes: in label order.
-        label_width: digits of every .cls member.
+        label_width: digits of every .cls member; of an adopted dataset, of its largest label.
         splits: split → shards in order.
         statistics: of the training pixels.
         seed: of the global shuffle and of a validation fraction.
@@ -70,6 +76,14 @@ class Manifest:
     settings: dict[str, Any]
     versions: dict[str, str]
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the tars are another tool's: their labels are of any width, and may stand in JSON.
+
+        The index's `cls` entries then end with a label's last digit and begin at the tar's block before.
+        """
+        return self.source.layout == ADOPTED
+
     def samples(self, split: str) -> int:
         """Number of samples in a split, 0 where there is none."""
         return sum(shard.samples for shard in self.splits.get(split, ()))
@@ -80,24 +94,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_bytes(folder / FILE_NAME, to_json(manifest))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder/manifest.json`.
+def read_manifest(root: Store | Path | str) -> Manifest:
+    """Read and check the `manifest.json` of a dataset, here or in a bucket.
 
     Raises:
         UsageError: no dataset there, an unfinished one, another format version, or damaged JSON.
     """
-    path = folder / FILE_NAME
-    if not path.is_file():
-        if (folder / ".work").is_dir():
+    store = root if isinstance(root, Store) else open_store(root)
+    if not store.is_file(FILE_NAME):
+        if store.is_folder(".work"):
             raise UsageError(
-                f"{folder}: preparation is unfinished (no {FILE_NAME}); run the same "
+                f"{store}: preparation is unfinished (no {FILE_NAME}); run the same "
                 "`alexnet-prep shard` command again to complete it"
             )
         raise UsageError(
-            f"{folder}: not a prepared dataset (no {FILE_NAME}); make one with `alexnet-prep shard`"
+            f"{store}: not a prepared dataset (no {FILE_NAME}); make one with `alexnet-prep shard`"
         )
+    path = store.place(FILE_NAME)
     try:
-        raw = msgspec.json.decode(path.read_bytes())
+        raw = msgspec.json.decode(store.read(Span(FILE_NAME)))
         version = raw.get("format") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(

@@ -4,12 +4,16 @@ count, ΣRGB, ΣRGBᵀRGB and, for square datasets, Σimage, all as int64. Every
 order of shards gives identical statistics, because integer addition is associative.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
+Planes = Sequence[NDArray[np.uint8]]
 
 # float32 holds integers exactly up to 2^24, and 256 · 255² < 2^24: sums of products over 256 pixels
 # are exact in float32, which NumPy multiplies about ten times faster than integers.
@@ -33,29 +37,29 @@ class Moments:
         count: pixels added.
         sums: int64 (3,), Σ of R, G and B.
         products: int64 (3, 3), Σ of the outer products of each pixel with itself.
-        image_sum: int64 (H, W, 3), Σ of the pictures, or None where their sizes differ.
+        image_sum: (H, W, 3), Σ of the pictures, or None where their sizes differ. Whole numbers, held in
+            float64, which has them exactly up to 2^53 (35 trillion pictures) and is three times as fast.
     """
 
     images: int = 0
     count: int = 0
     sums: Int64 = field(default_factory=_zeros3)
     products: Int64 = field(default_factory=_zeros3x3)
-    image_sum: Int64 | None = None
+    image_sum: NDArray[np.float64] | None = None
 
     @classmethod
     def for_square(cls, size: int) -> "Moments":
         """Moments that also keep the sum image, for pictures of (size, size, 3)."""
-        return cls(image_sum=np.zeros((size, size, 3), np.int64))
+        return cls(image_sum=np.zeros((size, size, 3)))
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """Add one picture, uint8 (H, W, 3)."""
-        channels = np.ascontiguousarray(pixels.reshape(-1, 3).T)  # (3, N)
         self.images += 1
-        self.count += channels.shape[1]
-        self.sums += channels.sum(axis=1, dtype=np.int64)
-        self.products += _products(channels)
+        self.count += pixels.shape[0] * pixels.shape[1]
+        self.sums += np.array(cv2.sumElems(pixels)[:3], np.int64)  # sums integers in integers
+        self.products += _products(cast(Planes, cv2.split(pixels)))
         if self.image_sum is not None:
-            self.image_sum += pixels
+            _accumulate(pixels, self.image_sum)
 
     def merge(self, other: "Moments") -> None:
         """Add another worker's sums."""
@@ -67,13 +71,20 @@ class Moments:
             self.image_sum += other.image_sum
 
 
-def _products(channels: NDArray[np.uint8]) -> Int64:
-    """Σ of c_i · c_j over the pixels of uint8 (3, N), exactly."""
-    pixels = channels.shape[1]
+def _accumulate(pixels: NDArray[np.uint8], image_sum: NDArray[np.float64]) -> None:
+    if pixels.shape != image_sum.shape:
+        raise ValueError(f"a picture of shape {pixels.shape} has no place in sums of {image_sum.shape}")
+    cv2.accumulate(pixels, image_sum)
+
+
+def _products(channels: Planes) -> Int64:
+    """Σ of c_i · c_j over the pixels of three uint8 (H, W), exactly."""
+    pixels = channels[0].size
     padded = -(-pixels // _BLOCK) * _BLOCK
-    blocks = np.zeros((3, padded), np.float32)
-    blocks[:, :pixels] = channels
-    blocks = blocks.reshape(3, -1, _BLOCK)
+    planes = np.zeros((3, padded), np.float32)
+    for plane, channel in zip(planes, channels, strict=True):
+        plane[:pixels] = channel.reshape(-1)
+    blocks = planes.reshape(3, -1, _BLOCK)
     out = np.empty((3, 3), np.int64)
     for i in range(3):
         for j in range(i, 3):

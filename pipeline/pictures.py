@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.files import atomic_write
 
-_PAPER = (255, 255, 255)
-_INK = (40, 40, 40)
+PAPER = (255, 255, 255)
+INK = (40, 40, 40)
 
 
 def grid(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: int = 0) -> NDArray[np.uint8]:
@@ -34,6 +34,19 @@ def grid(pictures: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: 
     return sheet
 
 
+def stacked(pictures: Sequence[NDArray[np.uint8]], gap: int) -> NDArray[np.uint8]:
+    """Put uint8 (h, w, 3) pictures of any size under each other on white, in the middle."""
+    width = max(picture.shape[1] for picture in pictures)
+    height = sum(picture.shape[0] for picture in pictures) + gap * (len(pictures) - 1)
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    top = 0
+    for picture in pictures:
+        left = (width - picture.shape[1]) // 2
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        top += picture.shape[0] + gap
+    return sheet
+
+
 def titled(picture: NDArray[np.uint8], lines: Sequence[str], size: int = 20) -> Image.Image:
     """Put lines of text above a picture; the canvas widens where a line is longer."""
     font = ImageFont.load_default(size)
@@ -41,10 +54,10 @@ def titled(picture: NDArray[np.uint8], lines: Sequence[str], size: int = 20) -> 
     longest = max(round(font.getlength(line)) for line in lines)
     height, width = picture.shape[:2]
     full_width = max(width, longest + 2 * margin)
-    canvas = Image.new("RGB", (full_width, height + step * len(lines) + margin), _PAPER)
+    canvas = Image.new("RGB", (full_width, height + step * len(lines) + margin), PAPER)
     draw = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
-        draw.text((margin, margin // 2 + number * step), line, _INK, font)
+        draw.text((margin, margin // 2 + number * step), line, INK, font)
     canvas.paste(Image.fromarray(picture), ((full_width - width) // 2, step * len(lines) + margin))
     return canvas
 

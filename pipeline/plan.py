@@ -1,14 +1,25 @@
-"""Which sample goes into which shard: decided once, stored, and the same for every engine."""
+"""Which sample goes into which shard: decided once, stored, and the same for every engine.
+
+`.work/plan.json` holds everything but the samples; those of a shard are a file of their own, so that a task
+on another machine reads its own two thousand and not ImageNet's 1.28 million.
+"""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.sources import Sample, Source, rank
+from pipeline.manifest import to_json
+from pipeline.source import Container, Sample, Source, rank
+from pipeline.store import Span, Store
+
+WORK = ".work"
+PLAN = f"{WORK}/plan.json"
+_SHARDS = f"{WORK}/plan"
 
 # A tar of 2,000 ImageNet pictures at 256 px has some 50 MB: large enough to stream, small enough to
 # redo. Smaller datasets get smaller tars, so that permuting tars still shuffles.
@@ -16,6 +27,8 @@ _MOST_PER_SHARD = 2000
 _FEWEST_SHARDS = 16
 _FEWEST_PER_SHARD = 50
 _SMALLEST_LABEL_WIDTH = 4
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,12 @@ class Options:
         seed: of the global shuffle and of `val_fraction`.
         shard_samples: samples per tar, or None to choose by the split's size.
         max_megapixels: larger pictures are refused.
+        exif_rotate: turn pictures as their EXIF orientation says.
+        keep_original: store good RGB JPEGs byte for byte, and the rest at full size; `size` is then what
+            the loader scales to.
+
+    Raises:
+        UsageError: `keep_aspect` beside `keep_original`.
     """
 
     size: int = 256
@@ -39,6 +58,19 @@ class Options:
     seed: int = 0
     shard_samples: int | None = None
     max_megapixels: float = 100.0
+    exif_rotate: bool = False
+    keep_original: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep_aspect and self.keep_original:
+            raise UsageError(
+                "--keep-aspect scales pictures and --keep-original does not: give one of them, or neither"
+            )
+
+    @property
+    def mode(self) -> str:
+        """How pictures are stored, as the manifest's `image.mode` has it."""
+        return "original" if self.keep_original else "aspect" if self.keep_aspect else "square"
 
 
 @dataclass(frozen=True)
@@ -51,23 +83,38 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
+class ShardOutline:
+    """A task without its samples: their number."""
+
+    name: str
+    split: str
+    samples: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The whole job, as `.work/plan.json` keeps it."""
+    """The whole job but its samples, as `.work/plan.json` keeps it."""
 
     options: Options
     layout: str
     fingerprint: str
     classes: tuple[tuple[str, str], ...]
+    containers: tuple[Container, ...]
     versions: dict[str, str]
-    shards: tuple[ShardPlan, ...]
+    shards: tuple[ShardOutline, ...]
 
     @property
     def label_width(self) -> int:
         """Digits of every .cls member."""
         return max(_SMALLEST_LABEL_WIDTH, len(str(len(self.classes) - 1)))
 
+    @property
+    def samples(self) -> int:
+        """Pictures of all shards."""
+        return sum(shard.samples for shard in self.shards)
 
-def make_plan(source: Source, options: Options) -> Plan:
+
+def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
     """Shuffle each split globally by the seed and cut it into shards of nearly equal length."""
     shards: list[ShardPlan] = []
     for split, samples in sorted(source.splits.items()):
@@ -77,14 +124,16 @@ def make_plan(source: Source, options: Options) -> Plan:
             lo, hi = (len(shuffled) * k // count for k in (number, number + 1))
             name = f"{split}/{split}-{number:06d}"
             shards.append(ShardPlan(name, split, tuple(shuffled[lo:hi])))
-    return Plan(
+    plan = Plan(
         options=options,
         layout=source.layout,
         fingerprint=source.fingerprint(),
         classes=tuple((c.id, c.name) for c in source.classes),
+        containers=source.containers,
         versions=versions(),
-        shards=tuple(shards),
+        shards=tuple(ShardOutline(s.name, s.split, len(s.samples)) for s in shards),
     )
+    return plan, shards
 
 
 def versions() -> dict[str, str]:
@@ -93,50 +142,83 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in names} | {"architecture": platform.machine()}
 
 
-def read_plan(path: Path) -> Plan:
+def store_plan(out: Store, plan: Plan, shards: list[ShardPlan]) -> None:
+    """Write each shard's samples, then the plan: its presence means that all of it is there."""
+    for shard in shards:
+        out.write(_shard_file(shard.name), msgspec.json.encode(shard))
+    out.write(PLAN, to_json(plan))
+
+
+def read_plan(out: Store) -> Plan:
     """Read a stored plan.
 
     Raises:
-        UsageError: damaged, or of another release.
+        UsageError: none there, damaged, or of another release.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Plan)
-    except msgspec.DecodeError as error:
-        raise UsageError(
-            f"{path}: unreadable plan ({error}); remove the unfinished output and start again"
-        ) from error
+    if not out.is_file(PLAN):
+        raise UsageError(f"{out}: no preparation was begun here (no {PLAN}); run `alexnet-prep shard` first")
+    return _decode(out, PLAN, Plan)
+
+
+def read_shard_plan(out: Store, name: str) -> ShardPlan:
+    """Read the samples of one shard of a stored plan.
+
+    Raises:
+        UsageError: missing or damaged.
+    """
+    return _decode(out, _shard_file(name), ShardPlan)
 
 
 def refuse_difference(
-    wanted: Plan,
-    options: dict[str, object],
-    fingerprint: str,
-    found_versions: dict[str, str],
-    out: Path,
+    wanted: Mapping[str, Any],
+    found: Mapping[str, Any],
+    out: Store,
 ) -> None:
     """Refuse to go on where existing output was made of other input than is asked for now.
+
+    Args:
+        wanted: what the output's bytes depend on now, from `identity`.
+        found: the same of the existing output, from its plan or manifest.
+        out: the output, for the message.
 
     Raises:
         UsageError: says which option, source or version differs.
     """
-    now = asdict(wanted.options)
     differences = [
-        f"--{name.replace('_', '-')} was {options.get(name)}, now {value}"
-        for name, value in now.items()
-        if options.get(name) != value
-    ]
-    if fingerprint != wanted.fingerprint:
-        differences.append("the source's files differ (names, labels or sizes)")
-    differences += [
-        f"{name} was {found_versions.get(name)}, now {value}"
-        for name, value in wanted.versions.items()
-        if found_versions.get(name) != value
+        "the source's files differ (names, labels or sizes)"
+        if name == "fingerprint"
+        else f"{name} was {found.get(name)}, now {value}"
+        for name, value in wanted.items()
+        if found.get(name) != value
     ]
     if differences:
         raise UsageError(
             f"{out} holds output of another run: {'; '.join(differences)}; "
             "give the same input and options, or another output folder"
         )
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """Everything that the output's bytes depend on, named as the user knows it."""
+    return option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint} | plan.versions
+
+
+def option_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under their names on the command line."""
+    return {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+
+
+def _decode(out: Store, name: str, kind: type[Kind]) -> Kind:
+    try:
+        return msgspec.json.decode(out.read(Span(name)), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{out.place(name)}: unreadable plan ({error}); remove the unfinished output and start again"
+        ) from error
+
+
+def _shard_file(name: str) -> str:
+    return f"{_SHARDS}/{name.rpartition('/')[2]}.json"
 
 
 def _shard_count(samples: int, per_shard: int | None) -> int:

@@ -1,47 +1,43 @@
-"""The preparation job: plan, run every unfinished task in a process pool, merge, write the manifest.
+"""The preparation job: plan, run every unfinished task on an engine, merge.
 
 Killed at any moment, it leaves whole shards and no manifest; the same call completes the rest.
 """
 
-import csv
+import errno
 import fcntl
-import io
-import multiprocessing
-import os
-import shutil
-import signal
-import threading
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing.sharedctypes import Synchronized
+from functools import partial
 from pathlib import Path
 
-from pipeline.errors import RunError, UsageError
-from pipeline.files import make_folder, remove_leftovers, write_array, write_bytes
-from pipeline.manifest import (
-    FILE_NAME,
-    FORMAT_VERSION,
-    MEAN_IMAGE,
-    ImageFormat,
-    Manifest,
-    SourceInfo,
-    read_manifest,
-    to_json,
-    write_manifest,
+from pipeline.engines import Engine, LocalEngine
+from pipeline.errors import UsageError
+from pipeline.files import make_folder
+from pipeline.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.merging import merge, too_many_bad
+from pipeline.plan import (
+    PLAN,
+    WORK,
+    Options,
+    Plan,
+    ShardOutline,
+    identity,
+    make_plan,
+    option_names,
+    read_plan,
+    refuse_difference,
+    store_plan,
+    versions,
 )
-from pipeline.moments import Moments
-from pipeline.plan import Options, Plan, ShardPlan, make_plan, read_plan, refuse_difference
-from pipeline.shards import Shard, check_size
-from pipeline.sources import ClassInfo, Source
-from pipeline.statistics import mean_image_of, statistics_of
-from pipeline.task import PARTS, Incident, Part, forget, is_finished, read_part, run_task
-
-REPORT = "report.csv"
-_WORK = ".work"
-_POLL_SECONDS = 0.2
+from pipeline.shards import check_size
+from pipeline.source import Source
+from pipeline.sources import read_source
+from pipeline.spool import needs_spool
+from pipeline.store import LocalStore, Store, open_store
+from pipeline.task import Job, finished, last_name, run_shard, run_spool
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""
@@ -49,24 +45,26 @@ Progress = Callable[[int, int], None]
 
 def prepare(
     source: Source,
-    out: Path,
+    out: str | Path,
     options: Options,
     *,
-    workers: int = 1,
+    engine: Engine | None = None,
     max_bad: float = 0.01,
     progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> Manifest:
     """Make a dataset at `out`, or complete one that an earlier call left unfinished.
 
-    The workers are new interpreters: a script that calls this needs `if __name__ == "__main__":`.
-
     Args:
         source: what to prepare.
-        out: a new or empty folder, or one that holds this very job.
+        out: a new or empty folder, or one that holds this very job; here or in a bucket.
         options: size, quality, seed and limits.
-        workers: processes; the bytes do not depend on it.
+        engine: where tasks run; one process on this machine where none is given. The bytes do not
+            depend on it.
         max_bad: share of undecodable pictures above which the job fails.
-        progress: told how far the job is, some five times a second.
+        progress: told how far the job is.
+        scratch: folder for shards on their way to a bucket and for sources that must be unpacked; in
+            `out` where that is local, else in the system's temporary folder.
 
     Returns:
         The manifest, also written to `out/manifest.json`.
@@ -75,240 +73,223 @@ def prepare(
         UsageError: `out` holds something else, or the same job with other input.
         RunError: too many bad pictures, a full disk, a dead worker.
     """
-    if out.resolve() == source.root.resolve() or source.root.resolve() in out.resolve().parents:
-        raise UsageError(f"output {out} lies inside the source {source.root}; choose another folder")
-    _refuse_foreign(out)
-    plan = make_plan(source, options)
-    if (out / FILE_NAME).is_file():
-        return _already_complete(out, plan)
-    folders = {out, out / _WORK, out / PARTS, *((out / shard.name).parent for shard in plan.shards)}
-    for folder in folders:
-        make_folder(folder)
-    with _only_job(out):
-        if (out / FILE_NAME).is_file():  # another job finished while this one made its plan
-            return _already_complete(out, plan)
-        for folder in folders:
-            remove_leftovers(folder)
-        _store_or_compare(out, plan)
-        _run_tasks(source.root, out, plan, workers, max_bad, progress)
-        return finish(out, plan, max_bad=max_bad)
+    store, origin = _absolute(open_store(out)), _absolute(open_store(source.root))
+    _refuse_inside(store, origin)
+    _refuse_foreign(store)
+    plan, shards = make_plan(source, options)
+    if store.is_file(FILE_NAME):
+        return _already_complete(store, plan)
+    with lock(store, "job"):
+        if store.is_file(FILE_NAME):  # another job finished while this one made its plan
+            return _already_complete(store, plan)
+        if isinstance(store, LocalStore):
+            store.remove_leftovers()
+        if store.is_file(PLAN):
+            refuse_difference(identity(plan), identity(read_plan(store)), store)
+        else:
+            store_plan(store, plan, shards)
+        del shards  # the tasks read their own
+        job = Job(origin.url, store.url, str(scratch or _scratch(store)))
+        _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
+        return merge(store, plan, max_bad)
 
 
-def finish(out: Path, plan: Plan, *, max_bad: float) -> Manifest:
-    """Merge the finished parts of `plan` into statistics, report and manifest.
+def prepare_slice(
+    source: str | Path,
+    out: str | Path,
+    options: Options,
+    index: int,
+    count: int,
+    *,
+    layout: str = "auto",
+    engine: Engine | None = None,
+    max_bad: float = 0.01,
+    progress: Progress | None = None,
+    scratch: Path | None = None,
+) -> int:
+    """Make every `count`-th shard, from the `index`-th on, of a job that several machines share.
+
+    The first one to come lists the source and stores the plan; the others take it from there. `finish`
+    merges when all are through. Arguments are those of `read_source` and `prepare`.
+
+    Returns:
+        How many shards this slice holds.
 
     Raises:
+        UsageError: an index outside 0..count-1; a plan of other options or libraries; the same slice
+            running twice.
+        RunError: see `prepare`.
+    """
+    if not 0 <= index < count:
+        raise UsageError(f"--task {index}/{count}: tasks of {count} are numbered 0 to {count - 1}")
+    store, origin = _absolute(open_store(out)), _absolute(open_store(source))
+    _refuse_inside(store, origin)
+    _refuse_foreign(store)
+    if store.is_file(FILE_NAME):
+        raise UsageError(f"{store}: is complete already; nothing is left to prepare")
+    with lock(store, "job", shared=True), lock(store, f"task-{index}-of-{count}"):
+        plan = _shared_plan(store, origin, options, layout)
+        mine = plan.shards[index::count]
+        job = Job(origin.url, store.url, str(scratch or _scratch(store)))
+        _run(job, plan, mine, engine or LocalEngine(), max_bad, progress, start=index / count)
+    return len(mine)
+
+
+def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
+    """Merge what the slices of a job made into a dataset.
+
+    Raises:
+        UsageError: no job was begun at `out`, or one of its slices is still running.
         RunError: a shard is unfinished, too many pictures were bad, or a class lost all its pictures.
     """
-    moments = Moments() if plan.options.keep_aspect else Moments.for_square(plan.options.size)
-    parts: list[tuple[ShardPlan, Part]] = []
-    for shard in plan.shards:
-        if found := read_part(out, shard):
-            parts.append((shard, found[0]))
-            moments.merge(found[1])
-    incidents = [incident for _, part in parts for incident in part.incidents]
-    write_bytes(out / REPORT, _report_csv(incidents))
-    if _too_many_bad(plan, incidents, max_bad):
-        _forget_skips(out, parts)
-        raise RunError(_bad_message(out, plan, incidents, max_bad))
-    if len(parts) < len(plan.shards):
-        raise RunError(
-            f"{out}: {len(parts)} of {len(plan.shards)} shards are finished; "
-            "run the same command again to complete it"
-        )
-    splits = _shards_by_split(parts)
-    _refuse_lost(plan, parts, splits)
-    if not plan.options.keep_aspect:
-        write_array(out / MEAN_IMAGE, mean_image_of(moments))
-    settings = asdict(plan.options)
-    manifest = Manifest(
-        format=FORMAT_VERSION,
-        image=ImageFormat(
-            size=settings.pop("size"),
-            mode="aspect" if settings.pop("keep_aspect") else "square",
-            quality=settings.pop("quality"),
-        ),
-        classes=tuple(ClassInfo(*pair) for pair in plan.classes),
-        label_width=plan.label_width,
-        splits=splits,
-        statistics=statistics_of(moments),
-        seed=settings.pop("seed"),
-        source=SourceInfo(plan.layout, plan.fingerprint),
-        settings=settings,
-        versions=plan.versions,
-    )
-    write_manifest(out, manifest)
-    shutil.rmtree(out / _WORK)
-    return manifest
+    store = open_store(out)
+    if store.is_file(FILE_NAME):
+        return read_manifest(store)
+    plan = read_plan(store)
+    with lock(store, "job"):
+        if isinstance(store, LocalStore):
+            store.remove_leftovers()
+        return merge(store, plan, max_bad)
 
 
-def read_report(out: Path) -> list[dict[str, str]]:
-    """Rows of `report.csv`: path, reason and action ("skipped" or "repaired")."""
-    with (out / REPORT).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> Plan:
+    """The stored plan; the slice that comes first makes it, while the others wait."""
+    with lock(store, "plan", wait=True):
+        if not store.is_file(PLAN):
+            source = read_source(origin.url, layout, options.val_fraction, options.seed)
+            plan, shards = make_plan(source, options)
+            store_plan(store, plan, shards)
+            return plan
+    plan = read_plan(store)
+    # Listing the source again in every slice would cost more than it tells: a file that changed since
+    # is found by its size when it is read.
+    wanted = option_names(asdict(options)) | versions()
+    refuse_difference(wanted, identity(plan), store)
+    if layout not in ("auto", plan.layout):
+        raise UsageError(f"{store}: was planned with --layout {plan.layout}, not {layout}")
+    return plan
 
 
-def _refuse_foreign(out: Path) -> None:
-    if out.exists() and not out.is_dir():
+def _run(
+    job: Job,
+    plan: Plan,
+    shards: tuple[ShardOutline, ...],
+    engine: Engine,
+    max_bad: float,
+    progress: Progress | None,
+    start: float = 0.0,
+) -> None:
+    """Unpack what must be, then make the shards of `shards` that are not finished.
+
+    `start` says with which container to begin, as a share: slices then share the unpacking.
+    """
+    done = finished(open_store(job.out))
+    todo = [shard for shard in shards if last_name(shard.name) not in done]
+    total = sum(shard.samples for shard in shards)
+    already = total - sum(shard.samples for shard in todo)
+    if not todo:
+        return
+    packed = [number for number, container in enumerate(plan.containers) if needs_spool(container)]
+    first = int(len(packed) * start)
+    for _ in engine.run(partial(run_spool, job), packed[first:] + packed[:first]):
+        pass
+
+    def show(handled: int) -> None:
+        if progress:
+            progress(already + handled, total)
+
+    names = [shard.name for shard in todo]
+    skipped = written = 0
+    with closing(engine.run(partial(run_shard, job), names, show)) as parts:
+        for part in parts:
+            skipped += part.skipped
+            written += sum(part.labels.values())
+            if not engine.ticks:
+                show(written + skipped)
+            if too_many_bad(plan, skipped, max_bad):
+                break  # no need to read the rest to know; `merge` says so
+
+
+def _scratch(store: Store) -> Path:
+    if store.local is not None:
+        return store.local / WORK
+    name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"alexnet-prep-{name}"
+
+
+def _absolute(store: Store) -> Store:
+    """Workers may run elsewhere."""
+    return store if store.local is None else LocalStore(str(store.local.absolute()))
+
+
+def _refuse_inside(out: Store, source: Store) -> None:
+    if out.local is None or source.local is None:
+        inside = out.url.startswith(source.url.rstrip("/") + "/") or out.url == source.url
+    else:
+        below, above = out.local.resolve(), source.local.resolve()
+        inside = below == above or above in below.parents
+    if inside:
+        raise UsageError(f"output {out} lies inside the source {source}; choose another folder")
+
+
+def _refuse_foreign(out: Store) -> None:
+    if out.local is not None and out.local.exists() and not out.local.is_dir():
         raise UsageError(f"output {out}: it is a file; name a new folder")
-    known = (out / FILE_NAME, out / _WORK)
-    if out.is_dir() and any(out.iterdir()) and not any(path.exists() for path in known):
+    names = out.names()
+    if names and not names & {FILE_NAME, WORK}:
         raise UsageError(f"output {out}: holds other files; name a new or empty folder")
 
 
-def _already_complete(out: Path, plan: Plan) -> Manifest:
+def _already_complete(out: Store, plan: Plan) -> Manifest:
     manifest = read_manifest(out)
+    image = manifest.image
     made_with = manifest.settings | {
-        "size": manifest.image.size,
-        "keep_aspect": manifest.image.mode == "aspect",
-        "quality": manifest.image.quality,
+        "size": image.size,
+        "keep_aspect": image.mode == "aspect",
+        "keep_original": image.mode == "original",
+        "quality": image.quality,
         "seed": manifest.seed,
     }
     # A finished dataset stays good when a library is updated, so versions are not compared.
-    refuse_difference(plan, made_with, manifest.source.fingerprint, plan.versions, out)
-    for shards in manifest.splits.values():
-        for shard in shards:
-            check_size(out, shard)
-    if (out / _WORK).exists():
-        shutil.rmtree(out / _WORK)
+    found = option_names(made_with) | {"fingerprint": manifest.source.fingerprint}
+    wanted = option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint}
+    refuse_difference(wanted, found, out)
+    if out.local is not None:
+        for shards in manifest.splits.values():
+            for shard in shards:
+                check_size(out.local, shard)
+    out.remove(WORK)
     return manifest
 
 
-def _store_or_compare(out: Path, plan: Plan) -> None:
-    path = out / _WORK / "plan.json"
-    if path.is_file():
-        old = read_plan(path)
-        refuse_difference(plan, asdict(old.options), old.fingerprint, old.versions, out)
-    else:
-        write_bytes(path, to_json(plan))
-
-
 @contextmanager
-def _only_job(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel drops it when the process ends, however it ends."""
-    with (out / _WORK / "lock").open("w") as file:
+def lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold a lock of an output folder; the kernel drops it when the process ends, however it ends.
+
+    A bucket has no locks, nor have some network file systems. Two jobs there do the same work twice:
+    files appear whole, and of the same input they are the same.
+
+    Args:
+        out: the dataset's folder.
+        name: of the lock.
+        shared: several may hold it at once, but not beside one who holds it alone.
+        wait: until it is free, instead of refusing.
+
+    Raises:
+        UsageError: another job holds it.
+    """
+    if out.local is None:
+        yield
+        return
+    folder = out.local / WORK
+    make_folder(folder)
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with (folder / f"{name}.lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind)
         except BlockingIOError:
             raise UsageError(f"another job is writing to {out}; wait for it or stop it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         yield
-
-
-def _run_tasks(
-    source: Path, out: Path, plan: Plan, workers: int, max_bad: float, progress: Progress | None
-) -> None:
-    total = sum(len(shard.samples) for shard in plan.shards)
-    todo = [shard for shard in plan.shards if not is_finished(out, shard)]
-    already = total - sum(len(shard.samples) for shard in todo)
-    if not todo:
-        return
-    context = multiprocessing.get_context("spawn")
-    counter: Synchronized[int] = context.Value("q", 0)
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)), context, initializer=_start_worker, initargs=(counter,)
-    )
-    skipped = 0
-    try:
-        pending: set[Future[int]] = {
-            pool.submit(_run_one, source, out, shard, plan.options, plan.label_width) for shard in todo
-        }
-        # Too many bad pictures: no need to read the rest to know; `finish` says so.
-        while pending and skipped <= max_bad * total:
-            finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-            skipped += sum(future.result() for future in finished)
-            if progress:
-                progress(already + counter.value, total)
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process died (killed, or out of memory); finished shards are kept: "
-            "run the same command again, with fewer --workers if memory is short"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-# Set in each worker process; shared with the parent, which shows it as progress.
-_counter: "Synchronized[int] | None" = None
-
-
-def _start_worker(counter: "Synchronized[int]") -> None:
-    global _counter
-    _counter = counter
-    # Ctrl-C reaches the whole group; the parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is killed: it would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _count_picture() -> None:
-    if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += 1
-
-
-def _run_one(source: Path, out: Path, shard: ShardPlan, options: Options, label_width: int) -> int:
-    """In a worker: run one task and return how many pictures it skipped."""
-    part = run_task(source, out, shard, options, label_width, _count_picture)
-    return sum(incident.action == "skipped" for incident in part.incidents)
-
-
-def _shards_by_split(parts: list[tuple[ShardPlan, Part]]) -> dict[str, tuple[Shard, ...]]:
-    splits: dict[str, list[Shard]] = {}
-    for shard, part in parts:
-        if part.shard is not None:
-            splits.setdefault(shard.split, []).append(part.shard)
-    return {split: tuple(shards) for split, shards in splits.items()}
-
-
-def _too_many_bad(plan: Plan, incidents: list[Incident], max_bad: float) -> bool:
-    skipped = sum(incident.action == "skipped" for incident in incidents)
-    return skipped > max_bad * sum(len(shard.samples) for shard in plan.shards)
-
-
-def _forget_skips(out: Path, parts: list[tuple[ShardPlan, Part]]) -> None:
-    """Have shards with skipped pictures made again by the next run: a file may be readable by then."""
-    for shard, part in parts:
-        if any(incident.action == "skipped" for incident in part.incidents):
-            forget(out, shard)
-
-
-def _bad_message(out: Path, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
-    skipped = [incident for incident in incidents if incident.action == "skipped"]
-    total = sum(len(shard.samples) for shard in plan.shards)
-    first = min(skipped, key=lambda i: i.path)
-    return (
-        f"{len(skipped)} of {total} pictures cannot be decoded, more than --max-bad {max_bad:.2%} (first: "
-        f"{first.path}: {first.reason}); see {out / REPORT}, then raise --max-bad to leave them out, or mend "
-        "them and prepare into a new folder"
-    )
-
-
-def _refuse_lost(
-    plan: Plan, parts: list[tuple[ShardPlan, Part]], splits: dict[str, tuple[Shard, ...]]
-) -> None:
-    """Skipping may have emptied a class of its training pictures, or a whole split."""
-    trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
-    lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
-    if lost:
-        raise RunError(
-            f"no decodable training pictures are left for {', '.join(lost[:5])}; "
-            "mend the files that report.csv names, or remove the class"
-        )
-    empty = {s.split for s in plan.shards} - splits.keys()
-    if empty:
-        raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv")
-
-
-def _report_csv(incidents: list[Incident]) -> bytes:
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "reason", "action"))
-    rows.writerows((i.path, i.reason, i.action) for i in sorted(incidents, key=lambda i: i.path))
-    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""A contact sheet of augmented training crops, to judge colours, flips and crops by eye."""
+"""A contact sheet of augmented training crops, to judge colours, flips and crops by eye, and the scree."""
 
 import dataclasses
 import tempfile
@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.augment import NoiseKind, TrainView, colour_noise
-from pipeline.codec import centre_square, decode, resize_shorter
+from pipeline.codec import decode, resize_square
 from pipeline.dataset import Dataset
 from pipeline.loader import Loader
 from pipeline.manifest import write_manifest
-from pipeline.pictures import grid, titled
-from pipeline.shards import describe, index_path, read_index, write_shard
+from pipeline.pictures import grid, stacked, titled
+from pipeline.scree import draw_scree
+from pipeline.shards import describe, index_path, label_in, read_index, write_shard
 
 _CROPS = 7
 
@@ -24,7 +25,8 @@ def draw_preview(
 ) -> Image.Image:
     """Draw a row for each of some training pictures: as stored, then as the network will see it.
 
-    The crops come out of the training graph itself; the mean is added back for display.
+    The crops come out of the training graph itself; the mean is added back for display. Below are the
+    directions in which the training pixels' colours vary: see `pipeline.scree.draw_scree`.
 
     Args:
         dataset: an opened dataset.
@@ -43,12 +45,13 @@ def draw_preview(
     for key, (jpeg, _) in stored.items():
         cells += [_thumbnail(jpeg, crop), *seen[key]]
     sheet = grid(cells, columns=1 + _CROPS, gap=6, margin=12)
+    sheet = stacked([sheet, draw_scree(dataset.statistics, sheet.shape[1])], gap=24)
     names = {info.id: info.name for info in dataset.manifest.classes}
     labels = ", ".join(dict.fromkeys(names[dataset.classes[label]] for _, label in stored.values()))
     title = f"{len(stored)} training pictures ({_short(labels)})"
     explanation = (
-        f"Left: as stored, {dataset.image.size} px, scaled down. Right: {_CROPS} random {crop} px crops, "
-        f"mirrored or not, colour noise: {noise}; mean added back."
+        f"Left: as stored, {_size(dataset)}. Right: {_CROPS} random {crop} px crops, mirrored or not, "
+        f"colour noise: {noise}; mean added back."
     )
     return titled(sheet, [title, explanation], size=24)
 
@@ -65,7 +68,7 @@ def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]
                 file.seek(at)
                 jpeg = file.read(size)
                 file.seek(label_at)
-                found[name.removesuffix(".jpg")] = (jpeg, int(file.read(width)))
+                found[name.removesuffix(".jpg")] = (jpeg, label_in(file.read(width)))
     return found
 
 
@@ -98,7 +101,12 @@ def _augmented(
 
 
 def _thumbnail(jpeg: bytes, size: int) -> NDArray[np.uint8]:
-    return centre_square(resize_shorter(decode(jpeg, max_megapixels=1e4).pixels, size), size)
+    return resize_square(decode(jpeg, max_megapixels=1e4, size=size).pixels, size)
+
+
+def _size(dataset: Dataset) -> str:
+    size = dataset.image.size
+    return f"scaled to {size} px" if dataset.image.mode == "original" else f"{size} px, scaled down"
 
 
 def _short(text: str, limit: int = 90) -> str:

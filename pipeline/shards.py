@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class ShardWriter:
 
     def index(self) -> bytes:
         """The DALI index (v1.2) of what was added: `EXT OFFSET SIZE NAME` for each member."""
-        return "\n".join([f"{INDEX_VERSION} {len(self._lines)}", *self._lines, ""]).encode()
+        return to_index(self._lines)
 
     def _member(self, key: str, ext: str, data: bytes) -> str:
         info = tarfile.TarInfo(f"{key}.{ext}")
@@ -65,6 +65,11 @@ class ShardWriter:
         header_at = self._tar.offset
         self._tar.addfile(info, io.BytesIO(data))
         return f"{ext} {header_at + tarfile.BLOCKSIZE} {info.size} {info.name}"
+
+
+def to_index(lines: Sequence[str]) -> bytes:
+    """A DALI index of samples' lines: pairs of `EXT OFFSET SIZE NAME`, where OFFSET is a tar block's."""
+    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]).encode()
 
 
 @contextmanager
@@ -99,13 +104,15 @@ def check_size(root: Path, shard: Shard) -> None:
     for file in (path, index_path(path)):
         if not file.is_file():
             raise UsageError(
-                f"{file}: missing, but the manifest lists it; prepare the dataset again in a new folder"
+                f"{file}: missing, but the manifest lists it; `alexnet-prep verify {root}` names all that "
+                "is; prepare the dataset again in a new folder"
             )
     found = path.stat().st_size
     if found != shard.bytes:
         raise UsageError(
             f"{path}: {found:,} bytes, but the manifest says {shard.bytes:,}; it was cut or changed "
-            "after it was written: prepare the dataset again in a new folder"
+            f"after it was written: `alexnet-prep verify {root}` names all such shards; prepare the dataset "
+            "again in a new folder"
         )
 
 
@@ -119,8 +126,14 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
         return _parse_index(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path}: not a complete {INDEX_VERSION} index ({error}); prepare the dataset again"
+            f"{path}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
+            "names all such files; prepare the dataset again"
         ) from error
+
+
+def label_in(data: bytes) -> int:
+    """The label that indexed bytes hold: the digits that end them, as `pipeline.graph` reads them."""
+    return int(data[len(data.rstrip(b"0123456789")) :])
 
 
 def _parse_index(text: str) -> list[dict[str, tuple[int, int, str]]]:

@@ -1,20 +1,29 @@
 """One prep task: a pure function from a shard's plan to its files and its part of the statistics."""
 
-from collections.abc import Callable
+import io
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import codec
-from pipeline.files import write_array, write_bytes
+from pipeline.engines import count_picture
+from pipeline.errors import RunError
+from pipeline.files import make_folder
 from pipeline.manifest import to_json
 from pipeline.moments import Moments
-from pipeline.plan import Options, ShardPlan
-from pipeline.shards import Shard, describe, write_shard
+from pipeline.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions
+from pipeline.reader import display, in_reading_order, read_samples
+from pipeline.shards import Shard, describe, index_path, write_shard
+from pipeline.source import UNKNOWN, Sample
+from pipeline.spool import spool
+from pipeline.store import Span, Store, open_store
 
-PARTS = ".work/parts"
+PARTS = f"{WORK}/parts"
 
 
 @dataclass(frozen=True)
@@ -32,118 +41,226 @@ class Part:
 
     Attributes:
         shard: the tar, or None where every picture of it was skipped.
-        incidents: rows for the report, in the shard's order.
+        incidents: rows for the report, in the order in which pictures lie in the source.
         labels: label → samples written.
-        images, count, sums, products: integer moments (see `pipeline.moments`) of training pixels; the
-            sum image lies beside as NAME.npy.
+        versions: of the libraries that made it, and the architecture.
+        image_sum: whether the sum image lies beside as NAME.npy.
+        images, count, sums, products: integer moments (see `pipeline.moments`) of training pixels.
     """
 
     shard: Shard | None
     incidents: tuple[Incident, ...]
     labels: dict[int, int]
+    versions: dict[str, str]
+    image_sum: bool = False
     images: int = 0
     count: int = 0
     sums: list[int] = field(default_factory=list)
     products: list[list[int]] = field(default_factory=list)
 
+    @property
+    def skipped(self) -> int:
+        """Pictures that were left out."""
+        return sum(incident.action == "skipped" for incident in self.incidents)
 
-def run_task(
-    source: Path,
-    out: Path,
-    plan: ShardPlan,
-    options: Options,
-    label_width: int,
-    handled: Callable[[], None],
-) -> Part:
-    """Decode, scale, encode and store a shard's pictures, and note its moments.
 
-    Args:
-        source: the folder that sample paths are relative to.
-        out: the dataset's folder.
-        plan: the shard's name and samples.
-        options: size, quality and limits.
-        label_width: digits of a .cls member.
-        handled: called for every picture.
+@dataclass(frozen=True)
+class Job:
+    """Where a worker, on whatever machine, finds the source and the plan.
+
+    Attributes:
+        source: path or URL of the source's folder.
+        out: path or URL of the dataset.
+        scratch: folder on the worker's machine for spooled sources, and for shards on their way to a
+            bucket.
+    """
+
+    source: str
+    out: str
+    scratch: str
+
+    @property
+    def spool(self) -> Path:
+        """Where containers without random access are unpacked to."""
+        return Path(self.scratch) / "spool"
+
+
+def run_shard(job: Job, name: str) -> Part:
+    """In a worker: make the shard `name` of the job's plan, and store it with its part.
 
     Raises:
-        RunError: `out` cannot be written.
+        RunError: the output cannot be written, or this machine's libraries are not the plan's.
     """
-    square = not options.keep_aspect
-    measured = plan.split == "train"
-    moments = Moments.for_square(options.size) if square and measured else Moments()
-    incidents: list[Incident] = []
-    labels: dict[int, int] = {}
-    tar = out / f"{plan.name}.tar"
-    with write_shard(tar, label_width) as writer:
-        for sample in plan.samples:
-            handled()
-            try:
-                picture = codec.decode((source / sample.path).read_bytes(), options.max_megapixels)
-                pixels = codec.resize_shorter(picture.pixels, options.size)
-            except (codec.DecodeError, OSError) as error:
-                incidents.append(Incident(sample.path, _reason(error), "skipped"))
-                continue
-            if picture.repair:
-                incidents.append(Incident(sample.path, picture.repair, "repaired"))
-            if square:
-                pixels = codec.centre_square(pixels, options.size)
-            if measured:
-                moments.add(pixels)
-            writer.add(sample.key, codec.encode(pixels, options.quality), sample.label)
-            labels[sample.label] = labels.get(sample.label, 0) + 1
-    shard = describe(out, tar, writer.samples) if writer.samples else None
+    out, plan = open_store(job.out), _plan_of(job.out)
+    refuse_versions(out, plan, versions(), "this machine")
+    return run_task(job, out, plan, read_shard_plan(out, name))
+
+
+def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
+    """Decode, scale, encode and store a shard's pictures, and note its moments.
+
+    The pictures are read in the order in which they lie in the source, and written in the plan's.
+    """
+    work = _Work(plan.options, measured=shard.split == "train")
+    order = in_reading_order(shard.samples)
+    samples = [shard.samples[k] for k in order]
+    read = read_samples(open_store(job.source), plan.containers, job.spool, samples)
+    stored: dict[int, bytes] = {}
+    for k, sample, data in zip(order, samples, read, strict=True):
+        count_picture()
+        if (jpeg := work.convert(display(plan.containers, sample), sample, data)) is not None:
+            stored[k] = jpeg
+    labels = Counter(shard.samples[k].label for k in stored)
+    moments = work.moments
     part = Part(
-        shard,
-        tuple(incidents),
-        labels,
+        _write_tar(job, out, shard, plan.label_width, stored),
+        tuple(work.incidents),
+        dict(sorted(labels.items())),
+        versions(),
+        moments.image_sum is not None,
         moments.images,
         moments.count,
         moments.sums.tolist(),
         moments.products.tolist(),
     )
-    _write_part(out, plan, part, moments)
+    _write_part(out, shard.name, part, moments)
     return part
 
 
-def read_part(out: Path, plan: ShardPlan) -> tuple[Part, Moments] | None:
-    """Return a finished shard's part, or None where it is not finished."""
-    path = _part_path(out, plan)
-    if not path.is_file():
-        return None
-    part = msgspec.json.decode(path.read_bytes(), type=Part)
-    image_sum = path.with_suffix(".npy")
-    moments = Moments(
-        part.images,
-        part.count,
-        np.array(part.sums, np.int64),
-        np.array(part.products, np.int64),
-        np.load(image_sum, allow_pickle=False) if image_sum.is_file() else None,
-    )
-    return part, moments
+def refuse_versions(out: Store, plan: Plan, found: dict[str, str], where: str) -> None:
+    """Refuse libraries other than the plan's: they could decode or encode to other bytes.
+
+    Raises:
+        RunError: says which differs.
+    """
+    differ = [f"{k} {found.get(k)} instead of {v}" for k, v in plan.versions.items() if found.get(k) != v]
+    if differ:
+        raise RunError(
+            f"{out}: {where} has {', '.join(differ)}, and other versions may give other bytes; "
+            "install the same, or start again in another folder"
+        )
 
 
-def is_finished(out: Path, plan: ShardPlan) -> bool:
-    """Whether the shard's part was written, which happens after everything else of it."""
-    return _part_path(out, plan).is_file()
+def run_spool(job: Job, number: int) -> None:
+    """In a worker: make one container of the source readable at random."""
+    container = _plan_of(job.out).containers[number]
+    spool(open_store(job.source), number, container, job.spool)
 
 
-def forget(out: Path, plan: ShardPlan) -> None:
+def read_part(out: Store, name: str) -> tuple[Part, Moments]:
+    """Return a finished shard's part.
+
+    Raises:
+        RunError: it is unreadable, or of another release.
+    """
+    try:
+        part = msgspec.json.decode(out.read(Span(_part_file(name))), type=Part)
+        image_sum = _read_sum(out, name) if part.image_sum else None
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise RunError(
+            f"{out.place(_part_file(name))}: damaged ({error}); delete it and run the same command again"
+        ) from error
+    sums, products = np.array(part.sums, np.int64), np.array(part.products, np.int64)
+    return part, Moments(part.images, part.count, sums, products, image_sum)
+
+
+def finished(out: Store) -> set[str]:
+    """Last names (`train-000000`) of the shards whose part was written, after everything else of them."""
+    return {name.removesuffix(".json") for name in out.names(PARTS) if name.endswith(".json")}
+
+
+def last_name(name: str) -> str:
+    """A shard's name without its folder, as parts are named."""
+    return name.rpartition("/")[2]
+
+
+def forget(out: Store, name: str) -> None:
     """Have a finished shard made again by the next run."""
-    _part_path(out, plan).unlink(missing_ok=True)
+    out.remove(_part_file(name))
 
 
-def _write_part(out: Path, plan: ShardPlan, part: Part, moments: Moments) -> None:
-    path = _part_path(out, plan)
+class _Work:
+    """Turns files into stored pictures, and keeps the moments and incidents of a shard."""
+
+    def __init__(self, options: Options, measured: bool) -> None:
+        self.options = options
+        self.measured = measured
+        square = options.mode == "square" and measured
+        self.moments = Moments.for_square(options.size) if square else Moments()
+        self.incidents: list[Incident] = []
+
+    def convert(self, path: str, sample: Sample, data: bytes | OSError) -> bytes | None:
+        """The JPEG to store, or None where the file is unusable, which becomes an incident."""
+        options = self.options
+        try:
+            if isinstance(data, OSError):
+                raise codec.DecodeError(f"unreadable file: {data.strerror or data}")
+            if sample.size not in (UNKNOWN, len(data)):
+                raise codec.DecodeError(f"has {len(data)} bytes now, but {sample.size} when it was listed")
+            picture = codec.decode(
+                data,
+                options.max_megapixels,
+                size=options.size,
+                exif_rotate=options.exif_rotate,
+                keep=options.keep_original,
+            )
+            if options.mode == "square":
+                pixels = codec.resize_square(picture.pixels, options.size)
+            else:
+                pixels = codec.resize_shorter(picture.pixels, options.size, picture.shape)
+        except codec.DecodeError as error:
+            self.incidents.append(Incident(path, str(error), "skipped"))
+            return None
+        if picture.repair:
+            self.incidents.append(Incident(path, picture.repair, "repaired"))
+        if self.measured:
+            self.moments.add(pixels)
+        if options.keep_original:
+            return picture.jpeg or codec.encode(picture.pixels, options.quality)
+        return codec.encode(pixels, options.quality)
+
+
+def _write_tar(
+    job: Job, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
+) -> Shard | None:
+    """Write the pictures that are left in the plan's order, and upload them where `out` is a bucket."""
+    folder = out.local or Path(job.scratch) / "shards"
+    tar = folder / f"{shard.name}.tar"
+    make_folder(tar.parent)
+    with write_shard(tar, label_width) as writer:
+        for k, sample in enumerate(shard.samples):
+            if k in stored:
+                writer.add(sample.key, stored[k], sample.label)
+    if not writer.samples:
+        return None
+    described = describe(folder, tar, writer.samples)
+    out.take(tar, f"{shard.name}.tar")
+    out.take(index_path(tar), f"{shard.name}.idx")
+    return described
+
+
+def _write_part(out: Store, name: str, part: Part, moments: Moments) -> None:
     if moments.image_sum is not None:
-        write_array(path.with_suffix(".npy"), moments.image_sum)
-    write_bytes(path, to_json(part))
+        buffer = io.BytesIO()
+        np.save(buffer, moments.image_sum.astype(np.int64))
+        out.write(_sum_file(name), buffer.getvalue())
+    out.write(_part_file(name), to_json(part))
 
 
-def _part_path(out: Path, plan: ShardPlan) -> Path:
-    return out / PARTS / f"{Path(plan.name).name}.json"
+def _read_sum(out: Store, name: str) -> NDArray[np.float64]:
+    stored = np.load(io.BytesIO(out.read(Span(_sum_file(name)))), allow_pickle=False)
+    return np.asarray(stored, np.float64)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"unreadable file: {error.strerror or error}"
-    return str(error)
+@lru_cache(maxsize=1)
+def _plan_of(out: str) -> Plan:
+    """A worker's tasks share one plan."""
+    return read_plan(open_store(out))
+
+
+def _part_file(name: str) -> str:
+    return f"{PARTS}/{last_name(name)}.json"
+
+
+def _sum_file(name: str) -> str:
+    return f"{PARTS}/{last_name(name)}.npy"

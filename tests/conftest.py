@@ -1,12 +1,19 @@
 """Fixtures that several test files share."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from pipeline import Dataset, Options, draw_demo, prepare, read_class_folders
+from pipeline import Dataset, Options, draw_demo, prepare, read_source
 
 # A busy machine is no failure, and a change shall not fail on an example that the last one did not meet.
 settings.register_profile(
@@ -40,5 +47,48 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_dataset(tiny_source: Path) -> Dataset:
     """`tiny_source` prepared with pictures of 72 × 72 pixels. Read-only."""
     folder = tiny_source.parent / "dataset"
-    prepare(read_class_folders(tiny_source), folder, Options(size=72))
+    prepare(read_source(tiny_source), folder, Options(size=72))
     return Dataset.open(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of a real S3 protocol server on loopback, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/moto-api/", timeout=5).close()
+            break
+        except OSError:
+            assert process.poll() is None, "moto's server ended"
+            assert time.monotonic() < deadline, "moto's server does not answer"
+            time.sleep(0.1)
+    yield address
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://BUCKET` of a new bucket; this process and its children find the server by their environment."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex}"
+    request = urllib.request.Request(f"{s3_server}/{bucket}", method="PUT")
+    urllib.request.urlopen(request).close()
+    return f"s3://{bucket}"

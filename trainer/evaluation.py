@@ -112,7 +112,7 @@ def evaluate(
     if samples != loader.samples:
         raise RunError(
             f"evaluation saw {samples} samples of {loader.samples} in {loader.split}; the shards do "
-            "not hold what the manifest says: prepare the dataset again"
+            "not hold what the manifest says: `alexnet-prep verify` on the dataset names what differs"
         )
     if not math.isfinite(loss):  # NaN compares as neither likelier nor less likely: it would count as right
         raise RunError(
@@ -133,7 +133,7 @@ def _refuse_unknown_labels(labels: Tensor, classes: int, loader: Loader) -> None
     if largest >= classes:
         raise RunError(
             f"{loader.dataset.root}: {loader.split} holds the label {largest}, but the manifest names "
-            f"{classes} classes; prepare the dataset again"
+            f"{classes} classes; `alexnet-prep verify {loader.dataset.root}` names the shards"
         )
 
 

@@ -33,9 +33,12 @@ def test_help_and_version_import_nothing_heavy(module, argument):
 OPTIONS = {
     "prep shard": (
         prep.commands["shard"],
-        "source out --size --quality --keep-aspect --val-fraction --seed --shard-samples --workers --max-bad "
-        "--max-megapixels",
+        "source out --layout --size --quality --keep-aspect --keep-original --exif-rotate --val-fraction "
+        "--seed --shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch",
     ),
+    "prep finish": (prep.commands["finish"], "out --max-bad"),
+    "prep verify": (prep.commands["verify"], "out --fast --workers"),
+    "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
     "train": (train, "data --recipe --set --out --gpus --cpus --resume"),
@@ -51,7 +54,7 @@ def test_options_are_these(name):
 
 
 def test_the_prep_group_has_these_commands():
-    assert sorted(prep.commands) == ["demo", "info", "shard"]
+    assert sorted(prep.commands) == ["demo", "finish", "info", "shard", "stats", "verify"]
 
 
 @pytest.mark.parametrize("command", [prep, *prep.commands.values(), train, evaluate])

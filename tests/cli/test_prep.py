@@ -124,7 +124,7 @@ def test_bad_pictures_are_reported_up_to_a_limit(run, source, tmp_path):
 
 def test_a_link_to_nowhere_is_named(run, source, tmp_path):
     (source / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    fails(run("shard", source, tmp_path / "out"), 2, "cat/gone.jpg", "No such file", "restore or remove it")
+    fails(run("shard", source, tmp_path / "out"), 2, "cat/gone.jpg", "No such file", "restore it or check")
 
 
 def test_other_options_on_the_same_output_are_refused(run, source, tmp_path):
@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line(run, source, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     fails(run("shard", source, tmp_path / "out", "--workers", 1), 1, "No space left on device")
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "lock"]
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 @pytest.mark.parametrize("option", [("--val-fraction", "1.5"), ("--quality", "0"), ("--size", "x")])

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from folders import SIZE
 
+from pipeline.merging import merge
 from pipeline.plan import Options, make_plan
-from pipeline.preparation import finish
-from pipeline.sources import read_class_folders
-from pipeline.task import run_task
+from pipeline.sources import read_source
+from pipeline.store import open_store
+from pipeline.task import Job, run_task
 
 OPTIONS = Options(size=SIZE, shard_samples=6)
 
@@ -42,7 +43,7 @@ def die_at(number):
 
 
 def main(step, source, start, folder):
-    plan = make_plan(read_class_folders(source), OPTIONS)
+    plan, shards = make_plan(read_source(source), OPTIONS)
     for number in count():
         out = folder / str(number)
         shutil.copytree(start, out)
@@ -50,9 +51,10 @@ def main(step, source, start, folder):
         if child == 0:
             die_at(number)
             if step == "task":
-                run_task(source, out, plan.shards[0], plan.options, plan.label_width, lambda: None)
+                job = Job(str(source), str(out), str(out / ".work"))
+                run_task(job, open_store(out), plan, shards[0])
             else:
-                finish(out, plan, max_bad=1)
+                merge(open_store(out), plan, max_bad=1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status == 0:

@@ -9,7 +9,7 @@ from pipeline.codec import encode
 from pipeline.manifest import ImageFormat, SourceInfo, write_manifest
 from pipeline.moments import Moments
 from pipeline.shards import describe, write_shard
-from pipeline.sources import ClassInfo
+from pipeline.source import ClassInfo
 from pipeline.statistics import statistics_of
 
 CLASSES = 3

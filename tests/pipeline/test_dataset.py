@@ -36,8 +36,9 @@ def test_paths_of_shards(tiny_dataset):
     assert [shard.samples for shard in tiny_dataset.shards("train")] == [45, 45]
 
 
-def test_a_string_opens_as_well(tiny_dataset):
-    assert Dataset.open(str(tiny_dataset.root)) == tiny_dataset
+def test_a_string_or_a_file_address_opens_as_well(tiny_dataset):
+    for root in (str(tiny_dataset.root), f"file://{tiny_dataset.root}"):
+        assert Dataset.open(root) == tiny_dataset
 
 
 def test_a_missing_split_is_named(tiny_dataset):
@@ -66,24 +67,41 @@ def test_a_damaged_mean_image_is_named(copy, damage):
         Dataset.open(copy).mean_image()
 
 
-def test_a_dataset_that_keeps_aspect_ratios_has_no_mean_image(tiny_dataset):
-    image = dataclasses.replace(tiny_dataset.image, mode="aspect")
-    manifest = dataclasses.replace(tiny_dataset.manifest, image=image)
-    with pytest.raises(UsageError, match=r"--keep-aspect, so it has no mean image.*--set mean=channel"):
+@pytest.mark.parametrize(
+    ("mode", "layout", "reason"),
+    [
+        ("aspect", "folders", "prepared with --keep-aspect"),
+        ("original", "folders", "prepared with --keep-original"),
+        ("aspect", "adopted", "its tars hold pictures of different shapes"),
+        ("original", "adopted", "its tars hold pictures of different shapes"),
+    ],
+)
+def test_pictures_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layout, reason):
+    manifest = dataclasses.replace(
+        tiny_dataset.manifest,
+        image=dataclasses.replace(tiny_dataset.image, mode=mode),
+        source=dataclasses.replace(tiny_dataset.manifest.source, layout=layout),
+    )
+    with pytest.raises(UsageError, match=rf"{reason}, so it has no mean image.*--set mean=channel"):
         Dataset(tiny_dataset.root, manifest).mean_image()
+
+
+def test_a_bucket_is_one_line_that_says_to_copy_it():
+    with pytest.raises(UsageError, match=r"s3://bucket/set: a dataset in a bucket .* copy it here first"):
+        Dataset.open("s3://bucket/set")
 
 
 def test_a_cut_shard_is_refused_on_opening(copy):
     path = copy / "val" / "val-000000.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=f"{path}: .* bytes, but the manifest says"):
+    with pytest.raises(UsageError, match=f"{path}: .* bytes, but the manifest says .*alexnet-prep verify"):
         Dataset.open(copy)
 
 
 @pytest.mark.parametrize("name", ["train/train-000001.tar", "train/train-000001.idx"])
 def test_a_missing_file_is_refused_on_opening(copy, name):
     (copy / name).unlink()
-    with pytest.raises(UsageError, match=f"{copy / name}: missing"):
+    with pytest.raises(UsageError, match=f"{copy / name}: missing.*alexnet-prep verify"):
         Dataset.open(copy)
 
 

@@ -138,6 +138,26 @@ def test_crops_of_unequal_sides_are_uniform(tmp_path, height, width):
         assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("height", "width"), [(80, 125), (125, 80)])
+def test_crops_of_pictures_of_original_size_are_uniform(tmp_path, height, width):
+    """Stored at half the size: a grey level is two pixels once they are loaded."""
+    size, crop = 160, 150
+    data = write_dataset(tmp_path / "d", {"train": [gradient(height, width)] * 400}, size, mode="original")
+    found = []
+    with Loader(data, "train", TrainView(crop), 100) as loader:
+        for _ in range(8):
+            for batch in loader:
+                means = batch.images[:, :2].mean(dim=(2, 3)).numpy()
+                found.append(2 * means + 0.5 - (crop - 1) / 2)
+    for axis, side in ((0, width), (1, height)):
+        corners = np.concatenate(found)[:, axis]
+        whole = corners.round().astype(int)
+        assert np.abs(corners - whole).max() < 0.3
+        counts = np.bincount(whole, minlength=2 * side - crop + 1)
+        assert len(counts) == 2 * side - crop + 1
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["paper", "source"])
 def test_colour_noise_is_normal(tmp_path, kind):
     rng = np.random.default_rng(1)
@@ -192,6 +212,73 @@ def test_evaluation_views_equal_slices(tmp_path, height, width, mode):
                 np.testing.assert_array_equal(got[5:], got[:5, :, ::-1])
                 single = one.images[number].permute(1, 2, 0).double().numpy()
                 np.testing.assert_array_equal(single, got[4])
+
+
+def scaled_by_pillow(picture, size):
+    """A picture's centre square once Pillow has scaled its shorter side to `size`."""
+    height, width = picture.shape[:2]
+    shorter = min(height, width)
+    target = (round(width * size / shorter), round(height * size / shorter))
+    image = Image.fromarray(picture.astype(np.uint8)).resize(target, Image.Resampling.BILINEAR)
+    top, left = (target[1] - size) // 2, (target[0] - size) // 2
+    return np.asarray(image, np.float64)[top : top + size, left : left + size]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Grainy pictures of many sizes: more than twice as large as they are loaded, as large, and smaller."""
+    sizes = [(300, 431), (260, 170), (64, 64), (64, 99), (41, 30), (20, 333), (128, 128), (65, 64)]
+    rng = np.random.default_rng(5)
+    pictures = [
+        np.clip(photographs(1, *shape, k)[0] + rng.normal(0, 12, (*shape, 3)), 0, 255).astype(np.uint8)
+        for k, shape in enumerate(sizes)
+    ]
+    folder = tmp_path_factory.mktemp("originals") / "data"
+    return write_dataset(folder, {"train": pictures, "val": pictures}, 64, mode="original")
+
+
+def test_pictures_of_original_size_are_scaled_as_by_pillow(originals):
+    crop = 57
+    pictures = pillow_pictures(originals, "val")
+    with (
+        Loader(originals, "val", EvalView("centre", crop), 3, keys=True) as centre,
+        Loader(originals, "val", EvalView("ten-crop", crop), 3, keys=True) as ten,
+    ):
+        seen = 0
+        for one, many in zip(centre, ten, strict=True):
+            for number, key in enumerate(one.keys):
+                square = scaled_by_pillow(pictures[key], 64)
+                got = many.images[number].permute(0, 2, 3, 1).double().numpy()
+                for view, (y, x) in zip(got[:5], [(0, 0), (0, 7), (7, 0), (7, 7), (3, 3)], strict=True):
+                    # Pillow rounds to grey levels between the two axes, DALI at the end only.
+                    difference = np.abs(view - square[y : y + crop, x : x + crop])
+                    assert difference.max() <= 2
+                    assert difference.mean() < 0.3
+                np.testing.assert_array_equal(got[5:], got[:5, :, ::-1])
+                single = one.images[number].permute(1, 2, 0).double().numpy()
+                np.testing.assert_array_equal(single, got[4])
+                seen += 1
+    assert seen == 8
+
+
+def test_training_crops_of_pictures_of_original_size_are_crops_of_the_scaled_picture(originals):
+    crop = 64  # all of a square picture: what is left of chance is the flip
+    pictures = pillow_pictures(originals, "train")
+    squares = [key for key, picture in pictures.items() if picture.shape[0] == picture.shape[1]]
+    assert len(squares) == 2
+    flips = set()
+    with Loader(originals, "train", TrainView(crop, MEAN, (1.0, 2.0, 4.0)), 8, keys=True) as loader:
+        for _ in range(6):
+            for batch in loader:
+                assert batch.images.shape == (8, 3, crop, crop)
+                for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).double(), strict=True):
+                    if key in squares:
+                        grey = image.numpy() * [1, 2, 4] + MEAN
+                        reference = scaled_by_pillow(pictures[key], 64)
+                        off = [np.abs(grey - r).max() for r in (reference, reference[:, ::-1])]
+                        assert min(off) <= 2
+                        flips.add((key, off[1] < off[0]))
+    assert len(flips) == 4
 
 
 def test_float16_is_the_rounded_float32(fields):

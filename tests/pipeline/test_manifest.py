@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import pytest
 
 from pipeline.errors import UsageError
 from pipeline.manifest import (
+    ADOPTED,
     FILE_NAME,
     ImageFormat,
     Manifest,
@@ -13,8 +15,9 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.shards import Shard
-from pipeline.sources import ClassInfo
+from pipeline.source import ClassInfo
 from pipeline.statistics import Statistics
+from pipeline.store import open_store
 
 MANIFEST = Manifest(
     format=1,
@@ -80,6 +83,39 @@ def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
     assert found["statistics"]["mean"] == [1 / 3, 0.1, 255.0]
     assert text.startswith('{\n "format": 1,\n')
     assert text.endswith("}\n")
+
+
+def test_adopted_tars_have_unknown_encoding_and_are_told_apart(tmp_path):
+    image = ImageFormat(256, "original", None, None)
+    adopted = dataclasses.replace(MANIFEST, image=image, source=SourceInfo(ADOPTED, "d" * 64))
+    write_manifest(tmp_path, adopted)
+    found = read_manifest(tmp_path)
+    assert found == adopted
+    assert found.adopted
+    assert not MANIFEST.adopted
+    stored = json.loads((tmp_path / FILE_NAME).read_text())
+    assert stored["image"] == {"size": 256, "mode": "original", "quality": None, "subsampling": None}
+    assert stored["source"]["layout"] == "adopted"
+
+
+def test_a_manifest_is_read_by_path_by_text_and_by_store(tmp_path):
+    write_manifest(tmp_path, MANIFEST)
+    for root in (tmp_path, str(tmp_path), f"file://{tmp_path}", open_store(tmp_path)):
+        assert read_manifest(root) == MANIFEST
+
+
+def test_a_manifest_in_a_bucket(s3):
+    store = open_store(f"{s3}/data")
+    with pytest.raises(UsageError, match=f"{s3}/data: not a prepared dataset"):
+        read_manifest(f"{s3}/data")
+    store.write(".work/plan.json", b"{}")
+    with pytest.raises(UsageError, match=f"{s3}/data: preparation is unfinished"):
+        read_manifest(store)
+    store.write(FILE_NAME, to_json(MANIFEST))
+    assert read_manifest(f"{s3}/data") == MANIFEST
+    store.write(FILE_NAME, b"{")
+    with pytest.raises(UsageError, match=f"{s3}/data/manifest.json: damaged"):
+        read_manifest(store)
 
 
 def test_samples():

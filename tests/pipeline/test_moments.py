@@ -93,5 +93,5 @@ def test_moments_do_not_share_their_arrays():
 
 
 def test_a_picture_of_another_size_has_no_place_in_the_sum_image():
-    with pytest.raises(ValueError, match="broadcast"):
+    with pytest.raises(ValueError, match="has no place in sums"):
         Moments.for_square(8).add(random_picture(0, 8, 9))

@@ -4,7 +4,7 @@ from folders import picture
 from PIL import Image
 
 from pipeline.errors import RunError
-from pipeline.pictures import grid, save_png, titled
+from pipeline.pictures import grid, save_png, stacked, titled
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,17 @@ def test_grid(count, columns, gap, margin, shape):
         assert np.array_equal(sheet[top : top + 4, left : left + 6], pixels)
         covered[top : top + 4, left : left + 6] = True
     assert (sheet[~covered] == 255).all()
+
+
+def test_stacked_pictures_stand_in_the_middle():
+    wide, narrow = picture(0, 5, 20), picture(1, 7, 9)
+    sheet = stacked([wide, narrow], gap=3)
+    assert sheet.shape == (15, 20, 3)
+    assert np.array_equal(sheet[:5], wide)
+    assert np.array_equal(sheet[8:, 5:14], narrow)
+    assert (sheet[5:8] == 255).all()
+    assert (sheet[8:, :5] == 255).all()
+    assert (sheet[8:, 14:] == 255).all()
 
 
 def test_a_title_stands_above_the_picture():

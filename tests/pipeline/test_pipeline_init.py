@@ -38,7 +38,7 @@ def test_other_names_do_not_resolve():
     [
         "import pipeline",
         "import pipeline.preparation",
-        "from pipeline import Dataset, Options, prepare, read_class_folders, draw_demo",
+        "from pipeline import Dataset, Options, prepare, read_source, draw_demo",
     ],
 )
 def test_preparing_imports_neither_torch_nor_dali(statement):

@@ -10,7 +10,16 @@ import pytest
 from folders import encoded, members, picture
 
 from pipeline.errors import UsageError
-from pipeline.shards import Shard, check_size, describe, index_path, read_index, write_shard
+from pipeline.shards import (
+    Shard,
+    check_size,
+    describe,
+    index_path,
+    label_in,
+    read_index,
+    to_index,
+    write_shard,
+)
 
 # Sizes around a tar's block of 512 bytes; keys as long as they get.
 SAMPLES = [
@@ -151,7 +160,9 @@ def test_check_size(tar, tmp_path):
     size = tar.stat().st_size
     with tar.open("r+b") as file:
         file.truncate(size - 1)
-    with pytest.raises(UsageError, match=f"{tar}: {size - 1:,} bytes, but the manifest says {size:,}"):
+    with pytest.raises(
+        UsageError, match=f"{tar}: {size - 1:,} bytes, but the manifest says {size:,}.*verify {tmp_path}"
+    ):
         check_size(tmp_path, shard)
     index_path(tar).unlink()
     with pytest.raises(UsageError, match=f"{index_path(tar)}: missing"):
@@ -171,6 +182,18 @@ def test_read_index_of_what_is_written_by_hand(tmp_path):
         {"jpg": (512, 100, "a.jpg"), "cls": (1536, 4, "a.cls")},
         {"jpg": (2560, 100, "b.jpg"), "cls": (3584, 4, "b.cls")},
     ]
+
+
+def test_to_index():
+    assert to_index(GOOD.splitlines()[1:]).decode() == GOOD
+    assert to_index([]) == b"v1.2 0\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "label"), [(b"0349", 349), (b"7", 7), (b'{"a": 12, "label": 30', 30), (b"\0\n 00", 0)]
+)
+def test_a_label_is_the_digits_at_the_end(data, label):
+    assert label_in(data) == label
 
 
 @pytest.mark.parametrize("text", [GOOD[:cut] for cut in range(len(GOOD))], ids=range(len(GOOD)))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Options, prepare, read_class_folders
+from pipeline import LocalEngine, Options, prepare, read_source
 from pipeline.moments import Moments
 from pipeline.statistics import mean_image_of, statistics_of
 
@@ -116,8 +116,8 @@ def test_no_mean_image_without_square_pictures(moments):
 
 
 def test_real_images_land_on_the_directions_of_the_released_source(shared_data, tmp_path):
-    source = read_class_folders(shared_data / "imagenet-sample")
-    found = prepare(source, tmp_path / "out", Options(size=96), workers=2).statistics
+    source = read_source(shared_data / "imagenet-sample")
+    found = prepare(source, tmp_path / "out", Options(size=96), engine=LocalEngine(2)).statistics
     order = SOURCE_DEVIATIONS.argsort()[::-1]  # ours are sorted from the largest
     cosines = np.array(found.eigenvectors) @ SOURCE_VECTORS[:, order]
     assert np.abs(np.diag(cosines)).min() > 0.99

@@ -11,12 +11,14 @@ import pytest
 from folders import SIZE, encoded, is_root, members, picture, place, tree, write_source
 from PIL import Image
 
-from pipeline import prepare, read_class_folders
+from pipeline import prepare, read_source
+from pipeline.codec import encode
 from pipeline.errors import RunError
 from pipeline.moments import Moments
-from pipeline.plan import Options, ShardPlan, make_plan
-from pipeline.sources import Sample
-from pipeline.task import Incident, is_finished, read_part, run_task
+from pipeline.plan import Options, Plan, ShardPlan, make_plan, store_plan, versions
+from pipeline.source import Container, Sample
+from pipeline.store import open_store
+from pipeline.task import Incident, Job, finished, forget, last_name, read_part, run_shard, run_task
 
 
 def plan_for(*files, split="train"):
@@ -24,14 +26,12 @@ def plan_for(*files, split="train"):
     return ShardPlan(f"{split}/{split}-000000", split, samples)
 
 
-def run(tmp_path, plan, **options):
-    for folder in (".work/parts", plan.split):
-        (tmp_path / "out" / folder).mkdir(parents=True, exist_ok=True)
-    handled = []
-    task_options = Options(**{"size": SIZE, **options})
-    part = run_task(tmp_path, tmp_path / "out", plan, task_options, 4, lambda: handled.append(1))
-    assert len(handled) == len(plan.samples)
-    return part
+def run(tmp_path, shard, containers=(), **options):
+    classes = tuple((str(k), str(k)) for k in range(9))
+    settings = Options(**{"size": SIZE, **options})
+    plan = Plan(settings, "folders", "", classes, containers, versions(), ())
+    out = tmp_path / "out"
+    return run_task(Job(str(tmp_path), str(out), str(out / ".work")), open_store(out), plan, shard)
 
 
 def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
@@ -55,13 +55,13 @@ def test_bad_pictures_are_skipped_with_their_reason(tmp_path):
     place(tmp_path / "narrow.jpg", encoded(narrow))
     (tmp_path / "folder.jpg").mkdir()
     plan = plan_for("cut.jpg", "good.jpg", "gone.jpg", "converted.jpg", "narrow.jpg", "folder.jpg")
-    part = run(tmp_path, plan)
+    part = run(tmp_path, plan, keep_aspect=True)
     assert part.incidents == (
-        Incident("cut.jpg", "Premature end of JPEG file", "skipped"),
-        Incident("gone.jpg", "unreadable file: No such file or directory", "skipped"),
         Incident("converted.jpg", "PNG (RGB) converted", "repaired"),
-        Incident("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
+        Incident("cut.jpg", "Premature end of JPEG file", "skipped"),
         Incident("folder.jpg", "unreadable file: Is a directory", "skipped"),
+        Incident("gone.jpg", "unreadable file: No such file or directory", "skipped"),
+        Incident("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
     )
     assert part.labels == {1: 1, 3: 1}
     assert part.images == 2
@@ -78,7 +78,7 @@ def test_a_shard_of_bad_pictures_only_is_finished_without_a_tar(tmp_path):
     plan = plan_for("a.jpg")
     assert run(tmp_path, plan).shard is None
     assert list((tmp_path / "out" / "train").iterdir()) == []
-    assert is_finished(tmp_path / "out", plan)
+    assert finished(open_store(tmp_path / "out")) == {"train-000000"}
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -93,7 +93,7 @@ def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, spli
     if split == "train":
         for k, pixels in enumerate(pictures):
             expected.add(pixels if keep_aspect else pixels[:, 5 * k : 5 * k + SIZE])
-    stored, moments = read_part(tmp_path / "out", plan)
+    stored, moments = read_part(open_store(tmp_path / "out"), plan.name)
     assert stored == part
     assert (moments.images, moments.count) == (expected.images, expected.count)
     assert np.array_equal(moments.sums, expected.sums)
@@ -124,17 +124,99 @@ def test_larger_pictures_than_allowed_are_skipped(tmp_path):
     assert part.incidents[0].reason == "101x100 pixels are more than 0.01 megapixels"
 
 
-def test_nothing_is_finished_before_it_ran(tmp_path):
-    plan = plan_for("a.jpg")
-    assert not is_finished(tmp_path, plan)
-    assert read_part(tmp_path, plan) is None
+def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
+    data = encoded(picture(0))
+    place(tmp_path / "a.jpg", data)
+    plan = ShardPlan("train/train-000000", "train", (Sample("a.jpg", 0, "a", len(data) + 1),))
+    part = run(tmp_path, plan)
+    reason = f"has {len(data)} bytes now, but {len(data) + 1} when it was listed"
+    assert part.incidents == (Incident("a.jpg", reason, "skipped"),)
+
+
+def test_members_of_a_container_are_read_at_their_place(tmp_path):
+    pictures = [encoded(picture(k), "PNG") for k in range(3)]
+    place(tmp_path / "all.bin", b"head" + b"".join(pictures))
+    samples, at = [], 4
+    for k, data in enumerate(pictures):
+        samples.append(Sample(f"{k}.png", k, f"key{k}", len(data), 0, at))
+        at += len(data)
+    samples.append(Sample("beyond.png", 3, "key3", 100, 0, at))
+    plan = ShardPlan("train/train-000000", "train", tuple(reversed(samples)))
+    part = run(tmp_path, plan, (Container("all.bin", at),))
+    stored = members(tmp_path / "out" / "train" / "train-000000.tar")
+    assert [name for name, _ in stored[::2]] == ["key2.jpg", "key1.jpg", "key0.jpg"]  # the plan's order
+    assert [data for _, data in stored[::2]] == [encode(picture(k), 95) for k in (2, 1, 0)]
+    skipped = [incident for incident in part.incidents if incident.action == "skipped"]
+    assert [incident.path for incident in skipped] == ["all.bin/beyond.png"]
+    assert part.labels == {0: 1, 1: 1, 2: 1}
+
+
+def test_original_bytes_are_stored_untouched(tmp_path):
+    jpeg = encoded(picture(0, 60, 90), quality=80, comment=b"kept")
+    png = encoded(picture(1, 60, 90), "PNG")
+    place(tmp_path / "a.jpg", jpeg)
+    place(tmp_path / "b.png", png)
+    part = run(tmp_path, plan_for("a.jpg", "b.png"), keep_original=True)
+    stored = members(tmp_path / "out" / "train" / "train-000000.tar")
+    assert stored[0] == ("key0.jpg", jpeg)
+    assert stored[2] == ("key1.jpg", encode(picture(1, 60, 90), 95))
+    assert part.incidents == (Incident("b.png", "PNG (RGB) converted", "repaired"),)
+    # Statistics are of the pictures scaled as on loading: 48 by 72 pixels each.
+    assert part.count == 2 * SIZE * SIZE * 3 // 2
+    assert not part.image_sum
+
+
+def test_rotation_is_applied_on_request_and_reported(tmp_path):
+    wide = Image.fromarray(picture(0, 40, 60))
+    exif = wide.getexif()
+    exif[0x0112] = 6
+    place(tmp_path / "a.png", encoded(wide, "PNG", exif=exif))
+    run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40)
+    assert size_of_first(tmp_path) == (60, 40)
+    part = run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40, exif_rotate=True)
+    assert size_of_first(tmp_path) == (40, 60)
+    assert "rotated by EXIF orientation 6" in part.incidents[0].reason
+
+
+def size_of_first(tmp_path):
+    (_, data), *_ = members(tmp_path / "out" / "train" / "train-000000.tar")
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
+    for label in range(2):
+        place(tmp_path / "source" / str(label) / f"{label}.jpg", encoded(picture(label)))
+    plan, shards = make_plan(read_source(tmp_path / "source"), Options(size=SIZE))
+    out = open_store(tmp_path / "out")
+    store_plan(out, replace(plan, versions=plan.versions | {"pillow": "1.0"}), shards)
+    job = Job(str(tmp_path / "source"), str(tmp_path / "out"), str(tmp_path / "scratch"))
+    with pytest.raises(RunError, match=r"this machine has pillow .* instead of 1\.0"):
+        run_shard(job, shards[0].name)
+    assert finished(out) == set()
+
+
+def test_a_damaged_part_is_one_line(tmp_path):
+    place(tmp_path / ".work" / "parts" / "train-000000.json", b"{")
+    with pytest.raises(RunError, match=r"train-000000\.json: damaged .*; delete it and run"):
+        read_part(open_store(tmp_path), "train/train-000000")
+
+
+def test_what_is_forgotten_is_unfinished(tmp_path):
+    place(tmp_path / "a.jpg", encoded(picture(0)))
+    out = open_store(tmp_path / "out")
+    assert finished(out) == set()
+    run(tmp_path, plan_for("a.jpg"))
+    assert finished(out) == {"train-000000"}
+    forget(out, "train/train-000000")
+    assert finished(out) == set()
 
 
 def test_an_output_that_cannot_be_written_is_a_run_error(tmp_path):
     place(tmp_path / "a.jpg", encoded(picture(0)))
-    plan = replace(plan_for("a.jpg"), name="nowhere/train-000000")
-    with pytest.raises(RunError, match=r"cannot write .*nowhere/train-000000\.tar"):
-        run(tmp_path, plan)
+    place(tmp_path / "out" / "train")
+    with pytest.raises(RunError, match=r"cannot create the folder .*out/train"):
+        run(tmp_path, plan_for("a.jpg"))
 
 
 # A kill at every operation on the disk
@@ -149,19 +231,18 @@ def source(tmp_path_factory):
 
 def run_tasks(source, out):
     """Run what is unfinished of the job in this process."""
-    plan = make_plan(read_class_folders(source), crashing.OPTIONS)
-    for folder in {".work/parts", *(shard.split for shard in plan.shards)}:
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for shard in plan.shards:
-        if not is_finished(out, shard):
-            run_task(source, out, shard, plan.options, plan.label_width, lambda: None)
+    plan, shards = make_plan(read_source(source), crashing.OPTIONS)
+    store = open_store(out)
+    for shard in shards:
+        if last_name(shard.name) not in finished(store):
+            run_task(Job(str(source), str(out), str(out / ".work")), store, plan, shard)
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
     """The tree of an uninterrupted job's output."""
     out = tmp_path_factory.mktemp("whole")
-    prepare(read_class_folders(source), out, crashing.OPTIONS, max_bad=1)
+    prepare(read_source(source), out, crashing.OPTIONS, max_bad=1)
     return tree(out)
 
 
@@ -204,7 +285,7 @@ def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(
         partial += ".writing-" in str(sorted(tree(out)))
         if step == "task":
             run_tasks(source, out)
-        prepare(read_class_folders(source), out, crashing.OPTIONS, max_bad=1)
+        prepare(read_source(source), out, crashing.OPTIONS, max_bad=1)
         assert tree(out) == whole, f"killed at operation {number}"
         shutil.rmtree(out)
     assert partial >= 2 * files  # the kills did hit files half-way

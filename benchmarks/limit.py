@@ -1,0 +1,132 @@
+"""The limit of preparation: decode, resize and encode alone, each by the fastest library tried.
+
+Bytes are in memory before the clock starts; there is no tar, no statistics and no check of the result.
+"""
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from candidates import STEPS, Candidate, candidates
+from common import BenchmarkError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a candidate did: the median of the rounds' microseconds for one picture."""
+
+    candidate: Candidate
+    microseconds: float
+
+
+def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str, ...], list[str]]:
+    """Time every candidate on one core, those of a step interleaved, and choose the fastest chain.
+
+    Returns:
+        The timings; the names of the chain's steps, for `run`; notes on what was not tried.
+    """
+    found, notes = candidates()
+    originals, unfit = usable(files)
+    if unfit:
+        notes.append(f"{unfit} of {len(files)} pictures are no RGB JPEGs for every decoder and were left out")
+    timings: list[Timing] = []
+    names: list[str] = []
+    inputs: list[Any] = list(originals)
+    for step in STEPS:
+        tried = _time([c for c in found if c.step == step], inputs, rounds)
+        best = min((t for t in tried if t.candidate.equal), key=lambda t: t.microseconds).candidate
+        inputs = [best.work(item) for item in inputs]
+        timings += tried
+        names.append(best.name)
+    mixed = Candidate("all", "the fastest of each step", _chain(tuple(names)))
+    whole = _time([c for c in found if c.step == "all"] + [mixed], originals, rounds)
+    best = min(whole, key=lambda t: t.microseconds).candidate
+    return timings + whole, tuple(names) if best is mixed else (best.name,), notes
+
+
+def usable(files: Sequence[Path]) -> tuple[list[bytes], int]:
+    """The files' bytes, without those that are no RGB JPEGs, and how many these are."""
+    found = []
+    for path in files:
+        data = path.read_bytes()
+        try:
+            simplejpeg.decode_jpeg(data, "RGB")
+        except (ValueError, KeyError):  # CMYK, damaged, or of an odd sampling
+            continue
+        found.append(data)
+    if not found:
+        raise BenchmarkError("none of the pictures decodes as an RGB JPEG")
+    return found, len(files) - len(found)
+
+
+def _time(tried: list[Candidate], inputs: list[Any], rounds: int) -> list[Timing]:
+    seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in tried}
+    for candidate in tried:
+        candidate.work(inputs[0])
+    for _ in range(rounds):
+        for candidate in tried:
+            started = time.perf_counter()
+            for item in inputs:
+                candidate.work(item)
+            seconds[candidate].append(time.perf_counter() - started)
+    return [Timing(c, float(np.median(taken)) / len(inputs) * 1e6) for c, taken in seconds.items()]
+
+
+def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:
+    """One function of a chain's steps, or of the one library that does them all."""
+    found, _ = candidates()
+    steps = ("all",) if len(names) == 1 else STEPS
+    work = [
+        next(c.work for c in found if (c.step, c.name) == wanted) for wanted in zip(steps, names, strict=True)
+    ]
+
+    def run_chain(data: Any) -> bytes:
+        for step in work:
+            data = step(data)
+        return bytes(data)
+
+    return run_chain
+
+
+def main() -> None:
+    """Run a chain in processes of its own and print what it took: `limit.py FILES.json`."""
+    wanted = json.loads(Path(sys.argv[1]).read_text())
+    processes, count = wanted["processes"], wanted["pictures"]
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    with context.Pool(processes, _keep, (barrier,)) as pool:
+        bounds = [(count * n // processes, count * (n + 1) // processes) for n in range(processes)]
+        done = pool.starmap(_work, [(wanted["files"], wanted["chain"], lo, hi) for lo, hi in bounds], 1)
+    starts, ends, cpu, sizes = zip(*done, strict=True)
+    print(json.dumps({"wall": max(ends) - min(starts), "cpu": sum(cpu), "bytes": sum(sizes)}))
+
+
+_barrier: Any = None
+
+
+def _keep(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _work(files: list[str], names: list[str], lo: int, hi: int) -> tuple[float, float, float, int]:
+    """In a process: pictures `lo` to `hi` of the files repeated; start, end, CPU seconds and bytes made."""
+    originals, _ = usable([Path(name) for name in files])
+    chain = _chain(tuple(names))
+    chain(originals[0])
+    _barrier.wait()
+    started, cpu, size = time.monotonic(), time.process_time(), 0
+    for number in range(lo, hi):
+        size += len(chain(originals[number % len(originals)]))
+    return started, time.monotonic(), time.process_time() - cpu, size
+
+
+if __name__ == "__main__":
+    main()

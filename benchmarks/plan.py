@@ -1,0 +1,255 @@
+"""Seconds and memory of listing and planning ILSVRC 2012: 1,281,167 training pictures and 50,000 to validate.
+
+    python benchmarks/plan.py --work /tmp/plan --meta META
+
+Makes archives of the real form and names, of tiny JPEGs (some 1.4 GB), then lists the source and stores its
+plan in a process of its own, --rounds times. META is a folder with `meta_clsloc.csv` (columns WNID and
+num_train_images, as the devkit has them) and `LOC_val_solution.csv`; without it, classes have made-up names
+and even counts. The real archives are a hundred times larger: there, each header lies on a page of its own,
+which a disk must find; --cold shows what reading these smaller ones from the disk takes.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any, BinaryIO
+
+import common
+from common import BenchmarkError
+from PIL import Image
+
+_TRAIN, _VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_SOLUTION = "LOC_val_solution.csv"
+_CLASSES, _TRAIN_PICTURES, _VAL_PICTURES = 1000, 1_281_167, 50_000
+_MOST_SECONDS, _MOST_BYTES = 120, 1e9
+
+
+def main() -> int:
+    options = _options()
+    if options.child:
+        print(json.dumps(_list_and_plan(*options.child)))
+        return 0
+    with common.work_folder(options.work) as work:
+        common.print_facts(common.versions("alexnet-toolkit", "msgspec"))
+        source = _archives(work, options.meta, options.classes)
+        size = sum(path.stat().st_size for path in source.iterdir())
+        print(f"archives of tiny JPEGs: {size / 1e9:.2f} GB\n")
+        rounds = []
+        for number in range(options.rounds):
+            if options.cold:
+                _forget_pages(source)
+            rounds.append(_measure(source, common.fresh(work / "out")))
+            print(f"round {number + 1}: {rounds[-1]['wall']:.1f} s", file=sys.stderr)
+        common.fresh(work / "out")
+        met = _report(rounds, options)
+        if options.json:
+            facts = {"command": common.command_line(), "machine": common.machine(), "rounds": rounds}
+            options.json.write_text(json.dumps(facts, indent=1))
+    return 0 if met else 1
+
+
+def _options() -> argparse.Namespace:
+    options = common.parser(__doc__)
+    meta = common.test_data() / "imagenet-meta"
+    options.add_argument("--work", type=Path, help="folder for the archives, which stay there")
+    options.add_argument(
+        "--meta", type=Path, default=meta if meta.is_dir() else None, help="folder with true counts"
+    )
+    options.add_argument("--rounds", type=int, default=3, help="processes to measure")
+    options.add_argument(
+        "--cold", action="store_true", help="drop the archives from the page cache before each"
+    )
+    options.add_argument("--classes", type=int, default=_CLASSES, help="fewer, to try the script")
+    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--child", nargs=2, metavar=("SOURCE", "OUT"), help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.rounds < 1 or not 2 <= given.classes <= _CLASSES:
+        options.error(f"--rounds is at least 1, --classes 2 to {_CLASSES}")
+    return given
+
+
+def _list_and_plan(source: str, out: str) -> dict[str, Any]:
+    """In a process of its own: what `alexnet-prep shard` does before its first task."""
+    started = time.perf_counter()
+    from pipeline.plan import Options, make_plan, store_plan
+    from pipeline.sources import read_source
+    from pipeline.store import open_store
+
+    imported = time.perf_counter()
+    found = read_source(source)
+    listed = time.perf_counter()
+    counts = {split: len(samples) for split, samples in found.splits.items()}
+    plan, shards = make_plan(found, Options())
+    planned = time.perf_counter()
+    store_plan(open_store(out), plan, shards)
+    stored = time.perf_counter()
+    if sum(len(shard.samples) for shard in shards) != sum(counts.values()):
+        raise BenchmarkError("the plan does not hold every picture of the source once")
+    return {
+        "import": imported - started,
+        "list": listed - imported,
+        "plan": planned - listed,
+        "store": stored - planned,
+        "peak_bytes": _peak_of_this_process(),
+        "counts": counts,
+        "classes": len(found.classes),
+        "shards": len(shards),
+        "layout": found.layout,
+    }
+
+
+def _peak_of_this_process() -> int:
+    # ru_maxrss would count the parent's pages that lay here before exec.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _measure(source: Path, out: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", str(source), str(out)]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    wall = time.perf_counter() - started
+    if done.returncode:
+        raise BenchmarkError(f"listing or planning failed:\n{done.stderr.strip()[-2000:]}")
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {**json.loads(done.stdout), "wall": wall, "plan_bytes": written}
+
+
+def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
+    last = rounds[-1]
+    counts = ", ".join(f"{count:,} {split}" for split, count in last["counts"].items())
+    made = f"{last['classes']:,} classes, {last['shards']:,} shards planned"
+    print(f"{last['layout']}: {counts} pictures, {made}")
+    cache = "dropped from" if options.cold else "in"
+    print(f"medians of {len(rounds)} rounds, each a new process; archives {cache} the page cache\n")
+    parts = ("import", "list", "plan", "store")
+    seconds = [("whole process", "wall"), *((f"of it: {name}", name) for name in parts)]
+    table = [(label, f"{median(r[key] for r in rounds):.1f} s", "") for label, key in seconds]
+    wall, peak = max(r["wall"] for r in rounds), max(r["peak_bytes"] for r in rounds)
+    table[0] = (table[0][0], table[0][1], f"{_MOST_SECONDS} s")
+    table.append(("peak RSS", f"{peak / 1e6:,.0f} MB", f"{_MOST_BYTES / 1e6:,.0f} MB"))
+    table.append(("stored plan", f"{last['plan_bytes'] / 1e6:,.0f} MB", ""))
+    print(common.markdown(("", "measured", "limit"), table))
+    if options.classes != _CLASSES:
+        print("\na part of the classes: no verdict")
+        return True
+    expected = {"train": _TRAIN_PICTURES, "val": _VAL_PICTURES}
+    if last["counts"] != expected:
+        raise BenchmarkError(f"the source was listed as {last['counts']}, not {expected}")
+    met: bool = wall <= _MOST_SECONDS and peak <= _MOST_BYTES
+    print(f"\nthe slowest round within both limits: {'yes' if met else 'NO'}")
+    return met
+
+
+def _archives(work: Path, meta: Path | None, classes: int) -> Path:
+    """Make the archives, or take those of an earlier run with the same options."""
+    folder, note = work / "archives", work / "archives.json"
+    wanted = json.dumps({"meta": str(meta), "classes": classes})
+    if not (note.is_file() and note.read_text() == wanted):
+        note.unlink(missing_ok=True)
+        _make_archives(common.fresh(folder), meta, classes)
+        note.write_text(wanted)
+    return folder
+
+
+def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
+    print("making the archives ...", file=sys.stderr)
+    folder.mkdir(parents=True)
+    counts = dict(sorted(_counts(meta).items())[:classes])
+    picture = _tiny_jpeg()
+    draw = random.Random(2012)
+    with (folder / _TRAIN).open("wb") as file:
+        for wnid, count in counts.items():
+            numbers = draw.sample(range(1, 4 * count), count)  # gaps, and no order to rely on
+            inner = _tar((f"{wnid}_{number}.JPEG", picture) for number in numbers)
+            file.write(_member(f"{wnid}.tar", inner))
+        _end(file)
+    labels = _val_labels(meta, list(counts), draw)
+    with (folder / _VAL).open("wb") as file:
+        file.write(_tar((f"{name}.JPEG", picture) for name in sorted(labels)))
+    with (folder / _SOLUTION).open("w", newline="") as text:
+        rows = csv.writer(text)
+        rows.writerow(("ImageId", "PredictionString"))
+        rows.writerows((name, f"{wnid} 1 1 8 8 ") for name, wnid in labels.items())
+
+
+def _counts(meta: Path | None) -> dict[str, int]:
+    """WNID → training pictures."""
+    table = meta / "meta_clsloc.csv" if meta else None
+    if table is None or not table.is_file():
+        even, more = divmod(_TRAIN_PICTURES, _CLASSES)
+        return {f"n{10_000_000 + 7919 * n:08d}": even + (n < more) for n in range(_CLASSES)}
+    with table.open(newline="") as file:
+        counts = {row["WNID"]: int(row["num_train_images"]) for row in csv.DictReader(file)}
+    if len(counts) != _CLASSES or sum(counts.values()) != _TRAIN_PICTURES:
+        raise BenchmarkError(f"{table}: {len(counts)} classes and {sum(counts.values()):,} pictures")
+    return counts
+
+
+def _val_labels(meta: Path | None, wnids: list[str], draw: random.Random) -> dict[str, str]:
+    """Validation picture → WNID, in the file's order."""
+    table = meta / _SOLUTION if meta else None
+    if table is not None and table.is_file() and len(wnids) == _CLASSES:
+        with table.open(newline="") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, _VAL_PICTURES + 1)]
+    draw.shuffle(names)
+    return {name: wnids[number % len(wnids)] for number, name in enumerate(names)}
+
+
+def _tiny_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (128, 64, 32)).save(buffer, "JPEG", optimize=True)
+    return buffer.getvalue()
+
+
+def _tar(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A whole tar in memory."""
+    buffer = io.BytesIO()
+    for name, data in members:
+        buffer.write(_member(name, data))
+    _end(buffer)
+    return buffer.getvalue()
+
+
+def _member(name: str, data: bytes) -> bytes:
+    """A USTAR header, the bytes, and zeros to a whole block."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def _end(file: BinaryIO) -> None:
+    """Two empty blocks, and zeros to a whole record, as GNU tar writes them."""
+    file.write(bytes(2 * tarfile.BLOCKSIZE))
+    file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
+
+
+def _forget_pages(folder: Path) -> None:
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+if __name__ == "__main__":
+    common.finish(main)

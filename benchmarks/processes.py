@@ -1,0 +1,113 @@
+"""Run a command and measure it with everything it starts: seconds, CPU seconds and memory."""
+
+import os
+import shlex
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psutil
+from common import BenchmarkError
+
+# Reading a process's memory takes about a millisecond of a core: twice a second is not felt.
+_SAMPLE_SECONDS = 0.5
+
+
+@dataclass
+class Usage:
+    """What a command took.
+
+    Attributes:
+        wall: seconds from start to exit.
+        cpu: user and system seconds of the command and of every process it started and waited for.
+        peak: most memory of the process tree at any moment, in bytes; see `memory_kind`.
+        output: its standard output and error.
+    """
+
+    wall: float
+    cpu: float
+    peak: int
+    output: str = field(repr=False)
+
+
+def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Usage:
+    """Run a command to its end.
+
+    Raises:
+        BenchmarkError: it failed; with the end of its output.
+    """
+    os.sync()  # what others wrote shall not be flushed to the disk during this command
+    with tempfile.TemporaryFile() as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (env or {})
+        )
+        with _MemoryPeak(process.pid) as memory:
+            try:
+                _, status, rusage = os.wait4(process.pid, 0)
+            except BaseException:
+                end_tree(process.pid)
+                raise
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        output = log.read().decode(errors="replace")
+    if process.returncode:
+        tail = output.strip()[-2000:]
+        raise BenchmarkError(f"exit code {process.returncode} of: {shlex.join(command)}\n{tail}")
+    return Usage(wall, rusage.ru_utime + rusage.ru_stime, memory.peak, output)
+
+
+def end_tree(pid: int) -> None:
+    """Kill a process and its descendants."""
+    for process in process_tree(pid):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process and its descendants, as far as they are alive."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def memory_kind() -> str:
+    """How memory is counted: PSS shares out pages that several processes hold; RSS counts them again."""
+    return "PSS" if psutil.LINUX else "RSS"
+
+
+def _memory_of(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+
+
+class _MemoryPeak:
+    """Watches a process tree's memory from a thread."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "_MemoryPeak":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SAMPLE_SECONDS):
+            self.peak = max(self.peak, sum(_memory_of(p) for p in process_tree(self._pid)))

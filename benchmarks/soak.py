@@ -1,0 +1,292 @@
+"""Memory of one long preparation: RSS of the command and of each worker, once a second.
+
+    python benchmarks/soak.py --minutes 10 --work /tmp/soak --chart soak.png
+
+A short job first measures the rate; then one job is made so large, by hard links to few files, that it lasts
+about --minutes. With --hostile, broken files are among them. Prints RSS after a tenth, half and all of the
+job, and the slope after the first tenth, which is zero where memory stays flat.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import processes
+import psutil
+from common import BenchmarkError
+
+_SAMPLE_SECONDS = 1.0
+_WARM_UP = 0.1
+_TRIAL_PICTURES = 2000
+# Of the disk that output and names of pictures are expected to take.
+_MARGIN = 1.1
+_ENTRY_BYTES = 300
+
+
+@dataclass
+class Trace:
+    """RSS of one process.
+
+    Attributes:
+        name: "command", "worker 1", …, or "other".
+        seconds: since the job's start, of each sample.
+        rss: bytes.
+    """
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    rss: list[int] = field(default_factory=list)
+
+    def at(self, moment: float) -> int | None:
+        """The sample nearest to `moment` (seconds), or None where the process was not alive then."""
+        if not self.seconds[0] - 2 * _SAMPLE_SECONDS <= moment <= self.seconds[-1] + 2 * _SAMPLE_SECONDS:
+            return None
+        return self.rss[int(np.argmin(np.abs(np.asarray(self.seconds) - moment)))]
+
+    def slope(self, after: float) -> float | None:
+        """Bytes a second by least squares over the samples after `after`; None of fewer than three."""
+        seconds, rss = np.asarray(self.seconds), np.asarray(self.rss, float)
+        late = seconds >= after
+        if late.sum() < 3:
+            return None
+        return float(np.polyfit(seconds[late], rss[late], 1)[0])
+
+
+def main() -> int:
+    options = _options()
+    common.check_chart(options.chart)
+    with common.work_folder(options.work) as work:
+        common.print_facts(
+            common.versions("alexnet-toolkit", "simplejpeg", "opencv-python-headless", "numpy")
+        )
+        originals = common.copy_originals(
+            common.jpegs_below(options.source), common.fresh(work / "originals")
+        )
+        rate, size = _trial(originals, options, work)
+        pictures = options.pictures or round(rate * options.minutes * 60)
+        _check_room(work, pictures, size)
+        source = common.fresh(work / "pictures")
+        common.repeat(originals, source, pictures)
+        hostile = _add_hostile(options, work, source, pictures) if options.hostile else 0
+        print(
+            f"one job of {pictures + hostile:,} pictures ({len(originals)} JPEGs under distinct names, "
+            f"{hostile:,} of them hostile), {options.workers} workers, for some {options.minutes:g} minutes\n"
+        )
+        traces, wall, output = _watch(_command(source, work / "out", options))
+        print(output.strip() + "\n")
+        _report(traces, wall, pictures + hostile)
+        if options.csv:
+            _write_csv(traces, options.csv)
+        if options.json:
+            facts = _as_json(traces, wall, pictures + hostile, hostile)
+            options.json.write_text(json.dumps(facts, indent=1))
+        if options.chart:
+            _draw(traces, wall, options.chart)
+        for name in ("originals", "hostile", "pictures", "out"):
+            common.fresh(work / name)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    options = common.parser(__doc__)
+    source = common.test_data() / "imagenet-sample"
+    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options.add_argument("--minutes", type=float, default=10.0, help="how long the job shall last")
+    options.add_argument("--pictures", type=int, help="how many to prepare, instead of --minutes")
+    options.add_argument("--workers", type=int, default=common.cores(), help="processes")
+    options.add_argument("--hostile", type=Path, help="folder of files that break naive tools, to mix in")
+    options.add_argument(
+        "--hostile-share", type=float, default=0.01, help="hostile files, as a share of the pictures"
+    )
+    options.add_argument("--work", type=Path, help="folder for pictures and output")
+    options.add_argument("--chart", type=Path, help="draw RSS over time as PNG")
+    options.add_argument("--csv", type=Path, help="write every sample")
+    options.add_argument("--json", type=Path, help="write the table's figures")
+    given = options.parse_args()
+    if given.minutes <= 0 or given.workers < 1 or (given.pictures is not None and given.pictures < 1):
+        options.error("--minutes, --workers and --pictures are above zero")
+    if not 0 < given.hostile_share <= 1:
+        options.error("--hostile-share is above 0 and at most 1")
+    return given
+
+
+def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
+    limit = min(1.0, 2 * options.hostile_share) if options.hostile else 0.01
+    common.fresh(out)
+    return [
+        common.tool("alexnet-prep"),
+        "shard",
+        str(source),
+        str(out),
+        "--workers",
+        str(options.workers),
+        "--max-bad",
+        f"{limit:g}",
+    ]
+
+
+def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tuple[float, float]:
+    """Pictures a second and bytes of output for each, by a short job."""
+    source = common.fresh(work / "pictures")
+    common.repeat(originals, source, _TRIAL_PICTURES)
+    usage = processes.measure(_command(source, work / "out", options))
+    written = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
+    rate = _TRIAL_PICTURES / usage.wall
+    print(f"trial: {_TRIAL_PICTURES:,} pictures in {usage.wall:.1f} s, {rate:,.0f} pictures/s")
+    return rate, written / _TRIAL_PICTURES
+
+
+def _check_room(work: Path, pictures: int, size: float) -> None:
+    """Refuse a job whose output or names would not fit."""
+    needed = pictures * (size + _ENTRY_BYTES) * _MARGIN
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise BenchmarkError(
+            f"{pictures:,} pictures need {needed / 1e9:.1f} GB in {work}, which has {free / 1e9:.1f} GB "
+            "free; give fewer --minutes, or another --work"
+        )
+
+
+def _add_hostile(options: argparse.Namespace, work: Path, source: Path, pictures: int) -> int:
+    """Link hostile files, in turn, into the class folders that there are; return how many."""
+    files = sorted(path for path in options.hostile.iterdir() if path.is_file())
+    if not files:
+        raise BenchmarkError(f"no files in {options.hostile}; name a folder of broken pictures")
+    copies = common.fresh(work / "hostile")
+    copies.mkdir()
+    for path in files:
+        shutil.copyfile(path, copies / path.name)
+    folders = cycle(sorted(path for path in source.iterdir() if path.is_dir()))
+    count = max(1, round(pictures * options.hostile_share))
+    for number, (path, folder) in enumerate(islice(zip(cycle(files), folders, strict=False), count)):
+        (folder / f"hostile_{number:06d}_{path.name}").hardlink_to(copies / path.name)
+    return count
+
+
+def _watch(command: list[str]) -> tuple[list[Trace], float, str]:
+    """Run a job and sample its processes."""
+    traces: dict[int, Trace] = {}
+    with tempfile.TemporaryFile() as log:
+        started = time.monotonic()
+        job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while job.poll() is None:
+                _sample(job.pid, time.monotonic() - started, traces)
+                time.sleep(_SAMPLE_SECONDS - (time.monotonic() - started) % _SAMPLE_SECONDS)
+        except BaseException:
+            processes.end_tree(job.pid)
+            raise
+        wall = time.monotonic() - started
+        log.seek(0)
+        output = log.read().decode(errors="replace")
+    if job.returncode:
+        raise BenchmarkError(f"the job failed with exit code {job.returncode}:\n{output[-2000:]}")
+    return _named(traces.values()), wall, output
+
+
+def _sample(pid: int, now: float, traces: dict[int, Trace]) -> None:
+    for process in processes.process_tree(pid):
+        try:
+            rss = process.memory_info().rss
+            tracker = any("resource_tracker" in part for part in process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        trace = traces.setdefault(process.pid, Trace("worker"))
+        # A new process has its parent's command line until it runs its own: the last one seen is right.
+        trace.name = "command" if process.pid == pid else "resource tracker" if tracker else "worker"
+        trace.seconds.append(now)
+        trace.rss.append(rss)
+
+
+def _named(traces: Iterable[Trace]) -> list[Trace]:
+    """The command and its workers, numbered; without helpers that lived for less than two samples."""
+    kept = [trace for trace in traces if len(trace.rss) >= 2]
+    workers = [trace for trace in kept if trace.name == "worker"]
+    for number, trace in enumerate(workers, start=1):
+        trace.name = f"worker {number}"
+    return sorted(kept, key=lambda trace: (trace.name != "command", trace.name == "resource tracker"))
+
+
+def _figures(trace: Trace, wall: float) -> dict[str, float | None]:
+    """Megabytes at moments of the job, the most, and megabytes an hour."""
+    moments: dict[str, float | None] = {f"{share:.0%}": trace.at(share * wall) for share in (0.1, 0.5)}
+    slope = trace.slope(_WARM_UP * wall)
+    return {
+        **{name: None if rss is None else rss / 1e6 for name, rss in moments.items()},
+        "end": trace.rss[-1] / 1e6,
+        "peak": max(trace.rss) / 1e6,
+        "slope": None if slope is None else slope * 3600 / 1e6,
+    }
+
+
+def _report(traces: list[Trace], wall: float, pictures: int) -> None:
+    print(f"{wall / 60:.1f} minutes, {pictures / wall:,.0f} pictures/s; RSS in MB\n")
+    header = ("process", "at 10 %", "at 50 %", "at its end", "peak", "slope after 10 %, MB/hour")
+    rows = []
+    for trace in traces:
+        figures = _figures(trace, wall)
+        slope = figures.pop("slope")
+        cells = ["–" if figure is None else f"{figure:.1f}" for figure in figures.values()]
+        rows.append((trace.name, *cells, "–" if slope is None else f"{slope:+.1f}"))
+    print(common.markdown(header, rows))
+
+
+def _as_json(traces: list[Trace], wall: float, pictures: int, hostile: int) -> dict[str, Any]:
+    return {
+        "command": common.command_line(),
+        "machine": common.machine(),
+        "wall_seconds": wall,
+        "pictures": pictures,
+        "hostile": hostile,
+        "megabytes": {trace.name: _figures(trace, wall) for trace in traces},
+        "traces": [asdict(trace) for trace in traces],
+    }
+
+
+def _write_csv(traces: list[Trace], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("process", "seconds", "rss_bytes"))
+        for trace in traces:
+            rows.writerows(
+                (trace.name, f"{second:.2f}", rss)
+                for second, rss in zip(trace.seconds, trace.rss, strict=True)
+            )
+
+
+def _draw(traces: list[Trace], wall: float, path: Path) -> None:
+    """One line a process, named in a legend beside the plot, in the order of their last samples."""
+    figure, axes = common.new_axes(9, 4.5)
+    styles = ("-", "--", "-.", ":")
+    ordered = sorted(traces, key=lambda trace: -trace.rss[-1])
+    for number, trace in enumerate(ordered):
+        axes.plot(
+            [second / 60 for second in trace.seconds],
+            [rss / 1e6 for rss in trace.rss],
+            color=common.COLOURS[number % len(common.COLOURS)],
+            linestyle=styles[number // len(common.COLOURS) % len(styles)],
+            linewidth=1.6,
+            label=trace.name,
+        )
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, wall / 60)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("resident memory (RSS), MB")
+    axes.set_title("Memory of one preparation", loc="left")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    common.finish(main)

@@ -1,0 +1,76 @@
+"""What a dataset is, as text."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline import Manifest, Statistics
+    from pipeline.manifest import ImageFormat
+
+
+def print_facts(out: str, manifest: "Manifest") -> None:
+    """Print what a dataset is, a line a fact."""
+    image = manifest.image
+    names = ", ".join(info.name for info in manifest.classes[:4])
+    rows = [
+        ("dataset", f"{out} (format {manifest.format}, made by {_maker(manifest)})"),
+        ("source", manifest.source.layout),
+        ("pictures", _pictures(image)),
+        ("classes", f"{len(manifest.classes)}: {names}{', …' if len(manifest.classes) > 4 else ''}"),
+    ]
+    for split, shards in manifest.splits.items():
+        size = in_bytes(sum(shard.bytes for shard in shards))
+        rows.append((split, f"{manifest.samples(split):,} pictures in {len(shards)} shards, {size}"))
+    print_rows([*rows, *statistics_rows(manifest.statistics), ("seed", str(manifest.seed))])
+
+
+def _pictures(image: "ImageFormat") -> str:
+    shape = {
+        "square": f"{image.size} px squares",
+        "aspect": f"shorter side {image.size} px",
+        "original": f"of their original size, scaled on loading to a shorter side of {image.size} px",
+    }[image.mode]
+    return f"{shape}, JPEG quality {image.quality}, {image.subsampling}" if image.quality else shape
+
+
+def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
+    """Name and text of the mean and of the three colour directions."""
+    mean = "R {:.2f}  G {:.2f}  B {:.2f}".format(*statistics.mean)
+    rows = [("mean", f"{mean}  (of {statistics.measured_on} pixels)")]
+    for number, (deviation, vector) in enumerate(
+        zip(statistics.deviations, statistics.eigenvectors, strict=True), start=1
+    ):
+        direction = "  ".join(f"{name} {x:+.3f}" for name, x in zip("RGB", vector, strict=True))
+        rows.append((f"colour {number}", f"deviation {deviation:6.2f} along {direction}"))
+    return rows
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names, in bold, and what they stand for."""
+    for name, text in rows:
+        click.echo(f"{click.style(f'{name:<9}', bold=True)} {text}")
+
+
+def facts_json(manifest: "Manifest") -> str:
+    """The manifest and the number of samples of each split."""
+    import msgspec
+
+    facts: dict[str, object] = msgspec.to_builtins(manifest)
+    facts["samples"] = {split: manifest.samples(split) for split in manifest.splits}
+    return json.dumps(facts, indent=1)
+
+
+def _maker(manifest: "Manifest") -> str:
+    return f"alexnet-toolkit {manifest.versions.get('alexnet-toolkit', 'unknown')}"
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for a person: 1.5 GB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

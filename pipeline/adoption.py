@@ -1,0 +1,235 @@
+"""Making a dataset of tars that another tool wrote, without writing them again.
+
+Any folder of WebDataset tars of pictures with whole numbers as labels will do. Each tar is read twice: its
+headers and labels, which must be known of all before anything is promised, then its pictures.
+"""
+
+import os
+from pathlib import Path
+
+from pipeline import webdataset
+from pipeline.engines import Engine, LocalEngine
+from pipeline.errors import RunError, UsageError
+from pipeline.files import write_array, write_bytes
+from pipeline.foreign import ForeignTar, Measured, Progress, measure
+from pipeline.label_spans import REMEDY, LabelSpan, locate
+from pipeline.manifest import (
+    ADOPTED,
+    FILE_NAME,
+    FORMAT_VERSION,
+    MEAN_IMAGE,
+    Manifest,
+    SourceInfo,
+    write_manifest,
+)
+from pipeline.merging import REPORT, report_csv
+from pipeline.moments import Moments
+from pipeline.plan import WORK, versions
+from pipeline.shards import Shard, index_path, to_index
+from pipeline.source import ClassInfo, Container, Sample, Source, assemble
+from pipeline.statistics import mean_image_of, statistics_of
+from pipeline.store import open_store
+from pipeline.task import Incident
+
+_ONE_BY_ONE: Engine = LocalEngine()
+
+
+def adopt(
+    folder: str | Path,
+    *,
+    size: int = 256,
+    max_bad: float = 0.01,
+    max_megapixels: float = 100.0,
+    engine: Engine = _ONE_BY_ONE,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Make a folder of other tools' WebDataset tars a dataset: indexes, statistics and a manifest.
+
+    The tars stay as they are. A DALI index is written beside each, replacing one that is there; it leaves
+    out pictures that do not decode, which are rows of `report.csv`. The manifest comes last. The labels in
+    the tars are the dataset's labels, so they must be the numbers 0 to K - 1 of K classes.
+
+    Args:
+        folder: holds the tars, at any depth.
+        size: the shorter side to which pictures are scaled on loading, where their shorter sides differ.
+            Equal ones are used as they are.
+        max_bad: share of undecodable pictures above which the job fails.
+        max_megapixels: larger pictures count as undecodable.
+        engine: where tars are read, each a task.
+        progress: told how far the decoding is.
+
+    Returns:
+        The manifest, with statistics of the decoded pictures.
+
+    Raises:
+        UsageError: a dataset already, in a bucket, no tars, damaged or compressed ones, labels that are
+            texts or leave gaps; see `pipeline.webdataset`.
+        RunError: too many bad pictures, a class that has none left, a place that cannot be written.
+    """
+    source, tars = _listed(folder)
+    root = tars[0].root
+    spans = dict(engine.run(_find_labels, tars))
+    classes = _classes_by_label(source, tars, spans)
+    image, found = measure(engine, tars, size, max_megapixels, progress)
+    _report(root, tars, found, max_bad)
+    _refuse_lost(classes, tars, spans, found)
+    splits = _write_indexes(tars, spans, found)
+    moments = Moments.for_square(image.size) if image.mode == "square" else Moments()
+    for measured in found.values():
+        moments.merge(measured.moments)
+    if image.mode == "square":
+        write_array(root / MEAN_IMAGE, mean_image_of(moments))
+    manifest = Manifest(
+        format=FORMAT_VERSION,
+        image=image,
+        classes=classes,
+        label_width=len(str(len(classes) - 1)),
+        splits=splits,
+        statistics=statistics_of(moments, "decoded"),
+        seed=0,
+        source=SourceInfo(ADOPTED, source.fingerprint()),
+        settings={"max_megapixels": max_megapixels},
+        versions=versions(),
+    )
+    write_manifest(root, manifest)
+    return manifest
+
+
+def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
+    """List the tars and refuse what cannot be adopted."""
+    store = open_store(folder)
+    if store.local is None:
+        raise UsageError(
+            f"{folder}: tars in a bucket cannot be indexed in place; copy them here first (such as with "
+            "`aws s3 sync` or `gcloud storage rsync`), and name the copy"
+        )
+    if not store.is_folder():
+        raise UsageError(f"{folder}: no such folder; name the one that holds the tars")
+    for name, what in ((FILE_NAME, "is a dataset already"), (WORK, "holds an unfinished preparation")):
+        if name in store.names():
+            raise UsageError(f"{folder}: {what} ({name}); tars of other tools have none: name another folder")
+    source = assemble(store.url, webdataset.read(store))
+    tars = _tars(store.local.absolute(), source)
+    for tar in tars:
+        beside = (tar.root / tar.name).parent
+        if not tar.name.endswith(".tar"):
+            raise UsageError(
+                f"{beside / tar.name}: a compressed tar cannot be read in place; decompress it, or {REMEDY}"
+            )
+        if not os.access(beside, os.W_OK) or not os.access(tar.root, os.W_OK):
+            raise UsageError(
+                f"{folder}: indexes and a manifest go beside the tars, but {beside} cannot be written; "
+                "make a folder of links to the tars, and name that one"
+            )
+    return source, tars
+
+
+def _tars(root: Path, source: Source) -> list[ForeignTar]:
+    """A task for each tar; pictures in the order in which they lie in it."""
+    grouped: dict[tuple[str, int], list[Sample]] = {}
+    for split, samples in source.splits.items():
+        for sample in samples:
+            grouped.setdefault((split, sample.container), []).append(sample)
+    return [
+        ForeignTar(
+            root, source.containers[number].path, split, tuple(sorted(samples, key=lambda s: s.offset))
+        )
+        for (split, number), samples in grouped.items()
+    ]
+
+
+def _find_labels(tar: ForeignTar) -> tuple[str, list[LabelSpan]]:
+    """In a worker: where the labels of a tar's pictures are."""
+    store = open_store(tar.root)
+    container = Container(tar.name, store.size(tar.name))
+    return tar.name, locate(store, container, [sample.offset for sample in tar.samples])
+
+
+def _classes_by_label(
+    source: Source, tars: list[ForeignTar], spans: dict[str, list[LabelSpan]]
+) -> tuple[ClassInfo, ...]:
+    """The classes in the order of the numbers in the tars, whatever order their names would have.
+
+    Raises:
+        UsageError: numbers that leave gaps, or one class under two numbers.
+    """
+    number_of: dict[int, int] = {}
+    for tar in tars:
+        for sample, span in zip(tar.samples, spans[tar.name], strict=True):
+            if number_of.setdefault(sample.label, span.value) != span.value:
+                raise UsageError(
+                    f"{source.root}: the class {source.classes[sample.label].id} has the labels "
+                    f"{number_of[sample.label]} and {span.value} ({sample.path} in {tar.name}); correct them"
+                )
+    by_number = {number: source.classes[label] for label, number in number_of.items()}
+    missing = sorted(set(range(max(by_number) + 1)) - by_number.keys())
+    if missing:
+        more = f" or {len(missing) - 1} others" if missing[1:] else ""
+        raise UsageError(
+            f"{source.root}: labels go up to {max(by_number)}, but no picture has {missing[0]}{more}; "
+            f"a net needs all from 0 on: {REMEDY}"
+        )
+    return tuple(by_number[number] for number in range(len(by_number)))
+
+
+def _report(root: Path, tars: list[ForeignTar], found: dict[str, Measured], max_bad: float) -> None:
+    """Write report.csv, and refuse to leave out more than `max_bad` of the pictures."""
+    incidents = [
+        Incident(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
+        for tar in tars
+        for number, reason in found[tar.name].skipped.items()
+    ]
+    write_bytes(root / REPORT, report_csv(incidents))
+    total = sum(len(tar.samples) for tar in tars)
+    if len(incidents) > max_bad * total:
+        first = min(incidents, key=lambda i: i.path)
+        raise RunError(
+            f"{len(incidents)} of {total} pictures cannot be loaded, more than --max-bad {max_bad:.2%} "
+            f"(first: {first.path}: {first.reason}); see {root / REPORT}, then raise --max-bad to leave "
+            "them out"
+        )
+
+
+def _refuse_lost(
+    classes: tuple[ClassInfo, ...],
+    tars: list[ForeignTar],
+    spans: dict[str, list[LabelSpan]],
+    found: dict[str, Measured],
+) -> None:
+    """Skipping may have emptied a class of its training pictures, or a whole split."""
+    kept = [
+        (tar.split, span.value)
+        for tar in tars
+        for number, span in enumerate(spans[tar.name])
+        if number not in found[tar.name].skipped
+    ]
+    trained = {label for split, label in kept if split == "train"}
+    lost = [info.id for label, info in enumerate(classes) if label not in trained]
+    if lost:
+        raise RunError(
+            f"no decodable training pictures are left for {', '.join(lost[:5])}; {REPORT} names those that "
+            "were left out: mend the tars"
+        )
+    empty = {tar.split for tar in tars} - {split for split, _ in kept}
+    if empty:
+        raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see {REPORT}")
+
+
+def _write_indexes(
+    tars: list[ForeignTar], spans: dict[str, list[LabelSpan]], found: dict[str, Measured]
+) -> dict[str, tuple[Shard, ...]]:
+    """Write a DALI index beside each tar, of what is not skipped; a tar with nothing left is no shard."""
+    splits: dict[str, list[Shard]] = {}
+    for tar in tars:
+        measured = found[tar.name]
+        lines = [
+            f"jpg {sample.offset} {sample.size} {sample.key}.jpg "
+            f"cls {span.offset} {span.size} {sample.key}.cls"
+            for number, (sample, span) in enumerate(zip(tar.samples, spans[tar.name], strict=True))
+            if number not in measured.skipped
+        ]
+        if lines:
+            write_bytes(index_path(tar.root / tar.name), to_index(lines))
+            shard = Shard(tar.name, len(lines), measured.bytes, measured.sha256)
+            splits.setdefault(tar.split, []).append(shard)
+    return {split: tuple(shards) for split, shards in splits.items()}

@@ -1,0 +1,251 @@
+"""A prefix in a bucket, reached through fsspec: `s3://…`, `gs://…`, or any other protocol that it knows.
+
+Credentials and endpoints come from the environment, as the cloud's own tools read them. An object appears
+whole or not at all; what arrived is compared with what was sent.
+"""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from typing_extensions import override
+
+from pipeline.errors import RunError, ToolkitError, UsageError
+from pipeline.files import sha256_of
+from pipeline.store import File, Span, Store
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_UPLOAD_TRIES = 3
+_BLOCK = 2**24
+_BUFFER = 2**16
+
+
+class BucketStore(Store):
+    """A prefix in a bucket."""
+
+    @cached_property
+    def _fs(self) -> Any:
+        import fsspec
+
+        protocol = self.url.partition("://")[0]
+        try:
+            # Listings change while a job runs, so none is cached.
+            return fsspec.filesystem(protocol, use_listings_cache=False)
+        except ImportError as error:
+            extra = _EXTRAS.get(protocol)
+            remedy = (
+                f"pip install 'alexnet-toolkit[{extra}]'" if extra else f"install what it asks for: {error}"
+            )
+            raise UsageError(f"{self.url}: reading {protocol}:// needs another package; {remedy}") from error
+        except ValueError as error:
+            raise UsageError(f"{self.url}: no such protocol ({error}); s3:// and gs:// are usual") from error
+
+    @cached_property
+    def _root(self) -> str:
+        with self.errors("open"):
+            return str(self._fs._strip_protocol(self.url)).rstrip("/")
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    @override
+    def is_folder(self, name: str = "") -> bool:
+        with self.errors("list", name):
+            return bool(self._fs.isdir(self._at(name)))
+
+    @override
+    def is_file(self, name: str) -> bool:
+        with self.errors("look up", name):
+            return bool(self._fs.isfile(self._at(name)))
+
+    @override
+    def names(self, folder: str = "") -> set[str]:
+        at = self._at(folder)
+        with self.errors("list", folder):
+            try:
+                found = self._fs.ls(at, detail=False)
+            except FileNotFoundError:
+                return set()
+        return {path.rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != at}
+
+    @override
+    def walk(self, folder: str = "") -> tuple[list[File], list[str]]:
+        with self.errors("list", folder):
+            found = self._fs.find(self._at(folder), withdirs=True, detail=True)
+        files, folders = [], []
+        for path, details in sorted(found.items()):
+            name = path[len(self._root) :].strip("/")
+            if name in ("", folder) or any(part.startswith(".") for part in name.split("/")):
+                continue
+            if details["type"] == "directory":
+                folders.append(name)
+            elif not path.endswith("/"):
+                files.append(File(name, int(details["size"])))
+        return files, folders
+
+    @override
+    def size(self, name: str) -> int:
+        with self.errors("look up", name):
+            return int(self._fs.info(self._at(name))["size"])
+
+    @override
+    def read(self, span: Span) -> bytes:
+        data = next(self.read_many([span]))
+        if isinstance(data, OSError):
+            raise data
+        return data
+
+    @override
+    def read_many(self, spans: Sequence[Span]) -> Iterator[bytes | OSError]:
+        with self.errors("read"):
+            wanted = [span for span in spans if span.size != 0]  # no server grants an empty range
+            found = iter(
+                self._fs.cat_ranges(
+                    [self._at(span.path) for span in wanted],
+                    [span.offset or None for span in wanted],
+                    [None if span.size is None else span.offset + span.size for span in wanted],
+                    on_error="return",
+                )
+            )
+        for span in spans:
+            data = next(found) if span.size != 0 else b""
+            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                with self.errors("read", span.path):
+                    raise data
+            if isinstance(data, FileNotFoundError):
+                yield FileNotFoundError(2, "No such file or directory", span.path)
+            elif span.size is not None and len(data) != span.size:
+                yield OSError(0, f"{len(data)} of {span.size} bytes at offset {span.offset}", span.path)
+            else:
+                yield bytes(data)
+
+    @override
+    def open(self, name: str) -> BinaryIO:
+        with self.errors("open", name):
+            # Archives are listed from front to back: what is read ahead is what comes next.
+            return cast(
+                BinaryIO, self._fs.open(self._at(name), "rb", block_size=2**24, cache_type="readahead")
+            )
+
+    @override
+    def write(self, name: str, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            self._upload(Path(file.name), name)
+
+    @override
+    def take(self, file: Path, name: str) -> None:
+        self._upload(file, name)
+        file.unlink()
+
+    @override
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
+            path = Path(folder) / name.rpartition("/")[2]
+            with self.errors("download", name):
+                self._fs.get_file(self._at(name), str(path))
+            yield path
+
+    @override
+    def remove(self, name: str) -> None:
+        with self.errors("delete", name):
+            if self._fs.exists(self._at(name)):
+                self._fs.rm(self._at(name), recursive=True)
+
+    def _upload(self, file: Path, name: str) -> None:
+        """Put a whole object, then compare what the server holds; an object store shows it whole or not."""
+        for last in (number == _UPLOAD_TRIES - 1 for number in range(_UPLOAD_TRIES)):
+            with self.errors("write", name):
+                self._fs.put_file(str(file), self._at(name))
+                if self._arrived(file, name):
+                    return
+            if last:
+                raise RunError(
+                    f"{self.place(name)}: what the bucket holds differs from what was sent, "
+                    f"{_UPLOAD_TRIES} times; run the same command again"
+                )
+
+    def _arrived(self, file: Path, name: str) -> bool:
+        details = self._fs.info(self._at(name))
+        if int(details["size"]) != file.stat().st_size:
+            return False
+        with file.open("rb") as data:
+            md5 = hashlib.file_digest(data, lambda: hashlib.md5(usedforsecurity=False))
+        if str(details.get("ETag", "")).strip('"') == md5.hexdigest():
+            return True
+        # An ETag is the MD5 for plain objects only: uploads in parts and other stores are read back.
+        with self.fetched(name) as back:
+            return sha256_of(back) == sha256_of(file)
+
+    @contextmanager
+    def errors(self, doing: str, name: str = "") -> Iterator[None]:
+        """Turn what the many client libraries raise into one line.
+
+        FileNotFoundError passes where it reads: what is missing is for the caller to say.
+        """
+        place = self.place(name) if name else self.url
+        try:
+            yield
+        except ToolkitError:
+            raise
+        except FileNotFoundError as error:
+            if doing == "write":
+                raise UsageError(f"cannot write {place}: {error}; make the bucket first") from error
+            raise
+        except Exception as error:
+            kind = type(error).__name__
+            text = " ".join(str(error).split()) or kind
+            if "Credential" in kind or "credential" in text or "DefaultCredentialsError" in kind:
+                raise UsageError(
+                    f"cannot {doing} {place}: no credentials ({text}); set them as the cloud's own tools "
+                    "read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                ) from error
+            if isinstance(error, PermissionError) or "Forbidden" in text or "Access Denied" in text:
+                raise UsageError(
+                    f"cannot {doing} {place}: access refused ({text}); check the credentials and the bucket"
+                ) from error
+            raise RunError(
+                f"cannot {doing} {place}: {kind}: {text}; check the network and run again"
+            ) from error
+
+
+class _Guarded(io.RawIOBase):
+    """An open object whose later reads fail in one line too."""
+
+    def __init__(self, store: BucketStore, name: str, file: Any) -> None:
+        self._store, self._name, self._file = store, name, file
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        with self._store.errors("read", self._name):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    @override
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    @override
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    @override
+    def close(self) -> None:
+        self._file.close()
+        super().close()

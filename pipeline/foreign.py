@@ -1,0 +1,162 @@
+"""The pictures in other tools' tars: which format they have, and what their pixels sum to."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.codec import DecodeError, Pixels, decode, resize_shorter
+from pipeline.engines import Engine, Tick, count_picture
+from pipeline.files import sha256_of
+from pipeline.manifest import ImageFormat
+from pipeline.moments import Moments
+from pipeline.source import Sample
+
+Progress = Callable[[int, int], None]
+"""Called with (pictures handled, pictures in all)."""
+
+# Of how many pictures of a tar one must decode, for the first look at their shape.
+_FIRST_LOOK = 100
+
+
+class ForeignTar(NamedTuple):
+    """A task: the tar `name` below `root`, its split, and its pictures in the order in which they lie."""
+
+    root: Path
+    name: str
+    split: str
+    samples: tuple[Sample, ...]
+
+
+class Measured(NamedTuple):
+    """What a tar holds.
+
+    Attributes:
+        moments: of its pictures, where it is for training; else empty.
+        sha256, bytes: of the tar.
+        skipped: place in the tar's order → why a loader cannot have the picture.
+    """
+
+    moments: Moments
+    sha256: str
+    bytes: int
+    skipped: dict[int, str]
+
+
+def measure(
+    engine: Engine, tars: list[ForeignTar], size: int, max_megapixels: float, progress: Progress | None
+) -> tuple[ImageFormat, dict[str, Measured]]:
+    """Decode every picture, strictly, and find the format that fits all of them.
+
+    Formats are tried from the strictest on; a misfit, which mostly comes early, ends a try.
+
+    Args:
+        engine: where tars are read, each a task.
+        tars: to read.
+        size: shorter side that pictures of different shorter sides are scaled to before they count.
+        max_megapixels: larger pictures are left out.
+        progress: told how far the decoding is.
+
+    Returns:
+        The format, and what each tar holds by its name.
+
+    Raises:
+        RunError: a worker died.
+    """
+    total = sum(len(tar.samples) for tar in tars)
+
+    def tick(done: int) -> None:
+        if progress:
+            progress(min(done, total), total)
+
+    *likely, any_size = _formats(tars, size, max_megapixels)
+    for image in likely:
+        if found := _try(engine, tars, image, max_megapixels, tick):
+            break
+    else:
+        image, found = any_size, _try(engine, tars, any_size, max_megapixels, tick)
+    tick(total)
+    return image, found
+
+
+def _try(
+    engine: Engine, tars: list[ForeignTar], image: ImageFormat, max_megapixels: float, tick: Tick
+) -> dict[str, Measured]:
+    """What each tar holds, or nothing where a picture has not the format."""
+    found: dict[str, Measured] = {}
+    with closing(
+        engine.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, tick)
+    ) as run:
+        for name, measured in run:
+            if measured is None:
+                return {}
+            found[name] = measured
+    return found
+
+
+def _formats(tars: list[ForeignTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
+    """The formats that the pictures may all have, judged by one of them; the strictest first."""
+    shapes = (
+        pixels.shape[:2]
+        for tar in tars
+        for _, pixels in islice(_decoded(tar, max_megapixels), _FIRST_LOOK)
+        if not isinstance(pixels, str)
+    )
+    for height, width in islice(shapes, 1):
+        if height == width:
+            yield ImageFormat(height, "square", None, None)
+        yield ImageFormat(min(height, width), "aspect", None, None)
+    yield ImageFormat(size, "original", None, None)
+
+
+def _measure(tar: ForeignTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
+    """In a worker: decode a tar's pictures; None as soon as one has not the format."""
+    square = image.mode == "square" and tar.split == "train"
+    moments = Moments.for_square(image.size) if square else Moments()
+    skipped: dict[int, str] = {}
+    for number, pixels in _decoded(tar, max_megapixels):
+        count_picture()
+        if isinstance(pixels, str):
+            skipped[number] = pixels
+            continue
+        height, width = pixels.shape[:2]
+        if image.mode != "original" and min(height, width) != image.size:
+            return tar.name, None
+        if image.mode == "square" and height != width:
+            return tar.name, None
+        if tar.split != "train":
+            continue
+        try:
+            moments.add(resize_shorter(pixels, image.size))
+        except DecodeError as error:
+            skipped[number] = str(error)
+    path = tar.root / tar.name
+    return tar.name, Measured(moments, sha256_of(path), path.stat().st_size, skipped)
+
+
+def _decoded(tar: ForeignTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
+    """Each picture's place in the tar's order, and its pixels or why a loader could not have them."""
+    with (tar.root / tar.name).open("rb") as file:
+        for number, sample in enumerate(tar.samples):
+            file.seek(sample.offset)
+            data = file.read(sample.size)
+            try:
+                picture = decode(data, max_megapixels)
+            except DecodeError as error:
+                yield number, str(error)
+                continue
+            yield number, _unloadable(data, picture.repair) or picture.pixels
+
+
+def _unloadable(data: bytes, repair: str) -> str:
+    """Why DALI could not decode what preparation would convert or mend, or ''.
+
+    Measured with DALI 2.4: it decodes CMYK, PNG, WebP, BMP, TIFF and PPM as preparation does.
+    """
+    if data[:3] == b"GIF":
+        return "a GIF, which only `alexnet-prep shard` can convert"
+    if data[:2] == b"\xff\xd8" and repair and "CMYK" not in repair:
+        return f"{repair}, which only `alexnet-prep shard` can do"
+    return ""

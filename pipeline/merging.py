@@ -1,0 +1,145 @@
+"""The last step of preparation: parts become statistics, report and manifest."""
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import RunError
+from pipeline.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    MEAN_IMAGE,
+    ImageFormat,
+    Manifest,
+    SourceInfo,
+    to_json,
+)
+from pipeline.moments import Moments
+from pipeline.plan import WORK, Plan, ShardOutline
+from pipeline.shards import Shard
+from pipeline.source import ClassInfo
+from pipeline.statistics import mean_image_of, statistics_of
+from pipeline.store import Span, Store, open_store
+from pipeline.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
+
+REPORT = "report.csv"
+
+
+def merge(out: Store, plan: Plan, max_bad: float) -> Manifest:
+    """Merge the finished parts of `plan` into statistics, report and manifest; remove `.work`.
+
+    Raises:
+        RunError: a shard is unfinished, too many pictures were bad, parts were made with different
+            libraries, or a class lost all its pictures.
+    """
+    moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
+    done = finished(out)
+    parts: list[tuple[ShardOutline, Part]] = []
+    for shard in plan.shards:
+        if last_name(shard.name) in done:
+            part, sums = read_part(out, shard.name)
+            refuse_versions(out, plan, part.versions, shard.name)
+            parts.append((shard, part))
+            moments.merge(sums)
+    incidents = [incident for _, part in parts for incident in part.incidents]
+    out.write(REPORT, report_csv(incidents))
+    if too_many_bad(plan, sum(part.skipped for _, part in parts), max_bad):
+        _forget_skips(out, parts)
+        raise RunError(_bad_message(out, plan, incidents, max_bad))
+    if len(parts) < len(plan.shards):
+        missing = next(shard.name for shard in plan.shards if last_name(shard.name) not in done)
+        raise RunError(
+            f"{out}: {len(parts)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
+            "run the same command again to complete it"
+        )
+    splits = _shards_by_split(parts)
+    _refuse_lost(plan, parts, splits)
+    if plan.options.mode == "square":
+        mean_image = io.BytesIO()
+        np.save(mean_image, mean_image_of(moments))
+        out.write(MEAN_IMAGE, mean_image.getvalue())
+    manifest = _manifest(plan, splits, moments)
+    out.write(FILE_NAME, to_json(manifest))
+    out.remove(WORK)
+    return manifest
+
+
+def read_report(out: str | Path | Store) -> list[dict[str, str]]:
+    """Rows of a dataset's `report.csv`: path, reason and action ("skipped" or "repaired")."""
+    text = open_store(out).read(Span(REPORT)).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def report_csv(incidents: list[Incident]) -> bytes:
+    """`report.csv` of these incidents, sorted by path."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "reason", "action"))
+    rows.writerows((i.path, i.reason, i.action) for i in sorted(incidents, key=lambda i: i.path))
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
+    """Whether more pictures of the whole job were skipped than its share `max_bad` allows."""
+    return skipped > max_bad * plan.samples
+
+
+def _manifest(plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments) -> Manifest:
+    settings = asdict(plan.options)
+    del settings["keep_aspect"], settings["keep_original"]
+    return Manifest(
+        format=FORMAT_VERSION,
+        image=ImageFormat(size=settings.pop("size"), mode=plan.options.mode, quality=settings.pop("quality")),
+        classes=tuple(ClassInfo(*pair) for pair in plan.classes),
+        label_width=plan.label_width,
+        splits=splits,
+        statistics=statistics_of(moments),
+        seed=settings.pop("seed"),
+        source=SourceInfo(plan.layout, plan.fingerprint),
+        settings=settings,
+        versions=plan.versions,
+    )
+
+
+def _shards_by_split(parts: list[tuple[ShardOutline, Part]]) -> dict[str, tuple[Shard, ...]]:
+    splits: dict[str, list[Shard]] = {}
+    for shard, part in parts:
+        if part.shard is not None:
+            splits.setdefault(shard.split, []).append(part.shard)
+    return {split: tuple(shards) for split, shards in splits.items()}
+
+
+def _forget_skips(out: Store, parts: list[tuple[ShardOutline, Part]]) -> None:
+    """Have shards with skipped pictures made again by the next run: a file may be readable by then."""
+    for shard, part in parts:
+        if part.skipped:
+            forget(out, shard.name)
+
+
+def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
+    skipped = [incident for incident in incidents if incident.action == "skipped"]
+    first = min(skipped, key=lambda i: i.path)
+    return (
+        f"{len(skipped)} of {plan.samples} pictures cannot be decoded, more than --max-bad {max_bad:.2%} "
+        f"(first: {first.path}: {first.reason}); see {out.place(REPORT)}, then raise --max-bad to leave "
+        "them out, or mend them and prepare into a new folder"
+    )
+
+
+def _refuse_lost(
+    plan: Plan, parts: list[tuple[ShardOutline, Part]], splits: dict[str, tuple[Shard, ...]]
+) -> None:
+    """Skipping may have emptied a class of its training pictures, or a whole split."""
+    trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
+    lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
+    if lost:
+        raise RunError(
+            f"no decodable training pictures are left for {', '.join(lost[:5])}; "
+            "mend the files that report.csv names, or remove the class"
+        )
+    empty = {s.split for s in plan.shards} - splits.keys()
+    if empty:
+        raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv")

@@ -1,0 +1,171 @@
+"""Pictures that TurboJPEG does not read, through Pillow, and EXIF orientation for all of them.
+
+The first frame of an animation counts. Of 16 bits a channel the upper eight are kept (those of a colour PPM
+are rounded). Transparency is dropped, colour profiles are ignored.
+"""
+
+import io
+import logging
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+Pixels = NDArray[np.uint8]
+"""uint8 (H, W, 3), RGB."""
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Besides the critical chunks, whose names start with a capital: a transparent colour, and the orientation.
+_PNG_OPTIONAL = (b"tRNS", b"eXIf")
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_ORIENTATION = 0x0112
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+# EXIF 2.3, 4.6.4 A: what makes the stored picture upright.
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+# Pillow's own limit would overrule a larger `max_megapixels`; `refuse_bomb` stands in for it.
+Image.MAX_IMAGE_PIXELS = None
+
+# It logs some of what it also raises, which would land on the terminal.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class DecodeError(Exception):
+    """The bytes are not a picture that decodes completely; the message is the reason, in one line."""
+
+
+def refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
+    """Raise DecodeError for a picture that is larger than the limit."""
+    if width * height > max_megapixels * 1e6:
+        raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
+
+
+def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) -> tuple[Pixels, str, int]:
+    """Decode a file's bytes completely.
+
+    Args:
+        data: a PNG, GIF, WebP, BMP, TIFF, PPM, or a JPEG of four colours.
+        max_megapixels: larger pictures are refused before memory is taken for them.
+        exif_rotate: whether the orientation is wanted.
+
+    Returns:
+        The pixels as stored, what was converted, and the EXIF orientation (1 where not wanted).
+
+    Raises:
+        DecodeError: not a picture, truncated, corrupt, too large, or without a defined white.
+    """
+    if data.startswith(_PNG_SIGNATURE):
+        data = _plain_png(data)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        refuse_bomb(*_webp_size(data), max_megapixels)
+    with _reasons(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        refuse_bomb(image.width, image.height, max_megapixels)
+        _refuse_tiles(image, max_megapixels)
+        orientation = _take_orientation(image)
+        image.load()
+        if image.format in ("JPEG", "MPO") and image.mode != "CMYK":
+            raise DecodeError("a chroma sampling that cannot be decoded strictly")
+        converted = f"{image.format} ({image.mode}) converted"
+        return _to_rgb(image), converted, orientation if exif_rotate else 1
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """EXIF orientation of a JPEG, 1..8, from its header alone; 1 where there is none or it is damaged."""
+    try:
+        with _reasons(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            return _take_orientation(image)
+    except DecodeError:
+        return 1
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn or mirror (H, W, 3) as EXIF's `orientation`, 1..8, asks."""
+    return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn whatever Pillow raises into a DecodeError of one line, and silence its warnings.
+
+    Its plugins raise anything for damaged files, and warn of damaged metadata, which is not used.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except UnidentifiedImageError as error:
+        raise DecodeError("not a picture in a known format") from error
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")) from error
+
+
+def _take_orientation(image: Image.Image) -> int:
+    """Read the orientation and remove it, or Pillow would turn a TIFF when it loads it."""
+    try:
+        orientation = image.getexif().pop(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF; its parser raises anything
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _refuse_tiles(image: Image.Image, max_megapixels: float) -> None:
+    """A TIFF's tile is decoded whole, however much of it lies outside the picture."""
+    tags = getattr(image, "tag_v2", {})
+    if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
+        refuse_bomb(int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH]), max_megapixels)
+
+
+def _plain_png(data: bytes) -> bytes:
+    """Check every chunk's sum, and leave out those that touch no pixel.
+
+    Pillow checks the header alone, and would inflate texts and colour profiles of any size.
+    """
+    plain, at = bytearray(_PNG_SIGNATURE), len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind, chunk = data[at + 4 : at + 8], data[at:end]
+        if end > len(data):
+            break
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise DecodeError(f"corrupt PNG: wrong checksum of a chunk {ascii(kind)[2:-1]}")
+        if kind[:1].isupper() or kind in _PNG_OPTIONAL:
+            plain += chunk
+        if kind == b"IEND":
+            return bytes(plain)
+        at = end
+    raise DecodeError("premature end of PNG file")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) from a WebP's first chunk: Pillow takes memory for the canvas on opening it."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        sides = int.from_bytes(data[21:25], "little")
+        return 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if wide:  # 16-bit grey: Pillow's own conversion would clip it to white
+        grey = np.asarray(image.copy())  # the copy has a turned TIFF's real size
+        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DecodeError(f"{image.format} ({image.mode}): signed or 32-bit samples have no defined white")
+    return np.array(image.convert("RGB"), dtype=np.uint8)

@@ -1,0 +1,71 @@
+"""Samples' bytes, wherever they lie: files, members of tars, or containers that were spooled."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from pipeline.source import FILE, Container, Sample
+from pipeline.spool import needs_spool, spool, spooled_span
+from pipeline.store import LocalStore, Span, Store
+
+# Pictures read ahead of the decoder; from a bucket they come at the same time.
+_BATCH = 32
+
+
+def in_reading_order(samples: Sequence[Sample]) -> list[int]:
+    """Places of samples in the order in which their bytes lie in the source: a disk's arm moves one way."""
+    return sorted(
+        range(len(samples)),
+        key=lambda k: (samples[k].container, samples[k].offset, samples[k].path),
+    )
+
+
+def read_samples(
+    source: Store, containers: Sequence[Container], spool_folder: Path, samples: Sequence[Sample]
+) -> Iterator[bytes | OSError]:
+    """Yield samples' bytes in the order given, reading the next batch while the last one is worked on.
+
+    A container that must be spooled and is not, on this machine, is spooled first. A file that cannot be
+    read gives its error in its place.
+
+    Args:
+        source: the source's folder.
+        containers: that the samples refer to.
+        spool_folder: where spooled containers lie.
+        samples: in the order in which they are wanted.
+    """
+    spooled = LocalStore(str(spool_folder))
+    for number in sorted({s.container for s in samples if s.container != FILE}):
+        if needs_spool(containers[number]):
+            spool(source, number, containers[number], spool_folder)
+
+    def located(sample: Sample) -> tuple[Store, Span]:
+        if sample.container == FILE:
+            return source, Span(sample.path)
+        container = containers[sample.container]
+        if needs_spool(container):
+            span = spooled_span(spool_folder, sample.container, container, sample.offset, sample.size)
+            return spooled, span
+        return source, Span(container.path, sample.offset, sample.size)
+
+    def read(batch: Sequence[Sample]) -> list[bytes | OSError]:
+        return [
+            data
+            for store, spans in groupby(map(located, batch), key=itemgetter(0))
+            for data in store.read_many([span for _, span in spans])
+        ]
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(read, samples[:_BATCH])
+        for start in range(_BATCH, len(samples) + _BATCH, _BATCH):
+            current, ahead = ahead, thread.submit(read, samples[start : start + _BATCH])
+            yield from current.result()
+
+
+def display(containers: Sequence[Container], sample: Sample) -> str:
+    """A sample's place for a person: its path below the source's root, through its container."""
+    if sample.container == FILE:
+        return sample.path
+    return f"{containers[sample.container].path}/{sample.path}"

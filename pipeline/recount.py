@@ -1,0 +1,82 @@
+"""Statistics measured again on the pictures as the shards hold them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.codec import DecodeError, decode, resize_shorter
+from pipeline.dataset import Dataset
+from pipeline.engines import Engine, LocalEngine, count_picture
+from pipeline.errors import RunError
+from pipeline.manifest import ImageFormat
+from pipeline.moments import Moments
+from pipeline.shards import index_path, read_index
+from pipeline.statistics import Statistics, statistics_of
+
+Progress = Callable[[int, int], None]
+"""Called with (pictures handled, pictures in all)."""
+
+_ONE_BY_ONE: Engine = LocalEngine()
+# The largest picture that a JPEG can hold, in megapixels: what a dataset holds was let in before.
+_LARGEST = 65535**2 / 1e6
+
+
+class _Tar(NamedTuple):
+    """A task: a training tar of a dataset in `root`, and how its pictures are stored."""
+
+    root: Path
+    name: str
+    image: ImageFormat
+
+
+def decoded_statistics(
+    dataset: Dataset, engine: Engine = _ONE_BY_ONE, progress: Progress | None = None
+) -> Statistics:
+    """Decode every training picture of a dataset, strictly, and measure its pixels.
+
+    They differ from the manifest's statistics by what JPEG encoding did to the pixels, unless these are of
+    decoded pictures too. Pictures of their original size are scaled first, as on loading.
+
+    Args:
+        dataset: an opened dataset.
+        engine: where tars are measured, each a task; any gives the same bits.
+        progress: told how far the work is.
+
+    Raises:
+        UsageError: the dataset has no training pictures, or a damaged index.
+        RunError: a picture that does not decode, or a worker that died.
+    """
+    tars = [_Tar(dataset.root.absolute(), shard.name, dataset.image) for shard in dataset.shards("train")]
+    total = dataset.samples("train")
+
+    def tick(done: int) -> None:
+        if progress:
+            progress(min(done, total), total)
+
+    moments = Moments()
+    for part in engine.run(_measure, tars, tick):
+        moments.merge(part)
+    tick(total)
+    return statistics_of(moments, "decoded")
+
+
+def _measure(tar: _Tar) -> Moments:
+    """In a worker: the moments of a tar's pictures."""
+    path = tar.root / tar.name
+    moments = Moments()
+    with path.open("rb") as file:
+        for sample in read_index(index_path(path)):
+            offset, size, name = sample["jpg"]
+            file.seek(offset)
+            try:
+                pixels = decode(file.read(size), _LARGEST).pixels
+                if tar.image.mode == "original":
+                    pixels = resize_shorter(pixels, tar.image.size)
+            except DecodeError as error:
+                raise RunError(
+                    f"{path}: {name} does not decode ({error}); `alexnet-prep verify {tar.root}` names all "
+                    "such pictures"
+                ) from error
+            moments.add(pixels)
+            count_picture()
+    return moments

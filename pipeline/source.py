@@ -1,0 +1,320 @@
+"""What there is to prepare: labelled samples with unique keys, and where the bytes of each one lie.
+
+A reader (folders, archives, Parquet, tars) lists a source into a `Listing`; `assemble` checks it, orders
+the classes and names the keys. Sources of the same file names and classes come out with the same keys and
+labels, so that the same shards are made of them.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.errors import UsageError
+
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"],
+)
+# A tar member's name may have 100 bytes in USTAR; a key keeps room for its extension.
+_LONGEST_KEY = 80
+_SAFE = re.compile(rb"[A-Za-z0-9_+=@~-]{1,%d}" % _LONGEST_KEY)
+
+FILE = -1
+"""The `container` of a sample that is a file of its own."""
+UNKNOWN = -1
+"""The `size` of a sample that only reading tells."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A picture as a reader lists it.
+
+    Attributes:
+        path: of the file below the source's root, or of the member in its container; its last part is the
+            file's name, whose stem becomes the key.
+        class_id: the class.
+        size: bytes, or UNKNOWN.
+        container: index into the listing's containers, or FILE.
+        offset: where the bytes start in a tar; the row in a Parquet file.
+    """
+
+    path: str
+    class_id: str
+    size: int
+    container: int = FILE
+    offset: int = 0
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One picture of the plan: as `Entry`, with its label and its tar key."""
+
+    path: str
+    label: int
+    key: str
+    size: int = UNKNOWN
+    container: int = FILE
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file that holds many pictures: its path below the root, and its size in bytes."""
+
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class: its `id` (WNID or folder name), and a name to show."""
+
+    id: str
+    name: str
+
+
+@dataclass
+class Listing:
+    """What a reader found.
+
+    Attributes:
+        layout: how it was read, as in `--layout`.
+        entries: "train", and "val" and "test" where present → pictures, in any order.
+        containers: that the entries refer to.
+        names: class → name to show, where known.
+        classes: every class in label order, where the source fixes one; else sorted class ids count.
+        notes: lines worth telling the user, such as files left out.
+    """
+
+    layout: str
+    entries: dict[str, list[Entry]]
+    containers: tuple[Container, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A listed source, ready to plan.
+
+    Attributes:
+        root: path or URL of the folder that paths are relative to.
+        layout: how it was read, for the manifest.
+        classes: in label order.
+        splits: "train", and "val" and "test" where present → samples.
+        containers: that the samples refer to.
+        notes: lines worth telling the user, such as files left out.
+    """
+
+    root: str
+    layout: str
+    classes: tuple[ClassInfo, ...]
+    splits: dict[str, list[Sample]]
+    containers: tuple[Container, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over containers and every sample's split, place, label and size in bytes."""
+        digest = hashlib.sha256()
+        for container in self.containers:
+            digest.update(f"{container.path}\0{container.size}\n".encode())
+        for split, samples in self.splits.items():
+            for s in samples:
+                digest.update(f"{split}\0{s.container}\0{s.path}\0{s.label}\0{s.size}\n".encode())
+        return digest.hexdigest()
+
+
+def assemble(root: str, listing: Listing, val_fraction: float | None = None, seed: int = 0) -> Source:
+    """Check a listing, order its classes, name its keys and split a validation set off where asked.
+
+    Args:
+        root: the source's address.
+        listing: what its reader found; its entries are taken out of it as they are turned into samples.
+        val_fraction: share of each class that becomes the "val" split, chosen by `seed`, for sources
+            that have none. A class keeps at least one training picture.
+        seed: of the choice.
+
+    Raises:
+        UsageError: no pictures; one class; a class without training pictures; a name that is not UTF-8;
+            a `val_fraction` beside an existing validation split or outside 0..1.
+    """
+    _check_fraction(root, listing, val_fraction)
+    _check_names(root, listing)
+    ids = list(listing.classes or sorted({e.class_id for es in listing.entries.values() for e in es}))
+    _check_classes(root, ids, listing)
+    notes = list(listing.notes)
+    splits = _samples(listing, {class_id: label for label, class_id in enumerate(ids)}, notes)
+    if val_fraction is not None:
+        splits = splits | _split_off(splits["train"], val_fraction, seed)
+        missing = len(ids) - len({sample.label for sample in splits["val"]})
+        if missing:
+            notes.append(
+                f"val: {missing} of {len(ids)} classes are too small for --val-fraction {val_fraction:g}"
+            )
+    classes = tuple(ClassInfo(i, listing.names.get(i, i)) for i in ids)
+    return Source(root, listing.layout, classes, splits, listing.containers, notes)
+
+
+def rank(seed: int, purpose: str, key: str) -> bytes:
+    """A sample's place in the seeded order of `purpose`: sort by it to shuffle.
+
+    A hash instead of a generator's stream: it is the same for every library version, and a picture
+    more or less leaves the others' order alone.
+    """
+    return hashlib.blake2b(f"{seed}/{purpose}/{key}".encode(), digest_size=16).digest()
+
+
+def unique_keys(pictures: Iterable[tuple[int, str, str]]) -> list[str]:
+    """Tar keys: the file's stem, made safe; its class in front where stems collide.
+
+    Which of several equal names is numbered how depends on class, file name, split and path, not on their
+    order; only on the path where all else is equal, since layouts differ in it.
+
+    Args:
+        pictures: number of the split (training first), path and class of each.
+    """
+    listed = list(pictures)
+    keys = [_safe(stem_of(path)) for _, path, _ in listed]
+    taken = Counter(keys)
+    if len(taken) == len(keys):
+        return keys
+    used = {stem for stem, count in taken.items() if count == 1}
+    colliding = [number for number, stem in enumerate(keys) if taken[stem] > 1]
+
+    def name_of(number: int) -> tuple[str, str, int, str]:
+        split, path, class_id = listed[number]
+        return class_id, path.rpartition("/")[2], split, path
+
+    for number in sorted(colliding, key=name_of):
+        _, path, class_id = listed[number]
+        key = base = _safe(f"{class_id}-{stem_of(path)}")
+        again = 2
+        while key in used:
+            key, again = f"{base}-{again}", again + 1
+        used.add(key)
+        keys[number] = key
+    return keys
+
+
+def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> dict[str, list[Sample]]:
+    """Turn entries into samples, sorted by path, with keys unique over all the splits."""
+    for entries in listing.entries.values():
+        entries.sort(key=lambda e: (e.container, e.path, e.offset))
+    order = [split for split in ("train", "val", "test") if listing.entries.get(split)]
+    keys = unique_keys(
+        (number, e.path, e.class_id) for number, split in enumerate(order) for e in listing.entries[split]
+    )
+    stems = (stem_of(e.path) for split in order for e in listing.entries[split])
+    renamed = sum(key != _safe(stem) for key, stem in zip(keys, stems, strict=True))
+    if renamed:
+        notes.append(
+            f"{renamed:,} pictures share a file name with another; their keys have the class in front"
+        )
+    splits: dict[str, list[Sample]] = {}
+    at = 0
+    for split in order:
+        entries = listing.entries.pop(split)
+        splits[split] = [
+            Sample(e.path, label_of[e.class_id], key, e.size, e.container, e.offset)
+            for e, key in zip(entries, keys[at : at + len(entries)], strict=True)
+        ]
+        at += len(entries)
+    return splits
+
+
+def _check_fraction(root: str, listing: Listing, val_fraction: float | None) -> None:
+    if val_fraction is None:
+        return
+    if not 0 < val_fraction < 1:
+        raise UsageError(f"--val-fraction {val_fraction:g} is not between 0 and 1; 0.1 is usual")
+    if listing.entries.get("val"):
+        raise UsageError(
+            f"--val-fraction {val_fraction:g} was asked for, but {root} has its own validation "
+            "pictures; leave the option out"
+        )
+
+
+def _check_names(root: str, listing: Listing) -> None:
+    """Manifest and report are UTF-8: a name in another encoding would have no place there."""
+    for class_id in listing.classes or ():
+        _check_utf8(root, class_id)
+    for entries in listing.entries.values():
+        for entry in entries:
+            for name in (entry.path, entry.class_id):
+                if not name.isascii():
+                    _check_utf8(root, name)
+
+
+def _check_utf8(root: str, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"source {root}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from error
+
+
+def _check_classes(root: str, ids: list[str], listing: Listing) -> None:
+    if not any(listing.entries.values()):
+        suffixes = "JPEG, PNG, GIF, WebP, BMP, TIFF or PPM"
+        raise UsageError(
+            f"source {root}: no pictures found; expected {suffixes} files in CLASS/ or "
+            "{train,val}/CLASS/ folders, ImageNet's archives, Parquet files or WebDataset tars"
+        )
+    if len(ids) < 2:
+        raise UsageError(f"source {root}: found one class ({ids[0]}); a classifier needs at least two")
+    trained = {entry.class_id for entry in listing.entries.get("train", ())}
+    empty = [class_id for class_id in ids if class_id not in trained]
+    if empty:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        raise UsageError(f"source {root}: no training pictures for {shown}; add some or remove the class")
+
+
+def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
+    """Move `fraction` of each class to "val"; rounded, and never a class's last picture."""
+    chosen: set[str] = set()
+    by_class: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, []).append(sample)
+    for members in by_class.values():
+        members.sort(key=lambda s: rank(seed, "val-fraction", s.key))
+        count = min(round(len(members) * fraction), len(members) - 1)
+        chosen.update(s.key for s in members[:count])
+    if not chosen:
+        raise UsageError(
+            f"--val-fraction {fraction:g} of these {len(samples)} pictures leaves none for "
+            "validation; raise it"
+        )
+    return {
+        "train": [s for s in samples if s.key not in chosen],
+        "val": [s for s in samples if s.key in chosen],
+    }
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file has a picture's suffix, in any case."""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES
+
+
+def stem_of(path: str) -> str:
+    """The last part of a path without its suffix, as pathlib has it."""
+    name = path.rpartition("/")[2]
+    dot = name.rfind(".")
+    return name[:dot] if 0 < dot < len(name) - 1 else name
+
+
+def _safe(stem: str) -> str:
+    """Keep letters, digits and -_+=@~; escape other bytes as %XX; shorten what USTAR cannot hold.
+
+    A dot would split a WebDataset key, white space a DALI index line.
+    """
+    raw = os.fsencode(stem)
+    if _SAFE.fullmatch(raw):
+        return stem
+    safe = re.sub(rb"[^A-Za-z0-9_+=@~-]", lambda m: b"%%%02X" % m.group()[0], raw).decode()
+    if len(safe) > _LONGEST_KEY:
+        safe = f"{safe[:60]}~{hashlib.sha256(raw).hexdigest()[:16]}"
+    return safe or "_"

@@ -1,0 +1,221 @@
+"""Proving a finished dataset: everything is read again, and each fault named."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipeline.engines import Engine, LocalEngine
+from pipeline.errors import ToolkitError
+from pipeline.findings import MOST_FAULTS, Fault, Findings, Rules, index_name, limited
+from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
+from pipeline.merging import REPORT
+from pipeline.shard_check import check_shard, key_at
+from pipeline.shards import Shard
+from pipeline.store import Store, open_store
+from pipeline.summary_check import check_manifest, check_mean_image, check_report, check_statistics
+
+# Megapixels of the largest JPEG that there can be.
+_LARGEST = 65535**2 / 1e6
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found.
+
+    Attributes:
+        shards: that the manifest lists.
+        samples: found in them.
+        bytes: of the tars found.
+        faults: what is wrong; with none, the dataset is what was written.
+        notes: what does not belong there but harms nobody.
+    """
+
+    shards: int
+    samples: int
+    bytes: int
+    faults: tuple[Fault, ...]
+    notes: tuple[Fault, ...] = ()
+
+
+def verify(
+    root: str | Path, *, fast: bool = False, engine: Engine | None = None, progress: Progress | None = None
+) -> Verdict:
+    """Read a dataset again: checksums, indexes against tars, labels, counts, pictures, statistics.
+
+    Args:
+        root: the dataset's folder, here or in a bucket.
+        fast: leave out decoding; pictures' headers are looked at nevertheless.
+        engine: where shards are checked, each a task; one process on this machine where none is given.
+        progress: told (pictures checked, pictures in all).
+
+    Raises:
+        UsageError: no finished dataset there, a manifest that cannot be read, or a bucket that refuses.
+        RunError: a worker died, or the bucket cannot be reached.
+    """
+    store = open_store(root)
+    manifest = read_manifest(store)
+    if store.local is not None:  # workers elsewhere have another current folder
+        store = open_store(store.local.absolute())
+    shards = _listed(manifest)
+    if outside := tuple(_wrong_names(shards)):  # nothing that such a manifest names is looked at
+        return Verdict(len(shards), 0, 0, outside)
+    findings = _check_shards(store, manifest, fast, engine or LocalEngine(), progress)
+    strays, notes = _strays(store, manifest)
+    faults = (
+        *check_manifest(manifest),
+        *check_statistics(manifest.statistics),
+        *(() if fast and manifest.adopted else _wrong_pixels(manifest, findings)),
+        *check_mean_image(store, manifest),
+        *check_report(store),
+        *(fault for found in findings.values() for fault in found.faults),
+        *_untrained(manifest, findings),
+        *_duplicates(store, findings),
+        *limited(strays, "."),
+    )
+    samples = sum(found.samples for found in findings.values())
+    size = sum(found.size for found in findings.values())
+    return Verdict(len(shards), samples, size, faults, limited(notes, "."))
+
+
+def _listed(manifest: Manifest) -> list[Shard]:
+    return [shard for shards in manifest.splits.values() for shard in shards]
+
+
+def _wrong_names(shards: list[Shard]) -> Iterator[Fault]:
+    """Shards listed twice, or under names that lead out of the folder or are no tar's."""
+    seen: set[str] = set()
+    for name in (shard.name for shard in shards):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".tar" or str(path) != name:
+            yield Fault(FILE_NAME, f"lists a shard {name!r}, which is no name of a tar below this folder")
+        if name in seen:
+            yield Fault(FILE_NAME, f"lists the shard {name} twice")
+        seen.add(name)
+
+
+def _check_shards(
+    store: Store, manifest: Manifest, fast: bool, engine: Engine, progress: Progress | None
+) -> dict[str, Findings]:
+    """Check every shard on the engine; shard name → findings, in the manifest's order."""
+    shards = _listed(manifest)
+    total = sum(shard.samples for shard in shards)
+
+    def tick(done: int) -> None:
+        if progress:
+            progress(min(done, total), total)
+
+    rules = Rules(
+        store=store,
+        classes=len(manifest.classes),
+        label_width=manifest.label_width,
+        image=manifest.image,
+        adopted=manifest.adopted,
+        max_megapixels=_pixel_limit(manifest),
+        decode=not fast,
+    )
+    found: dict[str, Findings] = {}
+    with closing(engine.run(partial(_check_one, rules=rules), shards, tick)) as run:
+        for name, findings in run:
+            found[name] = findings
+            if not engine.ticks:
+                tick(sum(shard.samples for shard in found.values()))
+    tick(total)
+    return {shard.name: found[shard.name] for shard in shards}
+
+
+def _check_one(shard: Shard, rules: Rules) -> tuple[str, Findings]:
+    return shard.name, check_shard(shard, rules)
+
+
+def _pixel_limit(manifest: Manifest) -> float:
+    """Megapixels beyond which a picture was never stored; where sizes are fixed, headers tell as much."""
+    if manifest.image.mode == "original":
+        return float(manifest.settings.get("max_megapixels", _LARGEST))
+    return _LARGEST
+
+
+def _training(manifest: Manifest, findings: dict[str, Findings]) -> list[Findings] | None:
+    """The training shards' findings, or None where a damaged one leaves their sums unknown."""
+    found = [findings[shard.name] for shard in manifest.splits.get("train", ())]
+    return None if any(shard.faults for shard in found) else found
+
+
+def _wrong_pixels(manifest: Manifest, findings: dict[str, Findings]) -> Iterator[Fault]:
+    training = _training(manifest, findings)
+    if training is None or manifest.image.mode == "original":  # such are scaled before they are measured
+        return
+    found = sum(shard.pixels for shard in training)
+    if found != manifest.statistics.pixels:
+        yield Fault(
+            FILE_NAME,
+            f"statistics: of {manifest.statistics.pixels:,} pixels, but the training pictures have {found:,}",
+        )
+
+
+def _untrained(manifest: Manifest, findings: dict[str, Findings]) -> Iterator[Fault]:
+    training = _training(manifest, findings)
+    if training is None:
+        return
+    labels = sum((shard.labels for shard in training), np.zeros(len(manifest.classes), np.int64))
+    lost = [info.id for info, count in zip(manifest.classes, labels, strict=True) if not count]
+    if lost:
+        more = f" and {len(lost) - MOST_FAULTS:,} more" if len(lost) > MOST_FAULTS else ""
+        yield Fault("train", f"no samples of {', '.join(lost[:MOST_FAULTS])}{more}")
+
+
+def _duplicates(store: Store, findings: dict[str, Findings]) -> Iterator[Fault]:
+    """Keys that occur twice, told once for each pair of shards.
+
+    Eight bytes of a hash stand for a key: a million and a half of them collide with a chance of 1e-7.
+    """
+    names = list(findings)
+    if not names:
+        return
+    keys = np.concatenate([found.keys for found in findings.values()])
+    owners = np.repeat(np.arange(len(names)), [len(found.keys) for found in findings.values()])
+    headers = np.concatenate([found.headers for found in findings.values()])
+    order = np.argsort(keys, kind="stable")
+    twice = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    pairs: dict[tuple[int, int], list[int]] = {}
+    for first, second in zip(order[twice], order[twice + 1], strict=True):
+        pairs.setdefault((int(owners[first]), int(owners[second])), []).append(int(headers[second]))
+    faults = []
+    for (one, other), offsets in sorted(pairs.items()):
+        key = key_at(store, names[other], min(offsets))
+        more = f", and {len(offsets) - 1:,} more keys" if len(offsets) > 1 else ""
+        also = "twice in it" if one == other else f"also in {names[one]}"
+        faults.append(Fault(names[other], f"key {key} is {also}{more}"))
+    yield from limited(faults, ".")
+
+
+def _strays(store: Store, manifest: Manifest) -> tuple[list[Fault], list[Fault]]:
+    """Files that the manifest does not know: those that a reader of tars might take, and harmless ones."""
+    known = {shard.name for shard in _listed(manifest)}
+    known |= {index_name(name) for name in known} | {FILE_NAME, MEAN_IMAGE, REPORT}
+    try:
+        visible = {file.path for file in store.walk()[0]}
+        folders = {"", *(name.rpartition("/")[0] for name in known)}
+        hidden = {f"{f}/{n}".lstrip("/") for f in folders for n in store.names(f) if n.startswith(".")}
+    except ToolkitError as error:
+        return [Fault(".", str(error))], []
+    faults, notes = [], []
+    for name in sorted((visible | hidden) - known):
+        # A folder of other tools' tars may hold some of which no picture was usable.
+        if name.endswith((".tar", ".idx")) and not manifest.adopted:
+            faults.append(Fault(name, "not in the manifest, but programs that read *.tar would; delete it"))
+        else:
+            notes.append(Fault(name, _left(name)))
+    return faults, notes
+
+
+def _left(name: str) -> str:
+    last = name.rpartition("/")[2]
+    if last == ".work" or last.startswith(".writing-"):
+        return "left by a job that was killed; delete it"
+    return "not of this dataset"

@@ -1,0 +1,36 @@
+"""Fixtures of prepared datasets that the tests of verification damage."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from damage import prepared
+from folders import SIZE, write_source
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """24 training and 12 validation pictures of three classes."""
+    return write_source(tmp_path_factory.mktemp("verification") / "source", width=SIZE + 12)
+
+
+@pytest.fixture(scope="session")
+def whole(photographs, tmp_path_factory):
+    """A dataset of squares: five training and three validation shards. Read-only."""
+    return prepared(photographs, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def whole_aspect(photographs, tmp_path_factory):
+    return prepared(photographs, tmp_path_factory.mktemp("aspect"), keep_aspect=True)
+
+
+@pytest.fixture(scope="session")
+def whole_original(photographs, tmp_path_factory):
+    return prepared(photographs, tmp_path_factory.mktemp("original"), keep_original=True)
+
+
+@pytest.fixture
+def data(whole, tmp_path):
+    """A dataset to damage."""
+    return Path(shutil.copytree(whole, tmp_path / "data"))

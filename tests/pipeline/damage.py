@@ -1,0 +1,103 @@
+"""Datasets made for damaging, the damage, and what `verify` tells of it."""
+
+import hashlib
+import io
+import json
+import tarfile
+
+from folders import SIZE, members
+
+from pipeline import Options, prepare, read_source
+from pipeline.verification import verify
+
+TAR, INDEX = "train/train-000001.tar", "train/train-000001.idx"
+
+
+class Here:
+    """An engine that runs tasks in this process: no interpreter to start for each of many calls."""
+
+    ticks = False
+
+    def run(self, work, items, tick=None):
+        for item in reversed(items):  # an engine's results come in any order
+            yield work(item)
+
+
+def check(folder, **settings):
+    return verify(folder, engine=Here(), **settings)
+
+
+def faults(folder, **settings):
+    """place → what, of a dataset with no more than one fault in each place."""
+    found = check(folder, **settings).faults
+    told = {fault.place: fault.what for fault in found}
+    assert len(told) == len(found), found
+    assert not any("\n" in what for what in told.values())
+    return told
+
+
+def prepared(source, out, **options):
+    prepare(read_source(source, "folders"), out, Options(size=SIZE, shard_samples=5, **options))
+    return out
+
+
+def tar_of(stored, kind=tarfile.USTAR_FORMAT, pax=None):
+    """A tar of (name, bytes) members, and the index that Python's own reader gives of it."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
+        for name, content in stored:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            info.pax_headers = pax or {}
+            archive.addfile(info, io.BytesIO(content))
+    file.seek(0)
+    samples = []
+    last = None
+    with tarfile.open(fileobj=file) as archive:
+        for info in archive:
+            key, _, extension = info.name.partition(".")
+            if key != last:
+                samples.append([])
+            samples[-1].append(f"{extension} {info.offset_data} {info.size} {info.name}")
+            last = key
+    lines = [f"v1.2 {len(samples)}", *map(" ".join, samples), ""]
+    return file.getvalue(), "\n".join(lines).encode()
+
+
+def change_manifest(folder, change):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def listed(manifest, name):
+    return next(s for shards in manifest["splits"].values() for s in shards if s["name"] == name)
+
+
+def replace_tar(folder, name, content, index=None, samples=None):
+    """Store another tar, so that its checksum, size and number of samples are the manifest's."""
+    (folder / name).write_bytes(content)
+    if index is not None:
+        (folder / name).with_suffix(".idx").write_bytes(index)
+
+    def change(manifest):
+        shard = listed(manifest, name)
+        shard |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        shard["samples"] = shard["samples"] if samples is None else samples
+
+    change_manifest(folder, change)
+
+
+def retar(folder, change, name=TAR, samples=None, **tar):
+    """Rewrite a shard with `change(members)` in place of its members, consistent in everything else."""
+    replace_tar(folder, name, *tar_of(change(members(folder / name)), **tar), samples)
+
+
+def first_key(folder, name=TAR):
+    return members(folder / name)[0][0].removesuffix(".jpg")
+
+
+def relabelled(label):
+    """A change for `retar`: another label for the first sample."""
+    return lambda stored: [stored[0], (stored[1][0], label), *stored[2:]]

@@ -1,0 +1,104 @@
+"""Jobs on Ray in a process of their own, which loses a worker or a node while they run.
+
+    python ray_jobs.py worker SOURCE OUT    Ray on this machine; a worker that runs a task is killed
+    python ray_jobs.py node SOURCE OUT      a cluster of two nodes; one with running tasks is removed
+    python ray_jobs.py error SOURCE OUT     a task raises
+    python ray_jobs.py parent SOURCE OUT    Ray on this machine; this process kills itself half-way
+
+Prints what was lost. The slow pictures that make the moment easy to hit come from SLOW_TASKS.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from pipeline.plan import Options
+from pipeline.preparation import prepare
+from pipeline.ray_engine import RayEngine
+from pipeline.sources import read_source
+
+OPTIONS = Options(size=48, shard_samples=3)
+
+
+def parts(out):
+    return len(list((out / ".work" / "parts").glob("[!.]*.json")))
+
+
+def busy_workers(root):
+    """Ray's worker processes below `root` that run a task at this moment."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            name = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "ray::_call" in name or name.removeprefix("ray::").removesuffix("()") == "_call":
+            found.append(process)
+    return found
+
+
+def when_begun(out, act):
+    """In a thread: call `act` until it returns something, once the first shards are finished."""
+
+    def watch():
+        while parts(out) < 2:
+            time.sleep(0.005)
+        while not (done := act()):
+            time.sleep(0.002)
+        print(done, flush=True)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def kill_worker():
+    for process in busy_workers(os.getpid()):
+        process.kill()
+        return f"killed {process.pid}"
+    return None
+
+
+def refuse(number):
+    from pipeline.errors import UsageError
+
+    raise UsageError(f"task {number} refuses")
+
+
+def main(what, source, out):
+    engine = RayEngine(None, 2)
+    if what == "error":
+        try:
+            list(engine.run(refuse, [7]))
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+        return
+    if what == "worker":
+        when_begun(out, kill_worker)
+    if what == "parent":
+        when_begun(out, partial(os.kill, os.getpid(), signal.SIGKILL))
+    if what == "node":
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        engine = RayEngine(cluster.address)
+
+        def remove():
+            cluster.remove_node(node, allow_graceful=False)
+            return "removed a node"
+
+        when_begun(out, remove)
+    manifest = prepare(read_source(source), out, OPTIONS, engine=engine, max_bad=1)
+    print(f"{manifest.samples('train')} pictures")
+    if what == "node":
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

@@ -1,0 +1,132 @@
+import io
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from codec_files import JPEG, attempt, exif, netpbm, pillow, planes_jpeg, with_segment
+from folders import encoded, picture
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.codec import DecodeError, decode
+
+EVERYTHING = {"size": 5, "exif_rotate": True, "keep": True}
+MODES = [{}, {"size": 5}, {"exif_rotate": True}, {"keep": True}, EVERYTHING]
+
+
+def small(kind="JPEG", mode="RGB", **options):
+    return encoded(Image.fromarray(picture(8, 24, 31)).convert(mode), kind, **options)
+
+
+JPEGS = {
+    "baseline": small(),
+    "no subsampling": small(subsampling=0),
+    "progressive": small(progressive=True),
+    "grey": small(mode="L"),
+    "grey progressive": small(mode="L", progressive=True),
+    "CMYK": small(mode="CMYK"),
+    "restarts": small(restart_marker_blocks=1),
+    "restarts progressive": small(restart_marker_blocks=1, progressive=True),
+    "planes": planes_jpeg([picture(8, 24, 31)[:, :, c] for c in range(3)]),
+    "EXIF": with_segment(small(), 0xE1, b"Exif\0\0" + exif(6)),
+}
+OTHERS = {
+    "PNG": small("PNG"),
+    "palette": small("PNG", "P"),
+    "GIF": small("GIF"),
+    "WebP": small("WEBP"),
+    "WebP without loss": small("WEBP", lossless=True),
+    "BMP": small("BMP"),
+    "TIFF": small("TIFF"),
+    "LZW": small("TIFF", compression="tiff_lzw"),
+    "JPEG in TIFF": small("TIFF", compression="jpeg"),
+    "PPM": small("PPM"),
+    "PGM of 10 bits": netpbm(b"P5", 1023, np.arange(744, dtype=">u2").reshape(24, 31)),
+    "MPO": small("MPO", save_all=True, append_images=[Image.fromarray(picture(9))]),
+    "animation": small("WEBP", save_all=True, append_images=[Image.fromarray(picture(9, 24, 31))]),
+    "turned PNG": small("PNG", exif=exif(6)),
+}
+
+# Most damage in the header is fatal, most in the scan is not seen before the end: both are wanted.
+flips = st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=5)
+cuts = st.sampled_from([0, 0, 0]) | st.integers(0, 40) | st.integers(0, 10**6)
+
+
+def damaged(data, flips, cut):
+    data = bytearray(data)
+    for position, mask in flips:
+        data[position % len(data)] ^= mask
+    return bytes(data[: len(data) - cut % len(data)])
+
+
+@given(st.sampled_from(sorted(JPEGS | OTHERS)), flips, cuts, st.sampled_from(MODES))
+@example("baseline", [], 0, {})
+@example("TIFF", [(0, 255)], 1, {})
+def test_any_damage_is_either_decoded_or_a_decode_error(kind, flips, cut, mode):
+    found = attempt(damaged((JPEGS | OTHERS)[kind], flips, cut), **mode)
+    if isinstance(found, str):
+        assert found.strip()
+        assert len(found.splitlines()) == 1
+        return
+    assert found.pixels.dtype == np.uint8
+    assert found.pixels.ndim == 3
+    assert found.pixels.shape[2] == 3
+    assert max(found.shape) >= max(found.pixels.shape[:2])
+    if found.jpeg is not None:
+        assert np.array_equal(pillow(found.jpeg), decode(found.jpeg, 1).pixels)
+    elif "keep" in mode:
+        assert found.shape == found.pixels.shape[:2]
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", *(data[:20] for data in (JPEGS | OTHERS).values())]))
+def test_noise_is_a_decode_error(noise, head):
+    with pytest.raises(DecodeError):
+        decode(head + noise, 1)
+
+
+@given(st.sampled_from(sorted(JPEGS)), flips, cuts)
+def test_a_damaged_jpeg_that_decodes_is_what_pillow_sees(kind, flips, cut):
+    """Pillow ignores libjpeg's warnings; what we accept has none, so that both see the same."""
+    data = damaged(JPEGS[kind], flips, cut)
+    found = attempt(data)
+    if isinstance(found, str) or data[2] != 0xFF:  # where Pillow sees no JPEG, and libjpeg finds a marker
+        return
+    tolerance = 1 if "CMYK" in found.repair else 0  # rounding of one product
+    assert np.abs(found.pixels.astype(int) - pillow(data)).max() <= tolerance
+
+
+def djpeg(data):
+    """Pixels by libjpeg's own program, which gives up at the first warning; None where it does."""
+    done = subprocess.run(["djpeg", "-strict", "-pnm"], input=data, capture_output=True)
+    if done.returncode:
+        return None
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def has_strict_djpeg():
+    if not shutil.which("djpeg"):
+        return False
+    return djpeg(JPEG) is not None
+
+
+@pytest.mark.skipif(not has_strict_djpeg(), reason="needs libjpeg-turbo's djpeg with -strict")
+@given(st.sampled_from(sorted(JPEGS)), flips, cuts)
+def test_a_jpeg_decodes_exactly_where_libjpeg_has_no_warning(kind, flips, cut):
+    data = damaged(JPEGS[kind], flips, cut)
+    judged, found = djpeg(data), attempt(data)
+    if isinstance(found, str):
+        assert judged is None or found in NOT_STORED or "megapixels" in found
+        return
+    if "header" in found.repair:
+        return  # which libjpeg warns of, and Pillow judges
+    if found.repair == "JPEG (CMYK) converted":
+        return  # the one kind whose scan is not checked
+    assert judged is not None
+    if "CMYK" not in found.repair:
+        assert np.array_equal(found.pixels, judged)
+
+
+NOT_STORED = ("a chroma sampling that cannot be decoded strictly", "not a picture in a known format")

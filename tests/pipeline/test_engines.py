@@ -1,0 +1,69 @@
+import os
+import time
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from pipeline.engines import LocalEngine, count_picture
+from pipeline.errors import RunError, UsageError
+
+
+def double(number):
+    return 2 * number
+
+
+def handle(pictures):
+    for _ in range(pictures):
+        count_picture()
+    return os.getpid()
+
+
+def touch(folder, name):
+    (folder / name).touch()
+    time.sleep(0.05)
+    return name
+
+
+def refuse(number):
+    raise UsageError(f"task {number} refuses")
+
+
+def die(number):
+    if number == 3:
+        os._exit(9)
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_item_gives_its_result_once(workers):
+    assert sorted(LocalEngine(workers).run(double, range(20))) == list(range(0, 40, 2))
+
+
+def test_no_item_is_no_work():
+    assert list(LocalEngine(2).run(double, [])) == []
+
+
+def test_tasks_run_in_other_processes_and_are_counted():
+    ticks = []
+    pids = set(LocalEngine(2).run(handle, [3, 4, 5, 6], ticks.append))
+    assert os.getpid() not in pids
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 18
+
+
+def test_closing_cancels_what_has_not_begun(tmp_path):
+    names = [str(k) for k in range(50)]
+    with closing(LocalEngine(1).run(partial(touch, tmp_path), names)) as results:
+        next(results)
+    assert len(list(tmp_path.iterdir())) < 10
+
+
+def test_an_error_of_a_task_is_the_callers():
+    with pytest.raises(UsageError, match="task 1 refuses"):
+        list(LocalEngine(1).run(refuse, [1]))
+
+
+def test_a_dead_worker_is_a_run_error():
+    with pytest.raises(RunError, match="a worker process died"):
+        list(LocalEngine(2).run(die, range(8)))

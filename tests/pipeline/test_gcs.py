@@ -1,0 +1,66 @@
+"""The same of a bucket of Google's, against its emulator."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from folders import place
+
+from pipeline.store import File, Span, open_store
+
+
+@pytest.fixture(scope="module")
+def server():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    emulator = Path(sys.executable).with_name("gcp-storage-emulator")
+    process = subprocess.Popen(
+        [emulator, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    bucket = json.dumps({"name": "pictures"}).encode()
+    request = urllib.request.Request(
+        f"{address}/storage/v1/b?project=any", bucket, {"Content-Type": "application/json"}
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(request).close()
+            break
+        except OSError:
+            assert process.poll() is None, "the emulator ended"
+            assert time.monotonic() < deadline, "the emulator does not answer"
+            time.sleep(0.1)
+    yield address
+    process.kill()
+    process.wait()
+
+
+def test_a_bucket_of_googles_works_as_a_store(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    store = open_store("gs://pictures/set")
+    assert store.names() == set()
+    store.write("train/a.bin", b"0123456789")
+    store.take(place(tmp_path / "b.tar", bytes(500_000)), "b.tar")
+    assert not (tmp_path / "b.tar").exists()
+    assert store.names() == {"train", "b.tar"}
+    assert store.walk() == ([File("b.tar", 500_000), File("train/a.bin", 10)], ["train"])
+    found = list(store.read_many([Span("train/a.bin", 2, 3), Span("gone"), Span("train/a.bin", 8, 5)]))
+    assert found[0] == b"234"
+    assert isinstance(found[1], FileNotFoundError)
+    assert "2 of 5 bytes at offset 8" in str(found[2])
+    with store.open("train/a.bin") as file:
+        file.seek(4)
+        assert file.read() == b"456789"
+    assert store.read(Span("b.tar")) == bytes(500_000)
+    store.remove("train")
+    assert store.names() == {"b.tar"}

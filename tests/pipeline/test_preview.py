@@ -1,0 +1,77 @@
+"""The contact sheet: the stored pictures on the left, crops of them beside, the scree below."""
+
+import io
+
+import numpy as np
+import pytest
+import webdataset
+from folders import encoded, picture
+from PIL import Image
+from synthetic import write_dataset
+
+from pipeline import Dataset, draw_preview
+from pipeline.adoption import adopt
+from pipeline.scree import draw_scree
+
+GAP, MARGIN, BELOW = 6, 12, 24
+
+
+def cells(sheet, scree, side, rows):
+    """The (rows, 8, side, side, 3) cells of a sheet that has the scree at its bottom."""
+    height = rows * (side + GAP) - GAP + 2 * MARGIN
+    width = 8 * (side + GAP) - GAP + 2 * MARGIN
+    top = sheet.shape[0] - scree.shape[0] - BELOW - height + MARGIN
+    left = (sheet.shape[1] - width) // 2 + MARGIN
+    return np.array(
+        [
+            [sheet[y : y + side, x : x + side] for x in range(left, left + 8 * (side + GAP), side + GAP)]
+            for y in range(top, top + rows * (side + GAP), side + GAP)
+        ]
+    )
+
+
+def without_the_scree_first(sheet, data):
+    """Check that the scree of the dataset is at the bottom, in the middle; return it."""
+    scree = draw_scree(data.statistics, 0)
+    left = (sheet.shape[1] - scree.shape[1]) // 2
+    np.testing.assert_array_equal(sheet[-scree.shape[0] :, left : left + scree.shape[1]], scree)
+    return scree
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [("square", (64, 64)), ("aspect", (64, 96)), ("original", (200, 128))]
+)
+def test_every_row_is_a_stored_picture_and_crops_of_it(tmp_path, mode, shape):
+    pictures = [
+        np.full((*shape, 3), colour, np.uint8) for colour in ((200, 60, 60), (60, 90, 200), (90, 200, 90))
+    ]
+    data = write_dataset(tmp_path / "d", {"train": pictures}, 64, shards=1, mode=mode)
+    sheet = np.asarray(draw_preview(data, pictures=3, noise="none"))
+    found = cells(sheet, without_the_scree_first(sheet, data), 56, 3)
+    for row, stored in zip(found, pictures, strict=True):
+        assert np.abs(row.astype(int) - stored[0, 0]).max() <= 2
+
+
+def test_colour_noise_shifts_whole_crops(tiny_dataset):
+    plain, noisy = (
+        np.asarray(draw_preview(tiny_dataset, pictures=2, noise=kind, seed=1)) for kind in ("none", "source")
+    )
+    scree = without_the_scree_first(noisy, tiny_dataset)
+    a, b = (cells(sheet, scree, 63, 2).astype(int) for sheet in (plain, noisy))
+    np.testing.assert_array_equal(a[:, 0], b[:, 0])
+    difference = b[:, 1:] - a[:, 1:]
+    assert np.abs(np.median(difference, axis=(2, 3))).max() > 3
+
+
+def test_a_preview_of_other_tools_tars(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "train.tar")) as writer:
+        for k in range(14):
+            data = encoded(picture(k, 80, 60 + k))
+            writer.write({"__key__": f"k{k}", "jpg": data, "json": {"z": 5, "label": k % 12, "a": "7"}})
+    adopt(tmp_path, size=48)
+    image = draw_preview(Dataset.open(tmp_path), pictures=13)
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        assert Image.open(file).size == image.size
+    sheet = np.asarray(image)
+    assert without_the_scree_first(sheet, Dataset.open(tmp_path)).shape[0] < sheet.shape[0]

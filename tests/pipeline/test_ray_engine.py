@@ -1,0 +1,93 @@
+import subprocess
+import sys
+
+import pytest
+import ray_jobs
+from folders import python, tree, write_source
+
+from pipeline import prepare, read_source
+from pipeline.errors import UsageError
+from pipeline.ray_engine import RayEngine
+
+PATIENCE = 200  # seconds; Ray takes some to start
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """120 training pictures in 40 shards, 12 to validate in 4."""
+    return write_source(tmp_path_factory.mktemp("ray") / "source", train=40, val=4)
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """The tree of what processes on this machine make of it."""
+    out = tmp_path_factory.mktemp("whole")
+    prepare(read_source(source), out, ray_jobs.OPTIONS)
+    return tree(out)
+
+
+def job(what, source, out):
+    """Run one of the jobs of ray_jobs.py; return its exit code and the lines that it printed."""
+    command = [sys.executable, ray_jobs.__file__, what, str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_the_command_runs_on_ray_to_the_same_bytes(source, whole, tmp_path):
+    words = ["shard", source, tmp_path / "out", "--size", 48, "--shard-samples", 3, "--engine", "ray"]
+    process = python(
+        "from cli.prep import main; main()",
+        *words,
+        *("--workers", 2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (0, "")
+    assert "complete in" in out
+    assert tree(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "lost"), [("worker", "killed "), ("node", "removed a node")])
+def test_a_lost_worker_or_node_costs_nothing(source, whole, tmp_path, what, lost):
+    code, lines, err = job(what, source, tmp_path / "out")
+    assert code == 0, err
+    assert any(line.startswith(lost) for line in lines)  # among what Ray itself has to say of it
+    assert lines[-1] == "120 pictures"
+    assert tree(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_completed_by_processes_here(source, whole, tmp_path):
+    code, _, _ = job("parent", source, tmp_path / "out")
+    assert code == -9
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    prepare(read_source(source), tmp_path / "out", ray_jobs.OPTIONS)
+    assert tree(tmp_path / "out") == whole
+
+
+@pytest.mark.slow
+def test_an_error_of_a_task_is_the_callers(tmp_path):
+    code, lines, err = job("error", tmp_path, tmp_path)
+    assert (code, lines) == (0, ["UsageError: task 7 refuses"]), err
+
+
+def test_no_item_is_no_work():
+    assert list(RayEngine("nowhere:1").run(len, [])) == []
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path):
+    code = "from cli.prep import main; main()"
+    words = ["shard", source, tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:9"]
+    process = python(code, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2
+    assert err.splitlines()[-1].startswith("error: no Ray cluster answers at 127.0.0.1:9 (")
+    assert "Traceback" not in err
+
+
+def test_without_ray_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"pip install 'alexnet-toolkit\[ray\]'"):
+        list(RayEngine().run(len, ["x"]))

@@ -1,0 +1,427 @@
+import hashlib
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damage import (
+    INDEX,
+    TAR,
+    Here,
+    change_manifest,
+    check,
+    faults,
+    first_key,
+    listed,
+    relabelled,
+    replace_tar,
+    retar,
+    tar_of,
+)
+from folders import SIZE, encoded, members, picture, place
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.adoption import adopt
+from pipeline.errors import UsageError
+from pipeline.findings import MOST_FAULTS, Fault
+
+# Bytes
+
+
+@pytest.fixture(scope="module")
+def patched(whole, tmp_path_factory):
+    """Verify the dataset with other bytes in one file."""
+    folder = Path(shutil.copytree(whole, tmp_path_factory.mktemp("patched") / "data"))
+
+    def verify_with(name, content, **settings):
+        original = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        try:
+            return check(folder, **settings).faults
+        finally:
+            (folder / name).write_bytes(original)
+
+    return verify_with
+
+
+def draw_change(draw, folder, names):
+    """A file below the folder, by one of the patterns, and its content with one byte changed."""
+    path = draw.draw(st.sampled_from(sorted(path for name in names for path in folder.rglob(name))))
+    content = bytearray(path.read_bytes())
+    at = draw.draw(st.integers(0, len(content) - 1), label="position")
+    content[at] ^= draw.draw(st.integers(1, 255), label="flipped bits")
+    return path.relative_to(folder).as_posix(), bytes(content)
+
+
+@given(st.data())
+def test_any_changed_byte_of_a_tar_or_an_index_is_found(whole, patched, draw):
+    name, content = draw_change(draw, whole, ["*.tar", "*.idx"])
+    found = patched(name, content, fast=draw.draw(st.booleans(), label="fast"))
+    assert name in {fault.place for fault in found}
+    assert all(fault.place.startswith(name) for fault in found)
+
+
+@given(st.data())
+def test_a_changed_byte_of_the_mean_image_is_found_unless_it_hardly_moves_the_mean(whole, patched, draw):
+    name, content = draw_change(draw, whole, ["mean_image.npy"])
+    if patched(name, content) == ():
+        change = np.load(io.BytesIO(content)) - np.load(whole / name)
+        assert np.abs(change).max() <= SIZE * SIZE * 2.0**-15
+
+
+@given(st.data())
+def test_a_changed_byte_of_the_manifest_never_ends_in_a_traceback(whole, patched, draw):
+    name, content = draw_change(draw, whole, ["manifest.json"])
+    try:
+        found = patched(name, content)
+    except UsageError as error:
+        found = str(error)
+    assert isinstance(found, tuple) or "manifest.json: " in found
+
+
+@given(st.data())
+def test_any_truncation_is_found(whole, patched, draw):
+    path = draw.draw(st.sampled_from(sorted(path for path in whole.rglob("*") if path.is_file())))
+    content = path.read_bytes()
+    cut = content[: draw.draw(st.integers(0, len(content) - 1), label="kept")]
+    name = path.relative_to(whole).as_posix()
+    try:
+        found = {fault.place for fault in patched(name, cut)}
+    except UsageError as error:
+        found = {"manifest.json"} if "manifest.json: " in str(error) else set()
+    assert name in found or (path.suffix in (".json", ".csv") and cut.strip() == content.strip())
+
+
+def test_a_wrong_number_of_samples(data):
+    change_manifest(data, lambda m: listed(m, TAR).update(samples=6))
+    assert faults(data) == {TAR: "5 samples, but the manifest says 6"}
+
+
+def test_a_wrong_size_and_checksum(data):
+    change_manifest(data, lambda m: listed(m, TAR).update(bytes=1, sha256="0" * 64))
+    size, checksum = check(data).faults
+    assert size == Fault(TAR, f"{(data / TAR).stat().st_size:,} bytes, but the manifest says 1")
+    content = hashlib.sha256((data / TAR).read_bytes()).hexdigest()
+    assert checksum == Fault(TAR, f"its SHA-256 is {content}, but the manifest says {'0' * 64}")
+
+
+# A tar that agrees with its checksum
+
+
+def test_a_shard_written_again_with_the_same_members_has_no_faults(data):
+    retar(data, lambda stored: stored)
+    assert faults(data) == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "what"),
+    [
+        (b"1", "the label is '1'; expected 4 digits"),
+        (b"00001", "the label is '00001'; expected 4 digits"),
+        (b"  01", "the label is '  01'; expected 4 digits"),
+        (b"00\xb9\n", "the label is '00\\xb9\\n'; expected 4 digits"),
+        (b"", "the label is ''; expected 4 digits"),
+        (b"0003", "the label is 3, but there are 3 classes"),
+    ],
+)
+def test_a_wrong_label(data, label, what):
+    retar(data, relabelled(label))
+    assert faults(data) == {f"{TAR}/{first_key(data)}.cls": what}
+
+
+@pytest.mark.parametrize(
+    ("change", "members_found"),
+    [
+        (lambda jpg, cls: [cls, jpg], "{0}.cls, {0}.jpg"),
+        (lambda jpg, cls: [jpg], "{0}.jpg"),
+        (lambda jpg, cls: [cls], "{0}.cls"),
+        (lambda jpg, cls: [jpg, cls, (jpg[0][:-4] + ".json", b"{}")], "{0}.jpg, {0}.cls, {0}.json"),
+        (lambda jpg, cls: [jpg, cls, jpg, cls], "{0}.jpg, {0}.cls, {0}.jpg, {0}.cls"),
+        (lambda jpg, cls: [(jpg[0][:-4] + ".JPG", jpg[1]), cls], "{0}.JPG, {0}.cls"),
+        (lambda jpg, cls: [(jpg[0][:-4] + ".x.jpg", jpg[1]), cls], "{0}.x.jpg, {0}.cls"),
+    ],
+)
+def test_members_that_are_not_a_picture_and_its_label(data, change, members_found):
+    key = first_key(data)
+    retar(data, lambda stored: change(*stored[:2]) + stored[2:])
+    found = faults(data)
+    assert found[f"{TAR}/{key}"] == f"its members are {members_found.format(key)}; expected KEY.jpg, KEY.cls"
+    assert all(place.startswith((TAR, "manifest.json")) for place in found)
+
+
+@pytest.mark.parametrize("key", ["a key", "k\u00e9y", "k\ty", "a/b", ""])
+def test_a_key_that_an_index_or_a_loader_would_misread(data, key):
+    retar(data, lambda stored: [(key + name[-4:], content) for name, content in stored[:2]] + stored[2:])
+    assert "its members are" in check(data).faults[0].what
+
+
+def test_extension_headers_are_found(data):
+    first = first_key(data)
+    retar(data, lambda stored: stored, kind=tarfile.PAX_FORMAT, pax={"comment": "x"})
+    found = faults(data)
+    assert found.pop(f"{TAR}/{first}.jpg") == "behind a PAX, GNU or folder header at offset 0"
+    assert len(found) == 2 * 5 - 1
+    assert all("behind a PAX" in what for what in found.values())
+
+
+def test_gnus_format_is_found(data):
+    retar(data, lambda stored: stored, kind=tarfile.GNU_FORMAT)
+    assert "is not USTAR's" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda tar: tar[:-10240], "end mark is missing"),
+        (lambda tar: tar[:3000], "truncated at offset 3,000"),
+        (lambda tar: tar + tar, "after the end mark"),
+        (lambda tar: b"x" + tar[1:], "damaged at offset 0"),
+        (lambda tar: b"", "end mark is missing"),
+        (lambda tar: b"\x1f\x8b" + bytes(5000), "damaged at offset 0"),
+    ],
+)
+def test_an_archive_that_is_not_whole(data, damage, what):
+    content = (data / TAR).read_bytes()
+    at = content.rindex(b"ustar")
+    end = -(-(at + 512 + 4) // 512) * 512  # the last member is a label of four bytes in a block
+    content = content[:end].ljust(end + 10240, b"\0")
+    replace_tar(data, TAR, damage(content))
+    found = faults(data)
+    assert list(found) == [TAR]
+    assert what in found[TAR]
+    assert "samples before that were read" in found[TAR]
+
+
+def test_zeros_in_the_place_of_a_member_do_not_pass_as_an_end(data):
+    content = bytearray((data / TAR).read_bytes())
+    second = content.index(b"ustar", 512) - 257
+    content[second : second + 512] = bytes(512)
+    replace_tar(data, TAR, bytes(content))
+    assert "after the end mark" in faults(data)[TAR]
+
+
+# Pictures
+
+
+def with_picture(data):
+    return lambda stored: [(stored[0][0], data), *stored[1:]]
+
+
+def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
+    def cut(stored):
+        return [(stored[0][0], stored[0][1][:-80]), *stored[1:]]
+
+    retar(data, cut)
+    found = faults(data)
+    assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
+    assert "does not decode" in found[f"{TAR}/{first_key(data)}.jpg"]
+    assert faults(data, fast=True) == {}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (encoded(picture(1, SIZE, SIZE + 1), subsampling="4:2:0"), "49x48 pixels; expected 48x48"),
+        (encoded(picture(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "48x96 pixels; expected 48x48"),
+        (encoded(picture(1), subsampling="4:4:4"), "stored as YCbCr 444; expected YCbCr 420"),
+        (encoded(picture(1)[:, :, 0]), "stored as Gray Gray; expected YCbCr 420"),
+        (encoded(picture(1), "PNG"), "no JPEG of the shard writer's"),
+        (b"text", "no JPEG of the shard writer's"),
+        (b"", "no JPEG of the shard writer's"),
+    ],
+)
+def test_a_picture_of_another_form(data, content, what, fast):
+    retar(data, with_picture(content))
+    found = faults(data, fast=fast)
+    assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
+    assert what in found[f"{TAR}/{first_key(data)}.jpg"]
+
+
+def test_stray_bytes_that_preparation_would_have_removed_are_found(data):
+    def stray(stored):
+        jpeg = stored[0][1]
+        return with_picture(jpeg[:20] + b"\0\0" + jpeg[20:])(stored)
+
+    retar(data, stray)
+    assert "2 extraneous bytes" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+
+
+def test_the_shorter_side_is_checked_where_the_aspect_is_kept(whole_aspect, tmp_path):
+    data = Path(shutil.copytree(whole_aspect, tmp_path / "data"))
+    retar(data, with_picture(encoded(picture(1, SIZE + 2, SIZE + 1), subsampling="4:2:0")))
+    key = first_key(data)
+    assert faults(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
+    retar(data, with_picture(encoded(picture(1, SIZE, 99), subsampling="4:2:0")))
+    assert list(faults(data)) == ["manifest.json"]  # statistics of fewer pixels
+
+
+def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original, tmp_path):
+    data = Path(shutil.copytree(whole_original, tmp_path / "data"))
+    retar(data, with_picture(encoded(picture(1, 33, 77), subsampling="4:4:4", progressive=True)))
+    assert faults(data) == {}
+    retar(data, with_picture(encoded(picture(1, 33, 77))[:-30]))
+    assert "does not decode" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    retar(data, with_picture(encoded(picture(1)[:, :, 0])))
+    assert "does not decode as it is: grey" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+
+
+def test_many_faults_of_a_shard_are_counted(data):
+    stored = [(f"k{k}.{extension}", b"?") for k in range(20) for extension in ("jpg", "cls")]
+    retar(data, lambda _: stored, samples=20)
+    found = check(data).faults
+    assert len(found) == MOST_FAULTS + 1
+    assert found[-1] == Fault(TAR, "and 20 faults more")
+
+
+# Indexes
+
+
+def test_the_index_of_another_shard(data):
+    shutil.copy(data / "train/train-000002.idx", data / INDEX)
+    found = faults(data)
+    assert list(found) == [INDEX]
+    assert "not the tar's index: line 2 is 'jpg 512 " in found[INDEX]
+
+
+def test_an_index_of_the_right_form_with_one_wrong_number(data):
+    index = (data / INDEX).read_text()
+    lines = index.split("\n")
+    offset = lines[3].split()[1]
+    (data / INDEX).write_text(index.replace(f" {offset} ", f" {int(offset) + 512} "))
+    assert faults(data)[INDEX].startswith(f"not the tar's index: line 4 is 'jpg {int(offset) + 512} ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.replace("v1.2", "v1.1"),
+        lambda index: index.replace("\n", "\r\n"),
+        lambda index: index.rstrip("\n"),
+        lambda index: index + "\n",
+        lambda index: index.replace(" ", "  ", 1),
+        lambda index: "\n".join(index.split("\n")[:-2]),
+        lambda index: "\xff",
+        lambda index: "",
+    ],
+)
+def test_an_index_that_differs_in_any_way(data, change):
+    (data / INDEX).write_bytes(change((data / INDEX).read_text()).encode("latin-1"))
+    assert list(faults(data)) == [INDEX]
+
+
+# Tars of other tools
+
+
+def foreign_tar(path, first, label_member, count=6, **picture_options):
+    """A PAX tar as other tools write them: JPEGs and labels of three classes, with odd names."""
+    stored = []
+    for k in range(first, first + count):
+        jpeg = encoded(picture(k, **picture_options))
+        stored += [
+            (f"./some.folder/{k:05d}.jpeg", jpeg),
+            (f"./some.folder/{k:05d}.{label_member[0]}", label_member[1](k % 3)),
+        ]
+    place(path, tar_of(stored, tarfile.PAX_FORMAT, {"mtime": "1.5"})[0])
+
+
+JSON = ("json", lambda label: b'{"width": 3, "label": %d, "text": "5"}' % label)
+CLS = ("cls", lambda label: b"%d\n" % label)
+
+
+@pytest.fixture(params=[(JSON, {}), (CLS, {"width": SIZE + 5}), (JSON, {"height": 77, "width": 52})])
+def adopted(request, tmp_path):
+    """An adopted dataset: squares, pictures of one shorter side, or of another."""
+    label_member, options = request.param
+    root = tmp_path / "foreign"
+    for number in range(3):
+        foreign_tar(root / "train" / f"{number:05d}.tar", 6 * number, label_member, **options)
+    if "height" in options:  # a second shorter side: these are scaled on loading
+        foreign_tar(root / "train" / "00003.tar", 18, label_member, height=60, width=90)
+    foreign_tar(root / "val" / "00000.tar", 100, label_member, **options)
+    adopt(root, size=SIZE, engine=Here())
+    return root
+
+
+FOREIGN, FOREIGN_INDEX = "train/00001.tar", "train/00001.idx"
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_undamaged_adopted_dataset_has_no_faults(adopted, fast):
+    found = check(adopted, fast=fast)
+    assert (found.faults, found.notes) == ((), ())
+    assert found.samples == sum(len(members(path)) // 2 for path in adopted.rglob("*.tar"))
+
+
+def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
+    content = bytearray((adopted / FOREIGN).read_bytes())
+    content[len(content) // 2] ^= 1
+    (adopted / FOREIGN).write_bytes(content)
+    assert "its SHA-256" in faults(adopted, fast=True)[FOREIGN]
+
+
+@pytest.mark.parametrize("name", [FOREIGN, FOREIGN_INDEX, "report.csv"])
+def test_a_deleted_file_of_an_adopted_dataset(adopted, name):
+    (adopted / name).unlink()
+    assert faults(adopted) == {name: "missing"}
+
+
+def test_files_beside_adopted_tars_are_notes(adopted):
+    place(adopted / "train" / "00099.tar")
+    place(adopted / "train" / "00001_stats.json")
+    found = check(adopted)
+    assert found.faults == ()
+    assert [note.place for note in found.notes] == ["train/00001_stats.json", "train/00099.tar"]
+
+
+def change_entry(folder, extension, offset=0, size=0):
+    """Change the first picture's or label's place in an index, which stays of the right form."""
+    index = (folder / FOREIGN_INDEX).read_text().split("\n")
+    words = index[1].split()
+    at = words.index(extension)
+    words[at + 1], words[at + 2] = str(int(words[at + 1]) + offset), str(int(words[at + 2]) + size)
+    index[1] = " ".join(words)
+    (folder / FOREIGN_INDEX).write_text("\n".join(index))
+    return f"{FOREIGN}/{words[at + 3]}"
+
+
+@pytest.mark.parametrize(
+    ("extension", "offset", "size", "what"),
+    [
+        ("jpg", 10**9, 0, "which are not in the tar"),
+        ("jpg", 0, 10**9, "which are not in the tar"),
+        ("jpg", -(10**9), 0, "which are not in the tar"),
+        ("cls", 0, -(10**6), "which are not in the tar"),
+        ("jpg", 512, 0, "does not decode"),
+        ("jpg", 0, -100, "does not decode"),
+        ("cls", 0, 1, "no digits of a label"),
+    ],
+)
+def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
+    place_changed = change_entry(adopted, extension, offset, size)
+    assert what in faults(adopted)[place_changed]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"v1.2 6\n", b"v1.1 0\n", b"\xff", b"v1.2 1\njpg a b c cls 1 2 d\n"]
+)
+def test_an_adopted_tars_index_that_is_none(adopted, content):
+    (adopted / FOREIGN_INDEX).write_bytes(content)
+    assert "not a complete v1.2 index" in faults(adopted)[FOREIGN_INDEX]
+
+
+def test_an_adopted_tars_index_that_lacks_samples_or_parts(adopted):
+    index = (adopted / FOREIGN_INDEX).read_text().split("\n")
+    (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 5", *index[2:]]))
+    assert faults(adopted)[FOREIGN] == "5 samples, but the manifest says 6"
+    (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 6", " ".join(index[1].split()[:4]), *index[2:]]))
+    assert [what for what in faults(adopted).values() if "the index has jpg of it" in what]
+
+
+def test_an_adopted_label_that_is_no_class(adopted):
+    change_manifest(adopted, lambda m: m["classes"].pop())
+    found = check(adopted).faults
+    assert {fault.what for fault in found} == {"the label is 2, but there are 2 classes"}

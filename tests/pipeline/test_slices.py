@@ -1,0 +1,151 @@
+import fcntl
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from folders import SIZE, encoded, picture, place, times, tree, write_source
+
+from pipeline import Options, finish, prepare, prepare_slice, read_source
+from pipeline.errors import RunError, UsageError
+
+OPTIONS = Options(size=SIZE, shard_samples=5)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """24 training and 12 validation pictures: 5 and 3 shards."""
+    return write_source(tmp_path_factory.mktemp("slices") / "source")
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """The tree of one job's output."""
+    out = tmp_path_factory.mktemp("whole")
+    prepare(read_source(source), out, OPTIONS)
+    return tree(out)
+
+
+@pytest.mark.parametrize(("count", "order"), [(1, [0]), (3, [2, 0, 1]), (20, [*range(19, -1, -1)])])
+def test_slices_in_any_order_make_the_same_dataset(source, whole, tmp_path, count, order):
+    shards = [prepare_slice(source, tmp_path / "out", OPTIONS, k, count) for k in order]
+    assert sum(shards) == 8
+    assert max(shards) - min(shards) <= 1
+    finish(tmp_path / "out")
+    assert tree(tmp_path / "out") == whole
+
+
+def test_slices_at_the_same_time_make_the_same_dataset(source, whole, tmp_path):
+    command = "from cli.prep import main; main()"
+    words = ["shard", source, tmp_path / "out", "--size", SIZE, "--shard-samples", 5, "--workers", 1]
+
+    def run(k):
+        job = [sys.executable, "-c", command, *map(str, words), "--task", f"{k}/3"]
+        return subprocess.run(job, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(3) as together:
+        done = list(together.map(run, range(3)))
+    assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 3
+    assert "task 0 of 3 done, 3 shards; when all are, `alexnet-prep finish " in done[0].stdout
+    finish(tmp_path / "out")
+    assert tree(tmp_path / "out") == whole
+
+
+def test_a_whole_job_completes_what_slices_began(source, whole, tmp_path):
+    prepare_slice(source, tmp_path / "out", OPTIONS, 1, 2)
+    before = times(tmp_path / "out")
+    kept = {name: at for name, at in before.items() if name.endswith(".tar")}
+    assert len(kept) == 4
+    prepare(read_source(source), tmp_path / "out", OPTIONS)
+    assert tree(tmp_path / "out") == whole
+    assert kept.items() <= times(tmp_path / "out").items()
+
+
+def test_finishing_needs_every_slice(source, whole, tmp_path):
+    out = tmp_path / "out"
+    prepare_slice(source, out, OPTIONS, 0, 2)
+    with pytest.raises(RunError, match=r"4 of 8 shards are finished \(missing: train/train-000001, "):
+        finish(out)
+    assert not (out / "manifest.json").exists()
+    prepare_slice(source, out, OPTIONS, 1, 2)
+    finish(out)
+    assert tree(out) == whole
+    before = times(out)
+    finish(out)  # again: nothing to do
+    assert times(out) == before
+    with pytest.raises(UsageError, match="is complete already"):
+        prepare_slice(source, out, OPTIONS, 1, 2)
+
+
+def test_finishing_nothing_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no preparation was begun here"):
+        finish(tmp_path)
+    with pytest.raises(UsageError, match="no preparation was begun here"):
+        finish(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 2), (5, 3), (0, 0)])
+def test_numbers_out_of_range_are_refused(source, tmp_path, index, count):
+    with pytest.raises(UsageError, match=f"--task {index}/{count}: tasks of {count} are numbered 0 to"):
+        prepare_slice(source, tmp_path / "out", OPTIONS, index, count)
+
+
+def test_slices_of_different_options_are_refused(source, tmp_path):
+    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 2)
+    with pytest.raises(UsageError, match="--size was 48, now 32"):
+        prepare_slice(source, tmp_path / "out", Options(size=32, shard_samples=5), 1, 2)
+    with pytest.raises(UsageError, match="was planned with --layout folders, not kaggle"):
+        prepare_slice(source, tmp_path / "out", OPTIONS, 1, 2, layout="kaggle")
+
+
+def test_the_same_slice_twice_at_once_is_refused(source, tmp_path):
+    out = tmp_path / "out"
+    lock = place(out / ".work" / "task-0-of-2.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another job is writing"):
+            prepare_slice(source, out, OPTIONS, 0, 2)
+        prepare_slice(source, out, OPTIONS, 1, 2)
+
+
+def test_a_slice_beside_a_whole_job_or_finish_is_refused(source, tmp_path):
+    out = tmp_path / "out"
+    prepare_slice(source, out, OPTIONS, 1, 2)
+    with (out / ".work" / "job.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another job is writing"):
+            prepare_slice(source, out, OPTIONS, 0, 2)
+        fcntl.flock(held, fcntl.LOCK_SH)  # a slice
+        with pytest.raises(UsageError, match="another job is writing"):
+            finish(out)
+        with pytest.raises(UsageError, match="another job is writing"):
+            prepare(read_source(source), out, OPTIONS)
+        prepare_slice(source, out, OPTIONS, 0, 2)
+
+
+def test_a_part_of_another_machines_libraries_is_refused(source, tmp_path):
+    out = tmp_path / "out"
+    for k in range(2):
+        prepare_slice(source, out, OPTIONS, k, 2)
+    path = out / ".work" / "parts" / "train-000002.json"
+    part = json.loads(path.read_text())
+    part["versions"]["simplejpeg"] = "0.1"
+    path.write_text(json.dumps(part))
+    with pytest.raises(RunError, match=r"train/train-000002 has simplejpeg 0\.1 instead of "):
+        finish(out)
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_picture_that_changes_between_slices_is_skipped_and_reported(tmp_path):
+    source = write_source(tmp_path / "source")
+    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 8)
+    changed = sorted((source / "val" / "bee").iterdir())[0]
+    changed.write_bytes(encoded(picture(99), "PNG"))
+    for k in range(1, 8):
+        prepare_slice(source, tmp_path / "out", OPTIONS, k, 8, max_bad=1)
+    finish(tmp_path / "out", max_bad=1)
+    report = (tmp_path / "out" / "report.csv").read_text().splitlines()
+    assert len(report) == 2
+    assert report[1].startswith(f'val/bee/{changed.name},"has ')
+    assert report[1].endswith('when it was listed",skipped')

@@ -1,0 +1,263 @@
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import is_root, place, tree
+
+from pipeline.errors import RunError, UsageError
+from pipeline.store import File, LocalStore, Span, open_store
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    """An empty folder, and an empty prefix of a bucket: the same is asked of both."""
+    if request.param == "local":
+        return open_store(tmp_path / "store")
+    return open_store(request.getfixturevalue("s3") + "/some/prefix")
+
+
+def test_paths_and_file_urls_are_local(tmp_path):
+    for url in (tmp_path, str(tmp_path), f"file://{tmp_path}"):
+        opened = open_store(url)
+        assert isinstance(opened, LocalStore)
+        assert opened.local == tmp_path
+
+
+def test_an_empty_place_has_nothing(store):
+    assert store.names() == set()
+    assert not store.is_folder("a")
+    assert not store.is_file("a")
+    with pytest.raises(OSError, match="No such file"):
+        store.read(Span("a"))
+
+
+def test_what_is_written_is_read(store):
+    store.write("a/b.bin", bytes(range(256)))
+    assert store.is_file("a/b.bin")
+    assert not store.is_file("a")
+    assert store.is_folder("a")
+    assert store.names() == {"a"}
+    assert store.names("a") == {"b.bin"}
+    assert store.size("a/b.bin") == 256
+    assert store.read(Span("a/b.bin")) == bytes(range(256))
+    assert store.read(Span("a/b.bin", 250)) == bytes(range(250, 256))
+    assert store.read(Span("a/b.bin", 3, 4)) == bytes([3, 4, 5, 6])
+    assert store.read(Span("a/b.bin", 3, 0)) == b""
+    store.write("a/b.bin", b"anew")
+    assert store.read(Span("a/b.bin")) == b"anew"
+
+
+def test_empty_files_are_files(store):
+    store.write("empty", b"")
+    assert store.is_file("empty")
+    assert store.read(Span("empty")) == b""
+
+
+def test_many_spans_come_in_order_and_bad_ones_as_errors(store):
+    store.write("a", b"0123456789")
+    store.write("b", b"abc")
+    found = list(
+        store.read_many([Span("b"), Span("a", 2, 3), Span("gone"), Span("a", 8, 5), Span("a", 0, 1)])
+    )
+    assert found[:2] == [b"abc", b"234"]
+    assert isinstance(found[2], FileNotFoundError)
+    assert isinstance(found[3], OSError)
+    assert "2 of 5 bytes at offset 8" in str(found[3])
+    assert found[4] == b"0"
+
+
+def test_open_files_can_be_sought(store):
+    store.write("a", b"0123456789")
+    with store.open("a") as file:
+        file.seek(4)
+        assert file.read(2) == b"45"
+        file.seek(0)
+        assert file.read() == b"0123456789"
+
+
+def test_walking_lists_visible_files_with_sizes(store):
+    for name in ("train/ant/1.jpg", "train/bee/deep/2.jpg", ".hidden", "train/.git/x", "top.txt"):
+        store.write(name, b"x" * len(name))
+    files, folders = store.walk()
+    names = ["top.txt", "train/ant/1.jpg", "train/bee/deep/2.jpg"]
+    assert sorted(files) == [File(name, len(name)) for name in names]
+    assert sorted(folders) == ["train", "train/ant", "train/bee", "train/bee/deep"]
+    assert store.walk("train/ant") == ([File("train/ant/1.jpg", 15)], [])
+
+
+def test_removing_takes_files_and_whole_folders_and_minds_nothing(store):
+    for name in ("keep", "gone/a", "gone/b/c", "file"):
+        store.write(name, b"x")
+    for name in ("gone", "file", "never-there"):
+        store.remove(name)
+    assert store.names() == {"keep"}
+
+
+def test_fetched_is_a_local_file_of_the_same_content(store):
+    store.write("a/b.tar", b"content")
+    with store.fetched("a/b.tar") as path:
+        assert path.name == "b.tar"
+        assert path.read_bytes() == b"content"
+
+
+def test_a_store_travels_as_its_address(store):
+    store.write("a", b"x")
+    copy = pickle.loads(pickle.dumps(store))
+    assert type(copy) is type(store)
+    assert copy.read(Span("a")) == b"x"
+
+
+# What only folders on this machine have
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    place(tmp_path / "elsewhere" / "more" / "1.jpg")
+    place(tmp_path / "s" / "ant" / "2.jpg")
+    (tmp_path / "s" / "ant" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (tmp_path / "s" / "bee").symlink_to(tmp_path / "s" / "ant")
+    (tmp_path / "s" / "ant" / "loop").symlink_to(tmp_path / "s" / "ant")
+    files, _ = open_store(tmp_path / "s").walk()
+    assert [file.path for file in files] == ["ant/2.jpg", "ant/more/1.jpg", "bee/2.jpg", "bee/more/1.jpg"]
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"cannot read .*/gone\.jpg: No such file"):
+        open_store(tmp_path).walk()
+
+
+@pytest.mark.skipif(is_root(), reason="root may read anything")
+def test_an_unreadable_folder_is_named(tmp_path):
+    place(tmp_path / "deep" / "1.jpg")
+    (tmp_path / "deep").chmod(0)
+    try:
+        with pytest.raises(UsageError, match=r"cannot read .*/deep: Permission denied"):
+            open_store(tmp_path).walk()
+    finally:
+        (tmp_path / "deep").chmod(0o755)
+
+
+def test_leftovers_are_removed_at_any_depth_and_nothing_else(tmp_path):
+    for name in (".writing-1-a", "train/.writing-2-b", "train/a.tar", ".work/parts/.writing-3-c"):
+        place(tmp_path / name)
+    LocalStore(str(tmp_path)).remove_leftovers()
+    assert tree(tmp_path).keys() == {"train/a.tar"}
+
+
+def test_a_file_below_a_file_cannot_be_written(tmp_path):
+    place(tmp_path / "file")
+    with pytest.raises(RunError, match="cannot create the folder"):
+        open_store(tmp_path).write("file/below", b"")
+
+
+# What only buckets have
+
+
+def fails(url, act):
+    with pytest.raises((UsageError, RunError)) as refused:
+        act(open_store(url))
+    assert "\n" not in str(refused.value)
+    return refused.type, str(refused.value)
+
+
+def test_taking_uploads_and_frees_the_disk(s3, tmp_path):
+    file = place(tmp_path / "shard.tar", os.urandom(3_000_000))
+    data = file.read_bytes()
+    store = open_store(f"{s3}/out")
+    store.take(file, "train/shard.tar")
+    assert not file.exists()
+    assert store.read(Span("train/shard.tar")) == data
+
+
+def test_an_upload_in_parts_is_read_back(s3, tmp_path, monkeypatch):
+    store = open_store(s3)
+    put = store._fs.put_file
+    monkeypatch.setattr(store._fs, "put_file", lambda a, b: put(a, b, chunksize=5 * 2**20))
+    file = place(tmp_path / "large", os.urandom(11 * 2**20))
+    data = file.read_bytes()
+    store.take(file, "large")
+    assert "-" in store._fs.info(f"{s3}/large")["ETag"]  # not an MD5
+    assert store.read(Span("large")) == data
+
+
+def test_an_upload_that_arrives_damaged_is_tried_again_and_then_refused(s3, tmp_path, monkeypatch):
+    store = open_store(s3)
+    tries = []
+
+    def damage(file, name):
+        tries.append(name)
+        store._fs.pipe_file(name, b"damaged" if len(tries) < good_at else Path(file).read_bytes())
+
+    monkeypatch.setattr(store._fs, "put_file", damage)
+    good_at = 3
+    store.take(place(tmp_path / "a", b"sevenby"), "a")
+    assert len(tries) == 3
+    assert store.read(Span("a")) == b"sevenby"
+    tries.clear()
+    good_at = 99
+    with pytest.raises(
+        RunError, match=r"s3://.*/b: what the bucket holds differs from what was sent, 3 times"
+    ):
+        store.take(place(tmp_path / "b", b"sevenby"), "b")
+    assert (tmp_path / "b").exists()  # nothing is lost
+
+
+def test_a_missing_bucket_is_one_line(s3):
+    kind, message = fails("s3://no-such-bucket-here/x", lambda store: store.write("a", b""))
+    assert kind is UsageError
+    assert message.startswith("cannot write s3://no-such-bucket-here/x/a: ")
+    assert open_store("s3://no-such-bucket-here/x").names() == set()
+
+
+def test_a_server_that_does_not_answer_is_a_run_error(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    code = (
+        "from pipeline.store import open_store\n"
+        "from pipeline.errors import RunError\n"
+        "try:\n    open_store('s3://bucket/x').names()\n"
+        "except RunError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cannot list s3://bucket/x: ")
+    assert "check the network" in done.stdout
+
+
+def test_missing_credentials_are_a_usage_error(s3_server, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    environment |= {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+    }
+    code = (
+        "from pipeline.store import open_store\n"
+        "from pipeline.errors import UsageError\n"
+        "try:\n    open_store('s3://bucket/x').write('a', b'')\n"
+        "except UsageError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.startswith("cannot write s3://bucket/x/a: no credentials")
+    assert "AWS_ACCESS_KEY_ID" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_unknown_protocols_and_missing_packages_are_one_line():
+    kind, message = fails("nonsense://bucket/x", lambda store: store.names())
+    assert kind is UsageError
+    assert "nonsense://bucket/x: no such protocol" in message
+    code = (
+        "import sys\n"
+        "sys.modules['s3fs'] = None\n"
+        "from pipeline.store import open_store\n"
+        "from pipeline.errors import UsageError\n"
+        "try:\n    open_store('s3://bucket/x').names()\n"
+        "except UsageError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'alexnet-toolkit[s3]'" in done.stdout

@@ -1,0 +1,246 @@
+import io
+import os
+import subprocess
+import tarfile
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from imagenet_files import tar_bytes
+
+from pipeline.errors import UsageError
+from pipeline.tars import scan
+
+FILES = [("a.jpg", b"first"), ("b/c.jpg", b"x" * 512), ("empty", b""), ("é.jpg", b"y" * 1000)]
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+def listed(data, start=0, end=None):
+    """(name, bytes) of every member that `scan` finds."""
+    return [(m.name, data[m.offset : m.offset + m.size]) for m in scan(io.BytesIO(data), "x.tar", start, end)]
+
+
+def refused(message, data, start=0, end=None):
+    with pytest.raises(UsageError) as error:
+        listed(data, start, end)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_members_are_found_where_they_lie(kind):
+    assert listed(tar_bytes(FILES, format=kind)) == FILES
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names(kind):
+    files = [("x" * 300 + ".jpg", b"1"), ("d/" * 90 + "y.jpg", b"22"), ("é" * 90, b"3"), ("z.jpg", b"4")]
+    assert listed(tar_bytes(files, format=kind)) == files
+
+
+def test_a_prefix_of_ustar_is_part_of_the_name():
+    files = [("d" * 100 + "/" + "x" * 90 + ".jpg", b"1"), ("z.jpg", b"4")]
+    assert listed(tar_bytes(files, format=tarfile.USTAR_FORMAT)) == files
+
+
+def test_a_pax_header_may_give_the_size():
+    data = bytearray(tar_bytes([], format=tarfile.PAX_FORMAT))
+    info = tarfile.TarInfo("big.jpg")
+    info.pax_headers = {"size": "700", "mtime": "1.5"}
+    data = info.tobuf(tarfile.PAX_FORMAT) + b"z" * 700 + bytes(324) + bytes(1024)
+    assert listed(data) == [("big.jpg", b"z" * 700)]
+
+
+def test_sizes_in_base_256():
+    info = tarfile.TarInfo("a.jpg")
+    info.size = 5
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = b"\x80" + (5).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    assert listed(bytes(block) + b"hello" + bytes(507) + bytes(1024)) == [("a.jpg", b"hello")]
+
+
+def test_a_tar_inside_a_file():
+    data = tar_bytes(FILES)
+    assert listed(b"?" * 700 + data + b"junk", 700, 700 + len(data)) == FILES
+
+
+def test_gnu_tar_s_own(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("a.jpg", "d/b.jpg", "d/" + "n" * 200):
+        (tmp_path / name).write_bytes(name.encode())
+    v7 = ["--format=v7", "--exclude=n*"]
+    for options in ([], v7, ["--format=oldgnu"], ["--format=posix"], ["-b", "2048"]):
+        tar = tmp_path / "x.tar"
+        subprocess.run(["tar", *options, "-cf", tar, "-C", tmp_path, "./a.jpg", "./d"], check=True)
+        with tarfile.open(tar) as reader:
+            files = {m.name.removeprefix("./"): reader.extractfile(m).read() for m in reader if m.isfile()}
+        assert dict(listed(tar.read_bytes())) == files
+        assert len(files) == (2 if options == v7 else 3)
+        tar.unlink()
+
+
+def test_an_empty_tar():
+    assert listed(tar_bytes([])) == []
+
+
+def test_one_zero_block_ends_a_tar():
+    data = tar_bytes(FILES[:1])
+    assert listed(data[:1536]) == FILES[:1]
+
+
+def test_the_file_may_be_used_between_members():
+    file = io.BytesIO(tar_bytes(FILES))
+    names = []
+    for member in scan(file, "x.tar"):
+        names.append(member.name)
+        file.seek(17)
+    assert names == [name for name, _ in FILES]
+
+
+def test_files_of_fsspec(tmp_path):
+    data = tar_bytes(FILES)
+    fsspec.filesystem("memory").pipe_file("/tars/x.tar", data)
+    with fsspec.open("memory://tars/x.tar") as file:
+        assert [m.name for m in scan(file, "x.tar")] == [name for name, _ in FILES]
+
+
+# Damage
+
+
+@pytest.mark.parametrize("length", range(0, len(tar_bytes(FILES, format=tarfile.USTAR_FORMAT)), 256))
+def test_every_truncation_is_an_error_and_says_where(length):
+    data = tar_bytes(FILES, format=tarfile.USTAR_FORMAT)
+    blocks = 2 + 2 + 1 + 3  # headers and data of FILES
+    assert listed(data) == FILES
+    if length >= (blocks + 1) * 512:
+        assert listed(data[:length]) == FILES  # one zero block of the end mark is left
+    else:
+        refused(f"x.tar: truncated at offset {length:,}: ", data[:length])
+
+
+def test_a_truncated_member_is_named_with_what_it_lacks():
+    data = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2" * 9000)])
+    refused(
+        "x.tar: truncated at offset 3,536: member b.jpg needs 7,000 bytes more; download it again",
+        data[:3536],
+    )
+
+
+def test_an_inner_tar_must_not_lead_out_of_its_place():
+    data = tar_bytes([("b.jpg", b"2" * 9000)])
+    refused("truncated at offset 5,100: member b.jpg needs 4,512 bytes more", b"?" * 100 + data, 100, 5100)
+
+
+@pytest.mark.parametrize("at", [0, 3, 100, 149, 156, 257, 300])
+def test_a_damaged_header_is_named_with_its_offset(at):
+    data = bytearray(tar_bytes(FILES))
+    data[1024 + at] ^= 0x55
+    refused("x.tar: damaged at offset 1,024: no tar header (", bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"<html>Sign in" * 100, b"\x1f\x8b" + os.urandom(2000), b"\xff" * 5000])
+def test_what_is_no_tar(data):
+    refused("x.tar: damaged at offset 0: no tar header", data)
+
+
+def test_a_hole_in_a_download_is_no_end_mark():
+    data = bytearray(tar_bytes(FILES))
+    data[1024:1536] = bytes(512)
+    refused("x.tar: damaged: data at offset 1,536, after the end mark at 1,024;", bytes(data))
+    hole = tar_bytes(FILES[:2]) + bytes(2**21)
+    refused(f"x.tar: damaged at offset 2,048: {len(hole) - 2048:,} bytes from there to the end", hole)
+
+
+def test_a_second_tar_behind_the_first_is_not_lost():
+    data = tar_bytes(FILES[:2])
+    refused(f"data at offset {len(data):,}, after the end mark at 2,048", data + tar_bytes(FILES[2:]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE, b"V"],
+)
+def test_members_that_are_no_plain_files(kind):
+    info = tarfile.TarInfo("odd.jpg")
+    info.type, info.linkname = kind, "a.jpg"
+    data = tar_bytes(FILES[:1])[:1024] + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+    refused("odd.jpg", data)
+    refused("at offset 1,024", data)
+
+
+def test_a_sparse_file_of_gnu_tar(tmp_path):
+    with (tmp_path / "holes.jpg").open("wb") as file:
+        file.truncate(10**6)
+    for options in ([], ["--format=posix"]):
+        tar = tmp_path / "x.tar"
+        subprocess.run(["tar", "-S", *options, "-cf", tar, "-C", tmp_path, "holes.jpg"], check=True)
+        refused("sparse", tar.read_bytes())
+
+
+def test_sizes_below_zero_and_beyond_reason():
+    def header(kind, size):
+        info = tarfile.TarInfo("a.jpg")
+        info.type = kind
+        block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        block[124:136] = size
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        return bytes(block)
+
+    behind = bytes(4096)
+    refused(
+        "damaged at offset 0: no tar header (a size of -1,024 bytes)",
+        header(b"0", b"-2000\0".ljust(12)) + behind,
+    )
+    refused("damaged at offset 0: no tar header (a size of -1 bytes)", header(b"0", b"\xff" * 12) + behind)
+    huge = b"\x80" + (2**60).to_bytes(11, "big")
+    refused("truncated at offset 4,608: member a.jpg needs", header(b"0", huge) + behind)
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        refused(
+            f"damaged at offset 0: no tar header (a size of {2**60:,} bytes)", header(kind, huge) + behind
+        )
+
+
+def test_headers_that_only_announce_others():
+    info = tarfile.TarInfo("a")
+    info.type = tarfile.GNUTYPE_LONGNAME
+    refused("damaged at offset 0", info.tobuf(tarfile.GNU_FORMAT) * 5000 + bytes(1024))
+
+
+VALID = [tar_bytes([*FILES, ("l" * 150, b"1")], format=kind) for kind in FORMATS[1:]]
+
+
+@given(
+    st.sampled_from(VALID),
+    st.lists(st.tuples(st.integers(0, 6000), st.integers(0, 255)), min_size=1, max_size=4),
+    st.none() | st.integers(0, 12000),
+)
+def test_damaged_bytes_end_in_an_error_or_in_members_inside_the_file(data, changes, length):
+    damaged = bytearray(data[:length])
+    for at, value in changes:
+        if at < len(damaged):
+            damaged[at] = value
+    found = []
+    try:
+        for member in scan(io.BytesIO(bytes(damaged)), "x.tar"):
+            found.append(member)
+    except UsageError:
+        pass
+    else:
+        assert len(found) == 5  # data or a name that differ are for other checks; a member less is not
+    assert all(512 <= m.offset <= m.offset + m.size <= len(damaged) for m in found)
+
+
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=150)
+plain = names.filter(lambda name: not name.endswith("/") and not name.startswith("./"))
+
+
+@given(st.lists(st.tuples(plain, st.binary(max_size=1500)), max_size=8), st.sampled_from(FORMATS[1:]))
+def test_whatever_tarfile_writes_is_read_back(files, kind):
+    assert listed(tar_bytes(files, format=kind)) == files

@@ -1,0 +1,297 @@
+import os
+
+import pytest
+from damage import (
+    INDEX,
+    TAR,
+    Here,
+    change_manifest,
+    check,
+    faults,
+    first_key,
+    listed,
+    relabelled,
+    replace_tar,
+    retar,
+)
+from folders import is_root, members, place
+
+from pipeline.errors import UsageError
+from pipeline.findings import MOST_FAULTS, Fault
+from pipeline.store import open_store
+from pipeline.verification import verify
+
+# Undamaged
+
+
+@pytest.mark.parametrize("mode", ["whole", "whole_aspect", "whole_original"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_undamaged_dataset_has_no_faults(request, mode, fast):
+    folder = request.getfixturevalue(mode)
+    found = check(folder, fast=fast)
+    assert (found.faults, found.notes) == ((), ())
+    assert (found.shards, found.samples) == (8, 36)
+    assert found.bytes == sum(path.stat().st_size for path in folder.rglob("*.tar"))
+
+
+def test_the_default_engine_finds_the_same_in_another_process_and_tells_how_far_it_is(data):
+    told = []
+    (data / TAR).unlink()
+    assert faults(data) == {TAR: "missing"}
+    found = verify(data, progress=lambda *counts: told.append(counts))
+    assert found.faults == (Fault(TAR, "missing"),)
+    assert told[-1] == (36, 36)
+    assert told == sorted(told)
+
+
+def test_progress_is_told_by_shards_where_the_engine_knows_no_more(whole):
+    told = []
+    check(whole, progress=lambda *counts: told.append(counts))
+    assert [done for done, _ in told] == [4, 8, 12, 17, 22, 27, 32, 36, 36]
+    assert {total for _, total in told} == {36}
+
+
+def test_verifying_changes_nothing(data):
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    check(data)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+# No dataset
+
+
+def test_no_finished_dataset_is_bad_usage(data):
+    (data / "manifest.json").unlink()
+    with pytest.raises(UsageError, match="not a prepared dataset"):
+        check(data)
+    (data / ".work").mkdir()
+    with pytest.raises(UsageError, match="unfinished"):
+        check(data)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "damaged"), ('{"format": 99}', "format version 99")])
+def test_a_manifest_that_cannot_be_read_is_bad_usage(data, content, message):
+    (data / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        check(data)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", [TAR, INDEX, "val/val-000000.tar", "mean_image.npy", "report.csv"])
+def test_a_deleted_file_is_named(data, name):
+    (data / name).unlink()
+    found = faults(data)
+    assert list(found) == [name]
+    assert found[name].startswith("missing")
+
+
+def test_a_shard_without_both_of_its_files(data):
+    (data / TAR).unlink()
+    (data / INDEX).unlink()
+    assert faults(data) == {TAR: "missing", INDEX: "missing"}
+
+
+def test_a_folder_in_place_of_a_tar(data):
+    (data / TAR).unlink()
+    (data / TAR).mkdir()
+    assert faults(data) == {TAR: "unreadable: Is a directory"}
+
+
+@pytest.mark.skipif(is_root(), reason="root may read everything")
+def test_a_file_that_may_not_be_read(data):
+    (data / TAR).chmod(0)
+    assert faults(data) == {TAR: "unreadable: Permission denied"}
+
+
+def test_a_file_that_fails_while_it_is_read(data, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("pipeline.shard_check.sha256_of", fail)
+    assert set(faults(data).values()) == {"unreadable: Input/output error"}
+
+
+def test_a_stray_tar_and_a_stray_index_are_faults(data):
+    for name in ("train/train-000099.tar", "train/train-000099.idx", "test/a.tar", "b.tar", "train/._c.tar"):
+        place(data / name)
+    found = faults(data)
+    assert list(found) == sorted(
+        ["train/train-000099.tar", "train/train-000099.idx", "test/a.tar", "b.tar", "train/._c.tar"]
+    )
+    assert all(what.startswith("not in the manifest") for what in found.values())
+
+
+def test_leftovers_of_killed_jobs_are_faults_only_where_they_look_like_tars(data):
+    place(data / "train" / ".writing-123-train-000001.tar")
+    place(data / ".writing-123-manifest.json")
+    place(data / ".work" / "plan.json")
+    found = check(data)
+    assert [fault.place for fault in found.faults] == ["train/.writing-123-train-000001.tar"]
+    assert [note.place for note in found.notes] == [".work", ".writing-123-manifest.json"]
+    assert all("delete it" in note.what for note in found.notes)
+
+
+def test_other_peoples_files_are_noted(data):
+    place(data / "README.md")
+    place(data / ".DS_Store")
+    found = check(data)
+    assert found.faults == ()
+    assert [note.place for note in found.notes] == [".DS_Store", "README.md"]
+
+
+def test_many_stray_tars_are_counted(data):
+    for number in range(MOST_FAULTS + 7):
+        place(data / "train" / f"x-{number:03d}.tar")
+    *told, last = check(data).faults
+    assert len(told) == MOST_FAULTS
+    assert last.what == "and 7 faults more"
+
+
+def test_a_link_to_nowhere_is_told_without_an_end_to_the_check(data):
+    (data / TAR).unlink()
+    (data / TAR).symlink_to(data / "gone")
+    found = faults(data)
+    assert found[TAR] == "missing"
+    assert "cannot read" in found["."]
+
+
+def test_a_broken_shard_does_not_hide_another(data):
+    replace_tar(data, TAR, b"no tar")
+    (data / "train/train-000003.tar").unlink()
+    retar(data, relabelled(b"0009"), "val/val-000002.tar")
+    assert sorted(place.partition(".")[0] for place in faults(data)) == [
+        "train/train-000001", "train/train-000003", "val/val-000002",
+    ]  # fmt: skip
+
+
+# Keys
+
+
+def test_a_key_in_two_shards_is_named_with_both(data):
+    other = "val/val-000001.tar"
+    key, label = first_key(data), members(data / other)[1][1]
+    (jpg, cls) = members(data / TAR)[:2]
+    retar(data, lambda stored: [jpg, (cls[0], label), *stored[2:]], other)
+    assert faults(data) == {other: f"key {key} is also in {TAR}"}
+
+
+def test_a_key_twice_in_a_shard(data):
+    key = first_key(data)
+    retar(data, lambda stored: [*stored, *stored[:2]], samples=6)
+    found = faults(data)
+    assert found.pop(TAR) == f"key {key} is twice in it"
+    assert list(found) == ["manifest.json"]  # statistics of fewer pixels
+
+
+def test_a_shard_that_is_there_twice_is_one_fault(data):
+    other = "val/val-000000.tar"
+    retar(data, lambda stored: members(data / TAR)[:8], other)
+    keys = [name[:-4] for name, _ in members(data / TAR)[:8:2]]
+    found = faults(data)
+    assert list(found) == [other]
+    assert found[other] in {f"key {key} is also in {TAR}, and 3 more keys" for key in keys}
+
+
+# The manifest against the shards
+
+
+def test_a_class_without_training_samples(data):
+    change_manifest(data, lambda m: m["classes"].append({"id": "dog", "name": "dog"}))
+    assert faults(data) == {"train": "no samples of dog"}
+
+
+def test_no_training_split(data):
+    change_manifest(data, lambda m: m["splits"].pop("train"))
+    found = faults(data)
+    assert found["train"] == "no samples of ant, bee, cat"
+    assert "the training pictures have 0" in found["manifest.json"]
+    assert TAR in found
+
+
+def test_classes_are_not_missed_where_a_damaged_shard_hides_them(data):
+    for path in data.glob("train/*.tar"):
+        path.unlink()
+    assert set(faults(data).values()) == {"missing"}
+
+
+def test_a_manifest_that_lists_nothing(data):
+    change_manifest(data, lambda m: m.update(splits={}))
+    found = check(data)
+    assert (found.shards, found.samples) == (0, 0)
+    assert Fault("train", "no samples of ant, bee, cat") in found.faults
+
+
+class Elsewhere(Here):
+    """An engine whose workers have another current folder, as those of a cluster have."""
+
+    def run(self, work, items, tick=None):
+        os.chdir("/")
+        return super().run(work, items, tick)
+
+
+def test_a_folder_by_its_relative_path(data, monkeypatch):
+    monkeypatch.chdir(data.parent)
+    found = verify(data.name, engine=Elsewhere())
+    assert (found.faults, found.samples) == ((), 36)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda m: m["image"].update(mode="round"), "image mode 'round' is none of square"),
+        (lambda m: m["classes"].append(m["classes"][0]), "lists the class ant twice"),
+        (lambda m: listed(m, TAR).update(name="../x.tar"), "lists a shard '../x.tar'"),
+        (lambda m: listed(m, TAR).update(name="/etc/x.tar"), "lists a shard '/etc/x.tar'"),
+        (lambda m: listed(m, TAR).update(name="train/x.zip"), "lists a shard 'train/x.zip'"),
+        (lambda m: m["splits"]["val"].append(listed(m, TAR)), f"lists the shard {TAR} twice"),
+        (lambda m: m.update(label_width=0), "labels of 0 digits are too short for 3 classes"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(data, change, what):
+    change_manifest(data, change)
+    assert any(what in fault.what for fault in check(data).faults if fault.place == "manifest.json")
+
+
+def test_a_name_that_leads_out_of_the_folder_is_not_followed(data):
+    secret = place(data.parent / "secret.tar", b"secret")
+    change_manifest(data, lambda m: listed(m, TAR).update(name=f"../{secret.name}"))
+    found = check(data)
+    assert [fault.place for fault in found.faults] == ["manifest.json"]
+    assert found.samples == found.bytes == 0
+
+
+# Buckets
+
+
+@pytest.fixture
+def bucket(whole, s3):
+    store = open_store(f"{s3}/data")
+    for path in whole.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(whole).as_posix(), path.read_bytes())
+    return store
+
+
+def test_a_dataset_in_a_bucket(bucket, whole):
+    found = check(bucket.url)
+    assert (found.faults, found.notes, found.samples) == ((), (), 36)
+    damaged = bytearray((whole / TAR).read_bytes())
+    damaged[1000] ^= 1
+    bucket.write(TAR, bytes(damaged))
+    bucket.remove("val/val-000000.idx")
+    bucket.remove("val/val-000001.tar")
+    bucket.write("train/stray.tar", b"")
+    found = faults(bucket.url, fast=True)
+    assert "its SHA-256 is" in found.pop(TAR)
+    assert "not in the manifest" in found.pop("train/stray.tar")
+    assert found == {"val/val-000000.idx": "missing", "val/val-000001.tar": "missing"}
+
+
+def test_a_key_in_two_shards_of_a_bucket(bucket, data):
+    other = "val/val-000001.tar"
+    retar(data, lambda stored: members(data / TAR)[:2] + stored[2:], other)
+    for name in ("manifest.json", other, other.replace(".tar", ".idx")):
+        bucket.write(name, (data / name).read_bytes())
+    assert faults(bucket.url) == {other: f"key {first_key(data)} is also in {TAR}"}
