@@ -68,6 +68,9 @@ def new_bar(*columns: str) -> "Progress":
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with rate and time left on stderr; yields `show(done, total)`."""
+    if not sys.stderr.isatty():  # and spare the import of rich
+        yield lambda *_: None
+        return
     started = time.perf_counter()
     first: int | None = None  # what an earlier run had done
     with new_bar("{task.fields[rate]}") as bar:

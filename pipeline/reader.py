@@ -25,7 +25,7 @@ def in_reading_order(samples: Sequence[Sample]) -> list[int]:
 def read_samples(
     source: Store, containers: Sequence[Container], spool_folder: Path, samples: Sequence[Sample]
 ) -> Iterator[bytes | OSError]:
-    """Yield samples' bytes in the order given, reading the next batch while the last one is worked on.
+    """Yield samples' bytes in the order given; from a bucket, the next batch while the last is worked on.
 
     A container that must be spooled and is not, on this machine, is spooled first. A file that cannot be
     read gives its error in its place.
@@ -50,17 +50,17 @@ def read_samples(
             return spooled, span
         return source, Span(container.path, sample.offset, sample.size)
 
-    def read(batch: Sequence[Sample]) -> list[bytes | OSError]:
-        return [
-            data
-            for store, spans in groupby(map(located, batch), key=itemgetter(0))
-            for data in store.read_many([span for _, span in spans])
-        ]
+    def read(batch: Sequence[Sample]) -> Iterator[bytes | OSError]:
+        for store, spans in groupby(map(located, batch), key=itemgetter(0)):
+            yield from store.read_many([span for _, span in spans])
 
+    if source.local is not None:  # here the kernel reads ahead, and a thread would cost more than it gains
+        yield from read(samples)
+        return
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(read, samples[:_BATCH])
+        ahead = thread.submit(list, read(samples[:_BATCH]))
         for start in range(_BATCH, len(samples) + _BATCH, _BATCH):
-            current, ahead = ahead, thread.submit(read, samples[start : start + _BATCH])
+            current, ahead = ahead, thread.submit(list, read(samples[start : start + _BATCH]))
             yield from current.result()
 
 

@@ -242,14 +242,14 @@ def _write_tar(
 def _write_part(out: Store, name: str, part: Part, moments: Moments) -> None:
     if moments.image_sum is not None:
         buffer = io.BytesIO()
-        np.save(buffer, moments.image_sum.astype(np.int64))
+        np.save(buffer, moments.image_sum)
         out.write(_sum_file(name), buffer.getvalue())
     out.write(_part_file(name), to_json(part))
 
 
-def _read_sum(out: Store, name: str) -> NDArray[np.float64]:
+def _read_sum(out: Store, name: str) -> NDArray[np.int64]:
     stored = np.load(io.BytesIO(out.read(Span(_sum_file(name)))), allow_pickle=False)
-    return np.asarray(stored, np.float64)
+    return np.asarray(stored, np.int64)
 
 
 @lru_cache(maxsize=1)

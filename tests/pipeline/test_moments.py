@@ -93,5 +93,27 @@ def test_moments_do_not_share_their_arrays():
 
 
 def test_a_picture_of_another_size_has_no_place_in_the_sum_image():
-    with pytest.raises(ValueError, match="has no place in sums"):
+    with pytest.raises(ValueError, match=r"shape \(8, 9, 3\) among those of \(8, 8, 3\)"):
         Moments.for_square(8).add(random_picture(0, 8, 9))
+
+
+def test_more_pictures_than_float32_could_sum_are_exact(monkeypatch):
+    monkeypatch.setattr("pipeline.moments._MOST_IMAGES", 7)
+    pictures = [random_picture(k, 4, 4) for k in range(30)]
+    assert np.array_equal(moments_of(pictures, 4).image_sum, np.sum(pictures, axis=0, dtype=np.int64))
+    assert 2**24 // 255 * 255 <= 2**24 < (2**24 // 255 + 1) * 255
+
+
+def test_reading_the_sum_image_between_pictures_changes_nothing():
+    pictures = [random_picture(k, 4, 4) for k in range(5)]
+    moments = Moments.for_square(4)
+    for picture in pictures:
+        moments.add(picture)
+        assert moments.image_sum.dtype == np.int64
+    assert np.array_equal(moments.image_sum, np.sum(pictures, axis=0, dtype=np.int64))
+
+
+def test_pictures_of_changing_sizes_leave_nothing_behind():
+    pictures = [random_picture(k, *shape) for k, shape in enumerate([(20, 30), (19, 30), (3, 3), (20, 30)])]
+    _, _, products = reference(pictures)
+    assert moments_of(pictures).products.tolist() == products

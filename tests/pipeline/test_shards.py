@@ -1,5 +1,6 @@
 import gc
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from folders import encoded, members, picture
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.shards import (
     Shard,
+    _header,
     check_size,
     describe,
     index_path,
@@ -143,7 +147,7 @@ def test_a_failing_shard_leaves_no_file(tmp_path):
 
 
 def test_a_key_that_needs_more_than_plain_ustar_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="name is too long"):
+    with pytest.raises(ValueError, match="does not fit into a USTAR header"):
         write(tmp_path / "a.tar", [("x" * 97, b"x", 1)])
     assert list(tmp_path.iterdir()) == []
 
@@ -226,3 +230,24 @@ def test_what_is_no_index_is_refused(tmp_path, data):
 def test_a_missing_index_is_refused():
     with pytest.raises(UsageError, match="No such file"):
         read_index(Path("/nowhere/a.idx"))
+
+
+@given(st.text("abcXYZ019_%-+=@~", min_size=1, max_size=96), st.integers(0, 8**11 - 1))
+def test_headers_are_those_of_tarfile(stem, size):
+    info = tarfile.TarInfo(f"{stem}.jpg")
+    info.size, info.mode = size, 0o644
+    assert _header(info.name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_tar_ends_as_those_of_tarfile_end(tmp_path):
+    for count in range(1, 12):
+        samples = [(f"k{k}", bytes(k * 700), k) for k in range(count)]
+        write(tmp_path / "a.tar", samples)
+        expected = io.BytesIO()
+        with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, jpeg, label in samples:
+                for name, data in ((f"{key}.jpg", jpeg), (f"{key}.cls", b"%04d" % label)):
+                    info = tarfile.TarInfo(name)
+                    info.size, info.mode = len(data), 0o644
+                    tar.addfile(info, io.BytesIO(data))
+        assert (tmp_path / "a.tar").read_bytes() == expected.getvalue()
