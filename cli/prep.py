@@ -23,7 +23,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
-    """Turn pictures into WebDataset shards with RGB statistics, and look at the result."""
+    """Turn pictures into WebDataset shards with RGB statistics."""
 
 
 def _workers(command: _Command) -> _Command:
@@ -143,9 +143,9 @@ def shard(
     task: str | None,
     scratch: Path | None,
 ) -> None:
-    """Prepare SOURCE as a dataset in OUT; both may be folders here or in a bucket (s3://, gs://).
+    """Prepare SOURCE as a dataset in OUT.
 
-    SOURCE holds ImageNet's archives as downloaded, Kaggle's tree, class folders
+    Both may be folders here or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded, Kaggle's tree, class folders
     ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's Parquet files, or WebDataset
     tars. Every picture is decoded completely, scaled, cut to its centre square and shuffled into tars. A
     stopped job goes on where it was when the same command runs again.
@@ -227,7 +227,10 @@ def _run_slice(
 @_max_bad
 @one_line_errors
 def finish(out: str, max_bad: float) -> None:
-    """Merge what the tasks of `shard --task I/N` made into the dataset OUT."""
+    """Merge what the tasks of `shard --task` made.
+
+    OUT becomes a dataset if every task has done its part; otherwise a line says which shard is missing.
+    """
     from pipeline import finish as merge
 
     _summarise(out, merge(out, max_bad=max_bad))
@@ -240,7 +243,11 @@ def finish(out: str, max_bad: float) -> None:
 @_workers
 @one_line_errors
 def verify(out: str, fast: bool, workers: int) -> None:
-    """Read the dataset OUT again, completely, and name every fault; exit code 1 if there is one."""
+    """Read a dataset again and name every fault.
+
+    Checksums, indexes, labels, counts, statistics, and every picture's decoding. The exit code is 1 if there
+    is a fault.
+    """
     from pipeline import LocalEngine
     from pipeline import verify as verify_dataset
 
@@ -275,7 +282,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @one_line_errors
 def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
-    """Measure the RGB statistics of the decoded pictures in OUT's shards.
+    """Measure decoded shards, or index other tars.
 
     A dataset of `shard` keeps its own, of the pixels before encoding; both are printed. A folder of another
     tool's WebDataset tars becomes a dataset: each tar gets an index beside it, and the folder a manifest.
@@ -318,7 +325,7 @@ def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: 
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Save a contact sheet of augmented training crops as PNG.",
+    help="Save augmented training crops, scree and colour directions as PNG.",
 )
 @click.option(
     "--noise",
@@ -330,7 +337,10 @@ def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: 
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @one_line_errors
 def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
-    """Print what the dataset in OUT is; `--preview` shows what a network will see of it."""
+    """Print what a dataset is, or draw it.
+
+    `--preview` shows what a network will see of it, and its colour statistics.
+    """
     from pipeline import Dataset, open_store, read_manifest
 
     # Of a dataset on this machine the shards' sizes are checked too.
@@ -357,7 +367,10 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
 @click.option("--seed", default=2012, show_default=True, type=click.IntRange(0), help="Of the drawing.")
 @one_line_errors
 def demo(out: Path, images: int, seed: int) -> None:
-    """Draw a demonstration source into OUT: ten classes that shape and texture tell apart."""
+    """Draw pictures to try everything on.
+
+    OUT gets class folders of ten classes that shape and texture tell apart.
+    """
     from pipeline.demo import draw_demo
 
     started = time.perf_counter()
