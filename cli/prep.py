@@ -145,10 +145,10 @@ def shard(
 ) -> None:
     """Prepare SOURCE as a dataset in OUT.
 
-    Both may be folders here or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded, Kaggle's tree, class folders
-    ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's Parquet files, or WebDataset
-    tars. Every picture is decoded completely, scaled, cut to its centre square and shuffled into tars. A
-    stopped job goes on where it was when the same command runs again.
+    Both may be folders here or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded,
+    Kaggle's tree, class folders ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's
+    Parquet files, or WebDataset tars. Every picture is decoded completely, scaled, cut to its centre square
+    and shuffled into tars. A stopped job goes on where it was when the same command runs again.
     """
     from pipeline import LocalEngine, Options, open_store, prepare, read_source
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import webdataset
 from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import RunError, UsageError
-from pipeline.files import write_array, write_bytes
+from pipeline.files import sha256_of, write_array, write_bytes
 from pipeline.foreign import ForeignTar, Measured, Progress, measure
 from pipeline.label_spans import REMEDY, LabelSpan, locate
 from pipeline.manifest import (
@@ -77,8 +77,10 @@ def adopt(
     moments = Moments.for_square(image.size) if image.mode == "square" else Moments()
     for measured in found.values():
         moments.merge(measured.moments)
+    checksum = None
     if image.mode == "square":
         write_array(root / MEAN_IMAGE, mean_image_of(moments))
+        checksum = sha256_of(root / MEAN_IMAGE)
     manifest = Manifest(
         format=FORMAT_VERSION,
         image=image,
@@ -90,6 +92,7 @@ def adopt(
         source=SourceInfo(ADOPTED, source.fingerprint()),
         settings={"max_megapixels": max_megapixels},
         versions=versions(),
+        mean_image_sha256=checksum,
     )
     write_manifest(root, manifest)
     return manifest

@@ -63,6 +63,7 @@ class Manifest:
         source: what it was made of.
         settings: the remaining options that the bytes depend on.
         versions: of this tool, the libraries and the architecture that made it.
+        mean_image_sha256: checksum of `mean_image.npy`, or None where there is none.
     """
 
     format: int
@@ -75,6 +76,7 @@ class Manifest:
     source: SourceInfo
     settings: dict[str, Any]
     versions: dict[str, str]
+    mean_image_sha256: str | None = None
 
     @property
     def adopted(self) -> bool:

@@ -1,6 +1,7 @@
 """The last step of preparation: parts become statistics, report and manifest."""
 
 import csv
+import hashlib
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -57,11 +58,13 @@ def merge(out: Store, plan: Plan, max_bad: float) -> Manifest:
         )
     splits = _shards_by_split(parts)
     _refuse_lost(plan, parts, splits)
+    checksum = None
     if plan.options.mode == "square":
         mean_image = io.BytesIO()
         np.save(mean_image, mean_image_of(moments))
         out.write(MEAN_IMAGE, mean_image.getvalue())
-    manifest = _manifest(plan, splits, moments)
+        checksum = hashlib.sha256(mean_image.getvalue()).hexdigest()
+    manifest = _manifest(plan, splits, moments, checksum)
     out.write(FILE_NAME, to_json(manifest))
     out.remove(WORK)
     return manifest
@@ -87,7 +90,9 @@ def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
     return skipped > max_bad * plan.samples
 
 
-def _manifest(plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments) -> Manifest:
+def _manifest(
+    plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments, mean_image_sha256: str | None
+) -> Manifest:
     settings = asdict(plan.options)
     del settings["keep_aspect"], settings["keep_original"]
     return Manifest(
@@ -101,6 +106,7 @@ def _manifest(plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments
         source=SourceInfo(plan.layout, plan.fingerprint),
         settings=settings,
         versions=plan.versions,
+        mean_image_sha256=mean_image_sha256,
     )
 
 

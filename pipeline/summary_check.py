@@ -1,6 +1,7 @@
 """Proving what a dataset says of itself as a whole: its manifest, statistics, mean image and report."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator
 
@@ -79,6 +80,12 @@ def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Fault]:
     if not np.abs(mean - manifest.statistics.mean).max() <= _MEAN_TOLERANCE:  # NaN is not
         expected = _numbers(np.array(manifest.statistics.mean))
         yield Fault(MEAN_IMAGE, f"its mean is {_numbers(mean)}, but the manifest says {expected}")
+        return
+    checksum = hashlib.sha256(data).hexdigest()
+    if manifest.mean_image_sha256 not in (None, checksum):
+        yield Fault(
+            MEAN_IMAGE, f"its SHA-256 is {checksum}, but the manifest says {manifest.mean_image_sha256}"
+        )
 
 
 def check_report(store: Store) -> Iterator[Fault]:

@@ -1,10 +1,8 @@
 import hashlib
-import io
 import shutil
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from damage import (
     INDEX,
@@ -57,19 +55,11 @@ def draw_change(draw, folder, names):
 
 
 @given(st.data())
-def test_any_changed_byte_of_a_tar_or_an_index_is_found(whole, patched, draw):
-    name, content = draw_change(draw, whole, ["*.tar", "*.idx"])
+def test_any_changed_byte_of_a_tar_an_index_or_the_mean_image_is_found(whole, patched, draw):
+    name, content = draw_change(draw, whole, ["*.tar", "*.idx", "mean_image.npy"])
     found = patched(name, content, fast=draw.draw(st.booleans(), label="fast"))
     assert name in {fault.place for fault in found}
     assert all(fault.place.startswith(name) for fault in found)
-
-
-@given(st.data())
-def test_a_changed_byte_of_the_mean_image_is_found_unless_it_hardly_moves_the_mean(whole, patched, draw):
-    name, content = draw_change(draw, whole, ["mean_image.npy"])
-    if patched(name, content) == ():
-        change = np.load(io.BytesIO(content)) - np.load(whole / name)
-        assert np.abs(change).max() <= SIZE * SIZE * 2.0**-15
 
 
 @given(st.data())
