@@ -8,7 +8,17 @@ from click.testing import CliRunner
 
 from cli.eval import main as evaluate
 from cli.train import main as train
-from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
+from pipeline import (
+    Dataset,
+    EvalView,
+    Loader,
+    Options,
+    Placement,
+    TrainView,
+    colour_noise,
+    prepare,
+    read_source,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,13 +26,22 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def originals(tiny_source, tmp_path_factory):
+    """The pictures of `tiny_dataset` as they were, to be scaled on loading."""
+    folder = tmp_path_factory.mktemp("originals") / "dataset"
+    prepare(read_source(tiny_source), folder, Options(size=72, keep_original=True))
+    return Dataset.open(folder)
+
+
 @pytest.mark.parametrize("name", ["centre", "ten-crop"])
-def test_pictures_decoded_on_the_gpu_are_close_to_the_cpus(tiny_dataset, name):
+@pytest.mark.parametrize("stored", ["tiny_dataset", "originals"])
+def test_pictures_decoded_on_the_gpu_are_close_to_the_cpus(request, stored, name):
     """Chroma upsampling differs a little; a wrong crop or channel order would differ by tens of levels."""
-    view = EvalView(name, 64)
+    view, dataset = EvalView(name, 64), request.getfixturevalue(stored)
     with (
-        Loader(tiny_dataset, "val", view, 8) as cpu,
-        Loader(tiny_dataset, "val", view, 8, placement=Placement(device="gpu"), channels_last=True) as gpu,
+        Loader(dataset, "val", view, 8) as cpu,
+        Loader(dataset, "val", view, 8, placement=Placement(device="gpu"), channels_last=True) as gpu,
     ):
         for a, b in zip(cpu, gpu, strict=True):
             assert b.images.is_cuda
