@@ -268,7 +268,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
 
 
 @main.command()
-@click.argument("out", type=_FOLDER)
+@click.argument("out")
 @click.option(
     "--size",
     default=256,
@@ -281,17 +281,17 @@ def verify(out: str, fast: bool, workers: int) -> None:
 @_workers
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @one_line_errors
-def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
+def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
     """Measure decoded shards, or index other tars.
 
     A dataset of `shard` keeps its own, of the pixels before encoding; both are printed. A folder of another
     tool's WebDataset tars becomes a dataset: each tar gets an index beside it, and the folder a manifest.
     """
-    from pipeline import Dataset, LocalEngine, adopt, decoded_statistics
+    from pipeline import Dataset, LocalEngine, adopt, decoded_statistics, open_store
 
     engine = LocalEngine(workers)
     with progress_bar("measuring", "pictures") as show:
-        if (out / "manifest.json").is_file():
+        if open_store(out).is_file("manifest.json"):
             manifest = Dataset.open(out).manifest
             decoded = decoded_statistics(Dataset.open(out), engine, show)
         else:
@@ -307,7 +307,7 @@ def stats(out: Path, size: int, max_megapixels: float, max_bad: float, workers: 
         click.echo(json.dumps(both, indent=1))
         return
     if kept is decoded:
-        _summarise(str(out), manifest)
+        _summarise(out, manifest)
     print_rows(statistics_rows(decoded))
     if kept is not decoded:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))

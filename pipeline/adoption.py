@@ -28,7 +28,7 @@ from pipeline.plan import WORK, versions
 from pipeline.shards import Shard, index_path, to_index
 from pipeline.source import ClassInfo, Container, Sample, Source, assemble
 from pipeline.statistics import mean_image_of, statistics_of
-from pipeline.store import open_store
+from pipeline.store import Span, open_store
 from pipeline.task import Incident
 
 _ONE_BY_ONE: Engine = LocalEngine()
@@ -111,11 +111,13 @@ def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
     for name, what in ((FILE_NAME, "is a dataset already"), (WORK, "holds an unfinished preparation")):
         if name in store.names():
             raise UsageError(f"{folder}: {what} ({name}); tars of other tools have none: name another folder")
+    if REPORT in store.names() and not store.read(Span(REPORT)).startswith(b"path,reason,action"):
+        raise UsageError(f"{folder}: has a {REPORT} of another kind, which would be replaced; move it away")
     source = assemble(store.url, webdataset.read(store))
     tars = _tars(store.local.absolute(), source)
     for tar in tars:
         beside = (tar.root / tar.name).parent
-        if not tar.name.endswith(".tar"):
+        if not tar.name.lower().endswith(".tar"):
             raise UsageError(
                 f"{beside / tar.name}: a compressed tar cannot be read in place; decompress it, or {REMEDY}"
             )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from typing_extensions import override
 
@@ -53,15 +53,21 @@ class BucketStore(Store):
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    def _kind(self, name: str) -> str | None:
+        """What is there, "file" or "directory", or None; fsspec's own questions take any error for None."""
+        with self.errors("look up", name):
+            try:
+                return str(self._fs.info(self._at(name))["type"])
+            except FileNotFoundError:
+                return None
+
     @override
     def is_folder(self, name: str = "") -> bool:
-        with self.errors("list", name):
-            return bool(self._fs.isdir(self._at(name)))
+        return self._kind(name) == "directory"
 
     @override
     def is_file(self, name: str) -> bool:
-        with self.errors("look up", name):
-            return bool(self._fs.isfile(self._at(name)))
+        return self._kind(name) == "file"
 
     @override
     def names(self, folder: str = "") -> set[str]:
@@ -128,9 +134,8 @@ class BucketStore(Store):
     def open(self, name: str) -> BinaryIO:
         with self.errors("open", name):
             # Archives are listed from front to back: what is read ahead is what comes next.
-            return cast(
-                BinaryIO, self._fs.open(self._at(name), "rb", block_size=2**24, cache_type="readahead")
-            )
+            file = self._fs.open(self._at(name), "rb", block_size=_BLOCK, cache_type="readahead")
+        return io.BufferedReader(_Guarded(self, name, file), _BUFFER)
 
     @override
     def write(self, name: str, data: bytes) -> None:

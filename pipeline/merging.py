@@ -29,12 +29,22 @@ from pipeline.task import Incident, Part, finished, forget, last_name, read_part
 REPORT = "report.csv"
 
 
-def merge(out: Store, plan: Plan, max_bad: float) -> Manifest:
+class BadPicturesError(RunError):
+    """Too many pictures were skipped, or all of a class or split."""
+
+
+def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
     """Merge the finished parts of `plan` into statistics, report and manifest; remove `.work`.
 
+    Args:
+        out: the dataset's folder.
+        plan: the job's.
+        max_bad: share of undecodable pictures above which it fails.
+        remedy: what to do where shards are missing.
+
     Raises:
-        RunError: a shard is unfinished, too many pictures were bad, parts were made with different
-            libraries, or a class lost all its pictures.
+        BadPicturesError: too many pictures were bad, or a class lost all its pictures.
+        RunError: a shard is unfinished, or parts were made for another plan or with different libraries.
     """
     moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
     done = finished(out)
@@ -42,20 +52,21 @@ def merge(out: Store, plan: Plan, max_bad: float) -> Manifest:
     for shard in plan.shards:
         if last_name(shard.name) in done:
             part, sums = read_part(out, shard.name)
+            _refuse_other_plan(out, plan, part)
             refuse_versions(out, plan, part.versions, shard.name)
             parts.append((shard, part))
             moments.merge(sums)
     incidents = [incident for _, part in parts for incident in part.incidents]
-    out.write(REPORT, report_csv(incidents))
-    if too_many_bad(plan, sum(part.skipped for _, part in parts), max_bad):
-        _forget_skips(out, parts)
-        raise RunError(_bad_message(out, plan, incidents, max_bad))
-    if len(parts) < len(plan.shards):
+    bad = too_many_bad(plan, sum(part.skipped for _, part in parts), max_bad)
+    if len(parts) < len(plan.shards) and not bad:
         missing = next(shard.name for shard in plan.shards if last_name(shard.name) not in done)
         raise RunError(
             f"{out}: {len(parts)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
-            "run the same command again to complete it"
+            f"{remedy}"
         )
+    out.write(REPORT, report_csv(incidents))
+    if bad:
+        raise BadPicturesError(_bad_message(out, plan, incidents, max_bad))
     splits = _shards_by_split(parts)
     _refuse_lost(plan, parts, splits)
     checksum = None
@@ -118,11 +129,20 @@ def _shards_by_split(parts: list[tuple[ShardOutline, Part]]) -> dict[str, tuple[
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
-def _forget_skips(out: Store, parts: list[tuple[ShardOutline, Part]]) -> None:
-    """Have shards with skipped pictures made again by the next run: a file may be readable by then."""
-    for shard, part in parts:
-        if part.skipped:
+def forget_skips(out: Store, plan: Plan) -> None:
+    """Have finished shards with skipped pictures made again: a file may be readable by then."""
+    done = finished(out)
+    for shard in plan.shards:
+        if last_name(shard.name) in done and read_part(out, shard.name)[0].skipped:
             forget(out, shard.name)
+
+
+def _refuse_other_plan(out: Store, plan: Plan, part: Part) -> None:
+    if part.plan != plan.digest:
+        raise RunError(
+            f"{out}: {part.name} was made for another plan, by a job that ran at the same time; remove {out} "
+            "and start again, one job at a time"
+        )
 
 
 def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
@@ -142,10 +162,12 @@ def _refuse_lost(
     trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost:
-        raise RunError(
+        raise BadPicturesError(
             f"no decodable training pictures are left for {', '.join(lost[:5])}; "
             "mend the files that report.csv names, or remove the class"
         )
     empty = {s.split for s in plan.shards} - splits.keys()
     if empty:
-        raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv")
+        raise BadPicturesError(
+            f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv"
+        )

@@ -4,9 +4,11 @@
 on another machine reads its own two thousand and not ImageNet's 1.28 million.
 """
 
+import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.manifest import to_json
-from pipeline.source import Container, Sample, Source, rank
+from pipeline.source import UNKNOWN, Container, Sample, Source, rank
 from pipeline.store import Span, Store
 
 WORK = ".work"
@@ -24,6 +26,8 @@ _SHARDS = f"{WORK}/plan"
 # A tar of 2,000 ImageNet pictures at 256 px has some 50 MB: large enough to stream, small enough to
 # redo. Smaller datasets get smaller tars, so that permuting tars still shuffles.
 _MOST_PER_SHARD = 2000
+# A worker holds the pictures of a shard: those of their original size may have any.
+_MOST_BYTES_PER_SHARD = 2**28
 _FEWEST_SHARDS = 16
 _FEWEST_PER_SHARD = 50
 _SMALLEST_LABEL_WIDTH = 4
@@ -93,9 +97,10 @@ class ShardOutline:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole job but its samples, as `.work/plan.json` keeps it."""
+    """The whole job but its samples, as `.work/plan.json` keeps it; `source` is the source's address."""
 
     options: Options
+    source: str
     layout: str
     fingerprint: str
     classes: tuple[tuple[str, str], ...]
@@ -113,19 +118,26 @@ class Plan:
         """Pictures of all shards."""
         return sum(shard.samples for shard in self.shards)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the plan: parts of another one are not merged, and scratch folders not shared."""
+        return hashlib.sha256(to_json(self)).hexdigest()
+
 
 def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
     """Shuffle each split globally by the seed and cut it into shards of nearly equal length."""
     shards: list[ShardPlan] = []
     for split, samples in sorted(source.splits.items()):
         shuffled = sorted(samples, key=lambda s: rank(options.seed, split, s.key))
-        count = _shard_count(len(shuffled), options.shard_samples)
+        size = _bytes(source, shuffled) if options.keep_original else 0
+        count = _shard_count(len(shuffled), options.shard_samples, size)
         for number in range(count):
             lo, hi = (len(shuffled) * k // count for k in (number, number + 1))
             name = f"{split}/{split}-{number:06d}"
             shards.append(ShardPlan(name, split, tuple(shuffled[lo:hi])))
     plan = Plan(
         options=options,
+        source=source.root,
         layout=source.layout,
         fingerprint=source.fingerprint(),
         classes=tuple((c.id, c.name) for c in source.classes),
@@ -221,8 +233,16 @@ def _shard_file(name: str) -> str:
     return f"{_SHARDS}/{name.rpartition('/')[2]}.json"
 
 
-def _shard_count(samples: int, per_shard: int | None) -> int:
+def _shard_count(samples: int, per_shard: int | None, size: int = 0) -> int:
     if per_shard is not None:
         return -(-samples // per_shard)
     few = min(_FEWEST_SHARDS, -(-samples // _FEWEST_PER_SHARD))
-    return max(few, -(-samples // _MOST_PER_SHARD))
+    return min(samples, max(few, -(-samples // _MOST_PER_SHARD), -(-size // _MOST_BYTES_PER_SHARD)))
+
+
+def _bytes(source: Source, samples: list[Sample]) -> int:
+    """Bytes of samples; of those in Parquet files, which only reading tells, as if all were alike."""
+    known = sum(sample.size for sample in samples if sample.size != UNKNOWN)
+    unknown = sum(sample.size == UNKNOWN for sample in samples)
+    rows = sum(sample.size == UNKNOWN for members in source.splits.values() for sample in members)
+    return known + (sum(c.size for c in source.containers) * unknown // rows if unknown else 0)

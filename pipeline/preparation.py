@@ -6,18 +6,20 @@ Killed at any moment, it leaves whole shards and no manifest; the same call comp
 import errno
 import fcntl
 import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.engines import Engine, LocalEngine
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.files import make_folder
 from pipeline.manifest import FILE_NAME, Manifest, read_manifest
-from pipeline.merging import merge, too_many_bad
+from pipeline.merging import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.plan import (
     PLAN,
     WORK,
@@ -76,7 +78,7 @@ def prepare(
     store, origin = _absolute(open_store(out)), _absolute(open_store(source.root))
     _refuse_inside(store, origin)
     _refuse_foreign(store)
-    plan, shards = make_plan(source, options)
+    plan, shards = make_plan(replace(source, root=origin.url), options)
     if store.is_file(FILE_NAME):
         return _already_complete(store, plan)
     with lock(store, "job"):
@@ -85,13 +87,26 @@ def prepare(
         if isinstance(store, LocalStore):
             store.remove_leftovers()
         if store.is_file(PLAN):
-            refuse_difference(identity(plan), identity(read_plan(store)), store)
+            old = read_plan(store)
+            refuse_difference(identity(plan), identity(old), store)
+            plan = old  # which the parts are of; the source may lie elsewhere now
         else:
             store_plan(store, plan, shards)
         del shards  # the tasks read their own
-        job = Job(origin.url, store.url, str(scratch or _scratch(store)))
-        _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
-        return merge(store, plan, max_bad)
+        job = _job(origin, store, plan, scratch)
+        try:
+            _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
+            manifest = merge(store, plan, max_bad, "run the same command again to complete it")
+        except BadPicturesError:
+            forget_skips(store, plan)
+            raise
+        except (ToolkitError, OSError):
+            # In a bucket, which has no locks, another run of this job may have been faster.
+            if store.local is not None or not store.is_file(FILE_NAME):
+                raise
+            manifest = _already_complete(store, plan)
+        shutil.rmtree(job.scratch, ignore_errors=True)
+        return manifest
 
 
 def prepare_slice(
@@ -121,18 +136,25 @@ def prepare_slice(
         RunError: see `prepare`.
     """
     if not 0 <= index < count:
-        raise UsageError(f"--task {index}/{count}: tasks of {count} are numbered 0 to {count - 1}")
+        numbers = f"tasks of {count} are numbered 0 to {count - 1}" if count else "there are no tasks"
+        raise UsageError(f"--task {index}/{count}: {numbers}")
     store, origin = _absolute(open_store(out)), _absolute(open_store(source))
     _refuse_inside(store, origin)
     _refuse_foreign(store)
-    if store.is_file(FILE_NAME):
-        raise UsageError(f"{store}: is complete already; nothing is left to prepare")
     with lock(store, "job", shared=True), lock(store, f"task-{index}-of-{count}"):
+        if store.is_file(FILE_NAME):
+            raise UsageError(f"{store}: is complete already; nothing is left to prepare")
         plan = _shared_plan(store, origin, options, layout)
-        mine = plan.shards[index::count]
-        job = Job(origin.url, store.url, str(scratch or _scratch(store)))
-        _run(job, plan, mine, engine or LocalEngine(), max_bad, progress, start=index / count)
-    return len(mine)
+        mine = replace(plan, shards=plan.shards[index::count])
+        forget_skips(store, mine)  # whoever submits a task again may have mended files
+        job = _job(origin, store, plan, scratch)
+        gave_up = _run(job, plan, mine.shards, engine or LocalEngine(), max_bad, progress, index / count)
+    if gave_up:
+        raise RunError(
+            f"{store}: task {index} of {count} alone skipped more pictures than --max-bad {max_bad:.2%} of "
+            "all; raise --max-bad to leave them out, or mend them, and submit the tasks again"
+        )
+    return len(mine.shards)
 
 
 def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
@@ -142,14 +164,15 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
         UsageError: no job was begun at `out`, or one of its slices is still running.
         RunError: a shard is unfinished, too many pictures were bad, or a class lost all its pictures.
     """
-    store = open_store(out)
-    if store.is_file(FILE_NAME):
-        return read_manifest(store)
-    plan = read_plan(store)
-    with lock(store, "job"):
+    store = _absolute(open_store(out))
+    if not store.is_file(FILE_NAME):
+        read_plan(store)  # which says where there is none, before a lock makes a folder
+    with lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
+        if store.is_file(FILE_NAME):
+            return read_manifest(store)
         if isinstance(store, LocalStore):
             store.remove_leftovers()
-        return merge(store, plan, max_bad)
+        return merge(store, read_plan(store), max_bad, "submit the tasks that make them again")
 
 
 def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> Plan:
@@ -165,6 +188,14 @@ def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> 
     # is found by its size when it is read.
     wanted = option_names(asdict(options)) | versions()
     refuse_difference(wanted, identity(plan), store)
+    if origin.url != plan.source:
+        raise UsageError(f"{store}: was planned from {plan.source}, not {origin.url}; name the same source")
+    for container in plan.containers:
+        if (size := origin.size(container.path)) != container.size:
+            raise UsageError(
+                f"{origin.place(container.path)}: {size:,} bytes, but {container.size:,} when it was listed; "
+                "restore it, or start again in another folder"
+            )
     if layout not in ("auto", plan.layout):
         raise UsageError(f"{store}: was planned with --layout {plan.layout}, not {layout}")
     return plan
@@ -178,17 +209,18 @@ def _run(
     max_bad: float,
     progress: Progress | None,
     start: float = 0.0,
-) -> None:
+) -> bool:
     """Unpack what must be, then make the shards of `shards` that are not finished.
 
-    `start` says with which container to begin, as a share: slices then share the unpacking.
+    `start` says with which container to begin, as a share: slices then share the unpacking. Returns whether
+    it gave up, because too many pictures are bad already.
     """
     done = finished(open_store(job.out))
     todo = [shard for shard in shards if last_name(shard.name) not in done]
     total = sum(shard.samples for shard in shards)
     already = total - sum(shard.samples for shard in todo)
     if not todo:
-        return
+        return False
     packed = [number for number, container in enumerate(plan.containers) if needs_spool(container)]
     first = int(len(packed) * start)
     for _ in engine.run(partial(run_spool, job), packed[first:] + packed[:first]):
@@ -207,14 +239,19 @@ def _run(
             if not engine.ticks:
                 show(written + skipped)
             if too_many_bad(plan, skipped, max_bad):
-                break  # no need to read the rest to know; `merge` says so
+                return True  # no need to read the rest to know
+    return False
 
 
-def _scratch(store: Store) -> Path:
-    if store.local is not None:
-        return store.local / WORK
-    name = hashlib.sha256(store.url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"alexnet-prep-{name}"
+def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> Job:
+    """The job, with a scratch folder that no other job has: what is unpacked there is of this source."""
+    if scratch is None and out.local is not None:
+        folder = out.local / WORK / "scratch"
+    else:
+        name = hashlib.sha256(f"{plan.digest}{source.url}{out.url}".encode()).hexdigest()[:16]
+        above = scratch or Path(tempfile.gettempdir())
+        folder = above.absolute() / f"alexnet-prep-{os.getuid()}-{name}"
+    return Job(source.url, out.url, str(folder))
 
 
 def _absolute(store: Store) -> Store:
@@ -284,12 +321,19 @@ def lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> 
     folder = out.local / WORK
     make_folder(folder)
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    with (folder / f"{name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, kind)
-        except BlockingIOError:
-            raise UsageError(f"another job is writing to {out}; wait for it or stop it") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+    with ExitStack() as stack:
+        path = folder / f"{name}.lock"
+        while True:
+            file = stack.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, kind)
+            except BlockingIOError:
+                raise UsageError(f"another job is writing to {out}; wait for it or stop it") from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+            # A job that ended in between has removed the folder, and this file is locked for nobody.
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break
+            make_folder(folder)
         yield

@@ -1,9 +1,9 @@
 """Samples' bytes, wherever they lie: files, members of tars, or containers that were spooled."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 from pipeline.source import FILE, Container, Sample
@@ -23,7 +23,11 @@ def in_reading_order(samples: Sequence[Sample]) -> list[int]:
 
 
 def read_samples(
-    source: Store, containers: Sequence[Container], spool_folder: Path, samples: Sequence[Sample]
+    source: Store,
+    containers: Sequence[Container],
+    spool_folder: Path,
+    samples: Sequence[Sample],
+    largest: int,
 ) -> Iterator[bytes | OSError]:
     """Yield samples' bytes in the order given; from a bucket, the next batch while the last is worked on.
 
@@ -35,6 +39,7 @@ def read_samples(
         containers: that the samples refer to.
         spool_folder: where spooled containers lie.
         samples: in the order in which they are wanted.
+        largest: bytes above which a file is not read but gives an error.
     """
     spooled = LocalStore(str(spool_folder))
     for number in sorted({s.container for s in samples if s.container != FILE}):
@@ -50,9 +55,20 @@ def read_samples(
             return spooled, span
         return source, Span(container.path, sample.offset, sample.size)
 
+    def measured(sample: Sample) -> tuple[Store, bool, Span]:
+        store, span = located(sample)
+        return store, max(span.size or 0, sample.size) > largest, span
+
     def read(batch: Sequence[Sample]) -> Iterator[bytes | OSError]:
-        for store, spans in groupby(map(located, batch), key=itemgetter(0)):
-            yield from store.read_many([span for _, span in spans])
+        placed = ((*located(sample), sample.size) for sample in batch)
+        for (store, too_large), group in groupby(
+            placed, lambda p: (p[0], max(p[1].size or 0, p[2]) > largest)
+        ):
+            spans = [span for _, span, _ in group]
+            if too_large:
+                yield from (OSError(errno.EFBIG, f"larger than {largest:,} bytes", s.path) for s in spans)
+            else:
+                yield from store.read_many(spans)
 
     if source.local is not None:  # here the kernel reads ahead, and a thread would cost more than it gains
         yield from read(samples)

@@ -5,6 +5,7 @@ Local files appear by write, fsync and rename; objects by one atomic upload (`pi
 
 import os
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,11 +150,6 @@ def open_store(url: "str | Path | Store") -> Store:
     return BucketStore(text)
 
 
-def is_remote(url: str | Path) -> bool:
-    """Whether an address names a bucket."""
-    return "://" in str(url) and not str(url).startswith("file://")
-
-
 class LocalStore(Store):
     """A folder on this machine, or on a file system that it mounts."""
 
@@ -200,8 +196,8 @@ class LocalStore(Store):
                 if entry.is_dir():
                     folders.append(path)
                     self._walk(Path(entry.path), path + "/", above | {real}, files, folders)
-                else:
-                    files.append(File(path, entry.stat().st_size))
+                elif stat.S_ISREG((status := entry.stat()).st_mode):  # a pipe would never end
+                    files.append(File(path, status.st_size))
         except OSError as error:
             raise _unreadable(error) from error
 

@@ -1,6 +1,7 @@
 """One prep task: a pure function from a shard's plan to its files and its part of the statistics."""
 
 import io
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,10 @@ from pipeline.spool import spool
 from pipeline.store import Span, Store, open_store
 
 PARTS = f"{WORK}/parts"
+# The largest file that a picture of so many pixels can have: 16 bits in each of four channels, and what
+# comes with it.
+_BYTES_PER_PIXEL = 8
+_METADATA = 2**26
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Part:
     """What one finished shard contributes; `.work/parts/NAME.json`, written after the shard.
 
     Attributes:
+        name: of the shard.
+        plan: digest of the plan that it is of.
         shard: the tar, or None where every picture of it was skipped.
         incidents: rows for the report, in the order in which pictures lie in the source.
         labels: label → samples written.
@@ -48,6 +55,8 @@ class Part:
         images, count, sums, products: integer moments (see `pipeline.moments`) of training pixels.
     """
 
+    name: str
+    plan: str
     shard: Shard | None
     incidents: tuple[Incident, ...]
     labels: dict[int, int]
@@ -71,8 +80,8 @@ class Job:
     Attributes:
         source: path or URL of the source's folder.
         out: path or URL of the dataset.
-        scratch: folder on the worker's machine for spooled sources, and for shards on their way to a
-            bucket.
+        scratch: folder on the worker's machine, of this job alone, for spooled sources and for shards on
+            their way to a bucket.
     """
 
     source: str
@@ -104,7 +113,8 @@ def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
     work = _Work(plan.options, measured=shard.split == "train")
     order = in_reading_order(shard.samples)
     samples = [shard.samples[k] for k in order]
-    read = read_samples(open_store(job.source), plan.containers, job.spool, samples)
+    largest = int(plan.options.max_megapixels * 1e6 * _BYTES_PER_PIXEL) + _METADATA
+    read = read_samples(open_store(job.source), plan.containers, job.spool, samples, largest)
     stored: dict[int, bytes] = {}
     for k, sample, data in zip(order, samples, read, strict=True):
         count_picture()
@@ -113,6 +123,8 @@ def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
     labels = Counter(shard.samples[k].label for k in stored)
     moments = work.moments
     part = Part(
+        shard.name,
+        plan.digest,
         _write_tar(job, out, shard, plan.label_width, stored),
         tuple(work.incidents),
         dict(sorted(labels.items())),
@@ -224,19 +236,29 @@ def _write_tar(
     job: Job, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
 ) -> Shard | None:
     """Write the pictures that are left in the plan's order, and upload them where `out` is a bucket."""
-    folder = out.local or Path(job.scratch) / "shards"
-    tar = folder / f"{shard.name}.tar"
-    make_folder(tar.parent)
+    if out.local is not None:
+        make_folder((out.local / shard.name).parent)
+        return _pack(out.local, shard, label_width, stored)
+    make_folder(Path(job.scratch))
+    # Of this task alone: another try of it may run on this machine too.
+    with tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch) as folder:
+        root = Path(folder)
+        make_folder((root / shard.name).parent)
+        described = _pack(root, shard, label_width, stored)
+        if described:
+            tar = root / described.name
+            out.take(tar, described.name)
+            out.take(index_path(tar), f"{shard.name}.idx")
+        return described
+
+
+def _pack(root: Path, shard: ShardPlan, label_width: int, stored: dict[int, bytes]) -> Shard | None:
+    tar = root / f"{shard.name}.tar"
     with write_shard(tar, label_width) as writer:
         for k, sample in enumerate(shard.samples):
             if k in stored:
                 writer.add(sample.key, stored[k], sample.label)
-    if not writer.samples:
-        return None
-    described = describe(folder, tar, writer.samples)
-    out.take(tar, f"{shard.name}.tar")
-    out.take(index_path(tar), f"{shard.name}.idx")
-    return described
+    return describe(root, tar, writer.samples) if writer.samples else None
 
 
 def _write_part(out: Store, name: str, part: Part, moments: Moments) -> None:

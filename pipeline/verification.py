@@ -92,7 +92,13 @@ def _wrong_names(shards: list[Shard]) -> Iterator[Fault]:
     seen: set[str] = set()
     for name in (shard.name for shard in shards):
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".tar" or str(path) != name:
+        if (
+            "\0" in name
+            or path.is_absolute()
+            or ".." in path.parts
+            or path.suffix != ".tar"
+            or str(path) != name
+        ):
             yield Fault(FILE_NAME, f"lists a shard {name!r}, which is no name of a tar below this folder")
         if name in seen:
             yield Fault(FILE_NAME, f"lists the shard {name} twice")

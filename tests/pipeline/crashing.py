@@ -54,7 +54,7 @@ def main(step, source, start, folder):
                 job = Job(str(source), str(out), str(out / ".work"))
                 run_task(job, open_store(out), plan, shards[0])
             else:
-                merge(open_store(out), plan, max_bad=1)
+                merge(open_store(out), plan, 1, "run again")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status == 0:

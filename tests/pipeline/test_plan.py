@@ -18,7 +18,7 @@ from pipeline.plan import (
     store_plan,
     versions,
 )
-from pipeline.source import ClassInfo, Sample, Source
+from pipeline.source import UNKNOWN, ClassInfo, Container, Sample, Source
 from pipeline.sources import read_source
 from pipeline.store import open_store
 
@@ -74,6 +74,20 @@ def test_every_sample_is_in_exactly_one_shard_and_shards_are_even(train, val, pe
 )
 def test_shard_counts(samples, per_shard, count):
     assert _shard_count(samples, per_shard) == count
+
+
+def test_shards_of_original_files_are_bounded_in_bytes():
+    listed = source(100)
+    large = [Sample(s.path, s.label, s.key, 10_000_000) for s in listed.splits["train"]]
+    listed.splits["train"] = large
+    assert len(make_plan(listed, Options())[1]) == 2
+    assert len(make_plan(listed, Options(keep_original=True))[1]) == 4  # of 250 MB
+    assert len(make_plan(listed, Options(keep_original=True, shard_samples=100))[1]) == 1
+    # In Parquet files pictures' sizes are not known, but the files' are.
+    containers = (Container("train-0.parquet", 10**9),)
+    rows = [Sample(s.path, s.label, s.key, UNKNOWN, 0, n) for n, s in enumerate(large)]
+    packed = Source("nowhere", "parquet", listed.classes, {"train": rows}, containers)
+    assert len(make_plan(packed, Options(keep_original=True))[1]) == 4
 
 
 def test_the_order_is_shuffled_by_the_seed_alone():

@@ -33,12 +33,14 @@ from folders import (
     workers_of,
     write_source,
 )
+from hub_files import as_parquet
 from PIL import Image
 
 from pipeline import LocalEngine, Options, finish, prepare, read_manifest, read_report, read_source
 from pipeline.errors import RunError, UsageError
-from pipeline.plan import make_plan, store_plan
+from pipeline.plan import make_plan, read_plan, store_plan
 from pipeline.store import open_store
+from pipeline.task import Job, run_shard
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
 
@@ -497,21 +499,13 @@ def finished_parts(out):
     return len(list((out / ".work" / "parts").glob("[!.]*.json")))
 
 
-@pytest.fixture
-def blocked(tmp_path):
-    """A source with one file that no one can read to its end: a named pipe without a writer.
-
-    Mending it with an empty file keeps the listed size, 0, and so the source's fingerprint.
-    """
-    root = write_source(tmp_path / "blocked", train=8, val=0)
-    os.mkfifo(root / "train" / "bee" / "pipe.jpg")
+@pytest.fixture(scope="module")
+def blocked(tmp_path_factory):
+    """A source with one picture that takes seconds: all the other shards are finished long before it."""
+    root = write_source(tmp_path_factory.mktemp("blocked") / "source", train=8, val=0)
+    huge = Image.fromarray(np.zeros((9900, 9900, 3), np.uint8))
+    place(root / "train" / "bee" / "huge.jpg", encoded(huge, "PNG", compress_level=1))
     return root
-
-
-def mend(blocked):
-    pipe = blocked / "train" / "bee" / "pipe.jpg"
-    pipe.unlink()
-    pipe.touch()
 
 
 def reference(source, folder):
@@ -550,7 +544,7 @@ def test_a_job_killed_many_times_completes_to_the_same_bytes(source, whole, tmp_
 def test_a_killed_worker_is_a_run_error_and_the_job_can_be_completed(blocked, tmp_path):
     out = tmp_path / "out"
     process = start(blocked, out, "--workers", 2)
-    wait_until(lambda: finished_parts(out) == 4)  # of 5: the last waits for the pipe
+    wait_until(lambda: finished_parts(out) == 4)  # of 5
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     code, err = end(process)
     assert code == 1
@@ -559,7 +553,6 @@ def test_a_killed_worker_is_a_run_error_and_the_job_can_be_completed(blocked, tm
         "command again, with fewer --workers if memory is short\n"
     )
     assert not (out / "manifest.json").exists()
-    mend(blocked)
     kept = {name: at for name, at in times(out).items() if re.fullmatch(r"train/train-\d+\.tar", name)}
     assert len(kept) == 4
     assert end(start(blocked, out)) == (0, "")
@@ -577,7 +570,6 @@ def test_workers_do_not_outlive_a_killed_parent(blocked, tmp_path):
     process.kill()  # the parent alone, while one worker is blocked and another idle
     end(process)
     wait_until(lambda: not any(map(is_running, family)))
-    mend(blocked)
     assert end(start(blocked, out)) == (0, "")
     assert tree(out) == reference(blocked, tmp_path / "reference")
 
@@ -587,12 +579,9 @@ def test_ctrl_c_keeps_what_is_finished(blocked, tmp_path):
     process = start(blocked, out, "--workers", 2)
     wait_until(lambda: finished_parts(out) == 4)
     process.send_signal(signal.SIGINT)
-    with (blocked / "train" / "bee" / "pipe.jpg").open("wb"):
-        pass  # the running task ends before the job does
     code, err = end(process)
     assert (code, err) == (130, "error: stopped; what was finished is kept\n")
     assert finished_parts(out) >= 4
-    mend(blocked)
     assert end(start(blocked, out)) == (0, "")
     assert tree(out) == reference(blocked, tmp_path / "reference")
 
@@ -606,7 +595,6 @@ def test_two_jobs_at_once_are_refused(blocked, tmp_path):
     assert (code, err) == (2, f"error: another job is writing to {out}; wait for it or stop it\n")
     assert tree(out) == before
     kill_group(process)  # and the lock goes with it
-    mend(blocked)
     make(blocked, out, max_bad=1)
 
 
@@ -684,3 +672,68 @@ def test_a_full_disk_is_one_line_and_completes_when_there_is_space(source, whole
     assert "No space left on device; free space or choose another place" in done.stderr
     assert done.stderr.count("\n") == 1
     assert tree(tmp_path / "after") == tree(whole)
+
+
+# What is no picture, and what is none any more
+
+
+def test_a_pipe_among_the_pictures_is_left_out(tmp_path):
+    source = write_source(tmp_path / "source", train=3, val=0)
+    os.mkfifo(source / "train" / "ant" / "pipe.jpg")
+    assert make(source, tmp_path / "out").samples("train") == 9
+
+
+def test_a_file_too_large_for_its_pixels_is_not_read(tmp_path):
+    source = write_source(tmp_path / "source", train=3, val=0)
+    with (source / "train" / "ant" / "huge.jpg").open("wb") as file:
+        file.truncate(2**42)  # no disk is taken
+    assert make(source, tmp_path / "out", max_bad=0.5).samples("train") == 9
+    assert read_report(tmp_path / "out") == [
+        {
+            "path": "train/ant/huge.jpg",
+            "reason": "unreadable file: larger than 867,108,864 bytes",
+            "action": "skipped",
+        }
+    ]
+
+
+def test_a_class_that_was_lost_is_found_again_once_its_files_are_mended(tmp_path):
+    source = write_source(tmp_path / "source", train=2, val=0)
+    kept = {path: path.read_bytes() for path in (source / "train" / "bee").iterdir()}
+    for path, data in kept.items():
+        path.write_bytes(bytes(len(data)))
+    for _ in range(2):
+        with pytest.raises(RunError, match="no decodable training pictures are left for bee"):
+            make(source, tmp_path / "out", max_bad=1)
+    for path, data in kept.items():
+        path.write_bytes(data)
+    assert make(source, tmp_path / "out", max_bad=1).samples("train") == 6
+
+
+def test_jobs_that_share_a_scratch_folder_share_nothing_in_it(tmp_path):
+    trees = {}
+    for name in ("a", "b"):
+        source = write_source(tmp_path / name / "source", train=4, val=2)
+        if name == "b":  # the same names, other pictures
+            for number, path in enumerate(sorted(source.rglob("*.jpg"))):
+                path.write_bytes(encoded(picture(100 + number), quality=90))
+        as_parquet(source, tmp_path / name / "parquet", name=lambda path, _: path.name)
+        make(tmp_path / name / "parquet", tmp_path / name / "alone")
+        make(tmp_path / name / "parquet", tmp_path / name / "shared", scratch=tmp_path / "scratch")
+        trees[name] = tree(tmp_path / name / "alone")
+        assert tree(tmp_path / name / "shared") == trees[name]
+    assert trees["a"] != trees["b"]
+    assert tree(tmp_path / "scratch") == {}
+
+
+def test_parts_of_another_plan_are_refused(source, tmp_path):
+    listed = read_source(source)
+    for name, options in (("one", OPTIONS), ("two", replace(OPTIONS, quality=20))):
+        store_plan(open_store(tmp_path / name), *make_plan(listed, options))
+        for shard in read_plan(open_store(tmp_path / name)).shards:
+            run_shard(Job(str(source), str(tmp_path / name), str(tmp_path / "scratch")), shard.name)
+    part = ".work/parts/train-000001.json"
+    shutil.copy(tmp_path / "two" / part, tmp_path / "one" / part)
+    with pytest.raises(RunError, match="train/train-000001 was made for another plan"):
+        finish(tmp_path / "one")
+    assert not (tmp_path / "one" / "manifest.json").exists()

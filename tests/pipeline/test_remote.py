@@ -144,3 +144,14 @@ def test_a_tar_in_a_bucket_is_read_in_place(source, s3, tmp_path, whole):
     upload(dataset, f"{s3}/tars")
     prepare(read_source(f"{s3}/tars", layout="webdataset"), tmp_path / "out", OPTIONS)
     assert samples(tmp_path / "out", "val").keys() == samples(dataset, "val").keys()
+
+
+def test_a_job_that_runs_twice_at_once_ends_twice_with_the_same_dataset(source, whole, s3, tmp_path):
+    code = "from cli.prep import main; main()"
+    words = ["shard", source, f"{s3}/out", "--size", SIZE, "--shard-samples", 9, "--max-bad", 1]
+    command = [sys.executable, "-c", code, *map(str, words), "--workers", "1", "--scratch", tmp_path / "s"]
+    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [job.communicate()[1] for job in jobs]
+    assert [(job.returncode, err) for job, err in zip(jobs, said, strict=True)] == [(0, ""), (0, "")]
+    assert download(f"{s3}/out", tmp_path / "back") == whole
+    assert tree(tmp_path / "s") == {}

@@ -87,7 +87,9 @@ def test_finishing_nothing_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (5, 3), (0, 0)])
 def test_numbers_out_of_range_are_refused(source, tmp_path, index, count):
-    with pytest.raises(UsageError, match=f"--task {index}/{count}: tasks of {count} are numbered 0 to"):
+    with pytest.raises(
+        UsageError, match=f"--task {index}/{count}: (tasks of {count} are numbered 0 to|there)"
+    ):
         prepare_slice(source, tmp_path / "out", OPTIONS, index, count)
 
 
@@ -149,3 +151,43 @@ def test_a_picture_that_changes_between_slices_is_skipped_and_reported(tmp_path)
     assert len(report) == 2
     assert report[1].startswith(f'val/bee/{changed.name},"has ')
     assert report[1].endswith('when it was listed",skipped')
+
+
+def test_a_slice_of_another_source_is_refused(source, tmp_path):
+    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 2)
+    other = write_source(tmp_path / "other")
+    with pytest.raises(UsageError, match=f"was planned from {source}, not {other}; name the same source"):
+        prepare_slice(other, tmp_path / "out", OPTIONS, 1, 2)
+
+
+def test_a_container_that_changed_since_is_refused(source, tmp_path):
+    dataset = tmp_path / "tars"
+    prepare(read_source(source), dataset, OPTIONS)
+    prepare_slice(dataset, tmp_path / "out", OPTIONS, 0, 2, layout="webdataset")
+    tar = dataset / "train" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes() + bytes(10240))
+    with pytest.raises(UsageError, match=r"train-000000\.tar: .* bytes, but .* when it was listed"):
+        prepare_slice(dataset, tmp_path / "out", OPTIONS, 1, 2)
+
+
+def test_a_slice_with_too_many_bad_pictures_fails_and_can_be_submitted_again(tmp_path):
+    source = write_source(tmp_path / "source")
+    kept = {path: path.read_bytes() for path in sorted((source / "train" / "ant").iterdir())}
+    for path, data in kept.items():
+        path.write_bytes(bytes(len(data)))
+    with pytest.raises(RunError, match=r"task 0 of 1 alone skipped more pictures than --max-bad 5\.00%"):
+        prepare_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
+    for path, data in kept.items():
+        path.write_bytes(data)
+    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
+    assert finish(tmp_path / "out", max_bad=0).samples("train") == 24
+
+
+def test_a_finish_that_failed_for_bad_pictures_succeeds_with_a_higher_limit(tmp_path):
+    source = write_source(tmp_path / "source")
+    next((source / "train" / "ant").iterdir()).write_bytes(b"bad")
+    for k in range(2):
+        prepare_slice(source, tmp_path / "out", OPTIONS, k, 2, max_bad=0.5)
+    with pytest.raises(RunError, match="1 of 36 pictures cannot be decoded"):
+        finish(tmp_path / "out", max_bad=0)
+    assert finish(tmp_path / "out", max_bad=0.5).samples("train") == 23

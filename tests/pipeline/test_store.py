@@ -129,6 +129,12 @@ def test_a_link_to_nowhere_is_named(tmp_path):
         open_store(tmp_path).walk()
 
 
+def test_only_plain_files_are_listed(tmp_path):
+    place(tmp_path / "1.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert [file.path for file in open_store(tmp_path).walk()[0]] == ["1.jpg"]
+
+
 @pytest.mark.skipif(is_root(), reason="root may read anything")
 def test_an_unreadable_folder_is_named(tmp_path):
     place(tmp_path / "deep" / "1.jpg")
@@ -261,3 +267,25 @@ def test_unknown_protocols_and_missing_packages_are_one_line():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'alexnet-toolkit[s3]'" in done.stdout
+
+
+def test_a_server_that_fails_is_not_taken_for_an_empty_one(s3, monkeypatch):
+    store = open_store(s3)
+    store.write("manifest.json", b"{}")
+
+    def fail(*_, **__):
+        raise OSError(5, "the server is busy")
+
+    monkeypatch.setattr(store._fs, "info", fail)
+    for ask in (store.is_file, store.is_folder):
+        with pytest.raises(RunError, match=r"cannot look up .*manifest\.json: OSError: .*the server is busy"):
+            ask("manifest.json")
+
+
+def test_a_server_that_fails_while_a_file_is_read_is_one_line(s3, monkeypatch):
+    store = open_store(s3)
+    store.write("a.tar", bytes(100_000))
+    with store.open("a.tar") as file:
+        monkeypatch.setattr(file.raw._file, "read", lambda _: 1 / 0)
+        with pytest.raises(RunError, match=r"cannot read .*/a\.tar: ZeroDivisionError"):
+            file.read()

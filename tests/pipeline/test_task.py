@@ -29,7 +29,7 @@ def plan_for(*files, split="train"):
 def run(tmp_path, shard, containers=(), **options):
     classes = tuple((str(k), str(k)) for k in range(9))
     settings = Options(**{"size": SIZE, **options})
-    plan = Plan(settings, "folders", "", classes, containers, versions(), ())
+    plan = Plan(settings, "", "folders", "", classes, containers, versions(), ())
     out = tmp_path / "out"
     return run_task(Job(str(tmp_path), str(out), str(out / ".work")), open_store(out), plan, shard)
 
