@@ -110,7 +110,7 @@ def _max_bad(command: _Command) -> _Command:
 @click.option(
     "--ray-address",
     envvar="RAY_ADDRESS",
-    help="Of a running cluster.  [default: RAY_ADDRESS, else Ray starts here]",
+    help="Of a cluster, which --workers does not bound.  [default: RAY_ADDRESS, else Ray starts here]",
 )
 @click.option(
     "--task",

@@ -144,8 +144,12 @@ class BucketStore(Store):
             file.flush()
             self._upload(Path(file.name), name)
 
-    @override
     def take(self, file: Path, name: str) -> None:
+        """Upload a finished local file as `name`, compare checksums, delete the local copy.
+
+        Raises:
+            RunError: the upload failed, or what arrived differs.
+        """
         self._upload(file, name)
         file.unlink()
 

@@ -113,16 +113,6 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def take(self, file: Path, name: str) -> None:
-        """Take a finished local file as `name`: upload it, compare checksums, delete the local copy.
-
-        In a local folder the file must be there already.
-
-        Raises:
-            RunError: the upload failed, or what arrived differs.
-        """
-
-    @abstractmethod
     def fetched(self, name: str) -> Any:
         """Context of a local path to `name`'s content: itself, or a temporary download."""
 
@@ -224,11 +214,6 @@ class LocalStore(Store):
         path = self.local / name
         make_folder(path.parent)
         write_bytes(path, data)
-
-    @override
-    def take(self, file: Path, name: str) -> None:
-        if file != self.local / name:
-            raise ValueError(f"{file} is not {name} of {self.local}")
 
     @override
     @contextmanager

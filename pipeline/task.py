@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import codec
+from pipeline.bucket import BucketStore
 from pipeline.engines import count_picture
 from pipeline.errors import RunError
 from pipeline.files import make_folder
@@ -236,17 +237,14 @@ def _write_tar(
     job: Job, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
 ) -> Shard | None:
     """Write the pictures that are left in the plan's order, and upload them where `out` is a bucket."""
-    if out.local is not None:
-        make_folder((out.local / shard.name).parent)
-        return _pack(out.local, shard, label_width, stored)
+    if not isinstance(out, BucketStore):
+        return _pack(Path(out.url), shard, label_width, stored)
     make_folder(Path(job.scratch))
     # Of this task alone: another try of it may run on this machine too.
     with tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch) as folder:
-        root = Path(folder)
-        make_folder((root / shard.name).parent)
-        described = _pack(root, shard, label_width, stored)
+        described = _pack(Path(folder), shard, label_width, stored)
         if described:
-            tar = root / described.name
+            tar = Path(folder) / described.name
             out.take(tar, described.name)
             out.take(index_path(tar), f"{shard.name}.idx")
         return described
@@ -254,6 +252,7 @@ def _write_tar(
 
 def _pack(root: Path, shard: ShardPlan, label_width: int, stored: dict[int, bytes]) -> Shard | None:
     tar = root / f"{shard.name}.tar"
+    make_folder(tar.parent)
     with write_shard(tar, label_width) as writer:
         for k, sample in enumerate(shard.samples):
             if k in stored:
