@@ -84,8 +84,7 @@ def prepare(
     with lock(store, "job"):
         if store.is_file(FILE_NAME):  # another job finished while this one made its plan
             return _already_complete(store, plan)
-        if isinstance(store, LocalStore):
-            store.remove_leftovers()
+        _remove_leftovers(store)
         if store.is_file(PLAN):
             old = read_plan(store)
             refuse_difference(identity(plan), identity(old), store)
@@ -96,6 +95,7 @@ def prepare(
         job = _job(origin, store, plan, scratch)
         try:
             _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
+            _remove_leftovers(store)  # of workers that Ray has replaced
             manifest = merge(store, plan, max_bad, "run the same command again to complete it")
         except BadPicturesError:
             forget_skips(store, plan)
@@ -170,8 +170,7 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
     with lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
         if store.is_file(FILE_NAME):
             return read_manifest(store)
-        if isinstance(store, LocalStore):
-            store.remove_leftovers()
+        _remove_leftovers(store)
         return merge(store, read_plan(store), max_bad, "submit the tasks that make them again")
 
 
@@ -257,6 +256,12 @@ def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> Job:
 def _absolute(store: Store) -> Store:
     """Workers may run elsewhere."""
     return store if store.local is None else LocalStore(str(store.local.absolute()))
+
+
+def _remove_leftovers(store: Store) -> None:
+    """Delete what killed writers left; in a bucket they leave nothing."""
+    if isinstance(store, LocalStore):
+        store.remove_leftovers()
 
 
 def _refuse_inside(out: Store, source: Store) -> None:

@@ -1,6 +1,7 @@
 """Samples' bytes, wherever they lie: files, members of tars, or containers that were spooled."""
 
 import errno
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -27,7 +28,7 @@ def read_samples(
     containers: Sequence[Container],
     spool_folder: Path,
     samples: Sequence[Sample],
-    largest: int,
+    largest: int = sys.maxsize,
 ) -> Iterator[bytes | OSError]:
     """Yield samples' bytes in the order given; from a bucket, the next batch while the last is worked on.
 
