@@ -1,7 +1,7 @@
 """A prefix in a bucket, reached through fsspec: `s3://…`, `gs://…`, or any other protocol that it knows.
 
-Credentials and endpoints come from the environment, as the cloud's own tools read them. An object appears
-whole or not at all; what arrived is compared with what was sent.
+Credentials and endpoints come from the environment, as the cloud's own tools read them. In S3 and Google's
+buckets an object appears whole or not at all; what arrived is compared with what was sent.
 """
 
 import hashlib

@@ -28,6 +28,9 @@ def check_manifest(manifest: Manifest) -> Iterator[Fault]:
         yield Fault(FILE_NAME, f"image mode {mode!r} is none of {', '.join(_MODES)}")
     if width < len(str(classes - 1)):
         yield Fault(FILE_NAME, f"labels of {width} digits are too short for {classes} classes")
+    limit = manifest.settings.get("max_megapixels", 0)
+    if not isinstance(limit, int | float):
+        yield Fault(FILE_NAME, f"a limit of {limit!r} megapixels is no number")
     ids = [info.id for info in manifest.classes]
     for repeated in sorted({i for i in ids if ids.count(i) > 1}):
         yield Fault(FILE_NAME, f"lists the class {repeated} twice")

@@ -142,7 +142,8 @@ def _check_one(shard: Shard, rules: Rules) -> tuple[str, Findings]:
 def _pixel_limit(manifest: Manifest) -> float:
     """Megapixels beyond which a picture was never stored; where sizes are fixed, headers tell as much."""
     if manifest.image.mode == "original":
-        return float(manifest.settings.get("max_megapixels", _LARGEST))
+        limit = manifest.settings.get("max_megapixels", _LARGEST)
+        return float(limit) if isinstance(limit, int | float) else _LARGEST
     return _LARGEST
 
 

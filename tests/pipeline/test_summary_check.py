@@ -87,3 +87,13 @@ def test_a_damaged_mean_image(data):
 def test_a_report_that_is_none(data, report, what):
     (data / "report.csv").write_bytes(report)
     assert what in faults(data)["report.csv"]
+
+
+def test_a_limit_that_is_no_number(data):
+    change_manifest(data, lambda manifest: manifest["settings"].update(max_megapixels="x"))
+    assert "a limit of 'x' megapixels is no number" in faults(data)["manifest.json"]
+
+
+def test_a_shard_name_that_no_file_can_have(data):
+    change_manifest(data, lambda manifest: manifest["splits"]["val"][0].update(name="val/a\0b.tar"))
+    assert "is no name of a tar below this folder" in faults(data)["manifest.json"]
