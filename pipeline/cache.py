@@ -144,15 +144,18 @@ class Cache:
 
     def _make_room(self, allowed: int) -> bool:
         """Delete the least recently used shards until `allowed` bytes are left, or nothing is free."""
-        found = [path for path in self.folder.rglob("*") if path.suffix in (".tar", _PARTIAL)]
-        sizes = {path: path.stat().st_size for path in found}
+        sizes = {}
+        for path in self.folder.rglob("*"):
+            if path.suffix in (".tar", _PARTIAL):
+                with suppress(FileNotFoundError):  # just fetched, under its own name now
+                    sizes[path] = path.stat().st_size
         total = sum(sizes.values())
-        for path in sorted(found, key=_last_use):
+        for path in sorted(sizes, key=_last_use):
             if total <= allowed:
                 break
             with _lock_file(path).open("ab") as lock:
                 if _try_alone(lock):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
                     total -= sizes[path]
         return total <= allowed
 
