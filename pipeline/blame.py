@@ -7,7 +7,6 @@ from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.pillow_codec import DecodeError
 from pipeline.segment import RawSample, Segment
-from pipeline.shards import label_in
 
 
 def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:
@@ -28,7 +27,7 @@ def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> R
     except RuntimeError:  # it cannot even be read
         samples = ()
     for sample in samples:
-        if (fault := _fault(sample, len(dataset.classes))) is not None:
+        if (fault := _fault(sample, dataset)) is not None:
             end = sample.offset + len(sample.jpeg)
             return RunError(
                 f"{dataset.store.place(sample.shard)}: the sample {sample.key} (bytes {sample.offset:,} to "
@@ -37,16 +36,19 @@ def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> R
     return RunError(f"{dataset.url}: the loader stopped: {_first_line(error)}; {remedy}")
 
 
-def _fault(sample: RawSample, classes: int) -> str | None:
+def _fault(sample: RawSample, dataset: Dataset) -> str | None:
     try:
         decode(sample.jpeg, max_megapixels=float("inf"))
     except DecodeError as error:
         return str(error)
-    try:
-        label = label_in(sample.label)
-    except ValueError:
+    digits = sample.label
+    if dataset.manifest.adopted:  # text may stand before the number
+        digits = digits[len(digits.rstrip(b"0123456789")) :]
+    if not digits.isdigit():
         return f"its label is {sample.label[-16:]!r}, no number"
-    return None if label < classes else f"its label is {label}, but the manifest names {classes} classes"
+    if int(digits) >= len(dataset.classes):
+        return f"its label is {int(digits)}, but the manifest names {len(dataset.classes)} classes"
+    return None
 
 
 def _first_line(error: Exception) -> str:

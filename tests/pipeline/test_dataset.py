@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from buckets import upload
 
 from pipeline import Dataset
 from pipeline.errors import UsageError
@@ -88,17 +89,14 @@ def test_pictures_of_different_shapes_have_no_mean_image(tiny_dataset, mode, lay
 
 
 def test_a_dataset_in_a_bucket_opens_but_has_no_folder(tiny_dataset, s3):
-    store = open_store(f"{s3}/set")
-    for path in tiny_dataset.root.rglob("*"):
-        if path.is_file():
-            store.write(path.relative_to(tiny_dataset.root).as_posix(), path.read_bytes())
+    upload(tiny_dataset.root, f"{s3}/set")
     found = Dataset.open(f"{s3}/set")
     assert (found.url, found.manifest) == (f"{s3}/set", tiny_dataset.manifest)
     assert found.fingerprint == tiny_dataset.fingerprint
     assert np.array_equal(found.mean_image(), tiny_dataset.mean_image())
     with pytest.raises(UsageError, match=f"{s3}/set: this needs the dataset on this machine; copy it here"):
         found.tars("train")
-    store.remove("train/train-000001.idx")
+    open_store(f"{s3}/set").remove("train/train-000001.idx")
     with pytest.raises(UsageError, match=f"{s3}/set/train/train-000001.idx: missing"):
         Dataset.open(f"{s3}/set")
 
