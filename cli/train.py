@@ -114,10 +114,10 @@ def _verify(dataset: "Dataset") -> None:
 def _bench(processes: "Processes", job: "Job") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
-    from trainer.bench import measure
+    from trainer import bench
     from trainer.distributed import launch
 
-    result = launch(processes, measure, job)
+    result = launch(processes, bench.measure, job, bench.SECONDS)
     if result is not None:
         print_measured(result)
 
