@@ -1,0 +1,77 @@
+"""FFCV, for benchmarks/loader.py, in an environment of its own and from a file of its own.
+
+Its writer decodes the same JPEGs and encodes them anew at quality 95.
+
+Its batches are bytes, NHWC; no mean is subtracted, and no noise added.
+"""
+
+import io
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from feeding import AREA, CROP, RATIO, Order, read_order, serve
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import RandomHorizontalFlip
+from ffcv.writer import DatasetWriter
+from PIL import Image
+
+
+class Pictures:
+    """The tars' pictures, by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pictures: list[bytes] = []
+        for path in sorted(folder.glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if member.name.endswith(".jpg"):
+                        self._pictures.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(self._pictures[number])).convert("RGB"), 0
+
+
+def main() -> None:
+    serve(batches(read_order(__doc__)))
+
+
+def batches(order: Order) -> Iterator[int]:
+    """Batches of FFCV's loader; a crop of 224 out of 256 is a resized crop of that area."""
+    file = Path(order.data) / "train.beton"
+    if not file.exists():
+        print("writing", file, file=sys.stderr)
+        with tempfile.NamedTemporaryFile(dir=order.data, delete=False) as half:
+            pass
+        fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=95), "label": IntField()}
+        DatasetWriter(half.name, fields, num_workers=1).from_indexed_dataset(
+            Pictures(Path(order.data, "train"))
+        )
+        Path(half.name).rename(file)
+    area, ratio = (AREA, RATIO) if order.augmentation != "paper" else (((CROP / 256) ** 2,) * 2, (1.0, 1.0))
+    decoder = RandomResizedCropRGBImageDecoder((CROP, CROP), scale=area, ratio=ratio)
+    loader = Loader(
+        str(file),
+        batch_size=order.batch,
+        num_workers=order.threads,
+        order=OrderOption.QUASI_RANDOM,
+        drop_last=False,
+        os_cache=True,
+        pipelines={"image": [decoder, RandomHorizontalFlip()], "label": [IntDecoder()]},
+    )
+    while True:
+        for images, _ in loader:
+            assert np.asarray(images).dtype == np.uint8
+            yield len(images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""SPDL, for benchmarks/loader.py, in an environment of its own: threads decode, crop and scale with FFmpeg.
+
+Its batches are bytes, NHWC; no mean is subtracted, and no noise added.
+"""
+
+import math
+import random
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import spdl.io
+from feeding import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from spdl.pipeline import PipelineBuilder
+
+
+def main() -> None:
+    serve(batches(read_order(__doc__)))
+
+
+def batches(order: Order) -> Iterator[int]:
+    """Batches of the tars' pictures, read into memory first."""
+    pictures = []
+    for path in sorted(Path(order.data, "train").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    pictures.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+    filters = _paper if order.augmentation == "paper" else _resized
+
+    def decode(data: bytes):  # type: ignore[no-untyped-def]
+        return spdl.io.decode_packets(spdl.io.demux_image(data), filter_desc=filters(order.original))
+
+    def join(frames):  # type: ignore[no-untyped-def]
+        return spdl.io.to_numpy(spdl.io.convert_frames(frames))
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield from random.sample(pictures, len(pictures))
+
+    built = (
+        PipelineBuilder()
+        .add_source(endless())
+        .pipe(decode, concurrency=order.threads)
+        .aggregate(order.batch)
+        .pipe(join)
+        .add_sink(2)
+        .build(num_threads=order.threads)
+    )
+    with built.auto_stop():
+        for batch in built:
+            assert batch.shape[1:] == (CROP, CROP, 3), batch.shape
+            yield len(batch)
+
+
+def _paper(original: bool) -> str:
+    scale = f"scale='if(gt(iw,ih),-1,{SIZE})':'if(gt(iw,ih),{SIZE},-1)':flags=bilinear," if original else ""
+    x, y = random.random(), random.random()
+    return f"{scale}crop={CROP}:{CROP}:(iw-{CROP})*{x}:(ih-{CROP})*{y}{_flip()},format=pix_fmts=rgb24"
+
+
+def _resized(_original: bool) -> str:
+    area, ratio = random.uniform(*AREA), math.exp(random.uniform(*map(math.log, RATIO)))
+    width, height = f"min(iw,sqrt(iw*ih*{area * ratio}))", f"min(ih,sqrt(iw*ih*{area / ratio}))"
+    x, y = random.random(), random.random()
+    part = f"crop=w='{width}':h='{height}':x='(iw-ow)*{x}':y='(ih-oh)*{y}'"
+    return f"{part},scale={CROP}:{CROP}:flags=bilinear{_flip()},format=pix_fmts=rgb24"
+
+
+def _flip() -> str:
+    return ",hflip" if random.random() < 0.5 else ""
+
+
+if __name__ == "__main__":
+    main()

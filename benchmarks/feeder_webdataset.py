@@ -1,0 +1,81 @@
+"""webdataset, Pillow and transforms as torchvision's, in a DataLoader, for benchmarks/loader.py."""
+
+import io
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from feeding import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from PIL import Image
+
+MEAN, STD = (122.0, 116.0, 104.0), (68.0, 66.0, 70.0)
+DIRECTIONS = torch.eye(3)
+
+
+def main() -> None:
+    serve(batches(read_order(__doc__)))
+
+
+def batches(order: Order) -> Iterator[int]:
+    """Float32 batches, NCHW."""
+    tars = sorted(map(str, Path(order.data, "train").glob("*.tar")))
+    dataset = (
+        webdataset.WebDataset(tars, resampled=True, shardshuffle=False, empty_check=False)
+        .shuffle(1000)
+        .to_tuple("jpg", "cls")
+        .map_tuple(paper if order.augmentation == "paper" else resized, int)
+        .batched(order.batch, partial=False)
+    )
+    torch.set_num_threads(1)
+    for _, labels in webdataset.WebLoader(dataset, batch_size=None, num_workers=order.threads):
+        yield len(labels)
+
+
+def paper(data: bytes) -> torch.Tensor:
+    """Shorter side to 256 where it is not, random 224 crop, flip, minus the mean, colour noise."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    width, height = picture.size
+    if min(width, height) != SIZE:
+        scale = SIZE / min(width, height)
+        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        width, height = picture.size
+    left, top = random.randint(0, width - CROP), random.randint(0, height - CROP)
+    pixels = _tensor(_flipped(picture.crop((left, top, left + CROP, top + CROP))))
+    shift = DIRECTIONS @ torch.randn(3)
+    return pixels.sub_(torch.tensor(MEAN).sub_(shift)[:, None, None])
+
+
+def resized(data: bytes) -> torch.Tensor:
+    """Random-resized crop, flip, minus the mean, divided by the deviation."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    left, top, width, height = _box(*picture.size)
+    part = picture.crop((left, top, left + width, top + height))
+    pixels = _tensor(_flipped(part.resize((CROP, CROP), Image.Resampling.BILINEAR)))
+    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+
+
+def _box(width: int, height: int) -> tuple[int, int, int, int]:
+    for _ in range(10):
+        area = width * height * random.uniform(*AREA)
+        ratio = math.exp(random.uniform(*map(math.log, RATIO)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return random.randint(0, width - w), random.randint(0, height - h), w, h
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+def _flipped(picture: Image.Image) -> Image.Image:
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else picture
+
+
+def _tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float()
+
+
+if __name__ == "__main__":
+    main()

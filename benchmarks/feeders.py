@@ -1,0 +1,161 @@
+"""Who is compared in loader.py: how each is started, and what comes out of it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from common import BenchmarkError
+from processes import end_tree
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """A way to make batches.
+
+    Attributes:
+        kind: "ours", "decoding", "webdataset", "spdl", "ffcv" or "limit".
+        name: for tables.
+        output: what a batch is.
+        script: that serves it.
+        python: interpreter of its environment.
+        variant: the script's --kind.
+    """
+
+    kind: str
+    name: str
+    output: str
+    script: str
+    python: str = sys.executable
+    variant: str = ""
+
+
+@dataclass
+class Setting:
+    """What is measured at once: the data, the augmentation and the number of threads or workers."""
+
+    data: Path
+    original: bool
+    augmentation: str
+    threads: int
+    batch: int
+
+
+@dataclass
+class Row:
+    """A feeder's rounds at a setting: pictures a second, and CPU microseconds for a picture."""
+
+    feeder: Feeder
+    setting: Setting
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+OURS = Feeder("ours", "ours, all on the CPU", "float32", "feeder_ours.py")
+DECODING = Feeder("decoding", "ours, hybrid's CPU share", "bytes", "feeder_ours.py", variant="decoding")
+WEBDATASET = Feeder("webdataset", "webdataset + Pillow", "float32", "feeder_webdataset.py")
+LIMIT = Feeder("limit", "libjpeg-turbo, whole decode", "bytes", "feeder_limit.py")
+
+
+def all_feeders(work: Path) -> tuple[list[Feeder], list[str]]:
+    """Every feeder that runs here, and why the others do not."""
+    found, skipped = [OURS, DECODING, WEBDATASET], []
+    for kind, name, extra in (("spdl", "SPDL", ()), ("ffcv", "FFCV", ("ffcv==1.0.2",))):
+        try:
+            python = _environment(work / f"{kind}-venv", _HERE / f"requirements-{kind}.txt", extra, kind)
+            found.append(Feeder(kind, name, "bytes", f"feeder_{kind}.py", python))
+        except BenchmarkError as error:
+            skipped.append(f"{name}: {error}")
+    return [*found, LIMIT], skipped
+
+
+def can(feeder: Feeder, setting: Setting) -> bool:
+    """Whether a feeder has this augmentation: FFCV cuts no fixed square out of pictures of many sizes."""
+    return not (feeder.kind == "ffcv" and setting.original and setting.augmentation == "paper")
+
+
+class Running:
+    """A feeder at a setting, warmed up and waiting."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        feeder, setting = row.feeder, row.setting
+        command = [feeder.python, str(_HERE / feeder.script), str(setting.data)]
+        command += ["--augmentation", setting.augmentation, "--threads", str(setting.threads)]
+        command += ["--batch", str(setting.batch), *(["--original"] if setting.original else [])]
+        command += ["--kind", feeder.variant] if feeder.variant else []
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        if self._answer() != "ready":
+            raise self._failed()
+
+    def measure(self, pictures: int) -> None:
+        """Run a round."""
+        before = self._cpu_seconds()
+        assert self._process.stdin is not None
+        print(pictures, file=self._process.stdin, flush=True)
+        try:
+            answer = json.loads(self._answer())
+        except json.JSONDecodeError:
+            raise self._failed() from None
+        self.row.rates.append(answer["pictures"] / answer["seconds"])
+        self.row.cpu.append((self._cpu_seconds() - before) / answer["pictures"] * 1e6)
+
+    def end(self) -> None:
+        end_tree(self._process.pid)
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def _cpu_seconds(self) -> float:
+        root = psutil.Process(self._process.pid)
+        times = [p.cpu_times() for p in (root, *root.children(recursive=True))]
+        return sum(t.user + t.system for t in times)
+
+    def _failed(self) -> BenchmarkError:
+        end_tree(self._process.pid)
+        _, errors = self._process.communicate()
+        return BenchmarkError(f"{self.row.feeder.name} failed: {errors.strip()[-1500:]}")
+
+
+@contextmanager
+def running(rows: Sequence[Row]) -> Iterator[list[Running]]:
+    """Start the feeders of a setting, and end them all."""
+    started: list[Running] = []
+    try:
+        for row in rows:
+            started.append(Running(row))
+        yield started
+    finally:
+        for each in started:
+            each.end()
+
+
+def _environment(venv: Path, requirements: Path, extra: Sequence[str], module: str) -> str:
+    """The interpreter of a peer's environment, made on first use."""
+    python = venv / "bin" / "python"
+    if (venv / "complete").is_file():
+        return str(python)
+    print(f"making {venv} (downloads and builds) ...", file=sys.stderr)
+    pip = [str(python), "-m", "pip", "install", "--quiet"]
+    commands = [
+        [sys.executable, "-m", "venv", "--clear", str(venv)],
+        [*pip, "-r", str(requirements)],
+        *([[*pip, "--no-build-isolation", "--no-deps", *extra]] if extra else []),
+        [str(python), "-c", f"import {module}"],
+    ]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchmarkError(f"it cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
+    (venv / "complete").touch()
+    return str(python)

@@ -1,0 +1,57 @@
+"""What a measured loader and benchmarks/loader.py say to each other; runs in a peer's environment too.
+
+A feeder makes its loader, warms up, prints `ready`, and for each line with a number of pictures on its
+standard input gives at least that many and answers with one line of JSON: pictures and seconds. What it made
+ahead while it waited is given, but not counted.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+WARM_UP = 3
+MADE_AHEAD = 8
+SIZE, CROP = 256, 224
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is measured: the data's folder, augmentation ("paper", "random-resized-crop"), threads, batch."""
+
+    data: str
+    augmentation: str
+    threads: int
+    batch: int
+    original: bool
+    kind: str
+
+
+def read_order(description: str | None) -> Order:
+    """The command line of a feeder."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("data")
+    options.add_argument("--augmentation", choices=["paper", "random-resized-crop"], default="paper")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--batch", type=int, default=128)
+    options.add_argument("--original", action="store_true", help="pictures of their original size")
+    options.add_argument("--kind", default="", help="a feeder's variant")
+    return Order(**vars(options.parse_args()))
+
+
+def serve(batches: Iterator[int]) -> None:
+    """Answer until standard input ends; `batches` gives the number of pictures in each, without end."""
+    for _ in range(WARM_UP):
+        next(batches)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        wanted, given = int(line), 0
+        for _ in range(MADE_AHEAD):
+            next(batches)
+        started = time.perf_counter()
+        while given < wanted:
+            given += next(batches)
+        print(json.dumps({"pictures": given, "seconds": time.perf_counter() - started}), flush=True)

@@ -1,0 +1,124 @@
+"""The loader beside its peers and its limit, in one run.
+
+    python benchmarks/loader.py --work /tmp/loader --chart docs/images/loader.png --json loader.json
+
+Shards the pictures below --source, repeated under distinct names, at 256 px and at their original size;
+then makes batches of them in every way: ours, webdataset with Pillow and torchvision's transforms, SPDL,
+FFCV, and the limit (libjpeg-turbo decoding whole pictures in memory, a process a core). Those of a setting
+take turns in --rounds. With `--device gpu` ours alone, in every placement. Needs the `dev` extra; peers get environments of
+their own below --work, and are skipped with the reason where they cannot be installed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import common
+import loader_gpu
+import loader_profile
+import loader_report
+from common import BenchmarkError
+from feeders import Feeder, Row, Setting, all_feeders, can, running
+
+AUGMENTATIONS = ("paper", "random-resized-crop")
+
+
+def main() -> int:
+    options = _options()
+    common.check_chart(options.chart)
+    with common.work_folder(options.work) as work:
+        common.print_facts(
+            common.versions(
+                "alexnet-toolkit", "nvidia-dali-cuda130", "torch", "webdataset", "pillow", "simplejpeg"
+            )
+        )
+        shards = {kind: _shards(options, work, kind) for kind in options.sizes}
+        if options.device == "gpu":
+            loader_gpu.sweep(shards["256"], options.rounds, options.pictures)
+            return 0
+        found, skipped = all_feeders(work)
+        if options.feeders:
+            found = [feeder for feeder in found if feeder.kind in options.feeders]
+        for line in skipped:
+            print(f"skipped: {line}\n")
+        rows = []
+        for size, data in shards.items():
+            for augmentation in options.augmentations:
+                for threads in options.threads:
+                    setting = Setting(data, size == "original", augmentation, threads, options.batch)
+                    rows += _measure(found, setting, options)
+        faults = loader_report.show(rows)
+        profile = loader_profile.profile(shards["256"], options.rounds) if "256" in shards else []
+        if options.json:
+            facts = {"command": common.command_line(), "machine": common.machine(), "profile": profile}
+            rounds = [_plain(row) for row in rows]
+            options.json.write_text(json.dumps(facts | {"rows": rounds}, indent=1))
+        if options.chart:
+            loader_report.draw(rows, options.chart)
+    return 1 if faults else 0
+
+
+def _options() -> argparse.Namespace:
+    options = common.parser(__doc__)
+    source = common.test_data() / "imagenet-sample"
+    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options.add_argument("--pictures", type=int, default=4000, help="in the shards; a round is as many")
+    options.add_argument("--rounds", type=int, default=3, help="of each setting")
+    options.add_argument("--batch", type=int, default=128, help="pictures in a batch")
+    options.add_argument("--sizes", nargs="+", choices=["256", "original"], default=["256", "original"])
+    options.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS))
+    options.add_argument(
+        "--threads", type=int, nargs="+", default=sorted({1, min(2, common.cores())}), help="or workers"
+    )
+    options.add_argument("--feeders", nargs="+", metavar="KIND", help="these alone: ours, limit, …")
+    options.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    options.add_argument("--work", type=Path, help="folder for shards and environments, kept")
+    options.add_argument("--chart", type=Path, help="draw the rates as PNG")
+    options.add_argument("--json", type=Path, help="write every measurement")
+    return options.parse_args()
+
+
+def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
+    """Shards of the pictures, made once."""
+    out = work / f"shards-{size}-{options.pictures}"
+    if (out / "manifest.json").is_file():
+        return out
+    pictures = common.fresh(work / "pictures")
+    originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
+    common.repeat(originals, pictures, options.pictures)
+    command = [common.tool("alexnet-prep"), "shard", str(pictures), str(out), "--val-fraction", "0.02"]
+    done = subprocess.run(
+        [*command, *(["--keep-original"] if size == "original" else [])], capture_output=True, text=True
+    )
+    common.fresh(pictures)
+    if done.returncode:
+        raise BenchmarkError(f"cannot shard {options.source}: {done.stderr.strip()[-500:]}")
+    return out
+
+
+def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace) -> list[Row]:
+    rows = [Row(feeder, setting) for feeder in found if can(feeder, setting)]
+    # Pictures of original size take several times as long.
+    count = options.pictures // (4 if setting.original else 1)
+    with running(rows) as started:
+        for number in range(options.rounds):
+            for each in started if number % 2 == 0 else reversed(started):
+                each.measure(count)
+                print(
+                    f"{loader_report.describe(setting)}, round {number + 1}: {each.row.feeder.name}: "
+                    f"{each.row.rates[-1]:,.0f} pictures/s",
+                    file=sys.stderr,
+                )
+    return rows
+
+
+def _plain(row: Row) -> dict[str, object]:
+    setting = asdict(row.setting) | {"data": row.setting.data.name}
+    return {"kind": row.feeder.kind, "setting": setting, "rates": row.rates, "cpu_microseconds": row.cpu}
+
+
+if __name__ == "__main__":
+    common.finish(main)

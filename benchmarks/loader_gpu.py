@@ -1,0 +1,68 @@
+"""Our loader on a GPU: every placement, and the settings of its decoder swept."""
+
+import time
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import common
+import torch
+from common import BenchmarkError
+from feeding import CROP
+
+from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
+
+_LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
+_BATCHES = (128, 256, 512)
+
+
+def sweep(data: Path, rounds: int, pictures: int) -> None:
+    """Print images a second of each placement, batch, number of threads and load of the JPEG engine.
+
+    Raises:
+        BenchmarkError: there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise BenchmarkError("--device gpu needs a GPU that torch can use; none was found")
+    print(f"GPU: {torch.cuda.get_device_name()}\n")
+    dataset = Dataset.open(data)
+    threads = sorted({1, 2, 4, common.cores() // 2, common.cores()} - {0})
+    settings = [Placement(device=device, threads=n) for device in ("cpu", "hybrid") for n in threads]
+    settings += [
+        Placement(device="gpu", threads=n, hw_decoder_load=load) for n, load in product(threads, _LOADS)
+    ]
+    rows = []
+    for place, batch in product(settings, _BATCHES):
+        rates = _rates(dataset, place, batch, rounds, pictures)
+        rows.append((place, batch, rates))
+    rows.sort(key=lambda row: -median(row[2]))
+    table = [
+        (
+            place.device,
+            str(batch),
+            str(place.threads),
+            f"{place.hw_decoder_load:.2f}" if place.device == "gpu" else "–",
+            f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})",
+        )
+        for place, batch, rates in rows
+    ]
+    print(common.markdown(("placement", "batch", "threads", "engine's share", "images/s"), table))
+    for device in ("cpu", "hybrid", "gpu"):
+        place, batch, rates = next(row for row in rows if row[0].device == device)
+        load = f", engine's share {place.hw_decoder_load:.2f}" if device == "gpu" else ""
+        print(f"best {device}: batch {batch}, {place.threads} threads{load}: {median(rates):,.0f} images/s")
+
+
+def _rates(dataset: Dataset, place: Placement, batch: int, rounds: int, pictures: int) -> list[float]:
+    view = TrainView(CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+    rates = []
+    with Loader(dataset, "train", view, batch, placement=place, half=place.device != "cpu") as loader:
+        for number in range(rounds + 1):
+            given, started = 0, time.perf_counter()
+            while given < pictures:
+                for images in loader:
+                    given += len(images.labels)
+            torch.cuda.synchronize()
+            if number:  # the first warms up
+                rates.append(given / (time.perf_counter() - started))
+    return rates

@@ -1,0 +1,109 @@
+"""Tables, targets and the chart of loader.py."""
+
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+import common
+from feeders import Row, Setting
+
+# Against webdataset and the limit in the same rounds: of pictures stored at 256 px, the paper's crops.
+_TARGETS = (("ours", "webdataset", 4.0), ("decoding", "limit", 0.9), ("ours", "limit", 0.6))
+
+
+def describe(setting: Setting) -> str:
+    """A setting in words."""
+    size = "original size" if setting.original else "256 px"
+    threads = f"{setting.threads} thread{'' if setting.threads == 1 else 's'}"
+    return f"{size}, {setting.augmentation}, {threads}"
+
+
+def show(rows: list[Row]) -> bool:
+    """Print a table for each setting and the targets; return whether one was missed."""
+    missed = False
+    header = ("loader", "gives", "pictures/s", "to ours", "to the limit", "CPU µs/picture")
+    for _, group in groupby(rows, key=lambda row: describe(row.setting)):
+        found = list(group)
+        by_kind = {row.feeder.kind: row for row in found}
+        print(f"{describe(found[0].setting)}:\n")
+        table = [
+            (
+                row.feeder.name,
+                row.feeder.output,
+                f"{median(row.rates):,.0f} ({min(row.rates):,.0f}–{max(row.rates):,.0f})",
+                _ratio(row, by_kind.get("ours")),
+                _ratio(row, by_kind.get("limit")),
+                f"{median(row.cpu):,.0f}",
+            )
+            for row in found
+        ]
+        print(common.markdown(header, table))
+        print()
+        for line, met in _verdicts(by_kind, found[0].setting):
+            print(line)
+            missed |= not met
+        print()
+    return missed
+
+
+def _verdicts(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
+    lines = []
+    ours = rows.get("ours")
+    peers = [row for kind, row in rows.items() if kind in ("webdataset", "spdl", "ffcv")]
+    if ours is not None and peers:
+        best = max(peers, key=lambda row: median(row.rates))
+        ratio = _paired(best, ours)
+        place = "first" if ratio <= 1 else f"behind {best.feeder.name} by a factor of {ratio:.2f}"
+        lines.append((f"ours is {place}", True))
+    if setting.original or setting.augmentation != "paper":
+        return lines
+    for above, below, target in _TARGETS:
+        if above in rows and below in rows:
+            ratio = _paired(rows[above], rows[below])
+            text = f"{rows[above].feeder.name} / {rows[below].feeder.name}: {ratio:.2f}"
+            lines.append((f"{text}, target ≥ {target}: {_verdict(ratio >= target)}", ratio >= target))
+    return lines
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def _paired(above: Row, below: Row) -> float:
+    """Median of the ratios within rounds, which drift little."""
+    return median(a / b for a, b in zip(above.rates, below.rates, strict=True))
+
+
+def _ratio(row: Row, other: Row | None) -> str:
+    return f"{_paired(row, other):.2f}" if other is not None else "–"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Bars of pictures/s for each setting with the most threads, beside one another."""
+    most = max(row.setting.threads for row in rows)
+    panels = [list(group) for _, group in groupby(rows, key=lambda row: describe(row.setting))]
+    panels = [panel for panel in panels if panel[0].setting.threads == most]
+    colours = {"ours": common.BLUE, "decoding": "#56B4E9", "limit": common.GREY}
+    figure, _ = common.new_axes(11, 1.2 + 1.75 * len(panels))
+    figure.clear()
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for number, row in enumerate(panel):
+            middle = median(row.rates)
+            axis.barh(number, middle, color=colours.get(row.feeder.kind, common.ORANGE), height=0.7)
+            spread = [[middle - min(row.rates)], [max(row.rates) - middle]]
+            axis.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
+            axis.annotate(
+                f"{middle:,.0f}",
+                (max(row.rates), number),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axis.set_yticks(range(len(panel)), [f"{row.feeder.name} ({row.feeder.output})" for row in panel])
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_xlim(left=0)
+        axis.set_title(describe(panel[0].setting), loc="left")
+    axes[-1].set_xlabel("pictures/s: median of the rounds, with the least and the most")
+    figure.savefig(path, dpi=130)
