@@ -103,10 +103,10 @@ def _print(result: "Evaluation") -> None:
 
 
 def _draw_kernels(run_or_checkpoint: Path, file: Path) -> None:
-    from pipeline.pictures import save_png
-    from trainer import checkpoint, kernels
+    from trainer import checkpoint, draw_kernels
+    from trainer.drawing import save_figure
 
     path = checkpoint.find(run_or_checkpoint)
     classifier = checkpoint.classifier_of(checkpoint.load(path), path)
-    save_png(kernels(classifier, run_or_checkpoint.stem), file)
+    save_figure(draw_kernels(classifier, run_or_checkpoint.stem), file)
     click.echo(f"kernels: {file}")

@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -14,8 +14,10 @@ from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.files import make_folder, write_bytes
 from trainer import checkpoint
-from trainer.distributed import World
 from trainer.recipe import Recipe
+
+if TYPE_CHECKING:  # it needs DALI, which reading a run does not
+    from trainer.distributed import World
 
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -68,7 +70,7 @@ class Progress:
 
 
 def create(
-    folder: Path, recipe: Recipe, dataset: Dataset, world: World, *, over_unfinished: bool = False
+    folder: Path, recipe: Recipe, dataset: Dataset, world: "World", *, over_unfinished: bool = False
 ) -> None:
     """Start a run's folder with its recipe and what it runs on.
 
@@ -99,7 +101,7 @@ def create(
     write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
 
 
-def machine(world: World) -> dict[str, str]:
+def machine(world: "World") -> dict[str, str]:
     """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
     dali = next(d for d in distributions() if d.name.startswith("nvidia-dali-"))
@@ -114,12 +116,12 @@ def machine(world: World) -> dict[str, str]:
     }
 
 
-def same_processes(saved: dict[str, Any], world: World) -> bool:
+def same_processes(saved: dict[str, Any], world: "World") -> bool:
     """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
     return len(saved["ranks"]) == world.size and saved["machine"]["device"] == world.kind
 
 
-def difference(saved: dict[str, Any], world: World) -> str:
+def difference(saved: dict[str, Any], world: "World") -> str:
     """What keeps a resumed run from ending with the uninterrupted one's bits, or ''."""
     was, now = saved["machine"], machine(world)
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
