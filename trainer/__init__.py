@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from trainer.loop import Job, Reporter, train
     from trainer.models import ARCHITECTURES, build_model
     from trainer.optim import PaperSGD
+    from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.run import EpochRow, Progress
 
@@ -22,6 +23,7 @@ _HOME = {
     "Job": "loop",
     "Metrics": "evaluation",
     "PaperSGD": "optim",
+    "Predictions": "predictions",
     "Progress": "run",
     "Recipe": "recipe",
     "Reporter": "loop",
@@ -31,7 +33,9 @@ _HOME = {
     "evaluate_checkpoints": "evaluation",
     "kernels": "figures",
     "load_recipe": "recipe",
+    "read_predictions": "predictions",
     "train": "loop",
+    "write_predictions": "predictions",
 }
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "Job",
     "Metrics",
     "PaperSGD",
+    "Predictions",
     "Progress",
     "Recipe",
     "Reporter",
@@ -51,7 +56,9 @@ __all__ = [
     "evaluate_checkpoints",
     "kernels",
     "load_recipe",
+    "read_predictions",
     "train",
+    "write_predictions",
 ]
 
 

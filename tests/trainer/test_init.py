@@ -28,6 +28,7 @@ def test_the_public_names_are_these():
         "Job",
         "Metrics",
         "PaperSGD",
+        "Predictions",
         "Progress",
         "Recipe",
         "Reporter",
@@ -37,7 +38,9 @@ def test_the_public_names_are_these():
         "evaluate_checkpoints",
         "kernels",
         "load_recipe",
+        "read_predictions",
         "train",
+        "write_predictions",
     }
 
 
