@@ -161,6 +161,15 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
         ) from error
 
 
+def keys_in(index: Path) -> list[str]:
+    """The keys of a shard's samples in order, from its index, as the loader's batches name them.
+
+    Raises:
+        UsageError: as `read_index`.
+    """
+    return [sample["jpg"][2].removesuffix(".jpg") for sample in read_index(index)]
+
+
 def label_in(data: bytes) -> int:
     """The label that indexed bytes hold: the digits that end them, as `pipeline.graph` reads them."""
     return int(data[len(data.rstrip(b"0123456789")) :])

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.classifier import Classifier
     from trainer.distributed import World
-    from trainer.evaluation import Evaluation, Metrics, evaluate, evaluate_checkpoints
+    from trainer.evaluation import Evaluation, evaluate, evaluate_checkpoints
     from trainer.figures import kernels
+    from trainer.foreign import Foreign, Preprocessing
+    from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
     from trainer.loop import Job, Reporter, train
+    from trainer.metrics import Metrics
     from trainer.models import ARCHITECTURES, build_model
     from trainer.optim import PaperSGD
     from trainer.predictions import Predictions, read_predictions, write_predictions
@@ -20,10 +23,14 @@ _HOME = {
     "Classifier": "classifier",
     "EpochRow": "run",
     "Evaluation": "evaluation",
+    "Foreign": "foreign",
     "Job": "loop",
-    "Metrics": "evaluation",
+    "LabelScore": "labels",
+    "LabelSet": "labels",
+    "Metrics": "metrics",
     "PaperSGD": "optim",
     "Predictions": "predictions",
+    "Preprocessing": "foreign",
     "Progress": "run",
     "Recipe": "recipe",
     "Reporter": "loop",
@@ -33,7 +40,10 @@ _HOME = {
     "evaluate_checkpoints": "evaluation",
     "kernels": "figures",
     "load_recipe": "recipe",
+    "read_labels": "labels",
     "read_predictions": "predictions",
+    "read_real_labels": "labels",
+    "score_labels": "labels",
     "train": "loop",
     "write_predictions": "predictions",
 }
@@ -43,10 +53,14 @@ __all__ = [
     "Classifier",
     "EpochRow",
     "Evaluation",
+    "Foreign",
     "Job",
+    "LabelScore",
+    "LabelSet",
     "Metrics",
     "PaperSGD",
     "Predictions",
+    "Preprocessing",
     "Progress",
     "Recipe",
     "Reporter",
@@ -56,7 +70,10 @@ __all__ = [
     "evaluate_checkpoints",
     "kernels",
     "load_recipe",
+    "read_labels",
     "read_predictions",
+    "read_real_labels",
+    "score_labels",
     "train",
     "write_predictions",
 ]

@@ -19,6 +19,7 @@ from pipeline.shards import (
     check_size,
     describe,
     index_path,
+    keys_in,
     label_in,
     read_index,
     to_index,
@@ -101,6 +102,10 @@ def test_the_index_reads_back(tar):
         assert (stored[offset : offset + size], name) == (data, f"{key}.jpg")
         offset, size, name = sample["cls"]
         assert (stored[offset : offset + size], name) == (b"%04d" % label, f"{key}.cls")
+
+
+def test_the_index_tells_the_keys(tar):
+    assert keys_in(index_path(tar)) == [key for key, _, _ in SAMPLES]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
