@@ -5,7 +5,7 @@ Shapes: B batch, V views (10 for ten crops), K classes, S crop.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,28 @@ from trainer.foreign import Foreign
 from trainer.metrics import Metrics, Tally, likeliest
 from trainer.predictions import KEPT, Predictions
 
+Progress = Callable[[int, int], None]
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Results of one class: its id and name, pictures, and shares of them 0..1, None where there are none."""
+    """Results of one class.
+
+    Attributes:
+        id, name: of the class.
+        samples: its pictures.
+        top1, top5: shares of them, 0..1, None where there are none.
+        taken_for: id of the class that most of the wrong answers name, None where there are none.
+        taken_for_share: share of the pictures, 0..1, that are taken for it.
+    """
 
     id: str
     name: str
     samples: int
     top1: float | None
     top5: float | None
+    taken_for: str | None
+    taken_for_share: float
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ def evaluate_checkpoints(
     weights: Sequence[float] | None = None,
     foreign: Foreign | None = None,
     predict: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the averaged probabilities of checkpoints on a prepared dataset.
 
@@ -95,6 +108,7 @@ def evaluate_checkpoints(
         weights: of each checkpoint's probabilities, of any scale; equal where left out.
         foreign: what checkpoints that do not describe themselves leave unsaid.
         predict: keep every picture's likeliest classes.
+        progress: is told after each batch of the pictures done and of all, by this process's share.
 
     Raises:
         UsageError: unreadable checkpoints, ones of other classes, crops or picture sizes than the
@@ -109,7 +123,7 @@ def evaluate_checkpoints(
     view = EvalView(views, nets[0].spec.crop)
     answers = Answers()
     with Loader(dataset, split, view, batch_size, placement=world.placement, keys=True) as loader:
-        tally = measure(nets, loader, world, weights=shares, answers=answers)
+        tally = measure(nets, loader, world, weights=shares, answers=answers, progress=progress)
     predictions = answers.gather(world)
     if predictions is not None:
         _refuse_other_keys(predictions.keys, dataset, split)
@@ -147,6 +161,7 @@ def measure(
     precision: torch.dtype = torch.float32,
     weights: Sequence[float] | None = None,
     answers: "Answers | None" = None,
+    progress: Progress | None = None,
 ) -> Tally:
     """As `evaluate`, but return the sums over all processes that every metric follows from.
 
@@ -157,12 +172,14 @@ def measure(
         precision: of the nets' arithmetic; probabilities are float64.
         weights: of the nets' probabilities, which sum to 1; equal where left out.
         answers: gets each picture's likeliest classes.
+        progress: see `evaluate_checkpoints`.
 
     Raises:
         RunError: as `evaluate`.
     """
     tally = Tally(len(loader.dataset.classes), world.device)
     shares = normalised(weights, len(nets))
+    done = 0
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
@@ -176,6 +193,9 @@ def measure(
             tally.add(probabilities, labels)
             if answers is not None:
                 answers.add(batch.keys, batch.labels, probabilities)
+            done += len(batch.labels)
+            if progress is not None:
+                progress(min(done * world.size, loader.samples), loader.samples)
     tally.merge()
     if tally.samples != loader.samples:
         raise RunError(
@@ -258,16 +278,24 @@ def _refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> Non
 
 
 def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics, ...]:
-    return tuple(
-        ClassMetrics(
-            info.id,
-            info.name,
-            int(pictures),
-            int(top1) / int(pictures) if pictures else None,
-            int(top5) / int(pictures) if pictures else None,
+    wrong = tally.confusion.cpu().numpy().copy()
+    np.fill_diagonal(wrong, 0)
+    found = []
+    for info, row, *counts in zip(classes, wrong, *tally.per_class(), strict=True):
+        pictures, top1, top5 = map(int, counts)
+        other = int(row.argmax())
+        found.append(
+            ClassMetrics(
+                info.id,
+                info.name,
+                pictures,
+                top1 / pictures if pictures else None,
+                top5 / pictures if pictures else None,
+                classes[other].id if row[other] else None,
+                int(row[other]) / max(pictures, 1),
+            )
         )
-        for info, pictures, top1, top5 in zip(classes, *tally.per_class(), strict=True)
-    )
+    return tuple(found)
 
 
 def _probabilities(net: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
