@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
@@ -34,6 +35,7 @@ class EpochRow:
         val_loss, val_top1, val_top5: centre crops of the validation split.
         train_seconds, val_seconds: wall time.
         images_per_second: training pictures over `train_seconds`, all processes together.
+        data_wait: share of `train_seconds`, 0..1, in which the first process waited for batches.
     """
 
     epoch: int
@@ -47,6 +49,7 @@ class EpochRow:
     train_seconds: float
     val_seconds: float
     images_per_second: float
+    data_wait: float = 0.0
 
 
 @dataclass
@@ -57,14 +60,11 @@ class Progress:
         epoch: finished epochs.
         steps: updates so far.
         best_top1: best validation top-1 so far, 0..1.
-        reseeded: epoch at which the run last went on with another number of processes, whose data
-            streams are new ones, else 0.
     """
 
     epoch: int = 0
     steps: int = 0
     best_top1: float = -1.0
-    reseeded: int = 0
 
 
 def create(
@@ -92,7 +92,7 @@ def create(
     write_bytes(folder / RECIPE_FILE, recipe.to_toml().encode())
     facts = {
         "recipe": recipe.name,
-        "dataset": str(dataset.root.resolve()),
+        "dataset": dataset.url if dataset.store.local is None else str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
         "machine": machine(world),
     }
@@ -117,6 +117,17 @@ def machine(world: World) -> dict[str, str]:
 def same_processes(saved: dict[str, Any], world: World) -> bool:
     """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
     return len(saved["ranks"]) == world.size and saved["machine"]["device"] == world.kind
+
+
+def sums_of(saved: dict[str, Any], world: World) -> Tensor:
+    """This process's part of what a begun epoch had summed up: float64 (3,) on its device.
+
+    Other processes than the checkpoint's have it all in the first.
+    """
+    found = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=world.device)
+    if same_processes(saved, world):
+        return found[world.rank]
+    return found.sum(dim=0) if world.is_first else torch.zeros_like(found[0])
 
 
 def difference(saved: dict[str, Any], world: World) -> str:
@@ -155,7 +166,7 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] 
             f"{path}: made with another recipe; leave --recipe and --set out to continue with the run's own"
         )
     if saved.get("dataset") != dataset.fingerprint:
-        raise UsageError(f"{path}: trained on other data than {dataset.root}; give the same dataset")
+        raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
     return saved
 
 

@@ -41,7 +41,11 @@ OPTIONS = {
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
-    "train": (train, "data --recipe --set --out --gpus --cpus --resume"),
+    "train": (
+        train,
+        "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
+        "--cache --cache-limit --verify-shards --bench",
+    ),
     "eval": (evaluate, "checkpoints data --views --split --batch-size --gpus --cpus --json --kernels"),
 }
 
