@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.classifier import Classifier
     from trainer.distributed import World
-    from trainer.evaluation import Evaluation, evaluate, evaluate_checkpoints
+    from trainer.evaluation import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
     from trainer.figures import kernels
     from trainer.foreign import Foreign, Preprocessing
     from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.run import EpochRow, Progress
+    from trainer.summary import markdown, write_confusion, write_json
 
 _HOME = {
     "ARCHITECTURES": "models",
+    "ClassMetrics": "evaluation",
     "Classifier": "classifier",
     "EpochRow": "run",
     "Evaluation": "evaluation",
@@ -35,21 +37,25 @@ _HOME = {
     "Recipe": "recipe",
     "Reporter": "loop",
     "World": "distributed",
+    "write_json": "summary",
     "build_model": "models",
     "evaluate": "evaluation",
     "evaluate_checkpoints": "evaluation",
     "kernels": "figures",
     "load_recipe": "recipe",
+    "markdown": "summary",
     "read_labels": "labels",
     "read_predictions": "predictions",
     "read_real_labels": "labels",
     "score_labels": "labels",
     "train": "loop",
+    "write_confusion": "summary",
     "write_predictions": "predictions",
 }
 
 __all__ = [
     "ARCHITECTURES",
+    "ClassMetrics",
     "Classifier",
     "EpochRow",
     "Evaluation",
@@ -70,11 +76,14 @@ __all__ = [
     "evaluate_checkpoints",
     "kernels",
     "load_recipe",
+    "markdown",
     "read_labels",
     "read_predictions",
     "read_real_labels",
     "score_labels",
     "train",
+    "write_confusion",
+    "write_json",
     "write_predictions",
 ]
 

@@ -80,11 +80,11 @@ def _refuse_other_data(net: Classifier, file: Path, dataset: Dataset) -> None:
             if names
         )
         raise UsageError(
-            f"{file}: trained on {len(spec.classes)} classes, {dataset.root} has {len(dataset.classes)} "
+            f"{file}: trained on {len(spec.classes)} classes, {dataset.url} has {len(dataset.classes)} "
             f"({detail or 'in another order'}); evaluate on data with the same classes"
         )
     if spec.size != dataset.image.size:
         raise UsageError(
-            f"{file}: trained on pictures with a shorter side of {spec.size} px, {dataset.root} has "
+            f"{file}: trained on pictures with a shorter side of {spec.size} px, {dataset.url} has "
             f"{dataset.image.size} px; prepare the data with --size {spec.size}"
         )

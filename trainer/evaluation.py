@@ -4,7 +4,6 @@ Shapes: B batch, V views (10 for ten crops), K classes, S crop.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from pipeline.augment import EvalView, ViewName
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.loader import Loader
-from pipeline.shards import keys_in
 from pipeline.source import ClassInfo
 from trainer import checkpoint
+from trainer.answers import Answers, refuse_other_keys
 from trainer.classifier import Classifier
-from trainer.distributed import World, gather_objects
+from trainer.distributed import World
 from trainer.ensemble import load_nets, normalised
+from trainer.feed import Feeding
 from trainer.foreign import Foreign
-from trainer.metrics import Metrics, Tally, likeliest
-from trainer.predictions import KEPT, Predictions
+from trainer.metrics import Metrics, Tally
+from trainer.predictions import Predictions
 
 Progress = Callable[[int, int], None]
 
@@ -85,12 +85,13 @@ class Evaluation:
 def evaluate_checkpoints(
     world: World,
     paths: Sequence[Path],
-    root: Path,
+    root: str | Path,
     split: str,
     views: ViewName,
     batch_size: int,
     weights: Sequence[float] | None = None,
     foreign: Foreign | None = None,
+    feeding: Feeding | None = None,
     predict: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -101,12 +102,13 @@ def evaluate_checkpoints(
     Args:
         world: this process among all; each measures its share.
         paths: run directories or checkpoint files; several are an ensemble.
-        root: the dataset.
+        root: the dataset's folder or address.
         split: usually "val".
         views: a name of `EvalView`.
         batch_size: pictures per step of a process.
         weights: of each checkpoint's probabilities, of any scale; equal where left out.
         foreign: what checkpoints that do not describe themselves leave unsaid.
+        feeding: how the data comes.
         predict: keep every picture's likeliest classes.
         progress: is told after each batch of the pictures done and of all, by this process's share.
 
@@ -122,11 +124,13 @@ def evaluate_checkpoints(
     nets = [net.to(world.device) for net in nets]
     view = EvalView(views, nets[0].spec.crop)
     answers = Answers()
-    with Loader(dataset, split, view, batch_size, placement=world.placement, keys=True) as loader:
+    how = feeding or Feeding()
+    place = how.placement(world)
+    with Loader(dataset, split, view, batch_size, placement=place, keys=True, access=how.access) as loader:
         tally = measure(nets, loader, world, weights=shares, answers=answers, progress=progress)
     predictions = answers.gather(world)
     if predictions is not None:
-        _refuse_other_keys(predictions.keys, dataset, split)
+        refuse_other_keys(predictions.keys, dataset, split)
     return Evaluation(
         tuple(map(str, files)),
         tuple(shares),
@@ -160,7 +164,7 @@ def measure(
     world: World,
     precision: torch.dtype = torch.float32,
     weights: Sequence[float] | None = None,
-    answers: "Answers | None" = None,
+    answers: Answers | None = None,
     progress: Progress | None = None,
 ) -> Tally:
     """As `evaluate`, but return the sums over all processes that every metric follows from.
@@ -183,7 +187,6 @@ def measure(
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
-            _refuse_unknown_labels(batch.labels, len(loader.dataset.classes), loader)
             labels = batch.labels.to(world.device)
             probabilities = sum(
                 share * _probabilities(net, images, loader.batch_size, precision)
@@ -209,72 +212,6 @@ def measure(
             "again with a lower rate"
         )
     return tally
-
-
-class Answers:
-    """A process's pictures and their likeliest classes, batch by batch."""
-
-    def __init__(self) -> None:
-        self._keys: list[str] = []
-        self._labels: list[Tensor] = []
-        self._classes: list[Tensor] = []
-        self._probabilities: list[Tensor] = []
-
-    def add(self, keys: Sequence[str], labels: Tensor, probabilities: Tensor) -> None:
-        """Note a batch of (B,) labels and (B, K) probabilities, where they are: nothing waits here."""
-        self._keys += keys
-        self._labels.append(labels)
-        values, classes = likeliest(probabilities, KEPT)
-        self._classes.append(classes)
-        self._probabilities.append(values.float())
-
-    def gather(self, world: World) -> Predictions | None:
-        """All processes' pictures in the order of their keys, on the first; elsewhere None."""
-        columns = (self._labels, self._classes, self._probabilities)
-        arrays = [torch.cat(parts).cpu().numpy() for parts in columns if parts]
-        everyone = [part for part in gather_objects((self._keys, arrays), world) if part[0]]
-        if not everyone:
-            return None
-        keys = [key for part, _ in everyone for key in part]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        labels, classes, probabilities = (
-            np.concatenate(column)[order] for column in zip(*(part for _, part in everyone), strict=True)
-        )
-        return Predictions(tuple(keys[i] for i in order), labels, classes, probabilities)
-
-
-def split_keys(dataset: Dataset, split: str) -> list[str]:
-    """The keys of a split's samples, as its indexes name them.
-
-    Raises:
-        UsageError: no such split, or a damaged index.
-    """
-    return [key for index in dataset.indexes(split) for key in keys_in(index)]
-
-
-def _refuse_unknown_labels(labels: Tensor, classes: int, loader: Loader) -> None:
-    largest = int(labels.max())
-    if largest >= classes:
-        raise RunError(
-            f"{loader.dataset.root}: {loader.split} holds the label {largest}, but the manifest names "
-            f"{classes} classes; `alexnet-prep verify {loader.dataset.root}` names the shards"
-        )
-
-
-def _refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None:
-    """Every sample exactly once: the keys seen, in order, are the split's, and each is one picture's.
-
-    Tars of other tools may use a key in more than one tar.
-    """
-    expected = sorted(split_keys(dataset, split))
-    twice = 0 if dataset.manifest.adopted else len(seen) - len({*seen})
-    if list(seen) != expected or twice:
-        missed = Counter(expected) - Counter(seen)
-        raise RunError(
-            f"evaluation of {split} missed {missed.total():,} of {len(expected):,} samples and saw {twice:,} "
-            "keys again; the shards do not hold what the manifest says: `alexnet-prep verify "
-            f"{dataset.root}` names what differs"
-        )
 
 
 def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics, ...]:

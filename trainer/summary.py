@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -72,8 +73,8 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
                 f"{result.name} ({result.source})",
                 result.views,
                 f"{metrics.samples:,}",
-                f"{100 * result.top1_error:.4g} %",
-                f"{100 * result.top5_error:.4g} %",
+                f"{100 * result.top1_error:.5g} %",
+                f"{100 * result.top5_error:.5g} %",
             )
             for result in RESULTS
         ]
@@ -81,6 +82,15 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
     lines = [head, ("---", "---", "---:", "---:", "---:"), *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
+    """Write `as_json`, atomically.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write_bytes(path, json.dumps(as_json(evaluation, scores), indent=1).encode() + b"\n")
 
 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:

@@ -46,7 +46,12 @@ OPTIONS = {
         "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
         "--cache --cache-limit --verify-shards --bench",
     ),
-    "eval": (evaluate, "checkpoints data --views --split --batch-size --gpus --cpus --json --kernels"),
+    "eval": (
+        evaluate,
+        "checkpoints data --views --weights --split --real-labels --labels --arch --preprocessing "
+        "--per-class --table --json --predictions --confusion --submission --devkit --kernels "
+        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit",
+    ),
 }
 
 

@@ -106,7 +106,11 @@ def test_the_index_reads_back(tar):
 
 
 def test_the_index_tells_the_keys(tar):
-    assert keys_in(index_path(tar)) == [key for key, _, _ in SAMPLES]
+    store, shard = open_store(tar.parent), describe(tar.parent, tar, len(SAMPLES))
+    assert keys_in(store, shard) == [key for key, _, _ in SAMPLES]
+    index_path(tar).write_text("v1.2 2\n")
+    with pytest.raises(UsageError, match="not a complete v1"):
+        keys_in(store, shard)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open

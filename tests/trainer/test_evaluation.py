@@ -17,9 +17,10 @@ from trainer_entries import Answers, evaluate_everywhere
 from pipeline import Dataset, EvalView, Loader, UsageError
 from pipeline.errors import RunError
 from trainer import checkpoint
+from trainer.answers import split_keys
 from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import Processes, World, launch
-from trainer.evaluation import evaluate, evaluate_checkpoints, split_keys
+from trainer.evaluation import evaluate, evaluate_checkpoints
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_
 
 def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_dataset, monkeypatch):
     keys = split_keys(tiny_dataset, "val")
-    monkeypatch.setattr("trainer.evaluation.split_keys", lambda *_: ["other", *keys[1:]])
+    monkeypatch.setattr("trainer.answers.split_keys", lambda *_: ["other", *keys[1:]])
     with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
         evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
 

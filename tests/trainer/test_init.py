@@ -22,6 +22,7 @@ def test_every_public_name_resolves_to_its_home(name):
 def test_the_public_names_are_these():
     assert set(trainer.__all__) == {
         "ARCHITECTURES",
+        "ClassMetrics",
         "Classifier",
         "EpochRow",
         "Evaluation",
@@ -42,11 +43,14 @@ def test_the_public_names_are_these():
         "evaluate_checkpoints",
         "kernels",
         "load_recipe",
+        "markdown",
         "read_labels",
         "read_predictions",
         "read_real_labels",
         "score_labels",
         "train",
+        "write_confusion",
+        "write_json",
         "write_predictions",
     }
 
