@@ -39,9 +39,7 @@ def _out(name: str) -> Callable[[_Command], _Command]:
 
 
 def _data(command: _Command) -> _Command:
-    return click.option("--data", type=_PATH, help="The dataset.  [default: the one that run.json names]")(
-        command
-    )
+    return click.option("--data", help="The dataset.  [default: the one that run.json names]")(command)
 
 
 def _split(command: _Command) -> _Command:
@@ -88,7 +86,7 @@ def kernels(run: Path, out: Path) -> None:
 @_data
 @one_line_errors
 def predictions(
-    run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: Path | None
+    run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None
 ) -> None:
     """Draw pictures with their top-5 (figure 4).
 
@@ -98,17 +96,17 @@ def predictions(
     _check(out)
     from pipeline import RunError
     from trainer import draw_predictions, some_predictions
-    from trainer.trained import class_names, refuse_other_classes
+    from trainer.trained import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
     refuse_other_classes(trained, dataset)
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
-            f"{dataset.root}: the net takes no picture of {split} for another class; leave --only-errors out"
+            f"{dataset.url}: the net takes no picture of {split} for another class; leave --only-errors out"
         )
     names = class_names(trained, dataset)
-    _save(draw_predictions(found, names, f"{trained.name} on {_name(dataset)}, {split}"), out)
+    _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
     for one in found:
         likeliest = names[one.classes[0]]
         click.echo(f"{one.picture.name} ({names[one.picture.label]}): {likeliest} {one.probabilities[0]:.1%}")
@@ -142,7 +140,7 @@ def neighbours(
     seed: int,
     split: str,
     batch_size: int,
-    data: Path | None,
+    data: str | None,
 ) -> None:
     """Draw the nearest training pictures (figure 4).
 
@@ -153,7 +151,7 @@ def neighbours(
     require_dali()
     from trainer import draw_neighbours, find_neighbours
     from trainer.examples import named_pictures, some_pictures
-    from trainer.trained import class_names, refuse_other_classes
+    from trainer.trained import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
     refuse_other_classes(trained, dataset)
@@ -164,7 +162,7 @@ def neighbours(
         wanted = some_pictures(dataset, split, trained.spec, queries, seed)
     with progress_bar("searching", "pictures") as show:
         found = find_neighbours(trained.classifier, wanted, dataset, among, count, batch_size, show)
-    title = f"{trained.name} on {_name(dataset)}, among {dataset.samples(among):,} of {among}"
+    title = f"{trained.name} on {dataset_name(dataset)}, among {dataset.samples(among):,} of {among}"
     _save(draw_neighbours(found, class_names(trained, dataset), title), out)
     for one in found:
         near = (f"{p.name} {d:.4g}" for p, d in zip(one.found, one.distances, strict=True))
@@ -194,7 +192,7 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
 @_batch_size
 @_data
 @one_line_errors
-def confusion(run: Path, out: Path, split: str, batch_size: int, data: Path | None) -> None:
+def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | None) -> None:
     """Draw which classes are taken for which.
 
     The most confused pairs are printed too. Up to 40 classes stand by name; of more, blocks of neighbouring
@@ -202,17 +200,19 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: Path | No
     """
     _check(out)
     require_dali()
-    from trainer import draw_confusion
-    from trainer.confusion import confusion_of, most_confused
-    from trainer.trained import class_names, refuse_other_classes
+    from trainer import draw_confusion, evaluate_checkpoints
+    from trainer.activations import this_machine
+    from trainer.confusion import most_confused
+    from trainer.trained import class_names, dataset_name
 
     trained, dataset = _open(run, data)
-    refuse_other_classes(trained, dataset)
-    with progress_bar("classifying", "pictures") as show:
-        matrix = confusion_of(trained.classifier, dataset, split, batch_size, show)
+    with progress_bar("evaluating", "pictures") as show:
+        found = evaluate_checkpoints(
+            this_machine(), [trained.checkpoint], dataset.url, split, "centre", batch_size, progress=show
+        )
     names = class_names(trained, dataset)
-    _save(draw_confusion(matrix, names, f"{trained.name} on {_name(dataset)}, {split}"), out)
-    for pair in most_confused(matrix, 5):
+    _save(draw_confusion(found.confusion, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
+    for pair in most_confused(found.confusion, 5):
         click.echo(f"{names[pair.label]} taken for {names[pair.predicted]}: {pair.count} of {pair.of}")
 
 
@@ -228,7 +228,7 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: Path | No
 @_data
 @one_line_errors
 def maps(
-    run: Path, picture: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: Path | None
+    run: Path, picture: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
 ) -> None:
     """Draw what layers make of a picture.
 
@@ -251,7 +251,7 @@ def maps(
 @_split
 @_data
 @one_line_errors
-def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str, data: Path | None) -> None:
+def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
     """Draw which pixels move a class's logit.
 
     The gradient's magnitude for one picture, a key of --split or a file: beside the picture, and over it.
@@ -282,7 +282,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
 @_seed
 @_data
 @one_line_errors
-def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: Path | None) -> None:
+def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
     """Write one HTML page about a run.
 
     It holds summary, curves, throughput, kernels, predictions, neighbours, confusion, data statistics and
@@ -316,7 +316,7 @@ def _save(figure: "Figure", out: Path) -> None:
     click.echo(str(out))
 
 
-def _open(run: Path, data: Path | None) -> "tuple[Trained, Dataset]":
+def _open(run: Path, data: str | None) -> "tuple[Trained, Dataset]":
     from trainer import open_trained
     from trainer.trained import dataset_of
 
@@ -325,7 +325,7 @@ def _open(run: Path, data: Path | None) -> "tuple[Trained, Dataset]":
 
 
 def _open_picture(
-    run: Path, picture: str, split: str, data: Path | None
+    run: Path, picture: str, split: str, data: str | None
 ) -> "tuple[Trained, Dataset | None, Picture]":
     """A net, its dataset if it is known, and a picture by file or key."""
     from trainer import open_trained
@@ -336,7 +336,3 @@ def _open_picture(
     needed = data is not None or not Path(picture).is_file()
     dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
     return trained, dataset, named_pictures([picture], trained.spec, dataset, split)[0]
-
-
-def _name(dataset: "Dataset") -> str:
-    return dataset.root.resolve().name

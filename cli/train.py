@@ -1,21 +1,24 @@
 """`alexnet-train`: from shards to a trained net."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.console import new_bar, one_line_errors, require_dali
+from cli.console import new_bar, one_line_errors, progress_bar, require_dali
+from cli.options import feeding_of, feeding_options
 
 if TYPE_CHECKING:
+    from pipeline import Dataset
     from trainer import EpochRow, Job, Progress, World
+    from trainer.distributed import Processes
 
 _DEFAULT_RECIPE = "paper"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-train")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.option(
     "--recipe",
     help=f"A name (paper, source, modern, small, demo) or a .toml file.  [default: {_DEFAULT_RECIPE}]",
@@ -30,18 +33,35 @@ _DEFAULT_RECIPE = "paper"
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/RECIPE]")
 @click.option("--gpus", type=int, help="Train on this many GPUs.  [default: all visible ones]")
 @click.option("--cpus", type=int, help="Train in this many CPU processes.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out after its last finished epoch.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after its last checkpoint.")
+@click.option(
+    "--checkpoint-steps",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Write last.pt every N updates too, not at the end of an epoch alone.",
+)
+@feeding_options
+@click.option("--verify-shards", is_flag=True, help="Compare every shard's checksum before the start.")
+@click.option(
+    "--bench",
+    is_flag=True,
+    help="Train nothing: measure loader, model and gradient exchange alone and together.",
+)
 @one_line_errors
 def main(
-    data: Path,
+    data: str,
     recipe: str | None,
     overrides: tuple[str, ...],
     out: Path | None,
     gpus: int | None,
     cpus: int | None,
     resume: bool,
+    checkpoint_steps: int | None,
+    verify_shards: bool,
+    bench: bool,
+    **feeding: Any,
 ) -> None:
-    """Train a network on DATA, a folder made by `alexnet-prep shard`.
+    """Train a network on DATA, a folder or s3:// or gs:// address made by `alexnet-prep shard`.
 
     Without --gpus or --cpus it uses all visible GPUs, or one CPU process where there is none. The run's
     folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt.
@@ -49,7 +69,7 @@ def main(
     require_dali()
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
-    from trainer.distributed import choose_processes, launch, launched_outside
+    from trainer.distributed import choose_processes, first_on_host, launch, launched_outside
     from trainer.loop import Job, share_of_batch
     from trainer.run import RECIPE_FILE
 
@@ -59,13 +79,20 @@ def main(
         chosen = load_recipe(str(out / RECIPE_FILE), overrides)
     else:
         chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
-    job = Job(data, out or Path("runs") / chosen.name, chosen, resume)
+    how = feeding_of(**feeding)
+    job = Job(data, out or Path("runs") / chosen.name, chosen, resume, how, checkpoint_steps)
     processes = choose_processes(gpus, cpus)
-    Dataset.open(data)  # say what is wrong with it before any process starts
+    dataset = Dataset.open(data)  # say what is wrong with it before any process starts
+    if verify_shards and first_on_host():
+        _verify(dataset)
     if not launched_outside():
         share_of_batch(chosen, processes.count)
-        click.echo(f"training on {processes.reason}", err=True)
-    launch(processes, _train, job)
+        doing = "measuring" if bench else "training"
+        click.echo(f"{doing} on {processes.reason}", err=True)
+    if bench:
+        _bench(processes, job)
+    else:
+        launch(processes, _train, job)
 
 
 def _train(world: "World", job: "Job") -> "Progress":
@@ -74,6 +101,25 @@ def _train(world: "World", job: "Job") -> "Progress":
 
     with ConsoleReporter() as reporter:
         return train(world, job, reporter)
+
+
+def _verify(dataset: "Dataset") -> None:
+    """Compare all checksums, with a bar on a terminal."""
+    from pipeline import verify_checksums
+
+    with progress_bar("checking shards", "bytes") as show:
+        verify_checksums(dataset, progress=show)
+
+
+def _bench(processes: "Processes", job: "Job") -> None:
+    """Measure the parts and print the table."""
+    from cli.bench import print_measured
+    from trainer import bench
+    from trainer.distributed import launch
+
+    result = launch(processes, bench.measure, job, bench.SECONDS)
+    if result is not None:
+        print_measured(result)
 
 
 class ConsoleReporter:
@@ -93,7 +139,7 @@ class ConsoleReporter:
         """Print the run's facts and the head of the epochs' lines."""
         for name, text in facts.items():
             click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
-        head = "epoch          rate  train loss   top-1  val loss   top-1   top-5  images/s"
+        head = "epoch          rate  train loss   top-1  val loss   top-1   top-5  images/s  wait"
         click.secho(head, bold=True)
 
     def note(self, line: str) -> None:
@@ -120,5 +166,5 @@ class ConsoleReporter:
         click.echo(
             f"{row.epoch:>5}/{epochs:<4} {row.rate:>8.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
             f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} "
-            f"{row.images_per_second:>9,.0f}{'  best' if best else ''}"
+            f"{row.images_per_second:>9,.0f} {row.data_wait:>5.0%}{'  best' if best else ''}"
         )

@@ -4,15 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.access import Access
     from pipeline.adoption import adopt
     from pipeline.augment import ColourNoise, EvalView, TrainView, colour_noise
+    from pipeline.checksums import verify_checksums
     from pipeline.dataset import Dataset
     from pipeline.demo import draw_demo
     from pipeline.engines import Engine, LocalEngine
     from pipeline.errors import RunError, ToolkitError, UsageError
-    from pipeline.loader import Batch, Loader, Placement
+    from pipeline.loader import Batch, Loader
     from pipeline.manifest import Manifest, read_manifest
     from pipeline.merging import read_report
+    from pipeline.placement import Placement, choose_device
     from pipeline.plan import Options
     from pipeline.preparation import finish, prepare, prepare_slice
     from pipeline.preview import draw_preview
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.verification import verify
 
 _HOME = {
+    "Access": "access",
     "Batch": "loader",
     "ColourNoise": "augment",
     "Dataset": "dataset",
@@ -34,7 +38,7 @@ _HOME = {
     "LocalEngine": "engines",
     "Manifest": "manifest",
     "Options": "plan",
-    "Placement": "loader",
+    "Placement": "placement",
     "RayEngine": "ray_engine",
     "RunError": "errors",
     "Source": "source",
@@ -43,6 +47,7 @@ _HOME = {
     "TrainView": "augment",
     "UsageError": "errors",
     "adopt": "adoption",
+    "choose_device": "placement",
     "colour_noise": "augment",
     "decoded_statistics": "recount",
     "draw_demo": "demo",
@@ -55,9 +60,11 @@ _HOME = {
     "read_report": "merging",
     "read_source": "sources",
     "verify": "verification",
+    "verify_checksums": "checksums",
 }
 
 __all__ = [
+    "Access",
     "Batch",
     "ColourNoise",
     "Dataset",
@@ -76,6 +83,7 @@ __all__ = [
     "TrainView",
     "UsageError",
     "adopt",
+    "choose_device",
     "colour_noise",
     "decoded_statistics",
     "draw_demo",
@@ -88,6 +96,7 @@ __all__ = [
     "read_report",
     "read_source",
     "verify",
+    "verify_checksums",
 ]
 
 

@@ -10,7 +10,8 @@ from pipeline.errors import UsageError
 from pipeline.statistics import Statistics
 
 NoiseKind = Literal["none", "paper", "source"]
-ViewName = Literal["centre", "ten-crop"]
+Augmentation = Literal["paper", "random-resized-crop"]
+ViewName = Literal["centre", "ten-crop", "full-resize"]
 
 # Krizhevsky et al. 2012, section 4.1: α ~ N(0, 0.1). The released code has the same factor.
 _NOISE_DEVIATION = 0.1
@@ -51,33 +52,39 @@ def colour_noise(kind: NoiseKind, statistics: Statistics) -> ColourNoise | None:
 
 @dataclass(frozen=True)
 class TrainView:
-    """Random crop with its corner uniform over every position, mirrored with probability ½.
+    """A random part of the picture, mirrored with probability ½.
 
     Attributes:
-        crop: side of the crop in pixels.
+        crop: side of what the net sees, pixels.
         mean: (R, G, B) subtracted from each pixel, 0..255; zeros where a mean image is subtracted
             later.
         std: (R, G, B) each channel is divided by.
         noise: colour noise, or None.
+        augmentation: "paper" cuts a square of `crop` pixels, its corner uniform over every position;
+            "random-resized-crop" cuts 8 to 100 % of the picture's area with sides in a ratio of 3:4 to
+            4:3 and scales that to the square (Szegedy et al. 2014, section 6; the bounds and the ten
+            tries are those of torchvision's `RandomResizedCrop`).
     """
 
     crop: int = 224
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     noise: ColourNoise | None = None
+    augmentation: Augmentation = "paper"
 
 
 @dataclass(frozen=True)
 class EvalView:
-    """What a net is shown of each picture when it is measured: crops of the pixels as stored, 0..255.
+    """What a net is shown of each picture when it is measured: the pixels as stored, 0..255.
 
     Nothing is subtracted, so that nets with different preprocessing can share one pass; each applies
     its own.
 
     Attributes:
-        name: "centre" (one crop), or "ten-crop" (four corners and centre of the centre square, then
-            their mirror images in the same order).
-        crop: side of the crops in pixels.
+        name: "centre" (one crop), "ten-crop" (four corners and centre of the centre square, then
+            their mirror images in the same order), or "full-resize" (the whole picture, squeezed into
+            a square).
+        crop: side of what the net sees, pixels.
     """
 
     name: ViewName = "centre"
@@ -88,6 +95,12 @@ class EvalView:
 CENTRE = 0.49999
 # (x, y) of the crop's corner as shares of the free space: four corners, then the centre.
 FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (CENTRE, CENTRE))
+
+
+# Torchvision's defaults.
+RESIZED_AREA = (0.08, 1.0)
+RESIZED_RATIO = (3 / 4, 4 / 3)
+RESIZED_TRIES = 10
 
 
 def check_crop(crop: int, size: int) -> None:
@@ -101,3 +114,16 @@ def check_crop(crop: int, size: int) -> None:
             f"crop of {crop} px from pictures whose shorter side is {size} px; choose at most {size} "
             f"(--set crop={round(size * 224 / 256)}), or prepare the dataset with a larger --size"
         )
+
+
+def check_view(view: TrainView | EvalView, size: int) -> None:
+    """Refuse a view whose crop the stored pictures cannot hold; one that scales can have any size.
+
+    Raises:
+        UsageError: the crop exceeds `size`.
+    """
+    scales = (view.augmentation if isinstance(view, TrainView) else view.name) in (
+        "random-resized-crop",
+        "full-resize",
+    )
+    check_crop(min(view.crop, size) if scales else view.crop, size)

@@ -158,9 +158,13 @@ class BucketStore(Store):
     def fetched(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
             path = Path(folder) / name.rpartition("/")[2]
-            with self.errors("download", name):
-                self._fs.get_file(self._at(name), str(path))
+            self.copy_to(name, path)
             yield path
+
+    @override
+    def copy_to(self, name: str, path: Path) -> None:
+        with self.errors("download", name):
+            self._fs.get_file(self._at(name), str(path))
 
     @override
     def remove(self, name: str) -> None:

@@ -1,6 +1,7 @@
 """A prepared dataset, opened for reading."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
-from pipeline.shards import Shard, check_size, index_path
+from pipeline.shards import Shard, check_sizes, index_path
 from pipeline.statistics import Statistics
-from pipeline.store import open_store
+from pipeline.store import Span, Store, open_store
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,44 @@ class Dataset:
     (1281167, 1000)
     """
 
-    root: Path
+    url: str
     manifest: Manifest
 
     @classmethod
     def open(cls, root: str | Path) -> "Dataset":
         """Read the manifest and compare every shard's size with it.
 
+        Args:
+            root: a folder here, or `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+
         Raises:
             UsageError: no dataset, an unfinished one, another format version, a missing or
-                truncated shard, or a dataset in a bucket.
+                truncated shard, or a bucket without credentials.
         """
-        folder = open_store(root).local
+        store = open_store(root)
+        manifest = read_manifest(store)
+        check_sizes(store, [shard for shards in manifest.splits.values() for shard in shards])
+        return cls(store.url, manifest)
+
+    @cached_property
+    def store(self) -> Store:
+        """The folder or bucket that it lies in."""
+        return open_store(self.url)
+
+    @property
+    def root(self) -> Path:
+        """Its folder on this machine.
+
+        Raises:
+            UsageError: it lies in a bucket.
+        """
+        folder = self.store.local
         if folder is None:
             raise UsageError(
-                f"{root}: a dataset in a bucket is too slow to read picture by picture; copy it here first "
-                "(such as with `aws s3 sync` or `gcloud storage rsync`), and name the copy"
+                f"{self.url}: this needs the dataset on this machine; copy it here first (such as with "
+                "`aws s3 sync` or `gcloud storage rsync`), and name the copy"
             )
-        manifest = read_manifest(folder)
-        for shards in manifest.splits.values():
-            for shard in shards:
-                check_size(folder, shard)
-        return cls(folder, manifest)
+        return folder
 
     @property
     def classes(self) -> list[str]:
@@ -74,17 +91,17 @@ class Dataset:
         """
         if split not in self.manifest.splits:
             raise UsageError(
-                f"{self.root}: has no split {split!r}, only {', '.join(self.manifest.splits)}; "
+                f"{self.url}: has no split {split!r}, only {', '.join(self.manifest.splits)}; "
                 "prepare it with a validation folder or `--val-fraction 0.1`"
             )
         return self.manifest.splits[split]
 
     def tars(self, split: str) -> list[Path]:
-        """Paths of a split's tars in order."""
+        """Paths of a split's tars on this machine, in order."""
         return [self.root / shard.name for shard in self.shards(split)]
 
     def indexes(self, split: str) -> list[Path]:
-        """Paths of a split's DALI indexes in order."""
+        """Paths of a split's DALI indexes on this machine, in order."""
         return [index_path(tar) for tar in self.tars(split)]
 
     def mean_image(self) -> NDArray[np.float32]:
@@ -95,16 +112,15 @@ class Dataset:
         """
         if self.image.mode != "square":
             raise UsageError(
-                f"{self.root}: {self._why_not_square()}, so it has no mean image; use the "
+                f"{self.url}: {self._why_not_square()}, so it has no mean image; use the "
                 "per-channel mean (`--set mean=channel`)"
             )
-        path = self.root / MEAN_IMAGE
         try:
-            image = np.load(path, allow_pickle=False)
+            image = np.load(io.BytesIO(self.store.read(Span(MEAN_IMAGE))), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(
-                f"{path}: unreadable ({error}); `alexnet-prep verify {self.root}` checks the rest; "
-                "prepare the dataset again"
+                f"{self.store.place(MEAN_IMAGE)}: unreadable ({error}); `alexnet-prep verify {self.url}` "
+                "checks the rest; prepare the dataset again"
             ) from error
         return np.asarray(image, np.float32)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.codec import Decoded, DecodeError, decode
 from pipeline.manifest import ImageFormat
-from pipeline.shards import Shard
+from pipeline.shards import Shard, index_name
 from pipeline.store import Store
 
 MOST_FAULTS = 20
@@ -78,11 +78,6 @@ def limited(faults: Iterable[Fault], place: str) -> tuple[Fault, ...]:
     if len(listed) <= MOST_FAULTS:
         return listed
     return (*listed[:MOST_FAULTS], Fault(place, f"and {len(listed) - MOST_FAULTS:,} faults more"))
-
-
-def index_name(tar: str) -> str:
-    """Name of a tar's index, as `pipeline.shards.index_path` has it for paths."""
-    return tar.removesuffix(".tar") + ".idx"
 
 
 class Check:

@@ -1,19 +1,20 @@
-"""The DALI graph: one description for both devices.
+"""The DALI graph: one description for every placement.
 
     reader ─► decode ─► crop, mirror, − mean (with the noise folded in), ÷ std ─► images
        └────► label digits ─────────────────────────────────────────────────────► labels
 
-On the CPU the decoder reads only the crop's part of the JPEG. On a GPU the whole picture is decoded
-("mixed") and cropped after it, because decoding a region there may crash (nvImageCodec issue 55).
-Pictures kept at their original size are decoded whole on either; of them only what the crop shows is
-scaled.
+It runs in three placements. Where the CPU decodes ("cpu", "hybrid"), only the crop's part of the JPEG is
+read; "hybrid" then moves these bytes to the GPU. Where the GPU decodes ("gpu"), the whole picture is
+decoded and cropped after it, because decoding a region there may crash (nvImageCodec issue 55): every
+decoder is made by `_whole` or `_region`, and `_region` knows the CPU only. Pictures kept at their original
+size are decoded whole everywhere; of them only what the crop shows is scaled.
 
 Shapes: H, W stored size; S crop; V views (10 for ten crops, else none); C = 3.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -21,10 +22,18 @@ import nvidia.dali.math as dali_math
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 
-from pipeline.augment import CENTRE, FIVE_CORNERS, EvalView, TrainView
+from pipeline.augment import (
+    CENTRE,
+    FIVE_CORNERS,
+    RESIZED_AREA,
+    RESIZED_RATIO,
+    RESIZED_TRIES,
+    EvalView,
+    TrainView,
+)
 from pipeline.manifest import ImageFormat
+from pipeline.placement import Placement
 
-Device = Literal["cpu", "gpu"]
 READER = "shards"
 
 
@@ -33,24 +42,24 @@ class ReaderSettings:
     """What the reader needs to know.
 
     Attributes:
-        tars, indexes: paths in order.
+        tars, indexes: paths in order, `s3://` and `gs://` among them.
         label_width: digits of a .cls member, or of the largest label where `adopted`.
         adopted: labels are the digits at the end of the indexed bytes, whatever stands before them.
-        shard_id, num_shards: this process's global rank and the number of processes.
-        shuffle: permute tars after every epoch, and samples within a buffer.
-        order_seed: of the permutation of tars; the same on every rank.
-        buffer: samples in the shuffle buffer.
+        seed: of the shuffle buffer.
+        buffer: samples in the shuffle buffer, 0 for the order of the indexes.
+        mmap: map tars into memory instead of reading them.
     """
 
     tars: Sequence[str]
     indexes: Sequence[str]
     label_width: int
     adopted: bool = False
-    shard_id: int = 0
-    num_shards: int = 1
-    shuffle: bool = False
-    order_seed: int = 0
-    buffer: int = 2048
+    seed: int = 0
+    buffer: int = 0
+    mmap: bool = True
+
+
+_LINEAR: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
 
 
 @dataclass(frozen=True)
@@ -67,15 +76,15 @@ def build(
     reader: ReaderSettings,
     view: TrainView | EvalView,
     stored: ImageFormat,
-    device: Device,
+    place: Placement,
     output: OutputSettings,
 ) -> tuple[Any, ...]:
     """Describe the graph; outputs are images, labels int32 (1,) and, on request, keys uint8 (L,)."""
     jpeg, digits = _read(reader)
     outputs = [
-        _train(jpeg, view, stored, device, output)
+        _train(jpeg, view, stored, place, output)
         if isinstance(view, TrainView)
-        else _evaluate(jpeg, view, stored, device, output),
+        else _evaluate(jpeg, view, stored, place, output),
         (_last_digits if reader.adopted else _label)(digits, reader.label_width),
     ]
     if output.keys:
@@ -83,25 +92,27 @@ def build(
     return tuple(outputs)
 
 
+def raw(reader: ReaderSettings) -> tuple[Any, ...]:
+    """Describe a graph that reads the same samples and decodes nothing.
+
+    Outputs are the picture's and the label's bytes and `PATH:OFFSET:NAME` of the picture, uint8 (L,) each.
+    """
+    jpeg, digits = _read(reader)
+    return jpeg, digits, fn.get_property(jpeg, key="source_info")
+
+
 def _read(settings: ReaderSettings) -> Any:
-    shuffling: dict[str, Any] = {
-        "random_shuffle": True,
-        "initial_fill": settings.buffer,
-        "shuffle_after_epoch": True,
-        "shuffle_after_epoch_seed": settings.order_seed,
-    }
+    shuffling: dict[str, Any] = {"random_shuffle": True, "initial_fill": settings.buffer}
     return fn.readers.webdataset(
         name=READER,
         paths=list(settings.tars),
         index_paths=list(settings.indexes),
         ext=["jpg", "cls"],
         missing_component_behavior="error",
-        shard_id=settings.shard_id,
-        num_shards=settings.num_shards,
-        # Every rank runs equally many batches; the loader cuts the repeated samples off again.
         pad_last_batch=True,
-        # Evaluation keeps each rank's share: sums over ranks then add in one order, run after run.
-        **(shuffling if settings.shuffle else {"stick_to_shard": True}),
+        dont_use_mmap=not settings.mmap,
+        seed=settings.seed,
+        **(shuffling if settings.buffer else {}),
     )
 
 
@@ -124,8 +135,31 @@ def _last_digits(data: Any, width: int) -> Any:
     return fn.reductions.sum(digits * powers * in_run, keep_dims=True)
 
 
-def _train(jpeg: Any, view: TrainView, stored: ImageFormat, device: Device, output: OutputSettings) -> Any:
-    picture, left_to_crop = _random_crop(jpeg, view.crop, stored, device)
+def _whole(jpeg: Any, place: Placement) -> Any:
+    """The whole picture, decoded on the GPU or on the CPU, and where augmentation goes on."""
+    if place.device == "gpu":
+        load = place.hw_decoder_load
+        return fn.decoders.image(jpeg, device="mixed", hw_decoder_load=load, adjust_orientation=False)
+    return _moved(fn.decoders.image(jpeg, adjust_orientation=False), place)
+
+
+def _region(jpeg: Any, place: Placement, side: int, x: Any, y: Any) -> Any:
+    """A square of `side` at shares (x, y) of the free space; the CPU decodes no more than that."""
+    square = {"crop": (side, side), "crop_pos_x": x, "crop_pos_y": y}
+    if place.device == "gpu":
+        return fn.crop(_whole(jpeg, place), **square)
+    return _moved(fn.decoders.image_crop(jpeg, adjust_orientation=False, **square), place)
+
+
+def _moved(picture: Any, place: Placement) -> Any:
+    return picture.gpu() if place.device == "hybrid" else picture
+
+
+def _train(jpeg: Any, view: TrainView, stored: ImageFormat, place: Placement, output: OutputSettings) -> Any:
+    if view.augmentation == "random-resized-crop":
+        picture = _random_resized(jpeg, view.crop, place)
+    else:
+        picture = _random_crop(jpeg, view.crop, stored, place)
     mirror = fn.random.coin_flip()
     shift: Any = types.Constant(list(view.mean), dtype=types.FLOAT)
     divisor = 1.0
@@ -134,22 +168,27 @@ def _train(jpeg: Any, view: TrainView, stored: ImageFormat, device: Device, outp
         mixing = types.Constant(view.noise.mixing)
         shift, divisor = shift - fn.reductions.sum(mixing * z, axes=1), view.noise.divisor
     std = [s * divisor for s in view.std]
-    return fn.crop_mirror_normalize(
-        picture, mirror=mirror, mean=shift, std=std, **left_to_crop, **_layout(output)
-    )
+    return fn.crop_mirror_normalize(picture, mirror=mirror, mean=shift, std=std, **_layout(output))
 
 
-def _random_crop(jpeg: Any, crop: int, stored: ImageFormat, device: Device) -> tuple[Any, dict[str, Any]]:
-    """Decoded pixels, and what of the random crop is left to do to them."""
+def _random_crop(jpeg: Any, crop: int, stored: ImageFormat, place: Placement) -> Any:
     if stored.mode == "original":
         shape = _scaled_shape(jpeg, stored.size)
         corner = [_random_corner(side - float(crop)) for side in shape]
-        return _scaled_crop(jpeg, shape, corner, crop, device), {}
-    x, y = _random_shares(jpeg, crop, stored)
-    place: dict[str, Any] = {"crop": (crop, crop), "crop_pos_x": x, "crop_pos_y": y}
-    if device == "cpu":
-        return fn.decoders.image_crop(jpeg, adjust_orientation=False, **place), {}
-    return fn.decoders.image(jpeg, device="mixed", adjust_orientation=False), place
+        return _scaled_crop(jpeg, shape, corner, crop, place)
+    return _region(jpeg, place, crop, *_random_shares(jpeg, crop, stored))
+
+
+def _random_resized(jpeg: Any, crop: int, place: Placement) -> Any:
+    chosen: dict[str, Any] = {
+        "random_area": RESIZED_AREA,
+        "random_aspect_ratio": RESIZED_RATIO,
+        "num_attempts": RESIZED_TRIES,
+    }
+    if place.device == "gpu":
+        return fn.random_resized_crop(_whole(jpeg, place), size=(crop, crop), **_LINEAR, **chosen)
+    part = fn.decoders.image_random_crop(jpeg, adjust_orientation=False, **chosen)
+    return fn.resize(_moved(part, place), size=(crop, crop), **_LINEAR)
 
 
 def _random_shares(jpeg: Any, crop: int, stored: ImageFormat) -> tuple[Any, Any]:
@@ -189,28 +228,33 @@ def _scaled_shape(jpeg: Any, size: int) -> tuple[Any, Any]:
     return dali_math.floor(height * scale + 0.5), dali_math.floor(width * scale + 0.5)
 
 
-def _scaled_crop(jpeg: Any, shape: tuple[Any, Any], corner: Sequence[Any], crop: int, device: Device) -> Any:
+def _scaled_crop(
+    jpeg: Any, shape: tuple[Any, Any], corner: Sequence[Any], crop: int, place: Placement
+) -> Any:
     """Scale a picture to `shape` and cut (crop, crop) out of it at `corner` (y, x), in one go.
 
     Antialiased linear interpolation: on ImageNet photographs as close to the area averaging of
     preparation as cubic (mean difference 0.73 and 0.72 grey levels), with half the taps.
     """
-    whole = fn.decoders.image(jpeg, device="mixed" if device == "gpu" else "cpu", adjust_orientation=False)
     full, start = fn.cat(*shape), fn.cat(*corner)
     return fn.resize(
-        whole,
+        _whole(jpeg, place),
         size=[float(crop), float(crop)],
         roi_start=start / full,
         roi_end=(start + float(crop)) / full,
         roi_relative=True,
         subpixel_scale=False,
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
+        **_LINEAR,
     )
 
 
-def _evaluate(jpeg: Any, view: EvalView, stored: ImageFormat, device: Device, output: OutputSettings) -> Any:
-    centre = _centre(jpeg, view, stored, device)
+def _evaluate(
+    jpeg: Any, view: EvalView, stored: ImageFormat, place: Placement, output: OutputSettings
+) -> Any:
+    if view.name == "full-resize":
+        squeezed = fn.resize(_whole(jpeg, place), size=(view.crop, view.crop), **_LINEAR)
+        return fn.crop_mirror_normalize(squeezed, **_layout(output))
+    centre = _centre(jpeg, view, stored, place)
     corners = FIVE_CORNERS if view.name == "ten-crop" else FIVE_CORNERS[-1:]
     mirrors = (0, 1) if view.name == "ten-crop" else (0,)
     crops = [
@@ -228,20 +272,15 @@ def _evaluate(jpeg: Any, view: EvalView, stored: ImageFormat, device: Device, ou
     return fn.stack(*crops) if len(crops) > 1 else crops[0]
 
 
-def _centre(jpeg: Any, view: EvalView, stored: ImageFormat, device: Device) -> Any:
+def _centre(jpeg: Any, view: EvalView, stored: ImageFormat, place: Placement) -> Any:
     """The centre square that crops are cut from, or already the centre crop itself."""
-    size, square = stored.size, stored.mode == "square"
-    middle: dict[str, Any] = {"crop_pos_x": CENTRE, "crop_pos_y": CENTRE}
     if stored.mode == "original":
-        shape = _scaled_shape(jpeg, size)
-        corner = [dali_math.floor((side - float(size)) / 2.0) for side in shape]
-        return _scaled_crop(jpeg, shape, corner, size, device)
-    if device == "gpu":
-        whole = fn.decoders.image(jpeg, device="mixed", adjust_orientation=False)
-        return whole if square else fn.crop(whole, crop=(size, size), **middle)
+        shape = _scaled_shape(jpeg, stored.size)
+        corner = [dali_math.floor((side - float(stored.size)) / 2.0) for side in shape]
+        return _scaled_crop(jpeg, shape, corner, stored.size, place)
     # Of a whole picture the centre square comes first, so that rounding is that of stored squares.
-    side = view.crop if square and view.name == "centre" else size
-    return fn.decoders.image_crop(jpeg, crop=(side, side), adjust_orientation=False, **middle)
+    side = view.crop if stored.mode == "square" and view.name == "centre" else stored.size
+    return _region(jpeg, place, side, CENTRE, CENTRE)
 
 
 def _layout(output: OutputSettings) -> dict[str, Any]:

@@ -3,23 +3,32 @@
 Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 """
 
-import base64
+import hashlib
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
-import nvidia.dali.plugin.pytorch as dali_torch
 import torch
-from nvidia.dali.plugin.base_iterator import LastBatchPolicy
 from torch import Tensor
 
-from pipeline import graph
-from pipeline.augment import EvalView, TrainView, check_crop
-from pipeline.cores import usable_cores
+from pipeline import graph, order
+from pipeline.access import Access, Shelf
+from pipeline.augment import EvalView, TrainView, check_view
+from pipeline.blame import blame
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
+from pipeline.order import Piece
+from pipeline.placement import Placement
+from pipeline.position import Position
 from pipeline.seeds import derive_seed
+from pipeline.segment import Segment
+
+# A segment in use, the next one, and another loader's.
+_SEGMENTS_IN_CACHE = 3
 
 
 @dataclass(frozen=True)
@@ -37,42 +46,20 @@ class Batch:
     keys: list[str]
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Which process of how many this is, and where its batches shall be.
-
-    Attributes:
-        rank: global rank, 0..world - 1.
-        world: number of processes.
-        device: "cpu", or "gpu" for decoding and augmentation on CUDA device `local_rank`.
-        local_rank: index of the process on its host.
-        threads: DALI's CPU threads, or None for this host's cores shared among `local_world`.
-        local_world: processes on this host.
-    """
-
-    rank: int = 0
-    world: int = 1
-    device: graph.Device = "cpu"
-    local_rank: int = 0
-    threads: int | None = None
-    local_world: int = 1
-
-    @property
-    def thread_count(self) -> int:
-        """DALI's CPU threads in this process."""
-        return self.threads or max(1, usable_cores() // self.local_world)
-
-
 class Loader:
     """An iterator over epochs of batches; close it, or leave its `with` block, to free DALI's memory.
 
     A `TrainView` gives training epochs: shuffled, each sample at most once, every batch full, and all
-    ranks equally many batches; only the remainder below a global batch is left out. An `EvalView`
-    gives each sample exactly once over all ranks, in order, with a smaller last batch.
+    ranks equally many batches; only the remainder below a global batch is left out, another one in
+    every epoch. An `EvalView` gives each sample exactly once over all ranks, in order, with a smaller
+    last batch.
 
     >>> with Loader(Dataset.open("imagenet"), "train", TrainView(), 128) as loader:  # doctest: +SKIP
     ...     for batch in loader:
     ...         step(batch.images, batch.labels)
+
+    An epoch is read in segments, each by a DALI pipeline of its own; the next is made ready while one
+    is used (`pipeline.order`).
     """
 
     def __init__(
@@ -84,11 +71,13 @@ class Loader:
         *,
         placement: Placement | None = None,
         seed: int = 0,
+        shuffle_buffer: int = 2048,
         half: bool = False,
         channels_last: bool = False,
         keys: bool = False,
+        access: Access | None = None,
     ) -> None:
-        """Build the pipeline.
+        """Check everything that can be checked; the first iteration builds the first pipeline.
 
         Args:
             dataset: an opened dataset.
@@ -96,14 +85,17 @@ class Loader:
             view: what is made of each picture.
             batch_size: samples per batch of this process.
             placement: which process this is; alone on the CPU by default.
-            seed: of order and augmentation. Ranks share the order of tars and differ in all else.
+            seed: of order and augmentation. Ranks share the order of shards and differ in all else.
+            shuffle_buffer: samples among which the next of a training epoch is drawn; 1 keeps the
+                order within shards.
             half: float16 images instead of float32.
             channels_last: images are stored in torch's channels-last memory format.
             keys: fill `Batch.keys`.
+            access: how shards are read; mapped where they are by default.
 
         Raises:
-            UsageError: no such split, a crop larger than the pictures, or for training fewer samples
-                than one global batch.
+            UsageError: no such split, a crop larger than the pictures, for training fewer samples
+                than one global batch, a cache too small.
         """
         self.dataset = dataset
         self.split = split
@@ -111,54 +103,62 @@ class Loader:
         self.batch_size = batch_size
         self.placement = placement or Placement()
         self.seed = seed
-        self._output = graph.OutputSettings(half, channels_last, keys)
-        check_crop(view.crop, dataset.image.size)
-        self.samples = dataset.samples(split)
         self._training = isinstance(view, TrainView)
+        self._buffer = shuffle_buffer if self._training else 0
+        self._output = graph.OutputSettings(half, channels_last, keys)
+        self._sizes = [shard.samples for shard in dataset.shards(split)]
+        self.samples = sum(self._sizes)
+        check_view(view, dataset.image.size)
         self._check_enough()
-        # DALI wants at least one sample a rank; for evaluation the surplus ranks get nothing.
-        self._shards = min(self.placement.world, self.samples)
-        self._iterator: Any = None
-        self._started = False
-        if self.placement.rank < self._shards:
-            self._iterator = self._build(None)
+        self._shelf = Shelf(dataset, split, access or Access())
+        self._check_cache(access or Access())
+        self._place = Position(self._content(), self._process(), epoch=0, batch=0)
+        self._enter_at: Position | None = None
+        self._segment: Segment | None = None
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="alexnet-loader")
+        self._ahead: tuple[tuple[int, int], Future[Segment]] | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch of this rank: of training exactly, of evaluation at most."""
+        """Batches in an epoch of this rank."""
         if self._training:
             return self.samples // (self.placement.world * self.batch_size)
-        return self._pipeline_batches
+        return math.ceil(sum(piece.samples for piece in self._share(0)) / self.batch_size)
 
     @property
-    def _pipeline_batches(self) -> int:
-        """Batches that DALI makes in an epoch, the same on every rank."""
-        return math.ceil(math.ceil(self.samples / self._shards) / self.batch_size)
+    def epoch(self) -> int:
+        """The epoch, counted from 0, that is being given, or else that the next iteration gives."""
+        return self._place.epoch
+
+    @property
+    def batch(self) -> int:
+        """Batches of that epoch given so far."""
+        return self._place.batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration give this epoch from its start; any epoch can be entered."""
+        self._place = replace(self._place, epoch=epoch, batch=0, dali=b"")
+        self._enter_at = None
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one epoch; one abandoned halfway starts over at the next call.
+        """Yield one epoch, or what is left of it after `load_state_dict`.
+
+        One that is abandoned halfway starts over at the next call.
 
         Raises:
-            RunError: DALI could not read or decode a sample.
+            RunError: a sample could not be read or decoded.
         """
-        if self._iterator is None:
-            return
-        if self._started:
-            self._restart()
-        self._epoch_start = self._checkpoint()
-        self._started = True
-        try:
-            for number, output in enumerate(self._run_pipeline()):
-                # A training epoch ends with its last full global batch; the rest is read and
-                # dropped, because DALI can only be reset at the end of its data.
-                if (not self._training or number < len(self)) and len(output["labels"]):
-                    yield self._batch(output)
-        except RuntimeError as error:
-            raise RunError(
-                f"the loader stopped in {self.dataset.root / self.split}: {_first_line(error)}; a shard "
-                f"may have been damaged after it was written: `alexnet-prep verify {self.dataset.root}` tells"
-            ) from error
-        self._iterator.reset()
-        self._started = False
+        entry, self._enter_at = self._enter_at or replace(self._place, batch=0, dali=b""), None
+        self._place = entry
+        before = 0
+        plan = order.segments(self._share(entry.epoch), self.batch_size)
+        for number, pieces in enumerate(plan):
+            batches = math.ceil(sum(piece.samples for piece in pieces) / self.batch_size)
+            done = max(entry.batch - before, 0)
+            if done < batches:
+                last = number + 1 == len(plan)
+                yield from self._give(entry, number, pieces, done, before, last=last)
+            before += batches
+        self._place = replace(entry, epoch=entry.epoch + 1, batch=0, dali=b"")
 
     def __enter__(self) -> "Loader":
         return self
@@ -167,116 +167,191 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Free the pipeline's memory; the loader cannot be used afterwards."""
-        self._iterator = None
+        """Free the pipelines' memory; the loader cannot be used afterwards."""
+        self._forget_ahead()
+        self._builder.shutdown()
+        self._close_segment()
 
-    def state_dict(self) -> dict[str, str]:
-        """State between two epochs: DALI's own, and a fingerprint of what it belongs to."""
-        return {**self._fingerprint(), "dali": self._checkpoint()}
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data, after the last batch that was given: strings, numbers and dicts."""
+        place = self._enter_at or self._place
+        if place.batch == len(self) > 0:
+            place = replace(place, epoch=place.epoch + 1, batch=0, dali=b"")
+        elif self._segment is not None:
+            place = replace(place, dali=self._dali_state())
+        return place.to_state()
 
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        """Continue where `state_dict` was taken: the next epoch is the one that followed it.
+    def load_state_dict(self, state: dict[str, Any]) -> int:
+        """Let the next iteration go on where `state_dict` was taken, with the batch that followed.
+
+        On another number of processes, or another device, an epoch that was begun cannot be gone on
+        with: the next one follows.
+
+        Returns:
+            Samples, over all processes, that this leaves out: 0 where it goes on exactly.
 
         Raises:
-            UsageError: the state belongs to another dataset, split, seed, batch or process count.
+            UsageError: the state belongs to another dataset, split, view, seed, global batch, order or
+                version of DALI; says which.
         """
-        differences = [
-            f"{name} was {state.get(name)}, now {value}"
-            for name, value in self._fingerprint().items()
-            if state.get(name) != value
-        ]
-        if differences:
-            raise UsageError(
-                f"the saved data position belongs to another run: {'; '.join(differences)}; resume with "
-                "the same data, recipe and number of processes"
-            )
-        if self._iterator is not None:
-            self._iterator = self._build(state["dali"])
-            self._started = False
+        self._place, left_out = self._place.entered_from(state)
+        self._enter_at = self._place
+        return left_out
 
-    def _fingerprint(self) -> dict[str, str]:
-        values = {
+    def _give(
+        self, entry: Position, number: int, pieces: list[Piece], done: int, before: int, *, last: bool
+    ) -> Iterator[Batch]:
+        """Yield a segment's batches; `before` were given by those before it."""
+        self._segment = segment = self._built(entry, number, pieces, done)
+        try:
+            segment.start()
+            if not last:
+                self._build_ahead(entry.epoch, number + 1)
+            elif self._training:
+                self._build_ahead(entry.epoch + 1, 0)
+            batches = iter(segment)
+            while (outputs := self._next(batches, segment)) is not None:
+                if segment.all_begun:
+                    self._start_ahead()
+                self._place = replace(entry, batch=before + segment.done, dali=b"")
+                yield outputs
+        finally:
+            if self._segment is segment:  # else another iteration has taken over
+                self._place = replace(self._place, dali=self._dali_state())
+                self._close_segment()
+
+    def _next(self, batches: Iterator[tuple[Tensor, ...]], segment: Segment) -> Batch | None:
+        try:
+            outputs = next(batches, None)
+        except RuntimeError as error:
+            raise blame(error, self.dataset, segment, segment.done) from error
+        if outputs is None:
+            return None
+        images, labels, *keys = outputs
+        labels = labels.flatten().to(torch.int64)
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.dataset.classes):
+            wrong = ValueError(f"labels {labels.tolist()}")
+            raise blame(wrong, self.dataset, segment, segment.done - 1)
+        if self._output.channels_last:
+            images = images.movedim(-1, -3)
+        return Batch(images, labels, [_key(row) for row in keys[0]] if keys else [])
+
+    def _share(self, epoch: int) -> list[Piece]:
+        place = self.placement
+        if not self._training:
+            return order.evaluation_share(self._sizes, place.rank, place.world)
+        return order.training_share(self._sizes, self.seed, epoch, place.rank, place.world, self.batch_size)
+
+    def _built(self, entry: Position, number: int, pieces: list[Piece], done: int) -> Segment:
+        """The segment that was built ahead, if it is this one, or a new one."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == (entry.epoch, number) and not done:
+            return ahead[1].result()
+        if ahead is not None:
+            ahead[1].add_done_callback(_close_unused)
+        return self._build(entry.epoch, number, pieces, entry.dali if done else b"", done)
+
+    def _build(
+        self, epoch: int, number: int, pieces: list[Piece], checkpoint: bytes = b"", done: int = 0
+    ) -> Segment:
+        taken = self._shelf.take(pieces)
+        try:
+            return Segment(
+                taken,
+                self.dataset.manifest,
+                self.view,
+                self._output,
+                self.placement,
+                self.batch_size,
+                seed=derive_seed(self.seed, "rank", self.placement.rank, epoch, number),
+                buffer=self._buffer,
+                checkpoint=checkpoint or None,
+                done=done,
+            )
+        except BaseException as error:
+            taken.release()
+            if isinstance(error, RuntimeError):
+                raise RunError(f"{self.dataset.url}: DALI cannot read {self.split}: {error}") from error
+            raise
+
+    def _build_ahead(self, epoch: int, number: int) -> None:
+        def build() -> Segment:
+            pieces = order.segments(self._share(epoch), self.batch_size)[number]
+            return self._build(epoch, number, pieces)
+
+        self._ahead = (epoch, number), self._builder.submit(build)
+
+    def _start_ahead(self) -> None:
+        """Let the next segment begin, now that the present one is about to leave the cores idle."""
+        if self._ahead is not None and self._ahead[1].done() and self._ahead[1].exception() is None:
+            self._ahead[1].result().start()
+
+    def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].add_done_callback(_close_unused)
+            self._ahead = None
+
+    def _close_segment(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+    def _dali_state(self) -> bytes:
+        segment = self._segment
+        inside = segment is not None and 0 < segment.done < segment.batches
+        return segment.state() if segment is not None and inside else b""
+
+    def _content(self) -> dict[str, str]:
+        view: dict[str, Any] = asdict(self.view)
+        shown = {name: view.pop(name) for name in [*view] if name in ("name", "augmentation", "crop")}
+        colours = hashlib.sha256(json.dumps(view, default=lambda array: array.tolist()).encode())
+        values: dict[str, object] = {
             "dataset": self.dataset.fingerprint,
             "split": self.split,
-            "batch_size": self.batch_size,
-            "rank": self.placement.rank,
-            "world": self.placement.world,
-            "device": self.placement.device,
+            "samples": self.samples,
+            "global_batch": self.batch_size * self.placement.world,
             "seed": self.seed,
+            **shown,
+            "colours": colours.hexdigest()[:16],
+            "shuffle_buffer": self._buffer,
+            "segment": order.SEGMENT,
+            "dali": _dali_version(),
         }
         return {name: str(value) for name, value in values.items()}
 
+    def _process(self) -> dict[str, str]:
+        place = self.placement
+        return {"rank": str(place.rank), "world": str(place.world), "device": place.device}
+
     def _check_enough(self) -> None:
         if self.samples == 0:
-            raise UsageError(f"{self.dataset.root}: the split {self.split!r} holds no samples")
+            raise UsageError(f"{self.dataset.url}: the split {self.split!r} holds no samples")
         if self._training and len(self) == 0:
             raise UsageError(
-                f"{self.dataset.root}: {self.split} has {self.samples} samples, fewer than one global "
+                f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global "
                 f"batch of {self.batch_size * self.placement.world}; choose a smaller batch_size"
             )
 
-    def _build(self, checkpoint: str | None) -> Any:
-        place = self.placement
-        reader = graph.ReaderSettings(
-            tars=[str(path) for path in self.dataset.tars(self.split)],
-            indexes=[str(path) for path in self.dataset.indexes(self.split)],
-            label_width=self.dataset.manifest.label_width,
-            adopted=self.dataset.manifest.adopted,
-            shard_id=place.rank,
-            num_shards=self._shards,
-            shuffle=self._training,
-            order_seed=derive_seed(self.seed, "order"),
+    def _check_cache(self, access: Access) -> None:
+        if access.cache is None or access.cache_limit is None:
+            return
+        largest = max(
+            (self._shelf.bytes_of(pieces) for pieces in order.segments(self._share(0), self.batch_size)),
+            default=0,
         )
-        pipe = graph.build(
-            reader,
-            self.view,
-            self.dataset.image,
-            place.device,
-            self._output,
-            batch_size=self.batch_size,
-            num_threads=place.thread_count,
-            device_id=place.local_rank if place.device == "gpu" else None,
-            seed=derive_seed(self.seed, "rank", place.rank),
-            checkpoint=base64.b64decode(checkpoint) if checkpoint else None,
-        )
-        names = ["images", "labels", "keys"] if self._output.keys else ["images", "labels"]
-        return dali_torch.DALIGenericIterator(
-            [pipe],
-            names,
-            reader_name=graph.READER,
-            last_batch_policy=LastBatchPolicy.PARTIAL,
-            auto_reset=False,
-            prepare_first_batch=False,
-        )
-
-    def _run_pipeline(self) -> Iterator[dict[str, Tensor]]:
-        seen = 0
-        for _ in range(self._pipeline_batches):  # counted: a restored pipeline may not signal the end
-            output = next(self._iterator)[0]
-            seen += len(output["labels"])
-            yield output
-        share = self.samples // self._shards
-        if seen not in (share, share + (self.samples % self._shards > 0)):
-            raise RunError(
-                f"this process read {seen} of {self.samples} samples of {self.split}, but its share is "
-                f"{share}; the indexes do not hold what the manifest says: `alexnet-prep verify "
-                f"{self.dataset.root}` names what differs"
+        wanted = _SEGMENTS_IN_CACHE * self.placement.local_world * largest
+        everything = sum(shard.bytes for shards in self.dataset.manifest.splits.values() for shard in shards)
+        if access.cache_limit < min(wanted, everything):
+            raise UsageError(
+                f"--cache-limit of {access.cache_limit:,} bytes is too little for {self.split} of "
+                f"{self.dataset.url} in {self.placement.local_world} processes of this host; give at least "
+                f"{min(wanted, everything):,}"
             )
 
-    def _batch(self, output: dict[str, Tensor]) -> Batch:
-        images = output["images"]
-        if self._output.channels_last:
-            images = images.movedim(-1, -3)
-        keys = [_key(row) for row in output["keys"]] if self._output.keys else []
-        return Batch(images, output["labels"].flatten().to(torch.int64), keys)
 
-    def _checkpoint(self) -> str:
-        if self._iterator is None:
-            return ""
-        return base64.b64encode(self._iterator.checkpoints()[0]).decode()
-
-    def _restart(self) -> None:
-        self._iterator = self._build(self._epoch_start)
+def _close_unused(future: Future[Segment]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
 
 
 def _key(row: Tensor) -> str:
@@ -285,7 +360,10 @@ def _key(row: Tensor) -> str:
     return text.rsplit(":", 1)[1].removesuffix(".jpg")
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    useful = [line for line in lines if line.startswith("[")] or lines
-    return useful[0][:300] if useful else type(error).__name__
+def _dali_version() -> str:
+    for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        try:
+            return version(name)
+        except ImportError:
+            continue
+    return "unknown"

@@ -34,7 +34,7 @@ from pipeline.plan import (
     store_plan,
     versions,
 )
-from pipeline.shards import check_size
+from pipeline.shards import check_sizes
 from pipeline.source import Source
 from pipeline.sources import read_source
 from pipeline.spool import needs_spool
@@ -296,10 +296,7 @@ def _already_complete(out: Store, plan: Plan) -> Manifest:
     found = option_names(made_with) | {"fingerprint": manifest.source.fingerprint}
     wanted = option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint}
     refuse_difference(wanted, found, out)
-    if out.local is not None:
-        for shards in manifest.splits.values():
-            for shard in shards:
-                check_size(out.local, shard)
+    check_sizes(out, [shard for shards in manifest.splits.values() for shard in shards])
     out.remove(WORK)
     return manifest
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from pipeline.errors import UsageError
 from pipeline.files import atomic_write, sha256_of, write_bytes
+from pipeline.store import Span, Store
 
 INDEX_VERSION = "v1.2"
 
@@ -16,6 +17,11 @@ INDEX_VERSION = "v1.2"
 def index_path(tar: Path) -> Path:
     """Where a tar's DALI index lies: beside it, with the suffix .idx."""
     return tar.with_suffix(".idx")
+
+
+def index_name(tar: str) -> str:
+    """The same of names below a dataset's root: `train/a.tar` → `train/a.idx`."""
+    return tar.removesuffix(".tar") + ".idx"
 
 
 @dataclass(frozen=True)
@@ -124,26 +130,26 @@ def describe(root: Path, path: Path, samples: int) -> Shard:
     return Shard(path.relative_to(root).as_posix(), samples, path.stat().st_size, sha256_of(path))
 
 
-def check_size(root: Path, shard: Shard) -> None:
-    """Refuse a shard whose file or index is missing or whose size is not the manifest's.
+def check_sizes(store: Store, shards: Sequence[Shard]) -> None:
+    """Refuse shards of which a file or an index is missing or a size is not the manifest's.
 
     Raises:
-        UsageError: names the file, both sizes and what to do.
+        UsageError: names the first such file, both sizes and what to do.
     """
-    path = root / shard.name
-    for file in (path, index_path(path)):
-        if not file.is_file():
+    found = dict(store.walk()[0])
+    for shard in shards:
+        for name in (shard.name, index_name(shard.name)):
+            if name not in found:
+                raise UsageError(
+                    f"{store.place(name)}: missing, but the manifest lists it; `alexnet-prep verify {store}` "
+                    "names all that is; prepare the dataset again in a new folder"
+                )
+        if found[shard.name] != shard.bytes:
             raise UsageError(
-                f"{file}: missing, but the manifest lists it; `alexnet-prep verify {root}` names all that "
-                "is; prepare the dataset again in a new folder"
+                f"{store.place(shard.name)}: {found[shard.name]:,} bytes, but the manifest says "
+                f"{shard.bytes:,}; it was cut or changed after it was written: `alexnet-prep verify {store}` "
+                "names all such shards; prepare the dataset again in a new folder"
             )
-    found = path.stat().st_size
-    if found != shard.bytes:
-        raise UsageError(
-            f"{path}: {found:,} bytes, but the manifest says {shard.bytes:,}; it was cut or changed "
-            f"after it was written: `alexnet-prep verify {root}` names all such shards; prepare the dataset "
-            "again in a new folder"
-        )
 
 
 def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
@@ -155,10 +161,28 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
     try:
         return _parse_index(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
-            "names all such files; prepare the dataset again"
-        ) from error
+        raise _incomplete(str(path), error) from error
+
+
+def keys_in(store: Store, shard: Shard) -> list[str]:
+    """The keys of a shard's samples in order, from its index, as the loader's batches name them.
+
+    Raises:
+        UsageError: as `read_index`.
+    """
+    name = index_name(shard.name)
+    try:
+        samples = _parse_index(store.read(Span(name)).decode())
+        return [sample["jpg"][2].removesuffix(".jpg") for sample in samples]
+    except (OSError, ValueError, KeyError) as error:
+        raise _incomplete(store.place(name), error) from error
+
+
+def _incomplete(place: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"{place}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
+        "names all such files; prepare the dataset again"
+    )
 
 
 def label_in(data: bytes) -> int:

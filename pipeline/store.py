@@ -117,6 +117,15 @@ class Store(ABC):
         """Context of a local path to `name`'s content: itself, or a temporary download."""
 
     @abstractmethod
+    def copy_to(self, name: str, path: Path) -> None:
+        """Copy a file's content to a local `path`.
+
+        Raises:
+            OSError: the file is missing, or either cannot be read or written.
+            RunError: the bucket cannot be reached.
+        """
+
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing where it is gone."""
 
@@ -219,6 +228,10 @@ class LocalStore(Store):
     @contextmanager
     def fetched(self, name: str) -> Iterator[Path]:
         yield self.local / name
+
+    @override
+    def copy_to(self, name: str, path: Path) -> None:
+        shutil.copyfile(self.local / name, path)
 
     @override
     def remove(self, name: str) -> None:

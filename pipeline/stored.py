@@ -3,11 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.shards import index_path, label_in, read_index
+from pipeline.shards import index_name, keys_in, label_in, read_index
+from pipeline.store import Span
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,32 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
         Pictures in the order of `places`.
 
     Raises:
-        UsageError: no such split or place, or a damaged index.
+        UsageError: no such split or place, a damaged index, or a shard that cannot be read.
     """
-    wanted: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+    wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, place in enumerate(places):
         tar, offset = _shard_of(dataset, split, place)
         wanted[tar].append((offset, number))
     found: dict[int, StoredPicture] = {}
     for tar, offsets in wanted.items():
-        index = read_index(index_path(tar))
-        with tar.open("rb") as file:
-            for offset, number in sorted(offsets):
-                (at, size, name), (label_at, width, _) = index[offset]["jpg"], index[offset]["cls"]
-                file.seek(at)
-                data = file.read(size)
-                file.seek(label_at)
-                found[number] = StoredPicture(_key(name), label_in(file.read(width)), data)
+        with dataset.store.fetched(index_name(tar)) as path:
+            index = read_index(path)
+        for offset, number in sorted(offsets):
+            found[number] = _read(dataset, tar, index[offset])
     return [found[number] for number in range(len(places))]
+
+
+def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredPicture:
+    (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
+    try:
+        data = dataset.store.read(Span(tar, at, size))
+        label = label_in(dataset.store.read(Span(tar, label_at, width)))
+    except OSError as error:
+        raise UsageError(
+            f"{dataset.store.place(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
+            f"{dataset.url}` checks the rest"
+        ) from error
+    return StoredPicture(name.removesuffix(".jpg"), label, data)
 
 
 def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
@@ -70,29 +79,24 @@ def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
         if key not in places:
             example = next(_keys(dataset, split), "")
             raise UsageError(
-                f"{dataset.root}: no picture of {split} has the key {key!r}; its keys are such as {example!r}"
+                f"{dataset.url}: no picture of {split} has the key {key!r}; its keys are such as {example!r}"
             )
     return [places[key] for key in keys]
 
 
 def _keys(dataset: Dataset, split: str) -> Iterator[str]:
-    for index in dataset.indexes(split):
-        for sample in read_index(index):
-            yield _key(sample["jpg"][2])
+    for shard in dataset.shards(split):
+        yield from keys_in(dataset.store, shard)
 
 
-def _key(name: str) -> str:
-    return name.removesuffix(".jpg")
-
-
-def _shard_of(dataset: Dataset, split: str, place: int) -> tuple[Path, int]:
+def _shard_of(dataset: Dataset, split: str, place: int) -> tuple[str, int]:
     """The tar that a place lies in, and the place within it."""
     if place >= 0:
         offset = place
         for shard in dataset.shards(split):
             if offset < shard.samples:
-                return dataset.root / shard.name, offset
+                return shard.name, offset
             offset -= shard.samples
     raise UsageError(
-        f"{dataset.root}: picture {place} of {split} was asked for, but it holds {dataset.samples(split)}"
+        f"{dataset.url}: picture {place} of {split} was asked for, but it holds {dataset.samples(split)}"
     )

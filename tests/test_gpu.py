@@ -34,27 +34,30 @@ def originals(tiny_source, tmp_path_factory):
     return Dataset.open(folder)
 
 
-@pytest.mark.parametrize("name", ["centre", "ten-crop"])
+@pytest.mark.parametrize("name", ["centre", "ten-crop", "full-resize"])
 @pytest.mark.parametrize("stored", ["tiny_dataset", "originals"])
-def test_pictures_decoded_on_the_gpu_are_close_to_the_cpus(request, stored, name):
+@pytest.mark.parametrize("device", ["hybrid", "gpu"])
+def test_pictures_made_on_the_gpu_are_close_to_the_cpus(request, stored, name, device):
     """Chroma upsampling differs a little; a wrong crop or channel order would differ by tens of levels."""
     view, dataset = EvalView(name, 64), request.getfixturevalue(stored)
     with (
         Loader(dataset, "val", view, 8) as cpu,
-        Loader(dataset, "val", view, 8, placement=Placement(device="gpu"), channels_last=True) as gpu,
+        Loader(dataset, "val", view, 8, placement=Placement(device=device), channels_last=True) as gpu,
     ):
         for a, b in zip(cpu, gpu, strict=True):
             assert b.images.is_cuda
-            assert torch.equal(a.labels, b.labels.cpu())
+            assert torch.equal(a.labels, b.labels)
             assert (a.images - b.images.cpu()).abs().mean() < 2
 
 
-def test_training_crops_on_the_gpu_repeat_and_differ_by_rank(tiny_dataset):
+@pytest.mark.parametrize("device", ["hybrid", "gpu"])
+@pytest.mark.parametrize("augmentation", ["paper", "random-resized-crop"])
+def test_training_crops_on_the_gpu_repeat_and_differ_by_rank(tiny_dataset, device, augmentation):
     noise = colour_noise("paper", tiny_dataset.statistics)
-    view = TrainView(64, tiny_dataset.statistics.mean, noise=noise)
+    view = TrainView(64, tiny_dataset.statistics.mean, noise=noise, augmentation=augmentation)
 
     def first(rank):
-        place = Placement(rank, 2, "gpu")
+        place = Placement(rank, 2, device)
         with Loader(tiny_dataset, "train", view, 8, placement=place, half=True) as loader:
             return next(iter(loader)).images
 
@@ -63,12 +66,36 @@ def test_training_crops_on_the_gpu_repeat_and_differ_by_rank(tiny_dataset):
     assert not torch.equal(first(0), first(1))
 
 
+@pytest.mark.parametrize("device", ["hybrid", "gpu"])
+def test_a_loader_on_the_gpu_resumes_within_an_epoch(tiny_dataset, device):
+    def make():
+        place = Placement(device=device)
+        return Loader(tiny_dataset, "train", TrainView(64), 8, placement=place, keys=True)
+
+    with make() as whole:
+        batches = []
+        for batch in whole:
+            batches.append((batch.keys, batch.images.cpu()))
+            if len(batches) == 4:
+                state = whole.state_dict()
+    with make() as second:
+        assert second.load_state_dict(state) == 0
+        for (keys, images), batch in zip(batches[4:], second, strict=True):
+            assert batch.keys == keys
+            assert torch.equal(batch.images.cpu(), images)
+    with Loader(tiny_dataset, "train", TrainView(64), 8) as other:  # on the CPU the next epoch follows
+        assert other.load_state_dict(state) == 56
+        assert other.epoch == 1
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision):
+@pytest.mark.parametrize("placement", ["auto", "cpu", "hybrid", "gpu"])
+def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision, placement):
     settings = {"crop": 64, "width": 0.1, "batch_size": 32, "epochs": 2, "precision": precision}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     out = str(tmp_path / "run")
     arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets]
+    arguments += ["--placement", placement]
     result = CliRunner().invoke(train, arguments)
     assert result.exit_code == 0, result.output
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -77,3 +104,14 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
     assert abs(metrics["top1"] - last["val_top1"]) <= 0.1  # three of thirty pictures, decoded elsewhere
+
+
+def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
+    monkeypatch.setattr("trainer.bench.SECONDS", 0.2)
+    sets = ("--set", "crop=64", "--set", "batch_size=16")
+    result = CliRunner().invoke(
+        train, [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", *sets, "--bench"]
+    )
+    assert result.exit_code == 0, result.output
+    for part in ("loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "together", "GPU MB"):
+        assert part in result.stdout

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.augment import EvalView
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.classifier import Classifier
+from trainer.distributed import World
 
 
 @contextmanager
@@ -66,6 +68,11 @@ def features(classifier: Classifier, pixels: Tensor) -> NDArray[np.float32]:
     return found
 
 
+def this_machine() -> World:
+    """One process on this machine's first GPU, or on the CPU where there is none."""
+    return World(kind="gpu" if torch.cuda.is_available() else "cpu")
+
+
 def split_features(
     classifier: Classifier,
     dataset: Dataset,
@@ -88,17 +95,16 @@ def split_features(
         UsageError: no such split.
         RunError: the loader could not read or decode a sample.
     """
-    from pipeline.augment import EvalView  # DALI, which the figures of single pictures do without
-    from pipeline.loader import Loader, Placement
+    from pipeline.loader import Loader  # DALI, which the figures of single pictures do without
+    from trainer.feed import Feeding
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.to(device)
-    placement = Placement(device="gpu" if device.type == "cuda" else "cpu")
+    world = this_machine()
+    classifier.to(world.device)
     view = EvalView("centre", classifier.spec.crop)
     done = 0
-    with Loader(dataset, split, view, batch_size, placement=placement) as loader:
+    with Loader(dataset, split, view, batch_size, placement=Feeding().placement(world)) as loader:
         for batch in loader:
-            yield features(classifier, batch.images.to(device, torch.float32))
+            yield features(classifier, batch.images.to(world.device, torch.float32))
             done += len(batch.labels)
             progress(done, loader.samples)
 

@@ -105,4 +105,4 @@ def train_view(classifier: Classifier, recipe: Recipe, dataset: Dataset, epoch: 
     """What the graph makes of each training picture at an epoch; sets the classifier's divisor."""
     noise = colour_noise(recipe.stage_at(epoch).colour_noise or "none", dataset.statistics)
     classifier.divisor = noise.divisor if noise else 1.0
-    return TrainView(crop=recipe.crop, mean=classifier.spec.mean, std=classifier.spec.std, noise=noise)
+    return TrainView(recipe.crop, classifier.spec.mean, classifier.spec.std, noise, recipe.augmentation)

@@ -3,11 +3,10 @@
 Shapes: K classes. Rows are labels, columns what was predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -15,8 +14,6 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline.dataset import Dataset
-from trainer.classifier import Classifier
 from trainer.drawing import (
     BLUE,
     drawable,
@@ -35,38 +32,6 @@ _MOST_NUMBERED = 16
 # Of more classes, blocks of neighbouring labels; ImageNet's sorted WNIDs put related classes together.
 _BLOCKS = 50
 _PAIRS = 25
-
-
-def confusion_of(
-    classifier: Classifier,
-    dataset: Dataset,
-    split: str,
-    batch_size: int = 64,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> Matrix:
-    """Count the pictures of a split by label and likeliest class, int64 (K, K), from centre crops.
-
-    Of equally likely classes the lower number is taken.
-
-    Raises:
-        UsageError: no such split.
-        RunError: the loader could not read or decode a sample.
-    """
-    from pipeline.augment import EvalView  # DALI, which drawing does without
-    from pipeline.loader import Loader, Placement
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classifier.to(device)
-    placement = Placement(device="gpu" if device.type == "cuda" else "cpu")
-    matrix = np.zeros((len(dataset.classes), len(dataset.classes)), np.int64)
-    view = EvalView("centre", classifier.spec.crop)
-    with Loader(dataset, split, view, batch_size, placement=placement) as loader, torch.inference_mode():
-        for batch in loader:
-            logits = classifier.classify(batch.images.to(device, torch.float32))
-            predicted = logits.cpu().numpy().argmax(axis=1)
-            np.add.at(matrix, (batch.labels.numpy(), predicted), 1)
-            progress(int(matrix.sum()), loader.samples)
-    return matrix
 
 
 @dataclass(frozen=True)

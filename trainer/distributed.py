@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.cores import usable_cores
 from pipeline.errors import RunError, UsageError
-from pipeline.loader import Placement
+from pipeline.placement import Placement
 
 Kind = Literal["gpu", "cpu"]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class World:
 
     @property
     def placement(self) -> Placement:
-        """The same for the loader."""
+        """The same for the loader, all on one device."""
         return Placement(
             rank=self.rank,
             world=self.size,
@@ -107,6 +107,11 @@ def choose_processes(gpus: int | None, cpus: int | None) -> Processes:
 def launched_outside() -> bool:
     """Whether torchrun, or a script that sets its variables, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def first_on_host() -> bool:
+    """Whether this process does what each host needs once, before the processes meet."""
+    return not launched_outside() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def launch(processes: Processes, entry: Callable[..., T], *args: Any) -> T | None:

@@ -1,23 +1,75 @@
-"""The training loader of each epoch, and its place in a resumed run."""
+"""The training loader of each epoch, its place in a resumed run, and the time it makes a step wait."""
 
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
+from pipeline.access import Access
+from pipeline.augment import EvalView
 from pipeline.dataset import Dataset
-from pipeline.loader import Loader
+from pipeline.errors import UsageError
+from pipeline.loader import Batch, Loader
+from pipeline.placement import Device, Placement, choose_device
 from pipeline.seeds import derive_seed
 from trainer.classifier import Classifier, train_view
 from trainer.distributed import World
 from trainer.recipe import Recipe
 
 
-class Feed:
-    """Gives each epoch its loader: a new one where a stage changes the graph's colour noise.
+@dataclass(frozen=True)
+class Feeding:
+    """How data comes to the processes; none of it changes which batches there are.
 
-    `reseeded` is an epoch that goes into the seeds, for runs that go on with another number of
-    processes: the split by rank is another, so their streams start anew.
+    Attributes:
+        device: where pictures are decoded and augmented; "auto" lets `pipeline.choose_device` say.
+        threads: DALI's CPU threads of each process, None for an even share of the cores.
+        access: how shards are read.
     """
+
+    device: Device | Literal["auto"] = "auto"
+    threads: int | None = None
+    access: Access = field(default_factory=Access)
+
+    def placement(self, world: World) -> Placement:
+        """The loader's place for a process.
+
+        Raises:
+            UsageError: augmentation on a GPU for processes on the CPU.
+        """
+        place = replace(world.placement, threads=self.threads)
+        if world.kind == "cpu":
+            if self.device not in ("auto", "cpu"):
+                raise UsageError(
+                    f"--placement {self.device} makes batches on a GPU, but these are CPU processes; "
+                    "leave it out"
+                )
+            return place
+        if self.device == "auto":
+            capability = torch.cuda.get_device_capability(world.device)
+            return replace(place, device=choose_device(place.thread_count, capability))
+        return replace(place, device=self.device)
+
+
+def validation_loader(
+    recipe: Recipe, dataset: Dataset, batch_size: int, world: World, feeding: Feeding
+) -> Loader:
+    """Centre crops of the validation split."""
+    return Loader(
+        dataset,
+        "val",
+        EvalView("centre", recipe.crop),
+        batch_size,
+        placement=feeding.placement(world),
+        channels_last=recipe.channels_last,
+        access=feeding.access,
+    )
+
+
+class Feed:
+    """Gives each epoch its loader: a new one where a stage changes the graph's colour noise."""
 
     def __init__(
         self,
@@ -26,46 +78,54 @@ class Feed:
         classifier: Classifier,
         batch_size: int,
         world: World,
-        reseeded: int = 0,
+        feeding: Feeding | None = None,
     ) -> None:
         self._recipe, self._dataset, self._classifier = recipe, dataset, classifier
-        self._batch_size, self._world, self._reseeded = batch_size, world, reseeded
-        self._noise_since: int | None = None
+        self._batch_size, self._world, self._feeding = batch_size, world, feeding or Feeding()
+        self._noise: str | None = None
         self._loader: Loader | None = None
 
     def epoch(self, epoch: int) -> Loader:
         """Return the loader for an epoch, counted from 0; its next iteration is that epoch."""
-        since = self._first_with_noise_of(epoch)
-        if self._loader is None or since != self._noise_since:
+        noise = self._recipe.stage_at(epoch).colour_noise
+        if self._loader is None or noise != self._noise:
             self.close()
-            self._noise_since = since
+            self._noise = noise
             self._loader = Loader(
                 self._dataset,
                 "train",
                 train_view(self._classifier, self._recipe, self._dataset, epoch),
                 self._batch_size,
-                placement=self._world.placement,
-                seed=derive_seed(self._recipe.seed, "data", since, self._reseeded),
+                placement=self._feeding.placement(self._world),
+                seed=derive_seed(self._recipe.seed, "data"),
+                shuffle_buffer=self._recipe.shuffle_buffer,
                 half=self._world.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
+                access=self._feeding.access,
             )
+        if self._loader.epoch != epoch:
+            self._loader.set_epoch(epoch)
         return self._loader
 
     def rank_state(self) -> dict[str, Any]:
-        """This rank's loader state and random generators, between two epochs."""
+        """This rank's place in the data and random generators."""
         assert self._loader is not None
         state: dict[str, Any] = {"loader": self._loader.state_dict(), "rng": torch.get_rng_state()}
         if self._world.kind == "gpu":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         return state
 
-    def restore(self, state: dict[str, Any], finished_epochs: int) -> None:
-        """Continue the data after `finished_epochs` epochs from `rank_state`.
+    def restore(self, state: dict[str, Any], epoch: int) -> int:
+        """Go on with the data from the place in a `rank_state`, in `epoch` or at its start.
+
+        Returns:
+            Samples of a begun epoch that are left out, because other processes began it; the next
+            epoch then follows.
 
         Raises:
             UsageError: the state belongs to other data or settings.
         """
-        self.epoch(finished_epochs - 1).load_state_dict(state["loader"])
+        return self.epoch(epoch).load_state_dict(state["loader"])
 
     def restore_generators(self, state: dict[str, Any]) -> None:
         """Put this rank's random generators where `rank_state` found them."""
@@ -85,9 +145,20 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _first_with_noise_of(self, epoch: int) -> int:
-        """First epoch of the unbroken stretch with this epoch's colour noise."""
-        noise = self._recipe.stage_at(epoch).colour_noise
-        while epoch > 0 and self._recipe.stage_at(epoch - 1).colour_noise == noise:
-            epoch -= 1
-        return epoch
+
+@dataclass
+class Wait:
+    """Seconds that whoever iterates over `over` waits for batches."""
+
+    seconds: float = 0.0
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.seconds += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch

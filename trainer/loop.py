@@ -5,26 +5,26 @@ Shapes: B batch of this process, S crop.
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.augment import EvalView
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.files import remove_leftovers
-from pipeline.loader import Loader
 from pipeline.seeds import derive_seed
 from trainer import checkpoint, run
 from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World, all_sum, gather_objects, share_buffers
 from trainer.evaluation import evaluate
-from trainer.feed import Feed
+from trainer.feed import Feed, Feeding, Wait, validation_loader
 from trainer.optim import build_optimizer, check_layers, set_rates
 from trainer.recipe import Recipe
 from trainer.run import EpochRow, Progress
@@ -36,12 +36,24 @@ _REPORT_EVERY = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What to train: the dataset's folder, the run's folder, the recipe, and whether to continue."""
+    """What to train.
 
-    data: Path
+    Attributes:
+        data: the dataset's folder or address.
+        out: the run's folder.
+        recipe: what the result depends on, besides the data.
+        resume: whether to continue the run in `out`.
+        feeding: how the data comes.
+        checkpoint_steps: updates between two checkpoints within an epoch, or None for those at its end
+            alone.
+    """
+
+    data: str | Path
     out: Path
     recipe: Recipe
     resume: bool = False
+    feeding: Feeding = field(default_factory=Feeding)
+    checkpoint_steps: int | None = None
 
 
 class Reporter(Protocol):
@@ -97,23 +109,17 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
         classifier.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
-        progress = Progress(**saved["progress"])
+        progress = msgspec.convert(saved["progress"], Progress)
 
     continued = saved is not None and run.same_processes(saved, world)
-    if saved and not continued:
-        progress.reseeded = progress.epoch
-    feed = Feed(recipe, dataset, classifier, batch_size, world, progress.reseeded)
-    val = Loader(
-        dataset,
-        "val",
-        EvalView("centre", recipe.crop),
-        batch_size,
-        placement=world.placement,
-        channels_last=recipe.channels_last,
-    )
+    feed = Feed(recipe, dataset, classifier, batch_size, world, job.feeding)
+    val = validation_loader(recipe, dataset, batch_size, world, job.feeding)
+    left_out = 0
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # of an epoch: loss, correct, images
     with feed, val:
-        if saved and continued:
-            feed.restore(saved["ranks"][world.rank], progress.epoch)
+        if saved:
+            left_out = feed.restore(saved["ranks"][world.rank if continued else 0], progress.epoch)
+            sums += run.sums_of(saved, world)
         else:
             feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written
         if world.is_first:
@@ -122,30 +128,55 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
             reporter.started(_facts(job, dataset, classifier, world))
             if saved and (difference := run.difference(saved, world)):
                 reporter.note(difference)
-        model = _distribute(classifier, recipe, world)
-        _prime(model, classifier, recipe, batch_size, world, reporter)
+            if left_out:
+                reporter.note(
+                    f"epoch {progress.epoch + 1} was begun by other processes: its last {left_out:,} "
+                    "pictures are left out"
+                )
+        model = distribute(classifier, recipe, world)
+        prime(model, classifier, recipe, batch_size, world, reporter.note)
         torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.epoch))
         if saved and continued:
             feed.restore_generators(saved["ranks"][world.rank])
 
+        def save() -> None:
+            ranks = gather_objects(feed.rank_state() | {"sums": sums.tolist()}, world)
+            if world.is_first:
+                checkpoint.save(
+                    job.out / checkpoint.LAST,
+                    classifier,
+                    recipe=recipe.to_toml(),
+                    dataset=dataset.fingerprint,
+                    optimizer=optimizer.state_dict(),
+                    schedule=schedule.state_dict(),
+                    progress=asdict(progress),
+                    machine=run.machine(world),
+                    ranks=ranks,
+                )
+
         for epoch in range(progress.epoch, recipe.epochs):
             started = time.perf_counter()
             loader = feed.epoch(epoch)
-            stage = recipe.stage_at(epoch)
-            sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, correct, images
-            for step, batch in enumerate(loader):
-                rate = schedule.rate(epoch + step / len(loader))
+            stage, steps, first, before = recipe.stage_at(epoch), len(loader), loader.batch, progress.steps
+            rate = schedule.rate(epoch + first / steps)
+            wait = Wait()
+            # What other processes began, these cannot end: they go on from its evaluation.
+            for step, batch in enumerate(() if left_out else wait.over(loader), first):
+                rate = schedule.rate(epoch + step / steps)
                 set_rates(optimizer, rate, stage)
                 images = batch.images.to(world.device, torch.float32)
                 labels = batch.labels.to(world.device)
                 loss, correct = train_step(model, optimizer, images, labels, recipe)
                 sums += torch.stack([loss * batch_size, correct, torch.full_like(loss, batch_size)])
                 progress.steps += 1
-                if world.is_first and (step % _REPORT_EVERY == 0 or step + 1 == len(loader)):
+                if world.is_first and (step % _REPORT_EVERY == 0 or step + 1 == steps):
                     _refuse_diverged(float(loss), epoch, recipe)
-                    speed = (step + 1) * recipe.batch_size / (time.perf_counter() - started)
-                    reporter.step(epoch + 1, step + 1, len(loader), float(loss), speed)
+                    speed = (step + 1 - first) * recipe.batch_size / (time.perf_counter() - started)
+                    reporter.step(epoch + 1, step + 1, steps, float(loss), speed)
+                if job.checkpoint_steps and progress.steps % job.checkpoint_steps == 0 and step + 1 < steps:
+                    save()
             loss_sum, correct_sum, seen = all_sum(sums).tolist()
+            sums.zero_()
             trained = time.perf_counter()
             _refuse_diverged(loss_sum / seen, epoch, recipe)
 
@@ -166,25 +197,18 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
                 val_top5=metrics.top5,
                 train_seconds=trained - started,
                 val_seconds=time.perf_counter() - trained,
-                images_per_second=seen / (trained - started),
+                images_per_second=(progress.steps - before) * recipe.batch_size / (trained - started),
+                data_wait=wait.seconds / (trained - started),
             )
-            ranks = gather_objects(feed.rank_state(), world)
             if world.is_first:
                 run.add_metrics(job.out, row)
                 # The best first: killed between the two, the run repeats this epoch and both are written.
                 if best:
                     checkpoint.save(job.out / checkpoint.BEST, classifier)
-                checkpoint.save(
-                    job.out / checkpoint.LAST,
-                    classifier,
-                    recipe=recipe.to_toml(),
-                    dataset=dataset.fingerprint,
-                    optimizer=optimizer.state_dict(),
-                    schedule=schedule.state_dict(),
-                    progress=asdict(progress),
-                    machine=run.machine(world),
-                    ranks=ranks,
-                )
+            left_out = 0
+            feed.epoch(epoch + 1)  # so that what is saved is the start of the next
+            save()
+            if world.is_first:
                 reporter.epoch(row, recipe.epochs, best)
     return progress
 
@@ -249,7 +273,8 @@ def dtype_of(recipe: Recipe) -> torch.dtype:
     return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
-def _distribute(classifier: Classifier, recipe: Recipe, world: World) -> nn.Module:
+def distribute(classifier: Classifier, recipe: Recipe, world: World) -> nn.Module:
+    """The classifier as it is trained: compiled where the recipe says so, and one of several."""
     if recipe.compile:
         classifier.compile()
     if world.size == 1:
@@ -258,13 +283,13 @@ def _distribute(classifier: Classifier, recipe: Recipe, world: World) -> nn.Modu
     return DistributedDataParallel(classifier, device_ids=devices)
 
 
-def _prime(
+def prime(
     model: nn.Module,
     classifier: Classifier,
     recipe: Recipe,
     batch_size: int,
     world: World,
-    reporter: Reporter,
+    note: Callable[[str], None],
 ) -> None:
     """Run one forward and backward pass that changes nothing.
 
@@ -284,7 +309,7 @@ def _prime(
         classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
         if world.is_first:
             reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
-            reporter.note(f"torch.compile does not work here, going on without it: {reason}")
+            note(f"torch.compile does not work here, going on without it: {reason}")
         _forward(model, images, labels, recipe)[0].backward()  # type: ignore[no-untyped-call]
     classifier.zero_grad(set_to_none=True)
     for name, buffer in classifier.named_buffers():
@@ -303,7 +328,7 @@ def _facts(job: Job, dataset: Dataset, classifier: Classifier, world: World) -> 
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {recipe.precision}",
-        "data": f"{dataset.root}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
+        "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
         f"validation pictures, {len(dataset.classes)} classes",
         "processes": f"{world.size} x {world.kind.upper()}",
         "run": str(job.out),

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 import tomli_w
 
-from pipeline.augment import NoiseKind
+from pipeline.augment import Augmentation, NoiseKind
 from pipeline.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -56,6 +56,8 @@ class Recipe:
         mean: subtract the per-"channel" mean or the mean "image"'s centre crop.
         std: divide by nothing ("none", as the paper) or by each "channel"'s standard deviation.
         colour_noise: "none", or PCA noise as the "paper" or the "source" has it.
+        augmentation: "paper" (random crop) or "random-resized-crop"; both mirror.
+        shuffle_buffer: samples of a process among which the next is drawn.
         epochs: passes over the training split.
         batch_size: the global batch, over all processes.
         seed: of init, order, augmentation and dropout.
@@ -85,6 +87,8 @@ class Recipe:
     mean: Literal["channel", "image"] = "channel"
     std: Literal["none", "channel"] = "none"
     colour_noise: NoiseKind = "paper"
+    augmentation: Augmentation = "paper"
+    shuffle_buffer: int = 2048
     batch_size: int = 128
     seed: int = 2012
     optimizer: Literal["paper", "sgd"] = "paper"
@@ -108,6 +112,7 @@ class Recipe:
             "rate": (1e-12, 1e6),
             "width": (0.01, 8),
             "crop": (64, 4096),
+            "shuffle_buffer": (1, 1 << 24),
             "batch_size": (1, 1 << 20),
             "momentum": (0, 1),
             "weight_decay": (0, 1),

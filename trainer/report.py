@@ -73,7 +73,7 @@ class _Page:
 def write_report(
     run: Path,
     out: Path,
-    data: Path | None = None,
+    data: str | Path | None = None,
     *,
     skip: Sequence[str] = (),
     seed: int = 0,
@@ -115,7 +115,7 @@ def write_report(
     return Report(out, page.left_out)
 
 
-def _dataset(trained: Trained, data: Path | None) -> tuple[Dataset | None, str]:
+def _dataset(trained: Trained, data: str | Path | None) -> tuple[Dataset | None, str]:
     """The dataset, or why there is none; one that was named must be usable."""
     try:
         dataset = dataset_of(trained, data)

@@ -14,16 +14,18 @@ from pipeline.codec import encode
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.scree import colours_along
-from trainer.confusion import MOST_NAMED, confusion_of, draw_confusion, most_confused
+from trainer.activations import this_machine
+from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.curves import Panel, draw_curves, read_courses
 from trainer.drawing import figure_bytes
 from trainer.examples import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.figures import draw_kernels
 from trainer.recipe import Recipe, load_recipe
-from trainer.run import RECIPE_FILE
-from trainer.trained import Trained, class_names
+from trainer.run import RECIPE_FILE, EpochRow
+from trainer.trained import Trained, class_names, dataset_name
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBOURS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
+_BATCH_SIZE = 64
 _JPEG_QUALITY = 85
 _STRIP_STEPS = 9
 
@@ -116,9 +118,15 @@ def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
             ("Slowest and fastest epoch", f"{rates[0]:,.0f} and {rates[-1]:,.0f}"),
             ("Training", _duration(sum(row.train_seconds for row in rows))),
             ("Validation", _duration(sum(row.val_seconds for row in rows))),
+            ("Waiting for data", f"{_mean_wait(rows):.1%} of the training time"),
             ("On", _machine_line(facts.get("machine", {}))),
         ],
     }
+
+
+def _mean_wait(rows: Sequence[EpochRow]) -> float:
+    seconds = sum(row.train_seconds for row in rows)
+    return sum(row.data_wait * row.train_seconds for row in rows) / max(seconds, 1e-9)
 
 
 def kernels(trained: Trained) -> Image:
@@ -183,7 +191,18 @@ def neighbours(
 def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """The matrix of the validation split, and its worst pairs."""
     names = class_names(trained, dataset)
-    matrix = confusion_of(trained.classifier, dataset, "val", progress=progress)
+    from trainer.evaluation import evaluate_checkpoints  # DALI
+
+    found = evaluate_checkpoints(
+        this_machine(),
+        [trained.checkpoint],
+        dataset.url,
+        "val",
+        "centre",
+        _BATCH_SIZE,
+        progress=progress,
+    )
+    matrix, metrics = found.confusion, found.metrics
     right, total = int(np.trace(matrix)), int(matrix.sum())
     figure = draw_confusion(matrix, names, "val, centre crop")
     return {
@@ -191,6 +210,13 @@ def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int],
             figure_bytes(figure, "svg"),
             f"Confusion matrix of {len(matrix)} classes: {right} of {total} pictures lie on the diagonal",
         ),
+        "rows": [
+            ("Top-1", _with_interval(metrics.top1, metrics.top1_interval)),
+            ("Top-5", _with_interval(metrics.top5, metrics.top5_interval)),
+            ("Loss", f"{metrics.loss:.4f} nats"),
+            ("Calibration error", f"{metrics.ece:.2%}"),
+            ("Always guessing the largest class", f"{metrics.largest_class:.1%} top-1"),
+        ],
         "wide": len(matrix) > MOST_NAMED,
         "pairs": [
             (names[pair.label], names[pair.predicted], pair.count, pair.of)
@@ -264,12 +290,16 @@ def _image(picture: Picture, names: Sequence[str]) -> Image:
     return Image(encode(picture.crop, _JPEG_QUALITY), f"{names[picture.label]}: {picture.name}")
 
 
+def _with_interval(share: float, interval: tuple[float, float]) -> str:
+    return "{:.2%}, 95 % interval {:.2%} to {:.2%}".format(share, *interval)
+
+
 def _dataset_line(facts: dict[str, Any], dataset: Dataset | None) -> str:
     if dataset is None:
         return f"{facts.get('dataset', 'unknown')} (not found)"
     counts = ", ".join(f"{dataset.samples(split):,} {split}" for split in dataset.manifest.splits)
     same = dataset.fingerprint == facts.get("dataset_sha256")
-    return f"{dataset.root.resolve().name}: {counts}" + ("" if same else "; not the one it was trained on")
+    return f"{dataset_name(dataset)}: {counts}" + ("" if same else "; not the one it was trained on")
 
 
 def _machine_line(machine: dict[str, Any]) -> str:

@@ -5,19 +5,18 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.files import make_folder, write_bytes
 from trainer import checkpoint
+from trainer.distributed import World
 from trainer.recipe import Recipe
-
-if TYPE_CHECKING:  # it needs DALI, which reading a run does not
-    from trainer.distributed import World
 
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -36,6 +35,7 @@ class EpochRow:
         val_loss, val_top1, val_top5: centre crops of the validation split.
         train_seconds, val_seconds: wall time.
         images_per_second: training pictures over `train_seconds`, all processes together.
+        data_wait: share of `train_seconds`, 0..1, in which the first process waited for batches.
     """
 
     epoch: int
@@ -49,6 +49,7 @@ class EpochRow:
     train_seconds: float
     val_seconds: float
     images_per_second: float
+    data_wait: float = 0.0
 
 
 @dataclass
@@ -59,18 +60,15 @@ class Progress:
         epoch: finished epochs.
         steps: updates so far.
         best_top1: best validation top-1 so far, 0..1.
-        reseeded: epoch at which the run last went on with another number of processes, whose data
-            streams are new ones, else 0.
     """
 
     epoch: int = 0
     steps: int = 0
     best_top1: float = -1.0
-    reseeded: int = 0
 
 
 def create(
-    folder: Path, recipe: Recipe, dataset: Dataset, world: "World", *, over_unfinished: bool = False
+    folder: Path, recipe: Recipe, dataset: Dataset, world: World, *, over_unfinished: bool = False
 ) -> None:
     """Start a run's folder with its recipe and what it runs on.
 
@@ -94,14 +92,14 @@ def create(
     write_bytes(folder / RECIPE_FILE, recipe.to_toml().encode())
     facts = {
         "recipe": recipe.name,
-        "dataset": str(dataset.root.resolve()),
+        "dataset": dataset.url if dataset.store.local is None else str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
         "machine": machine(world),
     }
     write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
 
 
-def machine(world: "World") -> dict[str, str]:
+def machine(world: World) -> dict[str, str]:
     """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
     dali = next(d for d in distributions() if d.name.startswith("nvidia-dali-"))
@@ -116,12 +114,23 @@ def machine(world: "World") -> dict[str, str]:
     }
 
 
-def same_processes(saved: dict[str, Any], world: "World") -> bool:
+def same_processes(saved: dict[str, Any], world: World) -> bool:
     """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
     return len(saved["ranks"]) == world.size and saved["machine"]["device"] == world.kind
 
 
-def difference(saved: dict[str, Any], world: "World") -> str:
+def sums_of(saved: dict[str, Any], world: World) -> Tensor:
+    """This process's part of what a begun epoch had summed up: float64 (3,) on its device.
+
+    Other processes than the checkpoint's have it all in the first.
+    """
+    found = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=world.device)
+    if same_processes(saved, world):
+        return found[world.rank]
+    return found.sum(dim=0) if world.is_first else torch.zeros_like(found[0])
+
+
+def difference(saved: dict[str, Any], world: World) -> str:
     """What keeps a resumed run from ending with the uninterrupted one's bits, or ''."""
     was, now = saved["machine"], machine(world)
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
@@ -157,7 +166,7 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] 
             f"{path}: made with another recipe; leave --recipe and --set out to continue with the run's own"
         )
     if saved.get("dataset") != dataset.fingerprint:
-        raise UsageError(f"{path}: trained on other data than {dataset.root}; give the same dataset")
+        raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
     return saved
 
 

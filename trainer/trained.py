@@ -67,7 +67,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: damaged ({error})") from error
 
 
-def dataset_of(trained: Trained, data: Path | None = None) -> Dataset:
+def dataset_of(trained: Trained, data: str | Path | None = None) -> Dataset:
     """Open the dataset that a net was trained on, or the one given.
 
     Raises:
@@ -77,17 +77,16 @@ def dataset_of(trained: Trained, data: Path | None = None) -> Dataset:
     if data is None:
         if trained.folder is None:
             raise UsageError(f"{trained.checkpoint}: lies in no run's folder; name its dataset with --data")
-        root = Path(str(run_facts(trained.folder).get("dataset", "")))
-        if not root.is_dir():
+        data = str(run_facts(trained.folder).get("dataset", ""))
+        if "://" not in data and not Path(data).is_dir():
             raise UsageError(
-                f"{trained.folder}: its dataset was {root}, which is not there; name its place with --data"
+                f"{trained.folder}: its dataset was {data}, which is not there; name its place with --data"
             )
-        data = root
     dataset = Dataset.open(data)
     if dataset.image.size != trained.spec.size:
         raise UsageError(
             f"{trained.checkpoint}: trained on pictures with a shorter side of {trained.spec.size} px, "
-            f"{dataset.root} has {dataset.image.size} px; prepare the data with --size {trained.spec.size}"
+            f"{dataset.url} has {dataset.image.size} px; prepare the data with --size {trained.spec.size}"
         )
     return dataset
 
@@ -110,9 +109,15 @@ def refuse_other_classes(trained: Trained, dataset: Dataset) -> None:
         if names
     ]
     raise UsageError(
-        f"{trained.checkpoint}: knows {len(ours)} classes, {dataset.root} has {len(theirs)} "
+        f"{trained.checkpoint}: knows {len(ours)} classes, {dataset.url} has {len(theirs)} "
         f"({'; '.join(only) or 'in another order'}); name data with the same classes"
     )
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """The last part of a dataset's place, for titles."""
+    local = dataset.store.local
+    return local.resolve().name if local else dataset.url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def class_names(trained: Trained, dataset: Dataset | None) -> list[str]:

@@ -42,8 +42,6 @@ OPTIONS = {
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
-    "train": (train, "data --recipe --set --out --gpus --cpus --resume"),
-    "eval": (evaluate, "checkpoints data --views --split --batch-size --gpus --cpus --json --kernels"),
     "show kernels": (show.commands["kernels"], "run -o"),
     "show predictions": (
         show.commands["predictions"],
@@ -58,6 +56,17 @@ OPTIONS = {
     "show maps": (show.commands["maps"], "run picture -o --layer --channels --split --data"),
     "show saliency": (show.commands["saliency"], "run picture -o --class --split --data"),
     "show report": (show.commands["report"], "run -o --skip --seed --data"),
+    "train": (
+        train,
+        "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
+        "--cache --cache-limit --verify-shards --bench",
+    ),
+    "eval": (
+        evaluate,
+        "checkpoints data --views --weights --split --real-labels --labels --arch --preprocessing "
+        "--per-class --table --json --predictions --confusion --submission --devkit --kernels "
+        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit",
+    ),
 }
 
 

@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from buckets import upload
 
 from pipeline import Dataset
 from pipeline.errors import UsageError
+from pipeline.store import open_store
 
 
 @pytest.fixture
@@ -86,9 +88,17 @@ def test_pictures_of_different_shapes_have_no_mean_image(tiny_dataset, mode, lay
         Dataset(tiny_dataset.root, manifest).mean_image()
 
 
-def test_a_bucket_is_one_line_that_says_to_copy_it():
-    with pytest.raises(UsageError, match=r"s3://bucket/set: a dataset in a bucket .* copy it here first"):
-        Dataset.open("s3://bucket/set")
+def test_a_dataset_in_a_bucket_opens_but_has_no_folder(tiny_dataset, s3):
+    upload(tiny_dataset.root, f"{s3}/set")
+    found = Dataset.open(f"{s3}/set")
+    assert (found.url, found.manifest) == (f"{s3}/set", tiny_dataset.manifest)
+    assert found.fingerprint == tiny_dataset.fingerprint
+    assert np.array_equal(found.mean_image(), tiny_dataset.mean_image())
+    with pytest.raises(UsageError, match=f"{s3}/set: this needs the dataset on this machine; copy it here"):
+        found.tars("train")
+    open_store(f"{s3}/set").remove("train/train-000001.idx")
+    with pytest.raises(UsageError, match=f"{s3}/set/train/train-000001.idx: missing"):
+        Dataset.open(f"{s3}/set")
 
 
 def test_a_cut_shard_is_refused_on_opening(copy):

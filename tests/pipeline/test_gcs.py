@@ -1,14 +1,7 @@
 """The same of a bucket of Google's, against its emulator."""
 
-import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
+from buckets import start_gcs
 from folders import place
 
 from pipeline.store import File, Span, open_store
@@ -16,32 +9,8 @@ from pipeline.store import File, Span, open_store
 
 @pytest.fixture(scope="module")
 def server():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    emulator = Path(sys.executable).with_name("gcp-storage-emulator")
-    process = subprocess.Popen(
-        [emulator, "start", "--host=127.0.0.1", f"--port={port}", "--in-memory"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    bucket = json.dumps({"name": "pictures"}).encode()
-    request = urllib.request.Request(
-        f"{address}/storage/v1/b?project=any", bucket, {"Content-Type": "application/json"}
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(request).close()
-            break
-        except OSError:
-            assert process.poll() is None, "the emulator ended"
-            assert time.monotonic() < deadline, "the emulator does not answer"
-            time.sleep(0.1)
-    yield address
-    process.kill()
-    process.wait()
+    with start_gcs("pictures") as address:
+        yield address
 
 
 def test_a_bucket_of_googles_works_as_a_store(server, tmp_path, monkeypatch):

@@ -1,15 +1,18 @@
 """The graph against an independent reference: Pillow decodes, NumPy crops, flips and adds."""
 
 import io
+import re
 import tarfile
 
 import numpy as np
 import pytest
+from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
 from synthetic import gradient, write_dataset
 
-from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
+from pipeline import EvalView, Loader, Placement, TrainView, colour_noise, graph
+from pipeline.manifest import ImageFormat
 
 CROP, SIZE = 224, 256
 MEAN = (120.5, 110.25, 100.125)
@@ -287,3 +290,123 @@ def test_float16_is_the_rounded_float32(fields):
         a, b = next(iter(full)).images, next(iter(half)).images
     assert b.dtype.itemsize == 2
     np.testing.assert_allclose(b.float().numpy(), a.numpy(), atol=0.07)
+
+
+def torchvision_boxes(count, size, rng):
+    """(width, height) of random-resized crops as torchvision's documentation has them, in NumPy."""
+    found = []
+    while len(found) < count:
+        for _ in range(10):
+            area = size * size * rng.uniform(0.08, 1.0)
+            ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if 0 < width <= size and 0 < height <= size:
+                found.append((width, height))
+                break
+        else:
+            found.append((size, size))
+    return np.array(found, float)
+
+
+def test_random_resized_crops_are_torchvisions(tmp_path):
+    """On gradients the corners' grey levels tell which part was cut, and the slope how large it was."""
+    size, crop = 256, 64
+    data = write_dataset(tmp_path / "d", {"train": [gradient(size, size)] * 300}, size)
+    boxes, flips = [], 0
+    with Loader(data, "train", TrainView(crop, augmentation="random-resized-crop"), 100) as loader:
+        for _ in range(10):
+            for batch in loader:
+                assert batch.images.shape == (100, 3, crop, crop)
+                for image in batch.images.double().numpy():
+                    across, down = image[0].mean(axis=0), image[1].mean(axis=1)
+                    flips += across[0] > across[-1]
+                    across = across[:: -1 if across[0] > across[-1] else 1]
+                    # The slope between inner pixels, which no border bends; a pixel's middle is half in.
+                    steps = [(line[-9] - line[8]) / (crop - 17) for line in (across, down)]
+                    starts = [
+                        line[8] + 0.5 - 8.5 * step for line, step in zip((across, down), steps, strict=True)
+                    ]
+                    boxes.append([steps[0] * crop, steps[1] * crop, *starts])
+    boxes = np.array(boxes)
+    assert boxes.shape == (3000, 4)
+    width, height, left, top = boxes.T
+    assert (boxes > -2).all()
+    assert (left + width).max() < size + 2
+    assert (top + height).max() < size + 2
+    expected = torchvision_boxes(20_000, size, np.random.default_rng(7))
+    for ours, theirs in (
+        (width * height, expected.prod(axis=1)),
+        (width / height, expected[:, 0] / expected[:, 1]),
+    ):
+        assert stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    for start, side in ((left, width), (top, height)):
+        free = size - side
+        inner = free > 20
+        assert stats.kstest((start / free.clip(1))[inner], "uniform").pvalue > 1e-3
+    assert stats.binomtest(flips, 3000).pvalue > 1e-3
+
+
+def test_random_resized_crops_take_normalisation_and_any_size(fields):
+    plain = TrainView(300, augmentation="random-resized-crop")  # larger than the 256 px stored
+    shifted = TrainView(300, MEAN, (2.0, 4.0, 5.0), augmentation="random-resized-crop")
+    with Loader(fields, "train", plain, 4) as a, Loader(fields, "train", shifted, 4) as b:
+        for one, other in zip(a, b, strict=True):
+            assert one.images.shape == (4, 3, 300, 300)
+            expected = (one.images.permute(0, 2, 3, 1).numpy() - np.float32(MEAN)) / np.float32([2, 4, 5])
+            np.testing.assert_allclose(other.images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "mode"), [(64, 64, "square"), (64, 97, "aspect"), (90, 130, "original")]
+)
+@pytest.mark.parametrize("crop", [48, 64, 80])
+def test_full_resize_is_the_whole_picture_squeezed(tmp_path, height, width, mode, crop):
+    pictures = photographs(3, height, width, 3)
+    data = write_dataset(tmp_path / "d", {"train": pictures, "val": pictures}, 64, mode=mode)
+    stored = pillow_pictures(data, "val")
+    with Loader(data, "val", EvalView("full-resize", crop), 2, keys=True) as loader:
+        for batch in loader:
+            for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).numpy(), strict=True):
+                whole = Image.fromarray(stored[key].astype(np.uint8))
+                expected = np.asarray(whole.resize((crop, crop), Image.Resampling.BILINEAR), np.float64)
+                difference = np.abs(image - expected)
+                assert difference.max() <= 2
+                assert difference.mean() < 0.5
+
+
+def decoders_of(node):
+    """The (name, device) of every decoder that a graph's output hangs on, as DALI specifies them."""
+    if node.source is None:
+        return set()
+    text = str(node.source.spec)
+    name, device = (re.search(rf"{what}(\w+)", text)[1] for what in ("OpSpec for ", "device: "))
+    above = [each for given in node.source.inputs for each in (given if isinstance(given, list) else [given])]
+    found = {pair for each in above for pair in decoders_of(each)}
+    return found | ({(name, device)} if name.startswith("decoders") else set())
+
+
+@pytest.mark.parametrize("mode", ["square", "aspect", "original"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        TrainView(),
+        TrainView(augmentation="random-resized-crop"),
+        EvalView(),
+        EvalView("ten-crop"),
+        EvalView("full-resize"),
+    ],
+)
+def test_no_gpu_decodes_a_region(view, mode):
+    """By construction: DALI's region decoders may crash on a GPU, so they are the CPU's or nobody's."""
+    reader = graph.ReaderSettings(["a.tar"], ["a.idx"], 4)
+    for device in ("cpu", "hybrid", "gpu"):
+        with Pipeline(batch_size=2, num_threads=1, device_id=None if device == "cpu" else 0):
+            place, stored = Placement(device=device), ImageFormat(256, mode, 95)
+            images = graph.build.__wrapped__(reader, view, stored, place, graph.OutputSettings())[0]
+        found = decoders_of(images)
+        assert len(found) == 1
+        if device == "gpu":
+            assert found == {("decoders__Image", "mixed")}
+        else:
+            assert {where for _, where in found} == {"cpu"}
+        assert (images.device == "cpu") == (device == "cpu")

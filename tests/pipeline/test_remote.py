@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from buckets import upload
 from folders import SIZE, samples, tree, write_source
 
 from pipeline import (
@@ -36,13 +37,6 @@ def whole(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     prepare(read_source(source), out, OPTIONS, max_bad=1)
     return tree(out)
-
-
-def upload(folder, url):
-    store = open_store(url)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            store.write(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def download(url, folder):

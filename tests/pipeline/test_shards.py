@@ -16,14 +16,16 @@ from pipeline.errors import UsageError
 from pipeline.shards import (
     Shard,
     _header,
-    check_size,
+    check_sizes,
     describe,
     index_path,
+    keys_in,
     label_in,
     read_index,
     to_index,
     write_shard,
 )
+from pipeline.store import open_store
 
 # Sizes around a tar's block of 512 bytes; keys as long as they get.
 SAMPLES = [
@@ -103,6 +105,14 @@ def test_the_index_reads_back(tar):
         assert (stored[offset : offset + size], name) == (b"%04d" % label, f"{key}.cls")
 
 
+def test_the_index_tells_the_keys(tar):
+    store, shard = open_store(tar.parent), describe(tar.parent, tar, len(SAMPLES))
+    assert keys_in(store, shard) == [key for key, _, _ in SAMPLES]
+    index_path(tar).write_text("v1.2 2\n")
+    with pytest.raises(UsageError, match="not a complete v1"):
+        keys_in(store, shard)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
 def test_webdataset_reads_pictures_and_integer_labels(tmp_path):
     webdataset = pytest.importorskip("webdataset")
@@ -158,22 +168,22 @@ def test_describe(tar, tmp_path):
     assert describe(tmp_path, tar, len(SAMPLES)) == expected
 
 
-def test_check_size(tar, tmp_path):
-    shard = describe(tmp_path, tar, len(SAMPLES))
-    check_size(tmp_path, shard)
+def test_check_sizes(tar, tmp_path):
+    store, shard = open_store(tmp_path), describe(tmp_path, tar, len(SAMPLES))
+    check_sizes(store, [shard])
     size = tar.stat().st_size
     with tar.open("r+b") as file:
         file.truncate(size - 1)
     with pytest.raises(
         UsageError, match=f"{tar}: {size - 1:,} bytes, but the manifest says {size:,}.*verify {tmp_path}"
     ):
-        check_size(tmp_path, shard)
+        check_sizes(store, [shard])
     index_path(tar).unlink()
     with pytest.raises(UsageError, match=f"{index_path(tar)}: missing"):
-        check_size(tmp_path, shard)
+        check_sizes(store, [shard])
     tar.unlink()
     with pytest.raises(UsageError, match=f"{tar}: missing"):
-        check_size(tmp_path, shard)
+        check_sizes(store, [shard])
 
 
 GOOD = "v1.2 2\njpg 512 100 a.jpg cls 1536 4 a.cls\njpg 2560 100 b.jpg cls 3584 4 b.cls\n"

@@ -1,14 +1,15 @@
 """Each epoch's loader, its seeds, and its place in a resumed run."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
-from pipeline import UsageError
+from pipeline import Placement, UsageError
 from trainer.classifier import new_classifier
 from trainer.distributed import World
-from trainer.feed import Feed
+from trainer.feed import Feed, Feeding, Wait
 from trainer.recipe import Stage
 
 
@@ -26,7 +27,7 @@ def make_feed(recipe, tiny_dataset):
     def make(**changes):
         torch.manual_seed(0)
         classifier = new_classifier(recipe, tiny_dataset)
-        arguments = {"recipe": recipe, "batch_size": 30, "world": World(), "reseeded": 0} | changes
+        arguments = {"recipe": recipe, "batch_size": 30, "world": World()} | changes
         feeds.append(Feed(dataset=tiny_dataset, classifier=classifier, **arguments))
         feeds[-1].classifier = classifier
         return feeds[-1]
@@ -71,42 +72,71 @@ def test_epochs_differ_and_the_same_feed_gives_them_again(make_feed):
 
 
 @pytest.mark.parametrize("finished", [1, 2, 3])
-def test_a_restored_feed_goes_on_as_one_never_stopped(make_feed, finished):
+@pytest.mark.parametrize("begun", [0, 1, 2])
+def test_a_restored_feed_goes_on_as_one_never_stopped(make_feed, finished, begun):
+    """Three batches an epoch; the place is between two epochs, or within one."""
     whole = make_feed()
     for epoch in range(finished):
         list(whole.epoch(epoch))
+    stream = iter(whole.epoch(finished))
+    for _ in range(begun):
+        next(stream)
     torch.manual_seed(77)
     state = whole.rank_state()
-    expected = [images(whole, epoch) for epoch in range(finished, 4)]
+    rest = [batch.images.clone() for batch in stream]
+    expected = [images(whole, epoch) for epoch in range(finished + 1, 4)]
+    torch.manual_seed(77)
     drawn = torch.rand(3)
     resumed = make_feed()
-    resumed.restore(state, finished)
+    assert resumed.restore(state, finished) == 0
     resumed.restore_generators(state)
     assert torch.equal(torch.rand(3), drawn)
-    for epoch, images_then in zip(range(finished, 4), expected, strict=True):
+    assert torch.equal(images(resumed, finished), torch.cat(rest))
+    for epoch, images_then in zip(range(finished + 1, 4), expected, strict=True):
         assert torch.equal(images(resumed, epoch), images_then)
 
 
-def test_reseeding_gives_other_batches_and_its_state_restores(make_feed):
-    before, after = make_feed(), make_feed(reseeded=2)
-    assert not torch.equal(images(before, 2), images(after, 2))
-    state = after.rank_state()
-    expected = images(after, 3)
-    resumed = make_feed(reseeded=2)
-    resumed.restore(state, 3)
-    assert torch.equal(images(resumed, 3), expected)
-    with pytest.raises(UsageError, match="seed was"):
-        make_feed().restore(state, 3)
-
-
-def test_another_batch_size_or_place_is_refused(make_feed):
+def test_other_data_or_another_batch_is_refused(make_feed):
     feed = make_feed()
     list(feed.epoch(0))
     state = feed.rank_state()
-    with pytest.raises(UsageError, match="batch_size was 30, now 15"):
+    with pytest.raises(UsageError, match="global_batch was 30, now 15"):
         make_feed(batch_size=15).restore(state, 1)
-    with pytest.raises(UsageError, match="world was 1, now 2"):
-        make_feed(world=World(rank=0, size=2)).restore(state, 1)
+
+
+def test_other_processes_leave_out_what_was_begun(make_feed):
+    feed = make_feed()
+    list(feed.epoch(0))
+    between = feed.rank_state()
+    next(iter(feed.epoch(1)))
+    begun = feed.rank_state()
+    two = {"world": World(rank=1, size=2), "batch_size": 15}
+    assert make_feed(**two).restore(between, 1) == 0
+    assert make_feed(**two).restore(begun, 1) == 60
+
+
+def test_what_waits_is_counted():
+    def slow():
+        for number in range(3):
+            time.sleep(0.05)
+            yield number
+
+    wait = Wait()
+    for _ in wait.over(slow()):
+        time.sleep(0.02)
+    assert 0.15 <= wait.seconds < 0.2 + 0.15  # 0.06 s were spent outside
+
+
+@pytest.mark.parametrize("device", ["gpu", "hybrid"])
+def test_processes_on_the_cpu_have_no_gpu_to_augment_on(device):
+    with pytest.raises(UsageError, match=f"--placement {device} makes batches on a GPU"):
+        Feeding(device).placement(World())
+
+
+def test_feeding_says_where_and_with_how_many_threads():
+    world = World(rank=3, size=4, local_rank=1, local_size=2)
+    assert Feeding("cpu", 5).placement(world) == Placement(3, 4, "cpu", 1, 5, 2)
+    assert Feeding().placement(world).device == "cpu"
 
 
 def test_ranks_get_different_pictures(make_feed):

@@ -23,7 +23,7 @@ from trainer.evaluation import evaluate_checkpoints
 from trainer.loop import Job, share_of_batch, train, train_step
 from trainer.recipe import Recipe, Stage, load_recipe
 
-CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0}
+CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 
 
 def train_here(job: Job, stop_after: int = 0) -> Recorder:
@@ -170,12 +170,13 @@ def test_the_logged_rate_is_the_one_used(tiny_recipe, tiny_dataset, tmp_path, mo
 def pretend_two_processes(folder: Path) -> None:
     """Make a run's checkpoint one that two processes saved."""
     content = torch.load(folder / "last.pt", weights_only=True)
+    content["ranks"][0]["loader"]["process"]["world"] = "2"
     content["ranks"] = content["ranks"] * 2
     content["machine"]["processes"] = "2"
     torch.save(content, folder / "last.pt")
 
 
-def test_another_process_count_starts_new_streams_that_resume_too(tiny_recipe, tiny_dataset, tmp_path):
+def test_another_process_count_goes_on_with_the_next_epoch(tiny_recipe, tiny_dataset, tmp_path):
     stages = (Stage(epoch=3, colour_noise="none"),)
     recipe = replace(tiny_recipe, epochs=4, colour_noise="source", stages=stages)
     whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
@@ -183,17 +184,63 @@ def test_another_process_count_starts_new_streams_that_resume_too(tiny_recipe, t
     pretend_two_processes(whole.out)
     cut = replace(whole, out=tmp_path / "cut", resume=True)
     shutil.copytree(whole.out, cut.out)
-    seed = checkpoint.load(whole.out / "last.pt")["ranks"][0]["loader"]["seed"]
     notes = train_here(replace(whole, resume=True)).notes
     assert len(notes) == 1
     assert "processes was 2, is 1" in notes[0]
     assert "order and augmentation differ" in notes[0]
     for epoch in (2, 3):  # the third epoch's end is where the noise changes
         train_here(cut, stop_after=epoch)
-        assert checkpoint.load(cut.out / "last.pt")["ranks"][0]["loader"]["seed"] != seed
     assert train_here(cut).notes == []
     assert_same_run(whole.out, cut.out)
-    assert checkpoint.load(whole.out / "last.pt")["progress"]["reseeded"] == 1
+
+
+def stopped_after(steps: int, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until an update fails as if the process had died."""
+    done = []
+
+    def dies(*arguments):
+        if len(done) == steps:
+            raise RunError("killed")
+        done.append(1)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", dies)
+        with pytest.raises(RunError, match="killed"):
+            train_here(job)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_run_stopped_after_any_update_goes_on_from_its_last_checkpoint(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch, every
+):
+    """Of two epochs of four updates: after the last multiple of `every`, or the epoch's end."""
+    recipe = replace(tiny_recipe, epochs=2, batch_size=22, schedule="cosine")
+    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    assert train_here(whole).rows[-1].steps == 8
+    for at in range(every, 8):
+        cut = replace(whole, out=tmp_path / f"cut-{at}", checkpoint_steps=every)
+        stopped_after(at, cut, monkeypatch)
+        place = checkpoint.load(cut.out / "last.pt")["ranks"][0]["loader"]
+        assert 4 * place["epoch"] + place["batch"] == max(at // every * every, at // 4 * 4)
+        train_here(replace(cut, resume=True))
+        assert_same_run(whole.out, cut.out)
+
+
+def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch
+):
+    recipe = replace(tiny_recipe, epochs=2, batch_size=22)
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe, checkpoint_steps=1)
+    stopped_after(7, job, monkeypatch)
+    pretend_two_processes(job.out)
+    recorder = train_here(replace(job, resume=True))
+    assert "epoch 2 was begun by other processes: its last 22 pictures are left out" in recorder.notes[1]
+    assert recorder.losses == []
+    (row,) = recorder.rows
+    assert (row.epoch, row.steps, row.images_per_second) == (2, 7, 0)
+    assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
+    assert np.isfinite(row.train_loss)
 
 
 def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dataset, tmp_path):
@@ -418,6 +465,23 @@ def test_a_run_killed_after_its_first_epoch_ends_as_one_never_stopped(tiny_datas
     assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 13))
     assert_same_run(whole, cut)
     assert not list(cut.glob(".writing-*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tmp_path, processes):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"epochs": 6, "batch_size": 10}
+    finish(start(command(tiny_dataset.root, whole, "--cpus", str(processes), **settings)))
+    for _ in range(5):  # a busy machine may let the run end before it is killed
+        shutil.rmtree(cut, ignore_errors=True)
+        arguments = ("--cpus", str(processes), "--checkpoint-steps", "1")
+        kill_when(start(command(tiny_dataset.root, cut, *arguments, **settings)), cut / "last.pt")
+        if checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 6:
+            break
+    place = checkpoint.load(cut / "last.pt")["ranks"][0]["loader"]
+    assert (place["epoch"], place["batch"]) < (6, 0)
+    finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", str(processes), "--resume"]))
+    assert_same_run(whole, cut)
 
 
 @pytest.mark.slow

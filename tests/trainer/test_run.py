@@ -73,7 +73,7 @@ def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tin
     run.create(tmp_path, tiny_recipe, tiny_dataset, World())
     assert run.read_last(tmp_path, tiny_recipe, tiny_dataset) is None
     state = {"recipe": tiny_recipe.to_toml(), "dataset": tiny_dataset.fingerprint}
-    progress = run.Progress(epoch=2, steps=9, best_top1=0.5, reseeded=1)
+    progress = run.Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
     saved = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert run.Progress(**saved["progress"]) == progress

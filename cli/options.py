@@ -1,0 +1,83 @@
+"""Options that several commands share: how the data comes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from trainer.feed import Feeding
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with K, M, G or T for powers of a thousand: `200G`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip().upper())
+        if found is None:
+            self.fail(f"{value!r} is no size; give bytes, such as 200G or 500000000", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2]])
+
+
+def feeding_options(command: F) -> F:
+    """Add the options that `feeding_of` reads."""
+    for option in reversed(
+        [
+            click.option(
+                "--placement",
+                type=click.Choice(["auto", "cpu", "hybrid", "gpu"]),
+                default="auto",
+                show_default=True,
+                help="Where pictures are decoded and augmented: all on the CPU, decoded there and augmented "
+                "on the GPU (hybrid), or all on the GPU.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(1),
+                help="CPU threads of each process's loader.  [default: its share of the cores]",
+            ),
+            click.option(
+                "--no-mmap",
+                is_flag=True,
+                help="Read shards instead of mapping them; for network file systems.",
+            ),
+            click.option(
+                "--cache",
+                type=click.Path(path_type=Path, file_okay=False),
+                metavar="DIR",
+                help="Bring shards to this local folder first, in the order of the epoch.",
+            ),
+            click.option(
+                "--cache-limit",
+                type=Size(),
+                help="Bytes that DIR may hold, such as 200G.  [default: no limit]",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def feeding_of(
+    placement: Any, threads: int | None, no_mmap: bool, cache: Path | None, cache_limit: int | None
+) -> "Feeding":
+    """What these options ask for.
+
+    Raises:
+        UsageError: a limit of a cache that there is not.
+    """
+    from pipeline import Access, UsageError
+    from trainer.feed import Feeding
+
+    if cache_limit is not None and cache is None:
+        raise UsageError("--cache-limit needs --cache with the folder that it limits")
+    return Feeding(placement, threads, Access(not no_mmap, cache, cache_limit))

@@ -1,0 +1,146 @@
+"""How DALI gets at a dataset's shards: mapped, read, straight from a bucket, or from a local cache."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from pipeline.cache import Cache
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.order import Piece
+from pipeline.shards import index_name, to_index
+from pipeline.store import Span
+
+# Protocols that DALI's reader opens itself.
+_DALI_READS = ("s3://", "gs://")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How shards are read.
+
+    Attributes:
+        mmap: map tars into memory; off for network file systems, where a mapped page that cannot be
+            fetched kills the process.
+        cache: folder on a local disk to which shards are brought before they are read, in the order of
+            the epoch; None reads them where they are.
+        cache_limit: bytes that the folder may hold, None for as many as come.
+    """
+
+    mmap: bool = True
+    cache: Path | None = None
+    cache_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Tars and indexes of a segment, in place until `release`.
+
+    Attributes:
+        tars, indexes: paths of a pair for each piece, in order.
+        names: the tars' names in the dataset.
+        samples: in all of them.
+        mmap: whether DALI shall map the tars.
+        release: to be called once.
+    """
+
+    tars: list[str]
+    indexes: list[str]
+    names: list[str]
+    samples: int
+    mmap: bool
+    release: Callable[[], None]
+
+
+class Shelf:
+    """Hands out a split's pieces, as files that DALI opens."""
+
+    def __init__(self, dataset: Dataset, split: str, access: Access) -> None:
+        """Look at nothing yet.
+
+        Raises:
+            UsageError: a bucket that DALI cannot read, and no cache.
+        """
+        self._store, self._shards = dataset.store, dataset.shards(split)
+        self._mmap = access.mmap
+        self._cache = None
+        if access.cache is not None:
+            self._cache = Cache(access.cache, access.cache_limit, dataset.store, dataset.fingerprint)
+        elif dataset.store.local is None and not dataset.url.startswith(_DALI_READS):
+            raise UsageError(
+                f"{dataset.url}: DALI reads {' and '.join(_DALI_READS)} only; give --cache with a folder on "
+                "this host"
+            )
+        self._made = 0
+        # A tar that two pieces share is next to itself, or opens and ends the epoch.
+        self._index = lru_cache(maxsize=4)(self._read_index)
+
+    def take(self, pieces: Sequence[Piece]) -> Taken:
+        """Bring a segment's tars and indexes in place.
+
+        Raises:
+            UsageError: an index that does not hold what the manifest says.
+            RunError: a shard cannot be fetched, or is not what the manifest says.
+        """
+        numbers = list(dict.fromkeys(piece.shard for piece in pieces))
+        shards = [self._shards[number] for number in numbers]
+        with ExitStack() as held:
+            if self._cache is None:
+                paths = [self._store.place(shard.name) for shard in shards]
+            else:
+                hold = self._cache.hold(shards)
+                held.callback(hold.release)
+                paths = hold.paths
+            where = dict(zip(numbers, paths, strict=True))
+            return Taken(
+                tars=[where[piece.shard] for piece in pieces],
+                indexes=[self._index_of(piece, held) for piece in pieces],
+                names=[self._shards[piece.shard].name for piece in pieces],
+                samples=sum(piece.samples for piece in pieces),
+                mmap=self._mmap,
+                release=held.pop_all().close,
+            )
+
+    def bytes_of(self, pieces: Sequence[Piece]) -> int:
+        """Size of the tars that a segment needs."""
+        return sum(self._shards[number].bytes for number in {piece.shard for piece in pieces})
+
+    @cached_property
+    def _folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="alexnet-index-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def _index_of(self, piece: Piece, held: ExitStack) -> str:
+        """Path of an index of this piece alone; one that is made goes with `held`."""
+        shard = self._shards[piece.shard]
+        if self._store.local is not None and piece.samples == shard.samples:
+            return self._store.place(index_name(shard.name))
+        lines = self._index(piece.shard)[piece.first : piece.last]
+        self._made += 1
+        path = self._folder / f"{self._made}.idx"
+        path.write_bytes(to_index(lines))
+        held.callback(path.unlink, missing_ok=True)
+        return str(path)
+
+    def _read_index(self, number: int) -> list[str]:
+        shard = self._shards[number]
+        name = index_name(shard.name)
+        try:
+            lines = self._store.read(Span(name)).decode().splitlines()[1:]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{self._store.place(name)}: unreadable ({error}); `alexnet-prep verify {self._store}` names "
+                "all such files; prepare the dataset again"
+            ) from error
+        if len(lines) != shard.samples:
+            raise UsageError(
+                f"{self._store.place(name)}: lists {len(lines)} samples, but the manifest says "
+                f"{shard.samples}; `alexnet-prep verify {self._store}` names what differs"
+            )
+        return lines

@@ -1,0 +1,43 @@
+"""Whether shards are still what was written: their checksums, and no more."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.cores import usable_cores
+from pipeline.dataset import Dataset
+from pipeline.errors import RunError
+from pipeline.files import sha256_of
+from pipeline.shards import Shard
+
+
+def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
+    """Compare every shard's SHA-256 with the manifest's; `pipeline.verify` looks inside them too.
+
+    Args:
+        dataset: an opened dataset.
+        progress: told (bytes read, bytes in all).
+
+    Raises:
+        RunError: names the shards that differ, three at most, and how many there are.
+    """
+    shards = [shard for split in dataset.manifest.splits.values() for shard in split]
+    total, read = sum(shard.bytes for shard in shards), 0
+    wrong = []
+
+    def check(shard: Shard) -> tuple[Shard, bool]:
+        with dataset.store.fetched(shard.name) as path:
+            return shard, sha256_of(path) == shard.sha256
+
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for shard, same in threads.map(check, shards):
+            read += shard.bytes
+            if not same:
+                wrong.append(shard.name)
+            if progress is not None:
+                progress(read, total)
+    if wrong:
+        named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
+        raise RunError(
+            f"{dataset.url}: {len(wrong)} of {len(shards)} shards are not what was written: {named}; "
+            f"`alexnet-prep verify {dataset.url}` says what differs; prepare them again or restore a copy"
+        )

@@ -1,0 +1,164 @@
+"""One DALI pipeline, run from its first batch to its last and no further.
+
+DALI's own iterator reads on into the next epoch; here exactly the batches that a segment has are asked for,
+so that none is decoded in vain.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from nvidia.dali import pipeline_def
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from pipeline import graph
+from pipeline.access import Taken
+from pipeline.augment import EvalView, TrainView
+from pipeline.errors import RunError
+from pipeline.manifest import Manifest
+from pipeline.placement import Placement
+
+_AHEAD = 2
+"""Batches in work while one is used: DALI's own default."""
+
+
+class RawSample(NamedTuple):
+    """A sample as stored: its shard's name and key, where its picture starts, picture and label."""
+
+    shard: str
+    key: str
+    offset: int
+    jpeg: bytes
+    label: bytes
+
+
+class Segment:
+    """The batches of some pieces of a split, in DALI's order, as tuples of tensors on their device."""
+
+    def __init__(
+        self,
+        taken: Taken,
+        manifest: Manifest,
+        view: TrainView | EvalView,
+        output: graph.OutputSettings,
+        placement: Placement,
+        batch_size: int,
+        seed: int,
+        buffer: int,
+        checkpoint: bytes | None = None,
+        done: int = 0,
+    ) -> None:
+        """Build the pipeline; nothing is decoded before `start` or the first batch.
+
+        Args:
+            taken: the pieces' tars and indexes.
+            manifest: of the dataset.
+            view: what is made of each picture.
+            output: its layout.
+            placement: where it is made.
+            batch_size: samples of a batch; the last may have fewer.
+            seed: of order and augmentation.
+            buffer: samples in the shuffle buffer, 0 for the order of the pieces.
+            checkpoint: `state` of a segment of the same arguments.
+            done: batches that it had given.
+
+        Raises:
+            RunError: the indexes do not hold as many samples as the manifest says.
+            RuntimeError: DALI cannot build the pipeline, or open a tar.
+        """
+        self.batches = math.ceil(taken.samples / batch_size)
+        self.done = done
+        self._taken = taken
+        self._batch_size = batch_size
+        self._last_batch = taken.samples - (self.batches - 1) * batch_size
+        self._device_id = placement.device_id
+        self._reader = graph.ReaderSettings(
+            taken.tars,
+            taken.indexes,
+            manifest.label_width,
+            manifest.adopted,
+            seed,
+            min(buffer, taken.samples),
+            taken.mmap,
+        )
+        # DALI's first run fills its queue.
+        self._queue = max(1, min(_AHEAD, self.batches - done))
+        self._scheduled = 0
+        self._pipe: Any = graph.build(
+            self._reader,
+            view,
+            manifest.image,
+            placement,
+            output,
+            batch_size=batch_size,
+            num_threads=placement.thread_count,
+            device_id=self._device_id,
+            seed=seed,
+            prefetch_queue_depth=self._queue,
+            checkpoint=checkpoint,
+        )
+        self._pipe.build()
+        found = self._pipe.reader_meta(graph.READER)["epoch_size"]
+        if found != taken.samples:
+            raise RunError(
+                f"the indexes of {taken.tars[0]} and what follows list {found} samples, but the manifest "
+                f"says {taken.samples}; `alexnet-prep verify` on the dataset names what differs"
+            )
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether the last batch is in work, so that nothing is left to begin."""
+        return self._scheduled >= self.batches
+
+    def start(self) -> None:
+        """Begin to make batches ahead, without waiting for them."""
+        if not self._scheduled:
+            self._pipe.schedule_run()
+            self._scheduled = self.done + self._queue
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches that are left.
+
+        Raises:
+            RuntimeError: DALI cannot read or decode a sample; `done` is then the failing batch's number.
+        """
+        while self.done < self.batches:
+            self.start()
+            stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
+            tensors = [from_dlpack(output.as_tensor()) for output in self._pipe.outputs(stream)]
+            if self._scheduled < self.batches:
+                self._pipe.schedule_run()
+                self._scheduled += 1
+            self.done += 1
+            if self.done == self.batches:  # DALI fills the last batch up
+                tensors = [tensor[: self._last_batch] for tensor in tensors]
+            yield tuple(tensors)
+
+    def state(self) -> bytes:
+        """DALI's checkpoint after the last batch that was given."""
+        return bytes(self._pipe.checkpoint())
+
+    def raw_batch(self, number: int) -> list[RawSample]:
+        """The stored bytes of a batch, read anew.
+
+        Raises:
+            RuntimeError: DALI cannot read them.
+        """
+        pipe = pipeline_def(graph.raw)(
+            self._reader, batch_size=self._batch_size, num_threads=1, device_id=None, exec_dynamic=True
+        )
+        for _ in range(number + 1):
+            outputs = pipe.run()
+        names = dict(zip(self._taken.tars, self._taken.names, strict=True))
+        found = []
+        for jpeg, label, source in zip(*(map(bytes, output) for output in outputs), strict=True):
+            path, offset, member = source.decode().rsplit(":", 2)
+            found.append(RawSample(names[path], member.removesuffix(".jpg"), int(offset), jpeg, label))
+        return found
+
+    def close(self) -> None:
+        """Free DALI's memory and let go of the tars."""
+        self._pipe = None
+        self._taken.release()

@@ -1,0 +1,197 @@
+"""Local copies of shards: whole, as many as there is room for, and safe when many want them at once."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic import tiny_pictures, write_dataset
+
+from pipeline import RunError
+from pipeline import cache as cache_module
+from pipeline.cache import Cache
+from pipeline.store import LocalStore
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A dataset of eight training shards."""
+    return write_dataset(tmp_path_factory.mktemp("cached") / "data", {"train": tiny_pictures(40)}, 16, 8)
+
+
+class CountingStore(LocalStore):
+    """Notes which files are copied, and can hand out damaged ones."""
+
+    def __init__(self, url, damaged=0):
+        super().__init__(url)
+        self.copied: list[str] = []
+        self.damaged = damaged
+
+    def copy_to(self, name, path):
+        self.copied.append(name)
+        super().copy_to(name, path)
+        if self.damaged:
+            self.damaged -= 1
+            with path.open("r+b") as file:
+                file.seek(600)
+                file.write(b"rot")
+
+
+def make(data, folder, limit=None, damaged=0):
+    return Cache(folder, limit, CountingStore(data.url, damaged), data.fingerprint)
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.rglob("*.tar"))
+
+
+def test_shards_are_brought_once_and_are_the_same_bytes(data, tmp_path):
+    shards, cache = data.shards("train"), make(data, tmp_path)
+    for _ in range(2):
+        hold = cache.hold(shards)
+        for path, tar in zip(hold.paths, data.tars("train"), strict=True):
+            assert Path(path).read_bytes() == tar.read_bytes()
+        hold.release()
+    assert sorted(cache.store.copied) == [shard.name for shard in shards]
+    assert not list(tmp_path.rglob("*.partial"))
+    again = make(data, tmp_path)  # another process finds them
+    again.hold(shards).release()
+    assert again.store.copied == []
+
+
+def test_the_least_recently_used_go_when_there_is_no_room(data, tmp_path):
+    shards = data.shards("train")
+    cache = make(data, tmp_path, limit=3 * max(shard.bytes for shard in shards))
+    for shard in [*shards[:3], shards[0], shards[3]]:
+        cache.hold([shard]).release()
+        time.sleep(0.01)
+    assert kept(tmp_path) == [f"train-00000{k}.tar" for k in (0, 2, 3)]
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) <= cache.limit
+
+
+def test_what_is_in_use_stays(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_WAIT_SECONDS", 0.3)
+    shards = data.shards("train")
+    cache = make(data, tmp_path, limit=2 * max(shard.bytes for shard in shards))
+    hold = cache.hold(shards[:2])
+    with pytest.raises(RunError, match=r"no room for train-000002\.tar, everything in it is in use"):
+        cache.hold(shards[2:3])
+    hold.release()
+    cache.hold(shards[2:4]).release()
+    assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
+
+
+def test_room_is_waited_for(data, tmp_path):
+    shards = data.shards("train")
+    cache = make(data, tmp_path, limit=2 * max(shard.bytes for shard in shards))
+    hold = cache.hold(shards[:2])
+    threading.Timer(0.3, hold.release).start()
+    cache.hold(shards[2:4]).release()
+    assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
+
+
+def test_one_that_fails_lets_go_of_the_others(data, tmp_path):
+    shards, cache = data.shards("train"), make(data, tmp_path)
+    missing = replace(shards[1], name="train/nowhere.tar")
+    with pytest.raises(RunError, match=r"cannot bring .*nowhere\.tar to .*No such file"):
+        cache.hold([shards[0], missing])
+    cache.limit = 2 * max(shard.bytes for shard in shards)
+    cache.hold(shards[2:4]).release()  # in whose place shard 0 could not stay if it were held
+    assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
+
+
+def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, tmp_path):
+    shard = data.shards("train")[0]
+    cache = make(data, tmp_path / "a", damaged=2)
+    cache.hold([shard]).release()
+    assert len(cache.store.copied) == 3
+    cache = make(data, tmp_path / "b", damaged=3)
+    with pytest.raises(RunError, match="its SHA-256 is not the manifest's, 3 times over"):
+        cache.hold([shard])
+    assert kept(tmp_path / "b") == []
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_rot_in_the_cache_is_found_by_the_next_process(data, tmp_path):
+    shard = data.shards("train")[0]
+    hold = make(data, tmp_path).hold([shard])
+    hold.release()
+    with Path(hold.paths[0]).open("r+b") as file:
+        file.seek(700)
+        file.write(b"rot")
+    cache = make(data, tmp_path)
+    cache.hold([shard]).release()
+    assert cache.store.copied == [shard.name]
+    assert Path(hold.paths[0]).read_bytes() == data.tars("train")[0].read_bytes()
+
+
+def _use(data, folder, limit, queue):
+    """In a process: hold pairs of shards in turn, check them, say how many were fetched."""
+    cache = make(data, folder, limit)
+    shards = data.shards("train")
+    for k in range(len(shards) - 1):
+        hold = cache.hold(shards[k : k + 2])
+        for path, shard in zip(hold.paths, shards[k : k + 2], strict=True):
+            assert Path(path).stat().st_size == shard.bytes
+        hold.release()
+    queue.put(cache.store.copied)
+
+
+@pytest.mark.parametrize("room", [None, 6])
+def test_processes_that_start_at_once_share_the_work(data, tmp_path, room):
+    largest = max(shard.bytes for shard in data.shards("train"))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    limit = room and room * largest
+    workers = [context.Process(target=_use, args=(data, tmp_path, limit, queue)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    copied = [name for _ in workers for name in queue.get(timeout=60)]
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    names = [shard.name for shard in data.shards("train")]
+    if room is None:
+        assert sorted(copied) == names  # each once, by somebody
+    else:
+        assert set(copied) == set(names)
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) <= limit
+
+
+class SlowStore(LocalStore):
+    """Never ends to copy."""
+
+    def copy_to(self, name, path):
+        path.write_bytes(b"half")
+        time.sleep(60)
+
+
+def _fetch_for_ever(data, folder):
+    Cache(folder, None, SlowStore(data.url), data.fingerprint).hold(data.shards("train")[:1])
+
+
+def test_what_a_killed_process_left_is_no_obstacle(data, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_fetch_for_ever, args=(data, tmp_path))
+    process.start()
+    while not list(tmp_path.rglob("*.partial")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    shards = data.shards("train")
+    assert list(tmp_path.rglob("*.partial"))
+    cache = make(data, tmp_path, limit=max(shard.bytes for shard in shards))
+    cache.hold(shards[1:2]).release()  # which needs the room that the dead one's half takes
+    assert not list(tmp_path.rglob("*.partial"))
+    cache.hold(shards[:1]).release()
+    assert kept(tmp_path) == ["train-000000.tar"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(data, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match=r"cannot create the folder .*file"):
+        make(data, tmp_path / "file").hold(data.shards("train")[:1])

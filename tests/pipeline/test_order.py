@@ -1,0 +1,109 @@
+"""Each sample exactly as often as it should be, by arithmetic alone."""
+
+import math
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.order import Piece, evaluation_share, segments, training_share
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+WORLDS = st.integers(1, 8)
+
+
+def listed(pieces):
+    """(shard, sample) of every sample, in order."""
+    return [(piece.shard, k) for piece in pieces for k in range(piece.first, piece.last)]
+
+
+def everything(sizes):
+    return {(shard, k) for shard, size in enumerate(sizes) for k in range(size)}
+
+
+@given(SIZES, WORLDS, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+@example([13], 2, 3, 1, 0)  # N % W ≠ 0 and (N // W) % B = 0
+@example([8], 8, 1, 0, 0)
+@example([7, 7, 7], 3, 7, 2, 0)
+def test_ranks_share_an_epoch_and_leave_out_less_than_a_global_batch(sizes, world, batch, epoch, seed):
+    shares = [listed(training_share(sizes, seed, epoch, rank, world, batch)) for rank in range(world)]
+    steps = sum(sizes) // (world * batch)
+    assert {len(share) for share in shares} == {steps * batch}
+    seen = list(chain(*shares))
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= everything(sizes)
+    assert sum(sizes) - len(seen) < world * batch
+
+
+@given(SIZES, WORLDS)
+@example([5], 8)  # more ranks than samples
+def test_ranks_measure_each_sample_once_in_order(sizes, world):
+    shares = [listed(evaluation_share(sizes, rank, world)) for rank in range(world)]
+    assert list(chain(*shares)) == sorted(everything(sizes))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(SIZES, st.integers(1, 9), st.integers(1, 40), WORLDS)
+def test_segments_are_whole_batches_of_the_same_samples(sizes, batch, most, world):
+    pieces = evaluation_share(sizes, 0, world)
+    found = segments(pieces, batch, most)
+    assert listed(chain(*found)) == listed(pieces)
+    lengths = [sum(piece.samples for piece in part) for part in found]
+    assert all(0 < length <= max(most, batch) for length in lengths)
+    assert all(length % batch == 0 for length in lengths[:-1])
+    batches = [math.ceil(length / batch) for length in lengths]
+    assert not batches or max(batches) - min(batches) <= 1
+
+
+def test_pieces_by_hand():
+    sizes = [4, 3, 5]
+    assert evaluation_share(sizes, 1, 2) == [Piece(1, 2, 3), Piece(2, 0, 5)]
+    pieces = [Piece(2, 1, 5), Piece(0, 0, 4), Piece(1, 0, 2)]
+    assert segments(pieces, 3, 6) == [
+        [Piece(2, 1, 5), Piece(0, 0, 2)],
+        [Piece(0, 2, 4), Piece(1, 0, 2)],
+    ]
+    assert segments([], 3) == []
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    sizes = [10] * 30
+    orders = [
+        tuple(piece.shard for piece in training_share(sizes, seed, epoch, 0, 1, 10))
+        for seed in range(4)
+        for epoch in range(25)
+    ]
+    assert len(set(orders)) == 100
+    assert training_share(sizes, 3, 7, 1, 2, 10) == training_share(sizes, 3, 7, 1, 2, 10)
+
+
+def test_places_of_shards_are_uniform():
+    """Each of 8 shards is equally often at each of 8 places, over 4,000 epochs."""
+    counts = np.zeros((8, 8))
+    for epoch in range(4000):
+        line = list(dict.fromkeys(piece.shard for piece in training_share([10] * 8, 1, epoch, 0, 1, 1)))
+        counts[line, np.arange(8)] += 1
+    expected = 4000 / 8
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    assert statistic < 100  # χ² of 49 degrees of freedom: above 94.6 once in 10,000
+
+
+def test_what_is_left_out_changes():
+    """Of 103 samples 3 are left out; over 200 epochs it is each sample's turn about six times."""
+    sizes = [50, 53]
+    missed = [
+        everything(sizes) - set(listed(training_share(sizes, 0, epoch, 0, 1, 10))) for epoch in range(200)
+    ]
+    assert {len(left) for left in missed} == {3}
+    counts = np.bincount([shard * 50 + k for left in missed for shard, k in left], minlength=103)
+    assert counts.max() <= 25
+    assert (counts > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("world", [2, 8])
+def test_ranks_see_other_samples_in_the_next_epoch(world):
+    sizes = [1000]
+    first, second = (set(listed(training_share(sizes, 0, epoch, 0, world, 5))) for epoch in (0, 1))
+    assert len(first & second) < len(first)

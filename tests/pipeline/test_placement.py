@@ -1,0 +1,31 @@
+import pytest
+
+from pipeline import Placement, choose_device
+from pipeline.cores import usable_cores
+
+
+@pytest.mark.parametrize(
+    ("cores", "capability", "device"),
+    [
+        (64, None, "cpu"),
+        (2, (7, 5), "gpu"),  # too few cores to decode for it
+        (16, (7, 5), "hybrid"),  # no JPEG engine, and cores enough
+        (16, (8, 6), "hybrid"),
+        (16, (8, 0), "gpu"),  # A100
+        (16, (9, 0), "gpu"),  # H100
+    ],
+)
+def test_the_device_follows_cores_and_gpu(cores, capability, device):
+    assert choose_device(cores, capability) == device
+
+
+def test_threads_are_a_share_of_the_cores_or_as_asked():
+    assert Placement().thread_count == usable_cores()
+    assert Placement(local_world=1000).thread_count == 1
+    assert Placement(threads=3, local_world=1000).thread_count == 3
+
+
+def test_only_a_gpu_has_a_number():
+    assert Placement(local_rank=3).device_id is None
+    assert Placement(local_rank=3, device="hybrid").device_id == 3
+    assert Placement(local_rank=3, device="gpu").device_id == 3

@@ -1,0 +1,246 @@
+"""What limits a machine: the loader, the model and the gradient exchange, alone and together."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.dataset import Dataset
+from pipeline.loader import Batch, Loader
+from pipeline.placement import Device
+from pipeline.seeds import derive_seed
+from trainer.classifier import Classifier, new_classifier
+from trainer.distributed import World, all_sum
+from trainer.feed import Feed
+from trainer.loop import Job, distribute, prime, share_of_batch, train_step
+from trainer.optim import build_optimizer
+from trainer.recipe import Recipe
+
+SECONDS = 6.0
+"""Time that each part is measured for, at least two steps."""
+
+_WARM_UP = 2
+# What DDP puts into one exchange by default.
+_BUCKET_BYTES = 25 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured of one part, over all processes.
+
+    Attributes:
+        name: "loader (cpu)" and so on, "model", "exchange" or "together".
+        images_per_second: pictures that it could serve alone.
+        cores: CPU seconds used a second.
+        host_mb: resident memory of all processes, MB (pages that they share are counted in each).
+        device_mb: most GPU memory that one process's torch held, MB; 0 on the CPU.
+    """
+
+    name: str
+    images_per_second: float
+    cores: float
+    host_mb: float
+    device_mb: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The parts in order, "together" last, and one sentence on what limits and what helps."""
+
+    recipe: str
+    parts: tuple[Part, ...]
+    advice: str
+
+
+def measure(world: World, job: Job, seconds: float = SECONDS) -> Measured:
+    """Measure each part of training on a dataset, with the job's recipe and batch; nothing is written.
+
+    On a GPU the loader is measured in every placement. All processes take part and measure at once.
+
+    Args:
+        world: this process among all.
+        job: data, recipe and feeding; its run folder is not touched.
+        seconds: for each part.
+
+    Raises:
+        UsageError: data and recipe that do not fit together.
+    """
+    recipe, dataset = job.recipe, Dataset.open(job.data)
+    batch_size = share_of_batch(recipe, world.size)
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    classifier = new_classifier(recipe, dataset).to(world.device)
+    if recipe.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    meter = _Meter(world, batch_size, seconds)
+
+    chosen = job.feeding.placement(world).device
+    devices: list[Device] = ["cpu", "hybrid", "gpu"] if world.kind == "gpu" else ["cpu"]
+    parts = []
+    for device in sorted(devices, key=lambda d: d == chosen):  # what training uses last, beside the rest
+        feeding = replace(job.feeding, device=device)
+        with Feed(recipe, dataset, classifier, batch_size, world, feeding) as feed:
+            batches = _endless(feed.epoch(0))
+            parts.append(meter.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
+
+    step = _Step(recipe, classifier, world, batch_size)
+    parts.append(meter.run("model", step.on_synthetic))
+    if world.size > 1:
+        parts.append(meter.run("exchange", _Exchange(classifier)))
+    with Feed(recipe, dataset, classifier, batch_size, world, job.feeding) as feed:
+        batches = _endless(feed.epoch(0))
+        shared = _Step(recipe, classifier, world, batch_size, together=True)
+        parts.append(meter.run("together", lambda: shared(next(batches))))
+    return Measured(recipe.name, tuple(parts), advise(parts, recipe, dataset, world.kind, chosen))
+
+
+def advise(parts: list[Part], recipe: Recipe, dataset: Dataset, kind: str, placement: Device) -> str:
+    """One sentence: what limits, by how much, and which option helps."""
+    loaders = {p.name[8:-1]: p.images_per_second for p in parts if p.name.startswith("loader")}
+    rates = {p.name: p.images_per_second for p in parts if not p.name.startswith("loader")}
+    together = rates.pop("together")
+    rates["loader"] = loaders[placement]
+    slowest = min(rates, key=lambda name: rates[name])
+    helps = {
+        "loader": _helps_loader(loaders, placement, dataset),
+        "model": _helps_model(recipe, kind),
+        "exchange": "a larger global batch exchanges less often (`--set batch_size=...`)",
+    }[slowest]
+    second = min(rate for name, rate in rates.items() if name != slowest)
+    name = {"loader": "loader", "model": "model", "exchange": "gradient exchange"}[slowest]
+    ratio = f"{second / rates[slowest]:.1f}"
+    least = "as fast as" if ratio == "1.0" else f"{ratio} times as fast as"
+    shared = " (they share the same cores)" if kind == "cpu" else ""
+    return (
+        f"The {name} limits this machine: all else is at least {least} it{shared}, and together they reach "
+        f"{together / rates[slowest]:.0%} of it; {helps}."
+    )
+
+
+def _helps_loader(loaders: dict[str, float], placement: Device, dataset: Dataset) -> str:
+    best = max(loaders, key=lambda name: loaders[name])
+    if loaders[best] > 1.1 * loaders[placement]:
+        return f"`--placement {best}` is {loaders[best] / loaders[placement]:.1f} times as fast"
+    if dataset.image.mode == "original":
+        return f"pictures stored at {dataset.image.size} px decode faster (`alexnet-prep shard` as it is)"
+    if dataset.store.local is None:
+        return "shards on a local disk come faster (`--cache DIR`)"
+    return "more cores for each process (`--threads`, or a machine that has them) help"
+
+
+def _helps_model(recipe: Recipe, kind: str) -> str:
+    if not recipe.compile:
+        return "`--set compile=true` makes it faster once it has compiled"
+    if recipe.precision == "float32":
+        return "`--set precision=bfloat16` makes it faster, with other results"
+    if not recipe.channels_last:
+        return "`--set channels_last=true` makes it faster"
+    return f"more {'GPUs (`--gpus`)' if kind == 'gpu' else 'cores, or a GPU,'} would help"
+
+
+class _Meter:
+    """Runs something for a while in every process at once, and sums up what it took."""
+
+    def __init__(self, world: World, batch_size: int, seconds: float) -> None:
+        self._world, self._batch_size, self._seconds = world, batch_size, seconds
+
+    def run(self, name: str, step: Callable[[], Any]) -> Part:
+        for _ in range(_WARM_UP):
+            step()
+        self._wait()
+        started = time.perf_counter()
+        step()
+        self._wait()
+        # All processes take as many steps, since some of them meet in each.
+        longest = self._most(time.perf_counter() - started)
+        steps = max(2, round(self._seconds / longest))
+        if self._world.kind == "gpu":
+            torch.cuda.reset_peak_memory_stats()
+        started, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+        self._wait()
+        wall = time.perf_counter() - started
+        rate, cores, host = all_sum(
+            torch.tensor(
+                [steps * self._batch_size / wall, (time.process_time() - cpu) / wall, _resident_mb()],
+                dtype=torch.float64,
+                device=self._world.device,
+            )
+        ).tolist()
+        device = torch.cuda.max_memory_allocated() / 1e6 if self._world.kind == "gpu" else 0.0
+        return Part(name, rate, cores, host, self._most(device))
+
+    def _wait(self) -> None:
+        if self._world.kind == "gpu":
+            torch.cuda.synchronize()
+        if self._world.size > 1:
+            dist.barrier()
+
+    def _most(self, value: float) -> float:
+        if self._world.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self._world.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return float(shared)
+
+
+class _Step:
+    """A training step of this process alone, or `together` with the others."""
+
+    def __init__(
+        self, recipe: Recipe, classifier: Classifier, world: World, batch_size: int, *, together: bool = False
+    ) -> None:
+        self._recipe, self._world = recipe, world
+        self._model = distribute(classifier, recipe, world if together else World(kind=world.kind))
+        prime(self._model, classifier, recipe, batch_size, world, lambda _: None)
+        self._optimizer = build_optimizer(classifier.net, recipe)
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.rate * 1e-6  # the work is the same, and nothing diverges
+        shape = (batch_size, 3, recipe.crop, recipe.crop)
+        images = torch.randn(shape, device=world.device)
+        if recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        classes = len(classifier.spec.classes)
+        labels = torch.randint(classes, (batch_size,), device=world.device)
+        self._synthetic = images, labels
+
+    def __call__(self, batch: Batch) -> None:
+        self._update(batch.images.to(self._world.device, torch.float32), batch.labels)
+
+    def on_synthetic(self) -> None:
+        self._update(*self._synthetic)
+
+    def _update(self, images: Tensor, labels: Tensor) -> None:
+        labels = labels.to(self._world.device)
+        train_step(self._model, self._optimizer, images, labels, self._recipe)
+
+
+class _Exchange:
+    """Sums as many bytes as there are gradients, in buckets as DDP does."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        weights = [p for p in classifier.parameters() if p.requires_grad]
+        count = sum(p.numel() for p in weights)
+        like = weights[0]
+        gradients = torch.zeros(count, device=like.device, dtype=like.dtype)
+        self._buckets = torch.split(gradients, _BUCKET_BYTES // 4)
+
+    def __call__(self) -> None:
+        for work in [dist.all_reduce(bucket, async_op=True) for bucket in self._buckets]:
+            work.wait()
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
