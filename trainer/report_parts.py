@@ -118,15 +118,17 @@ def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
             ("Slowest and fastest epoch", f"{rates[0]:,.0f} and {rates[-1]:,.0f}"),
             ("Training", _duration(sum(row.train_seconds for row in rows))),
             ("Validation", _duration(sum(row.val_seconds for row in rows))),
-            ("Waiting for data", f"{_mean_wait(rows):.1%} of the training time"),
+            *_wait(rows),
             ("On", _machine_line(facts.get("machine", {}))),
         ],
     }
 
 
-def _mean_wait(rows: Sequence[EpochRow]) -> float:
-    seconds = sum(row.train_seconds for row in rows)
-    return sum(row.data_wait * row.train_seconds for row in rows) / max(seconds, 1e-9)
+def _wait(rows: Sequence[EpochRow]) -> Facts:
+    """The share of the training time in which steps waited for batches; nothing of runs that noted none."""
+    waited = sum(row.data_wait * row.train_seconds for row in rows)
+    share = waited / max(sum(row.train_seconds for row in rows), 1e-9)
+    return [("Waiting for data", f"{share:.1%} of the training time")] if waited else []
 
 
 def kernels(trained: Trained) -> Image:

@@ -1,10 +1,13 @@
 """Single pictures out of shards, compared with what Python's tarfile finds and with the loader's order."""
 
+import shutil
+
 import pytest
+from buckets import upload
 from folders import samples
 from synthetic import tiny_pictures, write_dataset
 
-from pipeline import Loader, UsageError
+from pipeline import Dataset, Loader, UsageError
 from pipeline.augment import EvalView
 from pipeline.stored import find_places, read_stored
 
@@ -31,6 +34,21 @@ def test_places_are_the_loaders_order(data):
     with Loader(data, "train", EvalView("centre", 16), 4, keys=True) as loader:
         keys = [key for batch in loader for key in batch.keys]
     assert [picture.key for picture in read_stored(data, "train", range(11))] == keys
+
+
+def test_pictures_come_out_of_a_bucket_too(data, s3):
+    upload(data.root, f"{s3}/set")
+    remote = Dataset.open(f"{s3}/set")
+    places = find_places(remote, "val", ["val-6", "val-0"])
+    assert read_stored(remote, "val", places) == read_stored(data, "val", [6, 0])
+
+
+def test_a_shard_that_vanished_is_one_error(data, tmp_path):
+    shutil.copytree(data.root, tmp_path / "d")
+    copy = Dataset.open(tmp_path / "d")
+    (tmp_path / "d" / data.shards("val")[0].name).unlink()
+    with pytest.raises(UsageError, match=r"unreadable \(No such file.*alexnet-prep verify"):
+        read_stored(copy, "val", [0])
 
 
 def test_keys_are_found_in_any_shard(data):
