@@ -1,6 +1,7 @@
 """What all figures share: Okabe and Ito's colours, letters for any class name, and writing PNG or SVG."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 INK, GREY = "#282828", "#767676"
 
 DPI = 100
+_LETTERS_PER_INCH = 10  # of titles
 SUFFIXES = (".png", ".svg")
 _FONT = "DejaVu Sans"
 _NO_GLYPH = "□"
@@ -49,7 +51,7 @@ STYLE: Any = {
 }
 
 styled = matplotlib.rc_context(STYLE)
-"""Decorator of functions that make or write a figure, or a context: `STYLE` is in force within."""
+"""Decorator of functions that make or write a figure, so that `STYLE` is in force within."""
 
 
 @styled
@@ -57,7 +59,9 @@ def new_figure(width: float, height: float, *, title: str = "") -> Figure:
     """A white figure of `width` × `height` inches whose parts arrange themselves, with a title."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     if title:
-        figure.suptitle(drawable(title), fontfamily=fonts_for(title), fontsize=13, wrap=True)
+        # Matplotlib's own wrapping takes $ for mathematics.
+        lines = textwrap.wrap(drawable(title), round(_LETTERS_PER_INCH * width))
+        figure.suptitle("\n".join(lines), fontfamily=fonts_for(title), fontsize=13)
     return figure
 
 

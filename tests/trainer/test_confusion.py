@@ -49,5 +49,15 @@ def test_many_classes_are_blocks_and_a_list_of_pairs(classes):
     assert figure_bytes(figure, "png")
 
 
+@pytest.mark.parametrize("classes", [2, 16, 40, 41])
+def test_long_names_leave_room_for_the_matrix(classes):
+    names = ["W" * 60, *["漢" * 60] * (classes - 1)]
+    figure = draw_confusion(3 * np.eye(classes, dtype=np.int64), names, "W" * 200)
+    figure_bytes(figure, "png")  # a collapsed layout is a warning
+    box = figure.axes[0].get_window_extent()
+    assert box.width > 150
+    assert box.width == pytest.approx(box.height, rel=0.02)
+
+
 def test_a_thousand_classes_without_an_error():
     assert figure_bytes(draw_confusion(np.eye(1000, dtype=np.int64), ["x"] * 1000, "t"), "png")

@@ -27,15 +27,17 @@ from trainer.drawing import (
 
 @styled
 def figure(title="a title"):
-    made = new_figure(3, 2, title=title)
-    made.subplots().plot([1, 2, 3])
+    made = new_figure(8, 2, title=title)
+    axes = made.subplots()
+    axes.plot([0, 1, 2])
+    label_ticks(axes, [title, "plain"])
     return made
 
 
 def test_png_and_svg_by_suffix(tmp_path):
     save_figure(figure(), tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
-        assert (image.format, image.size) == ("PNG", (300, 200))
+        assert (image.format, image.size) == ("PNG", (800, 200))
     save_figure(figure(), tmp_path / "f.SVG")
     root = ElementTree.parse(tmp_path / "f.SVG").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -63,13 +65,22 @@ def test_a_missing_folder_is_one_error_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["$x_1$ & \\frac{1}{2} ^ {", "Größe, naïve, Ελληνικά, Русский", "<b>&amp;</b>"]
+    "text", ["$x_1$ & \\frac{1}{2} ^ {", "$\\frac{$ _ ^", "Größe, naïve, Ελληνικά, Русский", "<b>&amp;</b>"]
 )
-def test_signs_are_drawn_as_they_are(text):
+def test_signs_are_drawn_as_they_are(text, caplog):
     assert drawable(text) == text
-    axes = new_figure(3, 2, title=text).subplots()
-    label_ticks(axes, [text, "plain"])
-    assert figure_bytes(axes.get_figure(), "svg")
+    made = figure(text)
+    assert figure_bytes(made, "svg")
+    assert [label.get_text() for label in made.axes[0].get_yticklabels()] == [text, "plain"]
+    assert not caplog.records
+
+
+def test_a_long_title_is_broken_into_lines():
+    made = new_figure(4, 2, title="a run with a long name on a dataset with a long name, val: predictions")
+    figure_bytes(made, "png")
+    box = made._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= 400
 
 
 def test_letters_that_no_font_has_become_boxes_without_a_warning():
