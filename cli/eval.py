@@ -13,7 +13,8 @@ from cli.options import feeding_of, feeding_options
 from cli.results import print_classes, print_results
 
 if TYPE_CHECKING:
-    from trainer import Evaluation, World
+    from pipeline import Dataset
+    from trainer import Evaluation, Foreign, World
 
 _OUTPUT = click.Path(path_type=Path, dir_okay=False)
 
@@ -177,7 +178,7 @@ def main(
     outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
         (json_file, lambda file: write_json(file, result, scores)),
         (confusion_file, lambda file: write_confusion(file, result)),
-        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file)),
+        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, foreign)),
     ]
     if answers is not None:
         outputs += [
@@ -225,11 +226,13 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
         raise SystemExit(RunError.exit_code)
 
 
-def _draw_kernels(run_or_checkpoint: Path, file: Path) -> None:
+def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
     from pipeline.pictures import save_png
     from trainer import checkpoint, kernels
+    from trainer.ensemble import load_nets
+    from trainer.foreign import is_foreign
 
     path = checkpoint.find(run_or_checkpoint)
-    classifier = checkpoint.classifier_of(checkpoint.load(path), path)
+    (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)
     save_png(kernels(classifier, run_or_checkpoint.stem), file)
     click.echo(f"kernels: {file}")
