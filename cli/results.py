@@ -77,5 +77,5 @@ def _print_share(name: str, share: float, interval: tuple[float, float]) -> None
     low, high = interval
     click.echo(
         f"{click.style(name, bold=True)}  accuracy {share:7.2%}   error {1 - share:7.2%}   "
-        f"(accuracy within {low:.2%}–{high:.2%}, 95 %)"
+        f"95% interval of accuracy {100 * low:.2f}–{high:.2%}"
     )

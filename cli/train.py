@@ -10,7 +10,7 @@ from cli.options import feeding_of, feeding_options
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import EpochRow, Job, Progress, World
+    from trainer import EpochRow, Job, Progress, Recipe, World
     from trainer.distributed import Processes
 
 _DEFAULT_RECIPE = "paper"
@@ -79,6 +79,7 @@ def main(
         chosen = load_recipe(str(out / RECIPE_FILE), overrides)
     else:
         chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
+        _say_scaling(load_recipe(recipe or _DEFAULT_RECIPE), chosen, overrides)
     how = feeding_of(**feeding)
     job = Job(data, out or Path("runs") / chosen.name, chosen, resume, how, checkpoint_steps)
     processes = choose_processes(gpus, cpus)
@@ -93,6 +94,18 @@ def main(
         _bench(processes, job)
     else:
         launch(processes, _train, job)
+
+
+def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:
+    """Say what another batch size made of the rate, which nobody asked for by name."""
+    if written.rate != chosen.rate and not any(
+        text.partition("=")[0].strip() == "rate" for text in overrides
+    ):
+        click.echo(
+            f"rate {written.rate:g} for batch_size {written.batch_size} becomes {chosen.rate:g} for "
+            f"{chosen.batch_size} (scaling: {chosen.scaling})",
+            err=True,
+        )
 
 
 def _train(world: "World", job: "Job") -> "Progress":

@@ -1,4 +1,4 @@
-"""The paper's update rule, and how a recipe's rates reach each parameter."""
+"""The paper's update rule, LARS for large batches, and how a recipe's rates reach each parameter."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -59,6 +59,61 @@ class PaperSGD(torch.optim.Optimizer):
         return velocity
 
 
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates: each layer's step is as long, against its weights, as every other's.
+
+    Algorithm 1 of You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks":
+
+    λ = η ‖w‖ / (‖g‖ + d ‖w‖);  v ← m·v + ε λ (g + d·w);  w ← w − v
+
+    with gradient g, weight decay d, rate ε and trust coefficient η. Parameters of one dimension (biases,
+    normalisation) take λ = 1, as is usual since; so do weights or gradients that are all zero.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0005,
+        trust: float = 0.001,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        )
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Apply one update; parameters without a gradient and groups of rate 0 stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None and group["lr"] != 0:
+                    self._update(weight, weight.grad, group)
+        return loss
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        decay = group["weight_decay"]
+        direction = gradient.add(weight, alpha=decay)
+        if weight.ndim > 1:
+            length, steepness = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+            ratio = group["trust"] * length / (steepness + decay * length)
+            # On the device: nothing waits for the norms.
+            direction *= torch.where((length > 0) & (steepness > 0), ratio, torch.ones_like(ratio))
+        state = self.state[weight]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        state["velocity"].mul_(group["momentum"]).add_(direction, alpha=group["lr"])
+        weight.sub_(state["velocity"])
+
+
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Build the recipe's optimiser with one group per layer for weights and one for biases.
 
@@ -75,6 +130,8 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
                 groups.append({"params": params, "layer": layer, "bias": bias, "weight_decay": decay})
     if recipe.optimizer == "paper":
         return PaperSGD(groups, lr=recipe.rate, momentum=recipe.momentum)
+    if recipe.optimizer == "lars":
+        return LARS(groups, lr=recipe.rate, momentum=recipe.momentum, trust=recipe.trust)
     return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum)
 
 

@@ -4,9 +4,10 @@ Recipes are TOML files in `recipes/`; a run directory keeps the resolved one.
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -61,13 +62,19 @@ class Recipe:
         epochs: passes over the training split.
         batch_size: the global batch, over all processes.
         seed: of init, order, augmentation and dropout.
-        optimizer: "paper" (the rate inside the velocity) or "sgd" (torch's, the rate outside).
+        optimizer: "paper" (the rate inside the velocity), "sgd" (torch's, the rate outside) or "lars"
+            (layer-wise rates for large batches).
+        trust: LARS's trust coefficient.
         rate: learning rate of weights at the start, or at the peak of a warm-up.
+        scaling: how `--set batch_size` changes the rate: not at all ("none"), in proportion ("linear"),
+            or with the square root ("sqrt").
         momentum: of the velocity.
         weight_decay: L2 coefficient.
         decay_biases: whether biases and normalisation parameters decay too.
         bias_rate: factor on the rate of biases.
-        schedule: "constant", "plateau" (÷ 10 when validation error stops improving) or "cosine".
+        schedule: "constant", "plateau" (÷ 10 when validation error stops improving), "cosine" or
+            "polynomial" ((1 − t)^power, t from 0 after the warm-up to 1 at the end).
+        power: of the polynomial.
         warmup_epochs: linear rise from 0 to `rate` first.
         plateau_patience: epochs without improvement before a drop.
         plateau_drops: drops at most.
@@ -91,12 +98,15 @@ class Recipe:
     shuffle_buffer: int = 2048
     batch_size: int = 128
     seed: int = 2012
-    optimizer: Literal["paper", "sgd"] = "paper"
+    optimizer: Literal["paper", "sgd", "lars"] = "paper"
+    trust: float = 0.001
+    scaling: Literal["none", "linear", "sqrt"] = "none"
     momentum: float = 0.9
     weight_decay: float = 0.0005
     decay_biases: bool = True
     bias_rate: float = 1.0
-    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    schedule: Literal["constant", "plateau", "cosine", "polynomial"] = "constant"
+    power: float = 2.0
     warmup_epochs: float = 0.0
     plateau_patience: int = 5
     plateau_drops: int = 3
@@ -114,6 +124,8 @@ class Recipe:
             "crop": (64, 4096),
             "shuffle_buffer": (1, 1 << 24),
             "batch_size": (1, 1 << 20),
+            "trust": (1e-12, 1e6),
+            "power": (0, 100),
             "momentum": (0, 1),
             "weight_decay": (0, 1),
             "bias_rate": (0, 1e6),
@@ -154,6 +166,8 @@ class Recipe:
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe by name (`paper`) or path (`my.toml`) and apply `key=value` overrides.
 
+    Another batch size changes the rate by the recipe's scaling rule, unless the rate is given too.
+
     Raises:
         UsageError: no such recipe, not TOML, an unknown key, or a value of the wrong type or range.
     """
@@ -165,7 +179,20 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     values.setdefault("name", path.stem)
     recipe = recipe_of(values, f"recipe {path}")
     changes = dict(_parse_override(override) for override in overrides)
-    return recipe_of(values | changes, "--set") if changes else recipe
+    if not changes:
+        return recipe
+    changed = recipe_of(values | changes, "--set")
+    return changed if "rate" in changes else replace(changed, rate=scaled_rate(changed, recipe.batch_size))
+
+
+def scaled_rate(recipe: Recipe, batch_size: int) -> float:
+    """A recipe's rate, which is for `batch_size`, as its scaling rule makes it for its own batch.
+
+    "linear" is Goyal et al. 2017's rule, "sqrt" Krizhevsky's of 2014 ("One weird trick", section 5), which
+    keeps the variance of the gradient.
+    """
+    factor = recipe.batch_size / batch_size
+    return recipe.rate * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[recipe.scaling]
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:

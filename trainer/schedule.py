@@ -28,10 +28,12 @@ class Schedule:
         if epoch < recipe.warmup_epochs:
             return recipe.rate * epoch / recipe.warmup_epochs
         factor = recipe.stage_at(int(epoch)).rate_factor or 0.0
+        length = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+        done = min((epoch - recipe.warmup_epochs) / length, 1.0)
         if recipe.schedule == "cosine":
-            length = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
-            done = min((epoch - recipe.warmup_epochs) / length, 1.0)
             factor *= 0.5 * (1.0 + math.cos(math.pi * done))
+        elif recipe.schedule == "polynomial":
+            factor *= (1.0 - done) ** recipe.power
         elif recipe.schedule == "plateau":
             factor *= 0.1**self.drops
         return recipe.rate * factor

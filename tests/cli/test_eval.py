@@ -111,7 +111,7 @@ def test_everything_at_once(net, tiny_dataset, tmp_path):
     saved = json.loads(files["r.json"].read_text())
     top1, (low, high) = saved["metrics"]["top1"], saved["metrics"]["top1_interval"]
     assert f"accuracy {top1:7.2%}   error {1 - top1:7.2%}" in result.stdout
-    assert f"({low:.2%}–{high:.2%}" in result.stdout.replace("accuracy within ", "")
+    assert f"95% interval of accuracy {100 * low:.2f}–{high:.2%}" in result.stdout
     assert f"calibration error {saved['metrics']['ece']:.2%}" in result.stdout
     assert f"| {net} | centre | 30 |" in result.stdout
     predictions = read_predictions(files["p.csv"])
@@ -157,6 +157,14 @@ def test_weights_of_an_ensemble(net, tiny_dataset, foreign, tmp_path):
     assert f"0.750 × {net}" in result.stdout
     assert json.loads((tmp_path / "r.json").read_text())["weights"] == [0.75, 0.25]
     assert "10 outputs are taken as the data's 10 classes" in result.stderr
+
+
+def test_kernels_of_a_foreign_checkpoint(foreign, tiny_dataset, tmp_path):
+    file, how = foreign
+    arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
+    result = invoke(*arguments, "--kernels", tmp_path / "k.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_foreign_checkpoint_needs_its_preprocessing(foreign, tiny_dataset):

@@ -121,7 +121,7 @@ def test_kernels_are_drawn(trained, tiny_dataset, tmp_path):
         (["--set", "batch_size=128", "--cpus", "1"], ["90 samples, fewer than one global batch of 128"]),
         (["--set", "crop=80", "--cpus", "1"], ["crop of 80 px", "72 px"]),
         (["--recipe", "paper", "--set", "crop=224", "--cpus", "1"], ["crop of 224 px", "--set crop=63"]),
-        (["--set", "optimizer=adam"], ["--set: optimizer", "choose from 'paper', 'sgd'"]),
+        (["--set", "optimizer=adam"], ["--set: optimizer", "choose from 'paper', 'sgd', 'lars'"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
         (["--recipe", "no.toml"], ["no such file"]),
         (["--resume"], ["no run to resume"]),

@@ -1,6 +1,7 @@
 """The update rule against the paper's two equations in NumPy float64, and how rates reach parameters."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from trainer.models import build_model
-from trainer.optim import PaperSGD, build_optimizer, check_layers, set_rates
+from trainer.optim import LARS, PaperSGD, build_optimizer, check_layers, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
 
 
@@ -83,6 +84,71 @@ def test_momentum_and_decay_are_the_equations(momentum, decay):
     expected = paper_equations(start(), gradients(20), DROPPING, momentum, decay)
     got = descend(lambda p, rate: PaperSGD(p, rate, momentum, decay), gradients(20), DROPPING)
     np.testing.assert_allclose(got, expected, rtol=1e-13)
+
+
+def lars_equations(weights, gradients, rates, momentum, decay, trust):
+    """Algorithm 1 of the paper of 2017 on a list of layers in float64; vectors take a ratio of 1."""
+    weights = [w.copy() for w in weights]
+    velocities = [np.zeros_like(w) for w in weights]
+    for step, rate in enumerate(rates):
+        for k, w in enumerate(weights):
+            g = gradients[step][k]
+            norms = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
+            ratio = trust * norms[0] / (norms[1] + decay * norms[0]) if w.ndim > 1 and min(norms) > 0 else 1.0
+            velocities[k] = momentum * velocities[k] + rate * ratio * (g + decay * w)
+            weights[k] = w - velocities[k]
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("momentum", "decay", "trust"), [(0.9, 0.0005, 0.001), (0.0, 0.1, 0.02), (0.5, 0.0, 1.0)]
+)
+def test_lars_is_the_published_algorithm(momentum, decay, trust):
+    rng = np.random.default_rng(4)
+    shapes = [(3, 4), (5, 2, 3, 3), (6,), (2, 2), (2, 3)]
+    weights = [rng.normal(size=shape) * 10.0**k for k, shape in enumerate(shapes)]
+    weights[3][:] = 0  # a layer that starts at nothing
+    gradients_ = [[rng.normal(size=shape) for shape in shapes] for _ in range(20)]
+    for step in gradients_:
+        step[4][:] = 0  # and one without slope
+    rates = [0.5] * 10 + [0.05] * 10
+    parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
+    optimizer = LARS(parameters, 1.0, momentum, decay, trust)
+    for step, rate in zip(gradients_, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+    expected = lars_equations(weights, gradients_, rates, momentum, decay, trust)
+    for got, wanted in zip(parameters, expected, strict=True):
+        np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_lars_steps_are_as_long_as_its_coefficient_says():
+    """Without decay and momentum a layer moves by rate · trust of its own length, whatever its gradient's."""
+    for scale in (1e-6, 1.0, 1e6):
+        w = torch.nn.Parameter(torch.randn(7, 5, dtype=torch.float64))
+        before = w.detach().clone()
+        w.grad = scale * torch.randn(7, 5, dtype=torch.float64)
+        LARS([w], 0.3, 0.0, 0.0, 0.01).step()
+        assert float((w.detach() - before).norm() / before.norm()) == pytest.approx(0.003)
+
+
+def test_a_recipe_of_lars_trains(tiny_recipe):
+    net = build_model("alexnet_bn", 10, 0.05, 64)
+    optimizer = build_optimizer(net, replace(tiny_recipe, optimizer="lars", trust=0.02))
+    assert isinstance(optimizer, LARS)
+    assert {group["trust"] for group in optimizer.param_groups} == {0.02}
+    x, y = torch.randn(20, 3, 64, 64), torch.arange(20) % 10
+    losses = []
+    for _ in range(30):
+        set_rates(optimizer, 1.0, Stage(epoch=0))
+        loss = torch.nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
 
 
 def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():

@@ -71,6 +71,9 @@ VALUES = {
     "batch_size": st.integers(1, 1 << 20),
     "seed": st.integers(-(2**63), 2**63 - 1),
     "optimizer": st.sampled_from(CHOICES["optimizer"]),
+    "trust": st.floats(1e-12, 1e6),
+    "scaling": st.sampled_from(CHOICES["scaling"]),
+    "power": st.floats(0, 100),
     "rate": st.floats(1e-12, 1e6),
     "momentum": st.floats(0, 1),
     "weight_decay": st.floats(0, 1),
@@ -99,7 +102,12 @@ def test_the_property_below_knows_every_setting():
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_overrides_arrive_and_survive_toml(values):
     recipe = load_recipe("paper", [as_override(name, value) for name, value in values.items()])
-    assert recipe == replace(load_recipe("paper"), **values)
+    expected = replace(load_recipe("paper"), **values)
+    if "rate" not in values:
+        factor = expected.batch_size / 128
+        by = {"none": 1.0, "linear": factor, "sqrt": factor**0.5}[expected.scaling]
+        expected = replace(expected, rate=0.01 * by)
+    assert recipe == expected
     assert recipe_of(tomllib.loads(recipe.to_toml()), "copy") == recipe
 
 
@@ -232,3 +240,11 @@ def test_a_stage_holds_until_the_next_that_names_the_same():
     assert recipe.stage_at(3) == full_stage(3, 0.1, 2.0, {}, "source")
     assert recipe.stage_at(5) == full_stage(5, 0.1, 2.0, {"conv1": 0.0}, "none")
     assert recipe.stage_at(60) == full_stage(60, 0.01, 1.0, {"conv1": 0.0}, "none")
+
+
+def test_modern_scales_its_rate_with_the_batch_and_paper_does_not():
+    assert load_recipe("modern", ["batch_size=4096"]).rate == pytest.approx(0.32)
+    assert load_recipe("modern", ["batch_size=4096", "scaling=sqrt"]).rate == pytest.approx(0.16)
+    assert load_recipe("modern", ["batch_size=4096", "rate=0.5"]).rate == 0.5
+    assert load_recipe("modern", ["epochs=3"]).rate == 0.08
+    assert load_recipe("paper", ["batch_size=256"]).rate == 0.01

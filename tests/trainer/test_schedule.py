@@ -19,7 +19,7 @@ def test_constant_is_constant():
     assert {schedule.rate(epoch / 7) for epoch in range(70)} == {0.2}
 
 
-@pytest.mark.parametrize("kind", ["constant", "plateau", "cosine"])
+@pytest.mark.parametrize("kind", ["constant", "plateau", "cosine", "polynomial"])
 def test_warm_up_rises_linearly_from_nothing_to_the_rate(kind):
     schedule = Schedule(recipe(schedule=kind, warmup_epochs=2.5))
     assert schedule.rate(0) == 0
@@ -36,6 +36,15 @@ def test_cosine_falls_from_the_rate_to_nothing_after_the_warm_up():
     assert schedule.rate(10) == pytest.approx(0, abs=1e-12)
     falling = [schedule.rate(2 + k / 10) for k in range(81)]
     assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_polynomial_falls_with_its_power_after_the_warm_up(power):
+    schedule = Schedule(recipe(schedule="polynomial", warmup_epochs=2.0, power=power))
+    assert schedule.rate(2) == pytest.approx(0.2)
+    assert schedule.rate(4) == pytest.approx(0.2 * 0.75**power)
+    assert schedule.rate(8) == pytest.approx(0.2 * 0.25**power)
+    assert schedule.rate(10) == 0
 
 
 def test_a_warm_up_as_long_as_the_run_never_divides_by_zero():
