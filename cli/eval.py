@@ -227,12 +227,13 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
 
 
 def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
+    from pipeline.files import write_bytes
     from trainer import checkpoint, draw_kernels
-    from trainer.drawing import save_figure
+    from trainer.drawing import figure_bytes
     from trainer.ensemble import load_nets
     from trainer.foreign import is_foreign
 
     path = checkpoint.find(run_or_checkpoint)
     (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)
-    save_figure(draw_kernels(classifier, run_or_checkpoint.stem), file)
+    write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))
     click.echo(f"kernels: {file}")
