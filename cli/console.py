@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,12 +36,17 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(message: str, exit_code: int) -> None:
-    """Print `error: message` in one line and leave, with the cursor that a bar may have hidden."""
+    """Print `error: message` in one line and leave."""
+    complain(message)
+    sys.exit(exit_code)
+
+
+def complain(message: str) -> None:
+    """Print `error: message` in one line, with the cursor that a bar may have hidden."""
     if sys.stderr.isatty():
         click.echo("\r\x1b[K\x1b[?25h", err=True, nl=False)
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
     click.echo(" ".join(message.split()), err=True)
-    sys.exit(exit_code)
 
 
 def new_bar(*columns: str) -> "Progress":
@@ -86,13 +92,22 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
 
 
 def check_folder(file: Path | None) -> None:
-    """Refuse a file to write whose folder does not exist, before the work that it shall hold is done.
+    """Refuse a file that cannot be written, before the work that it shall hold is done.
 
     Raises:
-        UsageError: names the folder.
+        UsageError: its folder does not exist, or takes no files.
     """
-    if file is not None and not file.parent.is_dir():
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise UsageError(f"{file}: the folder {file.parent} does not exist; make it or name another")
+    try:
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{file}: cannot be written: {error.strerror} in {file.parent}; name another place"
+        ) from error
 
 
 def require_dali() -> None:

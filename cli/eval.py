@@ -1,16 +1,22 @@
 """`alexnet-eval`: how good a trained net is."""
 
-import json
-from dataclasses import asdict
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.console import check_folder, one_line_errors, require_dali
+from cli.console import check_folder, complain, one_line_errors, progress_bar, require_dali
+from cli.options import feeding_of, feeding_options
+from cli.results import print_classes, print_results
 
 if TYPE_CHECKING:
-    from trainer import Evaluation
+    from pipeline import Dataset
+    from trainer import Evaluation, Foreign, World
+
+_OUTPUT = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -21,15 +27,60 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="RUN_OR_CHECKPOINT...",
 )
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.option(
     "--views",
-    type=click.Choice(["centre", "ten-crop"]),
+    type=click.Choice(["centre", "ten-crop", "full-resize"]),
     default="centre",
     show_default=True,
-    help="Crops per picture.",
+    help="What is shown of each picture: the centre crop, ten crops, or all of it squeezed into a square.",
 )
+@click.option("--weights", metavar="W,W,…", help="Weights of an ensemble's nets, such as 2,1,1.")
 @click.option("--split", default="val", show_default=True, help="The split to measure.")
+@click.option(
+    "--real-labels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Score by ImageNet-ReaL's labels too: its real.json.",
+)
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Score by labels of a file too: CSV or JSON of key and label.",
+)
+@click.option("--arch", help="Architecture of checkpoints of other programs, such as alexnet_owt.")
+@click.option(
+    "--preprocessing",
+    metavar="NAME|FILE.toml",
+    help="Preprocessing of checkpoints of other programs: torchvision, or a file with mean and std.",
+)
+@click.option("--per-class", is_flag=True, help="Show the worst and the best classes.")
+@click.option("--table", is_flag=True, help="Print a Markdown table, on ImageNet beside published results.")
+@click.option("--json", "json_file", type=_OUTPUT, help="Save the result as JSON.")
+@click.option(
+    "--predictions",
+    "predictions_file",
+    type=_OUTPUT,
+    help="Save each picture's five likeliest classes as .csv or .parquet.",
+)
+@click.option("--confusion", "confusion_file", type=_OUTPUT, help="Save the confusion matrix as CSV.")
+@click.option(
+    "--submission",
+    "submission_file",
+    type=_OUTPUT,
+    help="Save predictions as the ImageNet challenge takes them; needs --devkit.",
+)
+@click.option(
+    "--devkit",
+    type=click.Path(path_type=Path),
+    help="ILSVRC 2012's development kit, for its class numbers: archive, folder or meta.mat.",
+)
+@click.option(
+    "--kernels",
+    "kernels_file",
+    type=_OUTPUT,
+    help="Save a picture of the (first) net's first-layer kernels as PNG.",
+)
 @click.option(
     "--batch-size",
     default=64,
@@ -39,74 +90,150 @@ if TYPE_CHECKING:
 )
 @click.option("--gpus", type=int, help="Evaluate on this many GPUs.  [default: all visible ones]")
 @click.option("--cpus", type=int, help="Evaluate in this many CPU processes.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Save the result as JSON.",
-)
-@click.option(
-    "--kernels",
-    "kernels_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Save a picture of the (first) net's first-layer kernels as PNG.",
-)
+@feeding_options
 @one_line_errors
 def main(
     checkpoints: tuple[Path, ...],
-    data: Path,
+    data: str,
     views: str,
+    weights: str | None,
     split: str,
+    real_labels: Path | None,
+    labels_file: Path | None,
+    arch: str | None,
+    preprocessing: str | None,
+    per_class: bool,
+    table: bool,
+    json_file: Path | None,
+    predictions_file: Path | None,
+    confusion_file: Path | None,
+    submission_file: Path | None,
+    devkit: Path | None,
+    kernels_file: Path | None,
     batch_size: int,
     gpus: int | None,
     cpus: int | None,
-    json_file: Path | None,
-    kernels_file: Path | None,
+    **feeding: Any,
 ) -> None:
-    """Measure top-1 and top-5 of trained nets on DATA, a folder made by `alexnet-prep shard`.
+    """Measure trained nets on DATA, a folder or address made by `alexnet-prep shard`.
 
     Several checkpoints are an ensemble. Probabilities, not logits, are averaged over crops and nets. Of
     a run's folder the best checkpoint is taken.
     """
     require_dali()
-    from pipeline import UsageError
-    from pipeline.files import write_bytes
-    from trainer.distributed import choose_processes, launch
-    from trainer.evaluation import evaluate_checkpoints
+    # On the CPU, torch's threads that wait for each other would else spin on the cores that decode: 8 to 14 %
+    # more CPU time a picture on two cores, and half the speed where other programs run beside.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pipeline import Dataset, UsageError
+    from pipeline.devkit import read_ids
+    from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
+    from trainer.answers import split_keys
+    from trainer.distributed import choose_processes, launch, launched_outside
+    from trainer.ensemble import normalised
+    from trainer.foreign import describe
+    from trainer.predictions import check_suffix
+    from trainer.submission import check_submission, write_submission
+    from trainer.summary import write_confusion, write_json
 
     if not checkpoints:
         raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")
-    for file in (json_file, kernels_file):
+    if (submission_file is None) != (devkit is None):
+        raise UsageError("--submission and --devkit go together: the devkit numbers the classes")
+    if predictions_file is not None:
+        check_suffix(predictions_file)
+    for file in (json_file, predictions_file, confusion_file, submission_file, kernels_file):
         check_folder(file)
+    foreign = describe(arch, preprocessing)
+    shares = None if weights is None else normalised(_numbers(weights), len(checkpoints))
     processes = choose_processes(gpus, cpus)
-    click.echo(f"evaluating on {processes.reason}", err=True)
-    result = launch(processes, evaluate_checkpoints, checkpoints, data, split, views, batch_size)
+    dataset = Dataset.open(data)
+    label_sets = [
+        read(file, split_keys(dataset, split), dataset.classes)
+        for read, file in ((read_real_labels, real_labels), (read_labels, labels_file))
+        if file is not None
+    ]
+    ids = {} if devkit is None else read_ids(devkit)
+    if submission_file is not None:
+        check_submission(split_keys(dataset, split), dataset.classes, ids)
+    if not launched_outside():
+        click.echo(f"evaluating on {processes.reason}", err=True)
+    predict = bool(label_sets or predictions_file or submission_file)
+    how = feeding_of(**feeding)
+    result = launch(
+        processes,
+        partial(_evaluate, weights=shares, foreign=foreign, feeding=how, predict=predict),
+        *(checkpoints, data, split, views, batch_size),
+    )
     if result is None:  # another rank under torchrun
         return
-    _print(result)
-    if json_file is not None:
-        write_bytes(json_file, json.dumps(asdict(result), indent=1).encode() + b"\n")
-    if kernels_file is not None:
-        _draw_kernels(checkpoints[0], kernels_file)
+    for line in result.notes:
+        click.echo(f"note: {line}", err=True)
+    answers = result.predictions
+    scores = [] if answers is None else [score_labels(answers, labels) for labels in label_sets]
+    print_results(result, scores, label_sets)
+    if per_class:
+        print_classes(result)
+    if table:
+        click.echo(f"\n{markdown(result, scores)}", nl=False)
+    outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (json_file, lambda file: write_json(file, result, scores)),
+        (confusion_file, lambda file: write_confusion(file, result)),
+        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, foreign)),
+    ]
+    if answers is not None:
+        outputs += [
+            (predictions_file, lambda file: write_predictions(file, answers, dataset.manifest.classes)),
+            (submission_file, lambda file: write_submission(file, answers, dataset.classes, ids)),
+        ]
+    _write(outputs)
 
 
-def _print(result: "Evaluation") -> None:
-    metrics = result.metrics
-    nets = len(result.checkpoints)
-    what = result.checkpoints[0] if nets == 1 else f"ensemble of {nets}"
-    click.echo(
-        f"{what}: {metrics.samples:,} {result.split} pictures, {result.classes} classes, {result.views}"
-    )
-    for name, share in (("top-1", metrics.top1), ("top-5", metrics.top5)):
-        click.echo(f"{click.style(name, bold=True)}  accuracy {share:7.2%}   error {1 - share:7.2%}")
-    click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
+def _numbers(text: str) -> list[float]:
+    from pipeline import UsageError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--weights {text}: give a number for each checkpoint, with commas between, such as 2,1,1"
+        ) from error
 
 
-def _draw_kernels(run_or_checkpoint: Path, file: Path) -> None:
-    from pipeline.pictures import save_png
-    from trainer import checkpoint, kernels
+def _evaluate(world: "World", *what: Any, **how: Any) -> "Evaluation":
+    """In every process: evaluate, the first one with a bar on the console."""
+    from trainer import evaluate_checkpoints
+
+    if not world.is_first:
+        return evaluate_checkpoints(world, *what, **how)
+    with progress_bar("evaluating", "pictures") as show:
+        how["progress"] = show
+        return evaluate_checkpoints(world, *what, **how)
+
+
+def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
+    """Write each file that was asked for; one that cannot be written does not keep back the others."""
+    from pipeline.errors import RunError
+
+    failed = False
+    for file, write in outputs:
+        if file is not None:
+            try:
+                write(file)
+            except RunError as error:
+                complain(str(error))
+                failed = True
+    if failed:
+        raise SystemExit(RunError.exit_code)
+
+
+def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
+    from pipeline.files import write_bytes
+    from trainer import checkpoint, draw_kernels
+    from trainer.drawing import figure_bytes
+    from trainer.ensemble import load_nets
+    from trainer.foreign import is_foreign
 
     path = checkpoint.find(run_or_checkpoint)
-    classifier = checkpoint.classifier_of(checkpoint.load(path), path)
-    save_png(kernels(classifier, run_or_checkpoint.stem), file)
+    (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)
+    write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))
     click.echo(f"kernels: {file}")

@@ -5,10 +5,11 @@ import io
 import tarfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.imagenet import META, WNID, read_small
-from pipeline.store import Store
+from pipeline.imagenet import DEVKIT, META, WNID, read_small
+from pipeline.store import Store, open_store
 from pipeline.synsets import read_synsets
 
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
@@ -60,6 +61,26 @@ def read_devkit(store: Store, name: str) -> Devkit:
             )
         labels[f"ILSVRC2012_val_{number:08d}"] = found[0]
     return Devkit(place, dict(classes.values()), labels)
+
+
+def read_ids(path: Path) -> dict[str, int]:
+    """WNID → ILSVRC2012_ID of a devkit's classes.
+
+    Args:
+        path: `meta.mat`, the devkit's archive, or a folder that holds either.
+
+    Raises:
+        UsageError: it is none of these, or damaged.
+    """
+    inside = (META, "meta.mat", f"{DEVKIT}/{META}", f"{DEVKIT}.tar.gz")
+    file = next((path / name for name in inside if (path / name).is_file()), path)
+    if not file.is_file():
+        raise UsageError(
+            f"{path}: no development kit; name {DEVKIT}.tar.gz, the folder that it unpacks to, or its {META}"
+        )
+    data = read_small(open_store(file.parent), file.name)
+    meta = data if file.suffix == ".mat" else _unpack(data, str(file))[0]
+    return {wnid: number for number, (wnid, _) in _read_meta(meta, str(file)).items()}
 
 
 def _unpack(archive: bytes, place: str) -> tuple[bytes, bytes]:

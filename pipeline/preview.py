@@ -15,7 +15,8 @@ from pipeline.loader import Loader
 from pipeline.manifest import write_manifest
 from pipeline.pictures import grid, stacked, titled
 from pipeline.scree import draw_scree
-from pipeline.shards import describe, index_path, label_in, read_index, write_shard
+from pipeline.shards import describe, write_shard
+from pipeline.stored import read_stored
 
 _CROPS = 7
 
@@ -58,18 +59,8 @@ def draw_preview(
 
 def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]:
     """Key → (JPEG, label) of the first training samples; they are shuffled already."""
-    found: dict[str, tuple[bytes, int]] = {}
-    for tar in dataset.tars("train"):
-        with tar.open("rb") as file:
-            for sample in read_index(index_path(tar)):
-                if len(found) == count:
-                    return found
-                (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
-                file.seek(at)
-                jpeg = file.read(size)
-                file.seek(label_at)
-                found[name.removesuffix(".jpg")] = (jpeg, label_in(file.read(width)))
-    return found
+    found = read_stored(dataset, "train", range(min(count, dataset.samples("train"))))
+    return {picture.key: (picture.data, picture.label) for picture in found}
 
 
 def _augmented(

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from pipeline.errors import UsageError
 from pipeline.files import atomic_write, sha256_of, write_bytes
-from pipeline.store import Store
+from pipeline.store import Span, Store
 
 INDEX_VERSION = "v1.2"
 
@@ -161,10 +161,28 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
     try:
         return _parse_index(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
-            "names all such files; prepare the dataset again"
-        ) from error
+        raise _incomplete(str(path), error) from error
+
+
+def keys_in(store: Store, shard: Shard) -> list[str]:
+    """The keys of a shard's samples in order, from its index, as the loader's batches name them.
+
+    Raises:
+        UsageError: as `read_index`.
+    """
+    name = index_name(shard.name)
+    try:
+        samples = _parse_index(store.read(Span(name)).decode())
+        return [sample["jpg"][2].removesuffix(".jpg") for sample in samples]
+    except (OSError, ValueError, KeyError) as error:
+        raise _incomplete(store.place(name), error) from error
+
+
+def _incomplete(place: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"{place}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
+        "names all such files; prepare the dataset again"
+    )
 
 
 def label_in(data: bytes) -> int:

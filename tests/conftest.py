@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +49,34 @@ def tiny_dataset(tiny_source: Path) -> Dataset:
     folder = tiny_source.parent / "dataset"
     prepare(read_source(tiny_source), folder, Options(size=72))
     return Dataset.open(folder)
+
+
+class _Silent:
+    """A reporter that says nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two epochs on the tiny dataset. Read-only."""
+    from trainer import Job, Recipe, World, train
+
+    recipe = Recipe(
+        name="tiny",
+        arch="alexnet_bn",
+        epochs=2,
+        rate=0.02,
+        width=0.05,
+        crop=64,
+        batch_size=32,
+        mean="image",
+        compile=False,
+    )
+    folder = tmp_path_factory.mktemp("runs") / "tiny-run"
+    train(World(), Job(tiny_dataset.root, folder, recipe), _Silent())
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,53 +5,119 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer.classifier import Classifier
+    from trainer.confusion import draw_confusion
+    from trainer.curves import draw_curves
     from trainer.distributed import World
-    from trainer.evaluation import Evaluation, Metrics, evaluate, evaluate_checkpoints
-    from trainer.figures import kernels
+    from trainer.evaluation import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
+    from trainer.examples import find_neighbours, some_predictions
+    from trainer.figures import draw_kernels, draw_maps, draw_saliency
+    from trainer.foreign import Foreign, Preprocessing
+    from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
     from trainer.loop import Job, Reporter, train
+    from trainer.metrics import Metrics
     from trainer.models import ARCHITECTURES, build_model
+    from trainer.neighbours import Neighbours, nearest
     from trainer.optim import PaperSGD
+    from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
+    from trainer.report import write_report
     from trainer.run import EpochRow, Progress
+    from trainer.sheets import draw_neighbours, draw_predictions
+    from trainer.summary import markdown, write_confusion, write_json
+    from trainer.trained import Trained, open_trained
 
 _HOME = {
     "ARCHITECTURES": "models",
+    "ClassMetrics": "evaluation",
     "Classifier": "classifier",
     "EpochRow": "run",
     "Evaluation": "evaluation",
+    "Foreign": "foreign",
     "Job": "loop",
-    "Metrics": "evaluation",
+    "LabelScore": "labels",
+    "LabelSet": "labels",
+    "Metrics": "metrics",
+    "Neighbours": "neighbours",
     "PaperSGD": "optim",
+    "Predictions": "predictions",
+    "Preprocessing": "foreign",
     "Progress": "run",
     "Recipe": "recipe",
     "Reporter": "loop",
+    "Trained": "trained",
     "World": "distributed",
     "build_model": "models",
+    "draw_confusion": "confusion",
+    "draw_curves": "curves",
+    "draw_kernels": "figures",
+    "draw_maps": "figures",
+    "draw_neighbours": "sheets",
+    "draw_predictions": "sheets",
+    "draw_saliency": "figures",
     "evaluate": "evaluation",
     "evaluate_checkpoints": "evaluation",
-    "kernels": "figures",
+    "find_neighbours": "examples",
     "load_recipe": "recipe",
+    "markdown": "summary",
+    "nearest": "neighbours",
+    "open_trained": "trained",
+    "read_labels": "labels",
+    "read_predictions": "predictions",
+    "read_real_labels": "labels",
+    "score_labels": "labels",
+    "some_predictions": "examples",
     "train": "loop",
+    "write_confusion": "summary",
+    "write_json": "summary",
+    "write_predictions": "predictions",
+    "write_report": "report",
 }
 
 __all__ = [
     "ARCHITECTURES",
+    "ClassMetrics",
     "Classifier",
     "EpochRow",
     "Evaluation",
+    "Foreign",
     "Job",
+    "LabelScore",
+    "LabelSet",
     "Metrics",
+    "Neighbours",
     "PaperSGD",
+    "Predictions",
+    "Preprocessing",
     "Progress",
     "Recipe",
     "Reporter",
+    "Trained",
     "World",
     "build_model",
+    "draw_confusion",
+    "draw_curves",
+    "draw_kernels",
+    "draw_maps",
+    "draw_neighbours",
+    "draw_predictions",
+    "draw_saliency",
     "evaluate",
     "evaluate_checkpoints",
-    "kernels",
+    "find_neighbours",
     "load_recipe",
+    "markdown",
+    "nearest",
+    "open_trained",
+    "read_labels",
+    "read_predictions",
+    "read_real_labels",
+    "score_labels",
+    "some_predictions",
     "train",
+    "write_confusion",
+    "write_json",
+    "write_predictions",
+    "write_report",
 ]
 
 

@@ -68,7 +68,7 @@ class Classifier(nn.Module):
 
     def classify(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) pixels 0..255 → logits (B, classes)."""
-        logits: Tensor = self((pixels - self.mean) / self.std)
+        logits: Tensor = self((pixels - self.mean).div_(self.std))  # a second copy would cost as much again
         return logits
 
 

@@ -1,88 +1,148 @@
-"""Top-1 and top-5 of one net or an ensemble, every sample exactly once.
+"""One net or an ensemble measured on a split, every sample exactly once.
 
 Shapes: B batch, V views (10 for ten crops), K classes, S crop.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.augment import EvalView, ViewName
 from pipeline.dataset import Dataset
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import RunError
 from pipeline.loader import Loader
+from pipeline.source import ClassInfo
 from trainer import checkpoint
+from trainer.answers import Answers, refuse_other_keys
 from trainer.classifier import Classifier
-from trainer.distributed import World, all_sum
+from trainer.distributed import World
+from trainer.ensemble import load_nets, normalised
+from trainer.feed import Feeding
+from trainer.foreign import Foreign
+from trainer.metrics import Metrics, Tally
+from trainer.predictions import Predictions
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Results over a split.
+class ClassMetrics:
+    """Results of one class.
 
     Attributes:
-        samples: pictures measured.
-        top1, top5: shares of pictures, 0..1, whose label is the likeliest, or among the five
-            likeliest; of equal probabilities the lower class number counts as likelier.
-        loss: mean −log of the label's probability, nats.
-        largest_class: share of pictures, 0..1, of the commonest label: the top-1 of always guessing it.
+        id, name: of the class.
+        samples: its pictures.
+        top1, top5: shares of them, 0..1, None where there are none.
+        taken_for: id of the class that most of the wrong answers name, None where there are none.
+        taken_for_share: share of the pictures, 0..1, that are taken for it.
     """
 
+    id: str
+    name: str
     samples: int
-    top1: float
-    top5: float
-    loss: float
-    largest_class: float
+    top1: float | None
+    top5: float | None
+    taken_for: str | None
+    taken_for_share: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_checkpoints` measured: how, and the metrics."""
+    """What `evaluate_checkpoints` measured, and how.
+
+    Attributes:
+        checkpoints: files, in the order given.
+        weights: of their probabilities, which sum to 1.
+        split, views: what was measured, and how it was shown.
+        classes: number of classes.
+        metrics: over the split.
+        per_class: in label order.
+        notes: what a user should know of the checkpoints.
+        confusion: int64 (K, K), pictures by label (row) and likeliest class (column).
+        predictions: of every picture in the order of keys, where asked for.
+    """
 
     checkpoints: tuple[str, ...]
+    weights: tuple[float, ...]
     split: str
     views: str
     classes: int
     metrics: Metrics
+    per_class: tuple[ClassMetrics, ...]
+    notes: tuple[str, ...]
+    confusion: NDArray[np.int64]
+    predictions: Predictions | None = None
 
 
 def evaluate_checkpoints(
-    world: World, paths: Sequence[Path], root: Path, split: str, views: ViewName, batch_size: int
+    world: World,
+    paths: Sequence[Path],
+    root: str | Path,
+    split: str,
+    views: ViewName,
+    batch_size: int,
+    weights: Sequence[float] | None = None,
+    foreign: Foreign | None = None,
+    feeding: Feeding | None = None,
+    predict: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the averaged probabilities of checkpoints on a prepared dataset.
+
+    All processes take part; the first one's result is whole, the others' lack `predictions`.
 
     Args:
         world: this process among all; each measures its share.
         paths: run directories or checkpoint files; several are an ensemble.
-        root: the dataset.
+        root: the dataset's folder or address.
         split: usually "val".
-        views: "centre" or "ten-crop".
+        views: a name of `EvalView`.
         batch_size: pictures per step of a process.
+        weights: of each checkpoint's probabilities, of any scale; equal where left out.
+        foreign: what checkpoints that do not describe themselves leave unsaid.
+        feeding: how the data comes.
+        predict: keep every picture's likeliest classes.
+        progress: is told after each batch of the pictures done and of all, by this process's share.
 
     Raises:
-        UsageError: unreadable checkpoints, or ones of other classes, crops or picture sizes than the
-            dataset's.
+        UsageError: unreadable checkpoints, ones of other classes, crops or picture sizes than the
+            dataset's, weights that do not fit them, or `foreign` where nothing is.
+        RunError: the samples seen are not the split's, each once.
     """
     dataset = Dataset.open(root)
+    shares = normalised(weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
-    nets = [checkpoint.classifier_of(checkpoint.load(file), file).to(world.device) for file in files]
-    for net, file in zip(nets, files, strict=True):
-        _refuse_other_data(net, file, dataset)
-        if net.spec.crop != nets[0].spec.crop:
-            raise UsageError(
-                f"{file} takes {net.spec.crop} px crops, but {files[0]} takes {nets[0].spec.crop}: "
-                "an ensemble shares its crops"
-            )
+    nets, notes = load_nets(files, dataset, foreign)
+    nets = [net.to(world.device) for net in nets]
     view = EvalView(views, nets[0].spec.crop)
-    with Loader(dataset, split, view, batch_size, placement=world.placement) as loader:
-        metrics = evaluate(nets, loader, world)
-    return Evaluation(tuple(map(str, files)), split, views, len(dataset.classes), metrics)
+    answers = Answers()
+    how = feeding or Feeding()
+    place = how.placement(world)
+    with Loader(dataset, split, view, batch_size, placement=place, keys=True, access=how.access) as loader:
+        tally = measure(nets, loader, world, weights=shares, answers=answers, progress=progress)
+    predictions = answers.gather(world)
+    if predictions is not None:
+        refuse_other_keys(predictions.keys, dataset, split)
+    return Evaluation(
+        tuple(map(str, files)),
+        tuple(shares),
+        split,
+        views,
+        len(dataset.classes),
+        tally.metrics(),
+        _per_class(tally, dataset.manifest.classes),
+        tuple(notes),
+        tally.confusion.cpu().numpy(),
+        predictions if predict else None,
+    )
 
 
 def evaluate(
@@ -93,77 +153,100 @@ def evaluate(
     All processes take part and get the same result.
 
     Raises:
-        RunError: the samples seen are not the split's, each once; or the net gives no numbers.
+        RunError: the samples seen are not as many as the split's; or the net gives no numbers.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # top-1, top-5, loss
-    labelled = torch.zeros(len(loader.dataset.classes), dtype=torch.int64, device=world.device)
+    return measure(nets, loader, world, precision).metrics()
+
+
+def measure(
+    nets: Sequence[Classifier],
+    loader: Loader,
+    world: World,
+    precision: torch.dtype = torch.float32,
+    weights: Sequence[float] | None = None,
+    answers: Answers | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """As `evaluate`, but return the sums over all processes that every metric follows from.
+
+    Args:
+        nets: one, or an ensemble.
+        loader: of evaluation batches, with keys where `answers` is given.
+        world: this process among all.
+        precision: of the nets' arithmetic; probabilities are float64.
+        weights: of the nets' probabilities, which sum to 1; equal where left out.
+        answers: gets each picture's likeliest classes.
+        progress: see `evaluate_checkpoints`.
+
+    Raises:
+        RunError: as `evaluate`.
+    """
+    tally = Tally(len(loader.dataset.classes), world.device)
+    shares = normalised(weights, len(nets))
+    done = 0
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
             images = batch.images.to(world.device, torch.float32)
-            _refuse_unknown_labels(batch.labels, len(labelled), loader)
             labels = batch.labels.to(world.device)
-            probabilities = torch.stack(
-                [_probabilities(net, images, loader.batch_size, precision) for net in nets]
-            ).mean(dim=0)
-            sums += _count(probabilities, labels)
-            labelled += torch.bincount(labels, minlength=len(labelled))
-    top1, top5, loss = all_sum(sums).tolist()
-    samples = int(all_sum(labelled).sum())
-    if samples != loader.samples:
+            probabilities = sum(
+                share * _probabilities(net, images, loader.batch_size, precision)
+                for share, net in zip(shares, nets, strict=True)
+            )
+            assert isinstance(probabilities, Tensor)
+            tally.add(probabilities, labels)
+            if answers is not None:
+                answers.add(batch.keys, batch.labels, probabilities)
+            done += len(batch.labels)
+            if progress is not None:
+                progress(min(done * world.size, loader.samples), loader.samples)
+    tally.merge()
+    if tally.samples != loader.samples:
         raise RunError(
-            f"evaluation saw {samples} samples of {loader.samples} in {loader.split}; the shards do "
+            f"evaluation saw {tally.samples} samples of {loader.samples} in {loader.split}; the shards do "
             "not hold what the manifest says: `alexnet-prep verify` on the dataset names what differs"
         )
-    if not math.isfinite(loss):  # NaN compares as neither likelier nor less likely: it would count as right
+    # NaN compares as neither likelier nor less likely: it would count as right
+    if not math.isfinite(float(tally.loss)):
         raise RunError(
             f"the net's outputs on {loader.split} are not numbers: its weights diverged in training; train "
             "again with a lower rate"
         )
-    return Metrics(
-        samples=samples,
-        top1=top1 / samples,
-        top5=top5 / samples,
-        loss=loss / samples,
-        largest_class=int(labelled.max()) / samples,
-    )
+    return tally
 
 
-def _refuse_unknown_labels(labels: Tensor, classes: int, loader: Loader) -> None:
-    largest = int(labels.max())
-    if largest >= classes:
-        raise RunError(
-            f"{loader.dataset.root}: {loader.split} holds the label {largest}, but the manifest names "
-            f"{classes} classes; `alexnet-prep verify {loader.dataset.root}` names the shards"
+def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics, ...]:
+    wrong = tally.confusion.cpu().numpy().copy()
+    np.fill_diagonal(wrong, 0)
+    found = []
+    for info, row, *counts in zip(classes, wrong, *tally.per_class(), strict=True):
+        pictures, top1, top5 = map(int, counts)
+        other = int(row.argmax())
+        found.append(
+            ClassMetrics(
+                info.id,
+                info.name,
+                pictures,
+                top1 / pictures if pictures else None,
+                top5 / pictures if pictures else None,
+                classes[other].id if row[other] else None,
+                int(row[other]) / max(pictures, 1),
+            )
         )
-
-
-def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are likelier than the label, int64 (B,), from (B, K) and (B,).
-
-    Of equal probabilities the lower class number counts as likelier, so that ties have one outcome.
-    """
-    own = probabilities.gather(1, labels[:, None])
-    classes = torch.arange(probabilities.shape[1], device=labels.device)
-    ahead = (probabilities > own) | ((probabilities == own) & (classes < labels[:, None]))
-    return ahead.sum(dim=1)
+    return tuple(found)
 
 
 def _probabilities(net: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
     """Softmax averaged over views: (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
     count = images.shape[0]
-    # A smaller last batch is filled up, so that a compiled net meets one shape only.
-    images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
+    if count < batch_size:  # filled up, so that a compiled net meets one shape only
+        images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
     views = images if images.ndim == 5 else images[:, None]
+    total = torch.zeros((), dtype=torch.float64, device=images.device)
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         # One view at a time: memory stays that of a training step.
-        logits = [net.classify(view) for view in views.unbind(dim=1)]
-    return torch.stack([x.double().softmax(dim=1) for x in logits]).mean(dim=0)[:count]
-
-
-def _count(probabilities: Tensor, labels: Tensor) -> Tensor:
-    ranks = label_ranks(probabilities, labels)
-    own = probabilities.gather(1, labels[:, None]).double().clamp_min(1e-300)
-    return torch.stack([(ranks < 1).sum().double(), (ranks < 5).sum().double(), -own.log().sum()])
+        for view in views.unbind(dim=1):
+            total = total + net.classify(view).double().softmax(dim=1)
+    return (total / views.shape[1])[:count]
 
 
 @contextmanager
@@ -176,24 +259,3 @@ def _evaluating(nets: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for net, mode in zip(nets, training, strict=True):
             net.train(mode)
-
-
-def _refuse_other_data(net: Classifier, file: Path, dataset: Dataset) -> None:
-    spec = net.spec
-    if list(spec.classes) != dataset.classes:
-        ours, theirs = set(spec.classes), set(dataset.classes)
-        missing, extra = sorted(ours - theirs), sorted(theirs - ours)
-        detail = "; ".join(
-            f"{what}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-            for what, names in (("only in the checkpoint", missing), ("only in the data", extra))
-            if names
-        )
-        raise UsageError(
-            f"{file}: trained on {len(spec.classes)} classes, {dataset.root} has {len(dataset.classes)} "
-            f"({detail or 'in another order'}); evaluate on data with the same classes"
-        )
-    if spec.size != dataset.image.size:
-        raise UsageError(
-            f"{file}: trained on pictures with a shorter side of {spec.size} px, {dataset.root} has "
-            f"{dataset.image.size} px; prepare the data with --size {spec.size}"
-        )

@@ -24,6 +24,8 @@ _SOURCE_ALPHA = 1e-4 / 5
 _BIAS_ONE = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
 # conv1 and three poolings shrink smaller pictures to nothing (`alexnet_source` pads least).
 _SMALLEST_CROP = 64
+WIDEST = 8
+"""The largest `width` that `build_model` takes."""
 
 
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
@@ -44,8 +46,8 @@ def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) ->
         raise UsageError(f"{classes} classes: a classifier needs at least two")
     if crop < _SMALLEST_CROP:
         raise UsageError(f"crop {crop}: AlexNet needs at least {_SMALLEST_CROP} px")
-    if not 0 < width <= 8:
-        raise UsageError(f"width {width:g}: choose more than 0 and at most 8")
+    if not 0 < width <= WIDEST:
+        raise UsageError(f"width {width:g}: choose more than 0 and at most {WIDEST}")
     return ARCHITECTURES[arch](classes, width, crop)
 
 

@@ -8,12 +8,13 @@ from click.testing import CliRunner
 
 from cli.eval import main as evaluate
 from cli.prep import main as prep
+from cli.show import main as show
 from cli.train import main as train
 
-HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspec")
+HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspec", "matplotlib", "jinja2")
 
 
-@pytest.mark.parametrize("module", ["prep", "train", "eval"])
+@pytest.mark.parametrize("module", ["prep", "train", "eval", "show"])
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, argument):
     code = (
@@ -41,12 +42,31 @@ OPTIONS = {
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
+    "show kernels": (show.commands["kernels"], "run -o"),
+    "show predictions": (
+        show.commands["predictions"],
+        "run -o --count --only-errors --seed --split --data",
+    ),
+    "show neighbours": (
+        show.commands["neighbours"],
+        "run pictures -o --count --queries --among --seed --split --batch-size --data",
+    ),
+    "show curves": (show.commands["curves"], "runs -o"),
+    "show confusion": (show.commands["confusion"], "run -o --split --batch-size --data"),
+    "show maps": (show.commands["maps"], "run picture -o --layer --channels --split --data"),
+    "show saliency": (show.commands["saliency"], "run picture -o --class --split --data"),
+    "show report": (show.commands["report"], "run -o --skip --seed --data"),
     "train": (
         train,
         "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
         "--cache --cache-limit --verify-shards --bench",
     ),
-    "eval": (evaluate, "checkpoints data --views --split --batch-size --gpus --cpus --json --kernels"),
+    "eval": (
+        evaluate,
+        "checkpoints data --views --weights --split --real-labels --labels --arch --preprocessing "
+        "--per-class --table --json --predictions --confusion --submission --devkit --kernels "
+        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit",
+    ),
 }
 
 
@@ -61,7 +81,19 @@ def test_the_prep_group_has_these_commands():
     assert sorted(prep.commands) == ["demo", "finish", "info", "shard", "stats", "verify"]
 
 
-@pytest.mark.parametrize("command", [prep, *prep.commands.values(), train, evaluate])
+def test_the_show_group_has_these_commands():
+    drawn = ["confusion", "curves", "kernels", "maps", "neighbours", "predictions", "report", "saliency"]
+    assert sorted(show.commands) == drawn
+
+
+@pytest.mark.parametrize("group", [prep, show])
+def test_a_groups_help_cuts_no_sentence(group):
+    assert "..." not in CliRunner().invoke(group, ["--help"]).output.split("Commands:")[1]
+
+
+@pytest.mark.parametrize(
+    "command", [prep, *prep.commands.values(), train, evaluate, show, *show.commands.values()]
+)
 def test_every_option_explains_itself(command):
     for parameter in command.params:
         if parameter.param_type_name == "option":

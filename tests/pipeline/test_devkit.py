@@ -8,7 +8,7 @@ from folders import place
 from imagenet_files import META, TRUTH, devkit_files, meta_mat, named, sample_tree, tar_bytes, write_devkit
 from scipy.io import savemat
 
-from pipeline.devkit import read_devkit
+from pipeline.devkit import read_devkit, read_ids
 from pipeline.errors import UsageError
 from pipeline.store import open_store
 
@@ -179,3 +179,23 @@ def test_the_helper_s_ids_are_in_another_order_than_the_labels(tmp_path):
     assert list(devkit.names) == ["n01440764", "n01443537", "n02105855"]
     assert truth.splitlines()[0] == b"3"
     assert devkit.labels["ILSVRC2012_val_00000001"] == "n01440764"
+
+
+# The IDs alone
+
+
+@pytest.mark.parametrize("form", ["archive", "folder", "above", "above an archive", "meta"])
+def test_ids_are_read_from_any_form_of_the_kit(tmp_path, form):
+    tree = sample_tree(tmp_path / "tree")
+    kit = write_devkit(tmp_path, tree, extracted=form in ("folder", "above", "meta"))
+    path = {"above": tmp_path, "above an archive": tmp_path, "meta": kit / META}.get(form, kit)
+    # As in the real kit, IDs do not follow the sorted WNIDs.
+    assert read_ids(path) == {"n01440764": 3, "n01443537": 2, "n02105855": 1}
+
+
+def test_no_kit_and_a_damaged_one_are_told_apart(tmp_path):
+    with pytest.raises(UsageError, match=r"no development kit; name ILSVRC2012_devkit_t12\.tar\.gz"):
+        read_ids(tmp_path / "nothing")
+    place(tmp_path / "meta.mat", b"junk")
+    with pytest.raises(UsageError, match="damaged"):
+        read_ids(tmp_path / "meta.mat")

@@ -19,6 +19,7 @@ from pipeline.shards import (
     check_sizes,
     describe,
     index_path,
+    keys_in,
     label_in,
     read_index,
     to_index,
@@ -102,6 +103,14 @@ def test_the_index_reads_back(tar):
         assert (stored[offset : offset + size], name) == (data, f"{key}.jpg")
         offset, size, name = sample["cls"]
         assert (stored[offset : offset + size], name) == (b"%04d" % label, f"{key}.cls")
+
+
+def test_the_index_tells_the_keys(tar):
+    store, shard = open_store(tar.parent), describe(tar.parent, tar, len(SAMPLES))
+    assert keys_in(store, shard) == [key for key, _, _ in SAMPLES]
+    index_path(tar).write_text("v1.2 2\n")
+    with pytest.raises(UsageError, match="not a complete v1"):
+        keys_in(store, shard)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open

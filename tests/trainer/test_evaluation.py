@@ -1,6 +1,7 @@
 """Top-1 and top-5 against NumPy and scikit-learn, and against pictures read with tarfile and Pillow."""
 
 import io
+import shutil
 import tarfile
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -8,20 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import confusion_matrix
 from torch import nn
 from trainer_entries import Answers, evaluate_everywhere
 
 from pipeline import Dataset, EvalView, Loader, UsageError
 from pipeline.errors import RunError
 from trainer import checkpoint
+from trainer.answers import split_keys
 from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import Processes, World, launch
-from trainer.evaluation import evaluate, evaluate_checkpoints, label_ranks
+from trainer.evaluation import evaluate, evaluate_checkpoints
 
 
 @dataclass(frozen=True)
@@ -90,36 +89,6 @@ def opinionated(net: Classifier) -> Classifier:
     with torch.no_grad():
         net.net.fc8.weight *= 2 / net.eval().classify(pixels).std()
     return net
-
-
-scores_with_ties = hnp.arrays(
-    np.float32,
-    st.tuples(st.integers(1, 8), st.integers(2, 12)),
-    elements=st.sampled_from([0.0, 0.125, 0.25, 0.5]),
-)
-
-
-@given(scores_with_ties, st.randoms(use_true_random=False))
-def test_ranks_are_places_in_a_stable_sort(scores, random):
-    labels = np.array([random.randrange(scores.shape[1]) for _ in scores])
-    order = np.argsort(-scores, axis=1, kind="stable")
-    expected = (order == labels[:, None]).argmax(axis=1)
-    got = label_ranks(torch.from_numpy(scores), torch.from_numpy(labels))
-    assert got.dtype == torch.int64
-    assert got.tolist() == expected.tolist()
-
-
-def test_ranks_give_scikit_learns_top_k():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.random((500, 20)), rng.integers(0, 20, 500)
-    ranks = label_ranks(torch.from_numpy(scores), torch.from_numpy(labels)).numpy()
-    for k in (1, 5):
-        assert (ranks < k).mean() == top_k_accuracy_score(labels, scores, k=k, labels=range(20))
-
-
-def test_of_equal_scores_the_lower_class_comes_first():
-    scores = torch.zeros(3, 10)
-    assert label_ranks(scores, torch.tensor([0, 4, 9])).tolist() == [0, 4, 9]
 
 
 class Fixed(nn.Module):
@@ -233,6 +202,106 @@ def test_an_ensemble_of_different_preprocessing_averages_probabilities(tiny_reci
     assert got.metrics.loss == pytest.approx(measured(expected, labels)[2], rel=1e-4)
 
 
+def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_path):
+    nets, files = [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        nets.append(opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+        files.append(tmp_path / f"{number}.pt")
+        checkpoint.save(files[-1], nets[-1])
+    weights = [2, 1, 0.5]
+    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8, weights, predict=True)
+    samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
+    expected = np.average([probabilities_of(net, samples, "centre") for net in nets], axis=0, weights=weights)
+    assert got.weights == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
+    assert np.array_equal(got.predictions.classes, order)
+    np.testing.assert_allclose(
+        got.predictions.probabilities, np.take_along_axis(expected, order, axis=1), rtol=1e-4
+    )
+
+
+def test_a_checkpoint_of_weight_zero_does_not_count(tiny_recipe, tiny_dataset, tmp_path):
+    for number in range(2):
+        torch.manual_seed(number)
+        checkpoint.save(tmp_path / f"{number}.pt", opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+    files = [tmp_path / "0.pt", tmp_path / "1.pt"]
+    one = evaluate_checkpoints(World(), files[:1], tiny_dataset.root, "val", "centre", 8)
+    both = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8, [3, 0])
+    assert both.metrics == one.metrics
+
+
+@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
+    tiny_recipe, tiny_dataset, tmp_path, views
+):
+    torch.manual_seed(3)
+    net = opinionated(new_classifier(tiny_recipe, tiny_dataset))
+    checkpoint.save(tmp_path / "net.pt", net)
+    got = evaluate_checkpoints(
+        World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8, predict=True
+    )
+    samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
+    labels = np.array([sample.label for sample in samples])
+    expected = probabilities_of(net, samples, views)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
+    found = got.predictions
+    assert found.keys == tuple(sample.key for sample in samples)
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.classes, order)
+    assert (found.labels.dtype, found.classes.dtype, found.probabilities.dtype) == (
+        np.int64,
+        np.int64,
+        np.float32,
+    )
+    np.testing.assert_allclose(found.probabilities, np.take_along_axis(expected, order, axis=1), rtol=1e-4)
+    assert got.confusion.dtype == np.int64
+    assert np.array_equal(got.confusion, confusion_matrix(labels, order[:, 0], labels=range(10)))
+    for number, info in enumerate(got.per_class):
+        mine = labels == number
+        assert (info.id, info.samples) == (tiny_dataset.classes[number], mine.sum())
+        assert info.top1 == (order[mine, 0] == number).mean()
+        assert info.top5 == (order[mine] == number).any(axis=1).mean()
+
+
+def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_dataset):
+    got = evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
+    assert got.predictions is None
+
+
+def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_dataset, monkeypatch):
+    keys = split_keys(tiny_dataset, "val")
+    monkeypatch.setattr("trainer.answers.split_keys", lambda *_: ["other", *keys[1:]])
+    with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
+        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
+
+
+def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, tiny_dataset, tmp_path):
+    """The right number of samples is not enough: an index that names one twice is found out."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_dataset.root, folder)
+    index = next((folder / "val").glob("*.idx"))
+    head, first, _, *rest = index.read_text().split("\n")
+    index.write_text("\n".join([head, first, first, *rest]))
+    with pytest.raises(RunError, match=r"missed 0 of 30 samples and saw 1 keys again.*alexnet-prep verify"):
+        evaluate_checkpoints(World(), [tiny_checkpoint], folder, "val", "centre", 8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1, 1], "2 weights for 1 checkpoint;"),
+        ([-1], "weights -1: each must be 0 or more"),
+        ([0], "weights 0: .* one above 0"),
+        ([float("nan")], "weights nan"),
+        ([float("inf")], "weights inf"),
+    ],
+)
+def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, words):
+    with pytest.raises(UsageError, match=words):
+        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8, weights)
+
+
 def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe, tiny_dataset, tmp_path):
     torch.manual_seed(3)
     file = tmp_path / "net.pt"
@@ -247,7 +316,12 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(softmax(pixels.astype(np.float64) @ weight), labels)
     assert len({sample.key for sample in samples}) == tiny_dataset.samples("val")
-    for count, (metrics, keys) in by_processes.items():
+    alone_predictions = by_processes[1][2]
+    for count, (metrics, keys, predictions) in by_processes.items():
+        assert predictions.keys == tuple(sorted(keys)), count
+        assert np.array_equal(predictions.labels, alone_predictions.labels), count
+        assert np.array_equal(predictions.classes, alone_predictions.classes), count
+        np.testing.assert_allclose(predictions.probabilities, alone_predictions.probabilities, rtol=1e-5)
         assert sorted(keys) == sorted(sample.key for sample in samples), count
         assert metrics[0].samples == len(samples), count
         assert (metrics[0].top1, metrics[0].top5) == (pytest.approx(top1), pytest.approx(top5)), count
@@ -261,7 +335,10 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": ("a", "b")}, r"2 classes.*has 10.*only in the checkpoint: a, b; only in the data: .* …"),
+        (
+            {"classes": ("a", "b")},
+            r"2 classes.*has 10.*only in the checkpoint: a, b; only in the data: .* and 5 more",
+        ),
         ({"size": 256, "crop": 64}, "shorter side of 256 px.*has 72 px.*--size 256"),
     ],
 )

@@ -1,29 +1,72 @@
-"""Figure 3 of a net: the first layer's kernels."""
+"""Kernels, maps and saliency: what is on the picture, pixel by pixel where it can be told."""
+
+import io
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
+from torch import nn
 
-from trainer.figures import kernels
+from pipeline import UsageError
+from trainer.activations import captured
+from trainer.classifier import Classifier
+from trainer.crops import as_batch
+from trainer.drawing import figure_bytes
+from trainer.figures import draw_kernels, draw_maps, draw_saliency, saliency
+
+CELL = 11 * 6  # 11 px, six times larger
+
+
+def pixels_of(figure):
+    with Image.open(io.BytesIO(figure_bytes(figure, "png"))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def place_of(picture, colour):
+    """(top, left) of the one cell of a colour."""
+    found = (picture == colour).all(axis=2)
+    rows, columns = found.any(axis=1).nonzero()[0], found.any(axis=0).nonzero()[0]
+    assert found.sum() == CELL**2
+    assert len(rows) == len(columns) == CELL
+    return rows[0], columns[0]
+
+
+def paint(classifier):
+    """Kernels of two towers of two: grey, red; blue down, grey."""
+    weights = classifier.net.conv1.weight
+    assert len(weights) == 4
+    with torch.no_grad():
+        weights.zero_()
+        weights[1, 0] = 1.0
+        weights[2, 2] = -1.0
 
 
 def test_kernels_are_drawn_magnified_on_one_grey_centred_scale(tiny_classifier):
-    weights = tiny_classifier.net.conv1.weight
-    with torch.no_grad():
-        weights.zero_()
-        weights[1, 0] = 1.0  # red up
-        weights[2, 2] = -1.0  # blue down
-    picture = np.asarray(kernels(tiny_classifier, "tiny").convert("RGB"))
-    cell = 11 * 6  # 11 px, six times larger
-    found = {
-        colour: (picture == colour).all(axis=2) for colour in [(127,) * 3, (255, 127, 127), (127, 127, 0)]
-    }
-    grey, red, blueless = found.values()
-    assert grey.sum() >= (len(weights) - 2) * cell**2
-    for area in (red, blueless):
-        assert area.sum() == cell**2
-        rows, columns = area.any(axis=1).nonzero()[0], area.any(axis=0).nonzero()[0]
-        assert len(rows) == len(columns) == cell
-    assert red.any(axis=0).argmax() < blueless.any(axis=0).argmax()
+    paint(tiny_classifier)
+    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    assert (picture == 127).all(axis=2).sum() >= 2 * CELL**2
+    place_of(picture, (255, 127, 127))
+    place_of(picture, (127, 127, 0))
+
+
+def test_the_second_towers_kernels_stand_below_the_first_ones(tiny_classifier):
+    paint(tiny_classifier)
+    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    (upper, right), (lower, left) = place_of(picture, (255, 127, 127)), place_of(picture, (127, 127, 0))
+    assert lower - upper >= CELL + 20  # a gap that can be seen, and a caption in it
+    assert right - left == CELL + 6  # the second of its row, and the first
+    between = picture[upper + CELL : lower]
+    assert (between < 100).any()
+
+
+def test_a_net_without_towers_has_one_block(tiny_classifier):
+    tiny_classifier.net.conv2 = nn.Conv2d(4, 14, 5, padding=2)
+    paint(tiny_classifier)
+    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    (one, left), (other, right) = place_of(picture, (255, 127, 127)), place_of(picture, (127, 127, 0))
+    assert one == other
+    assert right - left == CELL + 6
 
 
 def test_weak_kernels_look_weak_beside_strong_ones(tiny_classifier):
@@ -32,11 +75,96 @@ def test_weak_kernels_look_weak_beside_strong_ones(tiny_classifier):
         weights.zero_()
         weights[0] = 1.0
         weights[1] = 0.5
-    values = set(np.asarray(kernels(tiny_classifier, "tiny").convert("L")).ravel().tolist())
+    values = set(pixels_of(draw_kernels(tiny_classifier, "tiny")).ravel().tolist())
     assert {255, 191, 127} <= values
 
 
 def test_an_untrained_or_zero_net_can_be_drawn(tiny_classifier):
     with torch.no_grad():
         tiny_classifier.net.conv1.weight.zero_()
-    assert kernels(tiny_classifier, "zero").mode == "RGB"
+    assert (pixels_of(draw_kernels(tiny_classifier, "zero")) == 127).all(axis=2).sum() >= 4 * CELL**2
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+def images_of(figure):
+    """The arrays that a figure's axes show."""
+    parts = [*figure.axes, *(axes for part in figure.subfigs for axes in part.axes)]
+    return [image.get_array() for axes in dict.fromkeys(parts) for image in axes.get_images()]
+
+
+def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, picture):
+    tiny_classifier.eval()
+    figure = draw_maps(tiny_classifier, picture, ["conv1", "pool2"], "tiny, a picture", most=3)
+    with captured(tiny_classifier.net, ["conv1", "pool2"]) as outputs, torch.inference_mode():
+        tiny_classifier.classify(as_batch([picture]))
+    shown, conv1, pool2 = images_of(figure)
+    np.testing.assert_array_equal(shown, picture)
+    for sheet, name in ((conv1, "conv1"), (pool2, "pool2")):
+        maps = outputs[name][0, :3].numpy()
+        side = maps.shape[1]
+        step = (sheet.shape[1] - side) // 2
+        for number, one in enumerate(maps):
+            tile = sheet[:, number * step : number * step + side]
+            np.testing.assert_array_equal(tile, one)
+
+
+def test_all_convolutions_are_drawn_where_none_is_named(tiny_classifier, picture):
+    assert len(images_of(draw_maps(tiny_classifier.eval(), picture, [], "tiny"))) == 1 + 5
+
+
+@pytest.mark.parametrize("layer", ["conv9", "fc6"])
+def test_layers_without_maps_are_refused(tiny_classifier, picture, layer):
+    with pytest.raises(UsageError, match=f"no layer with maps is named '{layer}'; there are conv1, bn1"):
+        draw_maps(tiny_classifier.eval(), picture, [layer], "tiny")
+
+
+class OneWeight(nn.Module):
+    """A net whose logit k is k + 1 times one red and minus another blue pixel."""
+
+    def forward(self, x):
+        return torch.stack([(k + 1) * (3 * x[:, 0, 5, 7] - 2 * x[:, 2, 9, 1]) for k in range(10)], dim=1)
+
+
+def test_saliency_is_the_gradient_in_grey_levels(tiny_classifier, picture):
+    classifier = Classifier(tiny_classifier.spec)
+    classifier.net = OneWeight()
+    classifier.std.fill_(2.0)
+    found = saliency(classifier.eval(), picture, 4)
+    expected = np.zeros((64, 64), np.float32)
+    expected[5, 7], expected[9, 1] = 5 * 3 / 2, 5 * 2 / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_saliency_agrees_with_finite_differences(tiny_classifier, picture):
+    classifier = tiny_classifier.double().eval()
+    found = saliency(classifier.float(), picture, 2)
+    classifier.double()
+    row, column = np.unravel_index(found.argmax(), found.shape)
+    pixels = as_batch([picture]).double()
+    slopes = []
+    for channel in range(3):
+        moved = [pixels.clone(), pixels.clone()]
+        for pixel, step in zip(moved, (-1e-3, 1e-3), strict=True):
+            pixel[0, channel, row, column] += step
+        with torch.inference_mode():
+            low, high = (classifier.classify(pixel)[0, 2].item() for pixel in moved)
+        slopes.append(abs(high - low) / 2e-3)
+    assert found.max() == pytest.approx(max(slopes), rel=1e-3)
+
+
+def test_saliency_is_drawn_beside_and_over_the_picture(picture):
+    strength = np.zeros((64, 64), np.float32)
+    strength[:32] = 1.0
+    shown, alone, faint, over = images_of(draw_saliency(strength, picture, "tiny, a picture", "$cat_1$"))[:4]
+    np.testing.assert_array_equal(shown, picture)
+    np.testing.assert_array_equal(alone, strength)
+    np.testing.assert_array_equal(over, strength)
+    assert (faint[..., 0] == faint[..., 2]).all()
+
+
+def test_saliency_of_nothing_can_be_drawn(picture):
+    assert figure_bytes(draw_saliency(np.zeros((64, 64), np.float32), picture, "t", "c"), "png")

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,10 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import World, gather_objects
-from trainer.evaluation import Metrics, evaluate, evaluate_checkpoints
+from trainer.evaluation import evaluate, evaluate_checkpoints
 from trainer.loop import Job, train, train_step
+from trainer.metrics import Metrics, Tally
 from trainer.models import build_model
 from trainer.optim import build_optimizer
+from trainer.predictions import Predictions
 from trainer.recipe import Recipe
 from trainer.run import EpochRow
 
@@ -107,8 +110,10 @@ class Answers(nn.Module):
         return pixels.flatten(1) @ self.weight
 
 
-def evaluate_everywhere(world: World, file: Path, data: Path) -> tuple[list[Metrics], list[str]]:
-    """Metrics of `Answers` and of a checkpoint in batches of five, and the keys that all ranks saw."""
+def evaluate_everywhere(
+    world: World, file: Path, data: Path
+) -> tuple[list[Metrics], list[str], Predictions | None]:
+    """Of `Answers` and a checkpoint in batches of five: metrics, the keys that all ranks saw, predictions."""
     torch.set_num_threads(1)
     dataset = Dataset.open(data)
     net = Answers(len(dataset.classes), 64)
@@ -126,10 +131,21 @@ def evaluate_everywhere(world: World, file: Path, data: Path) -> tuple[list[Metr
         )
         metrics = [evaluate([net], listening(), world)]
     for views in ("centre", "ten-crop"):
-        metrics.append(evaluate_checkpoints(world, [file], data, "val", views, 5).metrics)
+        whole = evaluate_checkpoints(world, [file], data, "val", views, 5, predict=True)
+        metrics.append(whole.metrics)
     everywhere = gather_objects((metrics, keys), world)
     assert all(other == metrics for other, _ in everywhere)  # all processes get the same result
-    return metrics, [key for _, keys in everywhere for key in keys]
+    return metrics, [key for _, keys in everywhere for key in keys], whole.predictions
+
+
+def tally_share(world: World, rows: np.ndarray, labels: np.ndarray) -> tuple[Tally, bool]:
+    """Every other row counted by each of two processes, merged; and whether both have the same metrics."""
+    tally = Tally(rows.shape[1])
+    mine = slice(world.rank, None, world.size)
+    tally.add(torch.from_numpy(rows[mine].copy()), torch.from_numpy(labels[mine].copy()))
+    tally.merge()
+    everywhere = gather_objects(tally.metrics(), world)
+    return tally, all(metrics == tally.metrics() for metrics in everywhere)
 
 
 def describe(world: World, *args: object) -> tuple[object, ...]:

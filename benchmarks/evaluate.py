@@ -1,0 +1,218 @@
+"""Evaluation beside what it is made of: the loader alone and the model alone, on the same pictures.
+
+    python benchmarks/evaluate.py --work /tmp/evaluate --json evaluate.json
+
+Links the pictures below --source under --pictures distinct names, prepares them to 256 px, and then runs
+three parts in turns, --rounds times each: the loader's whole epoch, the measurement of as many batches that
+are already in memory, and evaluation as `alexnet-eval` does it. The start of the loader's pipeline counts.
+On the CPU loader and model share the cores, so the most that can be had together is
+1 / (1/loader + 1/model); on a GPU it is the slower of the two. --data takes a prepared dataset instead.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import common
+from common import BenchmarkError
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, before torch is there
+
+import torch
+
+from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
+from trainer.answers import Answers
+from trainer.classifier import Classifier, new_classifier
+from trainer.distributed import World
+from trainer.evaluation import measure
+from trainer.feed import Feeding
+from trainer.recipe import Recipe
+
+_TARGET = {"cpu": 0.90, "gpu": 0.95}
+_TRAINING_PICTURES = 64
+
+
+class Held:
+    """A loader whose batches are in memory already: the first one, given again and again."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.dataset, self.split, self.samples = loader.dataset, loader.split, loader.samples
+        self.batch_size = loader.batch_size
+        first = next(iter(loader))
+        self._full = replace(first, images=first.images.clone())
+
+    def __iter__(self) -> Iterator[Batch]:
+        full = self._full
+        for start in range(0, self.samples, self.batch_size):
+            count = min(self.batch_size, self.samples - start)
+            if count == len(full.labels):
+                yield full
+            else:
+                yield Batch(full.images[:count], full.labels[:count], full.keys[:count])
+
+
+def main() -> int:
+    options = _options()
+    world = World(kind=options.device)
+    with common.work_folder(options.work) as work:
+        common.print_facts(common.versions("alexnet-toolkit", "torch", "numpy", "nvidia-dali-cuda130"))
+        if world.kind == "gpu":
+            print(f"GPU: {torch.cuda.get_device_name(world.device)}\n")
+        dataset = Dataset.open(options.data) if options.data else _prepared(options, work)
+        net = _net(options, dataset).to(world.device)
+        rates = {}
+        for views in options.views:
+            rates[views] = _measure(net, dataset, views, options, world)
+        met = _report(rates, dataset.samples(options.split), options)
+        if options.json:
+            facts = {"command": common.command_line(), "machine": common.machine(), "pictures/s": rates}
+            options.json.write_text(json.dumps(facts, indent=1))
+    return 0 if met else 1
+
+
+def _prepared(options: argparse.Namespace, work: Path) -> Dataset:
+    """Squares of 256 px, --pictures of them to validate."""
+    out = work / "dataset"
+    source = common.fresh(work / "source")
+    common.fresh(out)
+    originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
+    common.repeat(originals, source / "val", options.pictures)
+    common.repeat(originals, source / "train", max(_TRAINING_PICTURES, len(originals)))
+    prepare(read_source(source), out, Options())
+    for folder in (source, work / "originals"):
+        common.fresh(folder)
+    return Dataset.open(out)
+
+
+def _net(options: argparse.Namespace, dataset: Dataset) -> Classifier:
+    torch.manual_seed(0)
+    recipe = Recipe(
+        name="benchmark", arch=options.arch, epochs=1, rate=0.1, width=options.width, compile=False
+    )
+    return new_classifier(recipe, dataset)
+
+
+def _measure(
+    net: Classifier, dataset: Dataset, views: str, options: argparse.Namespace, world: World
+) -> dict[str, list[float]]:
+    """Pictures a second of each part, round by round."""
+
+    def new_loader() -> Loader:
+        return Loader(
+            dataset,
+            options.split,
+            EvalView(views, net.spec.crop),  # type: ignore[arg-type]
+            options.batch_size,
+            placement=Feeding().placement(world),
+            keys=True,
+        )
+
+    def load() -> None:
+        with new_loader() as loader:
+            for batch in loader:
+                last = batch
+            if last.images.is_cuda:
+                torch.cuda.synchronize()
+
+    def compute() -> None:
+        measure([net], held, world, answers=Answers())  # type: ignore[arg-type]
+
+    def evaluate() -> None:
+        with new_loader() as loader:
+            measure([net], loader, world, answers=Answers())
+
+    with new_loader() as loader:
+        held = Held(loader)
+    parts: dict[str, Callable[[], None]] = {"loader": load, "model": compute, "evaluation": evaluate}
+    rates: dict[str, list[float]] = {name: [] for name in parts}
+    for number in range(options.rounds + 1):  # the first warms up and is not counted
+        for name, part in parts.items():
+            started = time.perf_counter()
+            part()
+            rate = dataset.samples(options.split) / (time.perf_counter() - started)
+            if number:
+                rates[name].append(rate)
+        print(f"{views}, round {number} of {options.rounds}", file=sys.stderr)
+    return rates
+
+
+def _bound(loader: float, model: float, device: str) -> float:
+    return min(loader, model) if device == "gpu" else 1 / (1 / loader + 1 / model)
+
+
+def _report(rates: dict[str, dict[str, list[float]]], pictures: int, options: argparse.Namespace) -> bool:
+    net = f"{options.arch} at width {options.width:g}, {options.device.upper()}"
+    print(
+        f"{net}, {pictures:,} pictures, batches of {options.batch_size}; medians of {options.rounds} rounds, "
+        "with the least and the most\n"
+    )
+    bound = "min(loader, model)" if options.device == "gpu" else "1 / (1/loader + 1/model)"
+    header = [
+        "pictures/s",
+        "loader alone",
+        "model alone",
+        "evaluation",
+        bound,
+        "evaluation to bound",
+        "target",
+    ]
+    rows, met = [], True
+    for views, found in rates.items():
+        # Each round against its own bound: the machine drifts between rounds.
+        shares = [
+            together / _bound(loader, model, options.device)
+            for loader, model, together in zip(*found.values(), strict=True)
+        ]
+        alone = zip(found["loader"], found["model"], strict=True)
+        limits = [_bound(loader, model, options.device) for loader, model in alone]
+        share = statistics.median(shares)
+        target = _TARGET[options.device] if views == "centre" else None
+        met = met and (target is None or share >= target)
+        rows.append(
+            [
+                views,
+                *(_spread(values) for values in found.values()),
+                f"{statistics.median(limits):,.1f}",
+                f"{share:.3f} ({min(shares):.3f}–{max(shares):.3f})",
+                f"≥ {target:.2f}" if target else "–",
+            ]
+        )
+    print(common.markdown(header, rows))
+    return met
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):,.1f} ({min(values):,.1f}–{max(values):,.1f})"
+
+
+def _options() -> argparse.Namespace:
+    parser = common.parser(__doc__)
+    parser.add_argument(
+        "--source", type=Path, default=common.test_data() / "imagenet-sample", help="pictures"
+    )
+    parser.add_argument("--data", type=Path, help="a prepared dataset, instead of --source")
+    parser.add_argument("--split", default="val", help="of the dataset")
+    parser.add_argument("--pictures", type=int, default=2000, help="to evaluate")
+    parser.add_argument("--arch", default="alexnet", help="of the net")
+    parser.add_argument("--width", type=float, default=1.0, help="of the net")
+    parser.add_argument("--views", nargs="+", default=["centre"], help="centre, ten-crop, full-resize")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures per step")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="where to compute")
+    parser.add_argument("--rounds", type=int, default=5, help="of each part, in turns")
+    parser.add_argument("--work", type=Path, help="folder for the dataset, a temporary one otherwise")
+    parser.add_argument("--json", type=Path, help="save all figures here")
+    options = parser.parse_args()
+    options.device = options.device or ("gpu" if torch.cuda.is_available() else "cpu")
+    if options.device == "gpu" and not torch.cuda.is_available():
+        raise BenchmarkError("--device gpu: this machine shows no GPU")
+    return options
+
+
+if __name__ == "__main__":
+    common.finish(main)

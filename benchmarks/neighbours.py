@@ -1,0 +1,175 @@
+"""Nearest neighbours beside a chunked `torch.cdist` + `topk`, in one run, each in a process of its own.
+
+    python benchmarks/neighbours.py
+
+Rows are features as ReLU leaves them (half of the numbers zero), drawn chunk by chunk from a seed, so that
+neither contender can hold them all; drawing is not counted. Some rows are near-duplicates of the queries.
+The contenders take turns, --rounds times. Then every distance is computed in float64 from differences, and
+each contender's lists are compared with these: ours must be the same, index by index, or the exit code is 1.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import numpy as np
+from common import BenchmarkError
+
+CONTENDERS = ("ours", "torch.cdist + topk")
+_CHUNK_ROWS = 4096
+_DUPLICATES_EVERY = 5000
+
+
+class Rows:
+    """Draws the vectors again whenever asked for, and notes the seconds that this takes."""
+
+    def __init__(self, count: int, length: int, queries: int) -> None:
+        self.count, self.length = count, length
+        self.queries = _features(np.random.default_rng([0, 0]), queries, length)
+        self.seconds = 0.0
+
+    def chunks(self) -> Iterator[Any]:
+        for start in range(0, self.count, _CHUNK_ROWS):
+            started = time.perf_counter()
+            rows = self._chunk(start)
+            self.seconds += time.perf_counter() - started
+            yield rows
+
+    def _chunk(self, start: int) -> Any:
+        rng = np.random.default_rng([1, start])
+        rows = _features(rng, min(_CHUNK_ROWS, self.count - start), self.length)
+        for row in range(-start % _DUPLICATES_EVERY, len(rows), _DUPLICATES_EVERY):
+            rows[row] = self.queries[rng.integers(len(self.queries))]
+            rows[row, rng.integers(self.length)] += np.float32(rng.uniform(0, 1e-3))
+        return rows
+
+
+def main() -> int:
+    options = _options()
+    if options.contender:
+        print(json.dumps(_contend(options)))
+        return 0
+    common.print_facts(common.versions("alexnet-toolkit", "numpy", "torch"))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    for _ in range(options.rounds):
+        for name in CONTENDERS:
+            runs[name].append(_run(name))
+    print(f"{options.rows:,} × {options.length:,} float32, {options.queries} queries, k = {options.count}\n")
+    truth = _truth(options)
+    rows = []
+    for name, found in runs.items():
+        right = sum(a == b for a, b in zip(found[0]["indices"], truth, strict=True))
+        rows.append(
+            [
+                name,
+                f"{median(run['seconds'] for run in found):.2f}",
+                f"{max(run['peak'] for run in found) / 1e9:.2f}",
+                f"{right} of {len(truth)}",
+            ]
+        )
+    print(common.markdown(["", "seconds", "peak GB", "lists that are exact"], rows))
+    if options.json:
+        options.json.write_text(json.dumps(runs, indent=1))
+    return 0 if all(run["indices"] == truth for run in runs["ours"]) else 1
+
+
+def _options() -> argparse.Namespace:
+    options = common.parser(__doc__)
+    options.add_argument("--rows", type=int, default=100_000, help="vectors to search")
+    options.add_argument("--length", type=int, default=4096, help="numbers of a vector")
+    options.add_argument("--queries", type=int, default=64, help="vectors to search for")
+    options.add_argument("--count", type=int, default=10, help="neighbours of each")
+    options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
+    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if min(given.rows, given.length, given.queries, given.count, given.rounds) < 1:
+        raise BenchmarkError("--rows, --length, --queries, --count and --rounds must be at least 1")
+    return given
+
+
+def _run(name: str) -> dict[str, Any]:
+    """Run a contender in a process of its own, so that its memory is its own."""
+    command = [sys.executable, *sys.argv, "--contender", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchmarkError(f"{name} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _contend(options: argparse.Namespace) -> dict[str, Any]:
+    rows = Rows(options.rows, options.length, options.queries)
+    search = _ours if options.contender == "ours" else _torch
+    search(rows.queries, [rows.queries], 1)  # start threads
+    started = time.perf_counter()
+    indices = search(rows.queries, rows.chunks(), options.count)
+    seconds = time.perf_counter() - started - rows.seconds
+    return {"seconds": seconds, "peak": _peak_bytes(), "indices": indices.tolist()}
+
+
+def _ours(queries: Any, chunks: Any, count: int) -> Any:
+    from trainer.neighbours import nearest
+
+    return nearest(queries, chunks, count).indices
+
+
+def _torch(queries: Any, chunks: Any, count: int) -> Any:
+    import torch
+
+    wanted = torch.from_numpy(queries)
+    distances = torch.empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64)
+    start = 0
+    for chunk in chunks:
+        near = torch.cdist(wanted, torch.from_numpy(chunk)).topk(min(count, len(chunk)), largest=False)
+        distances = torch.cat([distances, near.values], dim=1)
+        indices = torch.cat([indices, near.indices + start], dim=1)
+        best = distances.topk(min(count, distances.shape[1]), largest=False)
+        distances, indices = best.values, indices.gather(1, best.indices)
+        start += len(chunk)
+    return indices.numpy()
+
+
+def _truth(options: argparse.Namespace) -> list[list[int]]:
+    """Indices by float64 sums of squared differences of every row, equal ones by index."""
+    rows = Rows(options.rows, options.length, options.queries)
+    wanted = rows.queries.astype(np.float64)
+    squared = np.empty((len(wanted), options.rows))
+    start = 0
+    for chunk in rows.chunks():
+        exact = chunk.astype(np.float64)
+        for number, query in enumerate(wanted):
+            squared[number, start : start + len(chunk)] = ((exact - query) ** 2).sum(axis=1)
+        start += len(chunk)
+    order = np.argsort(squared, axis=1, kind="stable")
+    found: list[list[int]] = order[:, : options.count].tolist()
+    return found
+
+
+def _features(rng: np.random.Generator, count: int, length: int) -> Any:
+    rows = rng.standard_normal((count, length), dtype=np.float32)
+    return np.maximum(rows, 0, out=rows)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process ever had."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    common.finish(main)

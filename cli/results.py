@@ -1,0 +1,81 @@
+"""What an evaluation measured, as text."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from trainer import ClassMetrics, Evaluation, LabelScore, LabelSet
+
+_FEW = 20
+_ENDS = 10
+
+
+def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: Sequence["LabelSet"]) -> None:
+    """Print the figures of a whole split, and those by other labels."""
+    from trainer.summary import name_of
+
+    metrics = result.metrics
+    click.echo(
+        f"{name_of(result)}: {metrics.samples:,} {result.split} pictures, {result.classes} classes, "
+        f"{result.views}"
+    )
+    if len(result.checkpoints) > 1:
+        for file, weight in zip(result.checkpoints, result.weights, strict=True):
+            click.echo(f"  {weight:.3f} × {file}")
+    _print_share("top-1", metrics.top1, metrics.top1_interval)
+    _print_share("top-5", metrics.top5, metrics.top5_interval)
+    click.echo(f"calibration error {metrics.ece:.2%} (15 bins), mean −log probability {metrics.loss:.3f}")
+    click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
+    for score, found in zip(scores, labels, strict=True):
+        more = f"; {score.unlabelled:,} have none there" if score.unlabelled else ""
+        other = f"; {found.strangers:,} of its keys are not in the data" if found.strangers else ""
+        click.echo(f"by the labels of {score.source}: {score.samples:,} pictures{more}{other}")
+        _print_share("top-1", score.top1, score.top1_interval)
+        _print_share("top-5", score.top5, score.top5_interval)
+
+
+def print_classes(result: "Evaluation") -> None:
+    """Print classes, worst top-1 first: all of them, or the ends where they are many."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from trainer.summary import by_accuracy
+
+    classes = by_accuracy(result.per_class)
+    parts = {"classes, worst first": classes}
+    if len(classes) > _FEW:
+        parts = {f"the {_ENDS} worst classes": classes[:_ENDS], f"the {_ENDS} best": classes[-_ENDS:]}
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    for title, shown in parts.items():
+        table = Table(title=title, title_justify="left")
+        for name in ("class", "pictures", "top-1", "top-5", "most often taken for"):
+            table.add_column(name, justify="left" if name.startswith(("class", "most")) else "right")
+        for info in shown:
+            table.add_row(*_cells(info, result.per_class))
+        console.print()
+        console.print(table)
+
+
+def _cells(info: "ClassMetrics", classes: Sequence["ClassMetrics"]) -> list[str]:
+    from rich.markup import escape
+
+    names = {other.id: _named(other) for other in classes}
+    mistake = f"{names[info.taken_for]} ({info.taken_for_share:.0%})" if info.taken_for else "–"
+    shares = [f"{share:.1%}" for share in (info.top1, info.top5) if share is not None]
+    return [escape(_named(info)), f"{info.samples:,}", *shares, escape(mistake)]
+
+
+def _named(info: "ClassMetrics") -> str:
+    """A class's id, with the first of its names where they say more."""
+    return info.id if info.name == info.id else f"{info.id} {info.name.split(',')[0]}"
+
+
+def _print_share(name: str, share: float, interval: tuple[float, float]) -> None:
+    low, high = interval
+    click.echo(
+        f"{click.style(name, bold=True)}  accuracy {share:7.2%}   error {1 - share:7.2%}   "
+        f"95% interval of accuracy {100 * low:.2f}–{high:.2%}"
+    )

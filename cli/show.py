@@ -1,0 +1,338 @@
+"""`alexnet-show`: pictures of what a net has learnt, and the report of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cli.console import check_folder, one_line_errors, progress_bar, require_dali
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from pipeline import Dataset
+    from trainer import Trained
+    from trainer.examples import Picture
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-show")
+def main() -> None:
+    """Draw what a net has learnt, or write a run's report.
+
+    Figures are PNG or SVG, as the file's suffix says. Of a run's folder the best checkpoint is taken, and
+    the dataset that run.json names.
+    """
+
+
+def _out(name: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        "-o", "--out", type=_FILE, default=Path(f"{name}.png"), show_default=True, help="PNG or SVG to write."
+    )
+
+
+def _data(command: _Command) -> _Command:
+    return click.option("--data", help="The dataset.  [default: the one that run.json names]")(command)
+
+
+def _split(command: _Command) -> _Command:
+    return click.option("--split", default="val", show_default=True, help="The split that pictures are of.")(
+        command
+    )
+
+
+def _seed(command: _Command) -> _Command:
+    return click.option(
+        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the pictures' choice."
+    )(command)
+
+
+def _batch_size(command: _Command) -> _Command:
+    return click.option(
+        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Pictures per step."
+    )(command)
+
+
+@main.command()
+@_RUN
+@_out("kernels")
+@one_line_errors
+def kernels(run: Path, out: Path) -> None:
+    """Draw the first layer's kernels (figure 3).
+
+    The first tower's stand above the second's, as in the paper.
+    """
+    _check(out)
+    from trainer import draw_kernels, open_trained
+
+    trained = open_trained(run)
+    _save(draw_kernels(trained.classifier, trained.name), out)
+
+
+@main.command()
+@_RUN
+@_out("predictions")
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Pictures.")
+@click.option("--only-errors", is_flag=True, help="Only those whose likeliest class is not the label.")
+@_seed
+@_split
+@_data
+@one_line_errors
+def predictions(
+    run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None
+) -> None:
+    """Draw pictures with their top-5 (figure 4).
+
+    Bars are probabilities, the label's in orange; pictures are drawn from --split in an order of --seed. What
+    the net takes each for is printed too.
+    """
+    _check(out)
+    from pipeline import RunError
+    from trainer import draw_predictions, some_predictions
+    from trainer.trained import class_names, dataset_name, refuse_other_classes
+
+    trained, dataset = _open(run, data)
+    refuse_other_classes(trained, dataset)
+    found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
+    if not found:
+        raise RunError(
+            f"{dataset.url}: the net takes no picture of {split} for another class; leave --only-errors out"
+        )
+    names = class_names(trained, dataset)
+    _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
+    for one in found:
+        likeliest = names[one.classes[0]]
+        click.echo(f"{one.picture.name} ({names[one.picture.label]}): {likeliest} {one.probabilities[0]:.1%}")
+
+
+@main.command()
+@_RUN
+@click.argument("pictures", nargs=-1, metavar="[KEY_OR_FILE]...")
+@_out("neighbours")
+@click.option("--count", default=6, show_default=True, type=click.IntRange(1, 20), help="Neighbours of each.")
+@click.option(
+    "--queries",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 50),
+    help="Pictures drawn where none is given.",
+)
+@click.option("--among", default="train", show_default=True, help="The split that is searched.")
+@_seed
+@_split
+@_batch_size
+@_data
+@one_line_errors
+def neighbours(
+    run: Path,
+    pictures: tuple[str, ...],
+    out: Path,
+    count: int,
+    queries: int,
+    among: str,
+    seed: int,
+    split: str,
+    batch_size: int,
+    data: str | None,
+) -> None:
+    """Draw the nearest training pictures (figure 4).
+
+    Nearest by the last hidden layer's features, Euclidean, among all pictures of a split. Pictures are keys
+    of --split or files; without any, some are drawn from --split.
+    """
+    _check(out)
+    require_dali()
+    from trainer import draw_neighbours, find_neighbours
+    from trainer.examples import named_pictures, some_pictures
+    from trainer.trained import class_names, dataset_name, refuse_other_classes
+
+    trained, dataset = _open(run, data)
+    refuse_other_classes(trained, dataset)
+    dataset.shards(among)
+    if pictures:
+        wanted = named_pictures(pictures, trained.spec, dataset, split)
+    else:
+        wanted = some_pictures(dataset, split, trained.spec, queries, seed)
+    with progress_bar("searching", "pictures") as show:
+        found = find_neighbours(trained.classifier, wanted, dataset, among, count, batch_size, show)
+    title = f"{trained.name} on {dataset_name(dataset)}, among {dataset.samples(among):,} of {among}"
+    _save(draw_neighbours(found, class_names(trained, dataset), title), out)
+    for one in found:
+        near = (f"{p.name} {d:.4g}" for p, d in zip(one.found, one.distances, strict=True))
+        click.echo(f"{one.query.name}: {', '.join(near)}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_PATH, metavar="RUN...")
+@_out("curves")
+@one_line_errors
+def curves(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw runs' loss, accuracy and rate.
+
+    Several runs are laid over each other; training is dashed, validation solid.
+    """
+    _check(out)
+    from trainer import draw_curves
+    from trainer.curves import read_courses
+
+    _save(draw_curves(read_courses(runs)), out)
+
+
+@main.command()
+@_RUN
+@_out("confusion")
+@_split
+@_batch_size
+@_data
+@one_line_errors
+def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | None) -> None:
+    """Draw which classes are taken for which.
+
+    The most confused pairs are printed too. Up to 40 classes stand by name; of more, blocks of neighbouring
+    classes and the worst pairs.
+    """
+    _check(out)
+    require_dali()
+    from trainer import draw_confusion, evaluate_checkpoints
+    from trainer.activations import this_machine
+    from trainer.confusion import most_confused
+    from trainer.trained import class_names, dataset_name
+
+    trained, dataset = _open(run, data)
+    with progress_bar("evaluating", "pictures") as show:
+        found = evaluate_checkpoints(
+            this_machine(), [trained.checkpoint], dataset.url, split, "centre", batch_size, progress=show
+        )
+    names = class_names(trained, dataset)
+    _save(draw_confusion(found.confusion, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
+    for pair in most_confused(found.confusion, 5):
+        click.echo(f"{names[pair.label]} taken for {names[pair.predicted]}: {pair.count} of {pair.of}")
+
+
+@main.command()
+@_RUN
+@click.argument("picture", metavar="KEY_OR_FILE")
+@_out("maps")
+@click.option("--layer", "layers", multiple=True, help="A layer's name; repeatable.  [default: convolutions]")
+@click.option(
+    "--channels", default=32, show_default=True, type=click.IntRange(1, 512), help="Maps of a layer at most."
+)
+@_split
+@_data
+@one_line_errors
+def maps(
+    run: Path, picture: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
+) -> None:
+    """Draw what layers make of a picture.
+
+    It is a key of --split, or a file, which is scaled as `alexnet-prep shard` does. Maps of a layer share
+    one scale.
+    """
+    _check(out)
+    from trainer import draw_maps
+
+    trained, _, found = _open_picture(run, picture, split, data)
+    title = f"{trained.name}, {found.name}"
+    _save(draw_maps(trained.classifier, found.crop, layers, title, channels), out)
+
+
+@main.command()
+@_RUN
+@click.argument("picture", metavar="KEY_OR_FILE")
+@_out("saliency")
+@click.option("--class", "class_", help="Class id or name.  [default: the likeliest]")
+@_split
+@_data
+@one_line_errors
+def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
+    """Draw which pixels move a class's logit.
+
+    The gradient's magnitude for one picture, a key of --split or a file: beside the picture, and over it.
+    """
+    _check(out)
+    from trainer import draw_saliency
+    from trainer.examples import predict
+    from trainer.figures import saliency as strength
+    from trainer.trained import class_names, label_of
+
+    trained, dataset, found = _open_picture(run, picture, split, data)
+    if class_ is None:
+        label = predict(trained.classifier, [found])[0].classes[0]
+    else:
+        label = label_of(trained, dataset, class_)
+    name = class_names(trained, dataset)[label]
+    title = f"{trained.name}, {found.name}"
+    gradient = strength(trained.classifier, found.crop, label)
+    _save(draw_saliency(gradient, found.crop, title, name), out)
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@click.option("-o", "--out", type=_FILE, help="HTML file to write.  [default: RUN/report.html]")
+@click.option(
+    "--skip", multiple=True, metavar="PART", help="Leave out a part, such as neighbours; repeatable."
+)
+@_seed
+@_data
+@one_line_errors
+def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
+    """Write one HTML page about a run.
+
+    It holds summary, curves, throughput, kernels, predictions, neighbours, confusion, data statistics and
+    recipe. Parts that cannot be made, such as for want of the dataset, are named, with the reason.
+    """
+    check_folder(out)
+    from cli.facts import in_bytes
+    from trainer.report import write_report
+
+    with progress_bar("reading", "pictures") as show:
+        made = write_report(
+            run, out or run / "report.html", data, skip=skip, seed=seed, progress=lambda _, *done: show(*done)
+        )
+    for part, reason in made.left_out.items():
+        click.echo(f"note: without {part}: {reason}", err=True)
+    click.echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
+
+
+def _check(out: Path) -> None:
+    """Say what is wrong with a figure's file before anything is drawn."""
+    check_folder(out)
+    from trainer.drawing import check_figure_file
+
+    check_figure_file(out)
+
+
+def _save(figure: "Figure", out: Path) -> None:
+    from trainer.drawing import save_figure
+
+    save_figure(figure, out)
+    click.echo(str(out))
+
+
+def _open(run: Path, data: str | None) -> "tuple[Trained, Dataset]":
+    from trainer import open_trained
+    from trainer.trained import dataset_of
+
+    trained = open_trained(run)
+    return trained, dataset_of(trained, data)
+
+
+def _open_picture(
+    run: Path, picture: str, split: str, data: str | None
+) -> "tuple[Trained, Dataset | None, Picture]":
+    """A net, its dataset if it is known, and a picture by file or key."""
+    from trainer import open_trained
+    from trainer.examples import named_pictures
+    from trainer.trained import dataset_if_any, dataset_of
+
+    trained = open_trained(run)
+    needed = data is not None or not Path(picture).is_file()
+    dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
+    return trained, dataset, named_pictures([picture], trained.spec, dataset, split)[0]

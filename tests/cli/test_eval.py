@@ -1,0 +1,268 @@
+"""`alexnet-eval` as a user meets it: what it prints, what it writes, and every mistake on the way."""
+
+import csv
+import json
+import shutil
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy.io import savemat
+
+from cli.eval import main as evaluate
+from pipeline import Dataset, Options, prepare, read_source
+from pipeline.augment import ViewName
+from pipeline.files import write_bytes
+from trainer import checkpoint, read_predictions
+from trainer.classifier import new_classifier
+from trainer.models import build_model
+from trainer.recipe import Recipe
+
+RECIPE = Recipe(name="t", arch="alexnet_bn", epochs=1, rate=0.1, width=0.05, crop=64, compile=False)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(evaluate, [str(a) for a in arguments])
+
+
+def fails(result, code, *fragments):
+    """One error line, the right exit code, no traceback."""
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.output
+    assert "Traceback" not in result.output
+    for fragment in fragments:
+        assert fragment in errors[0], errors[0]
+
+
+@pytest.fixture(scope="module")
+def net(tiny_dataset, tmp_path_factory):
+    """A checkpoint of the tiny dataset with opinions."""
+    torch.manual_seed(0)
+    classifier = new_classifier(RECIPE, tiny_dataset)
+    classifier.net.fc8.weight.data *= 100
+    path = tmp_path_factory.mktemp("net") / "net.pt"
+    checkpoint.save(path, classifier)
+    return path
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A plain state dict of ten classes, and the preprocessing that its user knows."""
+    folder = tmp_path_factory.mktemp("foreign")
+    torch.manual_seed(1)
+    torch.save({"state_dict": build_model("alexnet_owt", 10, 0.125).state_dict()}, folder / "net.pth")
+    (folder / "how.toml").write_text(
+        "mean = [123.7, 116.3, 103.5]\nstd = [58.4, 57.1, 57.4]\nsize = 72\ncrop = 64\n"
+    )
+    return folder / "net.pth", folder / "how.toml"
+
+
+@pytest.fixture(scope="module")
+def imagenets_names(tiny_source, tmp_path_factory):
+    """The tiny source's pictures as ten WNIDs and the validation files 1 to 30."""
+    source = tmp_path_factory.mktemp("names") / "source"
+    number = 0
+    for split in ("train", "val"):
+        for place, folder in enumerate(sorted((tiny_source / split).iterdir())):
+            wnid = f"n{place * 1234567 + 7:08d}"
+            (source / split / wnid).mkdir(parents=True)
+            for k, path in enumerate(sorted(folder.iterdir())):
+                number += split == "val"
+                stem = f"ILSVRC2012_val_{number:08d}" if split == "val" else f"{wnid}_{k}"
+                shutil.copyfile(path, source / split / wnid / f"{stem}{path.suffix}")
+    prepare(read_source(source), source.parent / "data", Options(size=72))
+    return Dataset.open(source.parent / "data")
+
+
+@pytest.fixture(scope="module")
+def named_net(imagenets_names, tmp_path_factory):
+    torch.manual_seed(0)
+    classifier = new_classifier(RECIPE, imagenets_names)
+    classifier.net.fc8.weight.data *= 100
+    path = tmp_path_factory.mktemp("named") / "net.pt"
+    checkpoint.save(path, classifier)
+    return path
+
+
+def write_meta(path, wnids):
+    """A devkit's meta.mat whose IDs count down."""
+    fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
+    synsets = np.zeros((len(wnids), 1), dtype=[(field, object) for field in fields])
+    for row, wnid in enumerate(wnids):
+        synsets[row, 0] = (float(len(wnids) - row), wnid, "thing", 0.0)
+    savemat(path, {"synsets": synsets})
+
+
+def test_the_choice_of_views_is_the_loaders():
+    option = next(p for p in evaluate.params if p.name == "views")
+    assert set(option.type.choices) == set(get_args(ViewName))
+
+
+def test_everything_at_once(net, tiny_dataset, tmp_path):
+    files = {name: tmp_path / name for name in ("r.json", "p.csv", "c.csv")}
+    result = invoke(
+        *(net, tiny_dataset.root, "--cpus", 1, "--per-class", "--table"),
+        *("--json", files["r.json"], "--predictions", files["p.csv"], "--confusion", files["c.csv"]),
+    )
+    assert result.exit_code == 0, result.output
+    saved = json.loads(files["r.json"].read_text())
+    top1, (low, high) = saved["metrics"]["top1"], saved["metrics"]["top1_interval"]
+    assert f"accuracy {top1:7.2%}   error {1 - top1:7.2%}" in result.stdout
+    assert f"95% interval of accuracy {100 * low:.2f}–{high:.2%}" in result.stdout
+    assert f"calibration error {saved['metrics']['ece']:.2%}" in result.stdout
+    assert f"| {net} | centre | 30 |" in result.stdout
+    predictions = read_predictions(files["p.csv"])
+    assert (predictions.classes[:, 0] == predictions.labels).mean() == pytest.approx(top1)
+    assert (predictions.classes == predictions.labels[:, None]).any(axis=1).mean() == pytest.approx(
+        saved["metrics"]["top5"]
+    )
+    with files["c.csv"].open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == tiny_dataset.classes
+    confusion = np.array([row[1:] for row in rows], int)
+    assert confusion.trace() / confusion.sum() == pytest.approx(top1)
+    for info in saved["per_class"]:
+        assert info["id"] in result.stdout
+
+
+@pytest.mark.parametrize("views", ["centre", "ten-crop", "full-resize"])
+def test_every_view_is_measured(net, tiny_dataset, views):
+    result = invoke(net, tiny_dataset.root, "--cpus", 1, "--views", views)
+    assert result.exit_code == 0, result.output
+    assert f"30 val pictures, 10 classes, {views}" in result.stdout
+
+
+def test_two_processes_write_what_one_does(net, tiny_dataset, tmp_path):
+    for count in (1, 2):
+        result = invoke(
+            *(net, tiny_dataset.root, "--cpus", count, "--batch-size", 4),
+            *("--predictions", tmp_path / f"{count}.csv", "--json", tmp_path / f"{count}.json"),
+        )
+        assert result.exit_code == 0, result.output
+    one, two = (read_predictions(tmp_path / f"{count}.csv") for count in (1, 2))
+    assert one.keys == two.keys
+    assert np.array_equal(one.classes, two.classes)
+    one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+    assert one["per_class"] == two["per_class"]
+
+
+def test_weights_of_an_ensemble(net, tiny_dataset, foreign, tmp_path):
+    file, how = foreign
+    arguments = (net, file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
+    result = invoke(*arguments, "--weights", "3,1", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert f"0.750 × {net}" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["weights"] == [0.75, 0.25]
+    assert "10 outputs are taken as the data's 10 classes" in result.stderr
+
+
+def test_kernels_of_a_foreign_checkpoint(foreign, tiny_dataset, tmp_path):
+    file, how = foreign
+    arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
+    result = invoke(*arguments, "--kernels", tmp_path / "k.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_foreign_checkpoint_needs_its_preprocessing(foreign, tiny_dataset):
+    file, how = foreign
+    fails(invoke(file, tiny_dataset.root, "--cpus", 1), 2, "--arch alexnet_owt --preprocessing torchvision")
+    fails(invoke(file, tiny_dataset.root, "--arch", "alexnet_owt"), 2, "--arch needs --preprocessing too")
+    arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet", "--preprocessing", how)
+    fails(
+        invoke(*arguments),
+        2,
+        "does not fit alexnet",
+        "16 keys missing: conv1.weight",
+        "and 11 more",
+        "unexpected",
+    )
+
+
+def test_labels_by_key(net, tiny_dataset, tmp_path):
+    predictions = tmp_path / "p.csv"
+    assert invoke(net, tiny_dataset.root, "--cpus", 1, "--predictions", predictions).exit_code == 0
+    found = read_predictions(predictions)
+    labels = tmp_path / "l.csv"  # the net's own second guesses for ten pictures, and a stranger
+    rows = [f"{key},{row[1]}" for key, row in zip(found.keys[:10], found.classes, strict=False)]
+    labels.write_text("\n".join(["key,label", *rows, "nobody,0"]))
+    result = invoke(net, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "10 pictures; 20 have none there; 1 of its keys are not in the data" in result.stdout
+    score = json.loads((tmp_path / "r.json").read_text())["labels"][0]
+    assert (score["top1"], score["top5"], score["samples"]) == (0.0, 1.0, 10)
+
+
+def test_real_labels_and_a_submission(named_net, imagenets_names, tmp_path):
+    lists = [[] for _ in range(50_000)]
+    lists[0], lists[29] = [*range(10)], [*range(10)]
+    (tmp_path / "real.json").write_text(json.dumps(lists))
+    write_meta(tmp_path / "meta.mat", imagenets_names.classes)
+    result = invoke(
+        *(named_net, imagenets_names.root, "--cpus", 1, "--real-labels", tmp_path / "real.json"),
+        *("--submission", tmp_path / "s.txt", "--devkit", tmp_path / "meta.mat"),
+        *("--predictions", tmp_path / "p.parquet"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "real.json: 2 pictures; 28 have none there" in result.stdout
+    lines = (tmp_path / "s.txt").read_text().splitlines()
+    found = read_predictions(tmp_path / "p.parquet")
+    assert found.keys[0] == "ILSVRC2012_val_00000001"
+    assert lines == [" ".join(str(10 - answer) for answer in row) for row in found.classes]
+
+
+def test_mistakes_are_told_before_the_work(
+    net, named_net, tiny_dataset, imagenets_names, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trainer.distributed.launch", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "real.json").write_text("[[0]]")
+    (tmp_path / "l.json").write_text('{"x": 1}')
+    write_meta(tmp_path / "meta.mat", imagenets_names.classes[1:])
+    submission = ("--submission", tmp_path / "s.txt")
+    ours, named = (net, tiny_dataset.root), (named_net, imagenets_names.root)
+    for arguments, fragments in (
+        ((*ours, "--json", tmp_path / "no" / "r.json"), ["folder", "does not exist"]),
+        ((*ours, "--confusion", "/proc/c.csv"), ["/proc/c.csv: cannot be written"]),
+        ((*ours, "--predictions", tmp_path / "p.xlsx"), [".csv or .parquet"]),
+        ((*ours, "--weights", "1;2"), ["--weights 1;2", "2,1,1"]),
+        ((*ours, "--weights", "1,2"), ["2 weights for 1 checkpoint"]),
+        ((*ours, "--weights=-1"), ["each must be 0 or more"]),
+        ((*ours, "--real-labels", tmp_path / "real.json"), ["1 pictures, but the split has 30"]),
+        ((*named, "--real-labels", tmp_path / "real.json"), ["1 pictures, but ImageNet has 50,000"]),
+        ((*ours, "--real-labels", tmp_path / "none.json"), ["no such file of labels"]),
+        ((*ours, "--labels", tmp_path / "l.json"), ["labels none of the split's 30 pictures"]),
+        ((*ours, *submission), ["--submission and --devkit go together"]),
+        ((*ours, *submission, "--devkit", tmp_path / "no"), ["no development kit"]),
+        (
+            (*named, "--submission", tmp_path / "s.txt", "--devkit", tmp_path / "meta.mat"),
+            ["has no n00000007;"],
+        ),
+        ((*ours, "--split", "test", "--labels", tmp_path / "l.json"), ["no split 'test'"]),
+        ((*ours, "--cache-limit", "1G"), ["--cache-limit needs --cache"]),
+    ):
+        fails(invoke(*arguments), 2, *fragments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.json", "meta.mat", "real.json"]
+
+
+def test_a_file_that_cannot_be_written_does_not_keep_others_back(net, tiny_dataset, tmp_path, monkeypatch):
+    """A folder that vanishes during the work is met after it: one line, exit code 1, the rest written."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    original = write_bytes
+
+    def writing(path, data):
+        shutil.rmtree(gone, ignore_errors=True)
+        original(path, data)
+
+    monkeypatch.setattr("trainer.summary.write_bytes", writing)
+    result = invoke(
+        *(net, tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
+        *("--confusion", tmp_path / "c.csv", "--predictions", tmp_path / "p.csv"),
+    )
+    fails(result, 1, f"cannot write {gone / 'r.json'}")
+    assert "top-1" in result.stdout
+    assert len(read_predictions(tmp_path / "p.csv")) == 30
+    assert (tmp_path / "c.csv").is_file()

@@ -1,0 +1,235 @@
+"""Every figure as a user asks for it, and every mistake that a user can make."""
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from cli.show import main
+from pipeline.stored import read_stored
+
+
+def show(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def fails(result, code, *fragments):
+    """One error line, the right exit code, no traceback."""
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in result.output
+    for fragment in fragments:
+        assert fragment in errors[0]
+
+
+@pytest.fixture
+def key(tiny_dataset):
+    return read_stored(tiny_dataset, "val", [0])[0].key
+
+
+@pytest.fixture
+def moved(tiny_run, tmp_path):
+    """The run where its dataset is gone."""
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_run, folder)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"dataset": "/gone/away"}))
+    return folder
+
+
+FIGURES = {
+    "kernels": [],
+    "predictions": ["--count", 3],
+    "neighbours": ["--queries", 2, "--count", 3],
+    "curves": [],
+    "confusion": [],
+    "maps": ["KEY", "--layer", "conv2", "--layer", "pool5", "--channels", 4],
+    "saliency": ["KEY", "--class", "star"],
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("command", FIGURES)
+def test_every_figure_is_written_as_png_and_svg(tiny_run, key, tmp_path, command, suffix):
+    out = tmp_path / f"figure.{suffix}"
+    arguments = [key if a == "KEY" else a for a in FIGURES[command]]
+    result = show(command, tiny_run, *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == str(out)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    if suffix == "svg":
+        assert ElementTree.parse(out).getroot().tag.endswith("svg")
+    else:
+        with Image.open(out) as image:
+            assert image.format == "PNG"
+            assert image.width >= 300
+
+
+def test_the_file_has_the_commands_name_by_default(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert show("kernels", tiny_run / "last.pt").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels.png"]
+
+
+def test_predictions_are_printed_and_only_errors_are_errors(tiny_run, tiny_dataset, tmp_path):
+    result = show(
+        "predictions", tiny_run, "--count", 30, "--only-errors", "--seed", 3, "--out", tmp_path / "p.png"
+    )
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()[1:]
+    assert lines
+    for line in lines:
+        head, _, tail = line.partition(": ")
+        label = head.partition("(")[2].rstrip(")")
+        assert tail.split()[0] != label
+
+
+def test_neighbours_of_keys_and_of_files(tiny_run, tiny_source, key, tmp_path):
+    file = next(tiny_source.rglob("*.jpg"))
+    result = show("neighbours", tiny_run, key, file, "--count", 2, "--out", tmp_path / "n.png")
+    assert result.exit_code == 0
+    one, two = result.stdout.splitlines()[1:]
+    assert one.startswith(f"{key}: ")
+    assert two.startswith(f"{file.name}: ")
+    assert one.count(",") == 1
+
+
+def test_confusion_prints_the_worst_pairs(tiny_run, tmp_path):
+    result = show("confusion", tiny_run, "--out", tmp_path / "c.png")
+    assert " taken for " in result.stdout
+
+
+def test_several_runs_are_laid_over_each_other(tiny_run, moved, tmp_path):
+    assert show("curves", tiny_run, moved, "--out", tmp_path / "c.svg").exit_code == 0
+
+
+def test_a_file_needs_no_dataset(moved, tiny_source, tmp_path):
+    file = next(tiny_source.rglob("*.jpg"))
+    for command in ("maps", "saliency"):
+        assert show(command, moved, file, "--out", tmp_path / f"{command}.png").exit_code == 0
+
+
+def test_a_moved_dataset_is_named(moved, tiny_dataset, key, tmp_path):
+    out = ("--out", tmp_path / "f.png")
+    for command, *arguments in (("predictions",), ("neighbours",), ("confusion",), ("maps", key)):
+        fails(show(command, moved, *arguments, *out), 2, "its dataset was /gone/away", "--data")
+    assert show("predictions", moved, "--count", 1, "--data", tiny_dataset.root, *out).exit_code == 0
+
+
+def test_the_report_is_written_beside_the_run(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    result = show("report", folder)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{folder / 'report.html'} (")
+    assert "note" not in result.stderr
+
+
+def test_a_report_without_its_dataset_says_what_is_left_out(moved, tmp_path):
+    result = show("report", moved, "--out", tmp_path / "r.html")
+    assert result.exit_code == 0
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: without ")]
+    parts = [note.split()[2].rstrip(":") for note in notes]
+    assert parts == ["predictions", "neighbours", "confusion", "data"]
+    assert all("/gone/away" in note for note in notes)
+
+
+@pytest.mark.parametrize("command", ["kernels", "predictions", "neighbours", "confusion", "report"])
+def test_a_run_without_a_checkpoint(tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    fails(show(command, tmp_path / "empty", "--out", tmp_path / "f.png"), 2, "holds no checkpoint")
+    fails(show(command, tmp_path / "no", "--out", tmp_path / "f.png"), 2, "no such run or checkpoint")
+    assert not (tmp_path / "f.png").exists()
+
+
+def test_a_report_needs_a_runs_folder(tiny_run, tmp_path):
+    out = ("--out", tmp_path / "r.html")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tiny_run / "best.pt", tmp_path / "copy")
+    fails(show("report", tmp_path / "copy", *out), 2, "no run.json")
+    fails(show("report", tiny_run / "best.pt", *out), 2, "name the run's folder")
+
+
+@pytest.mark.parametrize("command", FIGURES)
+def test_files_that_cannot_be_written_are_named_before_the_work(tiny_run, tmp_path, command):
+    arguments = ["KEY"] if "KEY" in FIGURES[command] else []
+    missing = tmp_path / "no" / "f.png"
+    fails(show(command, tiny_run, *arguments, "--out", missing), 2, "does not exist", "make it")
+    fails(show(command, tiny_run, *arguments, "--out", tmp_path / "f.gif"), 2, "written as .png or .svg")
+
+
+def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.files.os.fsync", refuse)  # root may write to any folder
+    for command, file in (("kernels", "f.png"), ("report", "r.html")):
+        skip = ["--skip", "neighbours", "--skip", "confusion"] if command == "report" else []
+        fails(
+            show(command, tiny_run, *skip, "--out", tmp_path / file), 1, "cannot write", "Permission denied"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["maps", "RUN", "KEY", "--layer", "conv9"], ["no layer with maps is named 'conv9'", "conv1"]),
+        (["maps", "RUN", "KEY", "--layer", "fc6"], ["no layer with maps is named 'fc6'"]),
+        (["maps", "RUN", "nothing"], ["no picture of val has the key 'nothing'"]),
+        (["saliency", "RUN", "KEY", "--class", "sta"], ["no class 'sta'", "did you mean 'star'"]),
+        (["saliency", "RUN", "JUNK"], ["cannot be read as a picture"]),
+        (["neighbours", "RUN", "JUNK"], ["cannot be read as a picture"]),
+        (["neighbours", "RUN", "--among", "test"], ["has no split 'test'"]),
+        (["predictions", "RUN", "--split", "test"], ["has no split 'test'"]),
+        (["confusion", "RUN", "--data", "/no"], ["not a prepared dataset"]),
+        (["report", "RUN", "--data", "/no"], ["not a prepared dataset"]),
+        (["report", "RUN", "--skip", "kernel"], ["--skip kernel: no such part", "kernels"]),
+        (["curves", "/no"], ["/no: no such run"]),
+    ],
+)
+def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
+    junk = tmp_path / "junk.jpg"
+    junk.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    known = {"RUN": tiny_run, "KEY": key, "JUNK": junk}
+    out = tmp_path / "f.png"
+    fails(show(*[known.get(a, a) for a in arguments], "--out", out), 2, *fragments)
+    assert not out.exists()
+
+
+def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.examples.Prediction.right", True)
+    result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
+    fails(result, 1, "no picture of val for another class", "leave --only-errors out")
+
+
+def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):
+    """Elsewhere than on Linux there is none."""
+    file = next(tiny_source.rglob("*.jpg"))
+    code = (
+        "import sys\n"
+        "class NoDali:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] == 'nvidia':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, NoDali())\n"
+        "from cli.show import main\n"
+        "for line in sys.stdin:\n"
+        "    main(line.rstrip('\\n').split('\\t'), standalone_mode=False)\n"
+    )
+    commands = (["kernels"], ["curves"], ["predictions", "--count", 2], ["maps", file], ["saliency", file])
+    lines = [
+        "\t".join(map(str, [name, tiny_run, *rest, "--out", tmp_path / f"{name}.png"]))
+        for name, *rest in commands
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="\n".join(lines), text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.iterdir())) == len(commands)

@@ -1,0 +1,91 @@
+"""Outputs of layers, against the layers applied one by one."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import UsageError
+from pipeline.stored import read_stored
+from trainer.activations import captured, feature_layer, features, map_layers, split_features
+from trainer.crops import as_batch, crop_of_stored
+from trainer.models import build_model
+
+
+@pytest.fixture
+def pixels():
+    return torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
+
+
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_bn"])
+def test_outputs_are_copied_before_the_next_layer_works_in_place(arch, pixels):
+    net = build_model(arch, 4, 0.05, 64).eval()
+    names = [name for name, _ in net.named_children()]
+    with captured(net, names) as outputs, torch.inference_mode():
+        net(pixels)
+    x = pixels
+    with torch.inference_mode():
+        for name, layer in net.named_children():
+            x = layer(x.clone())
+            torch.testing.assert_close(outputs[name], x, rtol=1e-5, atol=1e-5)
+    assert (outputs["conv1"] < 0).any()  # the ReLU behind it has not touched it
+
+
+def test_nothing_is_kept_after_the_block(tiny_classifier, pixels):
+    with captured(tiny_classifier.net, ["conv1"]) as outputs:
+        tiny_classifier.eval().classify(pixels)
+    kept = outputs.pop("conv1")
+    tiny_classifier.classify(pixels)
+    assert not outputs
+    assert kept.shape[:2] == (2, 4)
+
+
+def test_an_unknown_layer_is_named_with_those_that_there_are(tiny_classifier):
+    with pytest.raises(UsageError, match=r"no layer is named 'conv9'; there are conv1, bn1, relu1"):
+        captured(tiny_classifier.net, ["conv9"]).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("arch", "hidden"),
+    [
+        ("alexnet", "relu7"),
+        ("alexnet_source", "relu7"),
+        ("alexnet_bn", "relu7"),
+        ("alexnet_owt", "classifier.5"),
+    ],
+)
+def test_features_are_the_last_hidden_layers(arch, hidden):
+    net = build_model(arch, 4, 0.05, 64)
+    assert feature_layer(net) == hidden
+    behind = [name for name, _ in net.named_modules()]
+    linear = [name for name, module in net.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert behind.index(linear[-2]) < behind.index(hidden) < behind.index(linear[-1])
+
+
+def test_features_times_the_last_layer_are_the_logits(tiny_classifier, pixels):
+    tiny_classifier.eval()
+    found = features(tiny_classifier, pixels)
+    assert found.dtype == np.float32
+    assert found.min() == 0  # behind the ReLU
+    last = tiny_classifier.net.fc8
+    logits = found @ last.weight.detach().numpy().T + last.bias.detach().numpy()
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, tiny_classifier.classify(pixels).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_with_maps_end_before_the_units(tiny_classifier):
+    names = map_layers(tiny_classifier.eval())
+    assert names[0] == "conv1"
+    assert names[-1] == "pool5"
+    assert "fc6" not in names
+
+
+def test_a_whole_splits_features_are_its_pictures_in_order(tiny_classifier, tiny_dataset):
+    tiny_classifier.eval()
+    seen = []
+    chunks = list(split_features(tiny_classifier, tiny_dataset, "val", 8, lambda *d: seen.append(d)))
+    assert [len(chunk) for chunk in chunks] == [8, 8, 8, 6]
+    assert seen[-1] == (30, 30)
+    stored = read_stored(tiny_dataset, "val", range(30))
+    crops = [crop_of_stored(picture.data, tiny_classifier.spec) for picture in stored]
+    alone = features(tiny_classifier, as_batch(crops))
+    np.testing.assert_allclose(np.concatenate(chunks), alone, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,119 @@
+"""Predictions and neighbours of single pictures, against plain references over the whole split."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from pipeline import UsageError
+from pipeline.stored import read_stored
+from trainer import open_trained
+from trainer.activations import features
+from trainer.crops import as_batch, crop_of_stored
+from trainer.examples import (
+    UNKNOWN,
+    Picture,
+    find_neighbours,
+    named_pictures,
+    predict,
+    some_pictures,
+    some_predictions,
+)
+
+
+@pytest.fixture
+def trained(tiny_run):
+    return open_trained(tiny_run)
+
+
+@pytest.fixture
+def everything(trained, tiny_dataset):
+    """Key → (label, crop) of the whole validation split."""
+    stored = read_stored(tiny_dataset, "val", range(30))
+    return {s.key: (s.label, crop_of_stored(s.data, trained.spec)) for s in stored}
+
+
+def reference(trained, crop):
+    with torch.inference_mode():
+        logits = trained.classifier.classify(as_batch([crop]))[0].numpy().astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def test_predictions_are_softmaxes_five_likeliest(trained, tiny_dataset):
+    for one in some_predictions(trained.classifier, tiny_dataset, "val", 30, seed=0):
+        shares = reference(trained, one.picture.crop)
+        assert list(one.classes) == np.argsort(-shares, kind="stable")[:5].tolist()
+        np.testing.assert_allclose(one.probabilities, np.sort(shares)[::-1][:5], rtol=1e-4)
+
+
+def test_equally_likely_classes_come_by_number(trained):
+    with torch.no_grad():
+        trained.classifier.net.fc8.weight.zero_()
+        trained.classifier.net.fc8.bias.zero_()
+    picture = Picture("p", np.zeros((64, 64, 3), np.uint8), 3)
+    (found,) = predict(trained.classifier, [picture])
+    assert found.classes == (0, 1, 2, 3, 4)
+    assert found.probabilities == pytest.approx([0.1] * 5)
+    assert not found.right
+
+
+def test_the_choice_is_the_seeds(trained, tiny_dataset):
+    def keys(seed, count=6):
+        found = some_predictions(trained.classifier, tiny_dataset, "val", count, seed)
+        return [one.picture.name for one in found]
+
+    assert keys(1) == keys(1) != keys(2)
+    assert len(set(keys(3, 30))) == len(keys(3, 100)) == 30
+    pictures = some_pictures(tiny_dataset, "val", trained.spec, 6, 1)
+    assert [picture.name for picture in pictures] == keys(1)
+
+
+def test_only_errors_are_all_of_them_when_asked_for_many(trained, tiny_dataset, everything):
+    found = some_predictions(trained.classifier, tiny_dataset, "val", 30, 0, only_errors=True)
+    wrong = {key for key, (label, crop) in everything.items() if reference(trained, crop).argmax() != label}
+    assert {one.picture.name for one in found} == wrong
+    assert 0 < len(wrong) < 30
+
+
+def test_neighbours_are_scikit_learns_over_the_whole_split(trained, tiny_dataset):
+    queries = some_pictures(tiny_dataset, "val", trained.spec, 4, 0)
+    seen = []
+    found = find_neighbours(
+        trained.classifier, queries, tiny_dataset, count=5, batch_size=16, progress=lambda *d: seen.append(d)
+    )
+    stored = read_stored(tiny_dataset, "train", range(90))
+    rows = features(trained.classifier, as_batch([crop_of_stored(s.data, trained.spec) for s in stored]))
+    wanted = features(trained.classifier, as_batch([query.crop for query in queries]))
+    distances, indices = NearestNeighbors(algorithm="brute").fit(rows).kneighbors(wanted, 5)
+    for one, query, near, far in zip(found, queries, indices, distances, strict=True):
+        assert one.query is query
+        assert [picture.name for picture in one.found] == [stored[place].key for place in near]
+        assert [picture.label for picture in one.found] == [stored[place].label for place in near]
+        np.testing.assert_allclose(one.distances, far, rtol=1e-3)
+    assert seen[-1] == (90, 90)
+
+
+def test_a_picture_of_the_split_itself_is_its_own_nearest(trained, tiny_dataset):
+    (query,) = some_pictures(tiny_dataset, "train", trained.spec, 1, 5)
+    (found,) = find_neighbours(trained.classifier, [query], tiny_dataset, count=1)
+    assert found.found[0].name == query.name
+    assert found.distances[0] == pytest.approx(0, abs=1e-3)
+
+
+def test_pictures_by_key_and_by_file(trained, tiny_dataset, tiny_source, everything):
+    file = next(tiny_source.rglob("*.jpg"))
+    key = list(everything)[3]
+    found = named_pictures([str(file), key], trained.spec, tiny_dataset)
+    assert [(picture.name, picture.label) for picture in found] == [
+        (file.name, UNKNOWN),
+        (key, everything[key][0]),
+    ]
+    np.testing.assert_array_equal(found[1].crop, everything[key][1])
+
+
+def test_names_that_are_neither(trained, tiny_dataset):
+    with pytest.raises(UsageError, match="no picture of val has the key 'nothing'"):
+        named_pictures(["nothing"], trained.spec, tiny_dataset)
+    with pytest.raises(UsageError, match="nothing: no such file, and no dataset is known"):
+        named_pictures(["nothing"], trained.spec, None)

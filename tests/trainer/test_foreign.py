@@ -1,0 +1,280 @@
+"""Checkpoints of other programs, among them torchvision's layout against its published list of layers."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from test_evaluation import measured, softmax, stored
+
+from pipeline.errors import UsageError
+from trainer import checkpoint
+from trainer.distributed import World
+from trainer.evaluation import evaluate_checkpoints
+from trainer.foreign import Foreign, Preprocessing, describe, is_foreign, load_foreign
+from trainer.models import build_model
+
+# torchvision's documentation of its ImageNet weights, on a 0..1 scale.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLASSES = tuple(f"class {number}" for number in range(10))
+# torchvision.models.alexnet as published: (name, outputs, inputs, side).
+CONVOLUTIONS = (
+    ("features.0", 64, 3, 11),
+    ("features.3", 192, 64, 5),
+    ("features.6", 384, 192, 3),
+    ("features.8", 256, 384, 3),
+    ("features.10", 256, 256, 3),
+)
+LINEAR = (("classifier.1", 4096, 256 * 6 * 6), ("classifier.4", 4096, 4096))
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, torch.Tensor]:
+    """Random weights in torchvision's layout, of ten classes; scaled so that logits are of order 1."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: (out, inputs, side, side) for name, out, inputs, side in CONVOLUTIONS}
+    shapes |= {name: (out, inputs) for name, out, inputs in (*LINEAR, ("classifier.6", 10, 4096))}
+    state = {}
+    for name, shape in shapes.items():
+        fan = torch.Size(shape[1:]).numel()
+        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / fan) ** 0.5
+        state[f"{name}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+    return state
+
+
+def reference(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """torchvision's `alexnet` in functional form, float64, from pixels 0..255 to logits."""
+    x = (pixels.double() / 255 - torch.tensor(MEAN).double().view(3, 1, 1)) / torch.tensor(STD).double().view(
+        3, 1, 1
+    )
+    w = {name: value.double() for name, value in state.items()}
+
+    def conv(x, name, **how):
+        return F.relu(F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], **how))
+
+    x = F.max_pool2d(conv(x, "features.0", stride=4, padding=2), 3, 2)
+    x = F.max_pool2d(conv(x, "features.3", padding=2), 3, 2)
+    x = conv(x, "features.6", padding=1)
+    x = conv(x, "features.8", padding=1)
+    x = F.max_pool2d(conv(x, "features.10", padding=1), 3, 2)
+    x = F.adaptive_avg_pool2d(x, (6, 6)).flatten(1)
+    for name, *_ in LINEAR:
+        x = F.relu(F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"]))
+    return F.linear(x, w["classifier.6.weight"], w["classifier.6.bias"])
+
+
+def torchvision() -> Foreign:
+    found = describe("alexnet_owt", "torchvision")
+    assert found is not None
+    return found
+
+
+def test_torchvisions_layout_gives_torchvisions_logits(published, tmp_path):
+    torch.save(published, tmp_path / "alexnet-owt.pth")
+    net, notes = load_foreign(tmp_path / "alexnet-owt.pth", torchvision(), CLASSES)
+    pixels = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(1)).float()
+    expected = reference(published, pixels)
+    with torch.inference_mode():
+        got = net.eval().classify(pixels)
+    assert expected.std() > 0.1
+    assert (got - expected).abs().max() <= 1e-5
+    assert notes == [
+        f"{tmp_path / 'alexnet-owt.pth'}: its 10 outputs are taken as the data's 10 classes, in order"
+    ]
+    assert (net.spec.size, net.spec.crop) == (256, 224)
+
+
+def save_timm(state, path):
+    """What timm's saver writes: the command line's options are a Namespace."""
+    content = {"epoch": 3, "arch": "alexnet", "state_dict": state, "args": argparse.Namespace(lr=0.1)}
+    torch.save(content | {"optimizer": {"state": {0: {"m": torch.zeros(2)}}}, "metric": 0.5}, path)
+
+
+def save_reference_script(state, path):
+    """What torchvision's training script writes, here from inside torch.compile and DataParallel."""
+    wrapped = {f"module._orig_mod.{name}": value for name, value in state.items()}
+    torch.save({"model": wrapped, "epoch": 3, "args": argparse.Namespace()}, path)
+
+
+SAVERS = {
+    "plain.pth": torch.save,
+    "half.pth": lambda state, path: torch.save({k: v.half() for k, v in state.items()}, path),
+    "old.pth": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "timm.pth.tar": save_timm,
+    "reference.pth": save_reference_script,
+    "plain.safetensors": lambda state, path: save_file(state, path, {"format": "pt"}),
+}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_weights_are_found_however_they_were_saved(tmp_path, name):
+    torch.manual_seed(0)
+    state = build_model("alexnet_bn", 10, 0.125).state_dict()
+    path = tmp_path / name
+    SAVERS[name](state, path)
+    assert is_foreign(path)
+    net, notes = load_foreign(path, Foreign("alexnet_bn", Preprocessing((1, 2, 3), (4, 5, 6))), CLASSES)
+    assert net.spec.width == 0.125  # told by the kernels of the first layer
+    for key, value in net.net.state_dict().items():
+        assert torch.equal(value, state[key].half().to(value.dtype) if name == "half.pth" else state[key])
+    assert len(notes) == 1
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    state = build_model("alexnet", 10, 0.125).state_dict()
+    torch.save(state | {"conv2.bias": torch.zeros(7)}, tmp_path / "net.pth")
+    with pytest.raises(UsageError, match=r"1 key of another shape: conv2\.bias 7 for 32;"):
+        load_foreign(tmp_path / "net.pth", Foreign("alexnet", Preprocessing((0,) * 3, (1,) * 3)), CLASSES)
+
+
+def test_our_own_checkpoints_are_not_foreign(tiny_checkpoint, tmp_path):
+    assert not is_foreign(tiny_checkpoint)
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    assert not is_foreign(tmp_path / "junk.pt")
+    assert not is_foreign(tmp_path / "junk.safetensors")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Trap()}, tmp_path / "trap.pth")
+    assert not is_foreign(tmp_path / "trap.pth")
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "trap.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_and_unexpected_keys_are_reported_and_capped(published, tmp_path):
+    path = tmp_path / "net.pth"
+    few = {name: value for name, value in published.items() if "features" not in name}
+    torch.save(few | {"head.weight": torch.zeros(2)}, path)
+    with pytest.raises(UsageError) as error:
+        load_foreign(path, torchvision(), CLASSES)
+    assert "\n" not in str(error.value)
+    assert (
+        "10 keys missing: features.0.weight, features.0.bias, features.3.weight, features.3.bias, "
+        "features.6.weight and 5 more; 1 key unexpected: head.weight"
+    ) in str(error.value)
+
+
+def test_unexpected_keys_alone_are_a_note(published, tmp_path):
+    path = tmp_path / "net.pth"
+    extra = {f"ema.{number}": torch.zeros(1) for number in range(7)}
+    torch.save(published | extra, path)
+    _, notes = load_foreign(path, torchvision(), CLASSES)
+    assert notes[1:] == [
+        f"{path}: 7 keys ignored, not in alexnet_owt: ema.0, ema.1, ema.2, ema.3, ema.4 and 2 more"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"epoch": 3, "lr": 0.1}, "holds no state dict but epoch, lr"),
+        ([1, 2], "holds no state dict;"),
+        (torch.zeros(3), "holds no state dict;"),
+    ],
+)
+def test_files_without_a_state_dict(tmp_path, content, words):
+    torch.save(content, tmp_path / "net.pth")
+    with pytest.raises(UsageError, match=words):
+        load_foreign(tmp_path / "net.pth", torchvision(), CLASSES)
+
+
+def test_another_number_of_classes_is_named(published, tmp_path):
+    torch.save(published, tmp_path / "net.pth")
+    with pytest.raises(UsageError, match="has 10 outputs, but the data has 4 classes"):
+        load_foreign(tmp_path / "net.pth", torchvision(), CLASSES[:4])
+
+
+def test_nothing_said_of_its_preprocessing(published, tmp_path):
+    torch.save(published, tmp_path / "net.pth")
+    with pytest.raises(UsageError, match="--arch alexnet_owt --preprocessing torchvision"):
+        load_foreign(tmp_path / "net.pth", None, CLASSES)
+
+
+def test_preprocessing_from_a_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("mean = [127.5, 127.5, 127.5]\nstd = [127.5, 127.5, 127.5]\ncrop = 192\n")
+    found = describe("alexnet", str(path))
+    assert found == Foreign("alexnet", Preprocessing((127.5,) * 3, (127.5,) * 3, 256, 192))
+
+
+def test_nothing_described():
+    assert describe(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "preprocessing", "words"),
+    [
+        ("alexnet", None, "--arch needs --preprocessing too"),
+        (None, "torchvision", "--preprocessing needs --arch too"),
+        ("vgg", "torchvision", "--arch vgg: unknown; known are alexnet, "),
+        ("alexnet", "timm", "--preprocessing timm: unknown; known are torchvision, or give a .toml"),
+        ("alexnet", "no.toml", "no.toml: cannot be read"),
+        ("alexnet", "mean = [1, 2]", "it needs mean and std"),
+        ("alexnet", "mean = [1, 2, 3]", "missing required field `std`"),
+        ("alexnet", "mean = [1, 2, 3]\nstd = [1, 0, 1]", "each must be above 0"),
+        ("alexnet", "mean = [1, 2, 3]\nstd = [1, 1, 1]\ncrop = 300", "crop is 300"),
+        ("alexnet", "mean = [1, 2, 3]\nstd = [1, 1, 1]\nscale = 1", "unknown key 'scale'"),
+        ("alexnet", "mean = ", "it needs mean and std"),
+    ],
+)
+def test_descriptions_that_say_too_little(tmp_path, arch, preprocessing, words):
+    if preprocessing and "=" in preprocessing:
+        path = tmp_path / "mine.toml"
+        path.write_text(preprocessing)
+        preprocessing = str(path)
+    with pytest.raises(UsageError, match=words):
+        describe(arch, preprocessing)
+
+
+def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dataset, tmp_path):
+    """End to end on 72 px pictures, against the net run here on Pillow's pixels."""
+    torch.manual_seed(0)
+    net = build_model("alexnet_owt", 10, 0.125)
+    net.classifier[6].weight.data *= 40
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    how = Preprocessing(tuple(255 * m for m in MEAN), tuple(255 * s for s in STD), 72, 64)
+    got = evaluate_checkpoints(
+        World(),
+        [tmp_path / "net.pth"],
+        tiny_dataset.root,
+        "val",
+        "centre",
+        8,
+        None,
+        Foreign("alexnet_owt", how),
+    )
+    samples = stored(tiny_dataset)
+    rows = []
+    for sample in samples:
+        x = torch.from_numpy(sample.pixels[4:68, 4:68].copy()).permute(2, 0, 1)[None].float() / 255
+        x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        with torch.inference_mode():
+            rows.append(net.eval()(x)[0].double().numpy())
+    labels = np.array([sample.label for sample in samples])
+    top1, top5, loss = measured(softmax(np.array(rows)), labels)
+    assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
+    assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
+    assert "10 outputs are taken as the data's 10 classes, in order" in got.notes[0]
+
+
+def test_a_description_where_every_checkpoint_has_its_own_is_refused(tiny_checkpoint, tiny_dataset):
+    with pytest.raises(UsageError, match="says its architecture and preprocessing itself"):
+        evaluate_checkpoints(
+            World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8, None, torchvision()
+        )
+
+
+def test_pictures_of_another_size_than_the_preprocessings_are_refused(tiny_dataset, tmp_path):
+    torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UsageError, match=r"shorter side of 256 px.*has 72 px"):
+        evaluate_checkpoints(
+            World(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "centre", 8, None, torchvision()
+        )

@@ -1,0 +1,159 @@
+"""Labels other than the dataset's: ImageNet-ReaL's list, and files of key and label."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from trainer.labels import LabelSet, read_labels, read_real_labels, score_labels
+from trainer.predictions import Predictions
+
+CLASSES = ["cat", "dog", "newt", "7"]
+KEYS = ["b", "a", "c.d", "e"]
+
+
+def written(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def predictions(keys, classes):
+    classes = np.array(classes)
+    return Predictions(
+        tuple(keys), np.full(len(keys), -1), classes, np.full(classes.shape, 0.1, dtype=np.float32)
+    )
+
+
+def real_accuracy(answers, lists):
+    """As the file's authors publish it: among pictures with labels, those whose guess is in the list."""
+    return np.mean([guess in lists[i] for i, guess in enumerate(answers) if lists[i]])
+
+
+@given(
+    st.lists(
+        st.tuples(st.permutations(range(4)), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=30
+    ).filter(lambda rows: any(labels for _, labels in rows))
+)
+def test_real_labels_score_as_their_authors_do(tmp_path_factory, rows):
+    keys = [f"p{number:03d}" for number in range(len(rows))]
+    lists = [labels for _, labels in rows]
+    path = written(tmp_path_factory.mktemp("real"), "real.json", lists)
+    answers = np.array([answer[:2] for answer, _ in rows])
+    shuffled = np.random.default_rng(len(rows)).permutation(len(rows))  # predictions come in any order
+    found = read_real_labels(path, [keys[i] for i in shuffled], CLASSES)
+    got = score_labels(predictions([keys[i] for i in shuffled], answers[shuffled]), found)
+    assert got.top1 == real_accuracy(answers[:, 0], lists)
+    among = [bool({*answer} & {*labels}) for answer, labels in zip(answers, lists, strict=True) if labels]
+    assert got.top5 == np.mean(among)
+    assert (got.samples, got.unlabelled) == (len(among), len(rows) - len(among))
+    assert got.top1_interval[0] <= got.top1 <= got.top1_interval[1]
+
+
+def test_imagenets_pictures_are_found_by_their_number(tmp_path):
+    lists = [[0]] * 50_000
+    lists[292], lists[49_999] = [1, 2], []
+    path = written(tmp_path, "real.json", lists)
+    keys = ["ILSVRC2012_val_00050000", "ILSVRC2012_val_00000293", "ILSVRC2012_val_00000001"]
+    found = read_real_labels(path, keys, CLASSES)
+    assert found.labels == {keys[1]: {1, 2}, keys[2]: {0}}
+    assert found.unlabelled == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([[0], [1], [2]], "labels for 3 pictures, but the split has 4 pictures"),
+        ([[0]] * 5, "labels for 5 pictures, but the split has 4"),
+        ([[0], [1], [4], []], r"class 4 for c\.d, but the data has the classes 0 to 3"),
+        ([[0], [1], [-1], []], "class -1"),
+        ({"a": 1}, "not a list with a list of class numbers"),
+        ([0, 1, 2, 3], "not a list with a list"),
+        ("[[0], [1]", "as JSON"),
+        ("", "as JSON"),
+    ],
+)
+def test_real_labels_that_do_not_fit(tmp_path, content, words):
+    with pytest.raises(UsageError, match=words):
+        read_real_labels(written(tmp_path, "real.json", content), KEYS, CLASSES)
+
+
+def test_imagenets_file_must_be_whole(tmp_path):
+    path = written(tmp_path, "real.json", [[0]] * 49_999)
+    with pytest.raises(UsageError, match=r"49,999 pictures, but ImageNet has 50,000 validation"):
+        read_real_labels(path, ["ILSVRC2012_val_00000001"], CLASSES)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read, name in ((read_real_labels, "real.json"), (read_labels, "l.csv"), (read_labels, "l.json")):
+        with pytest.raises(UsageError, match=f"{name}: no such file"):
+            read(tmp_path / name, KEYS, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "key,label\na,dog\nb,2\nc.d,0\n"),
+        ("l.csv", "other,label,key\nx,dog,a\ny,newt,b\nz,cat,c.d\n"),
+        ("l.csv", "\ufeffkey,label\r\na,1\r\nb,newt\r\nc.d,cat\r\n"),
+        ("l.csv", "key,label\na.JPEG,1\nb.jpg,newt\nc.d,cat\ne,\n"),
+        ("l.json", {"a": "dog", "b": 2, "c.d": "cat"}),
+        ("l.json", {"a": ["dog"], "b.jpg": ["2"], "c.d": [0], "e": []}),
+    ],
+)
+def test_labels_by_key(tmp_path, name, content):
+    found = read_labels(written(tmp_path, name, content), KEYS, CLASSES)
+    assert found.labels == {"a": {1}, "b": {2}, "c.d": {0}}
+    assert (found.unlabelled, found.strangers) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("l.csv", "key,label\na,dog\nx,cat\na,cat\n"), ("l.json", {"a": ["cat", 1], "x": 0})],
+)
+def test_a_picture_may_have_several_labels_and_a_file_other_pictures(tmp_path, name, content):
+    found = read_labels(written(tmp_path, name, content), KEYS, CLASSES)
+    assert found.labels == {"a": {0, 1}}
+    assert (found.unlabelled, found.strangers) == (3, 1)
+
+
+def test_a_class_id_of_digits_comes_before_a_number(tmp_path):
+    path = written(tmp_path, "l.csv", "key,label\na,7\n")
+    assert read_labels(path, KEYS, CLASSES).labels == {"a": {3}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("l.txt", "", r"must end in \.csv or \.json"),
+        ("l.csv", "", "no column 'key'"),
+        ("l.csv", "key,class\na,1\n", "no column 'label'"),
+        ("l.csv", "key,label\na\n", "line 2 has fewer columns"),
+        ("l.csv", 'key,label\na,"1\n', "no CSV"),
+        ("l.csv", "key,label\na,fish\n", r"a has the label 'fish'.*such as 'cat'.*0 to 3"),
+        ("l.csv", "key,label\na,4\n", "label '4'"),
+        ("l.json", {"a": -1}, "label -1"),
+        ("l.json", {"a": 1.5}, "not an object of key and label"),
+        ("l.json", [["a", 1]], "not an object"),
+        ("l.csv", "key,label\nx,1\ny,2\n", r"none of the split's 4 pictures.*such as 'x'.*like 'a'"),
+        ("l.csv", "key,label\n", "none of the split's 4 pictures"),
+    ],
+)
+def test_labels_that_do_not_fit(tmp_path, name, content, words):
+    with pytest.raises(UsageError, match=words):
+        read_labels(written(tmp_path, name, content), KEYS, CLASSES)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "l.csv").write_bytes(b"key,label\n\xff,1\n")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_labels(tmp_path / "l.csv", KEYS, CLASSES)
+
+
+def test_a_score_of_no_picture_is_refused():
+    labels = LabelSet("l.csv", {}, 1)
+    with pytest.raises(UsageError, match="none of the 1 pictures"):
+        score_labels(predictions(["a"], [[0, 1]]), labels)

@@ -1,0 +1,104 @@
+"""Predictions on disk, read back by this module and by the standard library's and pyarrow's readers."""
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from pipeline.errors import RunError, UsageError
+from pipeline.source import ClassInfo
+from trainer.predictions import Predictions, read_predictions, write_predictions
+
+CLASSES = [
+    ClassInfo(f"n{number:08d}", name)
+    for number, name in enumerate(["tench, Tinca tinca", 'a "quoted" one', "Straße", "plain", "=1+1", "x"])
+]
+
+
+def drawn(count: int, kept: int = 5, unknown: bool = True) -> Predictions:
+    rng = np.random.default_rng(count)
+    labels = rng.integers(-1 if unknown else 0, len(CLASSES), count)
+    classes = np.stack([rng.permutation(len(CLASSES))[:kept] for _ in range(count)])
+    probabilities = -np.sort(-rng.random((count, kept)).astype(np.float32), axis=1)
+    return Predictions(tuple(f"{number:04d}" for number in range(count)), labels, classes, probabilities)
+
+
+def same(one: Predictions, other: Predictions) -> bool:
+    assert one.labels.dtype == other.labels.dtype == np.int64
+    assert one.classes.dtype == other.classes.dtype == np.int64
+    assert one.probabilities.dtype == other.probabilities.dtype == np.float32
+    return one.keys == other.keys and all(
+        np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("labels", "classes", "probabilities")
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@given(count=st.integers(1, 40), kept=st.integers(1, 5))
+def test_what_is_written_is_read_back_to_the_bit(tmp_path_factory, suffix, count, kept):
+    file = tmp_path_factory.mktemp("p") / f"p{suffix}"
+    predictions = drawn(count, kept)
+    write_predictions(file, predictions, CLASSES)
+    assert same(read_predictions(file), predictions)
+
+
+def test_any_csv_reader_finds_names_and_probabilities(tmp_path):
+    predictions = drawn(30)
+    write_predictions(tmp_path / "p.csv", predictions, CLASSES)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == list(predictions.keys)
+    unknown = 0
+    for row, label, classes, probabilities in zip(
+        rows, predictions.labels, predictions.classes, predictions.probabilities, strict=True
+    ):
+        if label < 0:
+            unknown += 1
+            assert (row["label"], row["label_id"], row["label_name"]) == ("", "", "")
+        else:
+            info = CLASSES[label]
+            assert (row["label"], row["label_id"], row["label_name"]) == (str(label), info.id, info.name)
+        for k, (number, probability) in enumerate(zip(classes, probabilities, strict=True), 1):
+            info = CLASSES[number]
+            assert (row[f"class_{k}"], row[f"id_{k}"], row[f"name_{k}"]) == (str(number), info.id, info.name)
+            assert np.float32(row[f"probability_{k}"]) == probability
+    assert unknown > 0
+
+
+def test_parquet_has_nulls_where_a_label_is_unknown(tmp_path):
+    predictions = drawn(30)
+    write_predictions(tmp_path / "p.parquet", predictions, CLASSES)
+    table = parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    assert table["label"] == [None if label < 0 else label for label in predictions.labels]
+    assert table["label_id"] == [None if label < 0 else CLASSES[label].id for label in predictions.labels]
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"p\.xlsx: .*\.csv or \.parquet"):
+        write_predictions(tmp_path / "p.xlsx", drawn(2), CLASSES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_missing_is_one_line(tmp_path):
+    with pytest.raises(RunError, match="cannot write"):
+        write_predictions(tmp_path / "no" / "p.csv", drawn(2), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.csv", None, "no such file"),
+        ("p.csv", b"", "not predictions"),
+        ("p.csv", b"key,score\na,1\n", "not predictions"),
+        ("p.csv", b"key,label\na,1\n", "not predictions"),
+        ("p.parquet", b"PAR1 and no more", "not predictions"),
+    ],
+)
+def test_files_that_are_no_predictions(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        read_predictions(tmp_path / name)

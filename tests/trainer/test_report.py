@@ -1,0 +1,188 @@
+"""The page as a file: what it holds, what it escapes, and what it says when something is missing."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from pipeline import RunError, UsageError
+from pipeline.manifest import write_manifest
+from trainer import report, write_report
+from trainer.report import SECTIONS
+
+HOSTILE = '<script>alert("1")</script>\'&amp;"$x_1$'
+
+
+class Page(HTMLParser):
+    """Start tags with their attributes, in order, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def open_page(file):
+    html = file.read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    return write_report(tiny_run, file)
+
+
+def test_every_part_is_there_under_its_heading(made):
+    assert made.left_out == {}
+    html, page = open_page(made.file)
+    headings = re.findall(r'<h2 id="([\w-]+)">([^<]+)</h2>', html)
+    assert headings == list(SECTIONS.items())
+    links = [a["href"] for a in page.all("a") if a["href"].startswith("#")]
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link.removeprefix("#") for link in links} <= ids
+    assert len([attributes["id"] for _, attributes in page.tags if "id" in attributes]) == len(ids)
+
+
+def test_the_numbers_are_the_runs(made, tiny_run, tiny_dataset):
+    _, page = open_page(made.file)
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["val_top1"])
+    assert f"{best['val_top1']:.2%}" in page.text
+    assert "alexnet_bn, width 0.05" in page.text
+    assert "90 train, 30 val" in page.text
+    for value in tiny_dataset.statistics.eigenvalues:
+        assert f"eigenvalue {value:,.1f}" in page.text
+    for key, value in (("epochs", "2"), ("rate", "0.02"), ("mean", "image")):
+        assert re.search(rf"\n{key}\s*{value}|{key}{value}", page.text)
+
+
+def test_pictures_are_in_the_page_and_have_texts(made):
+    _, page = open_page(made.file)
+    images = page.all("img")
+    assert len(images) > 50
+    for image in images:
+        assert image["alt"].strip()
+        kind, _, data = image["src"].removeprefix("data:image/").partition(";base64,")
+        content = base64.b64decode(data)
+        if kind == "svg+xml":
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+        else:
+            Image.open(io.BytesIO(content)).load()
+
+
+def test_nothing_is_loaded_or_run(made):
+    html, page = open_page(made.file)
+    assert not page.all("script", "iframe", "object", "embed", "base", "form")
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert value.startswith(("data:", "#"))
+    assert "url(" not in html.partition("</style>")[0]
+
+
+def test_the_same_run_gives_the_same_page(made, tiny_run, tmp_path):
+    again = write_report(tiny_run, tmp_path / "again.html")
+    assert again.file.read_bytes() == made.file.read_bytes()
+
+
+@pytest.fixture
+def hostile(tiny_run, tiny_dataset, tmp_path):
+    """A run in a folder with a hostile name, on data with hostile class names."""
+    folder = tmp_path / "<b>run & 'co'"
+    shutil.copytree(tiny_run, folder)
+    data = tmp_path / "<i>data"
+    data.mkdir()
+    for split in ("train", "val"):
+        (data / split).symlink_to(tiny_dataset.root / split)
+    classes = tuple(
+        dataclasses.replace(info, name=f"{HOSTILE} {k} 日本語")
+        for k, info in enumerate(tiny_dataset.manifest.classes)
+    )
+    write_manifest(data, dataclasses.replace(tiny_dataset.manifest, classes=classes))
+    return folder, data
+
+
+def test_names_are_escaped(hostile, tmp_path):
+    folder, data = hostile
+    html, page = open_page(write_report(folder, tmp_path / "r.html", data).file)
+    assert not page.all("script", "i>data", "b")
+    assert "<script" not in html
+    assert "<b>run" not in html
+    assert f"{HOSTILE} 0 日本語" in page.text
+    assert any(HOSTILE in image["alt"] for image in page.all("img"))
+    assert "not the one it was trained on" in page.text
+
+
+def test_a_missing_dataset_leaves_out_what_needs_it(tiny_run, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_run, folder)
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(facts | {"dataset": "/gone/<away>"}))
+    done = write_report(folder, tmp_path / "r.html")
+    assert list(done.left_out) == ["predictions", "neighbours", "confusion", "data"]
+    html, page = open_page(done.file)
+    assert "/gone/<away>, which is not there" in page.text
+    headings = re.findall(r'<h2 id="([\w-]+)">', html)
+    assert headings == ["summary", "curves", "throughput", "kernels", "recipe", "left-out"]
+
+
+def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "metrics.jsonl").unlink()
+    (folder / "recipe.toml").write_text("epochs = ")
+    skip = ("predictions", "neighbours", "confusion", "data")
+    done = write_report(folder, tmp_path / "r.html", skip=skip)
+    assert list(done.left_out) == ["curves", "throughput", *skip, "recipe"]
+    assert done.left_out["neighbours"] == "not asked for (--skip)"
+    assert "not valid TOML" in done.left_out["recipe"]
+    _, page = open_page(done.file)
+    assert "top-1 accuracy" not in page.text
+
+
+def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "has_dali", lambda: False)
+    monkeypatch.setattr("trainer.report_parts.has_dali", lambda: False)
+    done = write_report(tiny_run, tmp_path / "r.html")
+    assert list(done.left_out) == ["neighbours", "confusion"]
+    assert "DALI" in done.left_out["confusion"]
+    _, page = open_page(done.file)
+    assert "Colour directions" in page.text
+    assert "Training crops" not in page.text
+
+
+def test_what_cannot_be_reported_on(tiny_run, tmp_path):
+    out = tmp_path / "r.html"
+    (tmp_path / "empty").mkdir()
+    for arguments, error, text in (
+        ((tmp_path / "empty", out), UsageError, "holds no checkpoint"),
+        ((tiny_run / "best.pt", out), UsageError, "name the run's folder"),
+        ((tiny_run, out, tmp_path / "empty"), UsageError, "not a prepared dataset"),
+        ((tiny_run, tmp_path / "no" / "r.html"), RunError, "cannot write"),
+    ):
+        skip = ("neighbours", "confusion") if error is RunError else ()
+        with pytest.raises(error, match=text):
+            write_report(*arguments, skip=skip)
+    with pytest.raises(UsageError, match="--skip summary: no such part"):
+        write_report(tiny_run, out, skip=["summary"])
+    assert not out.exists()

@@ -1,0 +1,155 @@
+"""Which classes are taken for which: the confusion matrix, drawn whole or in blocks, and its worst pairs.
+
+Shapes: K classes. Rows are labels, columns what was predicted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from trainer.drawing import (
+    BLUE,
+    drawable,
+    fonts_for,
+    label_ticks,
+    new_figure,
+    shortened,
+    styled,
+)
+
+Matrix = NDArray[np.int64]
+
+# Up to so many classes, every one has its name on the axes, and up to so many its figures in the cells.
+MOST_NAMED = 40
+_MOST_NUMBERED = 16
+# Of more classes, blocks of neighbouring labels; ImageNet's sorted WNIDs put related classes together.
+_BLOCKS = 50
+_PAIRS = 25
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Pictures of the class `label` that were taken for `predicted`: how many, and of how many."""
+
+    label: int
+    predicted: int
+    count: int
+    of: int
+
+
+def most_confused(matrix: Matrix, count: int) -> list[Pair]:
+    """The pairs of different classes with the most pictures; of equal ones the lower labels first."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    totals = matrix.sum(axis=1)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    labels, predicted = np.unravel_index(order, wrong.shape)
+    return [
+        Pair(int(a), int(b), int(wrong[a, b]), int(totals[a]))
+        for a, b in zip(labels, predicted, strict=True)
+        if wrong[a, b]
+    ]
+
+
+@styled
+def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix in shares of each label's pictures.
+
+    Up to 40 classes stand by name. Of more, cells are blocks of neighbouring labels, on a logarithmic
+    scale, and the most confused pairs are listed beside them, as bars.
+
+    Args:
+        matrix: int64 (K, K), rows are labels.
+        names: of the classes, in label order.
+        title: the run, the dataset and the split.
+    """
+    pictures, right = int(matrix.sum()), int(np.trace(matrix))
+    text = f"{title}: {right:,} of {pictures:,} pictures right"
+    if len(matrix) <= MOST_NAMED:
+        side = max(5.6, 2.4 + 0.42 * len(matrix))
+        figure = new_figure(side + 1.2, side, title=text)
+        _draw_named(figure.subplots(), matrix, names)
+        return figure
+    figure = new_figure(13.5, 7, title=text)
+    left, beside = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    _draw_blocks(left, matrix)
+    _draw_pairs(beside, matrix, names)
+    return figure
+
+
+def _draw_named(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
+    shares = _shares(matrix)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 10 if len(matrix) <= _MOST_NUMBERED else 8
+    short = [shortened(name, 22) for name in names]
+    label_ticks(axes, short, fontsize=size)
+    label_ticks(axes, short, x=True, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    _colour_bar(axes, image)
+    if len(matrix) > _MOST_NUMBERED:
+        return
+    for row, column in np.argwhere(matrix):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        number = f"{matrix[row, column]:,}"
+        axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=9)
+
+
+def _colour_bar(axes: Axes, image: AxesImage) -> None:
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.colorbar(
+        image,
+        ax=axes,
+        label="share of the label's pictures",
+        shrink=0.75,
+        format=PercentFormatter(1.0, decimals=None),
+    )
+
+
+def _draw_blocks(axes: Axes, matrix: Matrix) -> None:
+    edges = np.linspace(0, len(matrix), _BLOCKS + 1).round().astype(int)
+    blocks = np.add.reduceat(np.add.reduceat(matrix, edges[:-1], axis=0), edges[:-1], axis=1)
+    shares = _shares(blocks)
+    least = max(float(shares[shares > 0].min(initial=1.0)), 1e-4)
+    image = axes.imshow(
+        np.where(shares > 0, np.maximum(shares, least), np.nan),
+        cmap="Blues",
+        norm=LogNorm(least, 1),
+        extent=(-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5),
+    )
+    axes.set_xlabel("predicted class number")
+    axes.set_ylabel("label")
+    axes.set_title(
+        f"{len(matrix):,} classes in {_BLOCKS} × {_BLOCKS} blocks; logarithmic", fontsize=11, loc="left"
+    )
+    _colour_bar(axes, image)
+
+
+def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
+    pairs = most_confused(matrix, _PAIRS)
+    axes.set_title(
+        f"the {len(pairs)} most confused pairs: label taken for prediction", fontsize=11, loc="left"
+    )
+    axes.barh(range(len(pairs)), [pair.count for pair in pairs], color=BLUE, height=0.28)
+    axes.set_ylim(len(pairs) - 0.3, -0.8)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("pictures")
+    for number, pair in enumerate(pairs):
+        words = f"{shortened(names[pair.label], 26)} → {shortened(names[pair.predicted], 26)}"
+        text = drawable(f"{words}: {pair.count} of {pair.of}")
+        axes.text(0.0, number - 0.2, text, va="bottom", fontsize=8, family=fonts_for(text))
+
+
+def _shares(matrix: Matrix) -> NDArray[np.float64]:
+    totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares: NDArray[np.float64] = matrix / totals
+    return shares

@@ -1,0 +1,62 @@
+"""The centre crops of single pictures, as the evaluation cuts them, without DALI.
+
+Shapes: S crop.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.codec import DecodeError, decode, resize_shorter, resize_square
+from pipeline.errors import UsageError
+from trainer.classifier import Spec
+
+Crop = NDArray[np.uint8]
+
+# As `alexnet-prep shard` bounds the pictures that it reads.
+_MOST_MEGAPIXELS = 100.0
+
+
+def crop_of_stored(data: bytes, spec: Spec) -> Crop:
+    """Cut the centre out of a picture as a dataset stores it, uint8 (S, S, 3) RGB.
+
+    Raises:
+        UsageError: it does not decode.
+    """
+    try:
+        found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
+        return _centre(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
+    except DecodeError as error:
+        raise UsageError(
+            f"a stored picture does not decode ({error}); `alexnet-prep verify` names it"
+        ) from error
+
+
+def crop_of_file(path: Path, spec: Spec) -> Crop:
+    """Prepare a picture file as `alexnet-prep shard` does, and cut its centre out, uint8 (S, S, 3) RGB.
+
+    Raises:
+        UsageError: no such file, or not a picture.
+    """
+    try:
+        data = path.read_bytes()
+        found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a picture") from error
+    except DecodeError as error:
+        raise UsageError(f"{path}: cannot be read as a picture ({error}); name another") from error
+    return _centre(resize_square(found.pixels, spec.size), spec.crop)
+
+
+def as_batch(crops: Sequence[Crop]) -> Tensor:
+    """Crops, uint8 (S, S, 3) each → float32 (B, 3, S, S), 0..255, for `Classifier.classify`."""
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
+
+
+def _centre(pixels: Crop, side: int) -> Crop:
+    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]

@@ -1,0 +1,220 @@
+"""Other labels than the dataset's own: ImageNet-ReaL, and files that give a picture's key its label.
+
+Shapes: N pictures, P answers kept of each.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from pipeline.errors import UsageError
+from trainer.metrics import Interval, wilson
+from trainer.predictions import Predictions
+
+_IMAGENET_KEY = re.compile(r"ILSVRC2012_val_([0-9]{8})")
+_IMAGENET_PICTURES = 50_000
+
+Raw = int | str
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels that a file gives to pictures.
+
+    Attributes:
+        source: the file.
+        labels: key → the class numbers that are right, one or more.
+        unlabelled: pictures of the split that it has no label for; they are left out.
+        strangers: keys of the file that are not in the split.
+    """
+
+    source: str
+    labels: dict[str, frozenset[int]]
+    unlabelled: int
+    strangers: int = 0
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How predictions do by a label set.
+
+    Attributes:
+        source: the labels' file.
+        samples: pictures that have a label there.
+        unlabelled: pictures left out because they have none.
+        top1, top5: shares, 0..1, whose likeliest class is, or of whose five likeliest one is, among the
+            picture's labels.
+        top1_interval, top5_interval: Wilson's 95 % intervals.
+    """
+
+    source: str
+    samples: int
+    unlabelled: int
+    top1: float
+    top5: float
+    top1_interval: Interval
+    top5_interval: Interval
+
+
+def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
+    """Score predictions by a label set.
+
+    Raises:
+        UsageError: it has a label for none of the pictures.
+    """
+    first = among = samples = 0
+    for key, row in zip(predictions.keys, predictions.classes.tolist(), strict=True):
+        right = labels.labels.get(key)
+        if right:
+            samples += 1
+            first += row[0] in right
+            among += not right.isdisjoint(row)
+    if not samples:
+        raise UsageError(f"{labels.source}: has a label for none of the {len(predictions):,} pictures")
+    return LabelScore(
+        labels.source,
+        samples,
+        len(predictions) - samples,
+        first / samples,
+        among / samples,
+        wilson(first, samples),
+        wilson(among, samples),
+    )
+
+
+def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> LabelSet:
+    """Read `real.json` of "Are we done with ImageNet?" (Beyer et al. 2020), or a file like it.
+
+    It is a list with, for each validation file in the order of their names, a list of the class numbers
+    that are right; an empty list leaves the picture out. ImageNet's pictures are found by the number in
+    their key, so that a part of them can be scored too; others are taken in the order of their keys.
+
+    Args:
+        path: the file.
+        keys: of the split's samples.
+        classes: class ids in label order.
+
+    Raises:
+        UsageError: unreadable, something else, of the wrong length, or with a number beyond the classes.
+    """
+    lists = _decode(path, list[list[int]], "a list with a list of class numbers for each picture")
+    numbers = [_IMAGENET_KEY.fullmatch(key) for key in keys]
+    if all(numbers):
+        places = {key: int(match[1]) - 1 for key, match in zip(keys, numbers, strict=True) if match}
+        expected, why = _IMAGENET_PICTURES, "ImageNet has {:,} validation pictures"
+    else:
+        places = {key: place for place, key in enumerate(sorted(keys))}
+        expected, why = len(keys), "the split has {:,} pictures"
+    if len(lists) != expected:
+        raise UsageError(
+            f"{path}: holds labels for {len(lists):,} pictures, but {why.format(expected)}; give the whole "
+            "file, in the order of the pictures' names"
+        )
+    labels = {}
+    for key, place in places.items():
+        wrong = next((n for n in lists[place] if not 0 <= n < len(classes)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"{path}: names class {wrong} for {key}, but the data has the classes 0 to "
+                f"{len(classes) - 1}; it belongs to other classes"
+            )
+        if lists[place]:
+            labels[key] = frozenset(lists[place])
+    return LabelSet(str(path), labels, len(keys) - len(labels))
+
+
+def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> LabelSet:
+    """Read labels by key from CSV or JSON.
+
+    CSV has a header with the columns `key` and `label`; others are ignored, and a key that comes again
+    adds a label. JSON is an object of key → label, or list of labels. A label is a class id of the
+    dataset (such as a WNID), else a class number. A key may be a file's name: what stands before the
+    last dot is tried too. Empty labels leave the picture out.
+
+    Args:
+        path: ends in .csv or .json.
+        keys: of the split's samples.
+        classes: class ids in label order.
+
+    Raises:
+        UsageError: unreadable, something else, a label that is no class, or no key of the split.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise UsageError(f"{path}: labels are read from CSV or JSON; its name must end in .csv or .json")
+    wanted, numbers = set(keys), {class_id: number for number, class_id in enumerate(classes)}
+    labels: dict[str, set[int]] = {}
+    strangers = set()
+    for name, given in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
+        key = name if name in wanted else name.rpartition(".")[0]
+        if key not in wanted:
+            strangers.add(name)
+        elif given != "":
+            labels.setdefault(key, set()).add(_class_number(path, name, given, numbers))
+    if not labels:
+        other = f", such as {min(strangers)!r}" if strangers else ""
+        raise UsageError(
+            f"{path}: labels none of the split's {len(keys):,} pictures; its keys{other} are not like "
+            f"{min(keys)!r}"
+        )
+    return LabelSet(
+        str(path),
+        {key: frozenset(found) for key, found in labels.items()},
+        len(keys) - len(labels),
+        len(strangers),
+    )
+
+
+def _class_number(path: Path, key: str, label: Raw, numbers: dict[str, int]) -> int:
+    if isinstance(label, str) and label in numbers:
+        return numbers[label]
+    number = int(label) if re.fullmatch(r"[0-9]{1,9}", str(label)) else -1
+    if not 0 <= number < len(numbers):
+        raise UsageError(
+            f"{path}: {key} has the label {label!r}, which is neither a class id of the data (such as "
+            f"{next(iter(numbers))!r}) nor a number from 0 to {len(numbers) - 1}"
+        )
+    return number
+
+
+def _csv_rows(path: Path) -> Iterable[tuple[str, Raw]]:
+    rows = csv.DictReader(io.StringIO(_text(path)), strict=True)
+    try:
+        missing = {"key", "label"} - set(rows.fieldnames or ())
+        if missing:
+            raise UsageError(f"{path}: its first line has no column {min(missing)!r}; it needs key and label")
+        for row in rows:
+            if row["key"] is None or row["label"] is None:
+                raise UsageError(f"{path}: line {rows.line_num:,} has fewer columns than the first")
+            yield row["key"], row["label"].strip()
+    except csv.Error as error:
+        raise UsageError(f"{path}: line {rows.line_num:,} is no CSV ({error})") from error
+
+
+def _json_rows(path: Path) -> Iterable[tuple[str, Raw]]:
+    table = _decode(path, dict[str, Raw | list[Raw]], "an object of key and label, or list of labels")
+    for key, given in table.items():
+        for label in given if isinstance(given, list) else [given]:
+            yield key, label
+
+
+def _decode(path: Path, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(_text(path), type=kind)
+    except msgspec.DecodeError as error:
+        raise UsageError(f"{path}: not {what} as JSON ({error})") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: no such file of labels ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start:,})") from error

@@ -1,0 +1,136 @@
+"""What a net answered for each picture, as CSV or Parquet.
+
+Shapes: N pictures, P answers kept (5, or the number of classes where there are fewer).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.files import atomic_write
+from pipeline.source import ClassInfo
+
+KEPT = 5
+"""Answers kept of each picture: the paper's and the challenge's top-5."""
+SUFFIXES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The likeliest classes of pictures, in the order of their keys.
+
+    Attributes:
+        keys: the samples' keys.
+        labels: int64 (N,), -1 where unknown.
+        classes: int64 (N, P), class numbers, likeliest first; of equal probabilities the lower first.
+        probabilities: float32 (N, P), theirs.
+    """
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file of predictions that is neither CSV nor Parquet by its name.
+
+    Raises:
+        UsageError: names the suffixes.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"{path}: predictions are written as CSV or Parquet; end its name in .csv or .parquet"
+        )
+
+
+def write_predictions(path: Path, predictions: Predictions, classes: Sequence[ClassInfo]) -> None:
+    """Write a row for each picture, atomically.
+
+    Columns: `key`; `label` (class number), `label_id` and `label_name`, empty where unknown; then for
+    k = 1 to P `class_k` (number), `id_k`, `name_k` and `probability_k`, likeliest first.
+
+    Args:
+        path: ends in .csv or .parquet.
+        predictions: what to write.
+        classes: of the net, in label order.
+
+    Raises:
+        UsageError: another suffix.
+        RunError: it cannot be written.
+    """
+    check_suffix(path)
+    from pyarrow import csv, parquet
+
+    table = _to_table(predictions, classes)
+    with atomic_write(path) as file:
+        if path.suffix == ".csv":
+            csv.write_csv(table, file, csv.WriteOptions(quoting_style="needed"))
+        else:
+            parquet.write_table(table, file)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+        UsageError: no such file, or not one of predictions.
+    """
+    check_suffix(path)
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file of predictions")
+    try:
+        if path.suffix == ".csv":
+            texts = {"key": pa.string(), "label": pa.int64()}  # a key of digits is a text all the same
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=texts))
+        else:
+            table = parquet.read_table(path)
+        kept = [name.removeprefix("class_") for name in table.column_names if name.startswith("class_")]
+        classes = [table[f"class_{k}"].to_numpy() for k in kept]
+        probabilities = [table[f"probability_{k}"].to_numpy() for k in kept]
+        return Predictions(
+            tuple(table["key"].to_pylist()),
+            table["label"].fill_null(-1).to_numpy().astype(np.int64),
+            np.stack(classes, axis=1).astype(np.int64),
+            np.stack(probabilities, axis=1).astype(np.float32),
+        )
+    except (pa.ArrowInvalid, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(
+            f"{path}: not predictions of `alexnet-eval --predictions` ({reason}); write them again"
+        ) from error
+
+
+def _to_table(predictions: Predictions, classes: Sequence[ClassInfo]) -> Any:
+    import pyarrow as pa
+
+    ids = np.array([info.id for info in classes], object)
+    names = np.array([info.name for info in classes], object)
+    known = predictions.labels >= 0
+    labels = np.where(known, predictions.labels, 0)
+    columns = {
+        "key": pa.array(predictions.keys, pa.string()),
+        "label": pa.array(labels, mask=~known),
+        "label_id": pa.array(ids[labels], pa.string(), mask=~known),
+        "label_name": pa.array(names[labels], pa.string(), mask=~known),
+    }
+    for k in range(predictions.classes.shape[1]):
+        answers = predictions.classes[:, k]
+        columns |= {
+            f"class_{k + 1}": pa.array(answers),
+            f"id_{k + 1}": pa.array(ids[answers], pa.string()),
+            f"name_{k + 1}": pa.array(names[answers], pa.string()),
+            f"probability_{k + 1}": pa.array(predictions.probabilities[:, k]),
+        }
+    return pa.table(columns)

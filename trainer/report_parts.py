@@ -1,0 +1,321 @@
+"""The parts of a run's page, as plain values for the template; pictures are files' bytes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.augment import TrainView, colour_noise
+from pipeline.codec import encode
+from pipeline.dataset import Dataset
+from pipeline.errors import UsageError
+from pipeline.scree import colours_along
+from trainer.activations import this_machine
+from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
+from trainer.curves import Panel, draw_curves, read_courses
+from trainer.drawing import figure_bytes
+from trainer.examples import Picture, find_neighbours, some_pictures, some_predictions
+from trainer.figures import draw_kernels
+from trainer.recipe import Recipe, load_recipe
+from trainer.run import RECIPE_FILE, EpochRow
+from trainer.trained import Trained, class_names, dataset_name
+
+_PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBOURS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
+_BATCH_SIZE = 64
+_JPEG_QUALITY = 85
+_STRIP_STEPS = 9
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture's bytes (JPEG, PNG or SVG) and its text for those who do not see it."""
+
+    content: bytes
+    alt: str
+
+
+def has_dali() -> bool:
+    """Whether whole splits can be read here."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
+def summary(trained: Trained, facts: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+    """What was trained on what, how far it came, and where."""
+    spec = trained.spec
+    parameters = sum(p.numel() for p in trained.classifier.net.parameters())
+    machine = facts.get("machine", {})
+    rows: Facts = [
+        ("Net", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
+        ("Input", f"{spec.crop} × {spec.crop} crops of pictures with a shorter side of {spec.size} px"),
+        ("Classes", f"{len(spec.classes):,}"),
+        ("Recipe", str(facts.get("recipe", "unknown"))),
+        ("Dataset", _dataset_line(facts, dataset)),
+        ("Checkpoint", trained.checkpoint.name),
+        ("Machine", _machine_line(machine)),
+        (
+            "Versions",
+            ", ".join(
+                f"{name} {machine[name]}"
+                for name in ("alexnet-toolkit", "torch", "numpy", "dali", "python")
+                if name in machine
+            ),
+        ),
+    ]
+    return {"rows": [(name, text) for name, text in rows if text], "results": _results(trained)}
+
+
+def _results(trained: Trained) -> Facts:
+    """The figures of the epoch that the checkpoint is of, as far as they were kept."""
+    assert trained.folder is not None
+    try:
+        rows = read_courses([trained.folder])[0].rows
+    except UsageError:
+        return []
+    best = max(rows, key=lambda row: row.val_top1)
+    last = rows[-1]
+    return [
+        ("top-1 accuracy", f"{best.val_top1:.2%}"),
+        ("top-5 accuracy", f"{best.val_top5:.2%}"),
+        ("best epoch", f"{best.epoch} of {last.epoch}"),
+        ("training time", _duration(sum(row.train_seconds + row.val_seconds for row in rows))),
+    ]
+
+
+def curves(run: Path) -> dict[str, Any]:
+    """A figure for each quantity, and the numbers behind them."""
+    courses = read_courses([run])
+    rows = courses[0].rows
+    panels: tuple[tuple[Panel, str], ...] = (
+        ("loss", f"Loss over {len(rows)} epochs: validation ends at {rows[-1].val_loss:.3f} nats"),
+        ("top-1", f"Top-1 accuracy: validation ends at {rows[-1].val_top1:.1%}"),
+        ("top-5", f"Top-5 accuracy: validation ends at {rows[-1].val_top5:.1%}"),
+        ("rate", f"Learning rate: from {rows[0].rate:.2g} to {rows[-1].rate:.2g}"),
+    )
+    return {
+        "images": [Image(figure_bytes(draw_curves(courses, [name], ""), "svg"), alt) for name, alt in panels],
+        "rows": rows,
+    }
+
+
+def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Training pictures a second over the epochs, and what the time went to."""
+    courses = read_courses([run])
+    rows = courses[0].rows
+    rates = sorted(row.images_per_second for row in rows)
+    middle = rates[len(rates) // 2]
+    figure = draw_curves(courses, ["throughput"], "")
+    alt = f"Training pictures per second in each epoch: {rates[0]:,.0f} to {rates[-1]:,.0f}"
+    return {
+        "image": Image(figure_bytes(figure, "svg"), alt),
+        "rows": [
+            ("Training pictures per second, median epoch", f"{middle:,.0f}"),
+            ("Slowest and fastest epoch", f"{rates[0]:,.0f} and {rates[-1]:,.0f}"),
+            ("Training", _duration(sum(row.train_seconds for row in rows))),
+            ("Validation", _duration(sum(row.val_seconds for row in rows))),
+            *_wait(rows),
+            ("On", _machine_line(facts.get("machine", {}))),
+        ],
+    }
+
+
+def _wait(rows: Sequence[EpochRow]) -> Facts:
+    """The share of the training time in which steps waited for batches; nothing of runs that noted none."""
+    waited = sum(row.data_wait * row.train_seconds for row in rows)
+    share = waited / max(sum(row.train_seconds for row in rows), 1e-9)
+    return [("Waiting for data", f"{share:.1%} of the training time")] if waited else []
+
+
+def kernels(trained: Trained) -> Image:
+    """The first layer's kernels."""
+    figure = draw_kernels(trained.classifier, trained.name)
+    count = next(trained.classifier.net.parameters()).shape[0]
+    return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small pictures")
+
+
+def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
+    """Pictures with their likeliest classes: some of all, and some that were taken for another class."""
+    names = class_names(trained, dataset)
+    found = []
+    for heading, count, errors in (
+        ("Drawn at random", _PREDICTIONS, False),
+        ("Taken for another class", _ERRORS, True),
+    ):
+        cases = some_predictions(trained.classifier, dataset, "val", count, seed, errors)
+        cards = [
+            {
+                "image": _image(case.picture, names),
+                "name": case.picture.name,
+                "label": names[case.picture.label],
+                "bars": [
+                    (names[label], probability, label == case.picture.label)
+                    for label, probability in zip(case.classes, case.probabilities, strict=True)
+                ],
+            }
+            for case in cases
+        ]
+        found.append({"heading": heading, "cards": cards})
+    return found
+
+
+def neighbours(
+    trained: Trained, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """Validation pictures with the nearest training pictures."""
+    names = class_names(trained, dataset)
+    queries = some_pictures(dataset, "val", trained.spec, _QUERIES, seed)
+    found = find_neighbours(trained.classifier, queries, dataset, count=_NEIGHBOURS, progress=progress)
+    return [
+        {
+            "image": _image(one.query, names),
+            "name": one.query.name,
+            "label": names[one.query.label],
+            "found": [
+                {
+                    "image": _image(picture, names),
+                    "name": picture.name,
+                    "label": names[picture.label],
+                    "distance": f"{distance:.4g}",
+                    "same": picture.label == one.query.label,
+                }
+                for picture, distance in zip(one.found, one.distances, strict=True)
+            ],
+        }
+        for one in found
+    ]
+
+
+def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """The matrix of the validation split, and its worst pairs."""
+    names = class_names(trained, dataset)
+    from trainer.evaluation import evaluate_checkpoints  # DALI
+
+    found = evaluate_checkpoints(
+        this_machine(),
+        [trained.checkpoint],
+        dataset.url,
+        "val",
+        "centre",
+        _BATCH_SIZE,
+        progress=progress,
+    )
+    matrix, metrics = found.confusion, found.metrics
+    right, total = int(np.trace(matrix)), int(matrix.sum())
+    figure = draw_confusion(matrix, names, "val, centre crop")
+    return {
+        "image": Image(
+            figure_bytes(figure, "svg"),
+            f"Confusion matrix of {len(matrix)} classes: {right} of {total} pictures lie on the diagonal",
+        ),
+        "rows": [
+            ("Top-1", _with_interval(metrics.top1, metrics.top1_interval)),
+            ("Top-5", _with_interval(metrics.top5, metrics.top5_interval)),
+            ("Loss", f"{metrics.loss:.4f} nats"),
+            ("Calibration error", f"{metrics.ece:.2%}"),
+            ("Always guessing the largest class", f"{metrics.largest_class:.1%} top-1"),
+        ],
+        "wide": len(matrix) > MOST_NAMED,
+        "pairs": [
+            (names[pair.label], names[pair.predicted], pair.count, pair.of)
+            for pair in most_confused(matrix, _PAIRS)
+        ],
+    }
+
+
+def data_facts(trained: Trained, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Splits, the mean, the colour directions, and crops as training makes them."""
+    statistics = dataset.statistics
+    total = max(sum(statistics.eigenvalues), 1e-12)
+    directions = [
+        {
+            "value": f"{statistics.eigenvalues[k]:,.1f}",
+            "deviation": f"{statistics.deviations[k]:.2f}",
+            "share": statistics.eigenvalues[k] / total,
+            "vector": [f"{x:+.3f}" for x in statistics.eigenvectors[k]],
+            "strip": [
+                "#{:02x}{:02x}{:02x}".format(*colour) for colour in colours_along(statistics, k, _STRIP_STEPS)
+            ],
+        }
+        for k in range(3)
+    ]
+    rows: Facts = [
+        (split, f"{dataset.samples(split):,} pictures in {len(shards):,} shards")
+        for split, shards in dataset.manifest.splits.items()
+    ]
+    mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
+    rows.append(("mean", f"{mean} of 255, over {statistics.pixels:,} pixels"))
+    return {"rows": rows, "directions": directions, "crops": _training_crops(trained, dataset, seed)}
+
+
+def _training_crops(trained: Trained, dataset: Dataset, seed: int) -> list[Image]:
+    """Crops out of the training graph with the mean added back; none where there is no DALI."""
+    if not has_dali():
+        return []
+    from pipeline.loader import Loader
+
+    statistics = dataset.statistics
+    recipe = _recipe(trained.folder) if trained.folder else None
+    noise = colour_noise(recipe.colour_noise if recipe else "none", statistics)
+    view = TrainView(trained.spec.crop, statistics.mean, noise=noise)
+    count = min(_CROPS, dataset.samples("train"))
+    with Loader(dataset, "train", view, count, seed=seed, keys=True) as loader:
+        batch = next(iter(loader))
+    pixels = batch.images.permute(0, 2, 3, 1).numpy() * (noise.divisor if noise else 1.0) + statistics.mean
+    crops: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    names = class_names(trained, dataset)
+    return [
+        Image(encode(crop, _JPEG_QUALITY), f"Training crop of {key}, {names[label]}")
+        for crop, key, label in zip(crops, batch.keys, batch.labels.tolist(), strict=True)
+    ]
+
+
+def recipe(run: Path) -> dict[str, Any]:
+    """Every setting, and the stages that change some."""
+    found = _recipe(run)
+    settings = {name: value for name, value in asdict(found).items() if name != "stages"}
+    stages = [
+        {name: value for name, value in asdict(stage).items() if value is not None} for stage in found.stages
+    ]
+    return {"settings": settings, "stages": stages}
+
+
+def _recipe(run: Path) -> Recipe:
+    return load_recipe(str(run / RECIPE_FILE))
+
+
+def _image(picture: Picture, names: Sequence[str]) -> Image:
+    return Image(encode(picture.crop, _JPEG_QUALITY), f"{names[picture.label]}: {picture.name}")
+
+
+def _with_interval(share: float, interval: tuple[float, float]) -> str:
+    return "{:.2%}, 95 % interval {:.2%} to {:.2%}".format(share, *interval)
+
+
+def _dataset_line(facts: dict[str, Any], dataset: Dataset | None) -> str:
+    if dataset is None:
+        return f"{facts.get('dataset', 'unknown')} (not found)"
+    counts = ", ".join(f"{dataset.samples(split):,} {split}" for split in dataset.manifest.splits)
+    same = dataset.fingerprint == facts.get("dataset_sha256")
+    return f"{dataset_name(dataset)}: {counts}" + ("" if same else "; not the one it was trained on")
+
+
+def _machine_line(machine: dict[str, Any]) -> str:
+    if not machine:
+        return ""
+    processes = str(machine.get("processes", "1"))
+    return f"{machine.get('processor', 'unknown')}, {processes} process{'' if processes == '1' else 'es'}"
+
+
+def _duration(seconds: float) -> str:
+    """For a person: 45 s, 3 min 20 s, 5 h 7 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
