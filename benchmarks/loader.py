@@ -5,8 +5,8 @@
 Shards the pictures below --source, repeated under distinct names, at 256 px and at their original size;
 then makes batches of them in every way: ours, webdataset with Pillow and torchvision's transforms, SPDL,
 FFCV, and the limit (libjpeg-turbo decoding whole pictures in memory, a process a core). Those of a setting
-take turns in --rounds. With `--device gpu` ours alone, in every placement. Needs the `dev` extra; peers get environments of
-their own below --work, and are skipped with the reason where they cannot be installed.
+take turns in --rounds. With `--device gpu` ours alone, in every placement. Needs the `dev` extra; peers get
+environments of their own below --work, and are skipped with the reason where they cannot be installed.
 """
 
 import argparse
