@@ -1,6 +1,7 @@
 """Checkpoints: whole files, loaded without running any code from them."""
 
 import io
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,11 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = (
+            _load_safetensors(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch raises many kinds for damaged files
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
@@ -62,6 +67,18 @@ def load(path: Path) -> dict[str, Any]:
             "or use the release that wrote it"
         )
     return content
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    """What `trainer.export` wrote, as a checkpoint's content."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if "spec" not in metadata or "format" not in metadata:
+            return {}
+        model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return {"format": int(metadata["format"]), "spec": json.loads(metadata["spec"]), "model": model}
 
 
 def find(run_or_checkpoint: Path) -> Path:
@@ -118,6 +135,8 @@ def refuse_other_spec(content: dict[str, Any], wanted: Spec, path: Path) -> None
     found = spec_of(content, path)
     differences = []
     for name, value in asdict(wanted).items():
+        if name == "names":  # what classes are called changes nothing, and older checkpoints do not say
+            continue
         was = getattr(found, name)
         if was != value:
             if name == "classes" and len(was) != len(value):

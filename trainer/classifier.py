@@ -25,6 +25,7 @@ class Spec:
         mean: (R, G, B) subtracted, or zeros where a mean image is subtracted instead.
         std: (R, G, B) divided by.
         mean_image: whether a mean image is subtracted.
+        names: readable class names in label order, or empty where they are not known.
     """
 
     arch: str
@@ -35,6 +36,7 @@ class Spec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mean_image: bool
+    names: tuple[str, ...] = ()
 
 
 class Classifier(nn.Module):
@@ -92,6 +94,7 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
         mean=(0.0, 0.0, 0.0) if mean_image else statistics.mean,
         std=(std[0], std[1], std[2]),
         mean_image=mean_image,
+        names=tuple(info.name for info in dataset.manifest.classes),
     )
     classifier = Classifier(spec)
     if classifier.mean_image is not None:

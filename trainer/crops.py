@@ -16,6 +16,8 @@ from pipeline.errors import UsageError
 from trainer.classifier import Spec
 
 Crop = NDArray[np.uint8]
+CROPS = NDArray[np.uint8]
+"""The views of a picture, (V, S, S, 3)."""
 
 # As `alexnet-prep shard` bounds the pictures that it reads.
 _MOST_MEGAPIXELS = 100.0
@@ -42,6 +44,25 @@ def crop_of_file(path: Path, spec: Spec) -> Crop:
     Raises:
         UsageError: no such file, or not a picture.
     """
+    return _centre(_square_of_file(path, spec), spec.crop)
+
+
+def crops_of_file(path: Path, spec: Spec, views: str) -> CROPS:
+    """The same for "centre" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`).
+
+    Raises:
+        UsageError: no such file, or not a picture.
+    """
+    square, side = _square_of_file(path, spec), spec.crop
+    if views == "centre":
+        return _centre(square, side)[None]
+    far = spec.size - side
+    corners = [square[y : y + side, x : x + side] for y in (0, far) for x in (0, far)]
+    five = np.stack([*corners, _centre(square, side)])
+    return np.concatenate([five, five[:, :, ::-1]])
+
+
+def _square_of_file(path: Path, spec: Spec) -> Crop:
     try:
         data = path.read_bytes()
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
@@ -49,7 +70,7 @@ def crop_of_file(path: Path, spec: Spec) -> Crop:
         raise UsageError(f"{path}: {error.strerror}; name a picture") from error
     except DecodeError as error:
         raise UsageError(f"{path}: cannot be read as a picture ({error}); name another") from error
-    return _centre(resize_square(found.pixels, spec.size), spec.crop)
+    return resize_square(found.pixels, spec.size)
 
 
 def as_batch(crops: Sequence[Crop]) -> Tensor:

@@ -121,8 +121,9 @@ def dataset_name(dataset: Dataset) -> str:
 
 
 def class_names(trained: Trained, dataset: Dataset | None) -> list[str]:
-    """Names in label order: the dataset's where it knows the class, else ids."""
-    known = {info.id: info.name for info in dataset.manifest.classes} if dataset else {}
+    """Names in label order: the dataset's where it knows the class, else the checkpoint's, else ids."""
+    known = dict(zip(trained.spec.classes, trained.spec.names, strict=False))
+    known |= {info.id: info.name for info in dataset.manifest.classes} if dataset else {}
     return [known.get(name, name) for name in trained.spec.classes]
 
 

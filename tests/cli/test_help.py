@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from cli.eval import main as evaluate
+from cli.export import main as export
+from cli.predict import main as predict
 from cli.prep import main as prep
 from cli.show import main as show
 from cli.train import main as train
@@ -14,7 +16,7 @@ from cli.train import main as train
 HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspec", "matplotlib", "jinja2")
 
 
-@pytest.mark.parametrize("module", ["prep", "train", "eval", "show"])
+@pytest.mark.parametrize("module", ["prep", "train", "eval", "show", "predict", "export"])
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, argument):
     code = (
@@ -56,6 +58,8 @@ OPTIONS = {
     "show maps": (show.commands["maps"], "run picture -o --layer --channels --split --data"),
     "show saliency": (show.commands["saliency"], "run picture -o --class --split --data"),
     "show report": (show.commands["report"], "run -o --skip --seed --data"),
+    "predict": (predict, "checkpoint pictures --also --top --views --batch-size --format --out"),
+    "export": (export, "checkpoint out"),
     "train": (
         train,
         "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
@@ -92,7 +96,8 @@ def test_a_groups_help_cuts_no_sentence(group):
 
 
 @pytest.mark.parametrize(
-    "command", [prep, *prep.commands.values(), train, evaluate, show, *show.commands.values()]
+    "command",
+    [prep, *prep.commands.values(), train, evaluate, show, *show.commands.values(), predict, export],
 )
 def test_every_option_explains_itself(command):
     for parameter in command.params:

@@ -1,0 +1,30 @@
+"""`alexnet-export`: a trained net for other programs."""
+
+from pathlib import Path
+
+import click
+
+from cli.console import check_folder, one_line_errors
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-export")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@one_line_errors
+def main(checkpoint: Path, out: Path) -> None:
+    """Write a trained net to OUT, in the format that its suffix names.
+
+    .safetensors holds weights and description, and loads wherever a checkpoint does. .onnx takes pixels
+    0..255 and gives logits and probabilities, for any batch size; it is compared with the net before it is
+    written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt, and has its
+    preprocessing beside it in a .json file. Preprocessing and classes travel with each.
+    """
+    from trainer.export import export
+    from trainer.trained import open_trained
+
+    check_folder(out)
+    notes = export(open_trained(checkpoint).classifier, out)
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    for note in notes:
+        click.echo(f"note: {note}", err=True)

@@ -1,0 +1,94 @@
+"""Files are classified as the evaluation classifies the same pixels."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import EvalView, Loader, UsageError
+from trainer.classify import classify_pictures, find_pictures
+
+
+def stored_pictures(dataset, folder):
+    """A dataset's validation JPEGs as files KEY.jpg."""
+    for tar in dataset.tars("val"):
+        with tarfile.open(tar) as file:
+            for member in file:
+                if member.name.endswith(".jpg"):
+                    (folder / member.name).write_bytes(file.extractfile(member).read())
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+def test_stored_pictures_get_the_evaluations_probabilities(tiny_dataset, tiny_classifier, tmp_path, views):
+    files = stored_pictures(tiny_dataset, tmp_path)
+    answers = {a.picture.stem: a for a in classify_pictures([tiny_classifier], files, views, batch_size=7)}
+    assert len(answers) == 30
+    crop = tiny_classifier.spec.crop
+    with Loader(tiny_dataset, "val", EvalView(views, crop), 30, keys=True) as loader:
+        (batch,) = loader
+    images = batch.images if views == "ten-crop" else batch.images[:, None]
+    with torch.inference_mode():
+        tiny_classifier.eval()
+        expected = torch.stack(
+            [tiny_classifier.classify(view).double().softmax(dim=1) for view in images.unbind(dim=1)]
+        ).mean(dim=0)
+    for key, row in zip(batch.keys, expected, strict=True):
+        guesses = answers[key].guesses
+        assert [guess.id for guess in guesses] == [
+            tiny_dataset.classes[k] for k in np.argsort(-row.numpy(), kind="stable")[:5]
+        ]
+        np.testing.assert_allclose([g.probability for g in guesses], sorted(row, reverse=True)[:5], atol=1e-6)
+
+
+def test_an_ensemble_averages_probabilities(tiny_dataset, tiny_classifier, tmp_path):
+    import copy
+
+    files = stored_pictures(tiny_dataset, tmp_path)[:3]
+    other = copy.deepcopy(tiny_classifier)
+    torch.nn.init.normal_(other.net.fc8.weight, std=0.5)
+    single = [
+        {g.id: g.probability for g in a.guesses}
+        for net in (tiny_classifier, other)
+        for a in classify_pictures([net], files, top=10)
+    ]
+    for k, answer in enumerate(classify_pictures([tiny_classifier, other], files, top=10)):
+        for guess in answer.guesses:
+            mean = (single[k][guess.id] + single[k + 3][guess.id]) / 2
+            assert guess.probability == pytest.approx(mean, abs=1e-9)
+
+
+def test_what_cannot_be_read_is_said_in_its_place(tiny_classifier, tmp_path):
+    def png(mode):
+        buffer = io.BytesIO()
+        Image.new(mode, (90, 80), 7).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
+        return buffer.getvalue()
+
+    for name, data in (("a.png", png("L")), ("b.jpg", b"no"), ("c.tif", png("CMYK")), ("d.jpg", b"")):
+        (tmp_path / name).write_bytes(data)
+    files = [*sorted(tmp_path.iterdir()), tmp_path / "gone.jpg"]
+    answers = list(classify_pictures([tiny_classifier], files, batch_size=2))
+    assert [a.picture for a in answers] == files
+    assert [bool(a.guesses) for a in answers] == [True, False, True, False, False]
+    assert "b.jpg: cannot be read as a picture" in answers[1].error
+    assert "gone.jpg: No such file" in answers[4].error
+
+
+def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
+    for name in ("b/z.JPG", "b/a.png", "a.webp", ".hidden/x.jpg", "b/.y.jpg", "notes.txt"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = find_pictures([tmp_path / "odd.name", tmp_path / "in"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "odd.name",
+        "in/a.webp",
+        "in/b/a.png",
+        "in/b/z.JPG",
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty: holds no pictures"):
+        find_pictures([tmp_path / "empty"])

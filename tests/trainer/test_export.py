@@ -1,0 +1,175 @@
+"""Exported nets answer as the net does, elsewhere and with their preprocessing."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import UsageError
+from trainer import checkpoint
+from trainer.classifier import Classifier, Spec
+from trainer.export import TOLERANCE, export, onnx_difference
+from trainer.models import ARCHITECTURES
+from trainer.trained import open_trained
+
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+def make(arch, width=0.1, mean_image=False, crop=64):
+    torch.manual_seed(3)
+    spec = Spec(
+        arch=arch,
+        width=width,
+        crop=crop,
+        classes=("n1", "n2", "n3", "n4"),
+        size=72,
+        mean=(0.0, 0.0, 0.0) if mean_image else (120.0, 110.0, 100.0),
+        std=(60.0, 61.0, 62.0),
+        mean_image=mean_image,
+        names=("cat", "dog", "œuf", "a, b"),
+    )
+    classifier = Classifier(spec).eval()
+    if classifier.mean_image is not None:
+        classifier.mean_image.uniform_(0, 255)
+    return classifier
+
+
+def pixels(count, crop=64):
+    return np.random.default_rng(count).uniform(0, 255, (count, 3, crop, crop)).astype(np.float32)
+
+
+def answers(classifier, x):
+    with torch.inference_mode():
+        return classifier.eval().classify(torch.from_numpy(x)).softmax(dim=1)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("mean_image", [False, True])
+def test_safetensors_load_as_a_checkpoint_does(tmp_path, arch, mean_image):
+    net, path = make(arch, mean_image=mean_image), tmp_path / "net.safetensors"
+    assert "loads wherever a checkpoint does" in export(net, path)[0]
+    back = open_trained(path).classifier
+    assert back.spec == net.spec
+    assert torch.equal(answers(back, pixels(2)), answers(net, pixels(2)))
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("mean_image", [False, True])
+def test_onnx_answers_as_torch_for_any_batch(tmp_path, arch, mean_image):
+    import onnx
+
+    net, path = make(arch, mean_image=mean_image), tmp_path / "net.onnx"
+    notes = export(net, path)
+    assert any("ONNX Runtime agrees within" in note for note in notes)
+    for count in (1, 3, 7):
+        assert onnx_difference(path, net, pixels(count)) <= TOLERANCE
+    facts = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert json.loads(facts["classes"]) == ["n1", "n2", "n3", "n4"]
+    assert json.loads(facts["names"]) == ["cat", "dog", "œuf", "a, b"]
+    assert (facts["size"], facts["crop"]) == ("72", "64")
+
+
+def test_onnx_agrees_on_photographs(tmp_path, shared_data):
+    from trainer.crops import as_batch, crop_of_file
+
+    net = make("alexnet", crop=64)
+    files = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[:12]
+    x = as_batch([crop_of_file(file, net.spec) for file in files]).numpy()
+    export(net, tmp_path / "net.onnx")
+    assert onnx_difference(tmp_path / "net.onnx", net, x) <= TOLERANCE
+
+
+def test_torchvisions_layout_with_its_transforms_gives_the_same_logits(tmp_path):
+    """Its pipeline in torch: pixels to 0..1, Normalize with the numbers of the file beside."""
+    net = make("alexnet_owt", width=1, crop=224)
+    (note,) = export(net, tmp_path / "net.pth")
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    assert list(state)[:2] == ["features.0.weight", "features.0.bias"]
+    assert {name: tuple(t.shape) for name, t in state.items()}["classifier.6.weight"] == (4, 4096)
+    facts = json.loads((tmp_path / "net.json").read_text())
+    assert "net.json" in note
+    mean, std = (
+        torch.tensor(facts["transforms"][f"normalize_{name}"]).view(3, 1, 1) for name in ("mean", "std")
+    )
+    x = pixels(2, 224)
+    with torch.inference_mode():
+        theirs = net.net((torch.from_numpy(x) / 255 - mean) / std)
+        ours = net.classify(torch.from_numpy(x))
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+    assert facts["classes"] == ["n1", "n2", "n3", "n4"]
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (make("alexnet_bn"), "alexnet_owt at width 1, this net is alexnet_bn at width 0.1"),
+        (make("alexnet_owt"), "this net is alexnet_owt at width 0.1"),
+    ],
+)
+def test_other_nets_have_no_place_in_torchvision(tmp_path, net, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        export(net, tmp_path / "net.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mean_image_is_more_than_torchvisions_transforms_can(tmp_path):
+    net = make("alexnet_owt")
+    net.spec = replace(net.spec, width=1, mean_image=True)
+    with pytest.raises(UsageError, match="subtracts a mean image"):
+        export(net, tmp_path / "net.pth")
+
+
+def test_an_unknown_suffix_names_the_known(tmp_path):
+    with pytest.raises(UsageError, match=r"ends in \.safetensors, \.onnx, \.pth"):
+        export(make("alexnet_bn"), tmp_path / "net.h5")
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UsageError, match=r"pip install 'alexnet-toolkit\[export\]'"):
+        export(make("alexnet_bn"), tmp_path / "net.onnx")
+
+
+def test_without_onnxruntime_the_file_is_written_and_said_to_be_untried(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    notes = export(make("alexnet_bn"), tmp_path / "net.onnx")
+    assert any("not tried: onnxruntime is missing" in note for note in notes)
+    assert (tmp_path / "net.onnx").exists()
+
+
+def test_names_of_classes_are_no_reason_to_refuse_a_run(tmp_path):
+    net = make("alexnet_bn")
+    checkpoint.save(tmp_path / "old.pt", net)
+    content = checkpoint.load(tmp_path / "old.pt")
+    del content["spec"]["names"]  # as checkpoints were before they had any
+    assert checkpoint.spec_of(content, tmp_path / "old.pt").names == ()
+    checkpoint.refuse_other_spec(content, net.spec, tmp_path / "old.pt")
+
+
+def test_the_documented_example_classifies_as_the_net_does(tmp_path, monkeypatch, shared_data, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    net = make("alexnet")
+    export(net, tmp_path / "net.onnx")
+    source = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[0]
+    picture = Image.open(source)
+    side = min(picture.size)
+    # A square of the very size, so that only cutting is left to the example: filters differ.
+    picture.crop((0, 0, side, side)).resize((72, 72)).save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(example, names)
+    from trainer.classify import classify_pictures
+
+    (answer,) = classify_pictures([net], [tmp_path / "cat.png"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(answer.guesses[0].name)
+    got = [float(line.rsplit(" ", 1)[1]) for line in printed]
+    assert got == pytest.approx([guess.probability for guess in answer.guesses[: len(got)]], abs=1e-3)
