@@ -121,7 +121,7 @@ def main(
     a run's folder the best checkpoint is taken.
     """
     require_dali()
-    # On the CPU, torch's threads that wait for each other would else spin on the cores that decode: 8 to 14 %
+    # On the CPU, torch's threads that wait for each other would else spin on the cores that decode: 5 to 15 %
     # more CPU time a picture on two cores, and half the speed where other programs run beside.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
