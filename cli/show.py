@@ -288,7 +288,7 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
     It holds summary, curves, throughput, kernels, predictions, neighbours, confusion, data statistics and
     recipe. Parts that cannot be made, such as for want of the dataset, are named, with the reason.
     """
-    check_folder(out)
+    check_folder(out or (run / "report.html" if run.is_dir() else None))
     from cli.facts import in_bytes
     from trainer.report import write_report
 

@@ -14,7 +14,7 @@ import torch
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.stored import StoredPicture, find_places, read_stored
-from trainer.activations import features, split_features
+from trainer.activations import features, split_features, this_machine
 from trainer.classifier import Classifier, Spec
 from trainer.crops import Crop, as_batch, crop_of_file, crop_of_stored
 from trainer.neighbours import nearest
@@ -169,7 +169,9 @@ def find_neighbours(
         UsageError: no such split.
         RunError: a sample could not be read, or the net gives no numbers.
     """
-    crops = as_batch([query.crop for query in queries]).to(classifier.mean.device)
+    device = this_machine().device
+    classifier.to(device)  # before the queries' features: those of another device differ in rounding
+    crops = as_batch([query.crop for query in queries]).to(device)
     parts = (crops[start : start + batch_size] for start in range(0, len(crops), batch_size))
     wanted = np.concatenate([features(classifier, part) for part in parts])
     near = nearest(wanted, split_features(classifier, dataset, split, batch_size, progress), count)
