@@ -106,6 +106,18 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
+def forget_pages(folder: Path) -> None:
+    """Write the files below `folder` to the disk and drop them from the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
 def tool(name: str) -> str:
     """Path of a command of this environment.
 

@@ -13,7 +13,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import random
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any, BinaryIO
 import common
 from common import BenchmarkError
 from PIL import Image
+from processes import peak_of_this_process
 
 _TRAIN, _VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _SOLUTION = "LOC_val_solution.csv"
@@ -47,7 +47,7 @@ def main() -> int:
         rounds = []
         for number in range(options.rounds):
             if options.cold:
-                _forget_pages(source)
+                common.forget_pages(source)
             rounds.append(_measure(source, common.fresh(work / "out")))
             print(f"round {number + 1}: {rounds[-1]['wall']:.1f} s", file=sys.stderr)
         common.fresh(work / "out")
@@ -100,23 +100,12 @@ def _list_and_plan(source: str, out: str) -> dict[str, Any]:
         "list": listed - imported,
         "plan": planned - listed,
         "store": stored - planned,
-        "peak_bytes": _peak_of_this_process(),
+        "peak_bytes": peak_of_this_process(),
         "counts": counts,
         "classes": len(found.classes),
         "shards": len(shards),
         "layout": found.layout,
     }
-
-
-def _peak_of_this_process() -> int:
-    # ru_maxrss would count the parent's pages that lay here before exec.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _measure(source: Path, out: Path) -> dict[str, Any]:
@@ -239,16 +228,6 @@ def _end(file: BinaryIO) -> None:
     """Two empty blocks, and zeros to a whole record, as GNU tar writes them."""
     file.write(bytes(2 * tarfile.BLOCKSIZE))
     file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
-
-
-def _forget_pages(folder: Path) -> None:
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 if __name__ == "__main__":

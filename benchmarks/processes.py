@@ -3,11 +3,13 @@
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from common import BenchmarkError
@@ -82,6 +84,18 @@ def process_tree(pid: int) -> list[psutil.Process]:
 def memory_kind() -> str:
     """How memory is counted: PSS shares out pages that several processes hold; RSS counts them again."""
     return "PSS" if psutil.LINUX else "RSS"
+
+
+def peak_of_this_process() -> int:
+    """Most resident memory that this process ever had, in bytes."""
+    # ru_maxrss would count the parent's pages that lay here before exec.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _memory_of(process: psutil.Process) -> int:

@@ -8,59 +8,30 @@ job, and the slope after the first tenth, which is zero where memory stays flat.
 """
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import common
-import numpy as np
+import memory
 import processes
 import psutil
 from common import BenchmarkError
+from memory import Course, Trace
 
 _SAMPLE_SECONDS = 1.0
-_WARM_UP = 0.1
+_COURSE = Course("seconds", _SAMPLE_SECONDS, ("hour", 3600.0), ("minutes", 60.0))
 _TRIAL_PICTURES = 2000
 # Of the disk that output and names of pictures are expected to take.
 _MARGIN = 1.1
 _ENTRY_BYTES = 300
-
-
-@dataclass
-class Trace:
-    """RSS of one process.
-
-    Attributes:
-        name: "command", "worker 1", …, or "other".
-        seconds: since the job's start, of each sample.
-        rss: bytes.
-    """
-
-    name: str
-    seconds: list[float] = field(default_factory=list)
-    rss: list[int] = field(default_factory=list)
-
-    def at(self, moment: float) -> int | None:
-        """The sample nearest to `moment` (seconds), or None where the process was not alive then."""
-        if not self.seconds[0] - 2 * _SAMPLE_SECONDS <= moment <= self.seconds[-1] + 2 * _SAMPLE_SECONDS:
-            return None
-        return self.rss[int(np.argmin(np.abs(np.asarray(self.seconds) - moment)))]
-
-    def slope(self, after: float) -> float | None:
-        """Bytes a second by least squares over the samples after `after`; None of fewer than three."""
-        seconds, rss = np.asarray(self.seconds), np.asarray(self.rss, float)
-        late = seconds >= after
-        if late.sum() < 3:
-            return None
-        return float(np.polyfit(seconds[late], rss[late], 1)[0])
 
 
 def main() -> int:
@@ -87,12 +58,12 @@ def main() -> int:
         print(output.strip() + "\n")
         _report(traces, wall, pictures + hostile)
         if options.csv:
-            _write_csv(traces, options.csv)
+            memory.write_csv(traces, options.csv, "process", _COURSE)
         if options.json:
             facts = _as_json(traces, wall, pictures + hostile, hostile)
             options.json.write_text(json.dumps(facts, indent=1))
         if options.chart:
-            _draw(traces, wall, options.chart)
+            memory.draw(traces, wall, options.chart, "Memory of one preparation", _COURSE)
         for name in ("originals", "hostile", "pictures", "out"):
             common.fresh(work / name)
     return 0
@@ -205,8 +176,7 @@ def _sample(pid: int, now: float, traces: dict[int, Trace]) -> None:
         trace = traces.setdefault(process.pid, Trace("worker"))
         # A new process has its parent's command line until it runs its own: the last one seen is right.
         trace.name = "command" if process.pid == pid else "resource tracker" if tracker else "worker"
-        trace.seconds.append(now)
-        trace.rss.append(rss)
+        trace.add(now, rss)
 
 
 def _named(traces: Iterable[Trace]) -> list[Trace]:
@@ -218,28 +188,9 @@ def _named(traces: Iterable[Trace]) -> list[Trace]:
     return sorted(kept, key=lambda trace: (trace.name != "command", trace.name == "resource tracker"))
 
 
-def _figures(trace: Trace, wall: float) -> dict[str, float | None]:
-    """Megabytes at moments of the job, the most, and megabytes an hour."""
-    moments: dict[str, float | None] = {f"{share:.0%}": trace.at(share * wall) for share in (0.1, 0.5)}
-    slope = trace.slope(_WARM_UP * wall)
-    return {
-        **{name: None if rss is None else rss / 1e6 for name, rss in moments.items()},
-        "end": trace.rss[-1] / 1e6,
-        "peak": max(trace.rss) / 1e6,
-        "slope": None if slope is None else slope * 3600 / 1e6,
-    }
-
-
 def _report(traces: list[Trace], wall: float, pictures: int) -> None:
     print(f"{wall / 60:.1f} minutes, {pictures / wall:,.0f} pictures/s; RSS in MB\n")
-    header = ("process", "at 10 %", "at 50 %", "at its end", "peak", "slope after 10 %, MB/hour")
-    rows = []
-    for trace in traces:
-        figures = _figures(trace, wall)
-        slope = figures.pop("slope")
-        cells = ["–" if figure is None else f"{figure:.1f}" for figure in figures.values()]
-        rows.append((trace.name, *cells, "–" if slope is None else f"{slope:+.1f}"))
-    print(common.markdown(header, rows))
+    print(memory.table(traces, wall, _COURSE, "process"))
 
 
 def _as_json(traces: list[Trace], wall: float, pictures: int, hostile: int) -> dict[str, Any]:
@@ -249,43 +200,9 @@ def _as_json(traces: list[Trace], wall: float, pictures: int, hostile: int) -> d
         "wall_seconds": wall,
         "pictures": pictures,
         "hostile": hostile,
-        "megabytes": {trace.name: _figures(trace, wall) for trace in traces},
+        "megabytes": {trace.name: memory.figures(trace, wall, _COURSE) for trace in traces},
         "traces": [asdict(trace) for trace in traces],
     }
-
-
-def _write_csv(traces: list[Trace], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("process", "seconds", "rss_bytes"))
-        for trace in traces:
-            rows.writerows(
-                (trace.name, f"{second:.2f}", rss)
-                for second, rss in zip(trace.seconds, trace.rss, strict=True)
-            )
-
-
-def _draw(traces: list[Trace], wall: float, path: Path) -> None:
-    """One line a process, named in a legend beside the plot, in the order of their last samples."""
-    figure, axes = common.new_axes(9, 4.5)
-    styles = ("-", "--", "-.", ":")
-    ordered = sorted(traces, key=lambda trace: -trace.rss[-1])
-    for number, trace in enumerate(ordered):
-        axes.plot(
-            [second / 60 for second in trace.seconds],
-            [rss / 1e6 for rss in trace.rss],
-            color=common.COLOURS[number % len(common.COLOURS)],
-            linestyle=styles[number // len(common.COLOURS) % len(styles)],
-            linewidth=1.6,
-            label=trace.name,
-        )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(0, wall / 60)
-    axes.set_xlabel("minutes")
-    axes.set_ylabel("resident memory (RSS), MB")
-    axes.set_title("Memory of one preparation", loc="left")
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,270 @@
+"""Seconds from a process's start to its first batch, with as many samples as ImageNet has to train on.
+
+    python benchmarks/startup.py --work /tmp/startup
+
+Makes 1,281,167 tiny JPEGs of 256×256 pixels in 640 tars (some 2.7 GB), then starts processes that open them
+and give one batch: at the start of an epoch, and resumed from a state that was taken past 90 % of one;
+alone, and as rank 3 of 8. Each --rounds times. That a state made so is the one of an uninterrupted run, and
+goes on with the same batches, is shown first, on part of the tars.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import common
+import psutil
+import tiny_dataset
+from common import BenchmarkError
+from processes import peak_of_this_process
+
+SAMPLES, TARS = 1_281_167, 640
+_MOST_SECONDS = 10.0
+_CROP = 224
+_EPOCH, _SHARE = 1, 0.9
+_PROOF_TARS = 100
+_PROOF_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process of its own shall do.
+
+    Attributes:
+        kind: "first" (give a batch), "state" (give the state past 90 % of an epoch) or "prove".
+        state: of the loader, to go on from, for "first".
+        started: `time.monotonic()` before the process.
+    """
+
+    kind: str
+    data: str
+    batch: int
+    rank: int = 0
+    world: int = 1
+    state: dict[str, Any] | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+def main() -> int:
+    options = _options()
+    if options.child:
+        task = Task(**json.load(sys.stdin))
+        print(json.dumps({"first": _first, "state": _state, "prove": _prove}[task.kind](task)))
+        return 0
+    with common.work_folder(options.work) as work:
+        common.print_facts(common.versions("alexnet-toolkit", "nvidia-dali-cuda130", "torch"))
+        data = tiny_dataset.at(work, options.samples, options.tars)
+        size = sum(path.stat().st_size for path in data.rglob("*"))
+        print(f"{options.samples:,} samples in {options.tars} tars, {size / 1e9:.2f} GB\n")
+        proof = _run(Task("prove", str(data), options.batch))
+        print(
+            f"batches {proof['batch']} to {proof['batch'] + proof['compared'] - 1} of {proof['of']}, of "
+            f"{proof['samples']:,} samples: a resumed loader's keys, labels and pixels equal those of one "
+            "that was not interrupted\n"
+        )
+        cases = _cases(options, data)
+        rounds = _measure(cases, options, data)
+        met = _report(rounds, options)
+        if options.json:
+            facts = {"command": common.command_line(), "machine": common.machine(), "rounds": rounds}
+            options.json.write_text(json.dumps(facts, indent=1))
+    return 0 if met else 1
+
+
+def _options() -> argparse.Namespace:
+    options = common.parser(__doc__)
+    options.add_argument("--work", type=Path, help="folder for the tars, which stay there")
+    options.add_argument("--rounds", type=int, default=3, help="processes to measure of each kind")
+    options.add_argument("--batch", type=int, default=128, help="samples of a batch of one process")
+    options.add_argument("--cold", action="store_true", help="drop the tars from the page cache before each")
+    options.add_argument("--samples", type=int, default=SAMPLES, help="fewer, to try the script")
+    options.add_argument("--tars", type=int, default=TARS, help="fewer, to try the script")
+    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if min(given.rounds, given.batch, given.tars) < 1 or given.samples < 80 * given.batch:
+        options.error(
+            "--rounds, --batch and --tars are at least 1, --samples ten batches for each of 8 ranks"
+        )
+    return given
+
+
+def _cases(options: argparse.Namespace, data: Path) -> dict[str, Task]:
+    """What is measured, by name."""
+    cases = {}
+    for name, rank, world in (("one process", 0, 1), ("rank 3 of 8", 3, 8)):
+        start = Task("first", str(data), options.batch, rank, world)
+        cases[f"{name}: start"] = start
+        state = _run(replace(start, kind="state"))
+        share = state["batch"] * options.batch * world / options.samples
+        cases[f"{name}: resume at {share:.0%}"] = replace(start, state=state)
+    return cases
+
+
+def _measure(cases: dict[str, Task], options: argparse.Namespace, data: Path) -> dict[str, Any]:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    for number in range(options.rounds):
+        for name, task in cases.items():
+            if options.cold:
+                common.forget_pages(data)
+            rounds[name].append(_run(task))
+            print(f"round {number + 1}: {name}: {rounds[name][-1]['whole']:.1f} s", file=sys.stderr)
+    return rounds
+
+
+def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
+    cache = "dropped from" if options.cold else "in"
+    print(
+        f"Medians of {options.rounds} rounds (least to most), each a new process; tars {cache} the page "
+        f"cache; batches of {options.batch}, {_CROP} px, on {common.cores()} cores\n"
+    )
+    header = ("", "first batch, s", "import", "open", "loader", "iterate", "RSS, MB", "peak MB")
+    rows = []
+    for name, runs in rounds.items():
+        whole = [run["whole"] for run in runs]
+        parts = [f"{median(run[part] for run in runs):.1f}" for part in header[2:6]]
+        memory = [f"{max(run[part] for run in runs) / 1e6:,.0f}" for part in ("rss", "peak")]
+        rows.append((name, f"{median(whole):.1f} ({min(whole):.1f}–{max(whole):.1f})", *parts, *memory))
+    print(common.markdown(header, rows))
+    if (options.samples, options.tars) != (SAMPLES, TARS):
+        print("\na part of the samples: no verdict")
+        return True
+    met = all(median(run["whole"] for run in runs) < _MOST_SECONDS for runs in rounds.values())
+    print(f"\nevery first batch in under {_MOST_SECONDS:.0f} s: {'yes' if met else 'NO'}")
+    return met
+
+
+def _run(task: Task) -> Any:
+    now = replace(task, started=time.monotonic())
+    command = [sys.executable, __file__, "--child"]
+    done = subprocess.run(command, input=json.dumps(asdict(now)), capture_output=True, text=True)
+    if done.returncode:
+        raise BenchmarkError(f"{task.kind!r} of {task.data} failed:\n{done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _first(task: Task) -> dict[str, float]:
+    """In a process of its own: seconds to the first batch and of each part, and memory then."""
+    begun = time.monotonic()
+    from pipeline import Dataset, Loader  # noqa: F401 - what both import is timed apart
+
+    imported = time.monotonic()
+    dataset = Dataset.open(task.data)
+    opened = time.monotonic()
+    with _loader(dataset, task) as loader:
+        if task.state is not None:
+            loader.load_state_dict(task.state)
+        made = time.monotonic()
+        batch = next(iter(loader))
+        given = time.monotonic()
+        if batch.images.shape != (task.batch, 3, _CROP, _CROP):
+            raise BenchmarkError(f"the first batch has the shape {tuple(batch.images.shape)}")
+        return {
+            "whole": given - task.started,
+            "import": imported - begun,
+            "open": opened - imported,
+            "loader": made - opened,
+            "iterate": given - made,
+            "rss": psutil.Process().memory_info().rss,
+            "peak": peak_of_this_process(),
+        }
+
+
+def _state(task: Task) -> dict[str, Any]:
+    """In a process of its own: the loader's state past 90 % of an epoch, as a run would have it."""
+    from pipeline import Dataset
+
+    with _loader(Dataset.open(task.data), task) as loader:
+        return _state_at(loader, _late(loader))
+
+
+def _prove(task: Task) -> dict[str, Any]:
+    """In a process of its own: compare a resumed loader with one that was not interrupted, on some tars.
+
+    Raises:
+        BenchmarkError: they differ.
+    """
+    import torch
+
+    from pipeline import Dataset
+
+    whole = Dataset.open(task.data)
+    shards = whole.shards("train")[:_PROOF_TARS]
+    dataset = Dataset(whole.url, replace(whole.manifest, splits={"train": shards}))
+    with _loader(dataset, task, keys=True) as loader:
+        at = _late(loader)
+        loader.set_epoch(_EPOCH)
+        batches = iter(loader)
+        next(islice(batches, at - 1, None))
+        place = {name: value for name, value in loader.state_dict().items() if name != "dali"}
+        wanted = list(islice(batches, _PROOF_BATCHES))
+    with _loader(dataset, task, keys=True) as other:
+        state = _state_at(other, at)
+    with _loader(dataset, task, keys=True) as resumed:
+        resumed.load_state_dict(state)
+        given = list(islice(resumed, _PROOF_BATCHES))
+    same = place == {name: value for name, value in state.items() if name != "dali"} and all(
+        a.keys == b.keys and torch.equal(a.labels, b.labels) and torch.equal(a.images, b.images)
+        for a, b in zip(wanted, given, strict=True)
+    )
+    if not (same and wanted):
+        raise BenchmarkError("a resumed loader gives other batches than one that was not interrupted")
+    return {"batch": at, "compared": len(wanted), "of": len(loader), "samples": dataset.samples("train")}
+
+
+def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
+    from pipeline import Loader, Placement, TrainView, colour_noise
+
+    view = TrainView(_CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+    place = Placement(task.rank, task.world)
+    return Loader(dataset, "train", view, task.batch, placement=place, keys=keys)
+
+
+def _late(loader: Any) -> int:
+    """A batch past 90 % of an epoch and, where one begins a segment, amid it: then DALI has most to restore."""
+    at = int(len(loader) * _SHARE)
+    ends = list(_segment_ends(loader))
+    begun = max(end for end in ends if end <= at)
+    return max(at, (begun + min(end for end in ends if end > at)) // 2)
+
+
+def _state_at(loader: Any, batch: int) -> dict[str, Any]:
+    """The state after so many batches of an epoch, without decoding those of earlier segments.
+
+    Between two segments a state is the number of batches and nothing else: a run that has just finished one
+    would go on from there.
+    """
+    loader.set_epoch(_EPOCH)
+    before = max(end for end in _segment_ends(loader) if end < batch)
+    loader.load_state_dict(loader.state_dict() | {"batch": before})
+    batches = iter(loader)
+    next(islice(batches, batch - before - 1, None))
+    state: dict[str, Any] = loader.state_dict()
+    if (state["epoch"], state["batch"]) != (_EPOCH, batch) or not state["dali"]:
+        raise BenchmarkError(f"the state is of batch {state['batch']} in epoch {state['epoch']}, not {batch}")
+    return state
+
+
+def _segment_ends(loader: Any) -> Iterator[int]:
+    from pipeline import order
+
+    sizes = [shard.samples for shard in loader.dataset.shards(loader.split)]
+    place, size = loader.placement, loader.batch_size
+    share = order.training_share(sizes, loader.seed, _EPOCH, place.rank, place.world, size)
+    end = 0
+    yield end
+    for pieces in order.segments(share, size):
+        end += sum(piece.samples for piece in pieces) // size
+        yield end
+
+
+if __name__ == "__main__":
+    common.finish(main)
