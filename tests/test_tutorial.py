@@ -29,7 +29,7 @@ def run(command, folder, **variables):
 @pytest.mark.timeout(900)
 def test_every_command_of_the_tutorial_runs(tmp_path):
     commands = blocks("tutorial.md", "bash")
-    assert len(commands) == 9
+    assert len(commands) == 10
     script = tmp_path / "tutorial.sh"
     script.write_text("set -euo pipefail\n" + "\n".join(commands))
     folder = tmp_path / "work"
