@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import check_folder, complain, one_line_errors
+from cli.console import check_folder, complain, one_line_errors, progress_bar
 
 if TYPE_CHECKING:
     from trainer.classify import Answer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Pictures at a time."
 )
+@click.option("--exif-rotate", is_flag=True, help="Turn pictures as EXIF says.  [default: ignore it]")
 @click.option(
     "--format",
     "form",
@@ -56,44 +57,61 @@ def main(
     top: int,
     views: str,
     batch_size: int,
+    exif_rotate: bool,
     form: str,
     out: Path | None,
 ) -> None:
     """Classify pictures, or folders of them, with a trained net.
 
     Files may be of any format that `alexnet-prep` reads, and are prepared as it does. A picture that cannot
-    be read is named on stderr, the others are done all the same, and the exit code is 1. Needs no DALI.
+    be read is named on stderr, the others are done all the same, and the exit code is 1. Needs no DALI; takes
+    a GPU where torch sees one.
     """
+    import torch
+
     from pipeline.files import write_bytes
     from trainer.classify import classify_pictures, find_pictures
     from trainer.trained import open_trained
 
     check_folder(out)
-    nets = [open_trained(path).classifier for path in (checkpoint, *also)]
+    files = find_pictures(pictures)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    nets = [open_trained(path).classifier.to(device) for path in (checkpoint, *also)]
     answers = []
-    for answer in classify_pictures(nets, find_pictures(pictures), views, top, batch_size):  # type: ignore[arg-type]
-        if answer.error:
-            complain(answer.error)
-        else:
-            answers.append(answer)
+    with progress_bar("classifying", "pictures") as show:
+        found = classify_pictures(nets, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
+        for done, answer in enumerate(found, start=1):
+            if answer.error:
+                complain(answer.error)
+            else:
+                answers.append(answer)
+            show(done, len(files))
     text = {"table": _table, "json": _json, "csv": _csv}[form](answers)
+    # A file's name may hold bytes that are no UTF-8; written so, JSON gives them back.
+    data = text.encode(errors="backslashreplace")
     if out is None:
-        click.echo(text, nl=False)
+        click.echo(data, nl=False)
     else:
-        write_bytes(out, text.encode())
-    if len(answers) < len(find_pictures(pictures)):
+        write_bytes(out, data)
+    if len(answers) < len(files):
         sys.exit(1)
 
 
 def _table(answers: "list[Answer]") -> str:
-    width = max((len(str(answer.picture)) for answer in answers), default=0)
+    """A line for each guess; the picture's name stands before its likeliest."""
+    names = [_printable(str(answer.picture)) for answer in answers]
+    width = max(map(len, names), default=0)
     lines = []
-    for answer in answers:
-        first, *others = answer.guesses
-        rest = ", ".join(f"{guess.name} {guess.probability:.1%}" for guess in others)
-        head = f"{answer.picture!s:<{width}}  {first.probability:6.1%}  {first.name}"
-        lines.append(f"{head}{f'   ({rest})' if rest else ''}\n")
+    for name, answer in zip(names, answers, strict=True):
+        for rank, guess in enumerate(answer.guesses):
+            shown = "" if rank else name
+            lines.append(f"{shown:<{width}}  {guess.probability:6.1%}  {_printable(guess.name)}\n")
     return "".join(lines)
+
+
+def _printable(text: str) -> str:
+    """The text as it is, or with escapes where a character of it would move the cursor."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _json(answers: "list[Answer]") -> str:

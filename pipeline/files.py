@@ -87,6 +87,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":  # which opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

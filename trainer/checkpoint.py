@@ -60,7 +60,10 @@ def load(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version is None:
-        raise UsageError(f"{path}: not a checkpoint of this toolkit, though torch can read it")
+        raise UsageError(
+            f"{path}: not a checkpoint of this toolkit, though torch can read it: it says nothing of its "
+            "net and preprocessing; `alexnet-eval --arch ... --preprocessing ...` measures such weights"
+        )
     if version != FORMAT_VERSION:
         raise UsageError(
             f"{path}: checkpoint format {version!r}, but this release reads {FORMAT_VERSION}; train again, "

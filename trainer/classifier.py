@@ -38,6 +38,10 @@ class Spec:
     mean_image: bool
     names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != len(self.classes):
+            raise ValueError(f"{len(self.names)} names of {len(self.classes)} classes")
+
 
 class Classifier(nn.Module):
     """Pixels → logits: `net` behind its preprocessing.

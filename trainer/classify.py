@@ -3,6 +3,7 @@
 Shapes: B batch, V views, S crop, K classes.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
+from pipeline.source import IMAGE_SUFFIXES, is_picture
 from trainer.classifier import Classifier
 from trainer.crops import CROPS, crops_of_file
 from trainer.metrics import likeliest
 
 Views = Literal["centre", "ten-crop"]
-
-# What folders are searched for; files that are named themselves may have any name.
-_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 
 @dataclass(frozen=True)
@@ -47,27 +46,38 @@ class Answer:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as named, and of folders all pictures at any depth, in order; hidden ones are left out.
+    """Files as named, whatever they are called, and of folders all pictures at any depth, in order.
+
+    In a folder, pictures are told by their suffix, and hidden names are left out. A link that leads nowhere
+    is kept: it is a picture that cannot be read.
 
     Raises:
-        UsageError: a folder without pictures.
+        UsageError: a folder without pictures, or one that cannot be read.
     """
     found = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in _SUFFIXES
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        inside = sorted(_pictures_in(path))
         if not inside:
-            raise UsageError(f"{path}: holds no pictures ({', '.join(sorted(_SUFFIXES))}); name others")
+            raise UsageError(f"{path}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
         found += inside
     return found
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    for at, folders, names in os.walk(folder, onerror=_refuse_folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = Path(at, name)
+            # A pipe would never end.
+            if not name.startswith(".") and is_picture(name) and (file.is_file() or file.is_symlink()):
+                yield file
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def classify_pictures(
@@ -76,6 +86,7 @@ def classify_pictures(
     views: Views = "centre",
     top: int = 5,
     batch_size: int = 32,
+    exif_rotate: bool = False,
 ) -> Iterator[Answer]:
     """Classify files, one answer for each in order; probabilities are averaged over views and nets.
 
@@ -83,14 +94,16 @@ def classify_pictures(
     interpolation to the size that the net was trained on, then cut.
 
     Args:
-        nets: one, or an ensemble of the same classes, size and crop.
+        nets: one, or an ensemble of the same classes, size and crop; on any device, all on one.
         pictures: files of any format that `pipeline.codec` reads.
         views: "centre", or "ten-crop".
         top: classes in each answer.
         batch_size: pictures at a time.
+        exif_rotate: turn pictures upright as their EXIF says, which `alexnet-prep shard` does on request.
 
     Raises:
         UsageError: nets that do not share classes, size and crop.
+        RunError: a net's outputs are not numbers.
     """
     first = nets[0].spec
     for net in nets:
@@ -103,7 +116,7 @@ def classify_pictures(
         crops: list[CROPS | str] = []
         for path in batch:
             try:
-                crops.append(crops_of_file(path, first, views))
+                crops.append(crops_of_file(path, first, views, exif_rotate))
             except UsageError as error:
                 crops.append(str(error))
         good = [each for each in crops if not isinstance(each, str)]
@@ -123,9 +136,12 @@ def _guesses(
     """Class numbers and probabilities of each picture, likeliest first."""
     if not crops:
         return []
-    views = torch.from_numpy(np.stack(crops)).permute(1, 0, 4, 2, 3).float()  # (V, B, 3, S, S)
+    pixels = torch.from_numpy(np.stack(crops)).to(nets[0].mean.device)
+    views = pixels.permute(1, 0, 4, 2, 3).contiguous().float()  # (V, B, 3, S, S)
     with torch.inference_mode():
         each = [[net.classify(view).double().softmax(dim=1) for view in views] for net in nets]
         total = torch.stack([torch.stack(one).mean(dim=0) for one in each]).mean(dim=0)
+    if not bool(total.isfinite().all()):
+        raise RunError("the net's outputs are not numbers: its weights diverged in training; use another")
     values, classes = likeliest(total, top)
     return list(zip(classes.tolist(), values.tolist(), strict=True))

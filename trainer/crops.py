@@ -47,13 +47,13 @@ def crop_of_file(path: Path, spec: Spec) -> Crop:
     return _centre(_square_of_file(path, spec), spec.crop)
 
 
-def crops_of_file(path: Path, spec: Spec, views: str) -> CROPS:
-    """The same for "centre" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`).
+def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> CROPS:
+    """The same for "centre" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`), turned on request.
 
     Raises:
         UsageError: no such file, or not a picture.
     """
-    square, side = _square_of_file(path, spec), spec.crop
+    square, side = _square_of_file(path, spec, exif_rotate), spec.crop
     if views == "centre":
         return _centre(square, side)[None]
     far = spec.size - side
@@ -62,10 +62,10 @@ def crops_of_file(path: Path, spec: Spec, views: str) -> CROPS:
     return np.concatenate([five, five[:, :, ::-1]])
 
 
-def _square_of_file(path: Path, spec: Spec) -> Crop:
+def _square_of_file(path: Path, spec: Spec, exif_rotate: bool = False) -> Crop:
     try:
         data = path.read_bytes()
-        found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
+        found = decode(data, _MOST_MEGAPIXELS, size=spec.size, exif_rotate=exif_rotate)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a picture") from error
     except DecodeError as error:

@@ -58,7 +58,10 @@ OPTIONS = {
     "show maps": (show.commands["maps"], "run picture -o --layer --channels --split --data"),
     "show saliency": (show.commands["saliency"], "run picture -o --class --split --data"),
     "show report": (show.commands["report"], "run -o --skip --seed --data"),
-    "predict": (predict, "checkpoint pictures --also --top --views --batch-size --format --out"),
+    "predict": (
+        predict,
+        "checkpoint pictures --also --top --views --batch-size --exif-rotate --format --out",
+    ),
     "export": (export, "checkpoint out"),
     "train": (
         train,

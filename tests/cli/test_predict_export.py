@@ -3,10 +3,16 @@
 import csv
 import io
 import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from cli.eval import main as evaluate
 from cli.export import main as export
@@ -35,12 +41,84 @@ def pictures(tiny_source):
     return tiny_source / "val"
 
 
-def test_a_table_has_a_line_for_each_picture(tiny_checkpoint, pictures):
+def test_a_table_has_a_line_for_each_guess_and_the_picture_before_its_first(tiny_checkpoint, pictures):
     result = invoke(predict, tiny_checkpoint, pictures, "--top", 3)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert len(lines) == 30
-    assert all("%" in line and line.count(",") == 1 for line in lines)
+    assert len(lines) == 3 * 30
+    assert [line.split()[0] for line in lines[::3]] == [str(p) for p in sorted(pictures.rglob("*.jpg"))]
+    columns = {line.index("%") for line in lines}
+    assert len(columns) == 1
+    assert all(line.lstrip()[0].isdigit() for k, line in enumerate(lines) if k % 3)
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines]
+    assert all(a >= b >= c for a, b, c in zip(shares[::3], shares[1::3], shares[2::3], strict=True))
+
+
+def test_names_that_are_no_text_are_shown_with_escapes_and_kept_in_json(tiny_checkpoint, pictures, tmp_path):
+    data = next(pictures.rglob("*.jpg")).read_bytes()
+    odd = [os.fsencode(tmp_path) + name for name in (b"/caf\xe9.jpg", b"/two\nlines\x1b[31m.jpg")]
+    for path in odd:
+        Path(os.fsdecode(path)).write_bytes(data)
+    files = [os.fsdecode(path) for path in odd]
+    table = invoke(predict, tiny_checkpoint, *files, "--top", 1)
+    assert table.exit_code == 0, table.output
+    first, second = table.stdout.splitlines()
+    assert "caf\\udce9.jpg" in first
+    assert "two\\nlines\\x1b[31m.jpg" in second
+    values = json.loads(invoke(predict, tiny_checkpoint, *files, "--format", "json").stdout)
+    assert [os.fsencode(value["picture"]) for value in values] == odd
+
+
+def test_exif_turns_a_picture_on_request_alone(tiny_checkpoint, pictures, tmp_path):
+    """A turned copy gives the answers of the upright picture only where its EXIF is heeded."""
+    upright = Image.open(next(pictures.rglob("*.jpg")))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned 90 degrees clockwise
+    upright.save(tmp_path / "upright.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+
+    def answers(*options):
+        result = invoke(predict, tiny_checkpoint, tmp_path, "--format", "json", *options)
+        return {Path(value["picture"]).stem: value["guesses"] for value in json.loads(result.stdout)}
+
+    heeded, ignored = answers("--exif-rotate"), answers()
+    assert heeded["turned"] == heeded["upright"] == ignored["upright"]
+    assert ignored["turned"] != ignored["upright"]
+
+
+def test_predicting_needs_neither_dali_nor_a_compiler(tiny_checkpoint, pictures):
+    code = (
+        "import sys\n"
+        "sys.modules['nvidia'] = sys.modules['nvidia.dali'] = None\n"
+        "import torch\n"
+        "def refuse(*_, **__): raise AssertionError('compiled')\n"
+        "torch.compile = torch.nn.Module.compile = refuse\n"
+        "from cli.predict import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_checkpoint), str(pictures)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == invoke(predict, tiny_checkpoint, pictures).stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_answers_that_cannot_be_printed_are_one_line(tiny_checkpoint, pictures):
+    code = f"from cli.predict import main; main({[str(tiny_checkpoint), str(pictures)]!r})"
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: No space left on device"]
+
+
+def test_a_diverged_net_is_named_as_such(tiny_checkpoint, pictures):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["model"]["net.fc8.bias"][0] = float("nan")
+    torch.save(content, tiny_checkpoint)
+    result = invoke(predict, tiny_checkpoint, pictures)
+    assert result.exit_code == 1
+    assert "outputs are not numbers" in result.stderr
+    assert result.stdout == ""
 
 
 def test_json_and_csv_say_the_same(tiny_checkpoint, pictures, tmp_path):
@@ -96,6 +174,30 @@ def test_an_exported_net_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_da
         assert invoke(evaluate, net, tiny_dataset.root, "--cpus", 1, "--json", file).exit_code == 0
     a, b = (json.loads(file.read_text())["metrics"] for file in files)
     assert a == b
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_a_disk_that_takes_no_more_leaves_the_old_file(tiny_checkpoint, tmp_path, suffix):
+    out = tmp_path / f"net.{suffix}"
+    out.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # Python ignores SIGXFSZ
+    try:
+        result = invoke(export, tiny_checkpoint, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert result.exit_code == 1
+    assert f"error: cannot write {out}: File too large" in result.stderr
+    assert out.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, tiny_checkpoint.name]
+
+
+def test_an_onnx_file_that_answers_otherwise_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.export.TOLERANCE", -1.0)
+    result = invoke(export, tiny_checkpoint, tmp_path / "net.onnx")
+    assert result.exit_code == 1
+    assert "not written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [tiny_checkpoint.name]
 
 
 def test_onnx_from_the_command_line(tiny_checkpoint, tmp_path):

@@ -121,7 +121,7 @@ def test_weights_of_another_net_are_refused(tiny_classifier, tmp_path):
         ({"width": 0.5}, r"width 0\.05, here 0\.5"),
         ({"crop": 65}, "crop 64, here 65"),
         ({"size": 256}, "size 72, here 256"),
-        ({"classes": ("a", "b")}, "10 classes, here 2"),
+        ({"classes": ("a", "b"), "names": ()}, "10 classes, here 2"),
         ({"mean_image": False}, "mean_image True, here False"),
         ({"std": (2.0, 2.0, 2.0)}, r"std \(1\.0, .*, here \(2\.0"),
     ],

@@ -1,7 +1,9 @@
 """Files are classified as the evaluation classifies the same pixels."""
 
 import io
+import os
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from PIL import Image
 
 from pipeline import EvalView, Loader, UsageError
+from pipeline.codec import encode
 from trainer.classify import classify_pictures, find_pictures
+from trainer.crops import crop_of_file
 
 
 def stored_pictures(dataset, folder):
@@ -42,6 +46,51 @@ def test_stored_pictures_get_the_evaluations_probabilities(tiny_dataset, tiny_cl
             tiny_dataset.classes[k] for k in np.argsort(-row.numpy(), kind="stable")[:5]
         ]
         np.testing.assert_allclose([g.probability for g in guesses], sorted(row, reverse=True)[:5], atol=1e-6)
+
+
+@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+def test_stored_pictures_get_the_probabilities_of_pillow_and_numpy(
+    tiny_dataset, tiny_classifier, tmp_path, views
+):
+    """Decoded by Pillow, cut and prepared in NumPy; only the layers behind are the net's own."""
+    files = stored_pictures(tiny_dataset, tmp_path)[:5]
+    net, side = tiny_classifier.eval(), tiny_classifier.spec.crop
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float32)
+    far = pixels.shape[1] - side
+    corners = [(far // 2, far // 2)]
+    if views == "ten-crop":
+        corners = [(0, 0), (0, far), (far, 0), (far, far), *corners]
+    cut = [pixels[:, y : y + side, x : x + side] for y, x in corners]
+    cut += [crop[:, :, ::-1] for crop in cut] if views == "ten-crop" else []
+    mean_image = np.load(tiny_dataset.root / "mean_image.npy")[far // 2 :, far // 2 :][:side, :side]
+    prepared = [np.ascontiguousarray((crop - mean_image).transpose(0, 3, 1, 2)) for crop in cut]
+    with torch.inference_mode():
+        logits = np.stack([net.net(torch.from_numpy(crop)).numpy() for crop in prepared]).astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=2, keepdims=True))
+    expected = (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
+    for answer, row in zip(classify_pictures([net], files, views, top=10), expected, strict=True):
+        found = {guess.id: guess.probability for guess in answer.guesses}
+        np.testing.assert_allclose([found[name] for name in net.spec.classes], row, rtol=1e-12)
+
+
+def test_a_source_file_differs_from_its_stored_picture_by_the_encoding_alone(
+    tiny_source, tiny_dataset, tiny_classifier, tmp_path
+):
+    stored = {path.stem: path for path in stored_pictures(tiny_dataset, tmp_path)}
+    files = sorted((tiny_source / "val").rglob("*.jpg"))
+    whole = replace(tiny_classifier.spec, crop=tiny_classifier.spec.size)
+    for file in files:
+        assert encode(crop_of_file(file, whole), 95) == stored[file.stem].read_bytes()
+    pairs = zip(
+        classify_pictures([tiny_classifier], files, top=10),
+        classify_pictures([tiny_classifier], [stored[file.stem] for file in files], top=10),
+        strict=True,
+    )
+    differences = []
+    for fresh, again in pairs:
+        theirs = {guess.id: guess.probability for guess in again.guesses}
+        differences += [abs(guess.probability - theirs[guess.id]) for guess in fresh.guesses]
+    assert 0 < np.mean(differences) < 0.02
 
 
 def test_an_ensemble_averages_probabilities(tiny_dataset, tiny_classifier, tmp_path):
@@ -92,3 +141,19 @@ def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty: holds no pictures"):
         find_pictures([tmp_path / "empty"])
+
+
+def test_of_a_folder_pipes_are_left_out_and_dead_links_kept(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpe").symlink_to(tmp_path / "gone")
+    (tmp_path / "folder.jpg").mkdir()
+    assert find_pictures([tmp_path]) == [tmp_path / "link.jpe"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
+        find_pictures([tmp_path])
