@@ -18,7 +18,7 @@ def main(checkpoint: Path, out: Path) -> None:
     .safetensors holds weights and description, and loads wherever a checkpoint does. .onnx takes pixels
     0..255 and gives logits and probabilities, for any batch size; it is compared with the net before it is
     written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt, and has its
-    preprocessing beside it in a .json file. Preprocessing and classes travel with each.
+    preprocessing beside it in a .preprocessing.json file. Preprocessing and classes travel with each.
     """
     from trainer.export import export
     from trainer.trained import open_trained

@@ -23,7 +23,9 @@ from trainer.classifier import Classifier
 
 ONNX_OPSET = 18
 TOLERANCE = 1e-4
-"""Largest difference of a probability that ONNX Runtime may have from torch."""
+"""Largest `onnx_difference` that ONNX Runtime may have from torch."""
+# Protocol buffers end at 2 GiB; the graph itself takes some 100 kB.
+_LARGEST_ONNX = 2**31 - 2**20
 
 
 def export(classifier: Classifier, path: Path) -> list[str]:
@@ -62,9 +64,15 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
     The metadata holds crop, size, how to cut, and the classes.
 
     Raises:
-        UsageError: the packages of the extra `export` are missing.
+        UsageError: the packages of the extra `export` are missing, or the net is larger than 2 GiB.
         RunError: it cannot be written, or ONNX Runtime answers otherwise than torch.
     """
+    size = sum(tensor.nbytes for tensor in classifier.state_dict().values())
+    if size > _LARGEST_ONNX:
+        raise UsageError(
+            f"{path}: an ONNX file holds 2 GiB at most, this net has {size / 2**30:.1f}; export it as "
+            ".safetensors"
+        )
     try:
         import onnx
         import onnxscript  # noqa: F401 - what torch's exporter needs
@@ -102,7 +110,7 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
         difference = onnx_difference(data, classifier)
         if not difference <= TOLERANCE:
             raise RunError(
-                f"{path}: not written: ONNX Runtime's probabilities differ from torch's by {difference:.1e}, "
+                f"{path}: not written: ONNX Runtime's answers differ from torch's by {difference:.1e}, "
                 f"more than {TOLERANCE:g}; this is a fault of the exporter, please report it"
             )
         notes.append(f"ONNX Runtime agrees within {difference:.1e}")
@@ -115,7 +123,10 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
 def onnx_difference(
     model: bytes | Path, classifier: Classifier, pixels: NDArray[np.float32] | None = None
 ) -> float:
-    """Largest difference of a probability between ONNX Runtime and torch.
+    """Largest difference between ONNX Runtime and torch: of a probability, or of a logit where that is more.
+
+    Of many classes each is so unlikely that a wrong probability would hardly differ, so logits count too,
+    relative to the largest of them where that is above 1.
 
     Args:
         model: the ONNX file or its bytes.
@@ -132,14 +143,19 @@ def onnx_difference(
         pixels = np.random.default_rng(0).uniform(0, 255, (3, 3, crop, crop)).astype(np.float32)
     source = model if isinstance(model, bytes) else str(model)
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["probabilities"], {"pixels": pixels})
+    logits, probabilities = session.run(["logits", "probabilities"], {"pixels": pixels})
     with torch.inference_mode():
-        expected = classifier.eval().classify(torch.from_numpy(pixels)).softmax(dim=1).numpy()
-    return float(np.abs(found - expected).max())
+        expected = classifier.eval().classify(torch.from_numpy(pixels))
+    scale = max(1.0, float(expected.abs().max()))
+    differences = (
+        np.abs(logits - expected.numpy()).max() / scale,
+        np.abs(probabilities - expected.softmax(dim=1).numpy()).max(),
+    )
+    return float(np.max(differences))  # NaN where one is
 
 
 def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
-    """Write a plain state dict with the keys of torchvision's `alexnet`, and beside it the preprocessing.
+    """Write a plain state dict with torchvision's keys, and the preprocessing as NAME.preprocessing.json.
 
     torchvision scales pixels to 0..1 before it normalises; mean and deviation are given on that scale, so
     that its `Normalize` does what the net was trained with.
@@ -173,7 +189,7 @@ def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
         "classes": list(spec.classes),
         "names": list(spec.names or spec.classes),
     }
-    beside = path.with_suffix(".json")
+    beside = path.with_suffix(".preprocessing.json")  # NAME.json may be someone's results
     write_bytes(beside, json.dumps(facts, indent=1).encode() + b"\n")
     write_bytes(path, buffer.getvalue())
     return [f"its preprocessing and classes are in {beside}: torchvision's default mean and std do not fit"]
