@@ -77,6 +77,7 @@ class Shelf:
                 "this host"
             )
         self._made = 0
+        self._remove_folder: Callable[[], object] = lambda: None
         # A tar that two pieces share is next to itself, or opens and ends the epoch.
         self._index = lru_cache(maxsize=4)(self._read_index)
 
@@ -113,8 +114,12 @@ class Shelf:
     @cached_property
     def _folder(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="alexnet-index-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
+
+    def close(self) -> None:
+        """Delete the indexes that were made."""
+        self._remove_folder()
 
     def _index_of(self, piece: Piece, held: ExitStack) -> str:
         """Path of an index of this piece alone; one that is made goes with `held`."""

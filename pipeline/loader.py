@@ -171,6 +171,7 @@ class Loader:
         self._forget_ahead()
         self._builder.shutdown()
         self._close_segment()
+        self._shelf.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, after the last batch that was given: strings, numbers and dicts."""
@@ -202,6 +203,7 @@ class Loader:
         self, entry: Position, number: int, pieces: list[Piece], done: int, before: int, *, last: bool
     ) -> Iterator[Batch]:
         """Yield a segment's batches; `before` were given by those before it."""
+        self._close_segment()  # of an iteration that was not ended
         self._segment = segment = self._built(entry, number, pieces, done)
         try:
             segment.start()
@@ -215,6 +217,8 @@ class Loader:
                     self._start_ahead()
                 self._place = replace(entry, batch=before + segment.done, dali=b"")
                 yield outputs
+                if self._segment is not segment:
+                    raise RuntimeError("another iteration of this loader has begun, or it was closed")
         finally:
             if self._segment is segment:  # else another iteration has taken over
                 self._place = replace(self._place, dali=self._dali_state())

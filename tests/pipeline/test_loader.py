@@ -314,6 +314,27 @@ def test_an_abandoned_epoch_starts_over(datasets):
         assert keys_of(loader) == whole[1]
 
 
+def test_a_new_iteration_ends_an_older_one(datasets):
+    with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
+        older = iter(loader)
+        next(older)
+        newer = iter(loader)
+        first = next(newer).keys
+        with pytest.raises(RuntimeError, match="another iteration of this loader has begun"):
+            next(older)
+        assert loader.batch == 1
+        assert len([first, *newer]) == 5
+        assert loader.epoch == 1
+
+
+def test_closing_deletes_what_was_made(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Loader(datasets(40), "train", VIEW, 8) as loader:
+        next(iter(loader))
+        assert list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_crop_larger_than_the_pictures_is_refused(datasets):
     with pytest.raises(UsageError, match="crop of 17 px"):
         Loader(datasets(8), "train", TrainView(crop=17), 2)
