@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WARM_UP = 3
-MADE_AHEAD = 4
+MADE_AHEAD = 12
 SIZE, CROP = 256, 224
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
