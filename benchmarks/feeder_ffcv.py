@@ -1,7 +1,7 @@
-"""FFCV, for benchmarks/loader.py, in an environment of its own and from a file of its own with the same JPEGs.
+"""FFCV, for benchmarks/loader.py, in an environment of its own, from its own file of the same JPEGs.
 
-Its batches are bytes, NHWC; no mean is subtracted, and no noise added: its normalisation of NCHW tensors on the
-CPU does not end.
+Its batches are bytes, NHWC; no mean is subtracted, and no noise added: its normalisation of NCHW tensors
+on the CPU does not end.
 """
 
 import io

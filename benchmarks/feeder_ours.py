@@ -1,7 +1,7 @@
 """Ours, for benchmarks/loader.py: the whole loader, or parts of its graph.
 
---kind "bytes" ends before normalisation, as the peers do that give bytes; "decoding" is what placement "hybrid"
-leaves to the CPU.
+--kind "bytes" ends before normalisation, as the peers do that give bytes; "decoding" is what placement
+"hybrid" leaves to the CPU.
 """
 
 from collections.abc import Iterator

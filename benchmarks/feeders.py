@@ -98,7 +98,7 @@ class Running:
         command += ["--augmentation", setting.augmentation, "--threads", str(setting.threads)]
         command += ["--batch", str(setting.batch), *(["--original"] if setting.original else [])]
         command += ["--kind", feeder.variant] if feeder.variant else []
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
