@@ -1,6 +1,11 @@
-"""Ours, for benchmarks/loader.py: the whole loader, or the CPU's share of placement "hybrid"."""
+"""Ours, for benchmarks/loader.py: the whole loader, or parts of its graph.
+
+--kind "bytes" ends before normalisation, as the peers do that give bytes; "decoding" is what placement
+"hybrid" leaves to the CPU.
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import nvidia.dali.fn as fn
@@ -8,11 +13,20 @@ from feeding import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
+from pipeline.manifest import ImageFormat
+from pipeline.order import SEGMENT
 
 
 def main() -> None:
     order = read_order(__doc__)
-    serve(whole(order) if order.kind == "" else decoding(order))
+    serve(whole(order) if order.kind == "" else part(order))
+
+
+def long(dataset: Dataset) -> Dataset:
+    """The same tars often enough that an epoch is as long as a segment of ImageNet's is."""
+    shards = dataset.shards("train")
+    times = -(-SEGMENT // dataset.samples("train"))
+    return Dataset(dataset.url, replace(dataset.manifest, splits={"train": shards * times}))
 
 
 def view_of(dataset: Dataset, order: Order) -> TrainView:
@@ -27,7 +41,7 @@ def view_of(dataset: Dataset, order: Order) -> TrainView:
 
 def whole(order: Order) -> Iterator[int]:
     """Float32 batches of the loader, all on the CPU."""
-    dataset = Dataset.open(order.data)
+    dataset = long(Dataset.open(order.data))
     place = Placement(threads=order.threads)
     loader = Loader(dataset, "train", view_of(dataset, order), order.batch, placement=place)
     while True:
@@ -35,8 +49,8 @@ def whole(order: Order) -> Iterator[int]:
             yield len(batch.labels)
 
 
-def decoding(order: Order) -> Iterator[int]:
-    """What "hybrid" leaves to the CPU: bytes of the crop, or of what is scaled to it on the GPU."""
+def part(order: Order) -> Iterator[int]:
+    """Bytes and labels: of crops mirrored or not, or of what "hybrid" brings to the GPU."""
     dataset = Dataset.open(order.data)
     reader = graph.ReaderSettings(
         tars=list(map(str, dataset.tars("train"))),
@@ -48,22 +62,36 @@ def decoding(order: Order) -> Iterator[int]:
 
     @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
     def pipe() -> Any:
-        jpeg, _ = graph._read(reader)
-        if order.augmentation == "random-resized-crop":
-            return fn.decoders.image_random_crop(
-                jpeg,
-                adjust_orientation=False,
-                random_area=graph.RESIZED_AREA,
-                random_aspect_ratio=graph.RESIZED_RATIO,
-                num_attempts=graph.RESIZED_TRIES,
-            )
-        if stored.mode == "original":  # all of it: the GPU scales
-            return fn.decoders.image(jpeg, adjust_orientation=False)
-        return graph._random_crop(jpeg, CROP, stored, place)
+        jpeg, digits = graph._read(reader)
+        make = _crops if order.kind == "bytes" else _decoded
+        return make(jpeg, order.augmentation, stored, place), graph._label(digits, reader.label_width)
 
     built = pipe(batch_size=order.batch, num_threads=order.threads, device_id=None)
     while True:
         yield len(built.run()[0])
+
+
+def _crops(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) -> Any:
+    if augmentation == "paper":
+        picture = graph._random_crop(jpeg, CROP, stored, place)
+    else:
+        picture = graph._random_resized(jpeg, CROP, place)
+    return fn.flip(picture, horizontal=fn.random.coin_flip())
+
+
+def _decoded(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) -> Any:
+    """What the GPU crops or scales, mirrors and normalises."""
+    if augmentation == "random-resized-crop":
+        return fn.decoders.image_random_crop(
+            jpeg,
+            adjust_orientation=False,
+            random_area=graph.RESIZED_AREA,
+            random_aspect_ratio=graph.RESIZED_RATIO,
+            num_attempts=graph.RESIZED_TRIES,
+        )
+    if stored.mode == "original":  # whole, as it is scaled there
+        return fn.decoders.image(jpeg, adjust_orientation=False)
+    return graph._random_crop(jpeg, CROP, stored, place)
 
 
 if __name__ == "__main__":

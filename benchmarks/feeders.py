@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ from processes import end_tree
 _HERE = Path(__file__).parent
 
 
+KINDS = ("ours", "bytes", "decoding", "webdataset", "spdl", "ffcv", "limit")
+
+
 @dataclass(frozen=True)
 class Feeder:
     """A way to make batches.
 
     Attributes:
-        kind: "ours", "decoding", "webdataset", "spdl", "ffcv" or "limit".
+        kind: one of KINDS.
         name: for tables.
         output: what a batch is.
         script: that serves it.
@@ -58,21 +62,25 @@ class Row:
 
 
 OURS = Feeder("ours", "ours, all on the CPU", "float32", "feeder_ours.py")
+BYTES = Feeder("bytes", "ours, without normalisation", "bytes", "feeder_ours.py", variant="bytes")
 DECODING = Feeder("decoding", "ours, hybrid's CPU share", "bytes", "feeder_ours.py", variant="decoding")
 WEBDATASET = Feeder("webdataset", "webdataset + Pillow", "float32", "feeder_webdataset.py")
 LIMIT = Feeder("limit", "libjpeg-turbo, whole decode", "bytes", "feeder_limit.py")
 
 
-def all_feeders(work: Path) -> tuple[list[Feeder], list[str]]:
-    """Every feeder that runs here, and why the others do not."""
-    found, skipped = [OURS, DECODING, WEBDATASET], []
+def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[str]]:
+    """The feeders of the kinds asked for that run here, and why the others do not."""
+    found = [feeder for feeder in (OURS, BYTES, DECODING, WEBDATASET) if feeder.kind in kinds]
+    skipped = []
     for kind, name, extra in (("spdl", "SPDL", ()), ("ffcv", "FFCV", ("ffcv==1.0.2",))):
+        if kind not in kinds:
+            continue
         try:
             python = _environment(work / f"{kind}-venv", _HERE / f"requirements-{kind}.txt", extra, kind)
             found.append(Feeder(kind, name, "bytes", f"feeder_{kind}.py", python))
         except BenchmarkError as error:
             skipped.append(f"{name}: {error}")
-    return [*found, LIMIT], skipped
+    return [*found, *([LIMIT] if "limit" in kinds else [])], skipped
 
 
 def can(feeder: Feeder, setting: Setting) -> bool:
@@ -90,17 +98,18 @@ class Running:
         command += ["--augmentation", setting.augmentation, "--threads", str(setting.threads)]
         command += ["--batch", str(setting.batch), *(["--original"] if setting.original else [])]
         command += ["--kind", feeder.variant] if feeder.variant else []
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
-        if self._answer() != "ready":
-            raise self._failed()
+        self._expect("ready")
 
     def measure(self, pictures: int) -> None:
         """Run a round."""
-        before = self._cpu_seconds()
         assert self._process.stdin is not None
         print(pictures, file=self._process.stdin, flush=True)
+        self._expect("begun")
+        before = self._cpu_seconds()
         try:
             answer = json.loads(self._answer())
         except json.JSONDecodeError:
@@ -111,6 +120,11 @@ class Running:
     def end(self) -> None:
         end_tree(self._process.pid)
         self._process.communicate()
+        self._errors.close()
+
+    def _expect(self, word: str) -> None:
+        if self._answer() != word:
+            raise self._failed()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -123,8 +137,9 @@ class Running:
 
     def _failed(self) -> BenchmarkError:
         end_tree(self._process.pid)
-        _, errors = self._process.communicate()
-        return BenchmarkError(f"{self.row.feeder.name} failed: {errors.strip()[-1500:]}")
+        self._process.communicate()
+        self._errors.seek(0)
+        return BenchmarkError(f"{self.row.feeder.name} failed: {self._errors.read().strip()[-1500:]}")
 
 
 @contextmanager

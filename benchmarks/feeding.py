@@ -1,8 +1,8 @@
 """What a measured loader and benchmarks/loader.py say to each other; runs in a peer's environment too.
 
 A feeder makes its loader, warms up, prints `ready`, and for each line with a number of pictures on its
-standard input gives at least that many and answers with one line of JSON: pictures and seconds. What it made
-ahead while it waited is given, but not counted.
+standard input first gives what it made ahead while it waited, says `begun`, then gives at least that many and
+answers with one line of JSON: pictures and seconds.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WARM_UP = 3
-MADE_AHEAD = 8
+MADE_AHEAD = 12
 SIZE, CROP = 256, 224
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -51,6 +51,7 @@ def serve(batches: Iterator[int]) -> None:
         wanted, given = int(line), 0
         for _ in range(MADE_AHEAD):
             next(batches)
+        print("begun", flush=True)
         started = time.perf_counter()
         while given < wanted:
             given += next(batches)

@@ -21,7 +21,7 @@ import loader_gpu
 import loader_profile
 import loader_report
 from common import BenchmarkError
-from feeders import Feeder, Row, Setting, all_feeders, can, running
+from feeders import KINDS, Feeder, Row, Setting, all_feeders, can, running
 
 AUGMENTATIONS = ("paper", "random-resized-crop")
 
@@ -29,6 +29,8 @@ AUGMENTATIONS = ("paper", "random-resized-crop")
 def main() -> int:
     options = _options()
     common.check_chart(options.chart)
+    if options.device == "gpu":
+        loader_gpu.check()
     with common.work_folder(options.work) as work:
         common.print_facts(
             common.versions(
@@ -39,9 +41,7 @@ def main() -> int:
         if options.device == "gpu":
             loader_gpu.sweep(shards["256"], options.rounds, options.pictures)
             return 0
-        found, skipped = all_feeders(work)
-        if options.feeders:
-            found = [feeder for feeder in found if feeder.kind in options.feeders]
+        found, skipped = all_feeders(options.feeders, work)
         for line in skipped:
             print(f"skipped: {line}\n")
         rows = []
@@ -73,7 +73,9 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--threads", type=int, nargs="+", default=sorted({1, min(2, common.cores())}), help="or workers"
     )
-    options.add_argument("--feeders", nargs="+", metavar="KIND", help="these alone: ours, limit, …")
+    options.add_argument(
+        "--feeders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
+    )
     options.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     options.add_argument("--work", type=Path, help="folder for shards and environments, kept")
     options.add_argument("--chart", type=Path, help="draw the rates as PNG")

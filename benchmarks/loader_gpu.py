@@ -16,14 +16,18 @@ _LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 _BATCHES = (128, 256, 512)
 
 
-def sweep(data: Path, rounds: int, pictures: int) -> None:
-    """Print images a second of each placement, batch, number of threads and load of the JPEG engine.
+def check() -> None:
+    """Say before anything is prepared that there is no GPU.
 
     Raises:
-        BenchmarkError: there is no GPU.
+        BenchmarkError: there is none.
     """
     if not torch.cuda.is_available():
         raise BenchmarkError("--device gpu needs a GPU that torch can use; none was found")
+
+
+def sweep(data: Path, rounds: int, pictures: int) -> None:
+    """Print images a second of each placement, batch, number of threads and load of the JPEG engine."""
     print(f"GPU: {torch.cuda.get_device_name()}\n")
     dataset = Dataset.open(data)
     threads = sorted({1, 2, 4, common.cores() // 2, common.cores()} - {0})

@@ -11,6 +11,9 @@ from feeders import Row, Setting
 _TARGETS = (("ours", "webdataset", 4.0), ("decoding", "limit", 0.9), ("ours", "limit", 0.6))
 
 
+_LIGHT = "#56B4E9"
+
+
 def describe(setting: Setting) -> str:
     """A setting in words."""
     size = "original size" if setting.original else "256 px"
@@ -83,7 +86,7 @@ def draw(rows: list[Row], path: Path) -> None:
     most = max(row.setting.threads for row in rows)
     panels = [list(group) for _, group in groupby(rows, key=lambda row: describe(row.setting))]
     panels = [panel for panel in panels if panel[0].setting.threads == most]
-    colours = {"ours": common.BLUE, "decoding": "#56B4E9", "limit": common.GREY}
+    colours = {"ours": common.BLUE, "bytes": _LIGHT, "decoding": _LIGHT, "limit": common.GREY}
     figure, _ = common.new_axes(11, 1.2 + 1.75 * len(panels))
     figure.clear()
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]

@@ -229,7 +229,7 @@ def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
 
 
 def _late(loader: Any) -> int:
-    """A batch past 90 % of an epoch and, where one begins a segment, amid it: then DALI has most to restore."""
+    """A batch past 90 % of an epoch and, where that begins a segment, amid it: then DALI has most to do."""
     at = int(len(loader) * _SHARE)
     ends = list(_segment_ends(loader))
     begun = max(end for end in ends if end <= at)

@@ -1,5 +1,6 @@
 """How DALI gets at a dataset's shards: mapped, read, straight from a bucket, or from a local cache."""
 
+import itertools
 import shutil
 import tempfile
 import weakref
@@ -76,7 +77,8 @@ class Shelf:
                 f"{dataset.url}: DALI reads {' and '.join(_DALI_READS)} only; give --cache with a folder on "
                 "this host"
             )
-        self._made = 0
+        self._numbers = itertools.count()
+        self._remove_folder: Callable[[], object] = lambda: None
         # A tar that two pieces share is next to itself, or opens and ends the epoch.
         self._index = lru_cache(maxsize=4)(self._read_index)
 
@@ -113,8 +115,17 @@ class Shelf:
     @cached_property
     def _folder(self) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="alexnet-index-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
+
+    def stop(self) -> None:
+        """Give up what is being fetched."""
+        if self._cache is not None:
+            self._cache.stop()
+
+    def close(self) -> None:
+        """Delete the indexes that were made."""
+        self._remove_folder()
 
     def _index_of(self, piece: Piece, held: ExitStack) -> str:
         """Path of an index of this piece alone; one that is made goes with `held`."""
@@ -122,8 +133,7 @@ class Shelf:
         if self._store.local is not None and piece.samples == shard.samples:
             return self._store.place(index_name(shard.name))
         lines = self._index(piece.shard)[piece.first : piece.last]
-        self._made += 1
-        path = self._folder / f"{self._made}.idx"
+        path = self._folder / f"{next(self._numbers)}.idx"
         path.write_bytes(to_index(lines))
         held.callback(path.unlink, missing_ok=True)
         return str(path)

@@ -33,7 +33,7 @@ def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> R
                 f"{dataset.store.place(sample.shard)}: the sample {sample.key} (bytes {sample.offset:,} to "
                 f"{end:,}) is damaged: {fault}; {remedy}"
             )
-    return RunError(f"{dataset.url}: the loader stopped: {_first_line(error)}; {remedy}")
+    return RunError(f"{dataset.url}: the loader stopped: {first_line(error)}; {remedy}")
 
 
 def _fault(sample: RawSample, dataset: Dataset) -> str | None:
@@ -51,7 +51,9 @@ def _fault(sample: RawSample, dataset: Dataset) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: Exception) -> str:
+    """What DALI says is wrong, without its stack."""
+    text = str(error).partition("encountered:")[2] or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     useful = [line for line in lines if line.startswith("[")] or lines
     return useful[0][:300] if useful else type(error).__name__

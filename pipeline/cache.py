@@ -4,6 +4,7 @@
       .lock                                   held while room is made
       3f2a…/train/train-000000.tar            a whole shard, its checksum compared with the manifest's
       3f2a…/train/train-000000.tar.lock       held by those who fetch it, alone, or use it, together
+      3f2a…/train/train-000000.tar.partial    being fetched, with room kept for it by a .reserved beside it
 
 Processes of a host share one folder, jobs of different data sets too. The kernel drops a lock when its
 process ends, however it ends, so nothing stays in use by the dead.
@@ -11,6 +12,7 @@ process ends, however it ends, so nothing stays in use by the dead.
 
 import fcntl
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,8 @@ from pipeline.store import Store
 _TRIES = 3
 _STREAMS = 4
 _PARTIAL = ".partial"
+# An empty file as long as the shard that is being fetched: what copies a shard begins with an empty file.
+_RESERVED = ".reserved"
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
@@ -47,6 +51,7 @@ class Cache:
     store: Store
     name: str
     _proven: set[tuple[str, int]] = field(default_factory=set, repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def hold(self, shards: Sequence[Shard]) -> "Hold":
         """Fetch what is missing, check what this process has not checked yet, and keep all of it.
@@ -64,6 +69,14 @@ class Cache:
                 future.result()  # the first error, with the other shards let go
             return Hold([str(self._path(shard)) for shard in shards], stack.pop_all())
 
+    def stop(self) -> None:
+        """Let those who wait or are about to fetch give up: what is fetched would not be used."""
+        self._stopped.set()
+
+    def _refuse_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise RunError("the loader was closed while shards were fetched")
+
     def _path(self, shard: Shard) -> Path:
         return self.folder / self.name[:16] / shard.name
 
@@ -74,6 +87,7 @@ class Cache:
         lock = _lock_file(path).open("ab")
         try:
             while True:
+                self._refuse_stopped()
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if self._is_good(path, shard):
                     os.utime(_lock_file(path))  # the least recently used go first
@@ -102,10 +116,11 @@ class Cache:
     def _fetch(self, path: Path, shard: Shard) -> None:
         """Bring the shard here; its lock is held alone."""
         path.unlink(missing_ok=True)
-        partial = path.with_name(path.name + _PARTIAL)
+        partial, reserved = (path.with_name(path.name + suffix) for suffix in (_PARTIAL, _RESERVED))
         try:
             for _ in range(_TRIES):
-                self._reserve(partial, shard.bytes)
+                _remove_both(partial, reserved)  # of an earlier try, or of a process that was killed
+                self._reserve(reserved, shard.bytes)
                 self.store.copy_to(shard.name, partial)
                 if sha256_of(partial) == shard.sha256:
                     with partial.open("rb") as file:
@@ -119,26 +134,27 @@ class Cache:
                 "both places, or choose another --cache"
             ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            _remove_both(partial, reserved)
         raise RunError(
             f"{self.store.place(shard.name)}: its SHA-256 is not the manifest's, {_TRIES} times over; "
             f"`alexnet-prep verify {self.store}` names all such shards"
         )
 
-    def _reserve(self, partial: Path, size: int) -> None:
+    def _reserve(self, reserved: Path, size: int) -> None:
         """Make an empty file of `size` bytes once there is room for it."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
+            self._refuse_stopped()
             with _alone(self.folder / ".lock"):
                 if self.limit is None or self._make_room(self.limit - size):
-                    with partial.open("wb") as file:
+                    with reserved.open("wb") as file:
                         file.truncate(size)
                     return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.folder}: no room for {partial.name.removesuffix(_PARTIAL)}, everything in it is "
-                    f"in use and --cache-limit is {self.limit:,} bytes; raise it, or give this job a --cache "
-                    "of its own"
+                    f"{self.folder}: no room for {reserved.name.removesuffix(_RESERVED)}, everything in it "
+                    f"is in use and --cache-limit is {self.limit:,} bytes; raise it, or give this job a "
+                    "--cache of its own"
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -146,7 +162,7 @@ class Cache:
         """Delete the least recently used shards until `allowed` bytes are left, or nothing is free."""
         sizes = {}
         for path in self.folder.rglob("*"):
-            if path.suffix in (".tar", _PARTIAL):
+            if path.suffix.lower() in (".tar", _RESERVED):
                 with suppress(FileNotFoundError):  # just fetched, under its own name now
                     sizes[path] = path.stat().st_size
         total = sum(sizes.values())
@@ -156,6 +172,8 @@ class Cache:
             with _lock_file(path).open("ab") as lock:
                 if _try_alone(lock):
                     path.unlink(missing_ok=True)
+                    if path.suffix == _RESERVED:
+                        path.with_suffix(_PARTIAL).unlink(missing_ok=True)
                     total -= sizes[path]
         return total <= allowed
 
@@ -173,7 +191,12 @@ class Hold:
 
 
 def _lock_file(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(_PARTIAL) + ".lock")
+    return path.with_name(path.name.removesuffix(_RESERVED) + ".lock")
+
+
+def _remove_both(partial: Path, reserved: Path) -> None:
+    partial.unlink(missing_ok=True)
+    reserved.unlink(missing_ok=True)
 
 
 def _last_use(path: Path) -> int:

@@ -6,6 +6,7 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from pipeline import graph, order
 from pipeline.access import Access, Shelf
 from pipeline.augment import EvalView, TrainView, check_view
-from pipeline.blame import blame
+from pipeline.blame import blame, first_line
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.order import Piece
@@ -95,8 +96,11 @@ class Loader:
 
         Raises:
             UsageError: no such split, a crop larger than the pictures, for training fewer samples
-                than one global batch, a cache too small.
+                than one global batch, a cache too small, a batch or buffer below one sample.
         """
+        for name, value in {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer}.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}; give at least 1")
         self.dataset = dataset
         self.split = split
         self.view = view
@@ -116,6 +120,7 @@ class Loader:
         self._enter_at: Position | None = None
         self._segment: Segment | None = None
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="alexnet-loader")
+        self._closed = False
         self._ahead: tuple[tuple[int, int], Future[Segment]] | None = None
 
     def __len__(self) -> int:
@@ -136,6 +141,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration give this epoch from its start; any epoch can be entered."""
+        self._close_segment()
         self._place = replace(self._place, epoch=epoch, batch=0, dali=b"")
         self._enter_at = None
 
@@ -147,7 +153,10 @@ class Loader:
         Raises:
             RunError: a sample could not be read or decoded.
         """
-        entry, self._enter_at = self._enter_at or replace(self._place, batch=0, dali=b""), None
+        if self._closed:
+            raise UsageError("this loader is closed; make another")
+        self._close_segment()  # of an iteration that was not ended
+        entry, self._enter_at = self._enter_at or replace(self._whole(self._place), batch=0, dali=b""), None
         self._place = entry
         before = 0
         plan = order.segments(self._share(entry.epoch), self.batch_size)
@@ -168,18 +177,19 @@ class Loader:
 
     def close(self) -> None:
         """Free the pipelines' memory; the loader cannot be used afterwards."""
+        self._closed = True
+        self._shelf.stop()
         self._forget_ahead()
-        self._builder.shutdown()
+        self._builder.shutdown(cancel_futures=True)
         self._close_segment()
+        self._shelf.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, after the last batch that was given: strings, numbers and dicts."""
-        place = self._enter_at or self._place
-        if place.batch == len(self) > 0:
-            place = replace(place, epoch=place.epoch + 1, batch=0, dali=b"")
-        elif self._segment is not None:
-            place = replace(place, dali=self._dali_state())
-        return place.to_state()
+        if self._enter_at is not None:
+            return self._enter_at.to_state()
+        place = self._place if self._segment is None else replace(self._place, dali=self._dali_state())
+        return self._whole(place).to_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
         """Let the next iteration go on where `state_dict` was taken, with the batch that followed.
@@ -196,6 +206,7 @@ class Loader:
         """
         self._place, left_out = self._place.entered_from(state)
         self._enter_at = self._place
+        self._close_segment()
         return left_out
 
     def _give(
@@ -215,10 +226,14 @@ class Loader:
                     self._start_ahead()
                 self._place = replace(entry, batch=before + segment.done, dali=b"")
                 yield outputs
+                if self._segment is not segment:
+                    raise RuntimeError("another iteration of this loader has begun, or it was closed")
         finally:
-            if self._segment is segment:  # else another iteration has taken over
+            # Else another iteration has taken over, or the interpreter is taking everything down.
+            if self._segment is segment and not sys.is_finalizing():
                 self._place = replace(self._place, dali=self._dali_state())
-                self._close_segment()
+                self._segment = None
+            segment.close()
 
     def _next(self, batches: Iterator[tuple[Tensor, ...]], segment: Segment) -> Batch | None:
         try:
@@ -271,7 +286,10 @@ class Loader:
         except BaseException as error:
             taken.release()
             if isinstance(error, RuntimeError):
-                raise RunError(f"{self.dataset.url}: DALI cannot read {self.split}: {error}") from error
+                raise RunError(
+                    f"{self.dataset.url}: DALI cannot read {self.split}: {first_line(error)}; `alexnet-prep "
+                    f"verify {self.dataset.url}` names what is wrong with it"
+                ) from error
             raise
 
     def _build_ahead(self, epoch: int, number: int) -> None:
@@ -296,6 +314,11 @@ class Loader:
             self._segment.close()
             self._segment = None
 
+    def _whole(self, place: Position) -> Position:
+        """The same place, but the start of the next epoch for the end of one."""
+        at_end = place.batch == len(self) > 0
+        return replace(place, epoch=place.epoch + 1, batch=0, dali=b"") if at_end else place
+
     def _dali_state(self) -> bytes:
         segment = self._segment
         inside = segment is not None and 0 < segment.done < segment.batches
@@ -315,6 +338,7 @@ class Loader:
             "colours": colours.hexdigest()[:16],
             "shuffle_buffer": self._buffer,
             "segment": order.SEGMENT,
+            "keys": self._output.keys,
             "dali": _dali_version(),
         }
         return {name: str(value) for name, value in values.items()}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.cores import usable_cores
+from pipeline.errors import UsageError
 
 Device = Literal["cpu", "hybrid", "gpu"]
 """Where the graph runs: all on the CPU; decoding there and augmentation on the GPU; all on the GPU."""
@@ -37,6 +38,12 @@ class Placement:
     threads: int | None = None
     local_world: int = 1
     hw_decoder_load: float = 0.65
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise UsageError(
+                f"rank {self.rank} of {self.world} processes: ranks go from 0 to {self.world - 1}"
+            )
 
     @property
     def thread_count(self) -> int:

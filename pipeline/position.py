@@ -52,6 +52,12 @@ class Position:
                 f"the saved place in the data belongs to another run: {differences}; resume with the same "
                 "data, recipe and versions"
             )
+        where = [{name: text for name, text in p.process.items() if name != "rank"} for p in (saved, self)]
+        if saved.batch and where[0] == where[1] and saved.process != self.process:
+            raise UsageError(
+                f"the saved place in the data is rank {saved.process.get('rank')}'s, this is rank "
+                f"{self.process.get('rank')}: each process must be given its own"
+            )
         if saved.batch == 0 or saved.process == self.process:
             return replace(saved, process=self.process), 0
         size = int(self.content["global_batch"])

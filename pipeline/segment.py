@@ -160,5 +160,6 @@ class Segment:
 
     def close(self) -> None:
         """Free DALI's memory and let go of the tars."""
-        self._pipe = None
-        self._taken.release()
+        if self._pipe is not None:
+            self._pipe = None
+            self._taken.release()

@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.errors import UsageError
@@ -21,7 +21,7 @@ def index_path(tar: Path) -> Path:
 
 def index_name(tar: str) -> str:
     """The same of names below a dataset's root: `train/a.tar` → `train/a.idx`."""
-    return tar.removesuffix(".tar") + ".idx"
+    return PurePosixPath(tar).with_suffix(".idx").as_posix()
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check_sizes(store: Store, shards: Sequence[Shard]) -> None:
     Raises:
         UsageError: names the first such file, both sizes and what to do.
     """
-    found = dict(store.walk()[0])
+    found = _sizes_here(store.local, shards) if store.local else dict(store.walk()[0])
     for shard in shards:
         for name in (shard.name, index_name(shard.name)):
             if name not in found:
@@ -150,6 +150,12 @@ def check_sizes(store: Store, shards: Sequence[Shard]) -> None:
                 f"{shard.bytes:,}; it was cut or changed after it was written: `alexnet-prep verify {store}` "
                 "names all such shards; prepare the dataset again in a new folder"
             )
+
+
+def _sizes_here(root: Path, shards: Sequence[Shard]) -> dict[str, int]:
+    """Sizes of the shards' files that are there; what else lies in the folder is not looked at."""
+    names = [name for shard in shards for name in (shard.name, index_name(shard.name))]
+    return {name: (root / name).stat().st_size for name in names if (root / name).is_file()}
 
 
 def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:

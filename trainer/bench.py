@@ -16,7 +16,7 @@ from pipeline.loader import Batch, Loader
 from pipeline.placement import Device
 from pipeline.seeds import derive_seed
 from trainer.classifier import Classifier, new_classifier
-from trainer.distributed import World, all_sum
+from trainer.distributed import World, all_most, all_sum
 from trainer.feed import Feed
 from trainer.loop import Job, distribute, prime, share_of_batch, train_step
 from trainer.optim import build_optimizer
@@ -157,7 +157,7 @@ class _Meter:
         step()
         self._wait()
         # All processes take as many steps, since some of them meet in each.
-        longest = self._most(time.perf_counter() - started)
+        longest = all_most(time.perf_counter() - started, self._world)
         steps = max(2, round(self._seconds / longest))
         if self._world.kind == "gpu":
             torch.cuda.reset_peak_memory_stats()
@@ -174,20 +174,13 @@ class _Meter:
             )
         ).tolist()
         device = torch.cuda.max_memory_allocated() / 1e6 if self._world.kind == "gpu" else 0.0
-        return Part(name, rate, cores, host, self._most(device))
+        return Part(name, rate, cores, host, all_most(device, self._world))
 
     def _wait(self) -> None:
         if self._world.kind == "gpu":
             torch.cuda.synchronize()
         if self._world.size > 1:
             dist.barrier()
-
-    def _most(self, value: float) -> float:
-        if self._world.size == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=self._world.device)
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return float(shared)
 
 
 class _Step:

@@ -168,6 +168,15 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_most(value: float, world: World) -> float:
+    """The largest of all processes' values."""
+    if world.size == 1:
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=world.device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return float(shared)
+
+
 def gather_objects(value: T, world: World) -> list[T]:
     """Every rank's value in rank order, on rank 0; elsewhere an empty list."""
     if world.size == 1:

@@ -22,7 +22,7 @@ from pipeline.files import remove_leftovers
 from pipeline.seeds import derive_seed
 from trainer import checkpoint, run
 from trainer.classifier import Classifier, new_classifier
-from trainer.distributed import World, all_sum, gather_objects, share_buffers
+from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
 from trainer.evaluation import evaluate
 from trainer.feed import Feed, Feeding, Wait, validation_loader
 from trainer.optim import build_optimizer, check_layers, set_rates
@@ -119,6 +119,7 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
     with feed, val:
         if saved:
             left_out = feed.restore(saved["ranks"][world.rank if continued else 0], progress.epoch)
+            left_out = int(all_most(left_out, world))  # where one cannot go on with an epoch, none does
             sums += run.sums_of(saved, world)
         else:
             feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written

@@ -14,7 +14,7 @@ from synthetic import tiny_pictures, write_dataset
 from pipeline import RunError
 from pipeline import cache as cache_module
 from pipeline.cache import Cache
-from pipeline.store import LocalStore
+from pipeline.store import LocalStore, Span
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,41 @@ def test_what_is_in_use_stays(data, tmp_path, monkeypatch):
     hold.release()
     cache.hold(shards[2:4]).release()
     assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
+
+
+class WatchedStore(LocalStore):
+    """Looks at the cache while each shard is half copied."""
+
+    def __init__(self, url, folder):
+        super().__init__(url)
+        self.folder, self.most = folder, 0
+
+    def copy_to(self, name, path):
+        path.write_bytes(self.read(Span(name))[:600])
+        time.sleep(0.1)
+        names = {file.name.removesuffix(".partial") for file in self.folder.rglob("*.[tp]ar*")}
+        self.most = max(self.most, len({name for name in names if name.endswith(".tar")}))
+        super().copy_to(name, path)
+
+
+def test_the_limit_holds_while_shards_are_on_their_way(data, tmp_path):
+    shards = data.shards("train")
+    store = WatchedStore(data.url, tmp_path)
+    cache = Cache(tmp_path, 2 * max(shard.bytes for shard in shards), store, data.fingerprint)
+    threads = [threading.Thread(target=lambda s=s: cache.hold([s]).release()) for s in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0 < store.most <= 2
+
+
+def test_a_cache_that_is_stopped_fetches_nothing_more(data, tmp_path):
+    cache = make(data, tmp_path)
+    cache.stop()
+    with pytest.raises(RunError, match="the loader was closed"):
+        cache.hold(data.shards("train"))
+    assert cache.store.copied == []
 
 
 def test_room_is_waited_for(data, tmp_path):

@@ -314,6 +314,72 @@ def test_an_abandoned_epoch_starts_over(datasets):
         assert keys_of(loader) == whole[1]
 
 
+def test_a_new_iteration_ends_an_older_one(datasets):
+    with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
+        older = iter(loader)
+        next(older)
+        newer = iter(loader)
+        first = next(newer).keys
+        with pytest.raises(RuntimeError, match="another iteration of this loader has begun"):
+            next(older)
+        assert loader.batch == 1
+        assert len([first, *newer]) == 5
+        assert loader.epoch == 1
+
+
+def test_as_many_batches_as_there_are_make_an_epoch(datasets):
+    with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
+        epochs = [[b.keys for _, b in zip(range(len(loader)), loader, strict=False)] for _ in range(3)]
+        assert loader.state_dict()["epoch"] == 3
+    with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
+        assert epochs == [[b.keys for b in loader] for _ in range(3)]
+
+
+def test_a_loaded_place_stays_though_an_iteration_is_alive(datasets):
+    with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
+        stream = iter(loader)
+        next(stream)
+        state = loader.state_dict()
+        next(stream)
+        next(stream)
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+        with pytest.raises(RuntimeError, match="another iteration"):
+            next(stream)
+        assert len(list(loader)) == 4
+
+
+def test_another_ranks_place_is_refused(datasets):
+    ranks = [Loader(datasets(40), "train", VIEW, 4, placement=Placement(r, 2)) for r in (0, 1)]
+    next(iter(ranks[0]))
+    with pytest.raises(UsageError, match="is rank 0's, this is rank 1"):
+        ranks[1].load_state_dict(ranks[0].state_dict())
+    for loader in ranks:
+        loader.close()
+    with pytest.raises(UsageError, match="this loader is closed"):
+        list(ranks[0])
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": -4}, {"shuffle_buffer": 0}])
+def test_sizes_below_one_are_refused(datasets, wrong):
+    with pytest.raises(UsageError, match="give at least 1"):
+        Loader(datasets(40), "train", VIEW, **({"batch_size": 4} | wrong))
+
+
+@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2)])
+def test_a_rank_beyond_the_world_is_refused(rank, world):
+    with pytest.raises(UsageError, match="ranks go from 0 to 1"):
+        Placement(rank, world)
+
+
+def test_closing_deletes_what_was_made(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Loader(datasets(40), "train", VIEW, 8) as loader:
+        next(iter(loader))
+        assert list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_crop_larger_than_the_pictures_is_refused(datasets):
     with pytest.raises(UsageError, match="crop of 17 px"):
         Loader(datasets(8), "train", TrainView(crop=17), 2)

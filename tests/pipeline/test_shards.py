@@ -261,3 +261,9 @@ def test_a_tar_ends_as_those_of_tarfile_end(tmp_path):
                     info.size, info.mode = len(data), 0o644
                     tar.addfile(info, io.BytesIO(data))
         assert (tmp_path / "a.tar").read_bytes() == expected.getvalue()
+
+
+def test_other_files_in_the_folder_are_no_matter_and_suffixes_may_be_of_any_case(tmp_path):
+    tar = write(tmp_path / "a.TAR")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    check_sizes(open_store(tmp_path), [describe(tmp_path, tar, len(SAMPLES))])
