@@ -57,6 +57,8 @@ def load(path: Path) -> dict[str, Any]:
         )
     except Exception as error:  # torch raises many kinds for damaged files
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if first.startswith("Weights only load failed"):  # torch goes on to say how to let it run code
+            first = "no torch file, or one that holds more than tensors and plain values"
         raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version is None:

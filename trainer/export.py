@@ -5,8 +5,10 @@ Shapes: B batch, K classes, S crop.
 
 import io
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,7 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
     spec = classifier.spec
     model = _Graph(classifier).eval()
     example = torch.zeros(2, 3, spec.crop, spec.crop)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about torch's own insides
+    with _silent_exporter():
         program: Any = torch.onnx.export(
             model,
             (example,),
@@ -200,6 +201,20 @@ _WRITERS: dict[str, Callable[[Classifier, Path], list[str]]] = {
     ".onnx": to_onnx,
     ".pth": to_torchvision,
 }
+
+
+@contextmanager
+def _silent_exporter() -> Iterator[None]:
+    """Withhold what torch's exporter says of its own insides, and of torchvision, which is not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Graph(nn.Module):

@@ -149,6 +149,7 @@ def test_an_unreadable_picture_is_named_and_the_rest_done(tiny_checkpoint, pictu
     [
         (["{run}/no.pt", "x.jpg"], "no such run or checkpoint"),
         (["{run}/plain.pt", "x.jpg"], "not a checkpoint of this toolkit"),
+        (["{run}/junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint (no torch file"),
         (["{run}/net.pt", "{run}/empty"], "holds no pictures"),
         (["{run}/net.pt", "x.jpg", "--out", "{run}/none/x.csv"], "does not exist"),
         (["{run}/net.pt", "x.jpg", "--top", "0"], "not in the range"),
@@ -157,6 +158,7 @@ def test_an_unreadable_picture_is_named_and_the_rest_done(tiny_checkpoint, pictu
 def test_mistakes_exit_2(tiny_checkpoint, tmp_path, arguments, words):
     tiny_checkpoint.rename(tmp_path / "net.pt")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
+    (tmp_path / "junk.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
     (tmp_path / "empty").mkdir()
     result = invoke(predict, *(a.format(run=tmp_path) for a in arguments))
     assert result.exit_code == 2
@@ -201,9 +203,15 @@ def test_an_onnx_file_that_answers_otherwise_is_not_written(tiny_checkpoint, tmp
 
 
 def test_onnx_from_the_command_line(tiny_checkpoint, tmp_path):
-    result = invoke(export, tiny_checkpoint, tmp_path / "net.onnx")
-    assert result.exit_code == 0, result.output
-    assert "ONNX Runtime agrees within" in result.stderr
+    """In a process of its own, so that what libraries log is seen."""
+    code = "import sys; from cli.export import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(tiny_checkpoint), str(tmp_path / "net.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'net.onnx'}: ")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("note: pixels 0..255 go in")
+    assert second.startswith("note: ONNX Runtime agrees within")
 
 
 @pytest.mark.parametrize(

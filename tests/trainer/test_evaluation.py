@@ -336,7 +336,7 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
     ("change", "words"),
     [
         (
-            {"classes": ("a", "b")},
+            {"classes": ("a", "b"), "names": ()},
             r"2 classes.*has 10.*only in the checkpoint: a, b; only in the data: .* and 5 more",
         ),
         ({"size": 256, "crop": 64}, "shorter side of 256 px.*has 72 px.*--size 256"),
