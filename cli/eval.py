@@ -158,7 +158,7 @@ def main(
     if not launched_outside():
         click.echo(f"evaluating on {processes.reason}", err=True)
     predict = bool(label_sets or predictions_file or submission_file)
-    how = feeding_of(**feeding)
+    how = feeding_of(feeding)
     result = launch(
         processes,
         partial(_evaluate, weights=shares, foreign=foreign, feeding=how, predict=predict),

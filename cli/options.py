@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from trainer.feed import Feeding
+    from trainer.job import Debugging, Saving
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,9 +68,7 @@ def feeding_options(command: F) -> F:
     return command
 
 
-def feeding_of(
-    placement: Any, threads: int | None, no_mmap: bool, cache: Path | None, cache_limit: int | None
-) -> "Feeding":
+def feeding_of(options: dict[str, Any]) -> "Feeding":
     """What these options ask for.
 
     Raises:
@@ -78,6 +77,78 @@ def feeding_of(
     from pipeline import Access, UsageError
     from trainer.feed import Feeding
 
-    if cache_limit is not None and cache is None:
+    cache, limit = options["cache"], options["cache_limit"]
+    if limit is not None and cache is None:
         raise UsageError("--cache-limit needs --cache with the folder that it limits")
-    return Feeding(placement, threads, Access(not no_mmap, cache, cache_limit))
+    return Feeding(options["placement"], options["threads"], Access(not options["no_mmap"], cache, limit))
+
+
+def saving_options(command: F) -> F:
+    """Add the options that `saving_of` reads."""
+    for option in reversed(
+        [
+            click.option(
+                "--checkpoint-steps",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Write last.pt every N updates too.",
+            ),
+            click.option(
+                "--checkpoint-minutes",
+                type=click.FloatRange(0),
+                default=15,
+                show_default=True,
+                metavar="M",
+                help="Write last.pt every M minutes too; 0: at the end of epochs alone.",
+            ),
+            click.option(
+                "--keep",
+                type=click.IntRange(1),
+                default=2,
+                show_default=True,
+                metavar="N",
+                help="Checkpoints that stay, the newest; best.pt stays besides.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def saving_of(options: dict[str, Any]) -> "Saving":
+    """What these options ask for."""
+    from trainer.job import Saving
+
+    return Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"])
+
+
+def debugging_options(command: F) -> F:
+    """Add the options that `debugging_of` reads."""
+    for option in reversed(
+        [
+            click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after N updates."),
+            click.option(
+                "--synthetic",
+                is_flag=True,
+                help="Train on one batch of noise, to see what training takes without its data.",
+            ),
+            click.option(
+                "--overfit-batch",
+                is_flag=True,
+                help="Train on the first batch alone: its loss must go to nothing.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def debugging_of(options: dict[str, Any]) -> "Debugging":
+    """What these options ask for.
+
+    Raises:
+        UsageError: two that exclude each other.
+    """
+    from trainer.job import Debugging
+
+    return Debugging(options["synthetic"], options["overfit_batch"], options["steps"])

@@ -1,17 +1,26 @@
 """`alexnet-train`: from shards to a trained net."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cli.console import new_bar, one_line_errors, progress_bar, require_dali
-from cli.options import feeding_of, feeding_options
+from cli.options import (
+    debugging_of,
+    debugging_options,
+    feeding_of,
+    feeding_options,
+    saving_of,
+    saving_options,
+)
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import EpochRow, Job, Progress, Recipe, World
+    from trainer import EpochRow, Job, Outcome, Recipe, World
     from trainer.distributed import Processes
+    from trainer.reporting import Ending, StepRow, Weights
 
 _DEFAULT_RECIPE = "paper"
 
@@ -33,14 +42,22 @@ _DEFAULT_RECIPE = "paper"
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/RECIPE]")
 @click.option("--gpus", type=int, help="Train on this many GPUs.  [default: all visible ones]")
 @click.option("--cpus", type=int, help="Train in this many CPU processes.")
-@click.option("--resume", is_flag=True, help="Continue the run in --out after its last checkpoint.")
 @click.option(
-    "--checkpoint-steps",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Write last.pt every N updates too, not at the end of an epoch alone.",
+    "--resume",
+    type=click.Choice(["auto", "must"]),
+    is_flag=False,
+    flag_value="must",
+    help="Continue the run in --out after its last checkpoint; auto: where there is one, else begin it.",
 )
+@saving_options
 @feeding_options
+@debugging_options
+@click.option(
+    "--grad-compression",
+    type=click.Choice(["none", "bf16", "powersgd"]),
+    help="Exchange smaller gradients: --set grad_compression=... in short.",
+)
+@click.option("--cuda-graphs", is_flag=True, help="Let the compiler record CUDA graphs; for small batches.")
 @click.option("--verify-shards", is_flag=True, help="Compare every shard's checksum before the start.")
 @click.option(
     "--bench",
@@ -55,34 +72,49 @@ def main(
     out: Path | None,
     gpus: int | None,
     cpus: int | None,
-    resume: bool,
-    checkpoint_steps: int | None,
+    resume: Literal["auto", "must"] | None,
+    grad_compression: str | None,
+    cuda_graphs: bool,
     verify_shards: bool,
     bench: bool,
-    **feeding: Any,
+    **options: Any,
 ) -> None:
     """Train a network on DATA, a folder or s3:// or gs:// address made by `alexnet-prep shard`.
 
     Without --gpus or --cpus it uses all visible GPUs, or one CPU process where there is none. The run's
-    folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt.
+    folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt. A run that SIGTERM or
+    SIGUSR1 ends leaves a checkpoint and exits with 75; --resume continues it.
     """
     require_dali()
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
+    from trainer.agreement import STOPPED
     from trainer.distributed import choose_processes, first_on_host, launch, launched_outside
-    from trainer.loop import Job, share_of_batch
-    from trainer.run import RECIPE_FILE
+    from trainer.job import Job
+    from trainer.prepare import share_of_batch
+    from trainer.run import RECIPE_FILE, is_run
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
-    if resume and recipe is None and out is not None and (out / RECIPE_FILE).is_file():
+    if grad_compression:
+        overrides += (f"grad_compression={grad_compression}",)
+    if resume and recipe is None and out is not None and is_run(out):
         chosen = load_recipe(str(out / RECIPE_FILE), overrides)
     else:
         chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
         _say_scaling(load_recipe(recipe or _DEFAULT_RECIPE), chosen, overrides)
-    how = feeding_of(**feeding)
-    job = Job(data, out or Path("runs") / chosen.name, chosen, resume, how, checkpoint_steps)
     processes = choose_processes(gpus, cpus)
+    job = Job(
+        data,
+        out or Path("runs") / chosen.name,
+        chosen,
+        resume or "no",
+        feeding_of(options),
+        saving_of(options),
+        debugging_of(options),
+        cuda_graphs,
+    )
+    _check(job, processes)
     dataset = Dataset.open(data)  # say what is wrong with it before any process starts
     if verify_shards and first_on_host():
         _verify(dataset)
@@ -92,8 +124,22 @@ def main(
         click.echo(f"{doing} on {processes.reason}", err=True)
     if bench:
         _bench(processes, job)
-    else:
-        launch(processes, _train, job)
+        return
+    outcome = launch(processes, _train, job)
+    if outcome is not None and outcome.ending == "stopped":
+        sys.exit(STOPPED)
+
+
+def _check(job: "Job", processes: "Processes") -> None:
+    """Refuse options that fit neither the processes nor each other."""
+    from pipeline import UsageError
+    from trainer.compression import check_compression
+
+    if job.cuda_graphs and (processes.kind == "cpu" or not job.recipe.compile):
+        raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
+    if job.debugging.one_batch and job.resume != "no":
+        raise UsageError(f"{job.debugging.one_batch} is a trial, and not resumed: leave --resume out")
+    check_compression(job.recipe, processes.kind)
 
 
 def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:
@@ -108,7 +154,7 @@ def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]
         )
 
 
-def _train(world: "World", job: "Job") -> "Progress":
+def _train(world: "World", job: "Job") -> "Outcome":
     """In every process: train, rank 0 reporting to the console."""
     from trainer import train
 
@@ -139,6 +185,7 @@ class ConsoleReporter:
     """A bar within each epoch on stderr, a line after it on stdout."""
 
     def __init__(self) -> None:
+        self.wants_weights = False
         self._bar = new_bar("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s")
         self._task = self._bar.add_task("", total=None, loss=0.0, rate=0.0)
 
@@ -159,18 +206,18 @@ class ConsoleReporter:
         """Print a note on stderr."""
         click.echo(f"note: {line}", err=True)
 
-    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+    def step(self, row: "StepRow") -> None:
         """Move the bar."""
-        if done == 1:
+        if row.done == 1:
             self._bar.reset(self._task)
         self._bar.start()
         self._bar.update(
             self._task,
-            description=f"epoch {epoch}",
-            completed=done,
-            total=total,
-            loss=loss,
-            rate=images_per_second,
+            description=f"epoch {row.epoch}",
+            completed=row.done,
+            total=row.total,
+            loss=row.loss,
+            rate=row.images_per_second,
         )
 
     def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:
@@ -181,3 +228,12 @@ class ConsoleReporter:
             f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} "
             f"{row.images_per_second:>9,.0f} {row.data_wait:>5.0%}{'  best' if best else ''}"
         )
+
+    def weights(self, weights: "Weights") -> None:
+        """Nothing of them is shown."""
+
+    def ended(self, how: "Ending", line: str) -> None:
+        """Say why a run ended before its end."""
+        self._bar.stop()
+        if how == "stopped":
+            click.echo(line)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RunError
 
-_PREFIX = ".writing-"
+PARTIAL = ".writing-"
+"""How the names of unfinished files begin."""
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         RunError: the folder cannot be written or the disk is full.
     """
     # Random, since processes of several hosts may write the same file at once.
-    temporary = path.with_name(f"{_PREFIX}{secrets.token_hex(6)}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
     try:
         try:
             with temporary.open("wb") as file:
@@ -76,7 +77,7 @@ def make_folder(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files that killed writers left directly in `folder`."""
-    for path in folder.glob(f"{_PREFIX}*"):
+    for path in folder.glob(f"{PARTIAL}*"):
         path.unlink(missing_ok=True)
 
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
     from trainer.foreign import Foreign, Preprocessing
+    from trainer.job import Job, Outcome
     from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
-    from trainer.loop import Job, Reporter, train
+    from trainer.loop import train
     from trainer.metrics import Metrics
     from trainer.models import ARCHITECTURES, build_model
     from trainer.neighbours import Neighbours, nearest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
+    from trainer.reporting import Reporter
     from trainer.run import EpochRow, Progress
     from trainer.sheets import draw_neighbours, draw_predictions
     from trainer.summary import markdown, write_confusion, write_json
@@ -33,7 +35,7 @@ _HOME = {
     "EpochRow": "run",
     "Evaluation": "evaluation",
     "Foreign": "foreign",
-    "Job": "loop",
+    "Job": "job",
     "LabelScore": "labels",
     "LabelSet": "labels",
     "Metrics": "metrics",
@@ -43,7 +45,8 @@ _HOME = {
     "Preprocessing": "foreign",
     "Progress": "run",
     "Recipe": "recipe",
-    "Reporter": "loop",
+    "Outcome": "job",
+    "Reporter": "reporting",
     "Trained": "trained",
     "World": "distributed",
     "build_model": "models",
@@ -85,6 +88,7 @@ __all__ = [
     "LabelSet",
     "Metrics",
     "Neighbours",
+    "Outcome",
     "PaperSGD",
     "Predictions",
     "Preprocessing",

@@ -1,10 +1,8 @@
 """What limits a machine: the loader, the model and the gradient exchange, alone and together."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +13,22 @@ from pipeline.dataset import Dataset
 from pipeline.loader import Batch, Loader
 from pipeline.placement import Device
 from pipeline.seeds import derive_seed
+from trainer.arithmetic import arithmetic_of
 from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World, all_most, all_sum
 from trainer.feed import Feed
-from trainer.loop import Job, distribute, prime, share_of_batch, train_step
+from trainer.job import Job
+from trainer.memory import resident_mb
+from trainer.onebatch import OneBatch
 from trainer.optim import build_optimizer
+from trainer.prepare import BUCKET_MB, distribute, prime, share_of_batch
 from trainer.recipe import Recipe
+from trainer.step import train_step
 
 SECONDS = 6.0
 """Time that each part is measured for, at least two steps."""
 
 _WARM_UP = 2
-# What DDP puts into one exchange by default.
-_BUCKET_BYTES = 25 * 2**20
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class _Meter:
         wall = time.perf_counter() - started
         rate, cores, host = all_sum(
             torch.tensor(
-                [steps * self._batch_size / wall, (time.process_time() - cpu) / wall, _resident_mb()],
+                [steps * self._batch_size / wall, (time.process_time() - cpu) / wall, resident_mb()],
                 dtype=torch.float64,
                 device=self._world.device,
             )
@@ -191,7 +192,9 @@ class _Step:
     ) -> None:
         self._recipe, self._world = recipe, world
         self._model = distribute(classifier, recipe, world if together else World(kind=world.kind))
-        prime(self._model, classifier, recipe, batch_size, world, lambda _: None)
+        self._arithmetic = arithmetic_of(recipe, world.kind)
+        self._scaler = self._arithmetic.new_scaler()
+        prime(self._model, classifier, recipe, batch_size, world, self._arithmetic, lambda _: None)
         self._optimizer = build_optimizer(classifier.net, recipe)
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.rate * 1e-6  # the work is the same, and nothing diverges
@@ -211,7 +214,7 @@ class _Step:
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
         labels = labels.to(self._world.device)
-        train_step(self._model, self._optimizer, images, labels, self._recipe)
+        train_step(self._model, self._optimizer, images, labels, self._recipe, self._arithmetic, self._scaler)
 
 
 class _Exchange:
@@ -222,18 +225,13 @@ class _Exchange:
         count = sum(p.numel() for p in weights)
         like = weights[0]
         gradients = torch.zeros(count, device=like.device, dtype=like.dtype)
-        self._buckets = torch.split(gradients, _BUCKET_BYTES // 4)
+        self._buckets = torch.split(gradients, BUCKET_MB * 2**20 // 4)
 
     def __call__(self) -> None:
         for work in [dist.all_reduce(bucket, async_op=True) for bucket in self._buckets]:
             work.wait()
 
 
-def _endless(loader: Loader) -> Iterator[Batch]:
+def _endless(loader: Loader | OneBatch) -> Iterator[Batch]:
     while True:
         yield from loader
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import secrets
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,18 @@ from typing import Any
 import msgspec
 import torch
 
-from pipeline.errors import UsageError
-from pipeline.files import atomic_write
+from pipeline.errors import RunError, UsageError
+from pipeline.files import PARTIAL, atomic_write
 from trainer.classifier import Classifier, Spec
 
 FORMAT_VERSION = 1
 LAST = "last.pt"
 BEST = "best.pt"
+_STEP = "step-{:08d}.pt"
+
+
+class DamagedError(UsageError):
+    """A file that is no whole checkpoint."""
 
 
 def save(path: Path, classifier: Classifier, **state: Any) -> None:
@@ -29,23 +37,81 @@ def save(path: Path, classifier: Classifier, **state: Any) -> None:
     Raises:
         RunError: the disk is full or not writable.
     """
-    content = {
+    write(path, content_of(classifier, **state))
+
+
+def content_of(classifier: Classifier, **state: Any) -> dict[str, Any]:
+    """What a checkpoint of a classifier holds, besides `state`; tensors are not copied."""
+    return {
         "format": FORMAT_VERSION,
         "spec": asdict(classifier.spec),
         "model": classifier.state_dict(),
         **state,
     }
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint's content atomically.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
     buffer = io.BytesIO()  # torch's own writing to a full disk raises an error without its cause
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
+def write_last(folder: Path, content: dict[str, Any], steps: int, keep: int) -> None:
+    """Write a run's newest checkpoint as `last.pt`, and keep some before it.
+
+    With `keep` above 1 the file is called after its updates, `step-00001000.pt`, and `last.pt` is another
+    name of it (a copy where the file system has no links); both are whole at any moment.
+
+    Args:
+        folder: the run's.
+        content: see `content_of`.
+        steps: updates of the run so far.
+        keep: checkpoints to keep, this one included; older ones are deleted.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    if keep == 1:
+        write(folder / LAST, content)
+    else:
+        file = folder / _STEP.format(steps)
+        write(file, content)
+        _name_too(file, folder / LAST)
+    for old in steps_of(folder)[keep if keep > 1 else 0 :]:
+        old.unlink(missing_ok=True)
+
+
+def steps_of(folder: Path) -> list[Path]:
+    """A run's checkpoints that are called after their updates, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def _name_too(file: Path, name: Path) -> None:
+    temporary = name.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{name.name}")
+    try:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
+        temporary.replace(name)
+    except OSError as error:
+        raise RunError(f"cannot write {name}: {error.strerror or error}; free space there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UsageError: missing, damaged, of another program or of another format version.
+        UsageError: missing, of another program or of another format version; `DamagedError` where it
+            cannot be read.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
@@ -59,7 +125,7 @@ def load(path: Path) -> dict[str, Any]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if first.startswith("Weights only load failed"):  # torch goes on to say how to let it run code
             first = "no torch file, or one that holds more than tensors and plain values"
-        raise UsageError(f"{path}: not a readable checkpoint ({first[:160]})") from error
+        raise DamagedError(f"{path}: not a readable checkpoint ({first[:160]})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version is None:
         raise UsageError(
@@ -105,14 +171,15 @@ def find(run_or_checkpoint: Path) -> Path:
 
 
 def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
-    """Rebuild the classifier that a loaded checkpoint holds.
+    """Rebuild the classifier that a loaded checkpoint holds, with its averaged weights if it has any.
 
     Raises:
         UsageError: its weights do not fit its own description.
     """
     classifier = Classifier(spec_of(content, path))
     try:
-        classifier.load_state_dict(content["model"])
+        averaged = (content.get("ema") or {}).get("mean", {})
+        classifier.load_state_dict(content["model"] | averaged)
     except (KeyError, RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{path}: weights do not fit the described net ({first[:160]})") from error

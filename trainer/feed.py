@@ -16,6 +16,7 @@ from pipeline.placement import Device, Placement, choose_device
 from pipeline.seeds import derive_seed
 from trainer.classifier import Classifier, train_view
 from trainer.distributed import World
+from trainer.onebatch import OneBatch, noise
 from trainer.recipe import Recipe
 
 
@@ -79,18 +80,39 @@ class Feed:
         batch_size: int,
         world: World,
         feeding: Feeding | None = None,
+        one_batch: str = "",
     ) -> None:
+        """`one_batch` is "--synthetic" or "--overfit-batch" where one batch takes the data's place."""
         self._recipe, self._dataset, self._classifier = recipe, dataset, classifier
         self._batch_size, self._world, self._feeding = batch_size, world, feeding or Feeding()
+        self._one_batch = one_batch
         self._noise: str | None = None
         self._loader: Loader | None = None
+        self._one: OneBatch | None = None
 
-    def epoch(self, epoch: int) -> Loader:
+    def epoch(self, epoch: int) -> Loader | OneBatch:
         """Return the loader for an epoch, counted from 0; its next iteration is that epoch."""
-        noise = self._recipe.stage_at(epoch).colour_noise
-        if self._loader is None or noise != self._noise:
+        if not self._one_batch:
+            return self._of_data(epoch)
+        if self._one is None:
+            self._one = self._make_one(self._of_data(epoch))
             self.close()
-            self._noise = noise
+        if self._one.epoch != epoch:
+            self._one.set_epoch(epoch)
+        return self._one
+
+    def _make_one(self, loader: Loader) -> OneBatch:
+        if self._one_batch == "--overfit-batch":
+            batch = next(iter(loader))
+            return OneBatch(replace(batch, images=batch.images.clone()), len(loader))
+        classes = len(self._dataset.classes)
+        return OneBatch(noise(self._recipe, self._batch_size, classes, self._world), len(loader))
+
+    def _of_data(self, epoch: int) -> Loader:
+        colours = self._recipe.stage_at(epoch).colour_noise
+        if self._loader is None or colours != self._noise:
+            self.close()
+            self._noise = colours
             self._loader = Loader(
                 self._dataset,
                 "train",
@@ -109,8 +131,8 @@ class Feed:
 
     def rank_state(self) -> dict[str, Any]:
         """This rank's place in the data and random generators."""
-        assert self._loader is not None
-        state: dict[str, Any] = {"loader": self._loader.state_dict(), "rng": torch.get_rng_state()}
+        place = {} if self._loader is None else self._loader.state_dict()
+        state: dict[str, Any] = {"loader": place, "rng": torch.get_rng_state()}
         if self._world.kind == "gpu":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         return state
@@ -125,7 +147,7 @@ class Feed:
         Raises:
             UsageError: the state belongs to other data or settings.
         """
-        return self.epoch(epoch).load_state_dict(state["loader"])
+        return self._of_data(epoch).load_state_dict(state["loader"])
 
     def restore_generators(self, state: dict[str, Any]) -> None:
         """Put this rank's random generators where `rank_state` found them."""

@@ -3,80 +3,50 @@
 Shapes: B batch of this process, S crop.
 """
 
-import math
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import msgspec
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset import Dataset
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import RunError
 from pipeline.files import remove_leftovers
+from pipeline.loader import Batch
 from pipeline.seeds import derive_seed
 from trainer import checkpoint, run
-from trainer.classifier import Classifier, new_classifier
+from trainer.agreement import Agreement, StopSignals
+from trainer.arithmetic import arithmetic_of, in_words
+from trainer.classifier import new_classifier
+from trainer.compression import Compression, check_compression
 from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
+from trainer.ema import Ema
 from trainer.evaluation import evaluate
-from trainer.feed import Feed, Feeding, Wait, validation_loader
+from trainer.feed import Feed, Wait, validation_loader
+from trainer.job import Job, Outcome
+from trainer.memory import used_mb
+from trainer.meters import Meter, Reading
 from trainer.optim import build_optimizer, check_layers, set_rates
-from trainer.recipe import Recipe
+from trainer.prepare import distribute, prime, share_of_batch
+from trainer.reporting import Reporter, Reporters, StepRow, Weights
 from trainer.run import EpochRow, Progress
+from trainer.saving import Saver
 from trainer.schedule import Schedule
+from trainer.step import scaler_state, train_step
 
-# Reading the loss waits for the device: often enough for a person, seldom enough to cost nothing.
+# Often enough for a person, seldom enough to cost nothing.
 _REPORT_EVERY = 10
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to train.
-
-    Attributes:
-        data: the dataset's folder or address.
-        out: the run's folder.
-        recipe: what the result depends on, besides the data.
-        resume: whether to continue the run in `out`.
-        feeding: how the data comes.
-        checkpoint_steps: updates between two checkpoints within an epoch, or None for those at its end
-            alone.
-    """
-
-    data: str | Path
-    out: Path
-    recipe: Recipe
-    resume: bool = False
-    feeding: Feeding = field(default_factory=Feeding)
-    checkpoint_steps: int | None = None
-
-
-class Reporter(Protocol):
-    """Is told on rank 0 how a run goes."""
-
-    def started(self, facts: dict[str, str]) -> None:
-        """Describe the run before its first step."""
-
-    def note(self, line: str) -> None:
-        """Say something that the user should know."""
-
-    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Report an epoch's `done` steps of `total` and a recent loss."""
-
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
-        """Report a finished epoch."""
-
-
-def train(world: World, job: Job, reporter: Reporter) -> Progress:
+def train(world: World, job: Job, reporter: Reporter) -> Outcome:
     """Train a recipe on a dataset and keep the run in a folder.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
-    where validation top-1 improved, `best.pt`.
+    where validation top-1 improved, `best.pt`. SIGTERM and SIGUSR1 end the run after the update that is
+    under way, with a checkpoint.
 
     Args:
         world: this process among all; all call this with the same job.
@@ -85,252 +55,348 @@ def train(world: World, job: Job, reporter: Reporter) -> Progress:
 
     Raises:
         UsageError: data, recipe and run folder that do not fit together.
-        RunError: the loss is no longer finite, a damaged shard, or a full disk.
+        RunError: the loss is no longer finite, a damaged shard, or a full disk at the end.
     """
-    recipe = job.recipe
-    dataset = Dataset.open(job.data)
-    batch_size = share_of_batch(recipe, world.size)
-    torch.manual_seed(derive_seed(recipe.seed, "init"))
-    classifier = new_classifier(recipe, dataset).to(world.device)
-    if recipe.channels_last:
-        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_layers(classifier.net, recipe)
-    optimizer = build_optimizer(classifier.net, recipe)
-    schedule = Schedule(recipe)
-    progress = Progress()
-
-    if job.resume and world.is_first:
-        remove_leftovers(job.out)
-    saved = run.read_last(job.out, recipe, dataset) if job.resume else None
-    if job.resume and saved is None and world.is_first:
-        reporter.note(f"{job.out}: stopped before its first epoch was over, starting again")
-    if saved:
-        checkpoint.refuse_other_spec(saved, classifier.spec, job.out / checkpoint.LAST)
-        classifier.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        progress = msgspec.convert(saved["progress"], Progress)
-
-    continued = saved is not None and run.same_processes(saved, world)
-    feed = Feed(recipe, dataset, classifier, batch_size, world, job.feeding)
-    val = validation_loader(recipe, dataset, batch_size, world, job.feeding)
-    left_out = 0
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # of an epoch: loss, correct, images
-    with feed, val:
-        if saved:
-            left_out = feed.restore(saved["ranks"][world.rank if continued else 0], progress.epoch)
-            left_out = int(all_most(left_out, world))  # where one cannot go on with an epoch, none does
-            sums += run.sums_of(saved, world)
-        else:
-            feed.epoch(progress.epoch)  # refuses impossible batches and crops before anything is written
-        if world.is_first:
-            if saved is None:
-                run.create(job.out, recipe, dataset, world, over_unfinished=job.resume)
-            reporter.started(_facts(job, dataset, classifier, world))
-            if saved and (difference := run.difference(saved, world)):
-                reporter.note(difference)
-            if left_out:
-                reporter.note(
-                    f"epoch {progress.epoch + 1} was begun by other processes: its last {left_out:,} "
-                    "pictures are left out"
-                )
-        model = distribute(classifier, recipe, world)
-        prime(model, classifier, recipe, batch_size, world, reporter.note)
-        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, progress.epoch))
-        if saved and continued:
-            feed.restore_generators(saved["ranks"][world.rank])
-
-        def save() -> None:
-            ranks = gather_objects(feed.rank_state() | {"sums": sums.tolist()}, world)
-            if world.is_first:
-                checkpoint.save(
-                    job.out / checkpoint.LAST,
-                    classifier,
-                    recipe=recipe.to_toml(),
-                    dataset=dataset.fingerprint,
-                    optimizer=optimizer.state_dict(),
-                    schedule=schedule.state_dict(),
-                    progress=asdict(progress),
-                    machine=run.machine(world),
-                    ranks=ranks,
-                )
-
-        for epoch in range(progress.epoch, recipe.epochs):
-            started = time.perf_counter()
-            loader = feed.epoch(epoch)
-            stage, steps, first, before = recipe.stage_at(epoch), len(loader), loader.batch, progress.steps
-            rate = schedule.rate(epoch + first / steps)
-            wait = Wait()
-            # What other processes began, these cannot end: they go on from its evaluation.
-            for step, batch in enumerate(() if left_out else wait.over(loader), first):
-                rate = schedule.rate(epoch + step / steps)
-                set_rates(optimizer, rate, stage)
-                images = batch.images.to(world.device, torch.float32)
-                labels = batch.labels.to(world.device)
-                loss, correct = train_step(model, optimizer, images, labels, recipe)
-                sums += torch.stack([loss * batch_size, correct, torch.full_like(loss, batch_size)])
-                progress.steps += 1
-                if world.is_first and (step % _REPORT_EVERY == 0 or step + 1 == steps):
-                    _refuse_diverged(float(loss), epoch, recipe)
-                    speed = (step + 1 - first) * recipe.batch_size / (time.perf_counter() - started)
-                    reporter.step(epoch + 1, step + 1, steps, float(loss), speed)
-                if job.checkpoint_steps and progress.steps % job.checkpoint_steps == 0 and step + 1 < steps:
-                    save()
-            loss_sum, correct_sum, seen = all_sum(sums).tolist()
-            sums.zero_()
-            trained = time.perf_counter()
-            _refuse_diverged(loss_sum / seen, epoch, recipe)
-
-            share_buffers(classifier)
-            metrics = evaluate([classifier], val, world, dtype_of(recipe))
-            schedule.end_epoch(1.0 - metrics.top1)
-            progress.epoch = epoch + 1
-            best = metrics.top1 > progress.best_top1
-            progress.best_top1 = max(progress.best_top1, metrics.top1)
-            row = EpochRow(
-                epoch=epoch + 1,
-                steps=progress.steps,
-                rate=rate,
-                train_loss=loss_sum / seen,
-                train_top1=correct_sum / seen,
-                val_loss=metrics.loss,
-                val_top1=metrics.top1,
-                val_top5=metrics.top5,
-                train_seconds=trained - started,
-                val_seconds=time.perf_counter() - trained,
-                images_per_second=(progress.steps - before) * recipe.batch_size / (trained - started),
-                data_wait=wait.seconds / (trained - started),
-            )
-            if world.is_first:
-                run.add_metrics(job.out, row)
-                # The best first: killed between the two, the run repeats this epoch and both are written.
-                if best:
-                    checkpoint.save(job.out / checkpoint.BEST, classifier)
-            left_out = 0
-            feed.epoch(epoch + 1)  # so that what is saved is the start of the next
-            save()
-            if world.is_first:
-                reporter.epoch(row, recipe.epochs, best)
-    return progress
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """One update from (B, 3, S, S) images and (B,) labels.
-
-    Returns:
-        The mean loss and the number of correct guesses, both scalars of one dtype that stay on the
-        device: nothing here waits for it.
-    """
-    loss, logits = _forward(model, images, labels, recipe)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    return loss.detach(), correct.to(loss.dtype)
-
-
-def _forward(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The mean loss and the logits (B, classes)."""
-    with torch.autocast(images.device.type, dtype_of(recipe), enabled=recipe.precision != "float32"):
-        logits = model(images)
-    if logits.dtype == torch.bfloat16:
-        logits = logits.float()
-    return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing), logits
-
-
-def _refuse_diverged(loss: float, epoch: int, recipe: Recipe) -> None:
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the loss became {loss} in epoch {epoch + 1}; checkpoints of earlier epochs are kept: start "
-            f"again in another --out with a lower rate, such as --set rate={recipe.rate / 2:g}"
-        )
-
-
-def share_of_batch(recipe: Recipe, processes: int) -> int:
-    """Return one process's part of the global batch.
-
-    Raises:
-        UsageError: it does not divide, or leaves too little for batch normalisation.
-    """
-    if recipe.batch_size % processes:
-        fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
-        larger = math.ceil(recipe.batch_size / processes) * processes
-        raise UsageError(
-            f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
-            f"--set batch_size={larger}"
-        )
-    if recipe.arch == "alexnet_bn" and recipe.batch_size == processes:
-        raise UsageError(
-            f"batch_size {recipe.batch_size} leaves one picture for each of {processes} processes, and batch "
-            f"normalisation needs two; use --set batch_size={2 * processes} or more"
-        )
-    return recipe.batch_size // processes
-
-
-def dtype_of(recipe: Recipe) -> torch.dtype:
-    """The recipe's arithmetic as torch names it."""
-    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
-
-
-def distribute(classifier: Classifier, recipe: Recipe, world: World) -> nn.Module:
-    """The classifier as it is trained: compiled where the recipe says so, and one of several."""
-    if recipe.compile:
-        classifier.compile()
-    if world.size == 1:
-        return classifier
-    devices = [world.local_rank] if world.kind == "gpu" else None
-    return DistributedDataParallel(classifier, device_ids=devices)
-
-
-def prime(
-    model: nn.Module,
-    classifier: Classifier,
-    recipe: Recipe,
-    batch_size: int,
-    world: World,
-    note: Callable[[str], None],
-) -> None:
-    """Run one forward and backward pass that changes nothing.
-
-    DDP regroups its gradients after the first backward pass, so that a resumed run would add in
-    another order than an uninterrupted one; and a compiler that does not work shows itself here.
-    """
-    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-    images = torch.zeros(batch_size, 3, recipe.crop, recipe.crop, device=world.device)
-    if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=world.device)
+    told = reporter if world.is_first else Reporters([])
     try:
-        _forward(model, images, labels, recipe)[0].backward()  # type: ignore[no-untyped-call]
+        outcome = Trainer(world, job, told).run()
     except Exception as error:
-        if not recipe.compile or not _is_compiler_error(error):
-            raise
-        classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
+        told.ended("failed", str(error))
+        raise
+    told.ended(outcome.ending, outcome.line)
+    return outcome
+
+
+@dataclass
+class _Epoch:
+    """An epoch under way.
+
+    Attributes:
+        number: counted from 0.
+        first, total: its updates that were done before this process began, and all of them.
+        rate: learning rate of the last update.
+        started: `time.perf_counter` at its begin here.
+        wait: for batches.
+    """
+
+    number: int
+    first: int
+    total: int
+    rate: float
+    started: float = field(default_factory=time.perf_counter)
+    wait: Wait = field(default_factory=Wait)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class Trainer:
+    """A run in one process."""
+
+    def __init__(self, world: World, job: Job, reporter: Reporter) -> None:
+        """Build everything; nothing is written yet.
+
+        Raises:
+            UsageError: as `train`.
+        """
+        recipe = job.recipe
+        self.world, self.job, self.recipe, self.reporter = world, job, recipe, reporter
+        self.dataset = Dataset.open(job.data)
+        self.batch_size = share_of_batch(recipe, world.size)
+        check_compression(recipe, world.kind)
+        self.arithmetic = arithmetic_of(recipe, world.kind)
+        torch.manual_seed(derive_seed(recipe.seed, "init"))
+        self.classifier = new_classifier(recipe, self.dataset).to(world.device)
+        if recipe.channels_last:
+            self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_layers(self.classifier.net, recipe)
+        self.optimizer = build_optimizer(self.classifier.net, recipe)
+        self.scaler = self.arithmetic.new_scaler()
+        self.schedule = Schedule(recipe)
+        self.progress = Progress()
+        self.meter = Meter(world)
+        self.feed = Feed(
+            recipe,
+            self.dataset,
+            self.classifier,
+            self.batch_size,
+            world,
+            job.feeding,
+            job.debugging.one_batch,
+        )
+        self.val = validation_loader(recipe, self.dataset, self.batch_size, world, job.feeding)
+        self.saver = Saver(job.out, job.saving.keep, reporter.note)
+        self.left_out = 0  # pictures of a begun epoch that other processes began
+        self.val_seconds = 0.0
+        self.saved_at, self.saved_steps = time.monotonic(), 0
+
+    def run(self) -> Outcome:
+        """Train to the end, or until asked to stop."""
+        with self.feed, self.val, self.saver:
+            saved = self._restore()
+            self._make_model(saved)
+            self.agreement = Agreement(self.world)
+            with StopSignals() as self.signals:
+                for number in range(self.progress.epoch, self.recipe.epochs):
+                    if reason := self._train_epoch(number) or self._end_epoch():
+                        self.saver.finish()
+                        return Outcome(self.progress, *self._ending(reason))
+                self.saver.finish()
+        return Outcome(self.progress, "finished", f"finished {self.recipe.epochs} epochs: {self.job.out}")
+
+    def _restore(self) -> dict[str, Any] | None:
+        """Begin the run's folder, or go on from its last checkpoint, which is returned."""
+        job, recipe, world = self.job, self.recipe, self.world
+        begun = job.resume == "must" or (job.resume == "auto" and run.is_run(job.out))
+        if begun and world.is_first:
+            remove_leftovers(job.out)
+        saved, note = run.read_last(job.out, recipe, self.dataset) if begun else (None, "")
+        if saved:
+            checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
+            self.classifier.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.load_state_dict(saved["schedule"])
+            self.progress = msgspec.convert(saved["progress"], Progress)
+            self.saved_steps = self.progress.steps
+            if self.scaler and saved["scaler"]:
+                self.scaler.load_state_dict(saved["scaler"])
+            rank = saved["ranks"][world.rank if run.same_processes(saved, world) else 0]
+            left_out = self.feed.restore(rank, self.progress.epoch)
+            self.left_out = int(all_most(left_out, world))  # where one cannot go on with an epoch, none does
+            self.meter.sums.add_(run.sums_of(saved, world))
+        else:
+            self.feed.epoch(0)  # refuses impossible batches and crops before anything is written
+            if world.is_first:
+                run.create(job.out, recipe, self.dataset, world, over_unfinished=begun)
+        self.reporter.started(self._facts())
+        difference = run.difference(saved, world) if saved else ""
+        for line in (self.arithmetic.note, note, difference, self._left_out_note()):
+            if line:
+                self.reporter.note(line)
+        return saved
+
+    def _make_model(self, saved: dict[str, Any] | None) -> None:
+        """Compile, join the processes, and set the random generators."""
+        recipe, world = self.recipe, self.world
+        model = distribute(self.classifier, recipe, world, cuda_graphs=self.job.cuda_graphs)
+        self.compression = (
+            Compression(model, recipe, world.device) if isinstance(model, DistributedDataParallel) else None
+        )
+        prime(model, self.classifier, recipe, self.batch_size, world, self.arithmetic, self.reporter.note)
+        self.model = model
+        self.ema = Ema(self.classifier, recipe.ema) if recipe.ema else None
+        if self.ema and saved:
+            self.ema.load_state_dict(saved["ema"])
+        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, self.progress.epoch))
+        continued = saved is not None and run.same_processes(saved, world)
+        mine: dict[str, Any] = saved["ranks"][world.rank] if saved and continued else {}
+        if mine:
+            self.feed.restore_generators(mine)
+        if self.compression:
+            self.compression.load_state_dict(mine.get("compression", {}))
+
+    def _train_epoch(self, number: int) -> str:
+        """Train what is left of an epoch; return why to stop within it, or ""."""
+        loader = self.feed.epoch(number)
+        total = len(loader)
+        # What other processes began, these cannot end: they go on from its evaluation.
+        first = total - self.left_out // self.recipe.batch_size if self.left_out else loader.batch
+        last_rate = self.schedule.rate(number + max(first - 1, 0) / total)
+        self.now = now = _Epoch(number, first, total, last_rate)
+        for step, batch in enumerate(() if self.left_out else now.wait.over(loader), first):
+            self._update(step, batch)
+            if step % _REPORT_EVERY == 0 or step + 1 == total:
+                self._report(step + 1)
+            at_limit = self.progress.steps == self.job.debugging.steps
+            stop, save = self.agreement(bool(self.signals.name), self._minutes_are_over())
+            due = self.job.saving.steps and self.progress.steps % self.job.saving.steps == 0
+            if step + 1 < total and (stop or save or due or at_limit):
+                self._save()
+                if stop or at_limit:
+                    return self.signals.name if stop else "--steps"
+        return ""
+
+    def _update(self, step: int, batch: Batch) -> None:
+        now = self.now
+        now.rate = self.schedule.rate(now.number + step / now.total)
+        set_rates(self.optimizer, now.rate, self.recipe.stage_at(now.number))
+        images = batch.images.to(self.world.device, torch.float32)
+        labels = batch.labels.to(self.world.device, non_blocking=True)
+        looked_at = self.reporter.wants_weights and step + 1 == now.total
+        before = self._weights() if looked_at else {}
+        loss, correct = train_step(
+            self.model, self.optimizer, images, labels, self.recipe, self.arithmetic, self.scaler
+        )
+        if self.ema:
+            self.ema.update()
+        self.progress.steps += 1
+        self.meter.add(loss, correct, self.batch_size, self.progress.steps)
+        if looked_at:
+            after = self._weights()
+            updates = {name: after[name] - before[name] for name in after}
+            self.reporter.weights(Weights(now.number + 1, self.progress.steps, after, updates))
+
+    def _end_epoch(self) -> str:
+        """Validate, note the epoch and save; return why to stop after it, or ""."""
+        now, world = self.now, self.world
+        loss_sum, correct, images = all_sum(self.meter.sums.clone()).tolist()
+        self._refuse_diverged(self.meter.read())
+        trained = now.seconds
+        share_buffers(self.classifier)
+        with self.ema.in_place() if self.ema else nullcontext():
+            if self.ema:
+                share_buffers(self.classifier)
+            metrics = evaluate([self.classifier], self.val, world, self.arithmetic.dtype)
+            best = metrics.top1 > self.progress.best_top1
+            if best and world.is_first:
+                self.saver.best(checkpoint.content_of(self.classifier))
+        self.val_seconds = now.seconds - trained
+        self.schedule.end_epoch(1.0 - metrics.top1)
+        self.progress.epoch = now.number + 1
+        self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
+        row = EpochRow(
+            epoch=now.number + 1,
+            steps=self.progress.steps,
+            rate=now.rate,
+            train_loss=loss_sum / images,
+            train_top1=correct / images,
+            val_loss=metrics.loss,
+            val_top1=metrics.top1,
+            val_top5=metrics.top5,
+            train_seconds=trained,
+            val_seconds=self.val_seconds,
+            images_per_second=0.0 if self.left_out else self._speed(now.total, trained),
+            data_wait=now.wait.seconds / trained,
+        )
         if world.is_first:
-            reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
-            note(f"torch.compile does not work here, going on without it: {reason}")
-        _forward(model, images, labels, recipe)[0].backward()  # type: ignore[no-untyped-call]
-    classifier.zero_grad(set_to_none=True)
-    for name, buffer in classifier.named_buffers():
-        buffer.copy_(buffers[name])
+            run.add_metrics(self.job.out, row)
+        self.left_out = 0
+        self.meter.restart()
+        self.feed.epoch(now.number + 1)  # so that what is saved is the start of the next
+        self._save()
+        self.reporter.epoch(row, self.recipe.epochs, best)
+        if self.progress.epoch == self.recipe.epochs:
+            return ""
+        if self.progress.steps == self.job.debugging.steps:
+            return "--steps"
+        (stop,) = self.agreement.now(bool(self.signals.name))[:1]
+        return self.signals.name or "a signal to another process" if stop else ""
 
+    def _save(self) -> None:
+        """Write `last.pt`, with every rank's place and generators, while the training goes on.
 
-def _is_compiler_error(error: Exception) -> bool:
-    from torch._dynamo.exc import TorchDynamoException
+        Raises:
+            RunError: the weights are no longer numbers: what was saved before stays the last.
+        """
+        self._refuse_diverged(self.meter.read())
+        if not all(bool(torch.isfinite(p).all()) for p in self.classifier.parameters()):
+            raise self._diverged(self.progress.steps, "weights are")
+        mine = self.feed.rank_state() | {"sums": self.meter.sums.tolist()}
+        if self.compression:
+            mine["compression"] = self.compression.state_dict()
+        ranks = gather_objects(mine, self.world)
+        self.saved_at, self.saved_steps = time.monotonic(), self.progress.steps
+        if not self.world.is_first:
+            return
+        content = checkpoint.content_of(
+            self.classifier,
+            recipe=self.recipe.to_toml(),
+            dataset=self.dataset.fingerprint,
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            scaler=scaler_state(self.scaler),
+            ema=self.ema.state_dict() if self.ema else {},
+            progress=asdict(self.progress),
+            machine=run.machine(self.world),
+            one_batch=self.job.debugging.one_batch,
+            ranks=ranks,
+        )
+        self.saver.last(content, self.progress.steps)
 
-    return isinstance(error, TorchDynamoException)
+    def _minutes_are_over(self) -> bool:
+        minutes = self.job.saving.minutes
+        return (
+            bool(minutes) and self.world.is_first and time.monotonic() - self.saved_at > 60 * (minutes or 0)
+        )
 
+    def _report(self, done: int) -> None:
+        """Tell of the epoch so far; the loss is some updates old where reading it would make a GPU wait."""
+        now = self.now
+        reading = self.meter.peek() if self.world.is_first else None
+        if reading is None:
+            return
+        self._refuse_diverged(reading)
+        seconds = now.seconds
+        self.reporter.step(
+            StepRow(
+                epoch=now.number + 1,
+                done=done,
+                total=now.total,
+                steps=self.progress.steps,
+                loss=reading.loss,
+                top1=reading.correct / reading.images,
+                rate=now.rate,
+                images_per_second=self._speed(done, seconds),
+                data_wait=now.wait.seconds / seconds,
+                memory_mb=used_mb(self.world),
+                seconds_left=self._seconds_left(done, seconds),
+            )
+        )
 
-def _facts(job: Job, dataset: Dataset, classifier: Classifier, world: World) -> dict[str, str]:
-    recipe = job.recipe
-    parameters = sum(p.numel() for p in classifier.net.parameters())
-    return {
-        "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        "network": f"width {recipe.width:g}, {parameters:,} parameters, {recipe.precision}",
-        "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
-        f"validation pictures, {len(dataset.classes)} classes",
-        "processes": f"{world.size} x {world.kind.upper()}",
-        "run": str(job.out),
-    }
+    def _speed(self, done: int, seconds: float) -> float:
+        return (done - self.now.first) * self.recipe.batch_size / seconds
+
+    def _seconds_left(self, done: int, seconds: float) -> float | None:
+        now = self.now
+        here = done - now.first
+        if here < _REPORT_EVERY and done < now.total:
+            return None  # the first updates are slower
+        epochs = self.recipe.epochs - now.number
+        updates = epochs * now.total - done
+        return updates * seconds / here + epochs * self.val_seconds
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        parameters = self.classifier.net.named_parameters()
+        return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
+
+    def _refuse_diverged(self, reading: Reading) -> None:
+        if reading.diverged:
+            raise self._diverged(int(reading.diverged), "loss is")
+
+    def _diverged(self, step: int, what: str) -> RunError:
+        last = self.job.out / checkpoint.LAST
+        kept = (
+            f"{last} is of update {self.saved_steps:,}" if self.saved_steps else "no checkpoint was written"
+        )
+        return RunError(
+            f"the {what} no longer finite at update {step:,}, in epoch {self.now.number + 1}; {kept}: start "
+            f"again in another --out with a lower rate, such as --set rate={self.recipe.rate / 2:g}"
+        )
+
+    def _ending(self, reason: str) -> tuple[Any, str]:
+        at = f"after update {self.progress.steps:,}; {self.job.out / checkpoint.LAST} has it"
+        if reason == "--steps":
+            return "finished", f"ended {at} (--steps)"
+        return "stopped", f"stopped by {reason} {at}: continue with --resume"
+
+    def _left_out_note(self) -> str:
+        if not self.left_out:
+            return ""
+        return (
+            f"epoch {self.progress.epoch + 1} was begun by other processes: its last {self.left_out:,} "
+            "pictures are left out"
+        )
+
+    def _facts(self) -> dict[str, str]:
+        recipe, dataset, world = self.recipe, self.dataset, self.world
+        parameters = sum(p.numel() for p in self.classifier.net.parameters())
+        precision = in_words(recipe, self.arithmetic)
+        return {
+            "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
+            "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
+            "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
+            f"validation pictures, {len(dataset.classes)} classes",
+            "processes": f"{world.size} x {world.kind.upper()}",
+            "run": str(self.job.out),
+        }

@@ -79,7 +79,13 @@ class Recipe:
         plateau_patience: epochs without improvement before a drop.
         plateau_drops: drops at most.
         label_smoothing: share of the target spread over all classes.
-        precision: arithmetic of the forward and backward pass.
+        precision: arithmetic of the forward and backward pass; "bfloat16" is float16 with loss scaling on
+            GPUs that lack it.
+        tf32: let GPUs round float32 factors to TensorFloat-32's 10 bits.
+        accumulate: parts that a process's batch is taken in, for less memory; batch normalisation then
+            sees the parts.
+        ema: decay of the averaged weights that are evaluated and kept in the end, or 0 for none.
+        grad_compression: of gradients between processes: "none", "bf16" (NCCL only) or "powersgd".
         compile: use torch.compile where a compiler is found.
         channels_last: memory format of pictures and weights.
         stages: changes at given epochs, in order.
@@ -111,7 +117,11 @@ class Recipe:
     plateau_patience: int = 5
     plateau_drops: int = 3
     label_smoothing: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    tf32: bool = False
+    accumulate: int = 1
+    ema: float = 0.0
+    grad_compression: Literal["none", "bf16", "powersgd"] = "none"
     compile: bool = True
     channels_last: bool = False
     stages: tuple[Stage, ...] = field(default=())
@@ -133,6 +143,8 @@ class Recipe:
             "plateau_patience": (1, 100_000),
             "plateau_drops": (0, 100),
             "label_smoothing": (0, 1),
+            "accumulate": (1, 1 << 20),
+            "ema": (0, 0.999999),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:

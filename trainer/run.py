@@ -149,25 +149,47 @@ def _processor() -> str:
         return platform.processor()
 
 
-def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> dict[str, Any] | None:
-    """Read the checkpoint that a run continues from, None where its first epoch was not finished.
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun there."""
+    return (folder / RECIPE_FILE).is_file()
+
+
+def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str, Any] | None, str]:
+    """Read the checkpoint that a run continues from.
+
+    Returns:
+        Its content, or None where the run was stopped before its first; and what the user should know.
 
     Raises:
-        UsageError: no run there, or one of another recipe or dataset.
+        UsageError: no run there, one of another recipe or dataset, or no checkpoint that can be read.
     """
-    path = folder / checkpoint.LAST
-    if not (folder / RECIPE_FILE).is_file():
+    if not is_run(folder):
         raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
-    if not path.is_file():
-        return None
-    saved = checkpoint.load(path)
+    newest = folder / checkpoint.LAST
+    found = [path for path in [newest, *checkpoint.steps_of(folder)] if path.is_file()]
+    if not found:
+        return None, f"{folder}: stopped before its first checkpoint, starting again"
+    damage = ""
+    for path in found:
+        try:
+            saved = checkpoint.load(path)
+        except checkpoint.DamagedError as error:
+            damage = damage or str(error)
+            continue
+        _refuse_other(saved, path, recipe, dataset)
+        return saved, f"{damage}; going on from {path}" if damage else ""
+    raise UsageError(f"{damage}; no earlier one can be read either: delete {folder} to start again")
+
+
+def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Dataset) -> None:
     if saved.get("recipe") != recipe.to_toml():
         raise UsageError(
             f"{path}: made with another recipe; leave --recipe and --set out to continue with the run's own"
         )
     if saved.get("dataset") != dataset.fingerprint:
         raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
-    return saved
+    if saved.get("one_batch"):
+        raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
 
 
 def read_metrics(folder: Path) -> list[EpochRow]:

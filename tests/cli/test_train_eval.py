@@ -52,6 +52,8 @@ def test_a_run_leaves_its_files_and_lines(trained):
         "metrics.jsonl",
         "recipe.toml",
         "run.json",
+        "step-00000002.pt",
+        "step-00000004.pt",
     ]
     assert "training on 1 CPU process (--cpus)" in result.stderr
     assert "    2/2 " in result.stdout

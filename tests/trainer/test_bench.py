@@ -8,7 +8,7 @@ from pipeline.manifest import ImageFormat
 from trainer import bench
 from trainer.bench import Part, advise, measure
 from trainer.distributed import Processes, World, launch
-from trainer.loop import Job
+from trainer.job import Job
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -17,11 +17,15 @@ from trainer_entries import Recorder, run_job
 
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint, loop, run
+from trainer.arithmetic import arithmetic_of
 from trainer.classifier import Classifier
 from trainer.distributed import Processes, World, launch
 from trainer.evaluation import evaluate_checkpoints
-from trainer.loop import Job, share_of_batch, train, train_step
+from trainer.job import Job, Saving
+from trainer.loop import train
+from trainer.prepare import share_of_batch
 from trainer.recipe import Recipe, Stage, load_recipe
+from trainer.step import train_step
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 
@@ -70,6 +74,8 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
         "recipe.toml",
         "run.json",
         "metrics.jsonl",
+        "step-00000006.pt",
+        "step-00000008.pt",
         "last.pt",
         "best.pt",
     }
@@ -126,28 +132,29 @@ def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
     cut = replace(job, out=tmp_path / "cut")
     train_here(cut, stop_after=1)
     for epoch in (2, 3):
-        train_here(replace(cut, resume=True), stop_after=epoch)
-    train_here(replace(cut, resume=True))
+        train_here(replace(cut, resume="must"), stop_after=epoch)
+    train_here(replace(cut, resume="must"))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_dying_between_the_two_checkpoints_loses_neither(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
     whole = Job(tiny_dataset.root, tmp_path / "whole", replace(tiny_recipe, epochs=2))
     train_here(whole)
-    save, saves = checkpoint.save, []
+    write, writes = checkpoint.write, []
 
-    def dies_at_the_second_save(path, *arguments, **state):
-        saves.append(path.name)
-        if len(saves) == 2:
-            raise RunError("killed")
-        save(path, *arguments, **state)
+    def dies_at_the_second(path, content):
+        writes.append(path.name)
+        if len(writes) == 2:
+            raise KeyError("killed")
+        write(path, content)
 
     cut = replace(whole, out=tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", dies_at_the_second_save)
-        with pytest.raises(RunError, match="killed"):
+        patch.setattr(checkpoint, "write", dies_at_the_second)
+        with pytest.raises(KeyError, match="killed"):
             train_here(cut)
-    train_here(replace(cut, resume=True))
+    assert writes == ["best.pt", "step-00000002.pt"]
+    train_here(replace(cut, resume="must"))
     assert_same_run(whole.out, cut.out)
     assert_same(
         checkpoint.load(whole.out / "best.pt")["model"], checkpoint.load(cut.out / "best.pt")["model"]
@@ -182,9 +189,9 @@ def test_another_process_count_goes_on_with_the_next_epoch(tiny_recipe, tiny_dat
     whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(whole, stop_after=1)
     pretend_two_processes(whole.out)
-    cut = replace(whole, out=tmp_path / "cut", resume=True)
+    cut = replace(whole, out=tmp_path / "cut", resume="must")
     shutil.copytree(whole.out, cut.out)
-    notes = train_here(replace(whole, resume=True)).notes
+    notes = train_here(replace(whole, resume="must")).notes
     assert len(notes) == 1
     assert "processes was 2, is 1" in notes[0]
     assert "order and augmentation differ" in notes[0]
@@ -219,11 +226,11 @@ def test_a_run_stopped_after_any_update_goes_on_from_its_last_checkpoint(
     whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
     assert train_here(whole).rows[-1].steps == 8
     for at in range(every, 8):
-        cut = replace(whole, out=tmp_path / f"cut-{at}", checkpoint_steps=every)
+        cut = replace(whole, out=tmp_path / f"cut-{at}", saving=Saving(steps=every))
         stopped_after(at, cut, monkeypatch)
         place = checkpoint.load(cut.out / "last.pt")["ranks"][0]["loader"]
         assert 4 * place["epoch"] + place["batch"] == max(at // every * every, at // 4 * 4)
-        train_here(replace(cut, resume=True))
+        train_here(replace(cut, resume="must"))
         assert_same_run(whole.out, cut.out)
 
 
@@ -231,10 +238,10 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
     tiny_recipe, tiny_dataset, tmp_path, monkeypatch
 ):
     recipe = replace(tiny_recipe, epochs=2, batch_size=22)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe, checkpoint_steps=1)
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
     stopped_after(7, job, monkeypatch)
     pretend_two_processes(job.out)
-    recorder = train_here(replace(job, resume=True))
+    recorder = train_here(replace(job, resume="must"))
     assert "epoch 2 was begun by other processes: its last 22 pictures are left out" in recorder.notes[1]
     assert recorder.losses == []
     (row,) = recorder.rows
@@ -246,7 +253,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
 def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dataset, tmp_path):
     job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
     train_here(job, stop_after=1)
-    (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume=True))
+    (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume="must"))
     assert "processes was 1, is 2" in note
     assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
     ranks = checkpoint.load(job.out / "last.pt")["ranks"]
@@ -258,7 +265,7 @@ def test_a_finished_run_resumed_does_nothing_more(tiny_recipe, tiny_dataset, tmp
     job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
     train_here(job)
     before = {path.name: path.read_bytes() for path in job.out.iterdir()}
-    recorder = train_here(replace(job, resume=True))
+    recorder = train_here(replace(job, resume="must"))
     assert (recorder.rows, recorder.losses, recorder.notes) == ([], [], [])
     assert {path.name: path.read_bytes() for path in job.out.iterdir()} == before
 
@@ -268,13 +275,13 @@ def test_another_recipe_or_dataset_is_not_resumed(tiny_recipe, tiny_dataset, tmp
     train_here(job, stop_after=1)
     before = (job.out / "last.pt").read_bytes()
     with pytest.raises(UsageError, match="another recipe"):
-        train_here(replace(job, recipe=replace(job.recipe, rate=0.03), resume=True))
+        train_here(replace(job, recipe=replace(job.recipe, rate=0.03), resume="must"))
     copy = tmp_path / "other"
     shutil.copytree(tiny_dataset.root, copy)
     manifest = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(manifest.replace('"seed": 0', '"seed": 1', 1))
     with pytest.raises(UsageError, match="other data"):
-        train_here(replace(job, data=copy, resume=True))
+        train_here(replace(job, data=copy, resume="must"))
     assert (job.out / "last.pt").read_bytes() == before
 
 
@@ -285,16 +292,19 @@ def test_a_used_folder_is_refused_and_left_alone(tiny_recipe, tiny_dataset, tmp_
     with pytest.raises(UsageError, match="already holds files"):
         train_here(job)
     with pytest.raises(UsageError, match="no run to resume"):
-        train_here(replace(job, resume=True))
+        train_here(replace(job, resume="must"))
     assert [path.name for path in job.out.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (10, r"the loss became (nan|inf) in epoch 2; .* --set rate=0\.0005"),
+        (
+            10,
+            r"loss is no longer finite at update \d+, in epoch 2; .*last\.pt is of update 9: .* rate=0\.0005",
+        ),
         # Two steps an epoch: the last loss may still be finite when the weights no longer are.
-        (32, r"outputs on val are not numbers.*diverged|the loss became (nan|inf) in epoch 2"),
+        (32, r"outputs on val are not numbers.*diverged|(loss is|weights are) no longer finite .* epoch 2"),
     ],
 )
 def test_a_diverging_run_ends_and_spares_what_was_saved(tiny_recipe, tiny_dataset, tmp_path, batch, words):
@@ -345,7 +355,8 @@ def small_step(**settings) -> tuple[float, float, nn.Module]:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
     recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "rate": 0.1} | settings)
-    loss, correct = train_step(net, torch.optim.SGD(net.parameters(), 0.0), images, labels, recipe)
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    loss, correct = train_step(net, optimizer, images, labels, recipe, arithmetic_of(recipe, "cpu"))
     assert not loss.requires_grad
     assert loss.dtype == correct.dtype == torch.float32
     with torch.no_grad():
@@ -400,7 +411,7 @@ def test_a_frozen_layer_stays_through_an_epoch_of_a_run(tiny_recipe, tiny_datase
     job = Job(tiny_dataset.root, tmp_path / "run", recipe)
     train_here(job, stop_after=1)
     before = checkpoint.load(job.out / "last.pt")["model"]
-    train_here(replace(job, resume=True))
+    train_here(replace(job, resume="must"))
     after = checkpoint.load(job.out / "last.pt")["model"]
     for layer in ("conv1", "bn1", "conv2"):
         assert torch.equal(before[f"net.{layer}.weight"], after[f"net.{layer}.weight"]) == (layer != "conv2")
@@ -523,7 +534,7 @@ def test_a_run_killed_within_its_first_epoch_starts_again(tiny_dataset, tmp_path
     assert not (out / "last.pt").exists()
     (out / ".writing-1-last.pt").write_bytes(b"half")  # what a kill within a write leaves
     recipe = load_recipe("demo", [f"{key}={value}" for key, value in (SETTINGS | {"epochs": 1}).items()])
-    job = Job(tiny_dataset.root, out, recipe, resume=True)
+    job = Job(tiny_dataset.root, out, recipe, resume="must")
     assert "starting again" in train_here(job).notes[0]
     assert load_recipe(str(out / "recipe.toml")) == recipe
     fresh = replace(job, out=tmp_path / "fresh", resume=False)

@@ -85,6 +85,10 @@ VALUES = {
     "plateau_drops": st.integers(0, 100),
     "label_smoothing": st.floats(0, 1),
     "precision": st.sampled_from(CHOICES["precision"]),
+    "tf32": st.booleans(),
+    "accumulate": st.integers(1, 1 << 20),
+    "ema": st.floats(0, 0.999999),
+    "grad_compression": st.sampled_from(CHOICES["grad_compression"]),
     "compile": st.booleans(),
     "channels_last": st.booleans(),
 }

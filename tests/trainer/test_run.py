@@ -71,11 +71,14 @@ def test_create_says_where_it_cannot_write(tmp_path, tiny_recipe, tiny_dataset):
 
 def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tiny_classifier):
     run.create(tmp_path, tiny_recipe, tiny_dataset, World())
-    assert run.read_last(tmp_path, tiny_recipe, tiny_dataset) is None
+    nothing, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    assert nothing is None
+    assert "stopped before its first checkpoint, starting again" in note
     state = {"recipe": tiny_recipe.to_toml(), "dataset": tiny_dataset.fingerprint}
     progress = run.Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
-    saved = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    saved, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    assert note == ""
     assert run.Progress(**saved["progress"]) == progress
 
 

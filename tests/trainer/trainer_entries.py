@@ -14,15 +14,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
+from trainer.arithmetic import Arithmetic
 from trainer.distributed import World, gather_objects
 from trainer.evaluation import evaluate, evaluate_checkpoints
-from trainer.loop import Job, train, train_step
+from trainer.job import Job
+from trainer.loop import train
 from trainer.metrics import Metrics, Tally
 from trainer.models import build_model
 from trainer.optim import build_optimizer
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
+from trainer.reporting import Ending, StepRow, Weights
 from trainer.run import EpochRow
+from trainer.step import train_step
+
+FLOAT32 = Arithmetic(torch.float32, "cpu")
 
 
 class Recorder:
@@ -34,6 +40,10 @@ class Recorder:
         self.notes: list[str] = []
         self.losses: list[float] = []
         self.rows: list[EpochRow] = []
+        self.steps: list[StepRow] = []
+        self.looks: list[Weights] = []
+        self.endings: list[tuple[Ending, str]] = []
+        self.wants_weights = False
 
     def started(self, facts: dict[str, str]) -> None:
         self.facts = facts
@@ -41,8 +51,15 @@ class Recorder:
     def note(self, line: str) -> None:
         self.notes.append(line)
 
-    def step(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        self.losses.append(loss)
+    def step(self, row: StepRow) -> None:
+        self.steps.append(row)
+        self.losses.append(row.loss)
+
+    def weights(self, weights: Weights) -> None:
+        self.looks.append(weights)
+
+    def ended(self, how: Ending, line: str) -> None:
+        self.endings.append((how, line))
 
     def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
         self.rows.append(row)
@@ -88,7 +105,7 @@ def train_on_slices(
     mine = slice(world.rank * share, (world.rank + 1) * share)
     losses = []
     for images, labels in global_batches(data, recipe.crop, steps, recipe.batch_size):
-        loss, _ = train_step(model, optimizer, images[mine], labels[mine], recipe)
+        loss, _ = train_step(model, optimizer, images[mine], labels[mine], recipe, FLOAT32)
         losses.append(loss)
     mean = torch.stack(losses)
     if world.size > 1:

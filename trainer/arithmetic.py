@@ -1,0 +1,55 @@
+"""In which precision a run computes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from trainer.distributed import Kind
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a recipe's precision becomes on a machine.
+
+    Attributes:
+        dtype: of convolutions and matrix products.
+        device: "cuda" or "cpu".
+        note: why it is not what the recipe says, or "".
+    """
+
+    dtype: torch.dtype
+    device: str
+    note: str = ""
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether autocast is on."""
+        return self.dtype != torch.float32
+
+    def new_scaler(self) -> torch.amp.GradScaler | None:
+        """A scaler of losses for float16, whose smallest gradients vanish without; else None."""
+        return torch.amp.GradScaler(self.device) if self.dtype == torch.float16 else None
+
+
+def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
+    """Choose the precision and switch TensorFloat-32 on or off, as the recipe says.
+
+    GPUs before Ampere (compute capability 8) have no bfloat16 units: float16 with loss scaling takes its
+    place there.
+    """
+    device = "cuda" if kind == "gpu" else "cpu"
+    tf32 = "tf32" if recipe.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = tf32
+    torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
+    dtype: torch.dtype = getattr(torch, recipe.precision)
+    if dtype == torch.bfloat16 and kind == "gpu" and torch.cuda.get_device_capability() < (8, 0):
+        name = torch.cuda.get_device_name()
+        return Arithmetic(torch.float16, device, f"{name} has no bfloat16: float16 with loss scaling instead")
+    return Arithmetic(dtype, device)
+
+
+def in_words(recipe: Recipe, arithmetic: Arithmetic) -> str:
+    """Precision and TF32 choice for the log."""
+    name = str(arithmetic.dtype).removeprefix("torch.")
+    return f"{name}, TF32 {'on' if recipe.tf32 else 'off'}" if arithmetic.device == "cuda" else name

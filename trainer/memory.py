@@ -1,0 +1,19 @@
+"""Memory that this process uses."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from trainer.distributed import World
+
+
+def resident_mb() -> float:
+    """Host memory of this process, MB; pages that it shares with others are counted too."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def used_mb(world: World) -> float:
+    """What limits a run: the most that torch held on the GPU, or host memory on the CPU, MB."""
+    return torch.cuda.max_memory_allocated() / 1e6 if world.kind == "gpu" else resident_mb()

@@ -1,0 +1,119 @@
+"""A classifier made ready for training: its share of the batch, compiled, and one of several."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import UsageError
+from trainer.arithmetic import Arithmetic
+from trainer.classifier import Classifier
+from trainer.distributed import World
+from trainer.recipe import Recipe
+from trainer.step import forward
+
+BUCKET_MB = 4
+"""Gradients that DDP exchanges at once, at least.
+
+Of AlexNet's 244 MB the fully connected layers have 96 %, in three tensors that are ready first and go on
+their way while the convolutions compute. With torch's 25 MB all convolutions would wait for conv1's
+gradient and then cost an exchange of their own; with 4 MB only conv1's 0.1 MB is left to wait for.
+"""
+
+
+def share_of_batch(recipe: Recipe, processes: int) -> int:
+    """Return one process's part of the global batch.
+
+    Raises:
+        UsageError: it does not divide, or leaves too little for batch normalisation.
+    """
+    if recipe.batch_size % processes:
+        fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
+        larger = math.ceil(recipe.batch_size / processes) * processes
+        raise UsageError(
+            f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
+            f"--set batch_size={larger}"
+        )
+    share = recipe.batch_size // processes
+    if share % recipe.accumulate:
+        fits = next(n for n in range(min(recipe.accumulate, share), 0, -1) if share % n == 0)
+        raise UsageError(
+            f"accumulate {recipe.accumulate} does not divide a process's {share} pictures; use "
+            f"--set accumulate={fits}"
+        )
+    if recipe.arch == "alexnet_bn" and share == recipe.accumulate:
+        raise UsageError(
+            f"batch_size {recipe.batch_size} leaves one picture for each of {processes} processes and "
+            f"{recipe.accumulate} parts, and batch normalisation needs two; use --set "
+            f"batch_size={2 * processes * recipe.accumulate} or more"
+        )
+    return share
+
+
+def distribute(
+    classifier: Classifier, recipe: Recipe, world: World, *, cuda_graphs: bool = False
+) -> nn.Module:
+    """The classifier as it is trained: compiled where the recipe says so, and one of several."""
+    if recipe.compile:
+        keep_compiled()
+        classifier.compile(mode="reduce-overhead" if cuda_graphs else None)
+    if world.size == 1:
+        return classifier
+    devices = [world.local_rank] if world.kind == "gpu" else None
+    return DistributedDataParallel(
+        classifier, device_ids=devices, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
+    )
+
+
+def keep_compiled() -> None:
+    """Let compiled kernels outlive restarts of the machine: torch keeps them in /tmp by itself."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
+
+
+def prime(
+    model: nn.Module,
+    classifier: Classifier,
+    recipe: Recipe,
+    batch_size: int,
+    world: World,
+    arithmetic: Arithmetic,
+    note: Callable[[str], None],
+) -> None:
+    """Run one forward and backward pass that changes nothing.
+
+    DDP regroups its gradients after the first backward pass, so that a resumed run would add in
+    another order than an uninterrupted one; and a compiler that does not work shows itself here.
+    """
+    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    images = torch.zeros(batch_size // recipe.accumulate, 3, recipe.crop, recipe.crop, device=world.device)
+    if recipe.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+
+    def once() -> None:
+        forward(model, images, labels, recipe, arithmetic)[0].backward()  # type: ignore[no-untyped-call]
+
+    try:
+        once()
+    except Exception as error:
+        if not recipe.compile or not _is_compiler_error(error):
+            raise
+        classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
+        if world.is_first:
+            reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
+            note(f"torch.compile does not work here, going on without it: {reason}")
+        once()
+    classifier.zero_grad(set_to_none=True)
+    for name, buffer in classifier.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def _is_compiler_error(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
