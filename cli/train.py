@@ -1,5 +1,6 @@
 """`alexnet-train`: from shards to a trained net."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,6 +87,7 @@ def main(
     SIGUSR1 ends leaves a checkpoint and exits with 75; --resume continues it.
     """
     require_dali()
+    _keep_compiled()  # before torch is imported: it settles the place then
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
     from trainer.agreement import STOPPED
@@ -140,6 +142,12 @@ def _check(job: "Job", processes: "Processes") -> None:
     if job.debugging.one_batch and job.resume != "no":
         raise UsageError(f"{job.debugging.one_batch} is a trial, and not resumed: leave --resume out")
     check_compression(job.recipe, processes.kind)
+
+
+def _keep_compiled() -> None:
+    """Let compiled kernels outlive restarts of the machine: torch would keep them in /tmp."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
 
 
 def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:

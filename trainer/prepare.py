@@ -1,9 +1,7 @@
 """A classifier made ready for training: its share of the batch, compiled, and one of several."""
 
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -59,7 +57,6 @@ def distribute(
 ) -> nn.Module:
     """The classifier as it is trained: compiled where the recipe says so, and one of several."""
     if recipe.compile:
-        keep_compiled()
         classifier.compile(mode="reduce-overhead" if cuda_graphs else None)
     if world.size == 1:
         return classifier
@@ -67,12 +64,6 @@ def distribute(
     return DistributedDataParallel(
         classifier, device_ids=devices, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )
-
-
-def keep_compiled() -> None:
-    """Let compiled kernels outlive restarts of the machine: torch keeps them in /tmp by itself."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
 
 
 def prime(

@@ -65,8 +65,9 @@ OPTIONS = {
     "export": (export, "checkpoint out"),
     "train": (
         train,
-        "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --placement --threads --no-mmap "
-        "--cache --cache-limit --verify-shards --bench",
+        "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --checkpoint-minutes --keep "
+        "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
+        "--grad-compression --cuda-graphs --verify-shards --bench",
     ),
     "eval": (
         evaluate,
