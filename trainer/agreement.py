@@ -1,6 +1,7 @@
 """What all processes decide together, in the same step: to stop, or to save."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -68,6 +69,8 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python hands signals to the first thread alone
         for number in _SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self

@@ -1,7 +1,5 @@
-"""The training loader of each epoch, its place in a resumed run, and the time it makes a step wait."""
+"""The training loader of each epoch, and its place in a resumed run."""
 
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,7 +9,7 @@ from pipeline.access import Access
 from pipeline.augment import EvalView
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.loader import Batch, Loader
+from pipeline.loader import Loader
 from pipeline.placement import Device, Placement, choose_device
 from pipeline.seeds import derive_seed
 from trainer.classifier import Classifier, train_view
@@ -166,21 +164,3 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@dataclass
-class Wait:
-    """Seconds that whoever iterates over `over` waits for batches."""
-
-    seconds: float = 0.0
-
-    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.seconds += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch

@@ -5,7 +5,7 @@ Shapes: B batch of this process, S crop.
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -17,21 +17,22 @@ from pipeline.errors import RunError
 from pipeline.files import remove_leftovers
 from pipeline.loader import Batch
 from pipeline.seeds import derive_seed
-from trainer import checkpoint, run
+from trainer import checkpoint, run, words
 from trainer.agreement import Agreement, StopSignals
-from trainer.arithmetic import arithmetic_of, in_words
+from trainer.arithmetic import arithmetic_of
 from trainer.classifier import new_classifier
 from trainer.compression import Compression, check_compression
 from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
 from trainer.ema import Ema
 from trainer.evaluation import evaluate
-from trainer.feed import Feed, Wait, validation_loader
+from trainer.feed import Feed, validation_loader
 from trainer.job import Job, Outcome
 from trainer.memory import used_mb
 from trainer.meters import Meter, Reading
 from trainer.optim import build_optimizer, check_layers, set_rates
+from trainer.pace import Pace
 from trainer.prepare import distribute, prime, share_of_batch
-from trainer.reporting import Reporter, Reporters, StepRow, Weights
+from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
 from trainer.schedule import Schedule
@@ -65,30 +66,6 @@ def train(world: World, job: Job, reporter: Reporter) -> Outcome:
         raise
     told.ended(outcome.ending, outcome.line)
     return outcome
-
-
-@dataclass
-class _Epoch:
-    """An epoch under way.
-
-    Attributes:
-        number: counted from 0.
-        first, total: its updates that were done before this process began, and all of them.
-        rate: learning rate of the last update.
-        started: `time.perf_counter` at its begin here.
-        wait: for batches.
-    """
-
-    number: int
-    first: int
-    total: int
-    rate: float
-    started: float = field(default_factory=time.perf_counter)
-    wait: Wait = field(default_factory=Wait)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
 
 
 class Trainer:
@@ -141,9 +118,9 @@ class Trainer:
                 for number in range(self.progress.epoch, self.recipe.epochs):
                     if reason := self._train_epoch(number) or self._end_epoch():
                         self.saver.finish()
-                        return Outcome(self.progress, *self._ending(reason))
+                        return words.stopped(self.job, self.progress, reason)
                 self.saver.finish()
-        return Outcome(self.progress, "finished", f"finished {self.recipe.epochs} epochs: {self.job.out}")
+        return words.finished(self.job, self.progress)
 
     def _restore(self) -> dict[str, Any] | None:
         """Begin the run's folder, or go on from its last checkpoint, which is returned."""
@@ -169,9 +146,9 @@ class Trainer:
             self.feed.epoch(0)  # refuses impossible batches and crops before anything is written
             if world.is_first:
                 run.create(job.out, recipe, self.dataset, world, over_unfinished=begun)
-        self.reporter.started(self._facts())
+        self.reporter.started(words.facts(job, self.dataset, self.classifier, world, self.arithmetic))
         difference = run.difference(saved, world) if saved else ""
-        for line in (self.arithmetic.note, note, difference, self._left_out_note()):
+        for line in (self.arithmetic.note, note, difference, words.left_out(self.progress, self.left_out)):
             if line:
                 self.reporter.note(line)
         return saved
@@ -203,7 +180,9 @@ class Trainer:
         # What other processes began, these cannot end: they go on from its evaluation.
         first = total - self.left_out // self.recipe.batch_size if self.left_out else loader.batch
         last_rate = self.schedule.rate(number + max(first - 1, 0) / total)
-        self.now = now = _Epoch(number, first, total, last_rate)
+        self.now = now = Pace(
+            number, self.recipe.epochs, first, total, self.recipe.batch_size, last_rate, self.val_seconds
+        )
         for step, batch in enumerate(() if self.left_out else now.wait.over(loader), first):
             self._update(step, batch)
             if step % _REPORT_EVERY == 0 or step + 1 == total:
@@ -219,8 +198,8 @@ class Trainer:
 
     def _update(self, step: int, batch: Batch) -> None:
         now = self.now
-        now.rate = self.schedule.rate(now.number + step / now.total)
-        set_rates(self.optimizer, now.rate, self.recipe.stage_at(now.number))
+        now.rate = self.schedule.rate(now.epoch + step / now.total)
+        set_rates(self.optimizer, now.rate, self.recipe.stage_at(now.epoch))
         images = batch.images.to(self.world.device, torch.float32)
         labels = batch.labels.to(self.world.device, non_blocking=True)
         looked_at = self.reporter.wants_weights and step + 1 == now.total
@@ -235,7 +214,7 @@ class Trainer:
         if looked_at:
             after = self._weights()
             updates = {name: after[name] - before[name] for name in after}
-            self.reporter.weights(Weights(now.number + 1, self.progress.steps, after, updates))
+            self.reporter.weights(Weights(now.epoch + 1, self.progress.steps, after, updates))
 
     def _end_epoch(self) -> str:
         """Validate, note the epoch and save; return why to stop after it, or ""."""
@@ -253,10 +232,10 @@ class Trainer:
                 self.saver.best(checkpoint.content_of(self.classifier))
         self.val_seconds = now.seconds - trained
         self.schedule.end_epoch(1.0 - metrics.top1)
-        self.progress.epoch = now.number + 1
+        self.progress.epoch = now.epoch + 1
         self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
         row = EpochRow(
-            epoch=now.number + 1,
+            epoch=now.epoch + 1,
             steps=self.progress.steps,
             rate=now.rate,
             train_loss=loss_sum / images,
@@ -266,14 +245,14 @@ class Trainer:
             val_top5=metrics.top5,
             train_seconds=trained,
             val_seconds=self.val_seconds,
-            images_per_second=0.0 if self.left_out else self._speed(now.total, trained),
+            images_per_second=0.0 if self.left_out else now.speed(now.total, trained),
             data_wait=now.wait.seconds / trained,
         )
         if world.is_first:
             run.add_metrics(self.job.out, row)
         self.left_out = 0
         self.meter.restart()
-        self.feed.epoch(now.number + 1)  # so that what is saved is the start of the next
+        self.feed.epoch(now.epoch + 1)  # so that what is saved is the start of the next
         self._save()
         self.reporter.epoch(row, self.recipe.epochs, best)
         if self.progress.epoch == self.recipe.epochs:
@@ -291,7 +270,7 @@ class Trainer:
         """
         self._refuse_diverged(self.meter.read())
         if not all(bool(torch.isfinite(p).all()) for p in self.classifier.parameters()):
-            raise self._diverged(self.progress.steps, "weights are")
+            raise self._diverged("weights are", self.progress.steps)
         mine = self.feed.rank_state() | {"sums": self.meter.sums.tolist()}
         if self.compression:
             mine["compression"] = self.compression.state_dict()
@@ -322,39 +301,10 @@ class Trainer:
 
     def _report(self, done: int) -> None:
         """Tell of the epoch so far; the loss is some updates old where reading it would make a GPU wait."""
-        now = self.now
         reading = self.meter.peek() if self.world.is_first else None
-        if reading is None:
-            return
-        self._refuse_diverged(reading)
-        seconds = now.seconds
-        self.reporter.step(
-            StepRow(
-                epoch=now.number + 1,
-                done=done,
-                total=now.total,
-                steps=self.progress.steps,
-                loss=reading.loss,
-                top1=reading.correct / reading.images,
-                rate=now.rate,
-                images_per_second=self._speed(done, seconds),
-                data_wait=now.wait.seconds / seconds,
-                memory_mb=used_mb(self.world),
-                seconds_left=self._seconds_left(done, seconds),
-            )
-        )
-
-    def _speed(self, done: int, seconds: float) -> float:
-        return (done - self.now.first) * self.recipe.batch_size / seconds
-
-    def _seconds_left(self, done: int, seconds: float) -> float | None:
-        now = self.now
-        here = done - now.first
-        if here < _REPORT_EVERY and done < now.total:
-            return None  # the first updates are slower
-        epochs = self.recipe.epochs - now.number
-        updates = epochs * now.total - done
-        return updates * seconds / here + epochs * self.val_seconds
+        if reading is not None:
+            self._refuse_diverged(reading)
+            self.reporter.step(self.now.row(done, self.progress.steps, reading, used_mb(self.world)))
 
     def _weights(self) -> dict[str, torch.Tensor]:
         parameters = self.classifier.net.named_parameters()
@@ -362,41 +312,7 @@ class Trainer:
 
     def _refuse_diverged(self, reading: Reading) -> None:
         if reading.diverged:
-            raise self._diverged(int(reading.diverged), "loss is")
+            raise self._diverged("loss is", int(reading.diverged))
 
-    def _diverged(self, step: int, what: str) -> RunError:
-        last = self.job.out / checkpoint.LAST
-        kept = (
-            f"{last} is of update {self.saved_steps:,}" if self.saved_steps else "no checkpoint was written"
-        )
-        return RunError(
-            f"the {what} no longer finite at update {step:,}, in epoch {self.now.number + 1}; {kept}: start "
-            f"again in another --out with a lower rate, such as --set rate={self.recipe.rate / 2:g}"
-        )
-
-    def _ending(self, reason: str) -> tuple[Any, str]:
-        at = f"after update {self.progress.steps:,}; {self.job.out / checkpoint.LAST} has it"
-        if reason == "--steps":
-            return "finished", f"ended {at} (--steps)"
-        return "stopped", f"stopped by {reason} {at}: continue with --resume"
-
-    def _left_out_note(self) -> str:
-        if not self.left_out:
-            return ""
-        return (
-            f"epoch {self.progress.epoch + 1} was begun by other processes: its last {self.left_out:,} "
-            "pictures are left out"
-        )
-
-    def _facts(self) -> dict[str, str]:
-        recipe, dataset, world = self.recipe, self.dataset, self.world
-        parameters = sum(p.numel() for p in self.classifier.net.parameters())
-        precision = in_words(recipe, self.arithmetic)
-        return {
-            "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-            "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
-            "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
-            f"validation pictures, {len(dataset.classes)} classes",
-            "processes": f"{world.size} x {world.kind.upper()}",
-            "run": str(self.job.out),
-        }
+    def _diverged(self, what: str, step: int) -> RunError:
+        return words.diverged(self.job, what, step, self.now.epoch + 1, self.saved_steps)

@@ -1,6 +1,5 @@
 """Each epoch's loader, its seeds, and its place in a resumed run."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from pipeline import Placement, UsageError
 from trainer.classifier import new_classifier
 from trainer.distributed import World
-from trainer.feed import Feed, Feeding, Wait
+from trainer.feed import Feed, Feeding
 from trainer.recipe import Stage
 
 
@@ -113,18 +112,6 @@ def test_other_processes_leave_out_what_was_begun(make_feed):
     two = {"world": World(rank=1, size=2), "batch_size": 15}
     assert make_feed(**two).restore(between, 1) == 0
     assert make_feed(**two).restore(begun, 1) == 60
-
-
-def test_what_waits_is_counted():
-    def slow():
-        for number in range(3):
-            time.sleep(0.05)
-            yield number
-
-    wait = Wait()
-    for _ in wait.over(slow()):
-        time.sleep(0.02)
-    assert 0.15 <= wait.seconds < 0.2 + 0.15  # 0.06 s were spent outside
 
 
 @pytest.mark.parametrize("device", ["gpu", "hybrid"])

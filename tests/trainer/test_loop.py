@@ -12,19 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from trainer_entries import Recorder, run_job
 
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint, loop, run
-from trainer.arithmetic import arithmetic_of
 from trainer.classifier import Classifier
 from trainer.distributed import Processes, World, launch
 from trainer.evaluation import evaluate_checkpoints
 from trainer.job import Job, Saving
 from trainer.loop import train
 from trainer.prepare import share_of_batch
-from trainer.recipe import Recipe, Stage, load_recipe
+from trainer.recipe import Stage, load_recipe
 from trainer.step import train_step
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
@@ -347,32 +345,6 @@ def test_impossible_settings_are_refused_before_anything_is_written(tiny_recipe,
         with pytest.raises(UsageError, match=words):
             train_here(Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, **change)))
         assert not (tmp_path / "run").exists()
-
-
-def small_step(**settings) -> tuple[float, float, nn.Module]:
-    """One step of a linear net on a batch of four: its loss, correct guesses, and the net."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
-    recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "rate": 0.1} | settings)
-    optimizer = torch.optim.SGD(net.parameters(), 0.0)
-    loss, correct = train_step(net, optimizer, images, labels, recipe, arithmetic_of(recipe, "cpu"))
-    assert not loss.requires_grad
-    assert loss.dtype == correct.dtype == torch.float32
-    with torch.no_grad():
-        logits = net(images).double().numpy()
-    return float(loss), float(correct), (logits, labels.numpy())
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precision):
-    loss, correct, (logits, labels) = small_step(label_smoothing=smoothing, precision=precision)
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    target = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
-    tolerance = 1e-6 if precision == "float32" else 2e-2
-    assert loss == pytest.approx(-(target * log_p).sum(axis=1).mean(), rel=tolerance)
-    assert correct == (logits.argmax(axis=1) == labels).sum()
 
 
 def test_a_compiler_that_does_not_work_is_left_out_with_a_note(

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
+from trainer import compression
+from trainer.agreement import Agreement
 from trainer.arithmetic import Arithmetic
 from trainer.distributed import World, gather_objects
 from trainer.evaluation import evaluate, evaluate_checkpoints
@@ -202,3 +204,21 @@ def die(world: World, rank: int) -> None:
     if world.rank == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
+
+
+def wish(world: World, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
+    """Make `calls` calls of an agreement on two things, where a rank wishes (at call, which); all answers."""
+    agreement = Agreement(world)
+    at, which = wishes.get(world.rank, (0, 0))
+    answers = [
+        agreement(*(call == at and thing == which for thing in range(2))) for call in range(1, calls + 1)
+    ]
+    agreement.finish()
+    return gather_objects(answers, world)
+
+
+def run_compressed(world: World, job: Job) -> None:
+    """Train with PowerSGD from its second update on."""
+    compression._FIRST_UPDATES = 2
+    torch.set_num_threads(1)
+    train(world, job, Recorder())

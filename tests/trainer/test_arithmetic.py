@@ -1,0 +1,60 @@
+"""Which precision a recipe gets on which machine."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainer.arithmetic import arithmetic_of, in_words
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend a GPU of a compute capability."""
+
+    def pretend(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (major, minor))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+
+    return pretend
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    """TF32 choices are torch's globals."""
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision):
+    found = arithmetic_of(replace(tiny_recipe, precision=precision), "cpu")
+    assert found.dtype == getattr(torch, precision)
+    assert (found.device, found.note) == ("cpu", "")
+    assert found.is_mixed == (precision != "float32")
+    assert (found.new_scaler() is not None) == (precision == "float16")
+
+
+def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_recipe, gpu):
+    gpu(7, 5)
+    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "gpu")
+    assert (found.dtype, found.device) == (torch.float16, "cuda")
+    assert found.note == "Tesla T4 has no bfloat16: float16 with loss scaling instead"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
+def test_newer_gpus_keep_bfloat16(tiny_recipe, gpu, capability):
+    gpu(*capability)
+    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "gpu")
+    assert (found.dtype, found.note, found.new_scaler()) == (torch.bfloat16, "", None)
+
+
+@pytest.mark.parametrize(("tf32", "setting"), [(False, "ieee"), (True, "tf32")])
+def test_tensorfloat_is_the_recipes_choice_and_logged(tiny_recipe, gpu, tf32, setting):
+    gpu(9, 0)
+    recipe = replace(tiny_recipe, tf32=tf32)
+    found = arithmetic_of(recipe, "gpu")
+    assert torch.backends.cuda.matmul.fp32_precision == setting
+    assert torch.backends.cudnn.conv.fp32_precision == setting
+    assert in_words(recipe, found) == f"float32, TF32 {'on' if tf32 else 'off'}"

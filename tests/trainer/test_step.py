@@ -1,0 +1,71 @@
+"""One update: the loss it names, parts of a batch, and float16's scaling."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from trainer_entries import FLOAT32, without_dropout
+
+from trainer.arithmetic import Arithmetic, arithmetic_of
+from trainer.models import build_model
+from trainer.recipe import Recipe
+from trainer.step import train_step
+
+RECIPE = Recipe(name="t", arch="alexnet", epochs=1, rate=0.1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precision, parts):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
+    recipe = replace(RECIPE, label_smoothing=smoothing, precision=precision, accumulate=parts)
+    arithmetic = arithmetic_of(recipe, "cpu")
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    loss, correct = train_step(net, optimizer, images, labels, recipe, arithmetic, arithmetic.new_scaler())
+    assert not loss.requires_grad
+    assert loss.dtype == correct.dtype == torch.float32
+    with torch.no_grad():
+        logits = net(images).double().numpy()
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    target = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    tolerance = 1e-6 if precision == "float32" else 2e-2
+    assert float(loss) == pytest.approx(-(target * log_p).sum(axis=1).mean(), rel=tolerance)
+    assert float(correct) == (logits.argmax(axis=1) == labels.numpy()).sum()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_a_batch_in_parts_moves_the_weights_as_a_whole_one(parts):
+    """In float64, without what depends on the parts: dropout and batch normalisation."""
+    torch.manual_seed(0)
+    net = without_dropout(build_model("alexnet", 10, 0.1, 64)).double()
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    images, labels = torch.randn(6, 3, 64, 64).double(), torch.arange(6)
+    moved = []
+    for accumulate in (1, parts):
+        net.load_state_dict(start)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        train_step(net, optimizer, images, labels, replace(RECIPE, accumulate=accumulate), FLOAT32)
+        moved.append({name: value - start[name] for name, value in net.state_dict().items()})
+    for name, whole in moved[0].items():
+        assert torch.allclose(moved[1][name], whole, rtol=1e-9, atol=1e-15)
+        assert whole.abs().max() > 0
+
+
+def test_an_update_whose_float16_gradients_overflow_is_left_out_and_the_scale_halved():
+    net = nn.Linear(4, 2)
+    before = net.weight.detach().clone()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    arithmetic = Arithmetic(torch.float16, "cpu")
+    images, labels = torch.full((8, 4), 3e4), torch.zeros(8, dtype=torch.int64)
+    train_step(net, optimizer, images, labels, RECIPE, arithmetic, scaler)
+    assert torch.equal(net.weight, before)
+    assert scaler.get_scale() == 2.0**15
+    train_step(net, optimizer, images / 3e4, labels, RECIPE, arithmetic, scaler)
+    assert not torch.equal(net.weight, before)
+    assert torch.isfinite(net.weight).all()

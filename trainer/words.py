@@ -1,0 +1,57 @@
+"""What a run says of itself in words."""
+
+from pipeline.dataset import Dataset
+from pipeline.errors import RunError
+from trainer.arithmetic import Arithmetic, in_words
+from trainer.checkpoint import LAST
+from trainer.classifier import Classifier
+from trainer.distributed import World
+from trainer.job import Job, Outcome
+from trainer.run import Progress
+
+
+def facts(
+    job: Job, dataset: Dataset, classifier: Classifier, world: World, arithmetic: Arithmetic
+) -> dict[str, str]:
+    """The head of a run's log: title → text."""
+    recipe = job.recipe
+    parameters = sum(p.numel() for p in classifier.net.parameters())
+    return {
+        "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
+        "network": f"width {recipe.width:g}, {parameters:,} parameters, {in_words(recipe, arithmetic)}",
+        "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
+        f"validation pictures, {len(dataset.classes)} classes",
+        "processes": f"{world.size} x {world.kind.upper()}",
+        "run": str(job.out),
+    }
+
+
+def left_out(progress: Progress, pictures: int) -> str:
+    """Why pictures of a begun epoch are not trained on, or ''."""
+    if not pictures:
+        return ""
+    epoch = progress.epoch + 1
+    return f"epoch {epoch} was begun by other processes: its last {pictures:,} pictures are left out"
+
+
+def diverged(job: Job, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
+    """The end of a run whose `what` ("loss is") left the numbers at an update, in an epoch from 1."""
+    last = job.out / LAST
+    kept = f"{last} is of update {saved_steps:,}" if saved_steps else "nothing was saved"
+    return RunError(
+        f"the {what} no longer finite at update {step:,}, in epoch {epoch}; {kept}: start again in another "
+        f"--out with a lower rate, such as --set rate={job.recipe.rate / 2:g}"
+    )
+
+
+def finished(job: Job, progress: Progress) -> Outcome:
+    """The end of a run that came to its end."""
+    return Outcome(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
+
+
+def stopped(job: Job, progress: Progress, reason: str) -> Outcome:
+    """The end of a run that was asked to stop by `reason`: "--steps", or a signal's name."""
+    at = f"after update {progress.steps:,}; {job.out / LAST} has it"
+    if reason == "--steps":
+        return Outcome(progress, "finished", f"ended {at} (--steps)")
+    return Outcome(progress, "stopped", f"stopped by {reason} {at}: continue with --resume")
