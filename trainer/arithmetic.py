@@ -39,9 +39,9 @@ def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
     place there.
     """
     device = "cuda" if kind == "gpu" else "cpu"
-    tf32 = "tf32" if recipe.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = tf32
-    torch.backends.cudnn.conv.fp32_precision = tf32  # type: ignore[attr-defined]
+    if kind == "gpu":
+        torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
+        torch.backends.cudnn.allow_tf32 = recipe.tf32
     dtype: torch.dtype = getattr(torch, recipe.precision)
     if dtype == torch.bfloat16 and kind == "gpu" and torch.cuda.get_device_capability() < (8, 0):
         name = torch.cuda.get_device_name()

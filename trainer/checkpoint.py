@@ -5,6 +5,8 @@ import json
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
+    if (rotten := _rotten(path)) is not None:
+        raise DamagedError(f"{path}: not a readable checkpoint (bytes of {rotten} have changed)")
     try:
         content: dict[str, Any] = (
             _load_safetensors(path)
@@ -138,6 +142,15 @@ def load(path: Path) -> dict[str, Any]:
             "or use the release that wrote it"
         )
     return content
+
+
+def _rotten(path: Path) -> str | None:
+    """The part of a zip file, as torch writes it, that fails its checksum: torch.load compares none."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return None  # no zip file, or none that torch could read: it says more
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:

@@ -22,9 +22,9 @@ def gpu(monkeypatch):
 @pytest.fixture(autouse=True)
 def restored():
     """TF32 choices are torch's globals."""
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -50,11 +50,11 @@ def test_newer_gpus_keep_bfloat16(tiny_recipe, gpu, capability):
     assert (found.dtype, found.note, found.new_scaler()) == (torch.bfloat16, "", None)
 
 
-@pytest.mark.parametrize(("tf32", "setting"), [(False, "ieee"), (True, "tf32")])
-def test_tensorfloat_is_the_recipes_choice_and_logged(tiny_recipe, gpu, tf32, setting):
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tensorfloat_is_the_recipes_choice_and_logged(tiny_recipe, gpu, tf32):
     gpu(9, 0)
     recipe = replace(tiny_recipe, tf32=tf32)
     found = arithmetic_of(recipe, "gpu")
-    assert torch.backends.cuda.matmul.fp32_precision == setting
-    assert torch.backends.cudnn.conv.fp32_precision == setting
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
+    assert torch.backends.cudnn.allow_tf32 == tf32
     assert in_words(recipe, found) == f"float32, TF32 {'on' if tf32 else 'off'}"

@@ -28,9 +28,10 @@ from trainer.step import train_step
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 
 
-def train_here(job: Job, stop_after: int = 0) -> Recorder:
+def train_here(job: Job, stop_after: int = 0, looks: bool = False) -> Recorder:
     """Train in this process; with `stop_after`, until that epoch's checkpoint."""
     recorder = Recorder(stop_after)
+    recorder.wants_weights = looks
     if stop_after:
         with pytest.raises(RunError, match="stopped here"):
             train(World(), job, recorder)

@@ -1,0 +1,249 @@
+"""Runs that are stopped, killed, or meet damaged files and full disks, and end as if nothing had been."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_loop import assert_same_run, command, finish, start, train_here
+
+from pipeline.errors import RunError, UsageError
+from trainer import agreement, checkpoint, loop, run
+from trainer.job import Debugging, Job, Saving
+from trainer.recipe import Stage
+
+
+def steps_so_far(out: Path) -> int:
+    newest = checkpoint.steps_of(out)
+    return int(newest[0].stem.partition("-")[2]) if newest else 0
+
+
+def end_when(process: subprocess.Popen[str], how: signal.Signals, is_time) -> str:
+    """Send a signal once it is time: SIGKILL to all processes, others to the first; return the output."""
+    while not is_time() and process.poll() is None:
+        time.sleep(0.002)
+    if how == signal.SIGKILL:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(tiny_dataset, tmp_path, processes, how):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"epochs": 60, "batch_size": 10}
+    cpus = ("--cpus", str(processes))
+    process = start(command(tiny_dataset.root, cut, *cpus, **settings))
+    output = end_when(process, how, lambda: (cut / "last.pt").exists())
+    assert process.returncode == agreement.STOPPED == 75, output
+    done = checkpoint.load(cut / "last.pt")["progress"]["steps"]
+    assert f"stopped by {how.name} after update {done:,}; {cut / 'last.pt'} has it" in output
+    assert "continue with --resume" in output
+    assert 0 < done < 540
+    limit = ("--steps", str(done + 14))  # as far as both are compared
+    finish(start([str(tiny_dataset.root), "--out", str(cut), *cpus, "--resume", *limit]))
+    finish(start(command(tiny_dataset.root, whole, *cpus, *limit, **settings)))
+    assert_same_run(whole, cut)
+
+
+def test_resume_auto_begins_a_run_and_continues_it(tiny_dataset, tmp_path):
+    """The same command each time, as a scheduler repeats it."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    settings = {"epochs": 2, "batch_size": 10}
+    finish(start(command(tiny_dataset.root, whole, "--cpus", "1", **settings)))
+    for steps in (4, 13, 18):
+        auto = ("--resume", "auto", "--steps", str(steps))
+        output = finish(start(command(tiny_dataset.root, out, "--cpus", "1", *auto, **settings)))
+        assert checkpoint.load(out / "last.pt")["progress"]["steps"] == steps
+    assert "starting again" not in output
+    assert_same_run(whole, out)
+
+
+def test_checkpoints_come_by_the_minute(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    """On a clock on which every look takes 30 s, an update's check is due every second time."""
+    clock = iter(range(0, 100_000, 30))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    saved = []
+    monkeypatch.setattr(checkpoint, "write_last", lambda folder, content, steps, keep: saved.append(steps))
+    recipe = replace(tiny_recipe, epochs=1, batch_size=10)
+    train_here(Job(tiny_dataset.root, tmp_path / "a", recipe, saving=Saving(minutes=1.4)))
+    assert saved == [3, 6, 9]
+    saved.clear()
+    train_here(Job(tiny_dataset.root, tmp_path / "b", recipe, saving=Saving(minutes=None)))
+    assert saved == [9]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=3)
+    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    train_here(whole)
+    cut = replace(whole, out=tmp_path / "cut")
+    train_here(cut, stop_after=2)
+    content = bytearray((cut.out / "last.pt").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    (cut.out / "last.pt").write_bytes(content)  # and so its other name
+    recorder = train_here(replace(cut, resume="must"))
+    (note,) = recorder.notes
+    assert "last.pt: not a readable checkpoint" in note
+    assert f"going on from {cut.out / 'step-00000002.pt'}" in note
+    assert [row.epoch for row in recorder.rows] == [2, 3]
+    assert_same_run(whole.out, cut.out)
+
+
+def test_no_checkpoint_that_can_be_read_is_an_error(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=3))
+    train_here(job, stop_after=2)
+    for path in job.out.glob("*.pt"):
+        path.write_bytes(b"rot")
+    with pytest.raises(UsageError, match=r"not a readable checkpoint .* no earlier one can be read either"):
+        train_here(replace(job, resume="must"))
+
+
+def test_a_full_disk_does_not_end_a_run(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    write_last, calls = checkpoint.write_last, []
+
+    def full_in_the_middle(folder, content, steps, keep):
+        calls.append(steps)
+        if steps in (4, 6):
+            raise RunError(f"cannot write {folder / 'last.pt'}: No space left on device; free space")
+        write_last(folder, content, steps, keep)
+
+    monkeypatch.setattr(checkpoint, "write_last", full_in_the_middle)
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=4))
+    recorder = train_here(job)
+    assert calls == [2, 4, 6, 8]
+    assert len(recorder.notes) == 2
+    assert all("No space left" in note and "training goes on" in note for note in recorder.notes)
+    assert [path.name for path in checkpoint.steps_of(job.out)] == ["step-00000008.pt", "step-00000002.pt"]
+
+
+def test_a_full_disk_at_the_end_is_an_error(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
+    def full(folder, content, steps, keep):
+        raise RunError("cannot write last.pt: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_last", full)
+    with pytest.raises(RunError, match="No space left"):
+        train_here(Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1)))
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tiny_recipe, tiny_dataset, tmp_path):
+    """The step is named, and the checkpoint before it is the last: one comes after every update."""
+    stages = (Stage(epoch=1, rate_factor=1e6),)
+    recipe = replace(tiny_recipe, arch="alexnet_owt", rate=1e-3, batch_size=10, stages=stages)
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
+    with pytest.raises(RunError) as found:
+        train_here(job)
+    saved = checkpoint.load(job.out / "last.pt")
+    steps = saved["progress"]["steps"]
+    assert steps >= 9
+    assert f"no longer finite at update {steps + 1}, in epoch 2" in str(found.value)
+    assert f"{job.out / 'last.pt'} is of update {steps}" in str(found.value)
+    assert all(torch.isfinite(value).all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.9},
+        {"precision": "float16", "ema": 0.99},
+        {"accumulate": 2, "optimizer": "lars", "trust": 0.01},
+        {"arch": "alexnet_source", "accumulate": 5, "label_smoothing": 0.1},
+    ],
+)
+def test_every_kind_of_state_is_in_a_checkpoint(tiny_recipe, tiny_dataset, tmp_path, changes):
+    recipe = replace(tiny_recipe, epochs=2, batch_size=10, **changes)
+    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    train_here(whole)
+    cut = replace(whole, out=tmp_path / "cut")
+    for steps in (5, 9, 11):
+        train_here(replace(cut, resume="auto", debugging=Debugging(steps=steps)))
+    train_here(replace(cut, resume="auto"))
+    assert_same_run(whole.out, cut.out)
+    if "ema" in changes:
+        saved = checkpoint.load(whole.out / "last.pt")
+        assert saved["ema"]["updates"] == 18
+        assert not torch.equal(saved["ema"]["mean"]["net.fc6.weight"], saved["model"]["net.fc6.weight"])
+
+
+def test_the_average_is_what_is_validated_and_kept_as_best(tiny_recipe, tiny_dataset, tmp_path):
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1, ema=0.5))
+    train_here(job)
+    last, best = (checkpoint.load(job.out / name) for name in ("last.pt", "best.pt"))
+    for name, mean in last["ema"]["mean"].items():
+        assert torch.equal(best["model"][name], mean)
+
+
+def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_path):
+    recipe = replace(tiny_recipe, epochs=2, batch_size=10)
+    job = Job(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(steps=12))
+    recorder = train_here(job)
+    assert recorder.endings == [
+        ("finished", f"ended after update 12; {job.out / 'last.pt'} has it (--steps)")
+    ]
+    assert [(row.epoch, row.done, row.total, row.steps) for row in recorder.steps] == [
+        (1, 1, 9, 1),
+        (1, 9, 9, 9),
+        (2, 1, 9, 10),
+    ]
+    row = recorder.steps[1]
+    assert row.top1 == pytest.approx(recorder.rows[0].train_top1)
+    assert row.rate == recorder.rows[0].rate
+    assert 0 <= row.data_wait <= 1
+    assert row.memory_mb > 10
+
+
+def test_a_reporter_that_wants_weights_gets_the_last_update_of_each_epoch(
+    tiny_recipe, tiny_dataset, tmp_path
+):
+    job = Job(
+        tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2), saving=Saving(steps=1, keep=9)
+    )
+    recorder = train_here(job, looks=True)
+    assert [(look.epoch, look.steps) for look in recorder.looks] == [(1, 2), (2, 4)]
+    files = {steps: checkpoint.load(job.out / f"step-{steps:08d}.pt")["model"] for steps in (1, 2)}
+    for name, update in recorder.looks[0].updates.items():
+        before, after = (files[steps][f"net.{name}"] for steps in (1, 2))
+        assert torch.equal(recorder.looks[0].weights[name], after)
+        assert torch.equal(update, after - before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
+    """Each run ends at a random moment, ten times over, and goes on from there."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"epochs": 30, "batch_size": 6, "ema": 0.9}
+    cpus = ("--cpus", str(processes), "--checkpoint-steps", "1")
+    moments = random.Random(processes * 2 + (how == signal.SIGKILL))
+    arguments = command(tiny_dataset.root, cut, *cpus, "--resume", "auto", **settings)
+    ends = 0
+    while ends < 10:
+        before = steps_so_far(cut)
+        after = before + moments.randrange(1, 40)
+        pause = moments.random() * 0.05
+
+        def is_time(after=after, pause=pause):
+            if steps_so_far(cut) < after:
+                return False
+            time.sleep(pause)
+            return True
+
+        process = start(arguments)
+        output = end_when(process, how, is_time)
+        assert process.returncode in (75, -signal.SIGKILL), output
+        assert steps_so_far(cut) >= before
+        ends += 1
+    finish(start(arguments))
+    finish(start(command(tiny_dataset.root, whole, *cpus, **settings)))
+    assert_same_run(whole, cut)
+    assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 31))
