@@ -169,7 +169,7 @@ def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():
     assert torch.equal(w, other)
     fresh = paper_sgd([torch.nn.Parameter(weights.clone())], 0.01)
     assert fresh.state_dict()["state"] == {}  # and the velocity was part of the state
-    assert "velocity" in saved["state"][0]
+    assert "momentum_buffer" in saved["state"][0]
 
 
 def test_paper_sgd_evaluates_a_closure_and_skips_parameters_without_gradient():
