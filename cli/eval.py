@@ -128,10 +128,12 @@ def main(
     from pipeline.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
     from trainer.answers import split_keys
-    from trainer.distributed import choose_processes, launch, launched_outside
     from trainer.ensemble import normalised
     from trainer.foreign import describe
+    from trainer.launch import launch
     from trainer.predictions import check_suffix
+    from trainer.processes import choose_processes, first_of_all, launched_outside
+    from trainer.slurm import adopt_slurm
     from trainer.submission import check_submission, write_submission
     from trainer.summary import write_confusion, write_json
 
@@ -145,6 +147,7 @@ def main(
         check_folder(file)
     foreign = describe(arch, preprocessing)
     shares = None if weights is None else normalised(_numbers(weights), len(checkpoints))
+    adopt_slurm()
     processes = choose_processes(gpus, cpus)
     dataset = Dataset.open(data)
     label_sets = [
@@ -164,7 +167,7 @@ def main(
         partial(_evaluate, weights=shares, foreign=foreign, feeding=how, predict=predict),
         *(checkpoints, data, split, views, batch_size),
     )
-    if result is None:  # another rank under torchrun
+    if result is None or not first_of_all():
         return
     for line in result.notes:
         click.echo(f"note: {line}", err=True)

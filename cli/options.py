@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from trainer.feed import Feeding
     from trainer.job import Debugging, Saving
+    from trainer.launch import Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,6 +82,65 @@ def feeding_of(options: dict[str, Any]) -> "Feeding":
     if limit is not None and cache is None:
         raise UsageError("--cache-limit needs --cache with the folder that it limits")
     return Feeding(options["placement"], options["threads"], Access(not options["no_mmap"], cache, limit))
+
+
+def cluster_options(command: F) -> F:
+    """Add the options that `cluster_of` reads, and --hang-timeout."""
+    for option in reversed(
+        [
+            click.option(
+                "--nodes",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                metavar="N",
+                help="Train on so many hosts, with --gpus or --cpus processes on each: one command for all.",
+            ),
+            click.option(
+                "--rendezvous",
+                default="",
+                metavar="HOST:PORT",
+                help="Where the hosts meet, one of them.",
+            ),
+            click.option(
+                "--join-timeout",
+                type=click.IntRange(1),
+                default=600,
+                show_default=True,
+                metavar="SECONDS",
+                help="How long hosts wait for each other.",
+            ),
+            click.option(
+                "--max-restarts",
+                type=click.IntRange(0),
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="Times to start again from the last checkpoint when a process is lost.",
+            ),
+            click.option(
+                "--hang-timeout",
+                type=click.FloatRange(1),
+                default=600,
+                show_default=True,
+                metavar="SECONDS",
+                help="After which a process that keeps the others waiting is named and the run ended.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def cluster_of(options: dict[str, Any]) -> "Cluster":
+    """What these options ask for.
+
+    Raises:
+        UsageError: hosts without a meeting place, or the other way round.
+    """
+    from trainer.launch import Cluster
+
+    return Cluster(options["nodes"], options["rendezvous"], options["join_timeout"], options["max_restarts"])
 
 
 def saving_options(command: F) -> F:

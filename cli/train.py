@@ -9,6 +9,8 @@ import click
 
 from cli.console import new_bar, one_line_errors, progress_bar, require_dali
 from cli.options import (
+    cluster_of,
+    cluster_options,
     debugging_of,
     debugging_options,
     feeding_of,
@@ -20,7 +22,8 @@ from cli.options import (
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import EpochRow, Job, Outcome, Recipe, World
-    from trainer.distributed import Processes
+    from trainer.launch import Cluster
+    from trainer.processes import Processes
     from trainer.reporting import Ending, StepRow, Weights
 
 _DEFAULT_RECIPE = "paper"
@@ -50,6 +53,7 @@ _DEFAULT_RECIPE = "paper"
     flag_value="must",
     help="Continue the run in --out after its last checkpoint; auto: where there is one, else begin it.",
 )
+@cluster_options
 @saving_options
 @feeding_options
 @debugging_options
@@ -91,10 +95,12 @@ def main(
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
     from trainer.agreement import STOPPED
-    from trainer.distributed import choose_processes, first_on_host, launch, launched_outside
     from trainer.job import Job
+    from trainer.launch import launch
     from trainer.prepare import share_of_batch
+    from trainer.processes import choose_processes, first_on_host, launched_outside
     from trainer.run import RECIPE_FILE, is_run
+    from trainer.slurm import adopt_slurm
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
@@ -105,6 +111,7 @@ def main(
     else:
         chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
         _say_scaling(load_recipe(recipe or _DEFAULT_RECIPE), chosen, overrides)
+    adopt_slurm()
     processes = choose_processes(gpus, cpus)
     job = Job(
         data,
@@ -115,19 +122,21 @@ def main(
         saving_of(options),
         debugging_of(options),
         cuda_graphs,
+        options["hang_timeout"],
     )
+    cluster = cluster_of(options)
     _check(job, processes)
     dataset = Dataset.open(data)  # say what is wrong with it before any process starts
     if verify_shards and first_on_host():
         _verify(dataset)
     if not launched_outside():
-        share_of_batch(chosen, processes.count)
+        share_of_batch(chosen, processes.count * cluster.nodes)
         doing = "measuring" if bench else "training"
         click.echo(f"{doing} on {processes.reason}", err=True)
     if bench:
-        _bench(processes, job)
+        _bench(processes, job, cluster)
         return
-    outcome = launch(processes, _train, job)
+    outcome = launch(processes, _train, job, cluster=cluster)
     if outcome is not None and outcome.ending == "stopped":
         sys.exit(STOPPED)
 
@@ -178,14 +187,15 @@ def _verify(dataset: "Dataset") -> None:
         verify_checksums(dataset, progress=show)
 
 
-def _bench(processes: "Processes", job: "Job") -> None:
+def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
     from trainer import bench
-    from trainer.distributed import launch
+    from trainer.launch import launch
+    from trainer.processes import first_of_all
 
-    result = launch(processes, bench.measure, job, bench.SECONDS)
-    if result is not None:
+    result = launch(processes, bench.measure, job, bench.SECONDS, cluster=cluster)
+    if result is not None and first_of_all():
         print_measured(result)
 
 

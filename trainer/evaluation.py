@@ -146,7 +146,11 @@ def evaluate_checkpoints(
 
 
 def evaluate(
-    nets: Sequence[Classifier], loader: Loader, world: World, precision: torch.dtype = torch.float32
+    nets: Sequence[Classifier],
+    loader: Loader,
+    world: World,
+    precision: torch.dtype = torch.float32,
+    progress: Progress | None = None,
 ) -> Metrics:
     """Measure the mean of the nets' probabilities, over views and nets, on a loader's split.
 
@@ -155,7 +159,7 @@ def evaluate(
     Raises:
         RunError: the samples seen are not as many as the split's; or the net gives no numbers.
     """
-    return measure(nets, loader, world, precision).metrics()
+    return measure(nets, loader, world, precision, progress=progress).metrics()
 
 
 def measure(

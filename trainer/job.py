@@ -67,6 +67,7 @@ class Job:
         saving: when checkpoints are written.
         debugging: what is tried.
         cuda_graphs: let the compiler record CUDA graphs.
+        hang_seconds: after which a process that keeps the others waiting is named, and the run ended.
     """
 
     data: str | Path
@@ -77,6 +78,7 @@ class Job:
     saving: Saving = field(default_factory=Saving)
     debugging: Debugging = field(default_factory=Debugging)
     cuda_graphs: bool = False
+    hang_seconds: float = 600.0
 
 
 @dataclass(frozen=True)

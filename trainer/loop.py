@@ -3,9 +3,9 @@
 Shapes: B batch of this process, S crop.
 """
 
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -31,12 +31,14 @@ from trainer.memory import used_mb
 from trainer.meters import Meter, Reading
 from trainer.optim import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
+from trainer.peers import refuse_unlike
 from trainer.prepare import distribute, prime, share_of_batch
 from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
 from trainer.schedule import Schedule
 from trainer.step import scaler_state, train_step
+from trainer.watch import Watch
 
 # Often enough for a person, seldom enough to cost nothing.
 _REPORT_EVERY = 10
@@ -106,11 +108,11 @@ class Trainer:
         self.saver = Saver(job.out, job.saving.keep, reporter.note)
         self.left_out = 0  # pictures of a begun epoch that other processes began
         self.val_seconds = 0.0
-        self.saved_at, self.saved_steps = time.monotonic(), 0
+        self.saved_at, self.saved_steps = monotonic(), 0
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop."""
-        with self.feed, self.val, self.saver:
+        with self.feed, self.val, self.saver, Watch(self.world, self.job.hang_seconds) as self.watch:
             saved = self._restore()
             self._make_model(saved)
             self.agreement = Agreement(self.world)
@@ -125,10 +127,12 @@ class Trainer:
     def _restore(self) -> dict[str, Any] | None:
         """Begin the run's folder, or go on from its last checkpoint, which is returned."""
         job, recipe, world = self.job, self.recipe, self.world
-        begun = job.resume == "must" or (job.resume == "auto" and run.is_run(job.out))
+        again = job.resume == "auto" or all_most(world.restarts, world) > 0
+        begun = job.resume == "must" or (again and run.is_run(job.out))
         if begun and world.is_first:
             remove_leftovers(job.out)
         saved, note = run.read_last(job.out, recipe, self.dataset) if begun else (None, "")
+        refuse_unlike(world, run.common_facts(recipe, self.dataset, saved, world))
         if saved:
             checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
             self.classifier.load_state_dict(saved["model"])
@@ -183,7 +187,9 @@ class Trainer:
         self.now = now = Pace(
             number, self.recipe.epochs, first, total, self.recipe.batch_size, last_rate, self.val_seconds
         )
+        self.watch.at(self.progress.steps, "waiting for data")
         for step, batch in enumerate(() if self.left_out else now.wait.over(loader), first):
+            self.watch.at(self.progress.steps, "training")
             self._update(step, batch)
             if step % _REPORT_EVERY == 0 or step + 1 == total:
                 self._report(step + 1)
@@ -193,7 +199,8 @@ class Trainer:
             if step + 1 < total and (stop or save or due or at_limit):
                 self._save()
                 if stop or at_limit:
-                    return self.signals.name if stop else "--steps"
+                    return self._reason() if stop else "--steps"
+            self.watch.at(self.progress.steps, "waiting for data")
         return ""
 
     def _update(self, step: int, batch: Batch) -> None:
@@ -226,7 +233,13 @@ class Trainer:
         with self.ema.in_place() if self.ema else nullcontext():
             if self.ema:
                 share_buffers(self.classifier)
-            metrics = evaluate([self.classifier], self.val, world, self.arithmetic.dtype)
+            metrics = evaluate(
+                [self.classifier],
+                self.val,
+                world,
+                self.arithmetic.dtype,
+                progress=lambda *_: self.watch.at(self.progress.steps, "validating"),
+            )
             best = metrics.top1 > self.progress.best_top1
             if best and world.is_first:
                 self.saver.best(checkpoint.content_of(self.classifier))
@@ -260,7 +273,10 @@ class Trainer:
         if self.progress.steps == self.job.debugging.steps:
             return "--steps"
         (stop,) = self.agreement.now(bool(self.signals.name))[:1]
-        return self.signals.name or "a signal to another process" if stop else ""
+        return self._reason() if stop else ""
+
+    def _reason(self) -> str:
+        return self.signals.name or "a signal to another process"
 
     def _save(self) -> None:
         """Write `last.pt`, with every rank's place and generators, while the training goes on.
@@ -268,6 +284,7 @@ class Trainer:
         Raises:
             RunError: the weights are no longer numbers: what was saved before stays the last.
         """
+        self.watch.at(self.progress.steps, "saving")
         self._refuse_diverged(self.meter.read())
         if not all(bool(torch.isfinite(p).all()) for p in self.classifier.parameters()):
             raise self._diverged("weights are", self.progress.steps)
@@ -275,7 +292,7 @@ class Trainer:
         if self.compression:
             mine["compression"] = self.compression.state_dict()
         ranks = gather_objects(mine, self.world)
-        self.saved_at, self.saved_steps = time.monotonic(), self.progress.steps
+        self.saved_at, self.saved_steps = monotonic(), self.progress.steps
         if not self.world.is_first:
             return
         content = checkpoint.content_of(
@@ -295,9 +312,7 @@ class Trainer:
 
     def _minutes_are_over(self) -> bool:
         minutes = self.job.saving.minutes
-        return (
-            bool(minutes) and self.world.is_first and time.monotonic() - self.saved_at > 60 * (minutes or 0)
-        )
+        return bool(minutes) and self.world.is_first and monotonic() - self.saved_at > 60 * (minutes or 0)
 
     def _report(self, done: int) -> None:
         """Tell of the epoch so far; the loss is some updates old where reading it would make a GPU wait."""

@@ -133,11 +133,19 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             if params:
                 decay = recipe.weight_decay if recipe.decay_biases or not bias else 0.0
                 groups.append({"params": params, "layer": layer, "bias": bias, "weight_decay": decay})
-    if recipe.optimizer == "paper":
-        return PaperSGD(groups, lr=recipe.rate, momentum=recipe.momentum)
     if recipe.optimizer == "lars":
         return LARS(groups, lr=recipe.rate, momentum=recipe.momentum, trust=recipe.trust)
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, fused=True)
+    if recipe.optimizer == "paper":
+        return _with_momentum(PaperSGD(groups, lr=recipe.rate, momentum=recipe.momentum))
+    return _with_momentum(torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, fused=True))
+
+
+def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Start the momentum at zero: torch 2.13's fused kernel leaves it unset where float16 overflows first."""
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["momentum"] else ():
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def check_layers(net: nn.Module, recipe: Recipe) -> None:

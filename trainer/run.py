@@ -1,5 +1,6 @@
 """A run's folder: recipe.toml, run.json, metrics.jsonl, last.pt and best.pt, each whole or absent."""
 
+import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -111,6 +112,19 @@ def machine(world: World) -> dict[str, str]:
         "processor": torch.cuda.get_device_name(world.device) if world.kind == "gpu" else _processor(),
         "processes": str(world.size),
         "torch threads": str(torch.get_num_threads()),
+    }
+
+
+def common_facts(
+    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, world: World
+) -> dict[str, str]:
+    """What all processes must have in common."""
+    versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
+    facts = {name: text for name, text in machine(world).items() if name in versions}
+    return facts | {
+        "dataset": dataset.fingerprint[:16],
+        "recipe": hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16],
+        "checkpoint": f"of update {saved['progress']['steps']}" if saved else "none",
     }
 
 

@@ -65,7 +65,8 @@ OPTIONS = {
     "export": (export, "checkpoint out"),
     "train": (
         train,
-        "data --recipe --set --out --gpus --cpus --resume --checkpoint-steps --checkpoint-minutes --keep "
+        "data --recipe --set --out --gpus --cpus --resume --nodes --rendezvous --join-timeout --max-restarts "
+        "--hang-timeout --checkpoint-steps --checkpoint-minutes --keep "
         "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
         "--grad-compression --cuda-graphs --verify-shards --bench",
     ),

@@ -8,7 +8,9 @@ import pytest
 from trainer_entries import wish
 
 from trainer.agreement import Agreement, StopSignals
-from trainer.distributed import Processes, World, launch
+from trainer.distributed import World
+from trainer.launch import launch
+from trainer.processes import Processes
 
 
 def test_alone_a_wish_is_granted_at_once():

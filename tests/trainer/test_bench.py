@@ -7,8 +7,10 @@ import pytest
 from pipeline.manifest import ImageFormat
 from trainer import bench
 from trainer.bench import Part, advise, measure
-from trainer.distributed import Processes, World, launch
+from trainer.distributed import World
 from trainer.job import Job
+from trainer.launch import launch
+from trainer.processes import Processes
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -10,8 +10,9 @@ from trainer_entries import run_compressed
 from pipeline.errors import UsageError
 from trainer import checkpoint
 from trainer.compression import check_compression
-from trainer.distributed import Processes, launch
 from trainer.job import Debugging, Job
+from trainer.launch import launch
+from trainer.processes import Processes
 
 
 def test_bf16_is_refused_on_the_cpu(tiny_recipe):

@@ -7,7 +7,9 @@ import torch
 import trainer_entries as entries
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed import Processes, World, all_sum, choose_processes, gather_objects, launch
+from trainer.distributed import World, all_sum, gather_objects
+from trainer.launch import launch
+from trainer.processes import Processes, choose_processes
 from trainer.recipe import Recipe
 
 TWO = Processes("cpu", 2, "two for the test")

@@ -19,8 +19,10 @@ from pipeline.errors import RunError
 from trainer import checkpoint
 from trainer.answers import split_keys
 from trainer.classifier import Classifier, new_classifier
-from trainer.distributed import Processes, World, launch
+from trainer.distributed import World
 from trainer.evaluation import evaluate, evaluate_checkpoints
+from trainer.launch import launch
+from trainer.processes import Processes
 
 
 @dataclass(frozen=True)

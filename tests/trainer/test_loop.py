@@ -17,11 +17,13 @@ from trainer_entries import Recorder, run_job
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint, loop, run
 from trainer.classifier import Classifier
-from trainer.distributed import Processes, World, launch
+from trainer.distributed import World
 from trainer.evaluation import evaluate_checkpoints
 from trainer.job import Job, Saving
+from trainer.launch import launch
 from trainer.loop import train
 from trainer.prepare import share_of_batch
+from trainer.processes import Processes
 from trainer.recipe import Stage, load_recipe
 from trainer.step import train_step
 

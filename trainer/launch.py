@@ -1,0 +1,282 @@
+"""Starting processes: torch elastic does it, on this host or together with others."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipeline.cores import usable_cores
+from pipeline.errors import RunError, ToolkitError, UsageError
+from trainer import hosts
+from trainer.distributed import Kind, World, world_of_environment
+from trainer.processes import Processes, launched_outside
+
+T = TypeVar("T")
+
+# When one process fails, a collective fails in the others. Their errors are echoes: they wait until the
+# launcher, which looks every 0.2 s, has seen the first and ends them.
+_LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe", "remote process", "Socket Timeout")
+_ECHO_SECONDS = 6.0
+# Longer than the trainer's watch waits for a silent process, and than checksums of all shards take.
+_COLLECTIVE_TIMEOUT = timedelta(hours=6)
+_AGAIN_SECONDS = 1.0
+# Where workers find what ended the run for good: a restart would only meet it again.
+_VERDICT = "ALEXNET_VERDICT"
+
+
+class LostPeerError(RunError):
+    """Another process is gone: no cause of its own, and no reason not to start again."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Several hosts that train together, and what becomes of lost processes.
+
+    Attributes:
+        nodes: hosts, which all run the same command.
+        rendezvous: HOST:PORT where they meet, one of them; needed for more than one.
+        join_seconds: time that each waits for the others, at the start and after a loss.
+        max_restarts: times that all processes are started anew after some were lost.
+    """
+
+    nodes: int = 1
+    rendezvous: str = ""
+    join_seconds: int = 600
+    max_restarts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.nodes > 1 and not self.rendezvous:
+            raise UsageError(f"--nodes {self.nodes} needs --rendezvous HOST:PORT, the same on every host")
+        if self.rendezvous and self.nodes == 1:
+            raise UsageError(f"--rendezvous {self.rendezvous} needs --nodes with the number of hosts")
+
+
+def launch(
+    processes: Processes, entry: Callable[..., T], *args: Any, cluster: Cluster | None = None
+) -> T | None:
+    """Run `entry(world, *args)` in every process and return the result of the first on this host.
+
+    One process runs here; several, or one that shall be restarted, are started by torch's elastic
+    launcher. Under torchrun or srun, this process is one of those that it started, and each returns its own
+    result. SIGTERM and SIGUSR1 are handed on to the processes, which may take their time to end.
+
+    Raises:
+        ToolkitError: what a worker raised, with its message and exit code.
+        RunError: a worker was killed, this process was told to end, or the other hosts did not come.
+        KeyboardInterrupt: Ctrl-C, as in one process.
+    """
+    together = cluster or Cluster()
+    if launched_outside():
+        return _worker(entry, processes.kind, args)
+    if processes.count == together.nodes == 1 and not together.max_restarts:
+        return entry(World(kind=processes.kind), *args)
+    _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
+    with tempfile.TemporaryDirectory(prefix="alexnet-") as folder, _Relay(Path(folder)) as relay:
+        os.environ[_VERDICT] = str(relay.verdict)
+        config = _config(processes, together, folder)
+        try:
+            results: dict[int, T] = elastic_launch(config, _spawned_worker)(entry, processes.kind, args)
+        except ChildFailedError as error:
+            raise relay.explained(_as_toolkit_error(error)) from None
+        except SignalException as error:  # the launcher has ended the workers
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise _stopped_by(error.sigval.name) from None
+        except (RendezvousError, dist.DistError, RuntimeError, ConnectionError) as error:
+            if together.nodes == 1:
+                raise
+            raise _no_meeting(together, error) from error
+        finally:
+            os.environ.pop(_VERDICT, None)
+    return results[min(results)]
+
+
+def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig:
+    common: dict[str, Any] = {
+        "min_nodes": cluster.nodes,
+        "max_nodes": cluster.nodes,
+        "nproc_per_node": processes.count,
+        "rdzv_backend": "c10d",
+        "max_restarts": cluster.max_restarts,
+        "monitor_interval": 0.2,
+        "start_method": "spawn",
+        "logs_specs": DefaultLogsSpecs(log_dir=folder),
+        "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # the others are relayed
+        "shutdown_timeout": 5,
+    }
+    if cluster.nodes == 1:
+        return LaunchConfig(run_id=uuid.uuid4().hex, rdzv_endpoint="localhost:0", **common)
+    host, port = hosts.parse_rendezvous(cluster.rendezvous)
+    here = hosts.is_here(host)
+    if here:
+        hosts.refuse_taken_port(host, port)
+    address = hosts.address_towards(host, port)
+    if interface := hosts.interface_of(address):
+        # Else gloo takes the one that this host's name leads to, which is often the loopback.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return LaunchConfig(
+        run_id="alexnet-train",
+        rdzv_endpoint=f"{host}:{port}",
+        rdzv_configs={
+            "is_host": here,
+            "timeout": cluster.join_seconds,
+            "read_timeout": cluster.join_seconds,
+        },
+        local_addr=address,
+        **common,
+    )
+
+
+class _Relay:
+    """Hands SIGTERM and SIGUSR1 on to the workers; a second SIGTERM, later, ends all at once.
+
+    Attributes:
+        verdict: file that says what ended the run for good, for workers that are started anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.verdict = folder / "verdict"
+        self._asked: tuple[str, float] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Relay":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._hand_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def explained(self, error: Exception) -> Exception:
+        """A worker that died of the signal did as it was told."""
+        killed = isinstance(error, RunError) and "was killed by signal" in str(error)
+        return _stopped_by(self._asked[0]) if self._asked and killed else error
+
+    def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+        name, now = signal.Signals(number).name, time.monotonic()
+        workers = multiprocessing.active_children()
+        again = self._asked is not None and now - self._asked[1] > _AGAIN_SECONDS
+        if not workers or (again and number == signal.SIGTERM):
+            raise SignalException(f"got {name}", sigval=signal.Signals(number))
+        self._asked = self._asked or (name, now)
+        self.verdict.write_text(f"RunError: {_stopped_by(name)}")  # none is to be started after this
+        for worker in workers:
+            if worker.pid is not None:
+                os.kill(worker.pid, number)
+
+
+def _stopped_by(name: str) -> RunError:
+    return RunError(f"stopped by {name}; what was finished is kept")
+
+
+def _no_meeting(cluster: Cluster, error: Exception) -> RunError:
+    cause = str(error.__cause__ or error).splitlines()[0][:160]
+    return RunError(
+        f"--rendezvous {cluster.rendezvous}: {cluster.nodes} hosts did not meet there within "
+        f"{cluster.join_seconds} s, or lost it since ({cause}); see that the same command runs on all, that "
+        "its host is one of them and runs still, and that no firewall closes the port"
+    )
+
+
+def _silence(*packages: str) -> None:
+    """Keep loggers quiet that have levels of their own, so that a parent's level does not reach them."""
+    for name in (*packages, *logging.root.manager.loggerDict):
+        if name.startswith(packages):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def process_group(kind: Kind) -> Iterator[World]:
+    """Join the group that the environment describes, and leave it in the end, unless by an error.
+
+    After an error others may be inside a collective, and an orderly leave could wait for them for ever.
+
+    Raises:
+        KeyError: RANK or WORLD_SIZE is not set.
+    """
+    world = world_of_environment(kind)
+    if kind == "gpu":
+        torch.cuda.set_device(world.gpu)
+        dist.init_process_group("nccl", device_id=world.device, timeout=_COLLECTIVE_TIMEOUT)
+    else:
+        torch.set_num_threads(max(1, usable_cores() // world.local_size))
+        dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
+    yield world
+    dist.destroy_process_group()
+
+
+def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
+    # Ctrl-C reaches every process of a terminal, and the launcher passes it on: die of it, without a stack.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    verdict = Path(os.environ[_VERDICT])
+    if verdict.exists():
+        raise _as_known(verdict.read_text()) or RuntimeError(verdict.read_text())
+    try:
+        result = _worker(entry, kind, args)
+        return result if os.environ["LOCAL_RANK"] == "0" else None
+    except LostPeerError:
+        raise
+    except ToolkitError as error:
+        verdict.write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+@record
+def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
+    with process_group(kind) as world:
+        try:
+            result = entry(world, *args)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _LOST_PEER):
+                raise
+            time.sleep(_ECHO_SECONDS)
+            raise LostPeerError(
+                f"process {world.rank} lost another one; what that says of itself is the cause, else its "
+                "host or the network is gone: continue with --resume"
+            ) from error
+        return result
+
+
+def _as_toolkit_error(error: ChildFailedError) -> Exception:
+    """The first failed worker's error, as it would have been in this process."""
+    rank, failure = error.get_first_failure()
+    details: Any = failure.error_file_data.get("message") or failure.message
+    stack = ""
+    if isinstance(details, dict):  # what torch's `record` noted of the exception
+        stack = details.get("extraInfo", {}).get("py_callstack", "")
+        details = details.get("message", "")
+    known = _as_known(str(details))
+    if known is not None:
+        return known
+    if failure.exitcode < 0:
+        return RunError(
+            f"process {rank} was killed by signal {-failure.exitcode} (out of memory, or stopped from "
+            "outside); continue with --resume"
+        )
+    return RuntimeError(f"process {rank} failed:\n{stack or details}")
+
+
+def _as_known(text: str) -> ToolkitError | None:
+    """The toolkit's error that `Name: message` describes."""
+    kind, _, message = text.partition(": ")
+    return next(
+        (known(message) for known in (UsageError, RunError, LostPeerError) if kind == known.__name__), None
+    )

@@ -1,0 +1,145 @@
+"""Finds out which process hangs, when others wait for it."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import msgspec
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from pipeline.errors import RunError
+from trainer.distributed import World
+
+# Compilers and file systems take their time before the first update.
+_START_SECONDS = 1800.0
+_EVERY_SECONDS = 1.0
+# A process that lives publishes every second: one silent for so long is stopped, or cut off.
+_SILENT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a process last said of itself.
+
+    Attributes:
+        host: its name.
+        time: seconds since 1970, by its own clock.
+        step: its updates.
+        doing: what it does, as a participle: "training".
+        since: seconds that it has been doing so.
+    """
+
+    host: str
+    time: float
+    step: int
+    doing: str
+    since: float
+
+
+class Watch:
+    """Lets processes that wait in vain name the one that hangs, and end.
+
+    Within the block a thread publishes where this process is. When it has made no progress for `seconds`,
+    it reads where the others are, and ends this process with one line about those that are silent, or
+    else behind.
+    """
+
+    def __init__(self, world: World, seconds: float) -> None:
+        """Watch `world`'s processes; a single one has nobody to wait for."""
+        self._world, self._seconds = world, seconds
+        self._step, self._doing, self._moved = 0, "starting", time.monotonic()
+        self._limit = max(seconds, _START_SECONDS)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="alexnet-watch", daemon=True)
+
+    def at(self, step: int, doing: str) -> None:
+        """Note progress: after `step` updates this process begins something."""
+        self._step, self._doing, self._moved, self._limit = step, doing, time.monotonic(), self._seconds
+
+    def __enter__(self) -> "Watch":
+        if self._world.size > 1:
+            # A connection of its own: the process group's is held while a collective waits.
+            self._store = _get_default_store().clone()  # type: ignore[attr-defined]
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(_EVERY_SECONDS):
+                self._publish()
+                if time.monotonic() - self._moved > self._limit:
+                    self._give_up()
+        except (RuntimeError, dist.DistError):
+            return  # the store is gone with rank 0: its loss is noticed by whoever waits for it
+
+    def _publish(self) -> None:
+        since = time.monotonic() - self._moved
+        sign = Sign(socket.gethostname(), time.time(), self._step, self._doing, since)
+        self._store.set(_key(self._world.rank), msgspec.json.encode(sign))
+
+    def _give_up(self) -> None:
+        before = self._read()
+        self._ended.wait(_SILENT_SECONDS)  # who lives publishes again meanwhile
+        self._publish()
+        signs = self._read()
+        silent = [rank for rank in before if signs[rank] == before[rank]]
+        line = blame(self._world.rank, signs, silent, self._limit)
+        if time.monotonic() - self._moved < self._limit or not line:
+            return
+        self._end(RunError(line))
+
+    def _read(self) -> dict[int, Sign]:
+        ranks = [rank for rank in range(self._world.size) if self._store.check([_key(rank)])]
+        return {rank: msgspec.json.decode(self._store.get(_key(rank)), type=Sign) for rank in ranks}
+
+    def _end(self, error: RunError) -> None:
+        get_error_handler().record_exception(error)
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # nobody else would say it
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+
+def blame(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) -> str:
+    """Say which processes the others wait for; "" where `rank` itself is one of them.
+
+    Args:
+        rank: who asks.
+        signs: of all processes that ever gave one.
+        silent: those that have stopped to.
+        seconds: that nothing has moved.
+    """
+    if silent:
+        late, what = silent, "silent"
+    else:
+        least = min(sign.step for sign in signs.values())
+        behind = [r for r, sign in signs.items() if sign.step == least]
+        odd = [r for r in behind if signs[r].doing != signs[rank].doing]
+        late, what = (odd or behind if len(behind) < len(signs) or odd else []), "behind"
+    if rank in late:
+        return ""
+    if not late:
+        return (
+            f"no process has moved for {seconds:.0f} s since update {signs[rank].step:,}, and none is "
+            "behind: see to the network between them, then continue with --resume"
+        )
+    named = ", ".join(f"process {r} on {signs[r].host}" for r in late)
+    one = signs[late[0]]
+    last = "last heard of" if what == "silent" else "still"
+    return (
+        f"{named} {'are' if len(late) > 1 else 'is'} {what}: {last} {one.doing} after update {one.step:,}, "
+        f"while others have waited for {seconds:.0f} s; see to that host, then continue with --resume"
+    )
+
+
+def _key(rank: int) -> str:
+    return f"alexnet-watch/{rank}"
