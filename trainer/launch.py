@@ -90,6 +90,8 @@ def launch(
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
     with tempfile.TemporaryDirectory(prefix="alexnet-") as folder, _Relay(Path(folder)) as relay:
         os.environ[_VERDICT] = str(relay.verdict)
+        # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
         config = _config(processes, together, folder)
         try:
             results: dict[int, T] = elastic_launch(config, _spawned_worker)(entry, processes.kind, args)
@@ -136,7 +138,7 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
         rdzv_endpoint=f"{host}:{port}",
         rdzv_configs={
             "is_host": here,
-            "timeout": cluster.join_seconds,
+            "join_timeout": cluster.join_seconds,
             "read_timeout": cluster.join_seconds,
         },
         local_addr=address,
@@ -188,7 +190,8 @@ def _stopped_by(name: str) -> RunError:
 
 
 def _no_meeting(cluster: Cluster, error: Exception) -> RunError:
-    cause = str(error.__cause__ or error).splitlines()[0][:160]
+    said = str(error.__cause__ or error) or type(error).__name__
+    cause = said.splitlines()[0][:160]
     return RunError(
         f"--rendezvous {cluster.rendezvous}: {cluster.nodes} hosts did not meet there within "
         f"{cluster.join_seconds} s, or lost it since ({cause}); see that the same command runs on all, that "

@@ -5,6 +5,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -20,6 +22,10 @@ _START_SECONDS = 1800.0
 _EVERY_SECONDS = 1.0
 # A process that lives publishes every second: one silent for so long is stopped, or cut off.
 _SILENT_SECONDS = 15.0
+_NO_STORE = (
+    "process 0 is silent, or its host cut off: others have waited for {seconds:.0f} s; see to that host, "
+    "then continue with --resume"
+)
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,14 @@ class Watch:
             self._thread.join()
 
     def _run(self) -> None:
-        try:
-            while not self._ended.wait(_EVERY_SECONDS):
-                self._publish()
-                if time.monotonic() - self._moved > self._limit:
-                    self._give_up()
-        except (RuntimeError, dist.DistError):
-            return  # the store is gone with rank 0: its loss is noticed by whoever waits for it
+        while not self._ended.wait(_EVERY_SECONDS):
+            answered = _within(_SILENT_SECONDS, self._publish)
+            if self._is_late() and not (answered and _within(3 * _SILENT_SECONDS, self._give_up)):
+                # The store is process 0's, or its launcher's: nobody else can be asked.
+                self._end(RunError(_NO_STORE.format(seconds=self._limit)))
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._moved > self._limit
 
     def _publish(self) -> None:
         since = time.monotonic() - self._moved
@@ -94,9 +101,8 @@ class Watch:
         signs = self._read()
         silent = [rank for rank in before if signs[rank] == before[rank]]
         line = blame(self._world.rank, signs, silent, self._limit)
-        if time.monotonic() - self._moved < self._limit or not line:
-            return
-        self._end(RunError(line))
+        if self._is_late() and line:
+            self._end(RunError(line))
 
     def _read(self) -> dict[int, Sign]:
         ranks = [rank for rank in range(self._world.size) if self._store.check([_key(rank)])]
@@ -139,6 +145,21 @@ def blame(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) 
         f"{named} {'are' if len(late) > 1 else 'is'} {what}: {last} {one.doing} after update {one.step:,}, "
         f"while others have waited for {seconds:.0f} s; see to that host, then continue with --resume"
     )
+
+
+def _within(seconds: float, work: Callable[[], None]) -> bool:
+    """Whether some work on the store ends in time and well: a stopped server leaves its clients waiting."""
+    done = threading.Event()
+
+    def run() -> None:
+        with suppress(RuntimeError, dist.DistError):
+            work()
+            done.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return done.is_set()
 
 
 def _key(rank: int) -> str:

@@ -1,6 +1,7 @@
 """Processes: how many, how they start and end, and that two train as one does. Real ones, over gloo."""
 
 import os
+import socket
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import trainer_entries as entries
 
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import World, all_sum, gather_objects
-from trainer.launch import launch
+from trainer.launch import Cluster, launch
 from trainer.processes import Processes, choose_processes
 from trainer.recipe import Recipe
 
@@ -112,6 +113,43 @@ def test_a_workers_bug_arrives_with_its_stack():
 def test_a_killed_worker_is_a_run_error_that_says_so():
     with pytest.raises(RunError, match=r"process 1 was killed by signal 9.*--resume"):
         launch(TWO, entries.die, 1)
+
+
+def test_a_lost_worker_is_started_again_with_all(tmp_path):
+    restarts, tries = launch(TWO, entries.die_once, tmp_path, 1, cluster=Cluster(max_restarts=2))
+    assert (restarts, tries) == (1, 4)
+
+
+def test_what_a_restart_would_meet_again_is_not_tried_again(tmp_path):
+    with pytest.raises(UsageError, match=r"^the input is bad$"):
+        launch(TWO, entries.refuse_every_time, tmp_path, cluster=Cluster(max_restarts=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "1-0"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rendezvous", "words"),
+    [(2, "", "--nodes 2 needs --rendezvous HOST:PORT"), (1, "a:1", "--rendezvous a:1 needs --nodes")],
+)
+def test_hosts_and_their_meeting_place_go_together(nodes, rendezvous, words):
+    with pytest.raises(UsageError, match=words):
+        Cluster(nodes, rendezvous)
+
+
+def test_a_host_that_waits_in_vain_says_for_whom():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(RunError, match=f"--rendezvous {place}: 2 hosts did not meet there within 3 s"):
+        launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
+
+
+def test_a_taken_meeting_place_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"--rendezvous {place}: the port is taken"):
+            launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
 
 
 def test_two_processes_train_as_one_does(tiny_dataset):

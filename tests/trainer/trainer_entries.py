@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
-from trainer import compression
+from trainer import compression, watch
 from trainer.agreement import Agreement
 from trainer.arithmetic import Arithmetic
 from trainer.distributed import World, gather_objects
@@ -24,6 +24,7 @@ from trainer.loop import train
 from trainer.metrics import Metrics, Tally
 from trainer.models import build_model
 from trainer.optim import build_optimizer
+from trainer.peers import refuse_unlike
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
 from trainer.reporting import Ending, StepRow, Weights
@@ -222,3 +223,45 @@ def run_compressed(world: World, job: Job) -> None:
     compression._FIRST_UPDATES = 2
     torch.set_num_threads(1)
     train(world, job, Recorder())
+
+
+def hang(world: World, rank: int, how: str) -> int:
+    """One rank stops within the fourth update, or sleeps before it, if it was not started again.
+
+    Silence of three seconds is enough; returns the restarts.
+    """
+    watch._SILENT_SECONDS = 3.0
+    with watch.Watch(world, 2.0) as seen:
+        for step in range(10):
+            seen.at(step, "waiting for data")
+            bad = world.rank == rank and step == 3 and not world.restarts
+            if bad and how == "sleep":
+                time.sleep(1000)
+            seen.at(step, "training")
+            if bad:
+                time.sleep(2)  # a sign of it is out
+                os.kill(os.getpid(), signal.SIGSTOP)
+            dist.barrier()
+    return world.restarts
+
+
+def unlike(world: World) -> None:
+    """The second process has another torch."""
+    refuse_unlike(world, {"torch": "2.12" if world.rank else "2.13", "numpy": "2"})
+
+
+def die_once(world: World, marks: Path, rank: int) -> tuple[int, int]:
+    """One rank is killed at the first try; return the restarts and the tries."""
+    (marks / f"{world.rank}-{world.restarts}").touch()
+    if world.rank == rank and not world.restarts:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    return world.restarts, len(list(marks.iterdir()))
+
+
+def refuse_every_time(world: World, marks: Path) -> None:
+    """The input is bad, and a restart would not mend it."""
+    (marks / f"{world.rank}-{world.restarts}").touch()
+    dist.barrier()
+    raise UsageError("the input is bad")
