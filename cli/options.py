@@ -197,6 +197,12 @@ def debugging_options(command: F) -> F:
                 is_flag=True,
                 help="Train on the first batch alone: its loss must go to nothing.",
             ),
+            click.option(
+                "--profile",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="Write a Chrome trace of a few updates.",
+            ),
         ]
     ):
         command = option(command)
@@ -211,4 +217,4 @@ def debugging_of(options: dict[str, Any]) -> "Debugging":
     """
     from trainer.job import Debugging
 
-    return Debugging(options["synthetic"], options["overfit_batch"], options["steps"])
+    return Debugging(options["synthetic"], options["overfit_batch"], options["steps"], options["profile"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.console import new_bar, one_line_errors, progress_bar, require_dali
+from cli.console import one_line_errors, progress_bar, require_dali
 from cli.options import (
     cluster_of,
     cluster_options,
@@ -18,18 +18,36 @@ from cli.options import (
     saving_of,
     saving_options,
 )
+from cli.status import status
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import EpochRow, Job, Outcome, Recipe, World
+    from trainer import Job, Outcome, Recipe, World
     from trainer.launch import Cluster
     from trainer.processes import Processes
-    from trainer.reporting import Ending, StepRow, Weights
 
 _DEFAULT_RECIPE = "paper"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _TrainOrStatus(click.Command):
+    """`alexnet-train DATA ...`, or `alexnet-train status RUN`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """The context of `status` where that is the first word."""
+        if args[:1] == ["status"]:
+            return status.make_context(f"{info_name} status", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run whichever the context is of."""
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+
+@click.command(
+    cls=_TrainOrStatus, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-train")
 @click.argument("data")
 @click.option(
@@ -63,7 +81,13 @@ _DEFAULT_RECIPE = "paper"
     help="Exchange smaller gradients: --set grad_compression=... in short.",
 )
 @click.option("--cuda-graphs", is_flag=True, help="Let the compiler record CUDA graphs; for small batches.")
+@click.option("--tensorboard", is_flag=True, help="Write the run for TensorBoard too, into RUN/tensorboard.")
 @click.option("--verify-shards", is_flag=True, help="Compare every shard's checksum before the start.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Train nothing: print the resolved recipe, steps and memory, and read the first batches.",
+)
 @click.option(
     "--bench",
     is_flag=True,
@@ -80,7 +104,9 @@ def main(
     resume: Literal["auto", "must"] | None,
     grad_compression: str | None,
     cuda_graphs: bool,
+    tensorboard: bool,
     verify_shards: bool,
+    dry_run: bool,
     bench: bool,
     **options: Any,
 ) -> None:
@@ -89,6 +115,8 @@ def main(
     Without --gpus or --cpus it uses all visible GPUs, or one CPU process where there is none. The run's
     folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt. A run that SIGTERM or
     SIGUSR1 ends leaves a checkpoint and exits with 75; --resume continues it.
+
+    `alexnet-train status RUN` shows where a run is. (Data in a folder called status is ./status.)
     """
     require_dali()
     _keep_compiled()  # before torch is imported: it settles the place then
@@ -101,6 +129,7 @@ def main(
     from trainer.processes import choose_processes, first_on_host, launched_outside
     from trainer.run import RECIPE_FILE, is_run
     from trainer.slurm import adopt_slurm
+    from trainer.tensorboard import require_tensorboard
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
@@ -112,6 +141,8 @@ def main(
         chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
         _say_scaling(load_recipe(recipe or _DEFAULT_RECIPE), chosen, overrides)
     adopt_slurm()
+    if tensorboard:
+        require_tensorboard()
     processes = choose_processes(gpus, cpus)
     job = Job(
         data,
@@ -131,12 +162,15 @@ def main(
         _verify(dataset)
     if not launched_outside():
         share_of_batch(chosen, processes.count * cluster.nodes)
-        doing = "measuring" if bench else "training"
+        doing = "measuring" if bench else "planning" if dry_run else "training"
         click.echo(f"{doing} on {processes.reason}", err=True)
+    if dry_run:
+        _dry_run(job, processes.count * cluster.nodes)
+        return
     if bench:
         _bench(processes, job, cluster)
         return
-    outcome = launch(processes, _train, job, cluster=cluster)
+    outcome = launch(processes, _train, job, tensorboard, cluster=cluster)
     if outcome is not None and outcome.ending == "stopped":
         sys.exit(STOPPED)
 
@@ -171,12 +205,18 @@ def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]
         )
 
 
-def _train(world: "World", job: "Job") -> "Outcome":
-    """In every process: train, rank 0 reporting to the console."""
+def _train(world: "World", job: "Job", tensorboard: bool) -> "Outcome":
+    """In every process: train, rank 0 reporting to the console and the run's folder."""
+    from cli.live import ConsoleReporter
     from trainer import train
+    from trainer.reporting import Reporter, Reporters
+    from trainer.status import StatusReporter
+    from trainer.tensorboard import TensorBoardReporter
 
-    with ConsoleReporter() as reporter:
-        return train(world, job, reporter)
+    with ConsoleReporter() as console:
+        reporters: list[Reporter] = [console, StatusReporter(job.out)]
+        reporters += [TensorBoardReporter(job.out)] if tensorboard else []
+        return train(world, job, Reporters(reporters))
 
 
 def _verify(dataset: "Dataset") -> None:
@@ -185,6 +225,14 @@ def _verify(dataset: "Dataset") -> None:
 
     with progress_bar("checking shards", "bytes") as show:
         verify_checksums(dataset, progress=show)
+
+
+def _dry_run(job: "Job", processes: int) -> None:
+    """Print what the run would be."""
+    from cli.plan import print_plan
+    from trainer.plan import plan
+
+    print_plan(plan(job, processes))
 
 
 def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
@@ -197,61 +245,3 @@ def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
     result = launch(processes, bench.measure, job, bench.SECONDS, cluster=cluster)
     if result is not None and first_of_all():
         print_measured(result)
-
-
-class ConsoleReporter:
-    """A bar within each epoch on stderr, a line after it on stdout."""
-
-    def __init__(self) -> None:
-        self.wants_weights = False
-        self._bar = new_bar("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s")
-        self._task = self._bar.add_task("", total=None, loss=0.0, rate=0.0)
-
-    def __enter__(self) -> "ConsoleReporter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def started(self, facts: dict[str, str]) -> None:
-        """Print the run's facts and the head of the epochs' lines."""
-        for name, text in facts.items():
-            click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
-        head = "epoch          rate  train loss   top-1  val loss   top-1   top-5  images/s  wait"
-        click.secho(head, bold=True)
-
-    def note(self, line: str) -> None:
-        """Print a note on stderr."""
-        click.echo(f"note: {line}", err=True)
-
-    def step(self, row: "StepRow") -> None:
-        """Move the bar."""
-        if row.done == 1:
-            self._bar.reset(self._task)
-        self._bar.start()
-        self._bar.update(
-            self._task,
-            description=f"epoch {row.epoch}",
-            completed=row.done,
-            total=row.total,
-            loss=row.loss,
-            rate=row.images_per_second,
-        )
-
-    def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:
-        """Print the epoch's line in place of the bar."""
-        self._bar.stop()
-        click.echo(
-            f"{row.epoch:>5}/{epochs:<4} {row.rate:>8.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
-            f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} "
-            f"{row.images_per_second:>9,.0f} {row.data_wait:>5.0%}{'  best' if best else ''}"
-        )
-
-    def weights(self, weights: "Weights") -> None:
-        """Nothing of them is shown."""
-
-    def ended(self, how: "Ending", line: str) -> None:
-        """Say why a run ended before its end."""
-        self._bar.stop()
-        if how == "stopped":
-            click.echo(line)

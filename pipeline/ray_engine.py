@@ -32,7 +32,7 @@ class RayEngine:
         self,
         work: Callable[[Item], Result],
         items: Sequence[Item],
-        tick: Tick | None = None,  # noqa: ARG002  # finished tasks are all that is known
+        tick: Tick | None = None,  # finished tasks are all that is known
     ) -> Generator[Result, None, None]:
         """See `pipeline.engines.Engine.run`.
 

@@ -33,6 +33,7 @@ from trainer.optim import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
 from trainer.peers import refuse_unlike
 from trainer.prepare import distribute, prime, share_of_batch
+from trainer.profiling import profiler
 from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
@@ -116,7 +117,8 @@ class Trainer:
             saved = self._restore()
             self._make_model(saved)
             self.agreement = Agreement(self.world)
-            with StopSignals() as self.signals:
+            trace = self.job.debugging.profile if self.world.is_first else None
+            with StopSignals() as self.signals, profiler(trace) as self.profiler:
                 for number in range(self.progress.epoch, self.recipe.epochs):
                     if reason := self._train_epoch(number) or self._end_epoch():
                         self.saver.finish()
@@ -218,6 +220,8 @@ class Trainer:
             self.ema.update()
         self.progress.steps += 1
         self.meter.add(loss, correct, self.batch_size, self.progress.steps)
+        if written := self.profiler.step():
+            self.reporter.note(written)
         if looked_at:
             after = self._weights()
             updates = {name: after[name] - before[name] for name in after}

@@ -17,6 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.files import make_folder, write_bytes
 from trainer import checkpoint
 from trainer.distributed import World
+from trainer.provenance import provenance
 from trainer.recipe import Recipe
 
 RECIPE_FILE = "recipe.toml"
@@ -96,6 +97,7 @@ def create(
         "dataset": dataset.url if dataset.store.local is None else str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
         "machine": machine(world),
+        **provenance(),
     }
     write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
 

@@ -68,7 +68,8 @@ OPTIONS = {
         "data --recipe --set --out --gpus --cpus --resume --nodes --rendezvous --join-timeout --max-restarts "
         "--hang-timeout --checkpoint-steps --checkpoint-minutes --keep "
         "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
-        "--grad-compression --cuda-graphs --verify-shards --bench",
+        "--profile --grad-compression --cuda-graphs --tensorboard --verify-shards --dry-run "
+        "--bench",
     ),
     "eval": (
         evaluate,

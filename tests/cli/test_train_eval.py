@@ -52,6 +52,7 @@ def test_a_run_leaves_its_files_and_lines(trained):
         "metrics.jsonl",
         "recipe.toml",
         "run.json",
+        "status.json",
         "step-00000002.pt",
         "step-00000004.pt",
     ]

@@ -1,0 +1,67 @@
+"""`alexnet-train status`: a run's folder on one screen."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.console import one_line_errors
+from cli.live import facts_of, in_words
+
+if TYPE_CHECKING:
+    from trainer.status import Look
+
+_EPOCHS_SHOWN = 5
+_HEAD = "epoch       rate  train loss   top-1  val loss   top-1   top-5  images/s"
+
+
+@click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print all of it for a program.")
+@one_line_errors
+def status(run: Path, as_json: bool) -> None:
+    """Show where the RUN in a folder is, and whether it lives."""
+    import msgspec
+
+    from trainer.status import look
+
+    found = look(run)
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        return
+    for name, text in _lines(run, found):
+        click.echo(f"{click.style(f'{name:<11}', bold=True)} {text}")
+    if found.rows:
+        click.secho(f"\n{_HEAD}", bold=True)
+    for row in found.rows[-_EPOCHS_SHOWN:]:
+        click.echo(
+            f"{row.epoch:>5} {row.rate:>10.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
+            f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} {row.images_per_second:>9,.0f}"
+        )
+
+
+def _lines(run: Path, found: "Look") -> list[tuple[str, str]]:
+    facts, status = found.facts, found.status
+    lines = [("run", str(run)), ("state", found.verdict)]
+    for name in ("recipe", "dataset", "git", "started", "command"):
+        if facts.get(name):
+            lines.append((name, str(facts[name])))
+    machine = facts.get("machine")
+    if isinstance(machine, dict):
+        lines.append(
+            ("machine", f"{machine.get('processes')} x {machine.get('device')}, {machine.get('processor')}")
+        )
+    if status and status.step:
+        row = status.step
+        lines.append(
+            ("at", f"epoch {row.epoch}, update {row.done:,} of {row.total:,} ({row.steps:,} in all)")
+        )
+        lines.append(("", ", ".join(f"{name} {text}" for name, text in facts_of(row))))
+    if status and status.line:
+        lines.append(("said", status.line))
+    best = max(found.rows, key=lambda row: row.val_top1, default=None)
+    if best:
+        lines.append(("best", f"top-1 {best.val_top1:.2%} in epoch {best.epoch}"))
+    ages = ", ".join(f"{name} ({in_words(age)} ago)" for name, age in found.checkpoints.items())
+    return [*lines, ("checkpoints", ages or "none yet")]

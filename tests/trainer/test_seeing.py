@@ -1,0 +1,255 @@
+"""What a run leaves to be seen: status, TensorBoard, trace, provenance and plan, of a real small run."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainer_entries import Recorder
+
+from pipeline.errors import UsageError
+from trainer import checkpoint
+from trainer.distributed import World
+from trainer.job import Debugging, Job, Saving
+from trainer.loop import train
+from trainer.plan import plan
+from trainer.provenance import git_state, provenance
+from trainer.reporting import Reporters
+from trainer.run import read_metrics
+from trainer.status import StatusReporter, look
+from trainer.tensorboard import FOLDER, TensorBoardReporter, tiled
+
+
+@pytest.fixture(scope="module")
+def seen(tiny_dataset, tiny_recipe, tmp_path_factory):
+    """A run of three epochs of nine updates, stopped after the first and resumed, with all that listens."""
+    out = tmp_path_factory.mktemp("seen") / "run"
+    trace = out.parent / "trace.json"
+    recipe = replace(tiny_recipe, epochs=3, batch_size=10)
+    job = Job(tiny_dataset.root, out, recipe, saving=Saving(steps=1, keep=99))
+    recorder = Recorder()
+    for debugging in (Debugging(steps=14), Debugging(profile=trace)):
+        reporters = Reporters([recorder, StatusReporter(out), TensorBoardReporter(out)])
+        train(World(), replace(job, resume="auto", debugging=debugging), reporters)
+    return out, trace, recorder
+
+
+@pytest.fixture(scope="module")
+def events(seen):
+    found = EventAccumulator(
+        str(seen[0] / FOLDER), size_guidance={"scalars": 0, "histograms": 0, "images": 0}
+    )
+    found.Reload()
+    return found
+
+
+def test_scalars_are_what_was_reported_each_update_once(seen, events):
+    out, _, recorder = seen
+    rows = read_metrics(out)
+    for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
+        scalars = events.Scalars("epoch/" + name.replace("_", " "))
+        assert [scalar.step for scalar in scalars] == [9, 18, 27]
+        assert [scalar.value for scalar in scalars] == pytest.approx([getattr(row, name) for row in rows])
+    reported = {row.steps: row for row in recorder.steps}
+    rates = events.Scalars("train/rate")
+    assert [scalar.step for scalar in rates] == sorted(reported)
+    assert [scalar.value for scalar in rates] == pytest.approx([reported[s.step].rate for s in rates])
+
+
+def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen, events):
+    out, *_ = seen
+    models = {s: checkpoint.load(out / f"step-{s:08d}.pt")["model"] for s in (26, 27)}
+    weights = models[27]["net.fc7.weight"]
+    histogram = events.Histograms("weights/fc7.weight")[-1]
+    assert histogram.step == 27
+    assert histogram.histogram_value.num == weights.numel()
+    assert histogram.histogram_value.sum == pytest.approx(float(weights.double().sum()), rel=1e-4, abs=1e-4)
+    update = weights - models[26]["net.fc7.weight"]
+    ratio = events.Scalars("update to weight/fc7.weight")[-1].value
+    assert ratio == pytest.approx(float(update.norm() / weights.norm()), rel=1e-5)
+    assert "updates/conv1.weight" in events.Tags()["histograms"]
+
+
+def test_kernels_are_a_picture(seen, events):
+    pictures = events.Images("kernels")
+    assert [picture.step for picture in pictures] == [9, 18, 27]
+    assert pictures[0].width == 12 * (11 * 4 + 2)
+
+
+def test_kernels_are_tiled_in_rows_with_zero_as_grey():
+    kernels = torch.zeros(13, 3, 2, 2)
+    kernels[12, 0, 1, 1] = -4.0
+    picture = tiled(kernels)
+    side = 2 * 4 + 2
+    assert picture.shape == (3, 2 * side, 12 * side)
+    assert picture[:, 1, 1].tolist() == [0.5, 0.5, 0.5]
+    assert picture[0, side + 8, 8] == 0.0
+    assert picture[:, side + 5, side + 5].tolist() == [1.0, 1.0, 1.0]  # no kernel there
+
+
+def test_a_trace_holds_the_recorded_updates(seen):
+    _, trace, recorder = seen
+    found = json.loads(trace.read_text())["traceEvents"]
+    names = [event.get("name", "") for event in found]
+    assert (
+        sum(
+            name.startswith("ProfilerStep#") and event["ph"] == "X"
+            for name, event in zip(names, found, strict=True)
+        )
+        >= 5
+    )
+    assert any("convolution_backward" in name for name in names)
+    assert any(str(trace) in note for note in recorder.notes)
+
+
+def test_status_says_how_it_ended(seen):
+    out, *_ = seen
+    found = look(out)
+    assert found.verdict == "finished"
+    assert (found.status.epochs, found.status.step.steps, found.status.pid) == (3, 27, os.getpid())
+    assert found.status.line == f"finished 3 epochs: {out}"
+    assert len(found.rows) == 3
+    assert list(found.checkpoints)[:2] == ["last.pt", "best.pt"]
+
+
+def test_status_tells_the_living_from_the_dead(seen, tmp_path):
+    out, *_ = seen
+    for name in ("recipe.toml", "run.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    assert look(tmp_path).verdict == "unknown: the run has no status.json"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    base = json.loads((out / "status.json").read_text()) | {"state": "training", "updated": time.time()}
+    for changes, verdict in (
+        ({}, "training"),
+        ({"pid": ended.pid}, "dead: its process is gone; continue with --resume"),
+        ({"updated": time.time() - 600}, "no sign of life for 10 min"),
+        ({"host": "elsewhere", "pid": ended.pid}, "training"),
+        ({"state": "stopped", "pid": ended.pid}, "stopped"),
+    ):
+        (tmp_path / "status.json").write_text(json.dumps(base | changes))
+        assert look(tmp_path).verdict == verdict
+    (tmp_path / "status.json").write_text("{")
+    with pytest.raises(UsageError, match=r"status\.json or run\.json cannot be read"):
+        look(tmp_path)
+    with pytest.raises(UsageError, match="no run there"):
+        look(tmp_path / "nowhere")
+
+
+def test_a_failed_run_says_so_and_a_refused_one_leaves_the_folder_alone(tiny_dataset, tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    job = Job(tiny_dataset.root, out, replace(tiny_recipe, epochs=1, arch="alexnet_owt", rate=1e6))
+    with pytest.raises(Exception, match=r"no longer finite|not numbers"):
+        train(World(), job, Reporters([StatusReporter(out)]))
+    before = (out / "status.json").read_bytes()
+    assert json.loads(before)["state"] == "failed"
+    with pytest.raises(UsageError, match="already holds files"):
+        train(World(), job, Reporters([StatusReporter(out)]))
+    assert (out / "status.json").read_bytes() == before
+
+
+def test_a_run_knows_where_it_comes_from(seen):
+    facts = json.loads((seen[0] / "run.json").read_text())
+    assert facts["host"]["name"] == socket.gethostname()
+    assert facts["host"]["cores"] == len(os.sched_getaffinity(0))
+    assert facts["host"]["gpus"] == [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    assert facts["command"]
+    assert facts["started"].startswith("20")
+    assert set(provenance()) >= {"started", "command", "host"}
+
+
+def test_git_state_is_the_commit_and_whether_files_changed(tmp_path):
+    def git(*arguments):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *author, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert git_state(tmp_path) == ""
+    git("init", "-q")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-qm", "a")
+    commit = git("rev-parse", "HEAD")
+    assert git_state(tmp_path.resolve()) == commit
+    (tmp_path / "a").write_text("2")
+    assert git_state(tmp_path.resolve()) == f"{commit} changed"
+    (tmp_path / "inside").mkdir()
+    assert git_state(tmp_path / "inside") == ""
+
+
+def test_a_plan_is_what_the_run_does(seen, tiny_dataset, tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, epochs=3, batch_size=10)
+    found = plan(Job(tiny_dataset.root, tmp_path / "never", recipe), 2)
+    assert (found.steps_per_epoch, found.steps, found.batch_size, found.processes) == (9, 27, 5, 2)
+    assert found.samples == {"train": 90, "val": 30}
+    assert found.recipe == recipe.to_toml()
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(UsageError, match="fewer than one global batch"):
+        plan(Job(tiny_dataset.root, tmp_path / "never", replace(recipe, batch_size=91)), 1)
+
+
+def test_a_damaged_first_batch_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_dataset.root, copy)
+    for tar in (copy / "val").glob("*.tar"):
+        content = bytearray(tar.read_bytes())
+        content[512:1024] = bytes(512)
+        tar.write_bytes(content)
+    with pytest.raises(Exception, match="val"):
+        plan(Job(copy, tmp_path / "never", tiny_recipe), 1)
+
+
+MEASURE = """
+import sys, threading, time
+import torch
+from trainer.arithmetic import arithmetic_of
+from trainer.classifier import Classifier, Spec
+from trainer.memory import resident_mb
+from trainer.optim import build_optimizer
+from trainer.plan import memory_of
+from trainer.recipe import Recipe
+from trainer.step import train_step
+
+arch, parts = sys.argv[1], int(sys.argv[2])
+recipe = Recipe(name="t", arch=arch, epochs=1, rate=1e-6, width=0.5, batch_size=64, accumulate=parts)
+classifier = Classifier(Spec(arch, 0.5, 224, tuple("abc"), 256, (0, 0, 0), (1, 1, 1), False))
+memory = memory_of(classifier, recipe, 64, 1)
+images, labels = torch.randn(64, 3, 224, 224), torch.zeros(64, dtype=torch.int64)
+optimizer, before, most, done = build_optimizer(classifier.net, recipe), resident_mb(), [0.0], []
+
+def watch():
+    while not done:
+        most[0] = max(most[0], resident_mb())
+        time.sleep(0.002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+for _ in range(2):
+    train_step(classifier, optimizer, images, labels, recipe, arithmetic_of(recipe, "cpu"))
+done.append(1)
+thread.join()
+# The velocity is there before; the images are.
+print((memory.weights + memory.activations) / 1e6, most[0] - before)
+"""
+
+
+@pytest.mark.parametrize(("arch", "parts"), [("alexnet", 1), ("alexnet_bn", 1), ("alexnet_source", 4)])
+def test_the_memory_estimate_is_near_what_a_step_takes(arch, parts):
+    """Gradients and activations of 64 pictures, in a process of its own.
+
+    What convolutions need for a moment, and what the allocator keeps, comes on top.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, arch, str(parts)], capture_output=True, text=True, check=True
+    )
+    estimate, taken = map(float, done.stdout.split())
+    assert 0.45 * taken < estimate < 1.2 * taken

@@ -1,0 +1,105 @@
+"""A run in TensorBoard: scalars, the first layer's kernels, and how weights and updates are spread."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import UsageError
+from trainer.reporting import Ending, StepRow, Weights
+from trainer.run import EpochRow
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+_COLUMNS = 12
+_ENLARGED = 4
+
+
+def require_tensorboard() -> None:
+    """Refuse to log for TensorBoard where it is not installed.
+
+    Raises:
+        UsageError: says how to install it.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard needs TensorBoard, which is not installed: pip install "
+            "'alexnet-toolkit[tensorboard]'"
+        )
+
+
+class TensorBoardReporter:
+    """Writes RUN/tensorboard; the x axis counts updates. A resumed run replaces what it does again."""
+
+    wants_weights = True
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / FOLDER
+        self._opened: SummaryWriter | None = None
+
+    def started(self, facts: dict[str, str]) -> None:
+        """Nothing: the first event tells from where on older ones are replaced."""
+
+    def note(self, line: str) -> None:
+        """Nothing of it is kept."""
+
+    def step(self, row: StepRow) -> None:
+        """Scalars of a moment."""
+        writer = self._writer(row.steps)
+        for name, value in {
+            "train/loss": row.loss,
+            "train/rate": row.rate,
+            "speed/images per second": row.images_per_second,
+            "speed/data wait": row.data_wait,
+            "speed/memory MB": row.memory_mb,
+        }.items():
+            writer.add_scalar(name, value, row.steps)
+
+    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+        """Scalars of an epoch."""
+        writer = self._writer(row.steps)
+        for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
+            part, _, what = name.partition("_")
+            writer.add_scalar(f"epoch/{part} {what}", getattr(row, name), row.steps)
+        writer.flush()
+
+    def weights(self, weights: Weights) -> None:
+        """Kernels, histograms, and each layer's last update against its weights, as lengths."""
+        writer, steps = self._writer(weights.steps), weights.steps
+        kernels = next(value for value in weights.weights.values() if value.ndim == 4)
+        writer.add_image("kernels", tiled(kernels), steps)
+        for name, value in weights.weights.items():
+            update = weights.updates[name]
+            writer.add_histogram(f"weights/{name}", value, steps)
+            writer.add_histogram(f"updates/{name}", update, steps)
+            ratio = float(update.norm() / value.norm().clamp_min(1e-30))
+            writer.add_scalar(f"update to weight/{name}", ratio, steps)
+
+    def ended(self, how: Ending, line: str) -> None:
+        """Close the file."""
+        if self._opened is not None:
+            self._opened.close()
+
+    def _writer(self, steps: int) -> "SummaryWriter":
+        if self._opened is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._opened = SummaryWriter(str(self._folder), purge_step=steps)
+        return self._opened
+
+
+def tiled(kernels: Tensor) -> Tensor:
+    """(N, 3, S, S) weights → one picture (3, H, W), 0..1: zero is grey, the largest weight black or white."""
+    scaled = 0.5 + 0.5 * kernels / kernels.abs().max().clamp_min(1e-30)
+    cells = F.pad(
+        scaled.repeat_interleave(_ENLARGED, 2).repeat_interleave(_ENLARGED, 3), (1, 1, 1, 1), value=1.0
+    )
+    rows = -(-len(cells) // _COLUMNS)
+    empty = torch.ones(rows * _COLUMNS - len(cells), *cells.shape[1:])
+    grid = torch.cat([cells, empty]).reshape(rows, _COLUMNS, *cells.shape[1:])
+    return grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # from (rows, columns, 3, h, w)
