@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,20 +153,31 @@ def test_a_taken_meeting_place_is_refused():
             launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
 
 
-def test_two_processes_train_as_one_does(tiny_dataset):
-    recipe = Recipe(
-        name="test", arch="alexnet", epochs=1, rate=0.003, width=0.1, crop=64, batch_size=30, seed=1
-    )
-    steps = 20
+@pytest.mark.parametrize(
+    ("changes", "learns"),
+    [
+        ({"optimizer": "paper", "rate": 0.003}, 0.8),
+        ({"optimizer": "paper", "rate": 0.003, "accumulate": 3}, 0.8),
+        ({"optimizer": "lars", "rate": 0.1, "trust": 0.05, "decay_biases": False, "bias_rate": 0.02}, 0.8),
+        ({"optimizer": "lars", "rate": 0.1, "trust": 0.05, "bias_rate": 0.02, "accumulate": 5}, 0.8),
+        ({"optimizer": "sgd", "rate": 0.003}, 0.8),
+    ],
+)
+def test_two_processes_train_as_one_does(tiny_dataset, changes, learns):
+    """Fifty updates in float64, of the same global batches; one process takes them whole."""
+    recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "width": 0.1, "crop": 64} | changes)
+    whole = replace(recipe, batch_size=30, seed=1, accumulate=1)
+    parts = replace(whole, accumulate=recipe.accumulate)
+    steps = 50
     losses, weights, _ = launch(
-        Processes("cpu", 1, ""), entries.train_on_slices, recipe, tiny_dataset.root, steps
+        Processes("cpu", 1, ""), entries.train_on_slices, whole, tiny_dataset.root, steps
     )
     losses_of_two, weights_of_two, ranks_agree = launch(
-        TWO, entries.train_on_slices, recipe, tiny_dataset.root, steps
+        TWO, entries.train_on_slices, parts, tiny_dataset.root, steps
     )
     assert ranks_agree
     # A net that does not learn would pass with any rule: its gradients vanish.
-    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert sum(losses[-4:]) < learns * sum(losses[:4])
     assert losses_of_two == pytest.approx(losses, rel=1e-9)
     for name, weight in weights.items():
         assert (weights_of_two[name] - weight).norm() <= 1e-9 * weight.norm(), name

@@ -23,7 +23,7 @@ from trainer.job import Job
 from trainer.loop import train
 from trainer.metrics import Metrics, Tally
 from trainer.models import build_model
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, set_rates
 from trainer.peers import refuse_unlike
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
@@ -104,6 +104,7 @@ def train_on_slices(
     net = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
     model = DistributedDataParallel(net) if world.size > 1 else net
     optimizer = build_optimizer(net, recipe)
+    set_rates(optimizer, recipe.rate, recipe.stage_at(0))
     share = recipe.batch_size // world.size
     mine = slice(world.rank * share, (world.rank + 1) * share)
     losses = []
