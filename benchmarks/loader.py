@@ -51,7 +51,7 @@ def main() -> int:
                     setting = Setting(data, size == "original", augmentation, threads, options.batch)
                     rows += _measure(found, setting, options)
         faults = loader_report.show(rows)
-        profile = loader_profile.profile(shards["256"], options.rounds) if "256" in shards else []
+        profile = {size: loader_profile.profile(data, options.rounds) for size, data in shards.items()}
         if options.json:
             facts = {"command": common.command_line(), "machine": common.machine(), "profile": profile}
             rounds = [_plain(row) for row in rows]

@@ -1,56 +1,130 @@
 """Where a picture's time goes on the CPU: each stage of the graph as a pipeline of its own, one thread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import common
 import nvidia.dali.fn as fn
+import simplejpeg
+from feeder_ours import long
 from feeding import CROP
 from nvidia.dali import pipeline_def
 
-from pipeline import Dataset, Placement, TrainView, graph
+from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
+from pipeline.manifest import ImageFormat
 
 _BATCH = 128
 _BATCHES = 8
+_WARM_UP = 3
 
 
-def profile(data: Path, rounds: int) -> list[tuple[str, float]]:
-    """Print and return CPU microseconds for a picture of each stage, those of a round interleaved."""
-    stages = _stages(Dataset.open(data))
-    pipes = {}
-    for name, stage in stages.items():
-        pipe = pipeline_def(stage)(
-            batch_size=_BATCH, num_threads=1, device_id=None, seed=1, exec_dynamic=True
-        )
-        for _ in range(3):
-            pipe.run()
-        pipes[name] = pipe
-    taken: dict[str, list[float]] = {name: [] for name in pipes}
+def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
+    """Print and return CPU and wall microseconds for a picture of each stage, taking turns in rounds."""
+    dataset = Dataset.open(data)
+    steps = {name: _pipeline(stage) for name, stage in _stages(dataset).items()}
+    steps["the loader: the paper's crops and labels, as tensors"] = _loader(dataset)
+    steps["libjpeg-turbo alone, whole pictures in memory: the limit"] = _limit(dataset)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, pipe in pipes.items():
-            started = time.process_time()
-            for _ in range(_BATCHES):
-                pipe.run()
-            taken[name].append((time.process_time() - started) / (_BATCH * _BATCHES) * 1e6)
-    found = [(name, median(values)) for name, values in taken.items()]
-    print("Where the time goes: 256 px, one thread, CPU time of pipelines that end after each stage.\n")
-    print(common.markdown(("pipeline", "CPU µs/picture"), [(name, f"{cpu:,.0f}") for name, cpu in found]))
-    print()
+        for name, step in steps.items():
+            taken[name].append(_time(step))
+    found = [
+        (name, *(median(values) for values in zip(*times, strict=True))) for name, times in taken.items()
+    ]
+    size = "original size" if dataset.image.mode == "original" else f"{dataset.image.size} px"
+    print(f"Where the time goes: {size}, one thread, pipelines that end after each stage.\n")
+    cells = [(name, f"{cpu:,.0f}", f"{wall:,.0f}") for name, cpu, wall in found]
+    print(common.markdown(("pipeline", "CPU µs/picture", "wall"), cells) + "\n")
     return found
 
 
-def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
-    reader = graph.ReaderSettings(
+def _time(step: Callable[[], object]) -> tuple[float, float]:
+    """CPU and wall microseconds for a picture."""
+    for _ in range(_WARM_UP):
+        step()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(_BATCHES):
+        step()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    _settle()
+    return cpu / (_BATCH * _BATCHES) * 1e6, wall / (_BATCH * _BATCHES) * 1e6
+
+
+def _settle() -> None:
+    """Wait until nothing runs in this process: what is made ahead shall not count for what comes next."""
+    before = -1.0
+    while time.process_time() - before > 0.002:
+        before = time.process_time()
+        time.sleep(0.05)
+
+
+def _pipeline(stage: Callable[[], Any]) -> Callable[[], object]:
+    """A function that runs a stage on a batch, and nothing ahead of it."""
+    pipe = pipeline_def(stage)(
+        batch_size=_BATCH,
+        num_threads=1,
+        device_id=None,
+        seed=1,
+        exec_dynamic=True,
+        prefetch_queue_depth=1,
+    )
+    pipe.build()
+
+    def run() -> None:
+        pipe.schedule_run()
+        pipe.outputs()
+
+    return run
+
+
+def _loader(dataset: Dataset) -> Callable[[], object]:
+    loader = Loader(long(dataset), "train", _paper(dataset), _BATCH, placement=Placement(threads=1))
+
+    def batches() -> Iterator[object]:
+        while True:
+            yield from loader
+
+    return batches().__next__
+
+
+def _limit(dataset: Dataset) -> Callable[[], object]:
+    pictures = cycle(_jpegs(dataset))
+
+    def run() -> None:
+        for _ in range(_BATCH):
+            simplejpeg.decode_jpeg(next(pictures), "RGB")
+
+    return run
+
+
+def _jpegs(dataset: Dataset) -> list[bytes]:
+    pipe = pipeline_def(graph.raw)(
+        _reader(dataset, buffer=0), batch_size=1, num_threads=1, device_id=None, exec_dynamic=True
+    )
+    pipe.build()
+    return [bytes(pipe.run()[0].at(0)) for _ in range(dataset.samples("train"))]
+
+
+def _paper(dataset: Dataset) -> TrainView:
+    return TrainView(CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+
+
+def _reader(dataset: Dataset, buffer: int) -> graph.ReaderSettings:
+    return graph.ReaderSettings(
         tars=list(map(str, dataset.tars("train"))),
         indexes=list(map(str, dataset.indexes("train"))),
         label_width=dataset.manifest.label_width,
-        buffer=2048,
+        buffer=buffer,
     )
-    place, stored, output = Placement(), dataset.image, graph.OutputSettings()
-    plain = TrainView(CROP, dataset.statistics.mean)
+
+
+def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
+    reader, stored = _reader(dataset, buffer=2048), dataset.image
+    place, output = Placement(), graph.OutputSettings()
     scaled = TrainView(CROP, dataset.statistics.mean, augmentation="random-resized-crop")
 
     def jpeg() -> Any:
@@ -65,16 +139,19 @@ def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
             num_attempts=graph.RESIZED_TRIES,
         )
 
+    crop, end = _crop_in_words(stored), "flip, − mean, to float32"
     return {
         "read": jpeg,
         "read, decode whole": lambda: graph._whole(jpeg(), place),
-        "read, decode the crop": lambda: graph._random_crop(jpeg(), CROP, stored, place),
-        "read, decode the crop, flip, − mean, to float32": lambda: graph._train(
-            jpeg(), plain, stored, place, output
-        ),
+        crop: lambda: graph._random_crop(jpeg(), CROP, stored, place),
+        f"{crop}, {end}": lambda: graph._train(jpeg(), _paper(dataset), stored, place, output),
         "read, decode a random part": part,
         "read, decode a random part, scale": lambda: graph._random_resized(jpeg(), CROP, place),
-        "read, decode a random part, scale, flip, − mean, to float32": lambda: graph._train(
+        f"read, decode a random part, scale, {end}": lambda: graph._train(
             jpeg(), scaled, stored, place, output
         ),
     }
+
+
+def _crop_in_words(stored: ImageFormat) -> str:
+    return "read, decode whole, scale and cut" if stored.mode == "original" else "read, decode the crop"

@@ -13,7 +13,7 @@ from nvidia.dali import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline import graph
+from pipeline import graph, heap
 from pipeline.access import Taken
 from pipeline.augment import EvalView, TrainView
 from pipeline.errors import RunError
@@ -163,3 +163,4 @@ class Segment:
         if self._pipe is not None:
             self._pipe = None
             self._taken.release()
+            heap.trim()

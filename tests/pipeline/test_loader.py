@@ -380,6 +380,15 @@ def test_closing_deletes_what_was_made(datasets, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_pipeline_gives_its_memory_back(datasets, short_segments, monkeypatch):
+    given_back = []
+    monkeypatch.setattr("pipeline.heap.trim", lambda: given_back.append(None))
+    with Loader(datasets(40), "train", VIEW, 4) as loader:
+        for _ in loader:
+            pass
+        assert len(given_back) == 5  # of eight samples each
+
+
 def test_a_crop_larger_than_the_pictures_is_refused(datasets):
     with pytest.raises(UsageError, match="crop of 17 px"):
         Loader(datasets(8), "train", TrainView(crop=17), 2)
