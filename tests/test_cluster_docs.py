@@ -2,11 +2,16 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
 from pipeline import Options, prepare, read_source
+from trainer import checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs" / "cluster.md"
 
@@ -68,3 +73,90 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path):
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+# Starts two tasks as Slurm's srun does, on this machine, and waits; scancel and scontrol work on them.
+SRUN = """#!/usr/bin/env bash
+[ "$1" = --kill-on-bad-exit=1 ] && shift
+pids=()
+for task in 0 1; do
+  SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_STEP_NODELIST=localhost \\
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 "$@" &
+  pids+=($!)
+done
+echo "${pids[@]}" > "$LOG.pids"
+worst=0
+for pid in "${pids[@]}"; do
+  wait "$pid"
+  code=$?
+  [ "$code" -le "$worst" ] || worst=$code
+done
+exit "$worst"
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >> "$LOG"
+kill -USR1 $(cat "$LOG.pids")
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$LOG"
+"""
+
+
+@pytest.mark.slow
+def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_dataset, tmp_path):
+    """Once warned, the job leaves a checkpoint and asks to be queued again; the second time it ends."""
+    script = re.findall(r"```bash\n(#!.*?)```", DOCS.read_text(), re.DOTALL)[1]
+    small = "--recipe demo --set crop=64 --set width=0.1 --set batch_size=10"
+    script = script.replace(
+        "imagenet --recipe modern --out runs/a", f"'{tiny_dataset.root}' {small} $MORE --out run"
+    )
+    tools, log = tmp_path / "bin", tmp_path / "log"
+    tools.mkdir()
+    log.touch()
+    for name, text in {
+        "srun": SRUN,
+        "scancel": SCANCEL,
+        "scontrol": SCONTROL,
+        "alexnet-train": f"#!/bin/sh\nexec {sys.executable} -c 'from cli.train import main; main()' \"$@\"\n",
+        "train.sh": script,
+    }.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHONPATH": str(DOCS.parents[1]),
+        "LOG": str(log),
+        "SLURM_JOB_ID": str(4000 + os.getpid() % 10_000),
+        "OMP_NUM_THREADS": "1",
+        "MORE": "--set epochs=400",
+    }
+
+    def submit() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["train.sh"],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    job = submit()
+    while not (tmp_path / "run" / "last.pt").exists() and job.poll() is None:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 75, output
+    assert output.count("stopped by SIGUSR1 after update") == 1
+    asked = log.read_text().splitlines()
+    assert asked == [
+        f"scancel --signal=USR1 {environment['SLURM_JOB_ID']}.0",
+        f"scontrol requeue {environment['SLURM_JOB_ID']}",
+    ]
+    done = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["steps"]
+    environment["MORE"] += f" --steps {done + 20}"
+    job = submit()
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert f"ended after update {done + 20:,}" in output
+    assert len(log.read_text().splitlines()) == 2

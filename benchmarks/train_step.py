@@ -1,0 +1,199 @@
+"""How fast an update is: every architecture, precision, compiler and memory layout, beside the limit.
+
+    python benchmarks/train_step.py --arch alexnet --rounds 3
+    python benchmarks/train_step.py --device cuda --batch 512
+
+The update is the trainer's own (`trainer.step.train_step`) on a batch of noise. Beside it stand the same net
+with torch's `nn.LocalResponseNorm`, uncompiled, as a script without this toolkit would have it, and the
+arithmetic limit: the floating-point operations of a forward and backward pass, counted by torch, over the
+rate of a large matrix product in the same precision, measured in the same run. Variants take turns; medians.
+
+    python benchmarks/train_step.py --overhead
+
+measures what reports, metrics and checkpoints cost a run: their share of its time.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import common
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from train_overhead import measure_overhead
+
+from trainer.arithmetic import Arithmetic
+from trainer.layers import LocalResponseNorm
+from trainer.models import ARCHITECTURES, build_model
+from trainer.optim import build_optimizer
+from trainer.recipe import Recipe
+from trainer.step import forward, train_step
+
+_CLASSES = 1000
+_CROP = 224
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SIDE = 4096
+# On two cores, of `alexnet` at batch 128, against the eager float32 net with torch's layer.
+_TARGETS = {("bfloat16", True): 3.0, ("float32", True): 2.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make an update."""
+
+    arch: str
+    precision: str
+    compiled: bool
+    channels_last: bool
+    torchs_norm: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.torchs_norm:
+            return "eager, nn.LocalResponseNorm"
+        layout = "channels last" if self.channels_last else "channels first"
+        return f"{'compiled' if self.compiled else 'eager'}, {layout}"
+
+
+def main() -> int:
+    options = _arguments()
+    print(f"{common.command_line()}\n{common.machine()}, torch {torch.__version__}\n")
+    if options.overhead:
+        return measure_overhead(options.rounds)
+    limits = {name: _matrix_rate(dtype, options.device) for name, dtype in _PRECISIONS.items()}
+    print(
+        ", ".join(f"{name} matrix product {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items()) + "\n"
+    )
+    rows, missed = [], False
+    for arch in options.arch:
+        found = _measure(arch, options)
+        flops = _flops(arch)
+        base = next((rate for v, rate in found.items() if v.torchs_norm), None)
+        for variant, rate in found.items():
+            limit = limits[variant.precision] / flops
+            ratio = rate / base if base else None
+            rows.append((arch, variant, rate, ratio, rate / limit))
+            target = _TARGETS.get((variant.precision, variant.compiled)) if arch == "alexnet" else None
+            if target and ratio and not variant.channels_last and options.device == "cpu":
+                missed |= ratio < target
+                print(
+                    f"{arch}, {variant.precision} {variant.name}: {ratio:.2f} of eager with torch's layer, "
+                    f"target ≥ {target:g}: {'met' if ratio >= target else 'MISSED'}"
+                )
+    print("\n" + _table(rows))
+    if options.json:
+        plain = [
+            {"arch": a, "variant": v.__dict__, "rate": r, "ratio": q, "of_limit": of}
+            for a, v, r, q, of in rows
+        ]
+        facts = {"command": common.command_line(), "machine": common.machine(), "rows": plain}
+        options.json.write_text(json.dumps(facts, indent=1))
+    return int(missed)
+
+
+def _measure(arch: str, options: argparse.Namespace) -> dict[Variant, float]:
+    """Images a second of each variant, the median over rounds in which all take turns."""
+    variants = [
+        Variant(arch, precision, compiled, last)
+        for precision in _PRECISIONS
+        for compiled in (False, True)
+        for last in (False, True)
+    ]
+    if any(isinstance(m, LocalResponseNorm) for m in build_model(arch, 10, 0.05).modules()):
+        variants.insert(0, Variant(arch, "float32", False, False, torchs_norm=True))
+    steps = {variant: _step(variant, options.batch, options.device) for variant in variants}
+    times: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    for number in range(options.rounds + 1):
+        for variant, step in steps.items():
+            seconds = _time(step, options.steps, options.device)
+            if number:  # the first compiles
+                times[variant].append(seconds)
+            print(
+                f"  {arch} {variant.precision} {variant.name}: {options.batch / seconds:,.1f}/s",
+                file=sys.stderr,
+            )
+    return {variant: options.batch / median(found) for variant, found in times.items()}
+
+
+def _step(variant: Variant, batch: int, device: str) -> Callable[[], object]:
+    torch.manual_seed(0)
+    net = build_model(variant.arch, _CLASSES).to(device)
+    if variant.torchs_norm:
+        _use_torchs_norm(net)
+    images = torch.randn(batch, 3, _CROP, _CROP, device=device)
+    if variant.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
+    if variant.compiled:
+        net.compile()
+    labels = torch.randint(_CLASSES, (batch,), device=device)
+    recipe = Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6, precision=variant.precision)  # type: ignore[arg-type]
+    optimizer = build_optimizer(net, replace(recipe, rate=1e-6))
+    arithmetic = Arithmetic(_PRECISIONS[variant.precision], device)
+    return lambda: train_step(net, optimizer, images, labels, recipe, arithmetic)
+
+
+def _use_torchs_norm(net: nn.Module) -> None:
+    for name, module in net.named_children():
+        if isinstance(module, LocalResponseNorm):
+            size = module.size
+            setattr(net, name, nn.LocalResponseNorm(size, module.alpha * size, 0.75, module.k))
+
+
+def _time(step: Callable[[], object], steps: int, device: str) -> float:
+    """Seconds of an update, over a few."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / steps
+
+
+def _matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations a second of a large product, the best of some."""
+    a, b = (torch.randn(_SIDE, _SIDE, device=device).to(dtype) for _ in range(2))
+    seconds = min(_time(lambda: a @ b, 1, device) for _ in range(6))
+    return 2 * _SIDE**3 / seconds
+
+
+def _flops(arch: str) -> float:
+    """Of a picture's forward and backward pass: matrix products and convolutions, as torch counts them."""
+    net, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6)
+    images, labels = torch.zeros(2, 3, _CROP, _CROP), torch.zeros(2, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        forward(net, images, labels, recipe, Arithmetic(torch.float32, "cpu"))[0].backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops() / 2
+
+
+def _table(rows: list[tuple[str, Variant, float, float | None, float]]) -> str:
+    cells = [
+        (arch, v.precision, v.name, f"{rate:,.1f}", f"{ratio:.2f}" if ratio else "–", f"{of:.0%}")
+        for arch, v, rate, ratio, of in rows
+    ]
+    head = ("net", "precision", "how", "images/s", "against eager, torch's norm", "of the arithmetic limit")
+    return common.markdown(head, cells)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="updates of a variant in a round (default 1)")
+    parser.add_argument("--overhead", action="store_true", help="measure reports and checkpoints instead")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
