@@ -19,6 +19,8 @@ from pipeline import (
     prepare,
     read_source,
 )
+from trainer.distributed import World
+from trainer.meters import Meter
 
 pytestmark = [
     pytest.mark.gpu,
@@ -115,3 +117,36 @@ def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
     assert result.exit_code == 0, result.output
     for part in ("loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "together", "GPU MB"):
         assert part in result.stdout
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--set", "precision=float16", "--set", "ema=0.9"),
+        ("--set", "accumulate=2", "--set", "optimizer=lars"),
+        ("--set", "tf32=true", "--set", "channels_last=true"),
+        ("--set", "compile=true", "--cuda-graphs"),
+    ],
+)
+def test_every_way_to_train_stops_and_goes_on(tiny_dataset, tmp_path, more):
+    out = str(tmp_path / "run")
+    sets = ("--set", "crop=64", "--set", "width=0.1", "--set", "batch_size=16", "--set", "epochs=2")
+    arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets, *more]
+    for extra in (["--steps", "7"], ["--resume", "auto"]):
+        result = CliRunner().invoke(train, [*arguments, *extra])
+        assert result.exit_code == 0, result.output
+        assert "torch.compile does not work" not in result.output
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["steps"] for row in rows] == [5, 10]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["host"]["gpus"]
+
+
+def test_losses_are_read_late_and_sums_are_right():
+    meter = Meter(World(kind="gpu"))
+    one = torch.tensor(1.0, device="cuda")
+    meter.add(2 * one, 3 * one, 8, 1)
+    assert meter.peek() is None
+    meter.add(4 * one, one, 8, 2)
+    assert meter.peek().loss == 2.0
+    assert meter.read().loss_sum == 48.0

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from test_loop import assert_same_run, command, finish, start, train_here
+from trainer_entries import run_with_other_data
 
 from pipeline.errors import RunError, UsageError
 from trainer import agreement, checkpoint, loop, run
 from trainer.job import Debugging, Job, Saving
+from trainer.launch import launch
+from trainer.processes import Processes
 from trainer.recipe import Stage
 
 
@@ -214,6 +218,17 @@ def test_a_reporter_that_wants_weights_gets_the_last_update_of_each_epoch(
         before, after = (files[steps][f"net.{name}"] for steps in (1, 2))
         assert torch.equal(recorder.looks[0].weights[name], after)
         assert torch.equal(update, after - before)
+
+
+def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny_dataset, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_dataset.root, other)
+    manifest = (other / "manifest.json").read_text()
+    (other / "manifest.json").write_text(manifest.replace('"seed": 0', '"seed": 1', 1))
+    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    with pytest.raises(UsageError, match=r"process 1 on .* has dataset [0-9a-f]{16}, process 0 [0-9a-f]{16}"):
+        launch(Processes("cpu", 2, ""), run_with_other_data, job, other)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import atexit
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,8 @@ def refuse_every_time(world: World, marks: Path) -> None:
     (marks / f"{world.rank}-{world.restarts}").touch()
     dist.barrier()
     raise UsageError("the input is bad")
+
+
+def run_with_other_data(world: World, job: Job, other: Path) -> None:
+    """The second process trains on another dataset."""
+    train(world, replace(job, data=other if world.rank else job.data), Recorder())
