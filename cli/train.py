@@ -156,6 +156,8 @@ def main(
         options["hang_timeout"],
     )
     cluster = cluster_of(options)
+    if bench or dry_run:
+        _refuse_idle(job, tensorboard, "--bench" if bench else "--dry-run")
     _check(job, processes)
     dataset = Dataset.open(data)  # say what is wrong with it before any process starts
     if verify_shards and first_on_host():
@@ -191,6 +193,21 @@ def _keep_compiled() -> None:
     """Let compiled kernels outlive restarts of the machine: torch would keep them in /tmp."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
+
+
+def _refuse_idle(job: "Job", tensorboard: bool, instead: str) -> None:
+    """Refuse options that do nothing where nothing is trained."""
+    from pipeline import UsageError
+
+    given = {
+        "--resume": job.resume != "no",
+        "--steps": job.debugging.steps,
+        "--profile": job.debugging.profile,
+        job.debugging.one_batch: job.debugging.one_batch,
+        "--tensorboard": tensorboard,
+    }
+    if idle := [name for name, value in given.items() if value]:
+        raise UsageError(f"{instead} trains nothing, so {idle[0]} would do nothing; leave one of them out")
 
 
 def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
+import nvidia.dali
 import torch
 from torch import Tensor
 
@@ -339,7 +339,7 @@ class Loader:
             "shuffle_buffer": self._buffer,
             "segment": order.SEGMENT,
             "keys": self._output.keys,
-            "dali": _dali_version(),
+            "dali": nvidia.dali.__version__,
         }
         return {name: str(value) for name, value in values.items()}
 
@@ -382,12 +382,3 @@ def _key(row: Tensor) -> str:
     """`…/train-000000.tar:26112:KEY.jpg`, zero padded, → KEY."""
     text = bytes(row.cpu().numpy()).rstrip(b"\0").decode()
     return text.rsplit(":", 1)[1].removesuffix(".jpg")
-
-
-def _dali_version() -> str:
-    for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
-        try:
-            return version(name)
-        except ImportError:
-            continue
-    return "unknown"

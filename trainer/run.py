@@ -4,11 +4,12 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import nvidia.dali
 import torch
 from torch import Tensor
 
@@ -105,9 +106,8 @@ def create(
 def machine(world: World) -> dict[str, str]:
     """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
-    dali = next(d for d in distributions() if d.name.startswith("nvidia-dali-"))
     return found | {
-        "dali": dali.version,
+        "dali": nvidia.dali.__version__,
         "python": platform.python_version(),
         "architecture": platform.machine(),
         "device": world.kind,
@@ -204,6 +204,8 @@ def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Da
         )
     if saved.get("dataset") != dataset.fingerprint:
         raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
+    if "scaler" not in saved:
+        raise UsageError(f"{path}: of a release whose velocities were kept otherwise; start another --out")
     if saved.get("one_batch"):
         raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
 

@@ -127,6 +127,16 @@ def test_kernels_are_drawn(trained, tiny_dataset, tmp_path):
         (["--set", "optimizer=adam"], ["--set: optimizer", "choose from 'paper', 'sgd', 'lars'"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
         (["--recipe", "no.toml"], ["no such file"]),
+        (["--bench", "--tensorboard"], ["--bench trains nothing, so --tensorboard would do nothing"]),
+        (["--dry-run", "--steps", "3"], ["--dry-run trains nothing, so --steps would do nothing"]),
+        (["--nodes", "2"], ["--nodes 2 needs --rendezvous HOST:PORT"]),
+        (["--cpus", "1", "--cuda-graphs"], ["--cuda-graphs needs GPUs"]),
+        (["--cpus", "2", "--grad-compression", "bf16"], ["bf16 needs GPUs and NCCL"]),
+        (["--synthetic", "--overfit-batch"], ["--synthetic and --overfit-batch were both given"]),
+        (
+            ["--set", "batch_size=32", "--set", "accumulate=5", "--cpus", "1"],
+            ["accumulate 5", "accumulate=4"],
+        ),
         (["--resume"], ["no run to resume"]),
     ],
 )

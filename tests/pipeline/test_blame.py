@@ -57,13 +57,24 @@ def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world):
         assert "\n" not in error
 
 
-@pytest.mark.parametrize(
-    ("access", "where"), [(Access(mmap=False), "d/train"), (Access(cache=None), "d/train")]
-)
-def test_it_is_named_however_it_was_read(data, access, where):
+@pytest.mark.parametrize("mmap", [True, False])
+def test_it_is_named_however_it_was_read(data, mmap):
     overwrite(data, "train", 7, "jpg", 0, b"GIF89a--")
-    with pytest.raises(RunError, match=rf"{where}/train-000000\.tar: the sample train-7 .* is damaged: "):
-        read_all(data, "train", access=access)
+    with pytest.raises(RunError, match=r"d/train/train-000000\.tar: the sample train-7 .* is damaged: "):
+        read_all(data, "train", access=Access(mmap=mmap))
+
+
+def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
+    cache, source = tmp_path / "cache", data.tars("train")[0]
+    read_all(data, "train", access=Access(cache=cache))
+    copy = next(p for p in cache.rglob("*") if p.is_file() and p.read_bytes() == source.read_bytes())
+    samples = [sample["jpg"] for sample in read_index(index_path(source))]
+    offset = next(start for start, _, name in samples if name == "train-7.jpg")
+    with copy.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"GIF89a--")
+    assert read_all(data, "train", access=Access(cache=cache)) == SAMPLES
+    assert copy.read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize(
