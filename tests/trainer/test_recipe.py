@@ -247,8 +247,8 @@ def test_a_stage_holds_until_the_next_that_names_the_same():
 
 
 def test_modern_scales_its_rate_with_the_batch_and_paper_does_not():
-    assert load_recipe("modern", ["batch_size=4096"]).rate == pytest.approx(0.32)
-    assert load_recipe("modern", ["batch_size=4096", "scaling=sqrt"]).rate == pytest.approx(0.16)
+    assert load_recipe("modern", ["batch_size=4096"]).rate == pytest.approx(8.0)
+    assert load_recipe("modern", ["batch_size=4096", "scaling=sqrt"]).rate == pytest.approx(4.0)
     assert load_recipe("modern", ["batch_size=4096", "rate=0.5"]).rate == 0.5
-    assert load_recipe("modern", ["epochs=3"]).rate == 0.08
+    assert load_recipe("modern", ["epochs=3"]).rate == 2.0
     assert load_recipe("paper", ["batch_size=256"]).rate == 0.01
