@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nvidia.dali
 import torch
 from torch import Tensor
 
@@ -105,6 +104,8 @@ def create(
 
 def machine(world: World) -> dict[str, str]:
     """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
+    import nvidia.dali  # which showing a run does without
+
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
     return found | {
         "dali": nvidia.dali.__version__,

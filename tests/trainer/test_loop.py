@@ -486,7 +486,7 @@ def test_three_processes_resume_bit_for_bit(tiny_dataset, tmp_path):
     ("how", "code", "words"),
     [
         (signal.SIGINT, 130, "error: stopped; what was finished is kept"),
-        (signal.SIGTERM, 1, "stopped by SIGTERM"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM after update"),
     ],
 )
 def test_a_stopped_launcher_says_so_in_one_line(tiny_dataset, tmp_path, how, code, words):

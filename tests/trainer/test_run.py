@@ -74,7 +74,7 @@ def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tin
     nothing, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert nothing is None
     assert "stopped before its first checkpoint, starting again" in note
-    state = {"recipe": tiny_recipe.to_toml(), "dataset": tiny_dataset.fingerprint}
+    state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
     progress = run.Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
     saved, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
@@ -88,7 +88,7 @@ def test_read_last_refuses_another_recipe_dataset_or_nothing(
     with pytest.raises(UsageError, match="no run to resume"):
         run.read_last(tmp_path, tiny_recipe, tiny_dataset)
     run.create(tmp_path, tiny_recipe, tiny_dataset, World())
-    state = {"recipe": tiny_recipe.to_toml(), "dataset": tiny_dataset.fingerprint}
+    state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state)
     with pytest.raises(UsageError, match="another recipe"):
         run.read_last(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset)
