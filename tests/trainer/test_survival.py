@@ -232,6 +232,7 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # eleven starts of up to three processes
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
