@@ -57,7 +57,7 @@ def _train(data: Path, out: Path, *, on: bool) -> float:
     recipe = replace(load_recipe("paper"), batch_size=_BATCH, mean="channel", epochs=1)
     saving = Saving(steps=_STEPS // 2 if on else None, minutes=None)
     job = Job(data, out, recipe, saving=saving, debugging=Debugging(synthetic=True, steps=_STEPS))
-    reporters: list[Reporter] = [ConsoleReporter(), StatusReporter(out)] if on else []
+    reporters: list[Reporter] = [ConsoleReporter(recipe.epochs), StatusReporter(out)] if on else []
     trainer = _Timed(World(), job, Reporters(reporters)) if on else _Bare(World(), job, Reporters([]))
     trainer.run()
     moments = trainer.moments[_SKIPPED:]

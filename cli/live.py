@@ -1,86 +1,160 @@
 """A training run on the console: a live view on a terminal, lines in a log."""
 
+import shutil
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from trainer import EpochRow
     from trainer.reporting import Ending, StepRow, Weights
 
-_HEAD = "epoch          rate  train loss   top-1  val loss   top-1   top-5  images/s  wait"
 # A log that shows life, without being full of it.
 _LOG_SECONDS = 60.0
+_BEST = "  best"
+
+
+class _Column(NamedTuple):
+    """A column of the epochs' lines; on a narrow terminal that of the lowest rank goes first."""
+
+    head: str
+    width: int
+    rank: int
+    text: Callable[["EpochRow"], str]
+
+
+_COLUMNS = (
+    _Column("rate", 8, 2, lambda row: f"{row.rate:.2g}"),
+    _Column("train loss", 10, 5, lambda row: f"{row.train_loss:.3f}"),
+    _Column("top-1", 7, 4, lambda row: f"{row.train_top1:.2%}"),
+    _Column("val loss", 9, 7, lambda row: f"{row.val_loss:.3f}"),
+    _Column("top-1", 7, 8, lambda row: f"{row.val_top1:.2%}"),
+    _Column("top-5", 7, 6, lambda row: f"{row.val_top5:.2%}"),
+    _Column("images/s", 9, 3, lambda row: f"{row.images_per_second:,.0f}"),
+    _Column("wait", 5, 1, lambda row: f"{row.data_wait:.0%}"),
+)
+
+
+class EpochLines:
+    """A line for each epoch, as wide as its terminal allows.
+
+    Args:
+        width: columns of the terminal, None for no limit.
+    """
+
+    def __init__(self, width: int | None) -> None:
+        shown = list(_COLUMNS)
+        while width is not None and len(shown) > 2 and self._width(shown) > width:
+            shown.remove(min(shown, key=lambda column: column.rank))
+        self._shown = shown
+
+    @staticmethod
+    def _width(columns: list[_Column]) -> int:
+        return len(f"{'epoch':<10}{_BEST}") + sum(1 + column.width for column in columns)
+
+    @property
+    def head(self) -> str:
+        """Names of the columns."""
+        return " ".join([f"{'epoch':<10}", *(f"{column.head:>{column.width}}" for column in self._shown)])
+
+    def line(self, row: "EpochRow", epochs: int, best: bool) -> str:
+        """An epoch's numbers."""
+        texts = [f"{column.text(row):>{column.width}}" for column in self._shown]
+        return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is, None where it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class ConsoleReporter:
     """Each epoch's line on stdout; within it, on stderr, a view of a terminal or a line a minute.
 
     A `Reporter` of `trainer.reporting`.
+
+    Args:
+        epochs: of the run.
     """
 
     wants_weights = False
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: int) -> None:
         from rich.console import Console
-        from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, transient=True, auto_refresh=False)
-        self._epochs = 0
+        self._on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live: Live | None = None
+        self._lines = EpochLines(terminal_width())
+        self._epochs = epochs
         self._spoke = time.monotonic()
 
     def __enter__(self) -> "ConsoleReporter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        self._clear()
 
     def started(self, facts: dict[str, str]) -> None:
         """Print the run's facts and the head of the epochs' lines."""
         for name, text in facts.items():
             click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
-        click.secho(_HEAD, bold=True)
+        click.secho(self._lines.head, bold=True)
 
     def note(self, line: str) -> None:
         """Print a note on stderr."""
-        self._live.stop()
+        self._clear()
         click.echo(f"note: {line}", err=True)
 
     def step(self, row: "StepRow") -> None:
         """Show where the epoch is."""
-        if self._console.is_terminal:
-            self._live.start()
-            self._live.update(view(row), refresh=True)
+        if self._on_terminal:
+            self._show(view(row, self._epochs))
         elif time.monotonic() - self._spoke > _LOG_SECONDS:
             self._spoke = time.monotonic()
-            click.echo(
-                ", ".join(_heading(row) + [f"{name} {text}" for name, text in facts_of(row)]), err=True
-            )
+            facts = [f"{name} {text}" for name, text in facts_of(row)]
+            click.echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
     def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:
         """Print the epoch's line in place of the view."""
-        self._live.stop()
+        self._clear()
         self._spoke = time.monotonic()
-        click.echo(
-            f"{row.epoch:>5}/{epochs:<4} {row.rate:>8.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
-            f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} "
-            f"{row.images_per_second:>9,.0f} {row.data_wait:>5.0%}{'  best' if best else ''}"
-        )
+        click.echo(self._lines.line(row, epochs, best))
 
     def weights(self, weights: "Weights") -> None:
         """Nothing of them is shown."""
 
     def ended(self, how: "Ending", line: str) -> None:
         """Say how a run ended, unless it failed: the error says that."""
-        self._live.stop()
+        self._clear()
         if how != "failed":
             click.echo(line)
 
+    def _show(self, what: Any) -> None:
+        from rich.live import Live
 
-def view(row: "StepRow") -> Any:
-    """What a terminal shows of a moment, as something that rich prints at any width."""
+        if self._live is None:
+            # What is printed on stdout stays there: it may be a file.
+            self._live = Live(
+                console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
+            )
+            self._live.start()
+        self._live.update(what, refresh=True)
+
+    def _clear(self) -> None:
+        """Take the view away. Begun again, rich's would erase as many lines as it had: each has its own."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def view(row: "StepRow", epochs: int) -> Any:
+    """What a terminal shows of a moment of so many epochs, as something that rich prints at any width."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -91,7 +165,7 @@ def view(row: "StepRow") -> Any:
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
-    epoch, updates = _heading(row)
+    epoch, updates = _heading(row, epochs)
     bar.add_row(Text(epoch, style="bold"), ProgressBar(total=row.total, completed=row.done), updates)
     facts = [Text.assemble((f"{name} ", "dim"), text) for name, text in facts_of(row)]
     return Group(bar, Columns(facts, padding=(0, 3)))
@@ -124,5 +198,6 @@ def in_words(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def _heading(row: "StepRow") -> list[str]:
-    return [f"epoch {row.epoch}", f"{row.done:,}/{row.total:,} updates"]
+def _heading(row: "StepRow", epochs: int) -> list[str]:
+    updates = "validating" if row.done == row.total else f"{row.done:,}/{row.total:,} updates"
+    return [f"epoch {row.epoch}/{epochs}", updates]

@@ -230,7 +230,7 @@ def _train(world: "World", job: "Job", tensorboard: bool) -> "Outcome":
     from trainer.status import StatusReporter
     from trainer.tensorboard import TensorBoardReporter
 
-    with ConsoleReporter() as console:
+    with ConsoleReporter(job.recipe.epochs) as console:
         reporters: list[Reporter] = [console, StatusReporter(job.out)]
         reporters += [TensorBoardReporter(job.out)] if tensorboard else []
         return train(world, job, Reporters(reporters))

@@ -88,7 +88,11 @@ def launch(
     if processes.count == together.nodes == 1 and not together.max_restarts:
         return entry(World(kind=processes.kind), *args)
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
-    with tempfile.TemporaryDirectory(prefix="alexnet-") as folder, _Relay(Path(folder)) as relay:
+    with (
+        _environment_kept(),
+        tempfile.TemporaryDirectory(prefix="alexnet-") as folder,
+        _Relay(Path(folder)) as relay,
+    ):
         os.environ[_VERDICT] = str(relay.verdict)
         # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
@@ -105,9 +109,18 @@ def launch(
             if together.nodes == 1:
                 raise
             raise _no_meeting(together, error) from error
-        finally:
-            os.environ.pop(_VERDICT, None)
     return results[min(results)]
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """What one run's processes inherit is not the next run's: its hosts may meet elsewhere."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig:

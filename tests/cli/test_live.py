@@ -1,16 +1,19 @@
 """The console of a training run: its view at every width, its log, its times; and `status`."""
 
 import json
+import re
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from cli import live
-from cli.live import ConsoleReporter, in_words, view
+from cli.live import ConsoleReporter, EpochLines, in_words, view
 from cli.train import main as train
 from trainer.reporting import StepRow
+from trainer.run import EpochRow
 
 ROW = StepRow(
     epoch=3,
@@ -25,17 +28,139 @@ ROW = StepRow(
     memory_mb=5120.0,
     seconds_left=754.0,
 )
+EPOCH = EpochRow(
+    epoch=3,
+    steps=750,
+    rate=0.0125,
+    train_loss=2.345,
+    train_top1=0.2345,
+    val_loss=2.468,
+    val_top1=0.3456,
+    val_top5=0.6789,
+    train_seconds=100.0,
+    val_seconds=10.0,
+    images_per_second=12_345.0,
+    data_wait=0.03,
+)
+
+
+class Screen:
+    """A terminal that knows what rich's live views send: lines, ups and erasures."""
+
+    def __init__(self):
+        self.lines, self.row = [""], 0
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        pass
+
+    def write(self, text):
+        for piece in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
+            if piece == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row + 1 - len(self.lines))
+            elif piece.endswith("A") and piece.startswith("\x1b"):
+                self.row -= int(piece[2:-1])
+            elif piece == "\x1b[2K":
+                self.lines[self.row] = ""
+            elif not piece.startswith(("\x1b", "\r")):
+                self.lines[self.row] += piece
+        return len(text)
+
+    @property
+    def text(self):
+        return [line for line in self.lines if line]
+
+
+def new_screen(monkeypatch):
+    """A terminal of 60 columns in place of stdout and stderr."""
+    found = Screen()
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "60", "LINES": "30"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", found)
+    monkeypatch.setattr("sys.stderr", found)
+    return found
+
+
+def test_views_come_and_go_and_lines_stay(monkeypatch):
+    screen = new_screen(monkeypatch)
+    with ConsoleReporter(90) as reporter:
+        reporter.started({"recipe": "demo"})
+        for epoch in (1, 2, 3):
+            for done in (1, 120, 250):
+                reporter.step(replace(ROW, epoch=epoch, done=done))
+            assert any(line.startswith(f"epoch {epoch}/90") for line in screen.text)
+            if epoch == 2:
+                reporter.note("the disk is full")
+            reporter.epoch(replace(EPOCH, epoch=epoch), 90, epoch == 3)
+        reporter.ended("finished", "finished 90 epochs")
+    assert [line.split()[0] for line in screen.text] == [
+        *("recipe", "epoch", "1/90", "note:", "2/90", "3/90", "finished"),
+    ]
+    assert all(len(line) <= 60 for line in screen.text)
+
+
+def test_a_dumb_terminal_gets_the_lines_of_a_log(monkeypatch):
+    screen = new_screen(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    now = [1000.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    with ConsoleReporter(90) as reporter:
+        now[0] += 61
+        reporter.step(ROW)
+    assert [line.split(",")[0] for line in screen.text] == ["epoch 3/90"]
+
+
+@pytest.mark.parametrize(
+    ("width", "missing"),
+    [
+        (None, ""),
+        (86, ""),
+        (80, "wait"),
+        (72, "wait rate"),
+        (60, "wait rate images/s"),
+        (40, "wait rate images/s train loss top-5"),
+        (1, "wait rate images/s train loss top-5"),
+    ],
+)
+def test_epochs_lines_leave_out_what_a_narrow_terminal_has_no_room_for(width, missing):
+    lines = EpochLines(width)
+    names = ("rate", "train loss", "val loss", "top-5", "images/s", "wait")
+    assert [name for name in names if name not in lines.head] == [n for n in names if n in missing]
+    line = lines.line(EPOCH, 90, True)
+    assert line.startswith("    3/90 ")
+    assert " 2.468  34.56% " in line
+    assert len(lines.head) == len(line.removesuffix("  best"))
+    if width and width >= 40:
+        assert len(line) <= width
+
+
+def test_an_epoch_whose_updates_are_over_is_being_validated():
+    console = Console(width=80, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(view(replace(ROW, done=250), 90))
+    assert capture.get().splitlines()[0].rstrip().endswith("validating")
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_a_view_shows_everything_at_any_width(width):
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as capture:
-        console.print(view(ROW))
+        console.print(view(ROW, 90))
     lines = capture.get().splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
     text = " ".join(capture.get().split())
-    for part in ("epoch 3", "120/250 updates", "images/s 1,234", "loss 2.345", "top-1 23.4%", "rate 0.013"):
+    for part in (
+        "epoch 3/90",
+        "120/250 updates",
+        "images/s 1,234",
+        "loss 2.345",
+        "top-1 23.4%",
+        "rate 0.013",
+    ):
         assert part in text
     for part in ("data wait 3%", "memory 5,120 MB", "left 13 min"):
         assert part in text
@@ -44,13 +169,13 @@ def test_a_view_shows_everything_at_any_width(width):
 def test_a_log_without_terminal_shows_life_once_a_minute(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    with ConsoleReporter() as reporter:
+    with ConsoleReporter(90) as reporter:
         for _ in range(130):
             now[0] += 1.0
             reporter.step(ROW)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("epoch 3, 120/250 updates, images/s 1,234, loss 2.345")
+    assert lines[0].startswith("epoch 3/90, 120/250 updates, images/s 1,234, loss 2.345")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,9 @@ def namespaces() -> Iterator[list[str]]:
         yield names
     finally:
         for name in names:
+            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=False)
+            for process in found.stdout.split():  # of a test that failed
+                os.kill(int(process), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
