@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_overhead import measure_overhead
 
 from trainer.arithmetic import Arithmetic
+from trainer.classifier import Classifier, Spec
 from trainer.layers import LocalResponseNorm
 from trainer.models import ARCHITECTURES, build_model
 from trainer.optim import build_optimizer
@@ -123,20 +124,26 @@ def _measure(arch: str, options: argparse.Namespace) -> dict[Variant, float]:
 
 def _step(variant: Variant, batch: int, device: str) -> Callable[[], object]:
     torch.manual_seed(0)
-    net = build_model(variant.arch, _CLASSES).to(device)
+    classifier = Classifier(_spec(variant.arch)).to(device)
     if variant.torchs_norm:
-        _use_torchs_norm(net)
+        _use_torchs_norm(classifier.net)
     images = torch.randn(batch, 3, _CROP, _CROP, device=device)
     if variant.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=torch.channels_last)
     if variant.compiled:
-        net.compile()
+        classifier.compile()  # not `classifier.net`: of a torch.nn.Sequential only pieces are compiled
     labels = torch.randint(_CLASSES, (batch,), device=device)
     recipe = Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6, precision=variant.precision)  # type: ignore[arg-type]
-    optimizer = build_optimizer(net, replace(recipe, rate=1e-6))
+    optimizer = build_optimizer(classifier.net, recipe)
     arithmetic = Arithmetic(_PRECISIONS[variant.precision], device)
-    return lambda: train_step(net, optimizer, images, labels, recipe, arithmetic)
+    return lambda: train_step(classifier, optimizer, images, labels, recipe, arithmetic)
+
+
+def _spec(arch: str) -> Spec:
+    """Of a net on pictures whose channels' means are subtracted."""
+    classes = tuple(str(number) for number in range(_CLASSES))
+    return Spec(arch, 1.0, _CROP, classes, 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mean_image=False)
 
 
 def _use_torchs_norm(net: nn.Module) -> None:

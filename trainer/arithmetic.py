@@ -36,7 +36,8 @@ def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
     """Choose the precision and switch TensorFloat-32 on or off, as the recipe says.
 
     GPUs before Ampere (compute capability 8) have no bfloat16 units: float16 with loss scaling takes its
-    place there.
+    place there. On CPUs before AVX-512 torch computes bfloat16 element by element, more than ten times
+    as slowly as float32, which takes its place.
     """
     device = "cuda" if kind == "gpu" else "cpu"
     if kind == "gpu":
@@ -46,7 +47,15 @@ def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
     if dtype == torch.bfloat16 and kind == "gpu" and torch.cuda.get_device_capability() < (8, 0):
         name = torch.cuda.get_device_name()
         return Arithmetic(torch.float16, device, f"{name} has no bfloat16: float16 with loss scaling instead")
+    if dtype == torch.bfloat16 and kind == "cpu" and not cpu_has_bfloat16():
+        return Arithmetic(torch.float32, device, "this processor has no bfloat16: float32 instead")
     return Arithmetic(dtype, device)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether torch has more than a reference implementation of bfloat16 for this processor."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def in_words(recipe: Recipe, arithmetic: Arithmetic) -> str:

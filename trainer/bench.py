@@ -13,7 +13,7 @@ from pipeline.dataset import Dataset
 from pipeline.loader import Batch, Loader
 from pipeline.placement import Device
 from pipeline.seeds import derive_seed
-from trainer.arithmetic import arithmetic_of
+from trainer.arithmetic import arithmetic_of, cpu_has_bfloat16
 from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World, all_most, all_sum
 from trainer.feed import Feed
@@ -137,7 +137,7 @@ def _helps_loader(loaders: dict[str, float], placement: Device, dataset: Dataset
 def _helps_model(recipe: Recipe, kind: str) -> str:
     if not recipe.compile:
         return "`--set compile=true` makes it faster once it has compiled"
-    if recipe.precision == "float32":
+    if recipe.precision == "float32" and (kind == "gpu" or cpu_has_bfloat16()):
         return "`--set precision=bfloat16` makes it faster, with other results"
     if not recipe.channels_last:
         return "`--set channels_last=true` makes it faster"

@@ -134,7 +134,7 @@ class Trainer:
         if begun and world.is_first:
             remove_leftovers(job.out)
         saved, note = run.read_last(job.out, recipe, self.dataset) if begun else (None, "")
-        refuse_unlike(world, run.common_facts(recipe, self.dataset, saved, world))
+        refuse_unlike(world, run.common_facts(recipe, self.dataset, saved, world, self.arithmetic.dtype))
         if saved:
             checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
             self.classifier.load_state_dict(saved["model"])

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from trainer.arithmetic import arithmetic_of, in_words
+from trainer.arithmetic import Arithmetic, arithmetic_of, in_words
 from trainer.classifier import Classifier, new_classifier
 from trainer.compression import check_compression
 from trainer.distributed import World
@@ -94,28 +94,31 @@ def plan(job: Job, processes: int) -> Plan:
             f"{dataset.url}: train has {dataset.samples('train')} samples, fewer than one global batch of "
             f"{recipe.batch_size}; choose a smaller batch_size"
         )
+    arithmetic = arithmetic_of(recipe, world.kind)
     return Plan(
         recipe=recipe.to_toml(),
-        precision=in_words(recipe, arithmetic_of(recipe, world.kind)),
+        precision=in_words(recipe, arithmetic),
         processes=processes,
         batch_size=batch_size,
         parameters=sum(p.numel() for p in classifier.net.parameters()),
         steps_per_epoch=steps,
         steps=steps * recipe.epochs,
-        memory=memory_of(classifier, recipe, batch_size, processes),
+        memory=memory_of(classifier, recipe, batch_size, processes, arithmetic.dtype),
         samples={split: dataset.samples(split) for split in ("train", "val")},
     )
 
 
-def memory_of(classifier: Classifier, recipe: Recipe, batch_size: int, processes: int) -> Memory:
-    """Estimate what a process holds, from what the net's forward pass keeps of a few pictures."""
+def memory_of(
+    classifier: Classifier, recipe: Recipe, batch_size: int, processes: int, precision: torch.dtype
+) -> Memory:
+    """Estimate what a process holds, from what a forward pass in `precision` keeps of a few pictures."""
     weights = sum(p.nbytes for p in classifier.parameters())
     buffers = sum(b.nbytes for b in classifier.buffers())
     copies = 2 + bool(recipe.ema)  # gradients, velocity
     copies += processes > 1 and recipe.grad_compression == "powersgd"
     picture = 3 * recipe.crop**2 * 4
     part = batch_size // recipe.accumulate
-    few, more = (_kept(classifier, recipe, pictures) for pictures in _TRIED)
+    few, more = (_kept(classifier, recipe, pictures, precision) for pictures in _TRIED)
     return Memory(
         weights=weights + buffers,
         state=copies * weights,
@@ -124,7 +127,7 @@ def memory_of(classifier: Classifier, recipe: Recipe, batch_size: int, processes
     )
 
 
-def _kept(classifier: Classifier, recipe: Recipe, pictures: int) -> int:
+def _kept(classifier: Classifier, recipe: Recipe, pictures: int, precision: torch.dtype) -> int:
     """Bytes that autograd keeps of a forward pass, each storage once, weights left out."""
     own = {p.untyped_storage().data_ptr() for p in classifier.parameters()}
     kept: dict[int, int] = {}
@@ -139,8 +142,7 @@ def _kept(classifier: Classifier, recipe: Recipe, pictures: int) -> int:
         torch.zeros(pictures, 3, recipe.crop, recipe.crop),
         torch.zeros(pictures, dtype=torch.int64),
     )
-    arithmetic = arithmetic_of(recipe, "cpu")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = forward(classifier, images, labels, recipe, arithmetic)
+        loss, _ = forward(classifier, images, labels, recipe, Arithmetic(precision, "cpu"))
     del loss
     return sum(kept.values())

@@ -80,7 +80,7 @@ class Recipe:
         plateau_drops: drops at most.
         label_smoothing: share of the target spread over all classes.
         precision: arithmetic of the forward and backward pass; "bfloat16" is float16 with loss scaling on
-            GPUs that lack it.
+            GPUs that lack it, and float32 on processors that do.
         tf32: let GPUs round float32 factors to TensorFloat-32's 10 bits.
         accumulate: parts that a process's batch is taken in, for less memory; batch normalisation then
             sees the parts.

@@ -119,13 +119,14 @@ def machine(world: World) -> dict[str, str]:
 
 
 def common_facts(
-    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, world: World
+    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, world: World, precision: torch.dtype
 ) -> dict[str, str]:
-    """What all processes must have in common."""
+    """What all processes must have in common; `precision` is what the recipe's became on this machine."""
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
     facts = {name: text for name, text in machine(world).items() if name in versions}
     return facts | {
         "dataset": dataset.fingerprint[:16],
+        "precision": str(precision).removeprefix("torch."),
         "recipe": hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16],
         "checkpoint": f"of update {saved['progress']['steps']}" if saved else "none",
     }
@@ -158,12 +159,16 @@ def difference(saved: dict[str, Any], world: World) -> str:
 
 
 def _processor() -> str:
-    """The CPU's model as Linux names it, else what the platform says."""
+    """The CPU's model as Linux names it, else what the platform says, and what torch uses of it.
+
+    Virtual machines name processors of several generations alike.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor()
+        name = platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def is_run(folder: Path) -> bool:

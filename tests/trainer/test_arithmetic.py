@@ -1,10 +1,13 @@
 """Which precision a recipe gets on which machine."""
 
+import platform
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from trainer import arithmetic
 from trainer.arithmetic import arithmetic_of, in_words
 
 
@@ -28,12 +31,28 @@ def restored():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision):
+def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypatch):
+    monkeypatch.setattr(arithmetic, "cpu_has_bfloat16", lambda: True)
     found = arithmetic_of(replace(tiny_recipe, precision=precision), "cpu")
     assert found.dtype == getattr(torch, precision)
     assert (found.device, found.note) == ("cpu", "")
     assert found.is_mixed == (precision != "float32")
     assert (found.new_scaler() is not None) == (precision == "float16")
+
+
+def test_a_cpu_without_bfloat16_takes_float32_and_says_so(tiny_recipe, monkeypatch):
+    monkeypatch.setattr(arithmetic, "cpu_has_bfloat16", lambda: False)
+    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "cpu")
+    assert (found.dtype, found.device, found.is_mixed) == (torch.float32, "cpu", False)
+    assert found.note == "this processor has no bfloat16: float32 instead"
+
+
+def test_what_the_processor_has_agrees_with_its_flags():
+    """AVX-512 is what torch's bfloat16 kernels need on x86."""
+    if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
+        pytest.skip("no x86 Linux")
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert arithmetic.cpu_has_bfloat16() == ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
 
 
 def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_recipe, gpu):

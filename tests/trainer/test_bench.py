@@ -64,7 +64,9 @@ def test_the_option_that_helps_is_named(tiny_recipe, tiny_dataset, rates, placem
     assert "share the same cores" not in found
 
 
-def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset):
+def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset, monkeypatch):
+    monkeypatch.setattr(bench, "cpu_has_bfloat16", lambda: True)
+
     def told(**settings):
         recipe = replace(tiny_recipe, **settings)
         return advise(parts(cpu=9, model=1, together=1), recipe, tiny_dataset, "cpu", "cpu")
@@ -72,6 +74,8 @@ def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset):
     assert "precision=bfloat16" in told(compile=True)
     assert "channels_last=true" in told(compile=True, precision="bfloat16")
     assert "more cores, or a GPU" in told(compile=True, precision="bfloat16", channels_last=True)
+    monkeypatch.setattr(bench, "cpu_has_bfloat16", lambda: False)
+    assert "channels_last=true" in told(compile=True)
 
 
 def test_large_or_distant_pictures_are_told_to_come_nearer(tiny_recipe, tiny_dataset):

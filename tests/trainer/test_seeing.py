@@ -220,7 +220,7 @@ from trainer.step import train_step
 arch, parts = sys.argv[1], int(sys.argv[2])
 recipe = Recipe(name="t", arch=arch, epochs=1, rate=1e-6, width=0.5, batch_size=64, accumulate=parts)
 classifier = Classifier(Spec(arch, 0.5, 224, tuple("abc"), 256, (0, 0, 0), (1, 1, 1), False))
-memory = memory_of(classifier, recipe, 64, 1)
+memory = memory_of(classifier, recipe, 64, 1, torch.float32)
 images, labels = torch.randn(64, 3, 224, 224), torch.zeros(64, dtype=torch.int64)
 optimizer, before, most, done = build_optimizer(classifier.net, recipe), resident_mb(), [0.0], []
 
