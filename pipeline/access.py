@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pipeline.cache import Cache
 from pipeline.dataset import Dataset
-from pipeline.errors import UsageError
-from pipeline.order import Piece
+from pipeline.errors import RunError, UsageError
+from pipeline.order import Piece, most_bytes
 from pipeline.shards import index_name, to_index
 from pipeline.store import Span
 
@@ -68,6 +68,8 @@ class Shelf:
             UsageError: a bucket that DALI cannot read, and no cache.
         """
         self._store, self._shards = dataset.store, dataset.shards(split)
+        self._split = split
+        self._everything = sum(shard.bytes for shards in dataset.manifest.splits.values() for shard in shards)
         self._mmap = access.mmap
         self._cache = None
         if access.cache is not None:
@@ -108,9 +110,27 @@ class Shelf:
                 release=held.pop_all().close,
             )
 
-    def bytes_of(self, pieces: Sequence[Piece]) -> int:
-        """Size of the tars that a segment needs."""
-        return sum(self._shards[number].bytes for number in {piece.shard for piece in pieces})
+    def check_limit(self, samples: int, holders: int) -> None:
+        """Refuse a cache that may not hold what is needed at once, in whichever epoch.
+
+        Args:
+            samples: of a segment, at most.
+            holders: segments that are held at once.
+
+        Raises:
+            UsageError: the limit is below that, and below the whole dataset.
+        """
+        if self._cache is None or self._cache.limit is None:
+            return
+        sizes = [shard.bytes for shard in self._shards]
+        most = most_bytes([shard.samples for shard in self._shards], sizes, samples)
+        wanted = min(holders * most, self._everything)
+        if self._cache.limit < wanted:
+            raise UsageError(
+                f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
+                f"{self._store}: {holders} segments of it may be in use here at once; give at least "
+                f"{wanted:,}"
+            )
 
     @cached_property
     def _folder(self) -> Path:
@@ -133,8 +153,14 @@ class Shelf:
         if self._store.local is not None and piece.samples == shard.samples:
             return self._store.place(index_name(shard.name))
         lines = self._index(piece.shard)[piece.first : piece.last]
-        path = self._folder / f"{next(self._numbers)}.idx"
-        path.write_bytes(to_index(lines))
+        try:
+            path = self._folder / f"{next(self._numbers)}.idx"
+            path.write_bytes(to_index(lines))
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}, so that an index of "
+                f"{shard.name} cannot be written; make room there, or set TMPDIR to another folder"
+            ) from error
         held.callback(path.unlink, missing_ok=True)
         return str(path)
 

@@ -6,14 +6,14 @@ from pipeline.codec import decode
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.pillow_codec import DecodeError
-from pipeline.segment import RawSample, Segment
+from pipeline.segment import RawSample, Segment, first_line
 
 
 def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:
     """One line for a batch that failed: shard, key and bytes of the sample, and what checks the rest.
 
     DALI names the file of some errors only. The batch is read once more, without decoding it there, and
-    each of its samples looked at as preparation does.
+    each of its samples looked at, as preparation does and as DALI does.
 
     Args:
         error: what DALI raised, or what is wrong with the batch.
@@ -26,14 +26,19 @@ def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> R
         samples: Sequence[RawSample] = segment.raw_batch(batch)
     except RuntimeError:  # it cannot even be read
         samples = ()
-    for sample in samples:
-        if (fault := _fault(sample, dataset)) is not None:
-            end = sample.offset + len(sample.jpeg)
+    faults = ((sample, _fault(sample, dataset) or segment.fault(sample.jpeg)) for sample in samples)
+    for sample, fault in faults:
+        if fault:
+            place, end = dataset.store.place(sample.shard), sample.offset + len(sample.jpeg)
+            if sample.tar != place:
+                remedy = f"delete that copy of {place}, and it is brought anew; {remedy}"
             return RunError(
-                f"{dataset.store.place(sample.shard)}: the sample {sample.key} (bytes {sample.offset:,} to "
-                f"{end:,}) is damaged: {fault}; {remedy}"
+                f"{sample.tar}: the sample {sample.key} (bytes {sample.offset:,} to {end:,}) is damaged: "
+                f"{fault}; {remedy}"
             )
-    return RunError(f"{dataset.url}: the loader stopped: {first_line(error)}; {remedy}")
+    shards = ", ".join(dict.fromkeys(sample.shard for sample in samples))
+    where = f" in {shards}" if shards else ""
+    return RunError(f"{dataset.url}: the loader stopped{where}: {first_line(error)}; {remedy}")
 
 
 def _fault(sample: RawSample, dataset: Dataset) -> str | None:
@@ -49,11 +54,3 @@ def _fault(sample: RawSample, dataset: Dataset) -> str | None:
     if int(digits) >= len(dataset.classes):
         return f"its label is {int(digits)}, but the manifest names {len(dataset.classes)} classes"
     return None
-
-
-def first_line(error: Exception) -> str:
-    """What DALI says is wrong, without its stack."""
-    text = str(error).partition("encountered:")[2] or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    useful = [line for line in lines if line.startswith("[")] or lines
-    return useful[0][:300] if useful else type(error).__name__

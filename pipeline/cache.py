@@ -3,11 +3,13 @@
     CACHE/
       .lock                                   held while room is made
       3f2a…/train/train-000000.tar            a whole shard, its checksum compared with the manifest's
-      3f2a…/train/train-000000.tar.lock       held by those who fetch it, alone, or use it, together
+      3f2a…/train/train-000000.tar.lock       held by those who use it, together, or who delete it, alone
+      3f2a…/train/train-000000.tar.fetch      held by the one who fetches it
       3f2a…/train/train-000000.tar.partial    being fetched, with room kept for it by a .reserved beside it
 
 Processes of a host share one folder, jobs of different data sets too. The kernel drops a lock when its
-process ends, however it ends, so nothing stays in use by the dead.
+process ends, however it ends, so nothing stays in use by the dead. A copy that has rotted is replaced under
+those who use it: what they have open or mapped stays theirs.
 """
 
 import fcntl
@@ -15,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,8 @@ _STREAMS = 4
 _PARTIAL = ".partial"
 # An empty file as long as the shard that is being fetched: what copies a shard begins with an empty file.
 _RESERVED = ".reserved"
-_WAIT_SECONDS = 60.0
+# As long as another loader may need for a segment, which it then lets go.
+_WAIT_SECONDS = 900.0
 _POLL_SECONDS = 0.05
 
 
@@ -60,12 +63,14 @@ class Cache:
             RunError: the dataset cannot be read, a shard is not what the manifest says, no room.
         """
         with ThreadPoolExecutor(_STREAMS) as streams:
-            fetched = [streams.submit(self._hold, shard) for shard in shards]
+            futures = [streams.submit(self._hold, shard) for shard in shards]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            begun = [future for future in futures if not future.cancel()]
         with ExitStack() as stack:
-            for future in fetched:
+            for future in begun:
                 if future.exception() is None:
                     stack.enter_context(future.result())
-            for future in fetched:
+            for future in begun:
                 future.result()  # the first error, with the other shards let go
             return Hold([str(self._path(shard)) for shard in shards], stack.pop_all())
 
@@ -82,24 +87,33 @@ class Cache:
 
     def _hold(self, shard: Shard) -> IO[bytes]:
         """The shard's lock, held together with other users, with the shard in place."""
+        self._refuse_stopped()
         path = self._path(shard)
         make_folder(path.parent)
-        lock = _lock_file(path).open("ab")
-        try:
-            while True:
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(_lock_file(path).open("ab"))
+                fcntl.flock(lock, fcntl.LOCK_SH)  # from here on nobody deletes it
+                if not self._is_good(path, shard):
+                    with self._as_only_fetcher(path):
+                        if not self._is_good(path, shard):
+                            self._fetch(path, shard)
+                os.utime(_lock_file(path))  # the least recently used go first
+            except OSError as error:
+                raise RunError(
+                    f"{error.filename or path}: {error.strerror or error}, so that {path.name} cannot be "
+                    f"kept in --cache {self.folder}; check that folder, or choose another"
+                ) from error
+            stack.pop_all()
+            return lock
+
+    @contextmanager
+    def _as_only_fetcher(self, path: Path) -> Iterator[None]:
+        with path.with_name(path.name + ".fetch").open("ab") as lock:
+            while not _try_alone(lock):
                 self._refuse_stopped()
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                if self._is_good(path, shard):
-                    os.utime(_lock_file(path))  # the least recently used go first
-                    return lock
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                if _try_alone(lock):
-                    self._fetch(path, shard)
-                else:  # somebody else is fetching it
-                    time.sleep(_POLL_SECONDS)
-        except BaseException:
-            lock.close()
-            raise
+                time.sleep(_POLL_SECONDS)
+            yield
 
     def _is_good(self, path: Path, shard: Shard) -> bool:
         """Whether the shard is there; one that this process sees for the first time is read."""
@@ -114,13 +128,13 @@ class Cache:
         return True
 
     def _fetch(self, path: Path, shard: Shard) -> None:
-        """Bring the shard here; its lock is held alone."""
-        path.unlink(missing_ok=True)
+        """Bring the shard here, in the place of what is there."""
+        here = path.stat().st_size if path.exists() else 0
         partial, reserved = (path.with_name(path.name + suffix) for suffix in (_PARTIAL, _RESERVED))
         try:
             for _ in range(_TRIES):
                 _remove_both(partial, reserved)  # of an earlier try, or of a process that was killed
-                self._reserve(reserved, shard.bytes)
+                self._reserve(reserved, max(shard.bytes - here, 0))
                 self.store.copy_to(shard.name, partial)
                 if sha256_of(partial) == shard.sha256:
                     with partial.open("rb") as file:

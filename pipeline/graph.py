@@ -101,6 +101,12 @@ def raw(reader: ReaderSettings) -> tuple[Any, ...]:
     return jpeg, digits, fn.get_property(jpeg, key="source_info")
 
 
+def decoded(place: Placement) -> Any:
+    """Describe a graph that decodes JPEGs fed to it as "jpeg", where `place` decodes."""
+    picture = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
+    return picture.cpu() if place.device != "cpu" else picture
+
+
 def _read(settings: ReaderSettings) -> Any:
     shuffling: dict[str, Any] = {"random_shuffle": True, "initial_fill": settings.buffer}
     return fn.readers.webdataset(

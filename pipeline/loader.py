@@ -8,7 +8,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,15 +17,16 @@ from torch import Tensor
 
 from pipeline import graph, order
 from pipeline.access import Access, Shelf
+from pipeline.ahead import Ahead, Place
 from pipeline.augment import EvalView, TrainView, check_view
-from pipeline.blame import blame, first_line
+from pipeline.blame import blame
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.order import Piece
 from pipeline.placement import Placement
 from pipeline.position import Position
 from pipeline.seeds import derive_seed
-from pipeline.segment import Segment
+from pipeline.segment import Segment, first_line
 
 # A segment in use, the next one, and another loader's.
 _SEGMENTS_IN_CACHE = 3
@@ -77,6 +77,7 @@ class Loader:
         channels_last: bool = False,
         keys: bool = False,
         access: Access | None = None,
+        epochs: int | None = None,
     ) -> None:
         """Check everything that can be checked; the first iteration builds the first pipeline.
 
@@ -93,6 +94,7 @@ class Loader:
             channels_last: images are stored in torch's channels-last memory format.
             keys: fill `Batch.keys`.
             access: how shards are read; mapped where they are by default.
+            epochs: how many will be asked for: nothing is made ready beyond the last. None for no end.
 
         Raises:
             UsageError: no such split, a crop larger than the pictures, for training fewer samples
@@ -114,14 +116,15 @@ class Loader:
         self.samples = sum(self._sizes)
         check_view(view, dataset.image.size)
         self._check_enough()
+        self._epochs = epochs
         self._shelf = Shelf(dataset, split, access or Access())
-        self._check_cache(access or Access())
+        most = min(len(self), max(order.SEGMENT // batch_size, 1)) * batch_size
+        self._shelf.check_limit(most, _SEGMENTS_IN_CACHE * self.placement.local_world)
         self._place = Position(self._content(), self._process(), epoch=0, batch=0)
         self._enter_at: Position | None = None
         self._segment: Segment | None = None
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="alexnet-loader")
+        self._ahead = Ahead()
         self._closed = False
-        self._ahead: tuple[tuple[int, int], Future[Segment]] | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch of this rank."""
@@ -165,7 +168,7 @@ class Loader:
             done = max(entry.batch - before, 0)
             if done < batches:
                 last = number + 1 == len(plan)
-                yield from self._give(entry, number, pieces, done, before, last=last)
+                yield from self._give(entry, number, done, before, last=last)
             before += batches
         self._place = replace(entry, epoch=entry.epoch + 1, batch=0, dali=b"")
 
@@ -179,8 +182,7 @@ class Loader:
         """Free the pipelines' memory; the loader cannot be used afterwards."""
         self._closed = True
         self._shelf.stop()
-        self._forget_ahead()
-        self._builder.shutdown(cancel_futures=True)
+        self._ahead.close()
         self._close_segment()
         self._shelf.close()
 
@@ -209,21 +211,21 @@ class Loader:
         self._close_segment()
         return left_out
 
-    def _give(
-        self, entry: Position, number: int, pieces: list[Piece], done: int, before: int, *, last: bool
-    ) -> Iterator[Batch]:
+    def _give(self, entry: Position, number: int, done: int, before: int, *, last: bool) -> Iterator[Batch]:
         """Yield a segment's batches; `before` were given by those before it."""
-        self._segment = segment = self._built(entry, number, pieces, done)
+        place = Place(entry.epoch, number)
+        ready = self._ahead.take(None if done else place)
+        self._segment = segment = ready or self._build(place, entry.dali if done else b"", done)
         try:
             segment.start()
             if not last:
-                self._build_ahead(entry.epoch, number + 1)
-            elif self._training:
-                self._build_ahead(entry.epoch + 1, 0)
+                self._ahead.build(Place(entry.epoch, number + 1), self._build)
+            elif self._training and entry.epoch + 1 != self._epochs:
+                self._ahead.build(Place(entry.epoch + 1, 0), self._build)
             batches = iter(segment)
             while (outputs := self._next(batches, segment)) is not None:
                 if segment.all_begun:
-                    self._start_ahead()
+                    self._ahead.start()  # the present one is about to leave the cores idle
                 self._place = replace(entry, batch=before + segment.done, dali=b"")
                 yield outputs
                 if self._segment is not segment:
@@ -257,19 +259,8 @@ class Loader:
             return order.evaluation_share(self._sizes, place.rank, place.world)
         return order.training_share(self._sizes, self.seed, epoch, place.rank, place.world, self.batch_size)
 
-    def _built(self, entry: Position, number: int, pieces: list[Piece], done: int) -> Segment:
-        """The segment that was built ahead, if it is this one, or a new one."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == (entry.epoch, number) and not done:
-            return ahead[1].result()
-        if ahead is not None:
-            ahead[1].add_done_callback(_close_unused)
-        return self._build(entry.epoch, number, pieces, entry.dali if done else b"", done)
-
-    def _build(
-        self, epoch: int, number: int, pieces: list[Piece], checkpoint: bytes = b"", done: int = 0
-    ) -> Segment:
-        taken = self._shelf.take(pieces)
+    def _build(self, place: Place, checkpoint: bytes = b"", done: int = 0) -> Segment:
+        taken = self._shelf.take(order.segments(self._share(place.epoch), self.batch_size)[place.number])
         try:
             return Segment(
                 taken,
@@ -278,7 +269,7 @@ class Loader:
                 self._output,
                 self.placement,
                 self.batch_size,
-                seed=derive_seed(self.seed, "rank", self.placement.rank, epoch, number),
+                seed=derive_seed(self.seed, "rank", self.placement.rank, *place),
                 buffer=self._buffer,
                 checkpoint=checkpoint or None,
                 done=done,
@@ -291,23 +282,6 @@ class Loader:
                     f"verify {self.dataset.url}` names what is wrong with it"
                 ) from error
             raise
-
-    def _build_ahead(self, epoch: int, number: int) -> None:
-        def build() -> Segment:
-            pieces = order.segments(self._share(epoch), self.batch_size)[number]
-            return self._build(epoch, number, pieces)
-
-        self._ahead = (epoch, number), self._builder.submit(build)
-
-    def _start_ahead(self) -> None:
-        """Let the next segment begin, now that the present one is about to leave the cores idle."""
-        if self._ahead is not None and self._ahead[1].done() and self._ahead[1].exception() is None:
-            self._ahead[1].result().start()
-
-    def _forget_ahead(self) -> None:
-        if self._ahead is not None:
-            self._ahead[1].add_done_callback(_close_unused)
-            self._ahead = None
 
     def _close_segment(self) -> None:
         if self._segment is not None:
@@ -355,27 +329,6 @@ class Loader:
                 f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global "
                 f"batch of {self.batch_size * self.placement.world}; choose a smaller batch_size"
             )
-
-    def _check_cache(self, access: Access) -> None:
-        if access.cache is None or access.cache_limit is None:
-            return
-        largest = max(
-            (self._shelf.bytes_of(pieces) for pieces in order.segments(self._share(0), self.batch_size)),
-            default=0,
-        )
-        wanted = _SEGMENTS_IN_CACHE * self.placement.local_world * largest
-        everything = sum(shard.bytes for shards in self.dataset.manifest.splits.values() for shard in shards)
-        if access.cache_limit < min(wanted, everything):
-            raise UsageError(
-                f"--cache-limit of {access.cache_limit:,} bytes is too little for {self.split} of "
-                f"{self.dataset.url} in {self.placement.local_world} processes of this host; give at least "
-                f"{min(wanted, everything):,}"
-            )
-
-
-def _close_unused(future: Future[Segment]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()
 
 
 def _key(row: Tensor) -> str:

@@ -90,6 +90,23 @@ def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> l
     return found
 
 
+def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
+    """Bytes of the shards that any `run` samples in a row lie in, at most, however shards are permuted.
+
+    Args:
+        samples: of each shard.
+        sizes: bytes of each shard.
+        run: samples in a row.
+    """
+    densest = sorted(range(len(sizes)), key=lambda k: sizes[k] / max(samples[k], 1), reverse=True)
+    total, taken = 0, 0
+    for shard in densest:
+        if taken >= run:
+            break
+        total, taken = total + sizes[shard], taken + samples[shard]
+    return min(total + 2 * max(sizes, default=0), sum(sizes))  # and at each end one of which it is a part
+
+
 def _cut(sizes: Sequence[int], order: Sequence[int], start: int, count: int) -> list[Piece]:
     """`count` samples from number `start` on of the shards in `order`, running round at the end."""
     ends = list(accumulate(sizes[shard] for shard in order))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from nvidia.dali import pipeline_def
 from torch import Tensor
@@ -24,10 +25,19 @@ _AHEAD = 2
 """Batches in work while one is used: DALI's own default."""
 
 
+def first_line(error: Exception) -> str:
+    """What DALI says is wrong, without its stack."""
+    text = str(error).partition("encountered:")[2] or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    useful = [line for line in lines if line.startswith("[")] or lines
+    return useful[0][:300] if useful else type(error).__name__
+
+
 class RawSample(NamedTuple):
-    """A sample as stored: its shard's name and key, where its picture starts, picture and label."""
+    """A sample as stored: its shard, the path it was read from, its key, its offset, picture and label."""
 
     shard: str
+    tar: str
     key: str
     offset: int
     jpeg: bytes
@@ -73,6 +83,7 @@ class Segment:
         self._taken = taken
         self._batch_size = batch_size
         self._last_batch = taken.samples - (self.batches - 1) * batch_size
+        self._placement = placement
         self._device_id = placement.device_id
         self._reader = graph.ReaderSettings(
             taken.tars,
@@ -155,8 +166,20 @@ class Segment:
         found = []
         for jpeg, label, source in zip(*(map(bytes, output) for output in outputs), strict=True):
             path, offset, member = source.decode().rsplit(":", 2)
-            found.append(RawSample(names[path], member.removesuffix(".jpg"), int(offset), jpeg, label))
+            found.append(RawSample(names[path], path, member.removesuffix(".jpg"), int(offset), jpeg, label))
         return found
+
+    def fault(self, jpeg: bytes) -> str:
+        """What DALI says of a picture, where this segment decodes, or ""."""
+        pipe = pipeline_def(graph.decoded)(
+            self._placement, batch_size=1, num_threads=1, device_id=self._device_id, exec_dynamic=True
+        )
+        pipe.feed_input("jpeg", [np.frombuffer(jpeg, np.uint8)])
+        try:
+            pipe.run()
+        except RuntimeError as error:
+            return first_line(error)
+        return ""
 
     def close(self) -> None:
         """Free DALI's memory and let go of the tars."""

@@ -122,10 +122,16 @@ class Feed:
                 half=self._world.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
                 access=self._feeding.access,
+                epochs=self._last_with(colours, epoch),
             )
         if self._loader.epoch != epoch:
             self._loader.set_epoch(epoch)
         return self._loader
+
+    def _last_with(self, colours: str | None, epoch: int) -> int:
+        """The epoch before which these colours end, or the run."""
+        epochs = range(epoch, self._recipe.epochs)
+        return next((e for e in epochs if self._recipe.stage_at(e).colour_noise != colours), epochs.stop)
 
     def rank_state(self) -> dict[str, Any]:
         """This rank's place in the data and random generators."""

@@ -164,6 +164,41 @@ def test_rot_in_the_cache_is_found_by_the_next_process(data, tmp_path):
     assert Path(hold.paths[0]).read_bytes() == data.tars("train")[0].read_bytes()
 
 
+def test_rot_in_a_copy_that_another_process_uses_is_replaced_under_it(data, tmp_path):
+    shard = data.shards("train")[0]
+    hold = make(data, tmp_path).hold([shard])
+    with Path(hold.paths[0]).open("r+b") as file:
+        file.seek(700)
+        file.write(b"rot")
+        file.flush()
+        rotten = Path(hold.paths[0]).read_bytes()
+        cache = make(data, tmp_path, limit=shard.bytes)  # no room for a second
+        cache.hold([shard]).release()
+        file.seek(0)
+    assert cache.store.copied == [shard.name]
+    assert Path(hold.paths[0]).read_bytes() == data.tars("train")[0].read_bytes() != rotten
+    hold.release()
+
+
+def test_after_an_error_no_more_shards_are_fetched(data, tmp_path):
+    shards, cache = data.shards("train"), make(data, tmp_path)
+    missing = [replace(shards[0], name=f"train/nowhere-{k}.tar") for k in range(4)]
+    with pytest.raises(RunError, match=r"cannot bring .*nowhere-0\.tar"):
+        cache.hold([*missing, *shards])
+    assert len(cache.store.copied) < len(missing) + len(shards)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_somebody_elses_is_one_line(data, tmp_path):
+    make(data, tmp_path).hold(data.shards("train")[:1]).release()
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        folder.chmod(0o500)
+    with pytest.raises(
+        RunError, match=r"Permission denied, so that train-000001\.tar cannot be kept in --cache"
+    ):
+        make(data, tmp_path).hold(data.shards("train")[1:2])
+
+
 def _use(data, folder, limit, queue):
     """In a process: hold pairs of shards in turn, check them, say how many were fetched."""
     cache = make(data, folder, limit)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.order import Piece, evaluation_share, segments, training_share
+from pipeline.order import Piece, evaluation_share, most_bytes, segments, training_share
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 WORLDS = st.integers(1, 8)
@@ -107,3 +107,19 @@ def test_ranks_see_other_samples_in_the_next_epoch(world):
     sizes = [1000]
     first, second = (set(listed(training_share(sizes, 0, epoch, 0, world, 5))) for epoch in (0, 1))
     assert len(first & second) < len(first)
+
+
+@given(st.data(), SIZES, WORLDS, st.integers(1, 9), st.integers(0, 3))
+def test_no_segment_of_any_epoch_lies_in_more_bytes_than_said(data, sizes, world, batch, epoch):
+    count = len(sizes)
+    weights = data.draw(st.lists(st.integers(1, 1000), min_size=count, max_size=count))
+    most = data.draw(st.integers(batch, 60))
+    bound = most_bytes(sizes, weights, most // batch * batch)
+    assert bound <= sum(weights)
+    for rank in range(world):
+        for pieces in segments(training_share(sizes, 0, epoch, rank, world, batch), batch, most):
+            assert sum(weights[shard] for shard in {piece.shard for piece in pieces}) <= bound
+
+
+def test_the_bound_on_a_segments_bytes_is_near_what_equal_shards_need():
+    assert most_bytes([100] * 50, [1000] * 50, 1000) == 12_000  # ten, and one of which it is a part
