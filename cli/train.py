@@ -126,7 +126,7 @@ def main(
     from trainer.job import Job
     from trainer.launch import launch
     from trainer.prepare import share_of_batch
-    from trainer.processes import choose_processes, first_on_host, launched_outside
+    from trainer.processes import choose_processes, launched_outside
     from trainer.run import RECIPE_FILE, is_run
     from trainer.slurm import adopt_slurm
     from trainer.tensorboard import require_tensorboard
@@ -160,9 +160,9 @@ def main(
         _refuse_idle(job, tensorboard, "--bench" if bench else "--dry-run")
     _check(job, processes)
     dataset = Dataset.open(data)  # say what is wrong with it before any process starts
-    if verify_shards and first_on_host():
-        _verify(dataset)
     if not launched_outside():
+        if verify_shards:
+            _verify(dataset)
         share_of_batch(chosen, processes.count * cluster.nodes)
         doing = "measuring" if bench else "planning" if dry_run else "training"
         click.echo(f"{doing} on {processes.reason}", err=True)
@@ -172,7 +172,9 @@ def main(
     if bench:
         _bench(processes, job, cluster)
         return
-    outcome = launch(processes, _train, job, tensorboard, cluster=cluster)
+    outcome = launch(
+        processes, _train, job, tensorboard, verify_shards and launched_outside(), cluster=cluster
+    )
     if outcome is not None and outcome.ending == "stopped":
         sys.exit(STOPPED)
 
@@ -222,14 +224,22 @@ def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]
         )
 
 
-def _train(world: "World", job: "Job", tensorboard: bool) -> "Outcome":
-    """In every process: train, rank 0 reporting to the console and the run's folder."""
+def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outcome":
+    """In every process: train, rank 0 reporting to the console and the run's folder.
+
+    With `verify`, one process of each host compares the shards' checksums first.
+    """
     from cli.live import ConsoleReporter
+    from pipeline import Dataset
     from trainer import train
     from trainer.reporting import Reporter, Reporters
     from trainer.status import StatusReporter
     from trainer.tensorboard import TensorBoardReporter
+    from trainer.verdict import raise_together
 
+    if verify:
+        dataset = Dataset.open(job.data)
+        raise_together(lambda: _verify(dataset) if world.local_rank == 0 else None, world)
     with ConsoleReporter(job.recipe.epochs) as console:
         reporters: list[Reporter] = [console, StatusReporter(job.out)]
         reporters += [TensorBoardReporter(job.out)] if tensorboard else []

@@ -24,9 +24,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.cores import usable_cores
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer import hosts
+from trainer import hosts, verdict
 from trainer.distributed import Kind, World, world_of_environment
 from trainer.processes import Processes, launched_outside
+from trainer.verdict import LostPeerError
 
 T = TypeVar("T")
 
@@ -37,12 +38,6 @@ _ECHO_SECONDS = 6.0
 # Longer than the trainer's watch waits for a silent process, and than checksums of all shards take.
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)
 _AGAIN_SECONDS = 1.0
-# Where workers find what ended the run for good: a restart would only meet it again.
-_VERDICT = "ALEXNET_VERDICT"
-
-
-class LostPeerError(RunError):
-    """Another process is gone: no cause of its own, and no reason not to start again."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def launch(
         tempfile.TemporaryDirectory(prefix="alexnet-") as folder,
         _Relay(Path(folder)) as relay,
     ):
-        os.environ[_VERDICT] = str(relay.verdict)
+        os.environ[verdict.FILE] = str(relay.verdict)
         # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
         config = _config(processes, together, folder)
@@ -192,7 +187,7 @@ class _Relay:
         if not workers or (again and number == signal.SIGTERM):
             raise SignalException(f"got {name}", sigval=signal.Signals(number))
         self._asked = self._asked or (name, now)
-        self.verdict.write_text(f"RunError: {_stopped_by(name)}")  # none is to be started after this
+        self.verdict.write_text(verdict.to_text(_stopped_by(name)))  # none is to be started after this
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
@@ -242,17 +237,10 @@ def process_group(kind: Kind) -> Iterator[World]:
 def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
     # Ctrl-C reaches every process of a terminal, and the launcher passes it on: die of it, without a stack.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    verdict = Path(os.environ[_VERDICT])
-    if verdict.exists():
-        raise _as_known(verdict.read_text()) or RuntimeError(verdict.read_text())
-    try:
-        result = _worker(entry, kind, args)
-        return result if os.environ["LOCAL_RANK"] == "0" else None
-    except LostPeerError:
-        raise
-    except ToolkitError as error:
-        verdict.write_text(f"{type(error).__name__}: {error}")
-        raise
+    if before := verdict.noted():
+        raise before
+    result = _worker(entry, kind, args)
+    return result if os.environ["LOCAL_RANK"] == "0" else None
 
 
 @record
@@ -260,6 +248,12 @@ def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | N
     with process_group(kind) as world:
         try:
             result = entry(world, *args)
+        except LostPeerError:
+            raise
+        except ToolkitError as error:
+            verdict.note(error)
+            verdict.tell(error, world)
+            raise
         except RuntimeError as error:
             if not any(words in str(error) for words in _LOST_PEER):
                 raise
@@ -279,7 +273,7 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
     if isinstance(details, dict):  # what torch's `record` noted of the exception
         stack = details.get("extraInfo", {}).get("py_callstack", "")
         details = details.get("message", "")
-    known = _as_known(str(details))
+    known = verdict.from_text(str(details))
     if known is not None:
         return known
     if failure.exitcode < 0:
@@ -288,11 +282,3 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
             "outside); continue with --resume"
         )
     return RuntimeError(f"process {rank} failed:\n{stack or details}")
-
-
-def _as_known(text: str) -> ToolkitError | None:
-    """The toolkit's error that `Name: message` describes."""
-    kind, _, message = text.partition(": ")
-    return next(
-        (known(message) for known in (UsageError, RunError, LostPeerError) if kind == known.__name__), None
-    )

@@ -49,11 +49,6 @@ def launched_outside() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def first_on_host() -> bool:
-    """Whether this process does what each host needs once, before the processes meet."""
-    return not launched_outside() or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def first_of_all() -> bool:
     """Whether this process speaks for all: the launcher's own, or rank 0 of those started outside."""
     return os.environ.get("RANK", "0") == "0"

@@ -5,16 +5,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, ToolkitError
+from trainer import verdict
 from trainer.distributed import World
 
 # Compilers and file systems take their time before the first update.
@@ -48,11 +46,11 @@ class Sign:
 
 
 class Watch:
-    """Lets processes that wait in vain name the one that hangs, and end.
+    """Lets processes that wait in vain name the one that hangs, or say why another ended, and end.
 
     Within the block a thread publishes where this process is. When it has made no progress for `seconds`,
     it reads where the others are, and ends this process with one line about those that are silent, or
-    else behind.
+    else behind. Where another process told why it ended, this one ends with the same line.
     """
 
     def __init__(self, world: World, seconds: float) -> None:
@@ -81,8 +79,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(_EVERY_SECONDS):
-            answered = _within(_SILENT_SECONDS, self._publish)
-            if self._is_late() and not (answered and _within(3 * _SILENT_SECONDS, self._give_up)):
+            answered = verdict.within(_SILENT_SECONDS, self._publish)
+            if self._is_late() and not (answered and verdict.within(3 * _SILENT_SECONDS, self._give_up)):
                 # The store is process 0's, or its launcher's: nobody else can be asked.
                 self._end(RunError(_NO_STORE.format(seconds=self._limit)))
 
@@ -93,6 +91,8 @@ class Watch:
         since = time.monotonic() - self._moved
         sign = Sign(socket.gethostname(), time.time(), self._step, self._doing, since)
         self._store.set(_key(self._world.rank), msgspec.json.encode(sign))
+        if error := verdict.told(self._store):
+            self._end(error)
 
     def _give_up(self) -> None:
         before = self._read()
@@ -108,7 +108,9 @@ class Watch:
         ranks = [rank for rank in range(self._world.size) if self._store.check([_key(rank)])]
         return {rank: msgspec.json.decode(self._store.get(_key(rank)), type=Sign) for rank in ranks}
 
-    def _end(self, error: RunError) -> None:
+    def _end(self, error: ToolkitError) -> None:
+        if self._ended.is_set():
+            return  # with an error of its own, or well
         get_error_handler().record_exception(error)
         if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # nobody else would say it
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -145,21 +147,6 @@ def blame(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) 
         f"{named} {'are' if len(late) > 1 else 'is'} {what}: {last} {one.doing} after update {one.step:,}, "
         f"while others have waited for {seconds:.0f} s; see to that host, then continue with --resume"
     )
-
-
-def _within(seconds: float, work: Callable[[], None]) -> bool:
-    """Whether some work on the store ends in time and well: a stopped server leaves its clients waiting."""
-    done = threading.Event()
-
-    def run() -> None:
-        with suppress(RuntimeError, dist.DistError):
-            work()
-            done.set()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return done.is_set()
 
 
 def _key(rank: int) -> str:

@@ -1,7 +1,9 @@
 """`alexnet-train`'s options for data: where it comes from, whether it is sound, and how fast it comes."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -10,8 +12,10 @@ from click.testing import CliRunner
 
 from cli.options import Size
 from cli.train import main as train
-from pipeline import Dataset
+from pipeline import Dataset, order
+from pipeline.seeds import derive_seed
 from pipeline.shards import index_path, read_index
+from trainer import load_recipe
 
 TINY = [
     *("--recipe", "demo", "--set", "crop=64", "--set", "width=0.1"),
@@ -104,6 +108,64 @@ def test_a_sample_gone_bad_stops_every_process_with_its_name(copy, tmp_path, pro
     assert f"{tar}: the sample {name.removesuffix('.jpg')} (bytes {offset:,} to {offset + size:,})" in line
     assert f"`alexnet-prep verify {copy.url}`" in line
     assert "Traceback" not in done.stderr
+
+
+def start_ranks(arguments, count=2, **environment):
+    """As many processes as srun would start: no launcher watches over them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"} | environment
+    command = [sys.executable, "-c", "from cli.train import main; main()", *map(str, arguments)]
+    started = [
+        subprocess.Popen(
+            command,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    return [(process.communicate(timeout=150)[1], process.returncode) for process in started]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_a_launcher_every_process_names_the_sample(copy, tmp_path, rank):
+    """The first process keeps what the others ask: it waits until they know."""
+    shards = copy.shards("train")
+    seed = derive_seed(load_recipe("demo").seed, "data")
+    share = order.training_share([shard.samples for shard in shards], seed, 0, rank, 2, 15)
+    sample = read_index(copy.indexes("train")[share[0].shard])[share[0].first]
+    offset, size, name = sample["jpg"]
+    tar = copy.tars("train")[share[0].shard]
+    with tar.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(16))
+    found = start_ranks([copy.root, *TINY, "--cpus", 2, "--out", tmp_path / "run"])
+    lines = []
+    for stderr, code in found:
+        assert code == 1, stderr
+        lines += [line for line in stderr.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in stderr
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert (
+        f"{tar}: the sample {name.removesuffix('.jpg')} (bytes {offset:,} to {offset + size:,})" in lines[0]
+    )
+
+
+def test_without_a_launcher_checksums_are_compared_once_for_all(copy, tmp_path):
+    tar = copy.tars("val")[0]
+    raw = bytearray(tar.read_bytes())
+    raw[-3000] ^= 1
+    tar.write_bytes(raw)
+    found = start_ranks([copy.root, *TINY, "--cpus", 2, "--out", tmp_path / "run", "--verify-shards"])
+    for stderr, code in found:
+        assert code == 1, stderr
+        assert "1 of 3 shards are not what was written: val/val-000000.tar" in stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_checksums_are_compared_before_anything_starts(copy, tmp_path):

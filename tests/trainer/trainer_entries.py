@@ -31,6 +31,7 @@ from trainer.recipe import Recipe
 from trainer.reporting import Ending, StepRow, Weights
 from trainer.run import EpochRow
 from trainer.step import train_step
+from trainer.verdict import raise_together, to_text
 
 FLOAT32 = Arithmetic(torch.float32, "cpu")
 
@@ -272,3 +273,18 @@ def refuse_every_time(world: World, marks: Path) -> None:
 def run_with_other_data(world: World, job: Job, other: Path) -> None:
     """The second process trains on another dataset."""
     train(world, replace(job, data=other if world.rank else job.data), Recorder())
+
+
+def fail_together(world: World, folder: Path) -> None:
+    """The second of three processes fails; each writes down what it is told."""
+
+    def work() -> None:
+        if world.rank == 1:
+            raise UsageError("process 1 cannot")
+
+    try:
+        raise_together(work, world)
+    except UsageError as error:
+        (folder / str(world.rank)).write_text(to_text(error))
+        dist.barrier()
+        raise

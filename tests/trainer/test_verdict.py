@@ -1,0 +1,51 @@
+"""What ended a run, as all of its processes come to know it."""
+
+import pytest
+from trainer_entries import fail_together
+
+from pipeline.errors import RunError, ToolkitError, UsageError
+from trainer import verdict
+from trainer.distributed import World
+from trainer.launch import launch
+from trainer.processes import Processes
+from trainer.verdict import LostPeerError, from_text, raise_together, to_text
+
+
+@pytest.mark.parametrize("error", [UsageError("a: b"), RunError("x"), LostPeerError("gone")])
+def test_an_error_outlives_its_text(error):
+    again = from_text(to_text(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert from_text("ValueError: 3") is from_text("nothing") is None
+
+
+def test_a_note_is_for_those_who_are_started_again(tmp_path, monkeypatch):
+    monkeypatch.delenv(verdict.FILE, raising=False)
+    verdict.note(RunError("nobody asks"))
+    assert verdict.noted() is None
+    monkeypatch.setenv(verdict.FILE, str(tmp_path / "verdict"))
+    assert verdict.noted() is None
+    verdict.note(UsageError("the input is bad"))
+    noted = verdict.noted()
+    assert isinstance(noted, UsageError)
+    assert str(noted) == "the input is bad"
+
+
+def test_alone_there_is_nobody_to_tell():
+    verdict.tell(RunError("x"), World())
+    done = []
+    raise_together(lambda: done.append(1), World())
+    assert done == [1]
+
+    def fail():
+        raise UsageError("no")
+
+    with pytest.raises(UsageError, match="no"):
+        raise_together(fail, World())
+
+
+def test_what_fails_in_one_process_is_raised_in_all(tmp_path):
+    with pytest.raises(ToolkitError, match="process 1 cannot"):
+        launch(Processes("cpu", 3, ""), fail_together, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"UsageError: process 1 cannot"}
