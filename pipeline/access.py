@@ -65,7 +65,7 @@ class Shelf:
         """Look at nothing yet.
 
         Raises:
-            UsageError: a bucket that DALI cannot read, and no cache.
+            UsageError: a bucket that DALI cannot read, or `mmap` off for one, and no cache.
         """
         self._store, self._shards = dataset.store, dataset.shards(split)
         self._split = split
@@ -79,6 +79,8 @@ class Shelf:
                 f"{dataset.url}: DALI reads {' and '.join(_DALI_READS)} only; give --cache with a folder on "
                 "this host"
             )
+        elif dataset.store.local is None and not access.mmap:
+            raise UsageError(f"{dataset.url}: nothing of a bucket is mapped into memory; leave --no-mmap out")
         self._numbers = itertools.count()
         self._remove_folder: Callable[[], object] = lambda: None
         # A tar that two pieces share is next to itself, or opens and ends the epoch.

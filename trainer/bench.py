@@ -18,7 +18,7 @@ from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World, all_most, all_sum
 from trainer.feed import Feed
 from trainer.job import Job
-from trainer.memory import resident_mb
+from trainer.memory import device_mb, resident_mb
 from trainer.onebatch import OneBatch
 from trainer.optim import build_optimizer
 from trainer.prepare import BUCKET_MB, distribute, prime, share_of_batch
@@ -40,7 +40,8 @@ class Part:
         images_per_second: pictures that it could serve alone.
         cores: CPU seconds used a second.
         host_mb: resident memory of all processes, MB (pages that they share are counted in each).
-        device_mb: most GPU memory that one process's torch held, MB; 0 on the CPU.
+        device_mb: GPU memory in use with all processes of the fullest GPU, DALI's and CUDA's own among it,
+            MB; 0 on the CPU.
     """
 
     name: str
@@ -153,15 +154,7 @@ class _Meter:
     def run(self, name: str, step: Callable[[], Any]) -> Part:
         for _ in range(_WARM_UP):
             step()
-        self._wait()
-        started = time.perf_counter()
-        step()
-        self._wait()
-        # All processes take as many steps, since some of them meet in each.
-        longest = all_most(time.perf_counter() - started, self._world)
-        steps = max(2, round(self._seconds / longest))
-        if self._world.kind == "gpu":
-            torch.cuda.reset_peak_memory_stats()
+        steps = self._steps(step)
         started, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
@@ -174,8 +167,24 @@ class _Meter:
                 device=self._world.device,
             )
         ).tolist()
-        device = torch.cuda.max_memory_allocated() / 1e6 if self._world.kind == "gpu" else 0.0
-        return Part(name, rate, cores, host, all_most(device, self._world))
+        return Part(name, rate, cores, host, all_most(device_mb(self._world), self._world))
+
+    def _steps(self, step: Callable[[], Any]) -> int:
+        """How many steps take the time; as many in all processes, since some of them meet in each.
+
+        A single step says little: a loader has batches ready, and another process may be late.
+        """
+        tried = 1
+        while True:
+            self._wait()
+            started = time.perf_counter()
+            for _ in range(tried):
+                step()
+            self._wait()
+            longest = all_most(time.perf_counter() - started, self._world)
+            if longest > self._seconds / 8:
+                return max(2, round(self._seconds * tried / longest))
+            tried *= 2
 
     def _wait(self) -> None:
         if self._world.kind == "gpu":

@@ -64,6 +64,12 @@ def test_a_bucket_that_dali_cannot_read_needs_a_cache(data):
         Loader(elsewhere, "train", TrainView(12), 7)
 
 
+def test_of_a_bucket_nothing_is_mapped(data):
+    elsewhere = replace(data, url="s3://somewhere/set")
+    with pytest.raises(UsageError, match=r"s3://somewhere/set: .* leave --no-mmap out"):
+        Loader(elsewhere, "train", TrainView(12), 7, access=Access(mmap=False))
+
+
 def test_a_part_of_a_shard_has_an_index_of_its_own(data):
     shelf = Shelf(data, "train", Access())
     taken = shelf.take([Piece(1, 0, 12), Piece(0, 3, 5)])
