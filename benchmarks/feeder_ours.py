@@ -50,7 +50,7 @@ def whole(order: Order) -> Iterator[int]:
 
 
 def part(order: Order) -> Iterator[int]:
-    """Bytes and labels: of crops mirrored or not, or of what "hybrid" brings to the GPU."""
+    """Bytes and labels' digits: of crops mirrored or not, or of what "hybrid" brings to the GPU."""
     dataset = Dataset.open(order.data)
     reader = graph.ReaderSettings(
         tars=list(map(str, dataset.tars("train"))),
@@ -64,7 +64,7 @@ def part(order: Order) -> Iterator[int]:
     def pipe() -> Any:
         jpeg, digits = graph._read(reader)
         make = _crops if order.kind == "bytes" else _decoded
-        return make(jpeg, order.augmentation, stored, place), graph._label(digits, reader.label_width)
+        return make(jpeg, order.augmentation, stored, place), digits
 
     built = pipe(batch_size=order.batch, num_threads=order.threads, device_id=None)
     while True:

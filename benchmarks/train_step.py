@@ -33,6 +33,7 @@ from trainer.classifier import Classifier, Spec
 from trainer.layers import LocalResponseNorm
 from trainer.models import ARCHITECTURES, build_model
 from trainer.optim import build_optimizer
+from trainer.prepare import compile_in_place
 from trainer.recipe import Recipe
 from trainer.step import forward, train_step
 
@@ -132,7 +133,7 @@ def _step(variant: Variant, batch: int, device: str) -> Callable[[], object]:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=torch.channels_last)
     if variant.compiled:
-        classifier.compile()  # not `classifier.net`: of a torch.nn.Sequential only pieces are compiled
+        compile_in_place(classifier, "gpu" if device == "cuda" else "cpu")
     labels = torch.randint(_CLASSES, (batch,), device=device)
     recipe = Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6, precision=variant.precision)  # type: ignore[arg-type]
     optimizer = build_optimizer(classifier.net, recipe)

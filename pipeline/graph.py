@@ -1,7 +1,7 @@
 """The DALI graph: one description for every placement.
 
     reader ─► decode ─► crop, mirror, − mean (with the noise folded in), ÷ std ─► images
-       └────► label digits ─────────────────────────────────────────────────────► labels
+       └────► label ────────────────────────────────────────────────────────────► digits
 
 It runs in three placements. Where the CPU decodes ("cpu", "hybrid"), only the crop's part of the JPEG is
 read; "hybrid" then moves these bytes to the GPU. Where the GPU decodes ("gpu"), the whole picture is
@@ -79,13 +79,17 @@ def build(
     place: Placement,
     output: OutputSettings,
 ) -> tuple[Any, ...]:
-    """Describe the graph; outputs are images, labels int32 (1,) and, on request, keys uint8 (L,)."""
+    """Describe the graph; outputs are images, digits and, on request, keys uint8 (L,).
+
+    Digits are the label's bytes, uint8 (label_width,), which cost next to nothing to read once for a batch;
+    of an adopted dataset, whose labels are of any length, they are the number already, int32 (1,).
+    """
     jpeg, digits = _read(reader)
     outputs = [
         _train(jpeg, view, stored, place, output)
         if isinstance(view, TrainView)
         else _evaluate(jpeg, view, stored, place, output),
-        (_last_digits if reader.adopted else _label)(digits, reader.label_width),
+        _last_digits(digits, reader.label_width) if reader.adopted else digits,
     ]
     if output.keys:
         outputs.append(fn.pad(fn.get_property(jpeg, key="source_info")))
@@ -120,12 +124,6 @@ def _read(settings: ReaderSettings) -> Any:
         seed=settings.seed,
         **(shuffling if settings.buffer else {}),
     )
-
-
-def _label(digits: Any, width: int) -> Any:
-    """Fixed-width ASCII digits → int32 (1,)."""
-    powers = types.Constant([10**k for k in reversed(range(width))], dtype=types.INT32)
-    return fn.reductions.sum((fn.cast(digits, dtype=types.INT32) - 48) * powers, keep_dims=True)
 
 
 def _last_digits(data: Any, width: int) -> Any:

@@ -244,8 +244,8 @@ class Loader:
             raise blame(error, self.dataset, segment, segment.done) from error
         if outputs is None:
             return None
-        images, labels, *keys = outputs
-        labels = labels.flatten().to(torch.int64)
+        images, digits, *keys = outputs
+        labels = _labels(digits)
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.dataset.classes):
             wrong = ValueError(f"labels {labels.tolist()}")
             raise blame(wrong, self.dataset, segment, segment.done - 1)
@@ -329,6 +329,15 @@ class Loader:
                 f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global "
                 f"batch of {self.batch_size * self.placement.world}; choose a smaller batch_size"
             )
+
+
+def _labels(digits: Tensor) -> Tensor:
+    """ASCII digits, uint8 (B, W), or numbers, int32 (B, 1) → int64 (B,); -1 for bytes that are no digits."""
+    if digits.dtype != torch.uint8:
+        return digits.flatten().to(torch.int64)
+    values = digits.to(torch.int64) - ord("0")
+    powers = torch.tensor([10**k for k in reversed(range(digits.shape[1]))])
+    return (values * powers).sum(dim=1).where(((values >= 0) & (values <= 9)).all(dim=1), -1)
 
 
 def _key(row: Tensor) -> str:

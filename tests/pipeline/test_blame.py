@@ -82,6 +82,7 @@ def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
     [
         (b"0003", "its label is 3, but the manifest names 3 classes"),
         (b"00x2", "its label is b'00x2', no number"),
+        (b"0/:2", "its label is b'0/:2', no number"),  # 2, were a digit's value not looked at
     ],
 )
 def test_a_label_that_is_none_is_named(data, digits, reason):
