@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_overhead import measure_overhead
 
-from trainer.arithmetic import Arithmetic
+from trainer.arithmetic import Arithmetic, cpu_has_bfloat16
 from trainer.classifier import Classifier, Spec
 from trainer.layers import LocalResponseNorm
 from trainer.models import ARCHITECTURES, build_model
@@ -68,13 +68,17 @@ def main() -> int:
     print(f"{common.command_line()}\n{common.machine()}, torch {torch.__version__}\n")
     if options.overhead:
         return measure_overhead(options.rounds)
-    limits = {name: _matrix_rate(dtype, options.device) for name, dtype in _PRECISIONS.items()}
+    precisions = dict(_PRECISIONS)
+    if options.device == "cpu" and not cpu_has_bfloat16():
+        del precisions["bfloat16"]
+        print("bfloat16 is not measured: this processor has none, and the trainer takes float32 instead\n")
+    limits = {name: _matrix_rate(dtype, options.device) for name, dtype in precisions.items()}
     print(
         ", ".join(f"{name} matrix product {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items()) + "\n"
     )
     rows, missed = [], False
     for arch in options.arch:
-        found = _measure(arch, options)
+        found = _measure(arch, list(precisions), options)
         flops = _flops(arch)
         base = next((rate for v, rate in found.items() if v.torchs_norm), None)
         for variant, rate in found.items():
@@ -99,11 +103,11 @@ def main() -> int:
     return int(missed)
 
 
-def _measure(arch: str, options: argparse.Namespace) -> dict[Variant, float]:
+def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> dict[Variant, float]:
     """Images a second of each variant, the median over rounds in which all take turns."""
     variants = [
         Variant(arch, precision, compiled, last)
-        for precision in _PRECISIONS
+        for precision in precisions
         for compiled in (False, True)
         for last in (False, True)
     ]

@@ -23,7 +23,7 @@ gradient and then cost an exchange of their own; with 4 MB only conv1's 0.1 MB i
 """
 
 # What the response norm's backward pass sums over five channels takes a root and a division: on a CPU it is
-# cheaper to compute it once, through memory, than five times (182 instead of 438 ms, docs/benchmarks.md).
+# cheaper to compute it once, through memory, than five times (docs/benchmarks.md).
 _CPU_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"realize_reads_threshold": 2}
 
 
