@@ -1,4 +1,8 @@
-"""webdataset, Pillow and transforms as torchvision's, in a DataLoader, for benchmarks/loader.py."""
+"""webdataset, Pillow and transforms as torchvision's, in a DataLoader, for benchmarks/loader.py.
+
+torchvision itself cannot be installed everywhere. What its `ToTensor` (to 0..1) and `Normalize` (of a copy,
+by mean and deviation) do to a picture is done here too.
+"""
 
 import io
 import math
@@ -12,7 +16,7 @@ import webdataset
 from feeding import AREA, CROP, RATIO, SIZE, Order, read_order, serve
 from PIL import Image
 
-MEAN, STD = (122.0, 116.0, 104.0), (68.0, 66.0, 70.0)
+MEAN, STD = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)
 DIRECTIONS = torch.eye(3)
 
 
@@ -36,7 +40,7 @@ def batches(order: Order) -> Iterator[int]:
 
 
 def paper(data: bytes) -> torch.Tensor:
-    """Shorter side to 256 where it is not, random 224 crop, flip, minus the mean, colour noise."""
+    """Shorter side to 256 where it is not, random 224 crop, flip, colour noise, normalisation."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = picture.size
     if min(width, height) != SIZE:
@@ -46,16 +50,15 @@ def paper(data: bytes) -> torch.Tensor:
     left, top = random.randint(0, width - CROP), random.randint(0, height - CROP)
     pixels = _tensor(_flipped(picture.crop((left, top, left + CROP, top + CROP))))
     shift = DIRECTIONS @ torch.randn(3)
-    return pixels.sub_(torch.tensor(MEAN).sub_(shift)[:, None, None])
+    return _normalized(pixels.add_(shift[:, None, None]))
 
 
 def resized(data: bytes) -> torch.Tensor:
-    """Random-resized crop, flip, minus the mean, divided by the deviation."""
+    """Random-resized crop, flip, normalisation."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     left, top, width, height = _box(*picture.size)
     part = picture.crop((left, top, left + width, top + height))
-    pixels = _tensor(_flipped(part.resize((CROP, CROP), Image.Resampling.BILINEAR)))
-    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    return _normalized(_tensor(_flipped(part.resize((CROP, CROP), Image.Resampling.BILINEAR))))
 
 
 def _box(width: int, height: int) -> tuple[int, int, int, int]:
@@ -74,7 +77,13 @@ def _flipped(picture: Image.Image) -> Image.Image:
 
 
 def _tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float()
+    """As torchvision's `ToTensor`."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div(255)
+
+
+def _normalized(pixels: torch.Tensor) -> torch.Tensor:
+    """As torchvision's `Normalize`."""
+    return pixels.clone().sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
 
 if __name__ == "__main__":
