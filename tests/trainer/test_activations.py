@@ -88,4 +88,6 @@ def test_a_whole_splits_features_are_its_pictures_in_order(tiny_classifier, tiny
     stored = read_stored(tiny_dataset, "val", range(30))
     crops = [crop_of_stored(picture.data, tiny_classifier.spec) for picture in stored]
     alone = features(tiny_classifier, as_batch(crops))
-    np.testing.assert_allclose(np.concatenate(chunks), alone, rtol=1e-4, atol=1e-5)
+    # Batches of another size are summed in another order, so a small feature is as inexact as a large one.
+    atol = 1e-5 * alone.max()
+    np.testing.assert_allclose(np.concatenate(chunks), alone, rtol=1e-4, atol=atol)

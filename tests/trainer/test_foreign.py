@@ -79,7 +79,8 @@ def test_torchvisions_layout_gives_torchvisions_logits(published, tmp_path):
     with torch.inference_mode():
         got = net.eval().classify(pixels)
     assert expected.std() > 0.1
-    assert (got - expected).abs().max() <= 1e-5
+    # A processor's kernels sum in an order of their own: float32's error grows with the largest logit.
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert notes == [
         f"{tmp_path / 'alexnet-owt.pth'}: its 10 outputs are taken as the data's 10 classes, in order"
     ]
