@@ -3,10 +3,12 @@
     python benchmarks/train_step.py --arch alexnet --rounds 3
     python benchmarks/train_step.py --device cuda --batch 512
 
-The update is the trainer's own (`trainer.step.train_step`) on a batch of noise. Beside it stand the same net
-with torch's `nn.LocalResponseNorm`, uncompiled, as a script without this toolkit would have it, and the
-arithmetic limit: the floating-point operations of a forward and backward pass, counted by torch, over the
-rate of a large matrix product in the same precision, measured in the same run. Variants take turns; medians.
+The update is the trainer's own (`trainer.step.train_step`) on a batch of noise, in a process whose malloc
+keeps freed memory as the trainer's does. Beside it stand the same net with torch's `nn.LocalResponseNorm`,
+uncompiled, as a script without this toolkit would have it: in a process of its own, with malloc as it comes
+and, to tell the two apart, with memory kept. And the arithmetic limit: the floating-point operations of a
+forward and backward pass, counted by torch, over the rate of a large matrix product in the same precision,
+measured in the same run. Variants take turns; medians.
 
     python benchmarks/train_step.py --overhead
 
@@ -15,10 +17,13 @@ measures what reports, metrics and checkpoints cost a run: their share of its ti
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -28,6 +33,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_overhead import measure_overhead
 
+from pipeline import heap
 from trainer.arithmetic import Arithmetic, cpu_has_bfloat16
 from trainer.classifier import Classifier, Spec
 from trainer.layers import LocalResponseNorm
@@ -42,7 +48,7 @@ _CROP = 224
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SIDE = 4096
 # On two cores, of `alexnet` at batch 128, against the eager float32 net with torch's layer.
-_TARGETS = {("bfloat16", True): 3.0, ("float32", True): 2.0}
+_TARGETS = {"float32": 2.0, "bfloat16": 3.0}
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,12 @@ class Variant:
     compiled: bool
     channels_last: bool
     torchs_norm: bool = False
+    memory_kept: bool = True
 
     @property
     def name(self) -> str:
         if self.torchs_norm:
-            return "eager, nn.LocalResponseNorm"
+            return "eager, nn.LocalResponseNorm" + (", memory kept" if self.memory_kept else "")
         layout = "channels last" if self.channels_last else "channels first"
         return f"{'compiled' if self.compiled else 'eager'}, {layout}"
 
@@ -68,6 +75,8 @@ def main() -> int:
     print(f"{common.command_line()}\n{common.machine()}, torch {torch.__version__}\n")
     if options.overhead:
         return measure_overhead(options.rounds)
+    if options.device == "cpu":
+        heap.keep()
     precisions = dict(_PRECISIONS)
     if options.device == "cpu" and not cpu_has_bfloat16():
         del precisions["bfloat16"]
@@ -80,18 +89,13 @@ def main() -> int:
     for arch in options.arch:
         found = _measure(arch, list(precisions), options)
         flops = _flops(arch)
-        base = next((rate for v, rate in found.items() if v.torchs_norm), None)
+        base = next((rate for v, rate in found.items() if v.torchs_norm and not v.memory_kept), None)
         for variant, rate in found.items():
             limit = limits[variant.precision] / flops
             ratio = rate / base if base else None
             rows.append((arch, variant, rate, ratio, rate / limit))
-            target = _TARGETS.get((variant.precision, variant.compiled)) if arch == "alexnet" else None
-            if target and ratio and not variant.channels_last and options.device == "cpu":
-                missed |= ratio < target
-                print(
-                    f"{arch}, {variant.precision} {variant.name}: {ratio:.2f} of eager with torch's layer, "
-                    f"target ≥ {target:g}: {'met' if ratio >= target else 'MISSED'}"
-                )
+        if arch == "alexnet" and base and options.device == "cpu":
+            missed |= _misses({variant: rate / base for variant, rate in found.items()})
     print("\n" + _table(rows))
     if options.json:
         plain = [
@@ -103,6 +107,21 @@ def main() -> int:
     return int(missed)
 
 
+def _misses(ratios: dict[Variant, float]) -> bool:
+    """Say of each precision, compiled in the better layout, whether it meets its target."""
+    missed = False
+    for precision, target in _TARGETS.items():
+        compiled = [v for v in ratios if v.compiled and v.precision == precision]
+        if compiled:
+            best = max(compiled, key=ratios.__getitem__)
+            missed |= ratios[best] < target
+            print(
+                f"{best.arch}, {precision} {best.name}: {ratios[best]:.2f} of eager with torch's layer, "
+                f"target ≥ {target:g}: {'met' if ratios[best] >= target else 'MISSED'}"
+            )
+    return missed
+
+
 def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> dict[Variant, float]:
     """Images a second of each variant, the median over rounds in which all take turns."""
     variants = [
@@ -112,7 +131,8 @@ def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> d
         for last in (False, True)
     ]
     if any(isinstance(m, LocalResponseNorm) for m in build_model(arch, 10, 0.05).modules()):
-        variants.insert(0, Variant(arch, "float32", False, False, torchs_norm=True))
+        for kept in (True, False):
+            variants.insert(0, Variant(arch, "float32", False, False, torchs_norm=True, memory_kept=kept))
     steps = {variant: _step(variant, options.batch, options.device) for variant in variants}
     times: dict[Variant, list[float]] = {variant: [] for variant in variants}
     for number in range(options.rounds + 1):
@@ -128,6 +148,34 @@ def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> d
 
 
 def _step(variant: Variant, batch: int, device: str) -> Callable[[], object]:
+    if not variant.memory_kept and device == "cpu":
+        return _Elsewhere(variant, batch)
+    return _step_here(variant, batch, device)
+
+
+class _Elsewhere:
+    """An update on the CPU by a process of its own, whose malloc is as it comes."""
+
+    def __init__(self, variant: Variant, batch: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, variant, batch), daemon=True).start()
+
+    def __call__(self) -> None:
+        self._ours.send(None)
+        self._ours.recv()
+
+
+def _serve(asked: Connection, variant: Variant, batch: int) -> None:
+    step = _step_here(variant, batch, "cpu")
+    with suppress(EOFError):  # those who asked have ended
+        while True:
+            asked.recv()
+            step()
+            asked.send(None)
+
+
+def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object]:
     torch.manual_seed(0)
     classifier = Classifier(_spec(variant.arch)).to(device)
     if variant.torchs_norm:

@@ -69,6 +69,7 @@ def main(
     """
     import torch
 
+    from pipeline import heap
     from pipeline.files import write_bytes
     from trainer.classify import classify_pictures, find_pictures
     from trainer.trained import open_trained
@@ -76,6 +77,8 @@ def main(
     check_folder(out)
     files = find_pictures(pictures)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        heap.keep()
     nets = [open_trained(path).classifier.to(device) for path in (checkpoint, *also)]
     answers = []
     with progress_bar("classifying", "pictures") as show:

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from pipeline import heap
 from pipeline.cores import usable_cores
 from pipeline.errors import RunError, ToolkitError, UsageError
 from trainer import hosts, verdict
@@ -81,6 +82,8 @@ def launch(
     if launched_outside():
         return _worker(entry, processes.kind, args)
     if processes.count == together.nodes == 1 and not together.max_restarts:
+        if processes.kind == "cpu":
+            heap.keep()
         return entry(World(kind=processes.kind), *args)
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
     with (
@@ -228,6 +231,7 @@ def process_group(kind: Kind) -> Iterator[World]:
         torch.cuda.set_device(world.gpu)
         dist.init_process_group("nccl", device_id=world.device, timeout=_COLLECTIVE_TIMEOUT)
     else:
+        heap.keep()
         torch.set_num_threads(max(1, usable_cores() // world.local_size))
         dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
     yield world

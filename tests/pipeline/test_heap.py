@@ -1,5 +1,8 @@
 import ctypes
+import os
 import platform
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -29,9 +32,39 @@ def test_freed_memory_goes_back_to_the_system():
 
 def test_where_the_c_library_cannot_nothing_happens(monkeypatch):
     monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: object())
-    heap._malloc_trim.cache_clear()
+    heap._of_glibc.cache_clear()
     try:
-        assert heap._malloc_trim() is None
+        assert not heap.keep()
         heap.trim()
     finally:
-        heap._malloc_trim.cache_clear()
+        heap._of_glibc.cache_clear()
+
+
+# Page faults of tensors of 64 MB that are made and freed one after the other.
+FAULTS = """
+import resource, torch
+from pipeline import heap
+print(heap.keep())
+torch.ones(16, 1024, 1024)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16, 1024, 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, False)],
+)
+def test_kept_memory_is_used_again_without_page_faults(chosen, kept):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment.pop("GLIBC_TUNABLES", None)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=environment | chosen, capture_output=True, text=True, check=True
+    )
+    said, faults = done.stdout.split()
+    assert said == str(kept)
+    huge_pages = 10 * (64 << 20) // (2 << 20)  # the fewest that a kernel could do with
+    assert (int(faults) < huge_pages // 4) == kept
