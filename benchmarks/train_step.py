@@ -10,7 +10,7 @@ and, to tell the two apart, with memory kept. And the arithmetic limit: the floa
 forward and backward pass, counted by torch, over the rate of a large matrix product in the same precision,
 measured in the same run. Variants take turns; medians.
 
-    python benchmarks/train_step.py --overhead
+    python benchmarks/train_step.py --overhead --rounds 12
 
 measures what reports, metrics and checkpoints cost a run: their share of its time.
 """
