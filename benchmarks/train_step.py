@@ -87,6 +87,7 @@ def main() -> int:
     )
     rows, missed = [], False
     for arch in options.arch:
+        torch.compiler.reset()  # torch gives up on a function that was compiled eight ways
         found = _measure(arch, list(precisions), options)
         flops = _flops(arch)
         base = next((rate for v, rate in found.items() if v.torchs_norm and not v.memory_kept), None)
