@@ -14,7 +14,7 @@ def keep() -> bool:
 
     By default glibc gets every block of 32 MB or more from the system and gives it back when it is freed, and
     the system clears each page again at its first use: on two cores a quarter to three quarters of the time
-    of AlexNet's updates and evaluation. Kept, memory peaks up to a half higher (docs/benchmarks.md).
+    of AlexNet's updates and forward passes. Kept, memory peaks up to a half higher (docs/benchmarks.md).
 
     Returns:
         Whether it does. Elsewhere than under glibc nothing happens, nor where the environment has settings
