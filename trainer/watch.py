@@ -96,8 +96,9 @@ class Watch:
 
     def _give_up(self) -> None:
         before = self._read()
-        self._ended.wait(_SILENT_SECONDS)  # who lives publishes again meanwhile
-        self._publish()
+        until = time.monotonic() + _SILENT_SECONDS  # who lives publishes again meanwhile
+        while time.monotonic() < until and not self._ended.wait(_EVERY_SECONDS):
+            self._publish()  # as others may be asking too, who must not find this one silent
         signs = self._read()
         silent = [rank for rank in before if signs[rank] == before[rank]]
         line = blame(self._world.rank, signs, silent, self._limit)

@@ -1,6 +1,10 @@
 """Who is blamed when nothing moves, and real processes that hang."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch.distributed as dist
 from trainer_entries import hang, unlike
 
 from pipeline.errors import RunError, UsageError
@@ -46,6 +50,28 @@ def test_a_single_process_has_nobody_to_wait_for():
     with Watch(World(), 1.0) as watch:
         watch.at(1, "training")
         assert not watch._thread.is_alive()
+
+
+def test_who_asks_is_not_silent_to_others_that_ask(monkeypatch):
+    monkeypatch.setattr("trainer.watch._SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("trainer.watch._EVERY_SECONDS", 0.05)
+    said, signs = [], set()
+    store = dist.HashStore()
+    dead, watch = (Watch(World(rank, 2), 0.0) for rank in (1, 0))
+    dead._store = watch._store = store
+    dead._publish()  # once, and never again
+    watch._publish()
+    watch._limit = 0.0
+    monkeypatch.setattr(watch, "_end", lambda error: said.append(str(error)))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(watch._give_up)
+        while not asked.done():
+            signs.add(watch._read()[0])
+            time.sleep(0.01)
+    assert len(signs) > 3
+    assert len(said) == 1
+    assert said[0].startswith("process 1 on ")
+    assert " is silent: " in said[0]
 
 
 @pytest.mark.parametrize(
