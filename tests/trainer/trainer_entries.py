@@ -231,9 +231,9 @@ def run_compressed(world: World, job: Job) -> None:
 def hang(world: World, rank: int, how: str) -> int:
     """One rank stops within the fourth update, or sleeps before it, if it was not started again.
 
-    Silence of three seconds is enough; returns the restarts.
+    Silence of six seconds is enough; returns the restarts.
     """
-    watch._SILENT_SECONDS = 3.0
+    watch._SILENT_SECONDS = 6.0
     with watch.Watch(world, 2.0) as seen:
         for step in range(10):
             seen.at(step, "waiting for data")
