@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import UsageError
 from trainer.layers import LocalResponseNorm, PaperDropout, SpatialResponseNorm
+from trainer.pooling import MaxPool2d
 
 # Paper, section 5: weights N(0, 0.01); bias 1 where it feeds ReLUs with positive inputs early.
 _PAPER_DEVIATION = 0.01
@@ -59,11 +60,11 @@ def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
             conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2),
             relu1=nn.ReLU(inplace=True),
             norm1=LocalResponseNorm(),
-            pool1=nn.MaxPool2d(3, stride=2),
+            pool1=MaxPool2d(3, stride=2),
             conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
             relu2=nn.ReLU(inplace=True),
             norm2=LocalResponseNorm(),
-            pool2=nn.MaxPool2d(3, stride=2),
+            pool2=MaxPool2d(3, stride=2),
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
@@ -79,13 +80,13 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
             pad1=nn.ZeroPad2d((0, 3, 0, 3)),
             conv1=nn.Conv2d(3, c1, 11, stride=4),
             norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU: it sees signed values
-            pool1=nn.MaxPool2d(3, stride=2),
+            pool1=MaxPool2d(3, stride=2),
             relu1=nn.ReLU(inplace=True),
             conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
             relu2=nn.ReLU(inplace=True),
             norm2=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),
             spatial2=SpatialResponseNorm(),
-            pool2=nn.MaxPool2d(3, stride=2),
+            pool2=MaxPool2d(3, stride=2),
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
@@ -103,7 +104,7 @@ def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, 
         relu4=nn.ReLU(inplace=True),
         conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2),
         relu5=nn.ReLU(inplace=True),
-        pool5=nn.MaxPool2d(3, stride=2),
+        pool5=MaxPool2d(3, stride=2),
         flatten=nn.Flatten(),
         fc6=nn.Linear(c5 * side * side, f6),
         relu6=nn.ReLU(inplace=True),
@@ -123,11 +124,11 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
             conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2, bias=False),
             bn1=nn.BatchNorm2d(c1),
             relu1=nn.ReLU(inplace=True),
-            pool1=nn.MaxPool2d(3, stride=2),
+            pool1=MaxPool2d(3, stride=2),
             conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2, bias=False),
             bn2=nn.BatchNorm2d(c2),
             relu2=nn.ReLU(inplace=True),
-            pool2=nn.MaxPool2d(3, stride=2),
+            pool2=MaxPool2d(3, stride=2),
             conv3=nn.Conv2d(c2, c3, 3, padding=1, bias=False),
             bn3=nn.BatchNorm2d(c3),
             relu3=nn.ReLU(inplace=True),
@@ -137,7 +138,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
             conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2, bias=False),
             bn5=nn.BatchNorm2d(c5),
             relu5=nn.ReLU(inplace=True),
-            pool5=nn.MaxPool2d(3, stride=2),
+            pool5=MaxPool2d(3, stride=2),
             flatten=nn.Flatten(),
             fc6=nn.Linear(c5 * side * side, f6, bias=False),
             bn6=nn.BatchNorm1d(f6),
@@ -170,17 +171,17 @@ class AlexNetOWT(nn.Sequential):
         features = nn.Sequential(
             nn.Conv2d(3, c1, 11, stride=4, padding=2),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2),
+            MaxPool2d(3, stride=2),
             nn.Conv2d(c1, c2, 5, padding=2),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2),
+            MaxPool2d(3, stride=2),
             nn.Conv2d(c2, c3, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(c3, c4, 3, padding=1),
             nn.ReLU(inplace=True),
             nn.Conv2d(c4, c5, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2),
+            MaxPool2d(3, stride=2),
         )
         classifier = nn.Sequential(
             nn.Dropout(0.5),
