@@ -68,7 +68,11 @@ class Commands:
         """Run a command to its end; its own output goes to standard error where it fails."""
         print(f"{stage} ...", file=sys.stderr)
         done = subprocess.run(
-            [self.programs / program, *arguments], cwd=self.folder, capture_output=True, text=True, check=False
+            [self.programs / program, *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise common.BenchmarkError(f"{stage}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -113,7 +117,9 @@ def write_archives(sample: Path, folder: Path) -> None:
     classes = sorted(path.name for path in (sample / "train").iterdir())
     inner = {f"{wnid}.tar": tar_of(sorted((sample / "train" / wnid).iterdir())) for wnid in classes}
     (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
-    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of(sorted(images(sample, "val"), key=lambda p: p.name)))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(
+        tar_of(sorted(images(sample, "val"), key=lambda p: p.name))
+    )
     ids = {wnid: number for number, wnid in enumerate(reversed(classes), 1)}
     labels = {int(path.stem.rpartition("_")[2]): ids[path.parent.name] for path in images(sample, "val")}
     truth = "".join(f"{labels.get(number, 1)}\n" for number in range(1, 50_001)).encode()
@@ -124,7 +130,16 @@ def write_archives(sample: Path, folder: Path) -> None:
 
 def meta_mat(ids: Mapping[str, int]) -> bytes:
     """The devkit's table of classes."""
-    names = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images".split()
+    names = [
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    ]
     table = np.zeros((len(ids), 1), dtype=[(name, object) for name in names])
     for row, (wnid, number) in enumerate(ids.items()):
         table[row, 0] = (float(number), wnid, wnid, wnid, 0.0, np.zeros((1, 0)), 0.0, 1300.0)

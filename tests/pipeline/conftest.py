@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damage import prepared
-from folders import SIZE, write_source
+from helpers.damage import prepared
+from helpers.folders import SIZE, write_source
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from buckets import start_gcs, upload
-from synthetic import tiny_pictures, write_dataset
+from helpers.buckets import start_gcs, upload
+from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
 from pipeline.access import Shelf

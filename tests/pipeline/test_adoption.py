@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from folders import encoded, is_root, picture, place, tree
+from helpers.folders import encoded, is_root, picture, place, tree
 from PIL import Image
 
 from pipeline import Dataset, EvalView, Loader, LocalEngine, TrainView

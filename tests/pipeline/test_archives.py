@@ -1,8 +1,8 @@
 import shutil
 
 import pytest
-from folders import place
-from imagenet_files import (
+from helpers.folders import place
+from helpers.imagenet_files import (
     contents,
     named,
     sample_tree,

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, EvalView, Loader, Placement, RunError, TrainView, order
 from pipeline.shards import index_path, read_index

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import RunError
 from pipeline import cache as cache_module

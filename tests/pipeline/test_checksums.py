@@ -1,6 +1,6 @@
 import pytest
-from buckets import upload
-from synthetic import tiny_pictures, write_dataset
+from helpers.buckets import upload
+from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Dataset, RunError, verify_checksums
 

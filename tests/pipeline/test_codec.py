@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from codec_files import (
+from helpers.codec_files import (
     ARITHMETIC,
     JPEG,
     LOSSLESS,
@@ -16,7 +16,7 @@ from codec_files import (
     with_sampling,
     with_segment,
 )
-from folders import encoded, picture
+from helpers.folders import encoded, picture
 from PIL import Image, JpegImagePlugin
 
 from pipeline.codec import DecodeError, decode, encode

@@ -4,8 +4,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from codec_files import JPEG, attempt, exif, netpbm, pillow, planes_jpeg, with_segment
-from folders import encoded, picture
+from helpers.codec_files import JPEG, attempt, exif, netpbm, pillow, planes_jpeg, with_segment
+from helpers.folders import encoded, picture
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image

@@ -2,8 +2,8 @@ import io
 
 import numpy as np
 import pytest
-from codec_files import exif, netpbm, pillow, with_segment
-from folders import encoded, picture
+from helpers.codec_files import exif, netpbm, pillow, with_segment
+from helpers.folders import encoded, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps

@@ -3,7 +3,7 @@ import struct
 
 import numpy as np
 import pytest
-from codec_files import (
+from helpers.codec_files import (
     JPEG,
     START_OF_SCAN,
     chunk,
@@ -16,7 +16,7 @@ from codec_files import (
     with_size,
     zeros,
 )
-from folders import encoded, needs_proc, picture, python
+from helpers.folders import encoded, needs_proc, picture, python
 from PIL import Image
 
 from pipeline.codec import DecodeError, decode

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from codec_files import attempt
-from folders import encoded, picture
+from helpers.codec_files import attempt
+from helpers.folders import encoded, picture
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from buckets import upload
+from helpers.buckets import upload
 
 from pipeline import Dataset
 from pipeline.errors import UsageError

@@ -4,8 +4,17 @@ import subprocess
 import tarfile
 
 import pytest
-from folders import place
-from imagenet_files import META, TRUTH, devkit_files, meta_mat, named, sample_tree, tar_bytes, write_devkit
+from helpers.folders import place
+from helpers.imagenet_files import (
+    META,
+    TRUTH,
+    devkit_files,
+    meta_mat,
+    named,
+    sample_tree,
+    tar_bytes,
+    write_devkit,
+)
 from scipy.io import savemat
 
 from pipeline.devkit import read_devkit, read_ids

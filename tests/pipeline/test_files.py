@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import is_root, needs_proc, python
+from helpers.folders import is_root, needs_proc, python
 
 from pipeline.errors import RunError
 from pipeline.files import atomic_write, make_folder, remove_leftovers, sha256_of, write_array, write_bytes

@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from folders import is_root, place
+from helpers.folders import is_root, place
 
 from pipeline.errors import UsageError
 from pipeline.source import ClassInfo

@@ -1,8 +1,8 @@
 """The same of a bucket of Google's, against its emulator."""
 
 import pytest
-from buckets import start_gcs
-from folders import place
+from helpers.buckets import start_gcs
+from helpers.folders import place
 
 from pipeline.store import File, Span, open_store
 

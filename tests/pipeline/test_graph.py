@@ -6,10 +6,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from helpers.synthetic import gradient, write_dataset
 from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
-from synthetic import gradient, write_dataset
 
 from pipeline import EvalView, Loader, Placement, TrainView, colour_noise, graph
 from pipeline.manifest import ImageFormat

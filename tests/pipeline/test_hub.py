@@ -1,7 +1,7 @@
 import errno
 
 import pytest
-from folders import place
+from helpers.folders import place
 
 from pipeline.errors import RunError, UsageError
 from pipeline.hub import look_for, reading, split_of

@@ -1,5 +1,5 @@
 import pytest
-from folders import is_root, place
+from helpers.folders import is_root, place
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,5 +1,5 @@
 import pytest
-from folders import place
+from helpers.folders import place
 from hypothesis import given
 from hypothesis import strategies as st
 

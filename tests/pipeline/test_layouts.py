@@ -12,9 +12,9 @@ import time
 from dataclasses import asdict
 
 import pytest
-from folders import needs_proc, tree, workers_of
-from hub_files import as_parquet, as_webdataset
-from imagenet_files import write_archives, write_folders, write_kaggle, write_mapping
+from helpers.folders import needs_proc, tree, workers_of
+from helpers.hub_files import as_parquet, as_webdataset
+from helpers.imagenet_files import write_archives, write_folders, write_kaggle, write_mapping
 
 from pipeline import LocalEngine, Options, prepare, read_manifest, read_source
 from pipeline.files import sha256_of

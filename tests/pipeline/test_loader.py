@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.synthetic import CLASSES, tiny_pictures, write_dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from synthetic import CLASSES, tiny_pictures, write_dataset
 
 from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError, order
 

@@ -6,8 +6,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import place, python, write_source
-from hub_files import as_parquet, classes_of, flattened, pictures, write_parquet
+from helpers.folders import place, python, write_source
+from helpers.hub_files import as_parquet, classes_of, flattened, pictures, write_parquet
 
 from pipeline.errors import UsageError
 from pipeline.parquet import is_here

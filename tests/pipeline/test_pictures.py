@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from folders import picture
+from helpers.folders import picture
 from PIL import Image
 
 from pipeline.errors import RunError

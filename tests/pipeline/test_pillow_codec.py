@@ -3,8 +3,8 @@ import logging
 
 import numpy as np
 import pytest
-from codec_files import chunk, netpbm, png, tiff, zeros
-from folders import encoded, picture
+from helpers.codec_files import chunk, netpbm, png, tiff, zeros
+from helpers.folders import encoded, picture
 from PIL import Image
 
 from pipeline.codec import DecodeError, decode

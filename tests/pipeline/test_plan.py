@@ -2,7 +2,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import pytest
-from folders import place
+from helpers.folders import place
 from hypothesis import given
 from hypothesis import strategies as st
 

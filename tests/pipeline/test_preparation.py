@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from folders import (
+from helpers.folders import (
     SIZE,
     encoded,
     is_running,
@@ -33,7 +33,7 @@ from folders import (
     workers_of,
     write_source,
 )
-from hub_files import as_parquet
+from helpers.hub_files import as_parquet
 from PIL import Image
 
 from pipeline import LocalEngine, Options, finish, prepare, read_manifest, read_report, read_source

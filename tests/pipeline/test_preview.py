@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import webdataset
-from folders import encoded, picture
+from helpers.folders import encoded, picture
+from helpers.synthetic import write_dataset
 from PIL import Image
-from synthetic import write_dataset
 
 from pipeline import Dataset, draw_preview
 from pipeline.adoption import adopt

@@ -2,8 +2,8 @@ import subprocess
 import sys
 
 import pytest
-import ray_jobs
-from folders import python, tree, write_source
+from helpers import ray_jobs
+from helpers.folders import python, tree, write_source
 
 from pipeline import prepare, read_source
 from pipeline.errors import UsageError

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from folders import encoded, picture, samples, write_source
+from helpers.folders import encoded, picture, samples, write_source
+from helpers.synthetic import tiny_pictures, write_dataset
 from PIL import Image
-from synthetic import tiny_pictures, write_dataset
 
 from pipeline import Dataset, LocalEngine, Options, prepare, read_source
 from pipeline.errors import RunError, UsageError

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from buckets import upload
-from folders import SIZE, samples, tree, write_source
+from helpers.buckets import upload
+from helpers.folders import SIZE, samples, tree, write_source
 
 from pipeline import (
     LocalEngine,

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from folders import picture
+from helpers.folders import picture
 
 from pipeline.moments import Moments
 from pipeline.scree import colours_along, draw_scree

@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from damage import (
+from helpers.damage import (
     INDEX,
     TAR,
     Here,
@@ -18,7 +18,7 @@ from damage import (
     retar,
     tar_of,
 )
-from folders import SIZE, encoded, members, picture, place
+from helpers.folders import SIZE, encoded, members, picture, place
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from folders import encoded, members, picture
+from helpers.folders import encoded, members, picture
 from hypothesis import given
 from hypothesis import strategies as st
 

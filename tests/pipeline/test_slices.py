@@ -5,7 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from folders import SIZE, encoded, picture, place, times, tree, write_source
+from helpers.folders import SIZE, encoded, picture, place, times, tree, write_source
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
 from pipeline.errors import RunError, UsageError

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from folders import is_root, place
+from helpers.folders import is_root, place
 
 from pipeline.errors import UsageError
 from pipeline.sources import LAYOUTS, read_source

@@ -8,14 +8,13 @@ import tarfile
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import is_root, needs_proc, place, tree
-from hub_files import write_parquet, write_tar
+from helpers.folders import is_root, needs_proc, place, tree
+from helpers.hub_files import write_parquet, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,8 +23,6 @@ from pipeline.errors import RunError, UsageError
 from pipeline.source import Container
 from pipeline.spool import needs_spool, spool, spooled_span
 from pipeline.store import LocalStore, open_store
-
-HERE = Path(__file__).parent
 
 
 def container(root, name):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import is_root, place, tree
+from helpers.folders import is_root, place, tree
 
 from pipeline.errors import RunError, UsageError
 from pipeline.store import File, LocalStore, Span, open_store

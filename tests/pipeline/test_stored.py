@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from buckets import upload
-from folders import samples
-from synthetic import tiny_pictures, write_dataset
+from helpers.buckets import upload
+from helpers.folders import samples
+from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Dataset, Loader, UsageError
 from pipeline.augment import EvalView

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from damage import change_manifest, check, faults, prepared
-from folders import SIZE, encoded, place
+from helpers.damage import change_manifest, check, faults, prepared
+from helpers.folders import SIZE, encoded, place
 
 
 def change_statistics(name, change):

@@ -3,9 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from helpers.imagenet_files import meta_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imagenet_files import meta_mat
 from scipy.io import savemat
 
 from pipeline.synsets import Synset, read_synsets

@@ -5,9 +5,9 @@ import tarfile
 
 import fsspec
 import pytest
+from helpers.imagenet_files import tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from imagenet_files import tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.tars import scan

@@ -1,14 +1,15 @@
 import io
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import crashing
 import numpy as np
 import pytest
-from folders import SIZE, encoded, is_root, members, picture, place, tree, write_source
+from helpers import crashing
+from helpers.folders import SIZE, encoded, is_root, members, picture, place, tree, write_source
 from PIL import Image
 
 from pipeline import prepare, read_source
@@ -247,10 +248,9 @@ def whole(source, tmp_path_factory):
 
 
 def crash(step, source, start, folder):
-    script = Path(crashing.__file__)
-    done = subprocess.run(
-        [sys.executable, script, step, source, start, folder], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "helpers.crashing", step, source, start, folder]
+    paths = {"PYTHONPATH": str(Path(crashing.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | paths)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from damage import (
+from helpers.damage import (
     INDEX,
     TAR,
     Here,
@@ -14,7 +14,7 @@ from damage import (
     replace_tar,
     retar,
 )
-from folders import is_root, members, place
+from helpers.folders import is_root, members, place
 
 from pipeline.errors import UsageError
 from pipeline.findings import MOST_FAULTS, Fault

@@ -6,8 +6,8 @@ import tarfile
 
 import fsspec
 import pytest
-from folders import encoded, picture, place, write_source
-from hub_files import as_webdataset, classes_of, flattened, pictures, write_tar
+from helpers.folders import encoded, picture, place, write_source
+from helpers.hub_files import as_webdataset, classes_of, flattened, pictures, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator

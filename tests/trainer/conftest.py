@@ -1,6 +1,5 @@
 """Fixtures of the trainer's tests."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from pipeline import Dataset
 from trainer import checkpoint
 from trainer.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
-
-sys.path.insert(0, str(Path(__file__).parent))  # where spawned workers find trainer_entries
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import signal
 import threading
 
 import pytest
-from trainer_entries import wish
+from helpers.entries import wish
 
 from trainer.agreement import Agreement, StopSignals
 from trainer.distributed import World

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import assert_same_run
-from trainer_entries import run_compressed
+from helpers.entries import run_compressed
+from helpers.training_runs import assert_same_run
 
 from pipeline.errors import UsageError
 from trainer import checkpoint

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import trainer_entries as entries
+from helpers import entries
 
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import World, all_sum, gather_objects

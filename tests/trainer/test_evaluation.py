@@ -1,20 +1,18 @@
 """Top-1 and top-5 against NumPy and scikit-learn, and against pictures read with tarfile and Pillow."""
 
-import io
 import shutil
-import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.entries import Answers, evaluate_everywhere
+from helpers.reference import Sample, crops, measured, softmax, stored
 from sklearn.metrics import confusion_matrix
 from torch import nn
-from trainer_entries import Answers, evaluate_everywhere
 
-from pipeline import Dataset, EvalView, Loader, UsageError
+from pipeline import EvalView, Loader, UsageError
 from pipeline.errors import RunError
 from trainer import checkpoint
 from trainer.answers import split_keys
@@ -23,52 +21,6 @@ from trainer.distributed import World
 from trainer.evaluation import evaluate, evaluate_checkpoints
 from trainer.launch import launch
 from trainer.processes import Processes
-
-
-@dataclass(frozen=True)
-class Sample:
-    key: str
-    label: int
-    pixels: np.ndarray  # (H, W, 3)
-
-
-def stored(dataset: Dataset, split: str = "val") -> list[Sample]:
-    """A split as its tars hold it."""
-    samples = []
-    for tar in dataset.tars(split):
-        with tarfile.open(tar) as archive:
-            content = {member.name: archive.extractfile(member).read() for member in archive}
-        for name, data in content.items():
-            key, kind = name.split(".")
-            if kind == "jpg":
-                pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-                samples.append(Sample(key, int(content[f"{key}.cls"]), pixels))
-    return samples
-
-
-def crops(pixels: np.ndarray, side: int, views: str) -> np.ndarray:
-    """Centre, or four corners and centre and their mirrors, float32 (V, 3, side, side)."""
-    free = pixels.shape[0] - side
-    corners = [(free // 2, free // 2)]
-    if views == "ten-crop":
-        corners = [(0, 0), (0, free), (free, 0), (free, free), *corners]
-    cut = [pixels[y : y + side, x : x + side] for y, x in corners]
-    if views == "ten-crop":
-        cut += [picture[:, ::-1] for picture in cut]
-    return np.stack(cut).transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def measured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Top-1, top-5 and mean −log probability, by a stable sort."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    places = (order == labels[:, None]).argmax(axis=1)
-    own = probabilities[np.arange(len(labels)), labels]
-    return (places < 1).mean(), (places < 5).mean(), -np.log(own).mean()
 
 
 def probabilities_of(net: Classifier, samples: list[Sample], views: str) -> np.ndarray:

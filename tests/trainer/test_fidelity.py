@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from numpy_alexnet import loss_and_gradients, update
-from trainer_entries import FLOAT32, without_dropout
+from helpers.entries import FLOAT32, without_dropout
+from helpers.numpy_alexnet import loss_and_gradients, update
 
 from trainer.models import build_model
 from trainer.optim import build_optimizer, set_rates

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.reference import measured, softmax, stored
 from safetensors.torch import save_file
-from test_evaluation import measured, softmax, stored
 
 from pipeline.errors import UsageError
 from trainer import checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_loop import COMMAND, assert_same_run, command, finish, start
+from helpers.training_runs import COMMAND, assert_same_run, command, finish, start
 
 from trainer import checkpoint, run
 

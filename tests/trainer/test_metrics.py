@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import trainer_entries as entries
+from helpers import entries
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_loop import train_here
+from helpers.training_runs import train_here
 
 from pipeline.errors import UsageError
 from trainer import checkpoint

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.entries import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainer_entries import Recorder
 
 from pipeline.errors import UsageError
 from trainer import checkpoint

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.entries import FLOAT32, without_dropout
 from torch import nn
-from trainer_entries import FLOAT32, without_dropout
 
 from trainer.arithmetic import Arithmetic, arithmetic_of
 from trainer.models import build_model

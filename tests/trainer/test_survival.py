@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import assert_same_run, command, finish, start, train_here
-from trainer_entries import run_with_other_data
+from helpers.entries import run_with_other_data
+from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
 from trainer import agreement, checkpoint, loop, run

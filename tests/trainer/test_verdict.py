@@ -1,7 +1,7 @@
 """What ended a run, as all of its processes come to know it."""
 
 import pytest
-from trainer_entries import fail_together
+from helpers.entries import fail_together
 
 from pipeline.errors import RunError, ToolkitError, UsageError
 from trainer import verdict

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
-from trainer_entries import hang, unlike
+from helpers.entries import hang, unlike
 
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import World

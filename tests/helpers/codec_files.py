@@ -7,9 +7,9 @@ import warnings
 import zlib
 
 import numpy as np
-from folders import encoded, picture
 from PIL import Image
 
+from helpers.folders import encoded, picture
 from pipeline.codec import DecodeError, decode
 
 JPEG = encoded(picture(1, 61, 83), quality=90)

@@ -4,8 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from chromium import Chromium, find_chromium
-from test_report import hostile  # noqa: F401  # a fixture
+from helpers.chromium import Chromium, find_chromium
 
 from trainer import write_report
 
@@ -79,7 +78,7 @@ def test_pictures_keep_their_aspect_and_can_be_seen(browser, page, width):
 
 
 @pytest.mark.parametrize("width", [360, 1440])
-def test_hostile_and_long_names_run_nothing_and_do_not_overflow(browser, hostile, tmp_path, width):  # noqa: F811
+def test_hostile_and_long_names_run_nothing_and_do_not_overflow(browser, hostile, tmp_path, width):
     folder, data = hostile
     file = write_report(folder, tmp_path / "r.html", data, skip=["curves", "throughput"]).file
     browser.open(file.as_uri(), width)

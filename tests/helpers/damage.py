@@ -5,8 +5,7 @@ import io
 import json
 import tarfile
 
-from folders import SIZE, members
-
+from helpers.folders import SIZE, members
 from pipeline import Options, prepare, read_source
 from pipeline.verification import verify
 

@@ -1,7 +1,7 @@
 """Kill a step of preparation at each of its operations on the disk, one after the other.
 
-    python crashing.py task SOURCE START FOLDER     the first shard's task
-    python crashing.py finish SOURCE START FOLDER   the merge of finished shards
+    python -m helpers.crashing task SOURCE START FOLDER     the first shard's task
+    python -m helpers.crashing finish SOURCE START FOLDER   the merge of finished shards
 
 START is an output folder before that step. For n = 0, 1, … a copy of it at FOLDER/n gets the step, in a
 child process that kills itself on its n-th fsync, rename or removal, until one runs to its end. Prints the
@@ -15,8 +15,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from folders import SIZE
-
+from helpers.folders import SIZE
 from pipeline.merging import merge
 from pipeline.plan import Options, make_plan
 from pipeline.sources import read_source

@@ -5,8 +5,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from folders import place
 from scipy.io import savemat
+
+from helpers.folders import place
 
 META = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"

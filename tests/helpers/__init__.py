@@ -1,0 +1,1 @@
+"""Files, servers and processes that several tests use."""

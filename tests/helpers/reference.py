@@ -1,0 +1,56 @@
+"""A dataset's samples and their metrics, by tarfile, Pillow and NumPy alone."""
+
+import io
+import tarfile
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipeline import Dataset
+
+
+@dataclass(frozen=True)
+class Sample:
+    key: str
+    label: int
+    pixels: np.ndarray  # (H, W, 3)
+
+
+def stored(dataset: Dataset, split: str = "val") -> list[Sample]:
+    """A split as its tars hold it."""
+    samples = []
+    for tar in dataset.tars(split):
+        with tarfile.open(tar) as archive:
+            content = {member.name: archive.extractfile(member).read() for member in archive}
+        for name, data in content.items():
+            key, kind = name.split(".")
+            if kind == "jpg":
+                pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+                samples.append(Sample(key, int(content[f"{key}.cls"]), pixels))
+    return samples
+
+
+def crops(pixels: np.ndarray, side: int, views: str) -> np.ndarray:
+    """Centre, or four corners and centre and their mirrors, float32 (V, 3, side, side)."""
+    free = pixels.shape[0] - side
+    corners = [(free // 2, free // 2)]
+    if views == "ten-crop":
+        corners = [(0, 0), (0, free), (free, 0), (free, free), *corners]
+    cut = [pixels[y : y + side, x : x + side] for y, x in corners]
+    if views == "ten-crop":
+        cut += [picture[:, ::-1] for picture in cut]
+    return np.stack(cut).transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def measured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Top-1, top-5 and mean −log probability, by a stable sort."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    places = (order == labels[:, None]).argmax(axis=1)
+    own = probabilities[np.arange(len(labels)), labels]
+    return (places < 1).mean(), (places < 5).mean(), -np.log(own).mean()
