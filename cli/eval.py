@@ -230,7 +230,7 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
 
 
 def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
-    from pipeline.files import write_bytes
+    from pipeline.storage.atomic import write_bytes
     from trainer import checkpoint, draw_kernels
     from trainer.drawing import figure_bytes
     from trainer.ensemble import load_nets

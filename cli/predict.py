@@ -70,7 +70,7 @@ def main(
     import torch
 
     from pipeline import heap
-    from pipeline.files import write_bytes
+    from pipeline.storage.atomic import write_bytes
     from trainer.classify import classify_pictures, find_pictures
     from trainer.trained import open_trained
 

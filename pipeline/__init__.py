@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.source import Source
     from pipeline.sources import read_source
     from pipeline.statistics import Statistics
-    from pipeline.store import open_store
+    from pipeline.storage.base import open_store
     from pipeline.verification import verify
 
 _HOME = {
@@ -53,7 +53,7 @@ _HOME = {
     "draw_demo": "demo",
     "draw_preview": "preview",
     "finish": "preparation",
-    "open_store": "store",
+    "open_store": "storage.base",
     "prepare": "preparation",
     "prepare_slice": "preparation",
     "read_manifest": "manifest",

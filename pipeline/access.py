@@ -15,7 +15,7 @@ from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.order import Piece, most_bytes
 from pipeline.shards import index_name, to_index
-from pipeline.store import Span
+from pipeline.storage.base import Span
 
 # Protocols that DALI's reader opens itself.
 _DALI_READS = ("s3://", "gs://")

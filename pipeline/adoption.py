@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline import webdataset
 from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import RunError, UsageError
-from pipeline.files import sha256_of, write_array, write_bytes
 from pipeline.foreign import ForeignTar, Measured, Progress, measure
 from pipeline.label_spans import REMEDY, LabelSpan, locate
 from pipeline.manifest import (
@@ -28,7 +27,8 @@ from pipeline.plan import WORK, versions
 from pipeline.shards import Shard, index_path, to_index
 from pipeline.source import ClassInfo, Container, Sample, Source, assemble
 from pipeline.statistics import mean_image_of, statistics_of
-from pipeline.store import Span, open_store
+from pipeline.storage.atomic import sha256_of, write_array, write_bytes
+from pipeline.storage.base import Span, open_store
 from pipeline.task import Incident
 
 _ONE_BY_ONE: Engine = LocalEngine()

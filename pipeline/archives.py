@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pipeline.errors import UsageError
 from pipeline.imagenet import WNID, read_labels
 from pipeline.source import Container, Entry, Listing, is_picture, stem_of
-from pipeline.store import Store
+from pipeline.storage.base import Store
 from pipeline.tars import Member, scan
 
 TRAIN = "ILSVRC2012_img_train.tar"

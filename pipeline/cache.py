@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import RunError
-from pipeline.files import make_folder, sha256_of
 from pipeline.shards import Shard
-from pipeline.store import Store
+from pipeline.storage.atomic import make_folder, sha256_of
+from pipeline.storage.base import Store
 
 _TRIES = 3
 _STREAMS = 4

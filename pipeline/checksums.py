@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline.cores import usable_cores
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.files import sha256_of
 from pipeline.shards import Shard
+from pipeline.storage.atomic import sha256_of
 
 
 def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:

@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
 from pipeline.shards import Shard, check_sizes, index_path
 from pipeline.statistics import Statistics
-from pipeline.store import Span, Store, open_store
+from pipeline.storage.base import Span, Store, open_store
 
 
 @dataclass(frozen=True)

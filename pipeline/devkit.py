@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.imagenet import DEVKIT, META, WNID, read_small
-from pipeline.store import Store, open_store
+from pipeline.storage.base import Store, open_store
 from pipeline.synsets import read_synsets
 
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"

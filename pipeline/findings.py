@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.codec import Decoded, DecodeError, decode
 from pipeline.manifest import ImageFormat
 from pipeline.shards import Shard, index_name
-from pipeline.store import Store
+from pipeline.storage.base import Store
 
 MOST_FAULTS = 20
 """Faults of members that are told one by one for each shard; more are counted."""

@@ -3,7 +3,7 @@
 from pipeline.errors import UsageError
 from pipeline.imagenet import MAPPING, read_mapping
 from pipeline.source import Entry, Listing, is_picture
-from pipeline.store import Store
+from pipeline.storage.base import Store
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from pipeline.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.engines import Engine, Tick, count_picture
-from pipeline.files import sha256_of
 from pipeline.manifest import ImageFormat
 from pipeline.moments import Moments
 from pipeline.source import Sample
+from pipeline.storage.atomic import sha256_of
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pipeline.errors import RunError, UsageError
 from pipeline.source import is_picture
-from pipeline.store import Store
+from pipeline.storage.base import Store
 
 # The hub's own words: https://huggingface.co/docs/hub/datasets-file-names-and-splits
 _SPLITS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
-from pipeline.store import Span, Store
+from pipeline.storage.base import Span, Store
 
 MAPPING = "LOC_synset_mapping.txt"
 """Kaggle's file of class names: `n01440764 tench, Tinca tinca` in each line."""

@@ -4,7 +4,7 @@ from pipeline.errors import UsageError
 from pipeline.folders import read_class_folders
 from pipeline.imagenet import Labels, has_labels, read_labels
 from pipeline.source import Entry, Listing, is_picture, stem_of
-from pipeline.store import File, Store
+from pipeline.storage.base import File, Store
 
 _TREE = "ILSVRC/Data/CLS-LOC"
 # The source may be the folder above the tree, or any folder of the tree that still holds train/.

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.source import Container
-from pipeline.store import Store
+from pipeline.storage.base import Store
 from pipeline.webdataset import _FIELDS, _Part, _read_tar
 
 BLOCK = 512

@@ -22,7 +22,7 @@ import msgspec
 from pipeline.errors import UsageError
 from pipeline.imagenet import MAPPING, WNID, read_mapping
 from pipeline.source import ClassInfo, Container, Entry, Listing
-from pipeline.store import Store
+from pipeline.storage.base import Store
 
 _BEHIND = re.compile(r"_(n[0-9]{8})(?=\.[^.]*$|$)")
 _IN_FRONT = re.compile(r"(n[0-9]{8})_")

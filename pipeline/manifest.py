@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.files import write_bytes
 from pipeline.shards import Shard
 from pipeline.source import ClassInfo
 from pipeline.statistics import Statistics
-from pipeline.store import Span, Store, open_store
+from pipeline.storage.atomic import write_bytes
+from pipeline.storage.base import Span, Store, open_store
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"

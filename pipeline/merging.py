@@ -23,7 +23,7 @@ from pipeline.plan import WORK, Plan, ShardOutline
 from pipeline.shards import Shard
 from pipeline.source import ClassInfo
 from pipeline.statistics import mean_image_of, statistics_of
-from pipeline.store import Span, Store, open_store
+from pipeline.storage.base import Span, Store, open_store
 from pipeline.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
 
 REPORT = "report.csv"

@@ -17,7 +17,7 @@ from pipeline.hub import look_for, split_of
 from pipeline.labels import Found, Labelled, plain_name, to_listing, wnid_in
 from pipeline.parquet_file import check_embedded, class_label, columns_of, leaf, opened
 from pipeline.source import UNKNOWN, Container, Listing
-from pipeline.store import Store
+from pipeline.storage.base import Store
 
 SUFFIX = ".parquet"
 _ROWS = 2**14

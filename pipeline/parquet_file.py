@@ -18,7 +18,7 @@ from typing_extensions import override
 from pipeline.errors import UsageError
 from pipeline.hub import reading
 from pipeline.source import Container
-from pipeline.store import Span, Store
+from pipeline.storage.base import Span, Store
 
 _PICTURES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.files import atomic_write
+from pipeline.storage.atomic import atomic_write
 
 PAPER = (255, 255, 255)
 INK = (40, 40, 40)

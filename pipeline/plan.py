@@ -17,7 +17,7 @@ import msgspec
 from pipeline.errors import UsageError
 from pipeline.manifest import to_json
 from pipeline.source import UNKNOWN, Container, Sample, Source, rank
-from pipeline.store import Span, Store
+from pipeline.storage.base import Span, Store
 
 WORK = ".work"
 PLAN = f"{WORK}/plan.json"

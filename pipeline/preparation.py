@@ -17,7 +17,6 @@ from pathlib import Path
 
 from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.files import make_folder
 from pipeline.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.merging import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.plan import (
@@ -38,7 +37,8 @@ from pipeline.shards import check_sizes
 from pipeline.source import Source
 from pipeline.sources import read_source
 from pipeline.spool import needs_spool
-from pipeline.store import LocalStore, Store, open_store
+from pipeline.storage.atomic import make_folder
+from pipeline.storage.base import LocalStore, Store, open_store
 from pipeline.task import Job, finished, last_name, run_shard, run_spool
 
 Progress = Callable[[int, int], None]

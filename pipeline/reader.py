@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.source import FILE, Container, Sample
 from pipeline.spool import needs_spool, spool, spooled_span
-from pipeline.store import LocalStore, Span, Store
+from pipeline.storage.base import LocalStore, Span, Store
 
 # Pictures read ahead of the decoder; from a bucket they come at the same time.
 _BATCH = 32

@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 from pipeline.engines import count_picture
 from pipeline.errors import UsageError
-from pipeline.files import sha256_of
 from pipeline.findings import Check, Findings, Rules, shown
 from pipeline.shards import INDEX_VERSION, Shard, read_index
-from pipeline.store import Span, Store
+from pipeline.storage.atomic import sha256_of
+from pipeline.storage.base import Span, Store
 from pipeline.tars import Member, scan
 
 _BLOCK = 512

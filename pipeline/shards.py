@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.errors import UsageError
-from pipeline.files import atomic_write, sha256_of, write_bytes
-from pipeline.store import Span, Store
+from pipeline.storage.atomic import atomic_write, sha256_of, write_bytes
+from pipeline.storage.base import Span, Store
 
 INDEX_VERSION = "v1.2"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.source import Listing, Source, assemble
-from pipeline.store import Store, open_store
+from pipeline.storage.base import Store, open_store
 
 LAYOUTS = {
     "archives": "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as downloaded, with the devkit",

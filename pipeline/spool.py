@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.files import atomic_write, make_folder, write_array
 from pipeline.hub import reading
 from pipeline.source import Container
-from pipeline.store import Span, Store
+from pipeline.storage.atomic import atomic_write, make_folder, write_array
+from pipeline.storage.base import Span, Store
 
 _PARQUET = ".parquet"
 _PACKED = (".gz", ".tgz")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.shards import index_name, keys_in, label_in, read_index
-from pipeline.store import Span
+from pipeline.storage.base import Span
 
 
 @dataclass(frozen=True)

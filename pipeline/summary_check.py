@@ -11,7 +11,7 @@ from pipeline.findings import Fault
 from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest
 from pipeline.merging import REPORT
 from pipeline.statistics import Statistics
-from pipeline.store import Span, Store
+from pipeline.storage.base import Span, Store
 
 _REPORT_COLUMNS = ["path", "reason", "action"]
 _MODES = ("square", "aspect", "original")

@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import codec
-from pipeline.bucket import BucketStore
 from pipeline.engines import count_picture
 from pipeline.errors import RunError
-from pipeline.files import make_folder
 from pipeline.manifest import to_json
 from pipeline.moments import Moments
 from pipeline.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions
@@ -23,7 +21,9 @@ from pipeline.reader import display, in_reading_order, read_samples
 from pipeline.shards import Shard, describe, index_path, write_shard
 from pipeline.source import UNKNOWN, Sample
 from pipeline.spool import spool
-from pipeline.store import Span, Store, open_store
+from pipeline.storage.atomic import make_folder
+from pipeline.storage.base import Span, Store, open_store
+from pipeline.storage.remote import BucketStore
 
 PARTS = f"{WORK}/parts"
 # The largest file that a picture of so many pixels can have: 16 bits in each of four channels, and what

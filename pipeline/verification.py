@@ -15,7 +15,7 @@ from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
 from pipeline.merging import REPORT
 from pipeline.shard_check import check_shard, key_at
 from pipeline.shards import Shard, index_name
-from pipeline.store import Store, open_store
+from pipeline.storage.base import Store, open_store
 from pipeline.summary_check import check_manifest, check_mean_image, check_report, check_statistics
 
 # Megapixels of the largest JPEG that there can be.

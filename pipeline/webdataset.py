@@ -26,7 +26,7 @@ from pipeline.labels import Found, Label, Labelled, to_listing, wnid_in
 from pipeline.manifest import FILE_NAME
 from pipeline.source import IMAGE_SUFFIXES, ClassInfo, Container, Listing
 from pipeline.spool import unpacked
-from pipeline.store import Span, Store
+from pipeline.storage.base import Span, Store
 from pipeline.tars import Member, scan
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")

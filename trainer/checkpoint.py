@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from pipeline.errors import RunError, UsageError
-from pipeline.files import PARTIAL, atomic_write
+from pipeline.storage.atomic import PARTIAL, atomic_write
 from trainer.classifier import Classifier, Spec
 
 FORMAT_VERSION = 1

@@ -16,7 +16,7 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Yellow is left out on white.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"

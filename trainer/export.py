@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.errors import RunError, UsageError
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 from trainer import checkpoint
 from trainer.classifier import Classifier
 

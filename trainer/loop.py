@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.files import remove_leftovers
 from pipeline.loader import Batch
 from pipeline.seeds import derive_seed
+from pipeline.storage.atomic import remove_leftovers
 from trainer import checkpoint, run, words
 from trainer.agreement import Agreement, StopSignals
 from trainer.arithmetic import arithmetic_of

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.files import atomic_write
 from pipeline.source import ClassInfo
+from pipeline.storage.atomic import atomic_write
 
 KEPT = 5
 """Answers kept of each picture: the paper's and the challenge's top-5."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 
 # The first updates fill caches; then enough of them to see what repeats.
 _SKIPPED, _WARM_UP, _RECORDED = 5, 2, 5

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 from trainer import report_parts as parts
 from trainer.report_parts import has_dali
 from trainer.trained import Trained, dataset_of, open_trained, refuse_other_classes, run_facts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.files import make_folder, write_bytes
+from pipeline.storage.atomic import make_folder, write_bytes
 from trainer import checkpoint
 from trainer.distributed import World
 from trainer.provenance import provenance

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from pipeline.errors import RunError, UsageError
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 from trainer import checkpoint
 from trainer.reporting import Ending, StepRow, Weights
 from trainer.run import RUN_FILE, EpochRow, is_run, read_metrics

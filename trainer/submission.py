@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 from trainer.predictions import Predictions
 
 _KEY = re.compile(r"ILSVRC2012_(?:val|test)_([0-9]{8})")

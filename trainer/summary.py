@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_bytes
+from pipeline.storage.atomic import write_bytes
 from trainer.evaluation import ClassMetrics, Evaluation
 from trainer.labels import LabelScore
 from trainer.metrics import Interval

@@ -168,7 +168,7 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pipeline.files.os.fsync", refuse)  # root may write to any folder
+    monkeypatch.setattr("pipeline.storage.atomic.os.fsync", refuse)  # root may write to any folder
     for command, file in (("kernels", "f.png"), ("report", "r.html")):
         skip = ["--skip", "neighbours", "--skip", "confusion"] if command == "report" else []
         fails(

@@ -54,7 +54,7 @@ def test_how_the_data_comes_changes_nothing(request, plain, tiny_dataset, tmp_pa
     elif how == "no-mmap":
         options = ("--no-mmap", "--placement", "cpu", "--verify-shards")
     elif how == "bucket":
-        from pipeline.store import open_store
+        from pipeline.storage.base import open_store
 
         data, options = f"{request.getfixturevalue('s3')}/set", ("--verify-shards",)
         for path in tiny_dataset.root.rglob("*"):

@@ -19,7 +19,7 @@ from helpers.folders import SIZE
 from pipeline.merging import merge
 from pipeline.plan import Options, make_plan
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 from pipeline.task import Job, run_task
 
 OPTIONS = Options(size=SIZE, shard_samples=6)

@@ -19,7 +19,7 @@ from helpers.imagenet_files import (
 from pipeline.errors import UsageError
 from pipeline.source import ClassInfo, Container
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_MD5, VAL_MD5 = "1d675b47d978889d74fa0da5fadfb00e", "29b22e2961454d5413ddabcf34fc5622"

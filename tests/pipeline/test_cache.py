@@ -14,7 +14,7 @@ from helpers.synthetic import tiny_pictures, write_dataset
 from pipeline import RunError
 from pipeline import cache as cache_module
 from pipeline.cache import Cache
-from pipeline.store import LocalStore, Span
+from pipeline.storage.base import LocalStore, Span
 
 
 @pytest.fixture(scope="module")

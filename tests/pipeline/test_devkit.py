@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 from pipeline.devkit import read_devkit, read_ids
 from pipeline.errors import UsageError
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 NAME = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{NAME}.tar.gz"

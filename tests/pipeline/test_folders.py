@@ -6,7 +6,7 @@ from helpers.folders import is_root, place
 from pipeline.errors import UsageError
 from pipeline.source import ClassInfo
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 
 def flat(root, **counts):

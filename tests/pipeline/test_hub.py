@@ -5,7 +5,7 @@ from helpers.folders import place
 
 from pipeline.errors import RunError, UsageError
 from pipeline.hub import look_for, reading, split_of
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.labels import Found, Labelled, plain_name, to_listing, wnid_in
 from pipeline.source import ClassInfo, Container, assemble
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 
 def found(*labels, wnids=None):

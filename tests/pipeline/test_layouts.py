@@ -17,7 +17,7 @@ from helpers.hub_files import as_parquet, as_webdataset
 from helpers.imagenet_files import write_archives, write_folders, write_kaggle, write_mapping
 
 from pipeline import LocalEngine, Options, prepare, read_manifest, read_source
-from pipeline.files import sha256_of
+from pipeline.storage.atomic import sha256_of
 
 OPTIONS = Options(size=64, shard_samples=40)
 LAYOUTS = ["folders", "kaggle", "archives", "archives, labels by CSV", "parquet", "webdataset"]

@@ -17,7 +17,7 @@ from pipeline.manifest import (
 from pipeline.shards import Shard
 from pipeline.source import ClassInfo
 from pipeline.statistics import Statistics
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 MANIFEST = Manifest(
     format=1,

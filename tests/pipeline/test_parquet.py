@@ -14,7 +14,7 @@ from pipeline.parquet import is_here
 from pipeline.reader import read_samples
 from pipeline.source import UNKNOWN, ClassInfo
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 

@@ -20,7 +20,7 @@ from pipeline.plan import (
 )
 from pipeline.source import UNKNOWN, ClassInfo, Container, Sample, Source
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 
 def source(train, val=0, classes=2):

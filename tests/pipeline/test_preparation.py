@@ -39,7 +39,7 @@ from PIL import Image
 from pipeline import LocalEngine, Options, finish, prepare, read_manifest, read_report, read_source
 from pipeline.errors import RunError, UsageError
 from pipeline.plan import make_plan, read_plan, store_plan
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 from pipeline.task import Job, run_shard
 
 OPTIONS = Options(size=SIZE, shard_samples=5)

@@ -25,7 +25,7 @@ from pipeline.shards import (
     to_index,
     write_shard,
 )
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 
 # Sizes around a tar's block of 512 bytes; keys as long as they get.
 SAMPLES = [

@@ -18,7 +18,7 @@ from pipeline.errors import RunError
 from pipeline.moments import Moments
 from pipeline.plan import Options, Plan, ShardPlan, make_plan, store_plan, versions
 from pipeline.source import Container, Sample
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 from pipeline.task import Incident, Job, finished, forget, last_name, read_part, run_shard, run_task
 
 

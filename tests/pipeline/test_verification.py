@@ -18,7 +18,7 @@ from helpers.folders import is_root, members, place
 
 from pipeline.errors import UsageError
 from pipeline.findings import MOST_FAULTS, Fault
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 from pipeline.verification import verify
 
 # Undamaged

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.reader import read_samples
 from pipeline.source import ClassInfo
 from pipeline.sources import read_source
-from pipeline.store import open_store
+from pipeline.storage.base import open_store
 from pipeline.webdataset import is_here
 
 WNIDS = ("n01440764", "n01443537", "n01484850")

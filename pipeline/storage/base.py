@@ -1,6 +1,6 @@
 """A folder on this machine or in a bucket, behind the few operations that preparation needs.
 
-Local files appear by write, fsync and rename; objects by one atomic upload (`pipeline.bucket`).
+Local files appear by write, fsync and rename; objects by one atomic upload (`pipeline.storage.remote`).
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from typing_extensions import override
 
 from pipeline.errors import UsageError
-from pipeline.files import make_folder, remove_leftovers, write_bytes
+from pipeline.storage.atomic import make_folder, remove_leftovers, write_bytes
 
 
 class File(NamedTuple):
@@ -144,7 +144,7 @@ def open_store(url: "str | Path | Store") -> Store:
     protocol, _, rest = text.partition("://")
     if protocol == "file":
         return LocalStore("/" + rest.lstrip("/"))
-    from pipeline.bucket import BucketStore
+    from pipeline.storage.remote import BucketStore
 
     return BucketStore(text)
 

@@ -7,7 +7,14 @@ import pytest
 from helpers.folders import is_root, needs_proc, python
 
 from pipeline.errors import RunError
-from pipeline.files import atomic_write, make_folder, remove_leftovers, sha256_of, write_array, write_bytes
+from pipeline.storage.atomic import (
+    atomic_write,
+    make_folder,
+    remove_leftovers,
+    sha256_of,
+    write_array,
+    write_bytes,
+)
 
 
 def test_a_file_appears_only_when_complete(tmp_path):
@@ -70,7 +77,7 @@ def test_a_killed_writer_leaves_only_what_remove_leftovers_deletes(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.files import atomic_write
+from pipeline.storage.atomic import atomic_write
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
@@ -101,7 +108,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from pipeline.errors import RunError
-from pipeline.files import write_array, write_bytes
+from pipeline.storage.atomic import write_array, write_bytes
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 try:

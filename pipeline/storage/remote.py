@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from typing_extensions import override
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.files import sha256_of
-from pipeline.store import File, Span, Store
+from pipeline.storage.atomic import sha256_of
+from pipeline.storage.base import File, Span, Store
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _UPLOAD_TRIES = 3

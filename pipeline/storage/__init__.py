@@ -1,0 +1,1 @@
+"""A folder on this machine or in a bucket; files that appear whole or not at all; locks."""
