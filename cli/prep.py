@@ -165,7 +165,7 @@ def shard(
     )
     runner: Engine = LocalEngine(workers)
     if engine == "ray":
-        from pipeline.ray_engine import RayEngine
+        from pipeline.executors.ray import RayEngine
 
         runner = RayEngine(ray_address, workers)
     started = time.perf_counter()

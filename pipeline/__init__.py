@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from pipeline.checksums import verify_checksums
     from pipeline.dataset import Dataset
     from pipeline.demo import draw_demo
-    from pipeline.engines import Engine, LocalEngine
     from pipeline.errors import RunError, ToolkitError, UsageError
+    from pipeline.executors.local import Engine, LocalEngine
+    from pipeline.executors.ray import RayEngine
     from pipeline.loader import Batch, Loader
     from pipeline.manifest import Manifest, read_manifest
     from pipeline.merging import read_report
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.plan import Options
     from pipeline.preparation import finish, prepare, prepare_slice
     from pipeline.preview import draw_preview
-    from pipeline.ray_engine import RayEngine
     from pipeline.recount import decoded_statistics
     from pipeline.source import Source
     from pipeline.sources import read_source
@@ -32,14 +32,14 @@ _HOME = {
     "Batch": "loader",
     "ColourNoise": "augment",
     "Dataset": "dataset",
-    "Engine": "engines",
+    "Engine": "executors.local",
     "EvalView": "augment",
     "Loader": "loader",
-    "LocalEngine": "engines",
+    "LocalEngine": "executors.local",
     "Manifest": "manifest",
     "Options": "plan",
     "Placement": "placement",
-    "RayEngine": "ray_engine",
+    "RayEngine": "executors.ray",
     "RunError": "errors",
     "Source": "source",
     "Statistics": "statistics",

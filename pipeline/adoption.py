@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from pipeline import webdataset
-from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import RunError, UsageError
+from pipeline.executors.local import Engine, LocalEngine
 from pipeline.foreign import ForeignTar, Measured, Progress, measure
 from pipeline.label_spans import REMEDY, LabelSpan, locate
 from pipeline.manifest import (

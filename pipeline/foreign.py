@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.codec import DecodeError, Pixels, decode, resize_shorter
-from pipeline.engines import Engine, Tick, count_picture
+from pipeline.executors.local import Engine, Tick, count_picture
 from pipeline.manifest import ImageFormat
 from pipeline.moments import Moments
 from pipeline.source import Sample

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import RunError, ToolkitError, UsageError
+from pipeline.executors.local import Engine, LocalEngine
 from pipeline.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.merging import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.plan import (

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pipeline.codec import DecodeError, decode, resize_shorter
 from pipeline.dataset import Dataset
-from pipeline.engines import Engine, LocalEngine, count_picture
 from pipeline.errors import RunError
+from pipeline.executors.local import Engine, LocalEngine, count_picture
 from pipeline.manifest import ImageFormat
 from pipeline.moments import Moments
 from pipeline.shards import index_path, read_index

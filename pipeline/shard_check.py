@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.engines import count_picture
 from pipeline.errors import UsageError
+from pipeline.executors.local import count_picture
 from pipeline.findings import Check, Findings, Rules, shown
 from pipeline.shards import INDEX_VERSION, Shard, read_index
 from pipeline.storage.atomic import sha256_of

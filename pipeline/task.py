@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import codec
-from pipeline.engines import count_picture
 from pipeline.errors import RunError
+from pipeline.executors.local import count_picture
 from pipeline.manifest import to_json
 from pipeline.moments import Moments
 from pipeline.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions

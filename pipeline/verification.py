@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.engines import Engine, LocalEngine
 from pipeline.errors import ToolkitError
+from pipeline.executors.local import Engine, LocalEngine
 from pipeline.findings import MOST_FAULTS, Fault, Findings, Rules, limited
 from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
 from pipeline.merging import REPORT

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.executors.ray import RayEngine
 from pipeline.plan import Options
 from pipeline.preparation import prepare
-from pipeline.ray_engine import RayEngine
 from pipeline.sources import read_source
 
 OPTIONS = Options(size=48, shard_samples=3)

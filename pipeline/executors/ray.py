@@ -12,8 +12,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pipeline.engines import Item, Result, Tick
 from pipeline.errors import RunError, ToolkitError, UsageError
+from pipeline.executors.local import Item, Result, Tick
 
 # A picture that kills every worker that touches it must not do so for ever.
 _RETRIES = 5
@@ -34,7 +34,7 @@ class RayEngine:
         items: Sequence[Item],
         tick: Tick | None = None,  # finished tasks are all that is known
     ) -> Generator[Result, None, None]:
-        """See `pipeline.engines.Engine.run`.
+        """See `pipeline.executors.local.Engine.run`.
 
         Raises:
             UsageError: Ray is not installed, or no cluster answers at the address.

@@ -7,7 +7,7 @@ from helpers.folders import python, tree, write_source
 
 from pipeline import prepare, read_source
 from pipeline.errors import UsageError
-from pipeline.ray_engine import RayEngine
+from pipeline.executors.ray import RayEngine
 
 PATIENCE = 200  # seconds; Ray takes some to start
 

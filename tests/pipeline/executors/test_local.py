@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from pipeline.engines import LocalEngine, count_picture
 from pipeline.errors import RunError, UsageError
+from pipeline.executors.local import LocalEngine, count_picture
 
 
 def double(number):
