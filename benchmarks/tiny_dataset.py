@@ -9,11 +9,11 @@ import common
 import numpy as np
 from PIL import Image
 
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import statistics_of
 from pipeline.manifest import FORMAT_VERSION, ImageFormat, Manifest, SourceInfo, write_manifest
-from pipeline.moments import Moments
 from pipeline.shards import describe, write_shard
 from pipeline.source import ClassInfo
-from pipeline.statistics import statistics_of
 
 SIZE = 256
 _CLASSES = 1000

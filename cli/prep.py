@@ -355,7 +355,7 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
         require_dali()
         check_folder(preview)
         from pipeline import draw_preview
-        from pipeline.pictures import save_png
+        from pipeline.images.grid import save_png
 
         save_png(draw_preview(dataset, noise=noise), preview)  # type: ignore[arg-type]  # click checked it
         click.echo(f"preview: {preview}", err=as_json)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.errors import RunError, ToolkitError, UsageError
     from pipeline.executors.local import Engine, LocalEngine
     from pipeline.executors.ray import RayEngine
+    from pipeline.images.statistics import Statistics
     from pipeline.loader import Batch, Loader
     from pipeline.manifest import Manifest, read_manifest
     from pipeline.merging import read_report
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.recount import decoded_statistics
     from pipeline.source import Source
     from pipeline.sources import read_source
-    from pipeline.statistics import Statistics
     from pipeline.storage.base import open_store
     from pipeline.verification import verify
 
@@ -42,7 +42,7 @@ _HOME = {
     "RayEngine": "executors.ray",
     "RunError": "errors",
     "Source": "source",
-    "Statistics": "statistics",
+    "Statistics": "images.statistics",
     "ToolkitError": "errors",
     "TrainView": "augment",
     "UsageError": "errors",

@@ -11,6 +11,8 @@ from pipeline import webdataset
 from pipeline.errors import RunError, UsageError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.foreign import ForeignTar, Measured, Progress, measure
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import mean_image_of, statistics_of
 from pipeline.label_spans import REMEDY, LabelSpan, locate
 from pipeline.manifest import (
     ADOPTED,
@@ -22,11 +24,9 @@ from pipeline.manifest import (
     write_manifest,
 )
 from pipeline.merging import REPORT, report_csv
-from pipeline.moments import Moments
 from pipeline.plan import WORK, versions
 from pipeline.shards import Shard, index_path, to_index
 from pipeline.source import ClassInfo, Container, Sample, Source, assemble
-from pipeline.statistics import mean_image_of, statistics_of
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import Span, open_store
 from pipeline.task import Incident

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.statistics import Statistics
+from pipeline.images.statistics import Statistics
 
 NoiseKind = Literal["none", "paper", "source"]
 Augmentation = Literal["paper", "random-resized-crop"]

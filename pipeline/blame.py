@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.codec import decode
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.pillow_codec import DecodeError
+from pipeline.images.codec import decode
+from pipeline.images.pillow import DecodeError
 from pipeline.segment import RawSample, Segment, first_line
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.codec import Decoded, DecodeError, decode
+from pipeline.images.codec import Decoded, DecodeError, decode
 from pipeline.manifest import ImageFormat
 from pipeline.shards import Shard, index_name
 from pipeline.storage.base import Store

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import RunError
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import mean_image_of, statistics_of
 from pipeline.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -18,11 +20,9 @@ from pipeline.manifest import (
     SourceInfo,
     to_json,
 )
-from pipeline.moments import Moments
 from pipeline.plan import WORK, Plan, ShardOutline
 from pipeline.shards import Shard
 from pipeline.source import ClassInfo
-from pipeline.statistics import mean_image_of, statistics_of
 from pipeline.storage.base import Span, Store, open_store
 from pipeline.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
 

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.augment import NoiseKind, TrainView, colour_noise
-from pipeline.codec import decode, resize_square
 from pipeline.dataset import Dataset
+from pipeline.images.codec import decode, resize_square
+from pipeline.images.grid import grid, stacked, titled
+from pipeline.images.pca_plot import draw_scree
 from pipeline.loader import Loader
 from pipeline.manifest import write_manifest
-from pipeline.pictures import grid, stacked, titled
-from pipeline.scree import draw_scree
 from pipeline.shards import describe, write_shard
 from pipeline.stored import read_stored
 
@@ -27,7 +27,7 @@ def draw_preview(
     """Draw a row for each of some training pictures: as stored, then as the network will see it.
 
     The crops come out of the training graph itself; the mean is added back for display. Below are the
-    directions in which the training pixels' colours vary: see `pipeline.scree.draw_scree`.
+    directions in which the training pixels' colours vary: see `pipeline.images.pca_plot.draw_scree`.
 
     Args:
         dataset: an opened dataset.

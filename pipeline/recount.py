@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.codec import DecodeError, decode, resize_shorter
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.executors.local import Engine, LocalEngine, count_picture
+from pipeline.images.codec import DecodeError, decode, resize_shorter
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import Statistics, statistics_of
 from pipeline.manifest import ImageFormat
-from pipeline.moments import Moments
 from pipeline.shards import index_path, read_index
-from pipeline.statistics import Statistics, statistics_of
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""

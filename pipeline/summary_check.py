@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.findings import Fault
+from pipeline.images.statistics import Statistics
 from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest
 from pipeline.merging import REPORT
-from pipeline.statistics import Statistics
 from pipeline.storage.base import Span, Store
 
 _REPORT_COLUMNS = ["path", "reason", "action"]

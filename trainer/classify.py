@@ -95,7 +95,7 @@ def classify_pictures(
 
     Args:
         nets: one, or an ensemble of the same classes, size and crop; on any device, all on one.
-        pictures: files of any format that `pipeline.codec` reads.
+        pictures: files of any format that `pipeline.images.codec` reads.
         views: "centre", or "ten-crop".
         top: classes in each answer.
         batch_size: pictures at a time.

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.codec import DecodeError, decode, resize_shorter, resize_square
 from pipeline.errors import UsageError
+from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
 from trainer.classifier import Spec
 
 Crop = NDArray[np.uint8]

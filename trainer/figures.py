@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import UsageError
-from pipeline.pictures import grid
+from pipeline.images.grid import grid
 from trainer.activations import captured, map_layers
 from trainer.classifier import Classifier
 from trainer.crops import Crop, as_batch

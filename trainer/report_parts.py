@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import TrainView, colour_noise
-from pipeline.codec import encode
 from pipeline.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.scree import colours_along
+from pipeline.images.codec import encode
+from pipeline.images.pca_plot import colours_along
 from trainer.activations import this_machine
 from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.curves import Panel, draw_curves, read_courses

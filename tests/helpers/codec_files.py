@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.folders import encoded, picture
-from pipeline.codec import DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 
 JPEG = encoded(picture(1, 61, 83), quality=90)
 START_OF_SCAN = JPEG.index(b"\xff\xda") + 14

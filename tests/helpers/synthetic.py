@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import Dataset, Manifest
-from pipeline.codec import encode
+from pipeline.images.codec import encode
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import statistics_of
 from pipeline.manifest import ImageFormat, SourceInfo, write_manifest
-from pipeline.moments import Moments
 from pipeline.shards import describe, write_shard
 from pipeline.source import ClassInfo
-from pipeline.statistics import statistics_of
 
 CLASSES = 3
 

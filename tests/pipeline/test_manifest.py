@@ -4,6 +4,7 @@ import json
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.images.statistics import Statistics
 from pipeline.manifest import (
     ADOPTED,
     FILE_NAME,
@@ -16,7 +17,6 @@ from pipeline.manifest import (
 )
 from pipeline.shards import Shard
 from pipeline.source import ClassInfo
-from pipeline.statistics import Statistics
 from pipeline.storage.base import open_store
 
 MANIFEST = Manifest(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import Dataset, draw_preview
 from pipeline.adoption import adopt
-from pipeline.scree import draw_scree
+from pipeline.images.pca_plot import draw_scree
 
 GAP, MARGIN, BELOW = 6, 12, 24
 

@@ -13,9 +13,9 @@ from helpers.folders import SIZE, encoded, is_root, members, picture, place, tre
 from PIL import Image
 
 from pipeline import prepare, read_source
-from pipeline.codec import encode
 from pipeline.errors import RunError
-from pipeline.moments import Moments
+from pipeline.images.codec import encode
+from pipeline.images.moments import Moments
 from pipeline.plan import Options, Plan, ShardPlan, make_plan, store_plan, versions
 from pipeline.source import Container, Sample
 from pipeline.storage.base import open_store

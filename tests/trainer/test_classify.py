@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pipeline import EvalView, Loader, UsageError
-from pipeline.codec import encode
+from pipeline.images.codec import encode
 from trainer.classify import classify_pictures, find_pictures
 from trainer.crops import crop_of_file
 

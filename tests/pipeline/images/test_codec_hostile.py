@@ -19,7 +19,7 @@ from helpers.codec_files import (
 from helpers.folders import encoded, needs_proc, picture, python
 from PIL import Image
 
-from pipeline.codec import DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 
 EVERYTHING = {"size": 5, "exif_rotate": True, "keep": True}
 MODES = [{}, {"size": 5}, {"exif_rotate": True}, {"keep": True}, EVERYTHING]
@@ -150,7 +150,7 @@ BOMBS = {
 def test_bombs_are_refused_before_memory_is_taken():
     code = """
 import base64, resource, sys
-from pipeline.codec import DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 files = [base64.b64decode(line) for line in sys.stdin.read().split()]
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + (300 << 20),) * 2)

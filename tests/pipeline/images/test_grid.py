@@ -4,7 +4,7 @@ from helpers.folders import picture
 from PIL import Image
 
 from pipeline.errors import RunError
-from pipeline.pictures import grid, save_png, stacked, titled
+from pipeline.images.grid import grid, save_png, stacked, titled
 
 
 @pytest.mark.parametrize(

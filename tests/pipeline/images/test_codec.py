@@ -19,7 +19,7 @@ from helpers.codec_files import (
 from helpers.folders import encoded, picture
 from PIL import Image, JpegImagePlugin
 
-from pipeline.codec import DecodeError, decode, encode
+from pipeline.images.codec import DecodeError, decode, encode
 
 # Decoding
 

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.codec import DecodeError, decode, resize_shorter, resize_square
+from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
 
 # Decoding at a smaller scale
 

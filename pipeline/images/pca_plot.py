@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.pictures import INK, PAPER
-from pipeline.statistics import Statistics
+from pipeline.images.grid import INK, PAPER
+from pipeline.images.statistics import Statistics
 
 _FONT = 28
 _LINE = 40

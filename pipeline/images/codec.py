@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.pillow_codec import (
+from pipeline.images.pillow import (
     DecodeError,
     Pixels,
     decode_with_pillow,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline.codec import decode, resize_shorter
+from pipeline.images.codec import decode, resize_shorter
 
 PIXELS = picture(7, 20, 31)
 KINDS = {

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.codec import DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 
 EVERYTHING = {"size": 5, "exif_rotate": True, "keep": True}
 MODES = [{}, {"size": 5}, {"exif_rotate": True}, {"keep": True}, EVERYTHING]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.moments import Moments
+from pipeline.images.moments import Moments
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from helpers.codec_files import chunk, netpbm, png, tiff, zeros
 from helpers.folders import encoded, picture
 from PIL import Image
 
-from pipeline.codec import DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 65536, (20, 31), np.uint16)
