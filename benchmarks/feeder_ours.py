@@ -13,7 +13,7 @@ from feeding import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 from pipeline.order import SEGMENT
 
 

@@ -15,7 +15,7 @@ from feeding import CROP
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 
 _BATCH = 128
 _BATCHES = 8

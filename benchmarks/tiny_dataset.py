@@ -9,10 +9,10 @@ import common
 import numpy as np
 from PIL import Image
 
+from pipeline.dataset.manifest import FORMAT_VERSION, ImageFormat, Manifest, SourceInfo, write_manifest
+from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import statistics_of
-from pipeline.manifest import FORMAT_VERSION, ImageFormat, Manifest, SourceInfo, write_manifest
-from pipeline.shards import describe, write_shard
 from pipeline.source import ClassInfo
 
 SIZE = 256

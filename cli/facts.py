@@ -7,7 +7,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics
-    from pipeline.manifest import ImageFormat
+    from pipeline.dataset.manifest import ImageFormat
 
 
 def print_facts(out: str, manifest: "Manifest") -> None:

@@ -7,15 +7,15 @@ if TYPE_CHECKING:
     from pipeline.access import Access
     from pipeline.adoption import adopt
     from pipeline.augment import ColourNoise, EvalView, TrainView, colour_noise
-    from pipeline.checksums import verify_checksums
-    from pipeline.dataset import Dataset
+    from pipeline.dataset.checksums import verify_checksums
+    from pipeline.dataset.dataset import Dataset
+    from pipeline.dataset.manifest import Manifest, read_manifest
     from pipeline.demo import draw_demo
     from pipeline.errors import RunError, ToolkitError, UsageError
     from pipeline.executors.local import Engine, LocalEngine
     from pipeline.executors.ray import RayEngine
     from pipeline.images.statistics import Statistics
     from pipeline.loader import Batch, Loader
-    from pipeline.manifest import Manifest, read_manifest
     from pipeline.merging import read_report
     from pipeline.placement import Placement, choose_device
     from pipeline.plan import Options
@@ -31,12 +31,12 @@ _HOME = {
     "Access": "access",
     "Batch": "loader",
     "ColourNoise": "augment",
-    "Dataset": "dataset",
+    "Dataset": "dataset.dataset",
     "Engine": "executors.local",
     "EvalView": "augment",
     "Loader": "loader",
     "LocalEngine": "executors.local",
-    "Manifest": "manifest",
+    "Manifest": "dataset.manifest",
     "Options": "plan",
     "Placement": "placement",
     "RayEngine": "executors.ray",
@@ -56,11 +56,11 @@ _HOME = {
     "open_store": "storage.base",
     "prepare": "preparation",
     "prepare_slice": "preparation",
-    "read_manifest": "manifest",
+    "read_manifest": "dataset.manifest",
     "read_report": "merging",
     "read_source": "sources",
     "verify": "verification",
-    "verify_checksums": "checksums",
+    "verify_checksums": "dataset.checksums",
 }
 
 __all__ = [

@@ -8,13 +8,7 @@ import os
 from pathlib import Path
 
 from pipeline import webdataset
-from pipeline.errors import RunError, UsageError
-from pipeline.executors.local import Engine, LocalEngine
-from pipeline.foreign import ForeignTar, Measured, Progress, measure
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import mean_image_of, statistics_of
-from pipeline.label_spans import REMEDY, LabelSpan, locate
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
     FORMAT_VERSION,
@@ -23,9 +17,15 @@ from pipeline.manifest import (
     SourceInfo,
     write_manifest,
 )
+from pipeline.dataset.shards import Shard, index_path, to_index
+from pipeline.errors import RunError, UsageError
+from pipeline.executors.local import Engine, LocalEngine
+from pipeline.foreign import ForeignTar, Measured, Progress, measure
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import mean_image_of, statistics_of
+from pipeline.label_spans import REMEDY, LabelSpan, locate
 from pipeline.merging import REPORT, report_csv
 from pipeline.plan import WORK, versions
-from pipeline.shards import Shard, index_path, to_index
 from pipeline.source import ClassInfo, Container, Sample, Source, assemble
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import Span, open_store

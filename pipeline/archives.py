@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 
+from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.imagenet import WNID, read_labels
 from pipeline.source import Container, Entry, Listing, is_picture, stem_of
 from pipeline.storage.base import Store
-from pipeline.tars import Member, scan
 
 TRAIN = "ILSVRC2012_img_train.tar"
 """A tar of one tar per class: nXXXXXXXX.tar, with the class's pictures."""

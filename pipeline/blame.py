@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.images.codec import decode
 from pipeline.images.pillow import DecodeError

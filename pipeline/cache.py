@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from pipeline.dataset.shards import Shard
 from pipeline.errors import RunError
-from pipeline.shards import Shard
 from pipeline.storage.atomic import make_folder, sha256_of
 from pipeline.storage.base import Store
 

@@ -9,9 +9,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.dataset.manifest import ImageFormat
+from pipeline.dataset.shards import Shard, index_name
 from pipeline.images.codec import Decoded, DecodeError, decode
-from pipeline.manifest import ImageFormat
-from pipeline.shards import Shard, index_name
 from pipeline.storage.base import Store
 
 MOST_FAULTS = 20

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.dataset.manifest import ImageFormat
 from pipeline.executors.local import Engine, Tick, count_picture
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.moments import Moments
-from pipeline.manifest import ImageFormat
 from pipeline.source import Sample
 from pipeline.storage.atomic import sha256_of
 

@@ -31,7 +31,7 @@ from pipeline.augment import (
     EvalView,
     TrainView,
 )
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 from pipeline.placement import Placement
 
 READER = "shards"

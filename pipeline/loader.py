@@ -20,7 +20,7 @@ from pipeline.access import Access, Shelf
 from pipeline.ahead import Ahead, Place
 from pipeline.augment import EvalView, TrainView, check_view
 from pipeline.blame import blame
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.order import Piece
 from pipeline.placement import Placement

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import RunError
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import mean_image_of, statistics_of
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
     MEAN_IMAGE,
@@ -20,8 +17,11 @@ from pipeline.manifest import (
     SourceInfo,
     to_json,
 )
+from pipeline.dataset.shards import Shard
+from pipeline.errors import RunError
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import mean_image_of, statistics_of
 from pipeline.plan import WORK, Plan, ShardOutline
-from pipeline.shards import Shard
 from pipeline.source import ClassInfo
 from pipeline.storage.base import Span, Store, open_store
 from pipeline.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pipeline.dataset.manifest import to_json
 from pipeline.errors import UsageError
-from pipeline.manifest import to_json
 from pipeline.source import UNKNOWN, Container, Sample, Source, rank
 from pipeline.storage.base import Span, Store
 

@@ -15,9 +15,10 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
+from pipeline.dataset.shards import check_sizes
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.local import Engine, LocalEngine
-from pipeline.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.merging import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.plan import (
     PLAN,
@@ -33,7 +34,6 @@ from pipeline.plan import (
     store_plan,
     versions,
 )
-from pipeline.shards import check_sizes
 from pipeline.source import Source
 from pipeline.sources import read_source
 from pipeline.spool import needs_spool

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.augment import NoiseKind, TrainView, colour_noise
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.manifest import write_manifest
+from pipeline.dataset.samples import read_stored
+from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.grid import grid, stacked, titled
 from pipeline.images.pca_plot import draw_scree
 from pipeline.loader import Loader
-from pipeline.manifest import write_manifest
-from pipeline.shards import describe, write_shard
-from pipeline.stored import read_stored
 
 _CROPS = 7
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.manifest import ImageFormat
+from pipeline.dataset.shards import index_path, read_index
 from pipeline.errors import RunError
 from pipeline.executors.local import Engine, LocalEngine, count_picture
 from pipeline.images.codec import DecodeError, decode, resize_shorter
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import Statistics, statistics_of
-from pipeline.manifest import ImageFormat
-from pipeline.shards import index_path, read_index
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""

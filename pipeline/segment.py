@@ -17,8 +17,8 @@ from torch.utils.dlpack import from_dlpack
 from pipeline import graph, heap
 from pipeline.access import Taken
 from pipeline.augment import EvalView, TrainView
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import RunError
-from pipeline.manifest import Manifest
 from pipeline.placement import Placement
 
 _AHEAD = 2

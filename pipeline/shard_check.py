@@ -7,13 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.dataset.shards import INDEX_VERSION, Shard, read_index
+from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.executors.local import count_picture
 from pipeline.findings import Check, Findings, Rules, shown
-from pipeline.shards import INDEX_VERSION, Shard, read_index
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import Span, Store
-from pipeline.tars import Member, scan
 
 _BLOCK = 512
 # Of a USTAR header: the name, the type flag, magic and version; and the latter two of a plain file.

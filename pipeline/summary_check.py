@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest
 from pipeline.findings import Fault
 from pipeline.images.statistics import Statistics
-from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest
 from pipeline.merging import REPORT
 from pipeline.storage.base import Span, Store
 

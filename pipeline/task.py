@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.manifest import to_json
+from pipeline.dataset.shards import Shard, describe, index_path, write_shard
 from pipeline.errors import RunError
 from pipeline.executors.local import count_picture
 from pipeline.images import codec
 from pipeline.images.moments import Moments
-from pipeline.manifest import to_json
 from pipeline.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions
 from pipeline.reader import display, in_reading_order, read_samples
-from pipeline.shards import Shard, describe, index_path, write_shard
 from pipeline.source import UNKNOWN, Sample
 from pipeline.spool import spool
 from pipeline.storage.atomic import make_folder

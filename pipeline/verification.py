@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
+from pipeline.dataset.shards import Shard, index_name
 from pipeline.errors import ToolkitError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.findings import MOST_FAULTS, Fault, Findings, Rules, limited
-from pipeline.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
 from pipeline.merging import REPORT
 from pipeline.shard_check import check_shard, key_at
-from pipeline.shards import Shard, index_name
 from pipeline.storage.base import Store, open_store
 from pipeline.summary_check import check_manifest, check_mean_image, check_report, check_statistics
 

@@ -20,14 +20,14 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from pipeline.dataset.manifest import FILE_NAME
+from pipeline.dataset.tar import Member, scan
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.hub import look_for, reading, split_of
 from pipeline.labels import Found, Label, Labelled, to_listing, wnid_in
-from pipeline.manifest import FILE_NAME
 from pipeline.source import IMAGE_SUFFIXES, ClassInfo, Container, Listing
 from pipeline.spool import unpacked
 from pipeline.storage.base import Span, Store
-from pipeline.tars import Member, scan
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _FIELDS = ("label", "cls", "class", "class_id", "target")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.augment import EvalView
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.classifier import Classifier
 from trainer.distributed import World

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.shards import keys_in
 from pipeline.errors import RunError
-from pipeline.shards import keys_in
 from trainer.distributed import World, gather_objects
 from trainer.metrics import likeliest
 from trainer.predictions import KEPT, Predictions

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.loader import Batch, Loader
 from pipeline.placement import Device
 from pipeline.seeds import derive_seed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.augment import TrainView, check_crop, colour_noise
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from trainer.models import build_model
 from trainer.recipe import Recipe
 

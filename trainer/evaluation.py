@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.augment import EvalView, ViewName
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.loader import Loader
 from pipeline.source import ClassInfo

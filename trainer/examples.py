@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.samples import StoredPicture, find_places, read_stored
 from pipeline.errors import UsageError
-from pipeline.stored import StoredPicture, find_places, read_stored
 from trainer.activations import features, split_features, this_machine
 from trainer.classifier import Classifier, Spec
 from trainer.crops import Crop, as_batch, crop_of_file, crop_of_stored

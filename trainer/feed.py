@@ -7,7 +7,7 @@ import torch
 
 from pipeline.access import Access
 from pipeline.augment import EvalView
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader import Loader
 from pipeline.placement import Device, Placement, choose_device

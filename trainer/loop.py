@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.loader import Batch
 from pipeline.seeds import derive_seed

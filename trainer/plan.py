@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.arithmetic import Arithmetic, arithmetic_of, in_words
 from trainer.classifier import Classifier, new_classifier

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer import report_parts as parts

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import TrainView, colour_noise
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.images.codec import encode
 from pipeline.images.pca_plot import colours_along

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import make_folder, write_bytes
 from trainer import checkpoint

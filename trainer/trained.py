@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer import checkpoint
 from trainer.classifier import Classifier, Spec

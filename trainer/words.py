@@ -1,6 +1,6 @@
 """What a run says of itself in words."""
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from trainer.arithmetic import Arithmetic, in_words
 from trainer.checkpoint import LAST

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli.show import main
-from pipeline.stored import read_stored
+from pipeline.dataset.samples import read_stored
 
 
 def show(*arguments):

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from cli.options import Size
 from cli.train import main as train
 from pipeline import Dataset, order
+from pipeline.dataset.shards import index_path, read_index
 from pipeline.seeds import derive_seed
-from pipeline.shards import index_path, read_index
 from trainer import load_recipe
 
 TINY = [

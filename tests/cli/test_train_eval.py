@@ -12,7 +12,7 @@ from cli.eval import main as evaluate
 from cli.prep import main as prep
 from cli.train import main as train
 from pipeline import Dataset
-from pipeline.manifest import write_manifest
+from pipeline.dataset.manifest import write_manifest
 from trainer.recipe import RECIPES
 
 TINY = [

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import Dataset, Manifest
+from pipeline.dataset.manifest import ImageFormat, SourceInfo, write_manifest
+from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import encode
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import statistics_of
-from pipeline.manifest import ImageFormat, SourceInfo, write_manifest
-from pipeline.shards import describe, write_shard
 from pipeline.source import ClassInfo
 
 CLASSES = 3

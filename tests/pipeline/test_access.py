@@ -9,8 +9,8 @@ from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
 from pipeline.access import Shelf
+from pipeline.dataset.shards import index_path, read_index
 from pipeline.order import Piece
-from pipeline.shards import index_path, read_index
 
 
 @pytest.fixture(scope="module")

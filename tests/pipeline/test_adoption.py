@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline import Dataset, EvalView, Loader, LocalEngine, TrainView
 from pipeline.adoption import adopt
+from pipeline.dataset.manifest import ADOPTED, read_manifest
 from pipeline.errors import RunError, UsageError
-from pipeline.manifest import ADOPTED, read_manifest
 
 
 class Here:

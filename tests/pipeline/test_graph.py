@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from pipeline import EvalView, Loader, Placement, TrainView, colour_noise, graph
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 
 CROP, SIZE = 224, 256
 MEAN = (120.5, 110.25, 100.125)

@@ -10,9 +10,9 @@ from helpers.synthetic import tiny_pictures, write_dataset
 from PIL import Image
 
 from pipeline import Dataset, LocalEngine, Options, prepare, read_source
+from pipeline.dataset.shards import index_path, read_index
 from pipeline.errors import RunError, UsageError
 from pipeline.recount import decoded_statistics
-from pipeline.shards import index_path, read_index
 
 
 def numpy_statistics(pictures):

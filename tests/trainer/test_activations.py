@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline import UsageError
-from pipeline.stored import read_stored
+from pipeline.dataset.samples import read_stored
 from trainer.activations import captured, feature_layer, features, map_layers, split_features
 from trainer.crops import as_batch, crop_of_stored
 from trainer.models import build_model

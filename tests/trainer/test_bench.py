@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 from trainer import bench
 from trainer.bench import Part, advise, measure
 from trainer.distributed import World

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import UsageError
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 from trainer.classifier import Classifier, new_classifier, train_view
 
 

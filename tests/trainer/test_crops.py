@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import Loader, UsageError
 from pipeline.augment import EvalView
-from pipeline.stored import read_stored
+from pipeline.dataset.samples import read_stored
 from trainer.crops import as_batch, crop_of_file, crop_of_stored
 
 

@@ -16,7 +16,7 @@ from cli.eval import main as evaluate
 from cli.prep import main as prep
 from cli.train import main as train
 from pipeline import EvalView, Placement, graph
-from pipeline.manifest import ImageFormat
+from pipeline.dataset.manifest import ImageFormat
 from trainer import read_predictions
 
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import UsageError
-from pipeline.stored import read_stored
+from pipeline.dataset.samples import read_stored
 from trainer import open_trained
 from trainer.activations import features
 from trainer.crops import as_batch, crop_of_stored

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pipeline import UsageError
-from pipeline.manifest import write_manifest
+from pipeline.dataset.manifest import write_manifest
 from trainer import open_trained
 from trainer.trained import class_names, dataset_if_any, dataset_of, label_of, refuse_other_classes, run_facts
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline.manifest import write_manifest
+from pipeline.dataset.manifest import write_manifest
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from helpers.folders import encoded, members, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.shards import (
+from pipeline.dataset.shards import (
     Shard,
     _header,
     check_sizes,
@@ -25,6 +24,7 @@ from pipeline.shards import (
     to_index,
     write_shard,
 )
+from pipeline.errors import UsageError
 from pipeline.storage.base import open_store
 
 # Sizes around a tar's block of 512 bytes; keys as long as they get.

@@ -9,7 +9,7 @@ from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Dataset, Loader, UsageError
 from pipeline.augment import EvalView
-from pipeline.stored import find_places, read_stored
+from pipeline.dataset.samples import find_places, read_stored
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.dataset import Dataset
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.shards import index_name, keys_in, label_in, read_index
 from pipeline.errors import UsageError
-from pipeline.shards import index_name, keys_in, label_in, read_index
 from pipeline.storage.base import Span
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
+from pipeline.dataset.shards import Shard, check_sizes, index_path
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
-from pipeline.shards import Shard, check_sizes, index_path
 from pipeline.storage.base import Span, Store, open_store
 
 

@@ -3,9 +3,7 @@ import json
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.images.statistics import Statistics
-from pipeline.manifest import (
+from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
     ImageFormat,
@@ -15,7 +13,9 @@ from pipeline.manifest import (
     to_json,
     write_manifest,
 )
-from pipeline.shards import Shard
+from pipeline.dataset.shards import Shard
+from pipeline.errors import UsageError
+from pipeline.images.statistics import Statistics
 from pipeline.source import ClassInfo
 from pipeline.storage.base import open_store
 

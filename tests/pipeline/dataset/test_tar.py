@@ -9,8 +9,8 @@ from helpers.imagenet_files import tar_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.tar import scan
 from pipeline.errors import UsageError
-from pipeline.tars import scan
 
 FILES = [("a.jpg", b"first"), ("b/c.jpg", b"x" * 512), ("empty", b""), ("é.jpg", b"y" * 1000)]
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

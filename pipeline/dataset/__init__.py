@@ -1,0 +1,1 @@
+"""A prepared dataset on disk: manifest, shards, indexes, report."""
