@@ -81,8 +81,8 @@ def _options() -> argparse.Namespace:
 def _list_and_plan(source: str, out: str) -> dict[str, Any]:
     """In a process of its own: what `alexnet-prep shard` does before its first task."""
     started = time.perf_counter()
-    from pipeline.plan import Options, make_plan, store_plan
-    from pipeline.sources import read_source
+    from pipeline.sharding.plan import Options, make_plan, store_plan
+    from pipeline.sources.detection import read_source
     from pipeline.storage.base import open_store
 
     imported = time.perf_counter()

@@ -13,7 +13,7 @@ from pipeline.dataset.manifest import FORMAT_VERSION, ImageFormat, Manifest, Sou
 from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import statistics_of
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 
 SIZE = 256
 _CLASSES = 1000

@@ -125,7 +125,7 @@ def main(
     # more CPU time a picture on two cores, and half the speed where other programs run beside.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
-    from pipeline.devkit import read_ids
+    from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
     from trainer.answers import split_keys
     from trainer.ensemble import normalised

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pipeline.executors.ray import RayEngine
     from pipeline.images.statistics import Statistics
     from pipeline.loader import Batch, Loader
-    from pipeline.merging import read_report
     from pipeline.placement import Placement, choose_device
-    from pipeline.plan import Options
-    from pipeline.preparation import finish, prepare, prepare_slice
     from pipeline.preview import draw_preview
     from pipeline.recount import decoded_statistics
-    from pipeline.source import Source
-    from pipeline.sources import read_source
+    from pipeline.sharding.job import finish, prepare, prepare_slice
+    from pipeline.sharding.merge import read_report
+    from pipeline.sharding.plan import Options
+    from pipeline.sources.base import Source
+    from pipeline.sources.detection import read_source
     from pipeline.storage.base import open_store
     from pipeline.verification import verify
 
@@ -37,11 +37,11 @@ _HOME = {
     "Loader": "loader",
     "LocalEngine": "executors.local",
     "Manifest": "dataset.manifest",
-    "Options": "plan",
+    "Options": "sharding.plan",
     "Placement": "placement",
     "RayEngine": "executors.ray",
     "RunError": "errors",
-    "Source": "source",
+    "Source": "sources.base",
     "Statistics": "images.statistics",
     "ToolkitError": "errors",
     "TrainView": "augment",
@@ -52,13 +52,13 @@ _HOME = {
     "decoded_statistics": "recount",
     "draw_demo": "demo",
     "draw_preview": "preview",
-    "finish": "preparation",
+    "finish": "sharding.job",
     "open_store": "storage.base",
-    "prepare": "preparation",
-    "prepare_slice": "preparation",
+    "prepare": "sharding.job",
+    "prepare_slice": "sharding.job",
     "read_manifest": "dataset.manifest",
-    "read_report": "merging",
-    "read_source": "sources",
+    "read_report": "sharding.merge",
+    "read_source": "sources.detection",
     "verify": "verification",
     "verify_checksums": "dataset.checksums",
 }

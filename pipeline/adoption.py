@@ -7,7 +7,6 @@ headers and labels, which must be known of all before anything is promised, then
 import os
 from pathlib import Path
 
-from pipeline import webdataset
 from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
@@ -24,12 +23,13 @@ from pipeline.foreign import ForeignTar, Measured, Progress, measure
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import mean_image_of, statistics_of
 from pipeline.label_spans import REMEDY, LabelSpan, locate
-from pipeline.merging import REPORT, report_csv
-from pipeline.plan import WORK, versions
-from pipeline.source import ClassInfo, Container, Sample, Source, assemble
+from pipeline.sharding.merge import REPORT, report_csv
+from pipeline.sharding.plan import WORK, versions
+from pipeline.sharding.task import Incident
+from pipeline.sources.base import ClassInfo, Container, Sample, Source, assemble
+from pipeline.sources.listers import webdataset
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import Span, open_store
-from pipeline.task import Incident
 
 _ONE_BY_ONE: Engine = LocalEngine()
 
@@ -63,7 +63,7 @@ def adopt(
 
     Raises:
         UsageError: a dataset already, in a bucket, no tars, damaged or compressed ones, labels that are
-            texts or leave gaps; see `pipeline.webdataset`.
+            texts or leave gaps; see `pipeline.sources.listers.webdataset`.
         RunError: too many bad pictures, a class that has none left, a place that cannot be written.
     """
     source, tars = _listed(folder)

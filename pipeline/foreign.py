@@ -11,7 +11,7 @@ from pipeline.dataset.manifest import ImageFormat
 from pipeline.executors.local import Engine, Tick, count_picture
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.moments import Moments
-from pipeline.source import Sample
+from pipeline.sources.base import Sample
 from pipeline.storage.atomic import sha256_of
 
 Progress = Callable[[int, int], None]

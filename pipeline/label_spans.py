@@ -12,9 +12,9 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.source import Container
+from pipeline.sources.base import Container
+from pipeline.sources.listers.webdataset import _FIELDS, _Part, _read_tar
 from pipeline.storage.base import Store
-from pipeline.webdataset import _FIELDS, _Part, _read_tar
 
 BLOCK = 512
 REMEDY = "run `alexnet-prep shard FOLDER OUT --layout webdataset` instead"

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest
 from pipeline.findings import Fault
 from pipeline.images.statistics import Statistics
-from pipeline.merging import REPORT
+from pipeline.sharding.merge import REPORT
 from pipeline.storage.base import Span, Store
 
 _REPORT_COLUMNS = ["path", "reason", "action"]

@@ -13,8 +13,8 @@ from pipeline.dataset.shards import Shard, index_name
 from pipeline.errors import ToolkitError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.findings import MOST_FAULTS, Fault, Findings, Rules, limited
-from pipeline.merging import REPORT
 from pipeline.shard_check import check_shard, key_at
+from pipeline.sharding.merge import REPORT
 from pipeline.storage.base import Store, open_store
 from pipeline.summary_check import check_manifest, check_mean_image, check_report, check_statistics
 

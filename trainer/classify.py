@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import RunError, UsageError
-from pipeline.source import IMAGE_SUFFIXES, is_picture
+from pipeline.sources.base import IMAGE_SUFFIXES, is_picture
 from trainer.classifier import Classifier
 from trainer.crops import CROPS, crops_of_file
 from trainer.metrics import likeliest

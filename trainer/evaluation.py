@@ -19,7 +19,7 @@ from pipeline.augment import EvalView, ViewName
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.loader import Loader
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 from trainer import checkpoint
 from trainer.answers import Answers, refuse_other_keys
 from trainer.classifier import Classifier

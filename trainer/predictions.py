@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 from pipeline.storage.atomic import atomic_write
 
 KEPT = 5

@@ -23,7 +23,7 @@ def check_submission(keys: Sequence[str], class_ids: Sequence[str], ids: Mapping
     Args:
         keys: of the split's samples, in any order.
         class_ids: of the data, in label order.
-        ids: WNID → ILSVRC2012_ID, of a devkit (`pipeline.devkit.read_ids`).
+        ids: WNID → ILSVRC2012_ID, of a devkit (`pipeline.sources.labelers.devkit.read_ids`).
 
     Raises:
         UsageError: pictures that are not the challenge's, one that is missing among them, or a class

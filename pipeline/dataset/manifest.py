@@ -9,7 +9,7 @@ import msgspec
 from pipeline.dataset.shards import Shard
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 from pipeline.storage.atomic import write_bytes
 from pipeline.storage.base import Span, Store, open_store
 

@@ -16,11 +16,11 @@ from itertools import count
 from pathlib import Path
 
 from helpers.folders import SIZE
-from pipeline.merging import merge
-from pipeline.plan import Options, make_plan
-from pipeline.sources import read_source
+from pipeline.sharding.merge import merge
+from pipeline.sharding.plan import Options, make_plan
+from pipeline.sharding.task import Job, run_task
+from pipeline.sources.detection import read_source
 from pipeline.storage.base import open_store
-from pipeline.task import Job, run_task
 
 OPTIONS = Options(size=SIZE, shard_samples=6)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 
 from pipeline.executors.ray import RayEngine
-from pipeline.plan import Options
-from pipeline.preparation import prepare
-from pipeline.sources import read_source
+from pipeline.sharding.job import prepare
+from pipeline.sharding.plan import Options
+from pipeline.sources.detection import read_source
 
 OPTIONS = Options(size=48, shard_samples=3)
 

@@ -10,7 +10,7 @@ from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import encode
 from pipeline.images.moments import Moments
 from pipeline.images.statistics import statistics_of
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 
 CLASSES = 3
 

@@ -37,7 +37,7 @@ def test_other_names_do_not_resolve():
     "statement",
     [
         "import pipeline",
-        "import pipeline.preparation",
+        "import pipeline.sharding.job",
         "from pipeline import Dataset, Options, prepare, read_source, draw_demo",
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from pipeline.errors import RunError, UsageError
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 from trainer.predictions import Predictions, read_predictions, write_predictions
 
 CLASSES = [

@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.shards import Shard
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.source import ClassInfo
+from pipeline.sources.base import ClassInfo
 from pipeline.storage.base import open_store
 
 MANIFEST = Manifest(

@@ -1,0 +1,173 @@
+"""The last step of preparation: parts become statistics, report and manifest."""
+
+import csv
+import hashlib
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.dataset.manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    MEAN_IMAGE,
+    ImageFormat,
+    Manifest,
+    SourceInfo,
+    to_json,
+)
+from pipeline.dataset.shards import Shard
+from pipeline.errors import RunError
+from pipeline.images.moments import Moments
+from pipeline.images.statistics import mean_image_of, statistics_of
+from pipeline.sharding.plan import WORK, Plan, ShardOutline
+from pipeline.sharding.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
+from pipeline.sources.base import ClassInfo
+from pipeline.storage.base import Span, Store, open_store
+
+REPORT = "report.csv"
+
+
+class BadPicturesError(RunError):
+    """Too many pictures were skipped, or all of a class or split."""
+
+
+def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
+    """Merge the finished parts of `plan` into statistics, report and manifest; remove `.work`.
+
+    Args:
+        out: the dataset's folder.
+        plan: the job's.
+        max_bad: share of undecodable pictures above which it fails.
+        remedy: what to do where shards are missing.
+
+    Raises:
+        BadPicturesError: too many pictures were bad, or a class lost all its pictures.
+        RunError: a shard is unfinished, or parts were made for another plan or with different libraries.
+    """
+    moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
+    done = finished(out)
+    parts: list[tuple[ShardOutline, Part]] = []
+    for shard in plan.shards:
+        if last_name(shard.name) in done:
+            part, sums = read_part(out, shard.name)
+            _refuse_other_plan(out, plan, part)
+            refuse_versions(out, plan, part.versions, shard.name)
+            parts.append((shard, part))
+            moments.merge(sums)
+    incidents = [incident for _, part in parts for incident in part.incidents]
+    bad = too_many_bad(plan, sum(part.skipped for _, part in parts), max_bad)
+    if len(parts) < len(plan.shards) and not bad:
+        missing = next(shard.name for shard in plan.shards if last_name(shard.name) not in done)
+        raise RunError(
+            f"{out}: {len(parts)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
+            f"{remedy}"
+        )
+    out.write(REPORT, report_csv(incidents))
+    if bad:
+        raise BadPicturesError(_bad_message(out, plan, incidents, max_bad))
+    splits = _shards_by_split(parts)
+    _refuse_lost(plan, parts, splits)
+    checksum = None
+    if plan.options.mode == "square":
+        mean_image = io.BytesIO()
+        np.save(mean_image, mean_image_of(moments))
+        out.write(MEAN_IMAGE, mean_image.getvalue())
+        checksum = hashlib.sha256(mean_image.getvalue()).hexdigest()
+    manifest = _manifest(plan, splits, moments, checksum)
+    out.write(FILE_NAME, to_json(manifest))
+    out.remove(WORK)
+    return manifest
+
+
+def read_report(out: str | Path | Store) -> list[dict[str, str]]:
+    """Rows of a dataset's `report.csv`: path, reason and action ("skipped" or "repaired")."""
+    text = open_store(out).read(Span(REPORT)).decode()
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def report_csv(incidents: list[Incident]) -> bytes:
+    """`report.csv` of these incidents, sorted by path."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "reason", "action"))
+    rows.writerows((i.path, i.reason, i.action) for i in sorted(incidents, key=lambda i: i.path))
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
+    """Whether more pictures of the whole job were skipped than its share `max_bad` allows."""
+    return skipped > max_bad * plan.samples
+
+
+def _manifest(
+    plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments, mean_image_sha256: str | None
+) -> Manifest:
+    settings = asdict(plan.options)
+    del settings["keep_aspect"], settings["keep_original"]
+    return Manifest(
+        format=FORMAT_VERSION,
+        image=ImageFormat(size=settings.pop("size"), mode=plan.options.mode, quality=settings.pop("quality")),
+        classes=tuple(ClassInfo(*pair) for pair in plan.classes),
+        label_width=plan.label_width,
+        splits=splits,
+        statistics=statistics_of(moments),
+        seed=settings.pop("seed"),
+        source=SourceInfo(plan.layout, plan.fingerprint),
+        settings=settings,
+        versions=plan.versions,
+        mean_image_sha256=mean_image_sha256,
+    )
+
+
+def _shards_by_split(parts: list[tuple[ShardOutline, Part]]) -> dict[str, tuple[Shard, ...]]:
+    splits: dict[str, list[Shard]] = {}
+    for shard, part in parts:
+        if part.shard is not None:
+            splits.setdefault(shard.split, []).append(part.shard)
+    return {split: tuple(shards) for split, shards in splits.items()}
+
+
+def forget_skips(out: Store, plan: Plan) -> None:
+    """Have finished shards with skipped pictures made again: a file may be readable by then."""
+    done = finished(out)
+    for shard in plan.shards:
+        if last_name(shard.name) in done and read_part(out, shard.name)[0].skipped:
+            forget(out, shard.name)
+
+
+def _refuse_other_plan(out: Store, plan: Plan, part: Part) -> None:
+    if part.plan != plan.digest:
+        raise RunError(
+            f"{out}: {part.name} was made for another plan, by a job that ran at the same time; remove {out} "
+            "and start again, one job at a time"
+        )
+
+
+def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
+    skipped = [incident for incident in incidents if incident.action == "skipped"]
+    first = min(skipped, key=lambda i: i.path)
+    return (
+        f"{len(skipped)} of {plan.samples} pictures cannot be decoded, more than --max-bad {max_bad:.2%} "
+        f"(first: {first.path}: {first.reason}); see {out.place(REPORT)}, then raise --max-bad to leave "
+        "them out, or mend them and prepare into a new folder"
+    )
+
+
+def _refuse_lost(
+    plan: Plan, parts: list[tuple[ShardOutline, Part]], splits: dict[str, tuple[Shard, ...]]
+) -> None:
+    """Skipping may have emptied a class of its training pictures, or a whole split."""
+    trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
+    lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
+    if lost:
+        raise BadPicturesError(
+            f"no decodable training pictures are left for {', '.join(lost[:5])}; "
+            "mend the files that report.csv names, or remove the class"
+        )
+    empty = {s.split for s in plan.shards} - splits.keys()
+    if empty:
+        raise BadPicturesError(
+            f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv"
+        )

@@ -1,0 +1,1 @@
+"""What people have: a source's images and labels, listed."""

@@ -1,0 +1,89 @@
+"""Reading whatever people have: detect a source's layout, list it, and assemble it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Listing, Source, assemble
+from pipeline.sources.listers import archives, folders, kaggle, parquet, webdataset
+from pipeline.storage.base import Store, open_store
+
+
+class Layout(NamedTuple):
+    """A form in which people have their images: what it looks like, how to tell it, how to list it."""
+
+    description: str
+    is_here: Callable[[Store], bool]
+    read: Callable[[Store], Listing]
+
+
+LAYOUTS = {
+    "archives": Layout(
+        "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as downloaded, with the devkit",
+        archives.is_here,
+        archives.read,
+    ),
+    "kaggle": Layout(
+        "Kaggle's tree ILSVRC/Data/CLS-LOC/{train,val} with its CSV of labels",
+        kaggle.is_here,
+        kaggle.read,
+    ),
+    "parquet": Layout(
+        "Parquet files with image.bytes and label, as the Hugging Face hub has them",
+        parquet.is_here,
+        parquet.read,
+    ),
+    "webdataset": Layout(
+        "tars of images with .cls or .json labels",
+        webdataset.is_here,
+        webdataset.read,
+    ),
+    "folders": Layout(
+        "{train,val|validation,test}/CLASS/* or CLASS/*",
+        lambda _: True,  # whatever is none of the others
+        folders.read,
+    ),
+}
+"""Layouts in the order in which they are looked for."""
+
+
+def read_source(
+    root: str | Path, layout: str = "auto", val_fraction: float | None = None, seed: int = 0
+) -> Source:
+    """List a source.
+
+    Args:
+        root: a folder, here or in a bucket (`s3://…`, `gs://…`), or one archive or Parquet file in it.
+        layout: a key of LAYOUTS, or "auto" to detect it.
+        val_fraction: share of each class that becomes the "val" split where the source has none.
+        seed: of that choice.
+
+    Raises:
+        UsageError: an unknown layout; nothing there, nothing that is known, or unreadable, damaged or
+            contradictory files; see the layouts' modules.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise UsageError(f"--layout {layout} is unknown; give auto, {', '.join(LAYOUTS)}")
+    try:
+        store = _open(root)
+        if layout == "auto":
+            layout = next(name for name, known in LAYOUTS.items() if known.is_here(store))
+        listing = LAYOUTS[layout].read(store)
+    except OSError as error:
+        what, reason = error.filename or root, error.strerror or error
+        raise UsageError(f"cannot read {what}: {reason}; restore it or check its permissions") from error
+    return assemble(store.url, listing, val_fraction, seed)
+
+
+def _open(root: str | Path) -> Store:
+    store = open_store(root)
+    if store.is_folder():
+        return store
+    above, slash, name = store.url.rstrip("/").rpartition("/")
+    if name.endswith((".tar", ".parquet")):  # one of the files that make up the source
+        parent = open_store(above or slash or ".")
+        if parent.is_file(name):
+            return parent
+    found = "it is a file" if store.local and store.local.exists() else "it does not exist"
+    raise UsageError(f"source {root}: {found}; name the folder that holds the data")

@@ -1,0 +1,115 @@
+"""ILSVRC 2012's archives as downloaded: read in place, never extracted."""
+
+from collections.abc import Iterable, Iterator
+
+from pipeline.dataset.tar import Member, scan
+from pipeline.errors import UsageError
+from pipeline.sources.base import Container, Entry, Listing, is_picture, stem_of
+from pipeline.sources.listers.imagenet import WNID, read_labels
+from pipeline.storage.base import Store
+
+TRAIN = "ILSVRC2012_img_train.tar"
+"""A tar of one tar per class: nXXXXXXXX.tar, with the class's pictures."""
+VAL = "ILSVRC2012_img_val.tar"
+"""A tar of pictures: ILSVRC2012_val_XXXXXXXX.JPEG."""
+# Of the files that the ImageNet project hands out; torchvision's datasets/imagenet.py has the same.
+_MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabcf34fc5622"}
+_AGAIN = {name: f"download {name} again (its MD5 is {md5})" for name, md5 in _MD5.items()}
+
+
+def is_here(store: Store) -> bool:
+    """Whether the root holds the training archive, or the validation archive and nothing to train from."""
+    return store.is_file(TRAIN) or (store.is_file(VAL) and not {"train", "ILSVRC"} & store.names())
+
+
+def read(store: Store) -> Listing:
+    """List the archives; validation pictures get their labels from the devkit or Kaggle's CSV beside them.
+
+    The training archive is container 0, the validation archive container 1; offsets count from their
+    starts.
+
+    Raises:
+        UsageError: no training archive; a damaged archive or label file; validation pictures without a
+            label; label files that match neither the archives nor each other.
+    """
+    if not store.is_file(TRAIN):
+        raise UsageError(f"source {store}: found no {TRAIN}; put it beside {VAL} and the devkit")
+    notes: list[str] = []
+    train, classes = _read_train(store, notes)
+    entries, containers = {"train": train}, [Container(TRAIN, store.size(TRAIN))]
+    has_val = store.is_file(VAL)
+    labels = read_labels(store, [""], labels=has_val)
+    labels.check_classes(store.place(TRAIN), classes)
+    if has_val:
+        pictures = _read_val(store, notes)
+        ids = labels.classes_of(store.place(VAL), [stem_of(name) for name, _, _ in pictures])
+        entries["val"] = [
+            Entry(name, class_id, size, 1, offset)
+            for (name, offset, size), class_id in zip(pictures, ids, strict=True)
+        ]
+        containers.append(Container(VAL, store.size(VAL)))
+        classes |= set(ids)
+    return Listing("archives", entries, tuple(containers), labels.names, tuple(sorted(classes)), notes)
+
+
+def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
+    """The training pictures, and every class, those without pictures too."""
+    place = store.place(TRAIN)
+    entries: list[Entry] = []
+    classes: set[str] = set()
+    others = 0
+    with store.open(TRAIN) as file:
+        for tar in _visible(scan(file, place, remedy=_AGAIN[TRAIN])):
+            class_id, _, suffix = tar.name.rpartition("/")[2].partition(".")
+            if suffix != "tar":
+                others += 1
+                continue
+            if class_id in classes or not WNID.fullmatch(class_id):
+                reason = "is there twice" if class_id in classes else "is not named nXXXXXXXX.tar"
+                raise UsageError(
+                    f"{place}: member {tar.name} at offset {tar.offset:,} {reason}; {_AGAIN[TRAIN]}"
+                )
+            classes.add(class_id)
+            inner = scan(file, f"{place} (in {tar.name})", tar.offset, tar.offset + tar.size, _AGAIN[TRAIN])
+            pictures, skipped = _pictures(inner)
+            others += skipped
+            entries += (Entry(f"{tar.name}/{name}", class_id, size, 0, at) for name, at, size in pictures)
+    if not classes:
+        raise UsageError(
+            f"{place}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
+        )
+    _note(notes, TRAIN, others)
+    return entries, classes
+
+
+def _read_val(store: Store, notes: list[str]) -> list[Member]:
+    place = store.place(VAL)
+    with store.open(VAL) as file:
+        pictures, others = _pictures(scan(file, place, remedy=_AGAIN[VAL]))
+    if not pictures:
+        raise UsageError(f"{place}: holds no pictures; {_AGAIN[VAL]}, or remove it")
+    _note(notes, VAL, others)
+    return pictures
+
+
+def _pictures(members: Iterable[Member]) -> tuple[list[Member], int]:
+    """The pictures among members, and how many others there are."""
+    pictures: list[Member] = []
+    others = 0
+    for member in _visible(members):
+        if is_picture(member.name):
+            pictures.append(member)
+        else:
+            others += 1
+    return pictures, others
+
+
+def _visible(members: Iterable[Member]) -> Iterator[Member]:
+    """Without hidden files, as in a folder: macOS's tar adds a `._NAME` to each file."""
+    return (member for member in members if "/." not in f"/{member.name}")
+
+
+def _note(notes: list[str], name: str, others: int) -> None:
+    if others:
+        what = "member is" if others == 1 else "members are"
+        notes.append(f"{name}: {others:,} {what} no picture, left out")

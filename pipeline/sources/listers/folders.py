@@ -1,0 +1,75 @@
+"""Class folders: `{train,val|validation,test}/CLASS/*`, or `CLASS/*` as training data."""
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Entry, Listing, is_picture
+from pipeline.sources.listers.imagenet import MAPPING, read_mapping
+from pipeline.storage.base import Store
+
+_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+
+
+def read(store: Store) -> Listing:
+    """List class folders; pictures count at any depth below one, by their suffix.
+
+    Hidden files are left out; files without a picture's suffix are left out and counted in `notes`.
+    Classes get their names from `LOC_synset_mapping.txt` where the source has one.
+
+    Raises:
+        UsageError: unreadable folders, or both `val` and `validation`, or a validation folder without
+            a training folder.
+    """
+    notes: list[str] = []
+    entries: dict[str, list[Entry]] = {}
+    classes: set[str] = set()
+    for split, folder in _split_folders(store).items():
+        found, ids = read_class_folders(store, folder, notes)
+        if not found and split != "train":
+            notes.append(f"{split}: no class folders with pictures, left out")
+            continue
+        entries[split] = found
+        classes |= ids
+    names = read_mapping(store, MAPPING) if store.is_file(MAPPING) else {}
+    return Listing("folders", entries, names=names, classes=tuple(sorted(classes)), notes=notes)
+
+
+def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], set[str]]:
+    """The pictures in `folder/CLASS/…` ("": the root), and every class, those without pictures too.
+
+    How many other files there are goes to `notes`.
+    """
+    files, folders = store.walk(folder)
+    start = len(folder) + 1 if folder else 0
+    classes = {path[start:]: path[start:] for path in folders if "/" not in path[start:]}
+    entries: list[Entry] = []
+    others = 0
+    while files:  # taken off the list, so that a million entries need not lie beside a million files
+        file = files.pop()
+        name, _, below = file.path[start:].partition("/")
+        if below and is_picture(below):
+            entries.append(Entry(file.path, classes.setdefault(name, name), file.size))
+        elif file.path != MAPPING:
+            others += 1
+    if others:
+        plural = "file is" if others == 1 else "files are"
+        place = store.place(folder) if folder else store.url
+        notes.append(f"{place}: {others:,} {plural} no picture in a class folder, left out")
+    entries.reverse()
+    return entries, set(classes)
+
+
+def _split_folders(store: Store) -> dict[str, str]:
+    """Split → its folder; without such folders, the root is the training split's."""
+    present = store.names()
+    named = {
+        name: split for name, split in _SPLIT_FOLDERS.items() if name in present and store.is_folder(name)
+    }
+    if not named:
+        return {"train": ""}
+    if "train" not in named:
+        raise UsageError(
+            f"source {store}: found the folders {', '.join(sorted(named))} but no train; "
+            "name a source with train/CLASS/ folders"
+        )
+    if {"val", "validation"} <= named.keys():
+        raise UsageError(f"source {store}: found both val and validation; keep one of them")
+    return {split: name for name, split in named.items()}

@@ -1,0 +1,205 @@
+"""One Parquet file of pictures: opening it, and its columns.
+
+Its columns are
+
+- `image` or `img`: struct{bytes, path}, or the bytes alone; or flat columns `image.bytes` and `image.path`;
+- `label`, `labels` or `fine_label`: a number or a text.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from typing_extensions import override
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Container
+from pipeline.sources.listers.hub import reading
+from pipeline.storage.base import Span, Store
+
+_PICTURES = ("image", "img")
+_LABELS = ("label", "labels", "fine_label")
+# A row group of some writers is the whole file: large columns are read by pages, through so many bytes.
+_BUFFER = 2**22
+_FIRST_LOOK = 16
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Dotted paths of the columns that count; `path` is None where there is none."""
+
+    image: str
+    path: str | None
+    label: str
+
+
+@contextmanager
+def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
+    """Open a container as a pyarrow ParquetFile; what its reading raises becomes one line.
+
+    Args:
+        store: the source.
+        container: the file.
+        in_order: whether large columns are wanted from front to back, or small ones whole.
+
+    Raises:
+        UsageError: missing or damaged.
+        RunError: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with reading(store.place(container.path), "Parquet file", pa.ArrowException), ExitStack() as stack:
+        file: Any = store.local and str(store.local / container.path)
+        if file is None:
+            ahead = store.open(container.path) if in_order else _Ranges(store, container)
+            file = stack.enter_context(ahead)
+        parquet = pq.ParquetFile(
+            file,
+            # Arrow's own way is to keep what it has read of a file until the end.
+            pre_buffer=not in_order,
+            buffer_size=_BUFFER if in_order else 0,
+            page_checksum_verification=True,
+        )
+        yield stack.enter_context(parquet)
+
+
+def columns_of(schema: Any, place: str) -> Columns:
+    """Choose the columns of a pyarrow schema.
+
+    Raises:
+        UsageError: there is no picture or no label among them.
+    """
+    image = next(filter(None, (_picture(schema, name) for name in _PICTURES)), None)
+    label = next((name for name in _LABELS if name in schema.names), None)
+    if image is None or label is None:
+        needed = {"image (a struct of bytes and path, or bytes)": image, "label": label}
+        missing = " and no column ".join(name for name, there in needed.items() if there is None)
+        present = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema) or "none"
+        raise UsageError(f"{place}: no column {missing}; its columns are: {present}")
+    kind = schema.field(label).type
+    if not _is_label(kind):
+        raise UsageError(f"{place}: column {label} is {_shown(kind)}; it must hold whole numbers or texts")
+    return Columns(*image, label)
+
+
+def leaf(batch: Any, path: str) -> Any:
+    """The column of a dotted path in a pyarrow record batch, null where the struct around it is."""
+    import pyarrow.compute as pc
+
+    if path in batch.schema.names:
+        return batch.column(path)
+    outer, _, inner = path.partition(".")
+    return pc.struct_field(batch.column(outer), inner)
+
+
+def check_embedded(parquet: Any, image: str, place: str) -> None:
+    """Check that pictures are in a ParquetFile, opened to be read in order, as far as its first rows show.
+
+    Raises:
+        UsageError: the column `image` is null in all of them.
+    """
+    first = next(parquet.iter_batches(_FIRST_LOOK, columns=[image], use_threads=False), None)
+    if first and leaf(first, image).null_count == first.num_rows:
+        raise UsageError(
+            f"{place}: it has paths instead of pictures ({image} is null in its first {first.num_rows} "
+            "rows); export it again with the pictures embedded"
+        )
+
+
+def class_label(schema: Any, label: str, place: str) -> tuple[str, ...] | None:
+    """The names of the ClassLabel `label` in the metadata that Hugging Face's datasets write, or None.
+
+    Raises:
+        UsageError: the metadata are damaged.
+    """
+    stored = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = msgspec.json.decode(stored, type=_Metadata).info.features
+        return msgspec.convert(features.get(label, {}), _Feature).names
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{place}: Hugging Face's metadata in it are damaged ({error}); download it again"
+        ) from error
+
+
+class _Feature(msgspec.Struct):
+    names: tuple[str, ...] | None = None
+
+
+class _Info(msgspec.Struct):
+    features: dict[str, Any] = {}
+
+
+class _Metadata(msgspec.Struct):
+    info: _Info = msgspec.field(default_factory=_Info)
+
+
+def _picture(schema: Any, name: str) -> tuple[str, str | None] | None:
+    """Dotted paths of the bytes and the path of the picture column `name`, or None."""
+    import pyarrow.types as kinds
+
+    flat = {field.name: field.type for field in schema}
+    if name in flat and kinds.is_struct(flat[name]):
+        inner = flat[name]
+        flat |= {f"{name}.{inner.field(k).name}": inner.field(k).type for k in range(inner.num_fields)}
+    path = f"{name}.path" if _is_text(flat.get(f"{name}.path")) else None
+    for column in (f"{name}.bytes", name):
+        if column in flat and (kinds.is_binary(flat[column]) or kinds.is_large_binary(flat[column])):
+            return column, path
+    return None
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    return _is_text(kind) or kinds.is_integer(kind.value_type if kinds.is_dictionary(kind) else kind)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    if kind is not None and kinds.is_dictionary(kind):
+        kind = kind.value_type
+    return kind is not None and bool(kinds.is_string(kind) or kinds.is_large_string(kind))
+
+
+def _shown(kind: Any) -> str:
+    text = " ".join(str(kind).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class _Ranges(io.RawIOBase):
+    """A file of a store that is read as it is asked for: an open bucket file would read far ahead."""
+
+    def __init__(self, store: Store, container: Container) -> None:
+        self._store, self._container, self._at = store, container, 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._at
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._container.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    @override
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._container.size - self._at)
+        size = left if size < 0 else min(size, left)
+        data = self._store.read(Span(self._container.path, self._at, size)) if size else b""
+        self._at += len(data)
+        return data

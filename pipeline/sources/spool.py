@@ -1,0 +1,182 @@
+"""Sources without cheap random access are read once, in order, into flat files that are read at random.
+
+A Parquet file becomes NUMBER.bin, its pictures one after the other, and NUMBER.npy, int64 (rows + 1,), where
+each of them starts and the last one ends; a null is a picture of no bytes. A compressed tar becomes
+NUMBER.bin, the tar itself. Either takes the space of the pictures.
+"""
+
+import fcntl
+import gzip
+import zlib
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Container
+from pipeline.sources.listers.hub import reading
+from pipeline.storage.atomic import atomic_write, make_folder, write_array
+from pipeline.storage.base import Span, Store
+
+_PARQUET = ".parquet"
+_PACKED = (".gz", ".tgz")
+_CHUNK = 2**20
+# Rows in memory at a time, of pictures of 0.1 to 10 MB.
+_ROWS = 16
+# A shard's pictures lie in any of the containers; ImageNet's are 308.
+_MOST_TABLES = 4096
+
+
+def needs_spool(container: Container) -> bool:
+    """Whether a container must be spooled before its samples can be read at random."""
+    return container.path.lower().endswith((_PARQUET, *_PACKED))
+
+
+def spool(store: Store, number: int, container: Container, folder: Path) -> None:
+    """Unpack a container into `folder`, unless that has been done.
+
+    Two processes of one machine don't do the same work: the second waits for the first.
+
+    Args:
+        store: the source.
+        number: of the container in the source's list; it names the files.
+        container: as it was listed.
+        folder: is created.
+
+    Raises:
+        UsageError: the container is damaged, or is not what was listed.
+        RunError: it cannot be read, or the folder cannot be written.
+    """
+    if _is_finished(folder, number, container):
+        return
+    make_folder(folder)
+    with _locked(folder / f"{number:05d}.lock"):
+        if not _is_finished(folder, number, container):
+            _check_unchanged(store, container)
+            if _is_parquet(container):
+                _spool_rows(store, number, container, folder)
+            else:
+                _spool_tar(store, number, container, folder)
+
+
+def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> Span:
+    """Where the bytes of a sample of a spooled container lie, in a file below `folder`.
+
+    Args:
+        folder: that was spooled to.
+        number: of the container.
+        container: as it was listed.
+        offset: of the sample: its row in a Parquet file, its place in a tar.
+        size: of the sample in bytes; of a Parquet file's it is not needed.
+
+    Raises:
+        UsageError: the Parquet file has no such row.
+    """
+    if not _is_parquet(container):
+        return Span(f"{number:05d}.bin", offset, size)
+    table = folder / f"{number:05d}.npy"
+    starts = _starts(str(table), table.stat().st_mtime_ns)
+    if offset >= len(starts) - 1:
+        raise UsageError(
+            f"{container.path}: row {offset:,} was listed, but it has {len(starts) - 1:,} rows; it has "
+            "changed since: restore it, or start again in another folder"
+        )
+    start, end = int(starts[offset]), int(starts[offset + 1])
+    return Span(f"{number:05d}.bin", start, end - start)
+
+
+@contextmanager
+def unpacked(store: Store, container: Container) -> Iterator[BinaryIO]:
+    """Open a tar for reading, decompressed where its name says so.
+
+    Raises:
+        UsageError: missing or damaged.
+        RunError: it cannot be read.
+    """
+    packed = container.path.lower().endswith(_PACKED)
+    with (
+        reading(store.place(container.path), "gzip file", EOFError, zlib.error),
+        store.open(container.path) as file,
+    ):
+        if not packed:
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file, mode="rb") as content:
+            yield cast(BinaryIO, content)
+
+
+def _is_parquet(container: Container) -> bool:
+    return container.path.lower().endswith(_PARQUET)
+
+
+def _is_finished(folder: Path, number: int, container: Container) -> bool:
+    suffixes = (".bin", ".npy") if _is_parquet(container) else (".bin",)
+    return all((folder / f"{number:05d}{suffix}").is_file() for suffix in suffixes)
+
+
+def _check_unchanged(store: Store, container: Container) -> None:
+    with reading(store.place(container.path), "file"):
+        size = store.size(container.path)
+    if size != container.size:
+        raise UsageError(
+            f"{store.place(container.path)}: {size:,} bytes, but {container.size:,} when it was listed; it "
+            "has changed since: restore it, or start again in another folder"
+        )
+
+
+def _spool_rows(store: Store, number: int, container: Container, folder: Path) -> None:
+    starts = array("q", [0])
+    with atomic_write(folder / f"{number:05d}.bin") as file:
+        for data in _rows(store, container):
+            file.write(data)
+            starts.append(starts[-1] + len(data))
+    write_array(folder / f"{number:05d}.npy", np.frombuffer(starts, np.int64))
+
+
+def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
+    """A Parquet file's pictures in order.
+
+    A generator, so that only its own errors, not those of writing, are put down to the Parquet file.
+    """
+    from pipeline.sources.listers.parquet_file import columns_of, leaf, opened
+
+    with opened(store, container, in_order=True) as parquet:
+        image = columns_of(parquet.schema_arrow, store.place(container.path)).image
+        for batch in parquet.iter_batches(_ROWS, columns=[image], use_threads=False):
+            for value in leaf(batch, image):
+                yield memoryview(value.as_buffer()) if value.is_valid else b""
+
+
+def _spool_tar(store: Store, number: int, container: Container, folder: Path) -> None:
+    with atomic_write(folder / f"{number:05d}.bin") as file:
+        for data in _chunks(store, container):
+            file.write(data)
+
+
+def _chunks(store: Store, container: Container) -> Iterator[bytes]:
+    with unpacked(store, container) as file:
+        while data := file.read(_CHUNK):
+            yield data
+
+
+@lru_cache(maxsize=_MOST_TABLES)
+def _starts(table: str, _changed: int) -> NDArray[np.int64]:
+    """The table of a spooled Parquet file; one that was made again has another time."""
+    starts: NDArray[np.int64] = np.load(table, mmap_mode="r", allow_pickle=False)
+    return starts
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process."""
+    with ExitStack() as stack:
+        # Without locks the work is done twice, unharmed: whole files of the same bytes replace each other.
+        with suppress(OSError):
+            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
+        yield

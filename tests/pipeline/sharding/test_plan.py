@@ -1,0 +1,229 @@
+from dataclasses import asdict
+from importlib.metadata import version
+
+import pytest
+from helpers.folders import place
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.sharding.plan import (
+    Options,
+    _shard_count,
+    identity,
+    make_plan,
+    read_plan,
+    read_shard_plan,
+    refuse_difference,
+    store_plan,
+    versions,
+)
+from pipeline.sources.base import UNKNOWN, ClassInfo, Container, Sample, Source
+from pipeline.sources.detection import read_source
+from pipeline.storage.base import open_store
+
+
+def source(train, val=0, classes=2):
+    splits = {
+        split: [Sample(f"{split}/{k}.jpg", k % classes, f"{split}{k}") for k in range(count)]
+        for split, count in (("train", train), ("val", val))
+        if count
+    }
+    infos = tuple(ClassInfo(f"c{k}", f"class {k}") for k in range(classes))
+    return Source("nowhere", "folders", infos, splits)
+
+
+def order(planned, split="train"):
+    _, shards = planned
+    return [sample.key for shard in shards if shard.split == split for sample in shard.samples]
+
+
+@given(st.integers(1, 400), st.integers(0, 150), st.none() | st.integers(1, 120), st.integers(0, 9))
+def test_every_sample_is_in_exactly_one_shard_and_shards_are_even(train, val, per_shard, seed):
+    listed = source(train, val)
+    plan, all_shards = planned = make_plan(listed, Options(seed=seed, shard_samples=per_shard))
+    assert [(s.name, s.split, s.samples) for s in plan.shards] == [
+        (s.name, s.split, len(s.samples)) for s in all_shards
+    ]
+    assert plan.samples == train + val
+    for split, samples in listed.splits.items():
+        shards = [shard for shard in all_shards if shard.split == split]
+        assert sorted(order(planned, split)) == sorted(sample.key for sample in samples)
+        lengths = {len(shard.samples) for shard in shards}
+        assert max(lengths) - min(lengths) <= 1
+        assert min(lengths) >= 1
+        assert max(lengths) <= (per_shard or 2000)
+        assert [shard.name for shard in shards] == [f"{split}/{split}-{k:06d}" for k in range(len(shards))]
+
+
+@pytest.mark.parametrize(
+    ("samples", "per_shard", "count"),
+    [
+        (1, None, 1),
+        (50, None, 1),
+        (51, None, 2),
+        (800, None, 16),
+        (32_000, None, 16),
+        (32_001, None, 17),
+        (50_000, None, 25),
+        (1_281_167, None, 641),
+        (10, 3, 4),
+        (9, 3, 3),
+        (5, 100, 1),
+    ],
+)
+def test_shard_counts(samples, per_shard, count):
+    assert _shard_count(samples, per_shard) == count
+
+
+def test_shards_of_original_files_are_bounded_in_bytes():
+    listed = source(100)
+    large = [Sample(s.path, s.label, s.key, 10_000_000) for s in listed.splits["train"]]
+    listed.splits["train"] = large
+    assert len(make_plan(listed, Options())[1]) == 2
+    assert len(make_plan(listed, Options(keep_original=True))[1]) == 4  # of 250 MB
+    assert len(make_plan(listed, Options(keep_original=True, shard_samples=100))[1]) == 1
+    # In Parquet files pictures' sizes are not known, but the files' are.
+    containers = (Container("train-0.parquet", 10**9),)
+    rows = [Sample(s.path, s.label, s.key, UNKNOWN, 0, n) for n, s in enumerate(large)]
+    packed = Source("nowhere", "parquet", listed.classes, {"train": rows}, containers)
+    assert len(make_plan(packed, Options(keep_original=True))[1]) == 4
+
+
+def test_the_order_is_shuffled_by_the_seed_alone():
+    first = order(make_plan(source(200), Options(seed=1)))
+    assert order(make_plan(source(200), Options(seed=1, size=64, quality=50, shard_samples=7))) == first
+    assert order(make_plan(source(200), Options(seed=2))) != first
+    listed = source(200)
+    listed.splits["train"].reverse()
+    assert order(make_plan(listed, Options(seed=1))) == first
+    # Shuffled: each half of the output draws from both halves of the input, 50 ± 7 (two sigma are 10).
+    early = sum(int(key.removeprefix("train")) < 100 for key in first[:100])
+    assert 35 <= early <= 65
+
+
+def test_a_picture_more_leaves_the_order_of_the_others():
+    longer = order(make_plan(source(201), Options()))
+    assert [key for key in longer if key != "train200"] == order(make_plan(source(200), Options()))
+
+
+def test_splits_are_shuffled_apart():
+    listed = source(100, 100)
+    listed.splits["val"] = [
+        Sample(s.path, s.label, s.key.replace("val", "train")) for s in listed.splits["val"]
+    ]
+    plan = make_plan(listed, Options())
+    assert order(plan, "train") != order(plan, "val")
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 4), (1000, 4), (10_000, 4), (10_001, 5), (100_001, 6)])
+def test_label_width(classes, width):
+    plan, _ = make_plan(source(2, classes=classes), Options())
+    assert plan.label_width == width
+
+
+def test_the_plan_carries_the_source_and_the_versions():
+    listed = source(3)
+    plan, _ = make_plan(listed, Options(seed=5))
+    assert (plan.layout, plan.fingerprint, plan.options.seed) == ("folders", listed.fingerprint(), 5)
+    assert plan.classes == (("c0", "class 0"), ("c1", "class 1"))
+    assert plan.versions == versions()
+    assert plan.versions["numpy"] == version("numpy")
+    assert set(plan.versions) == {
+        "alexnet-toolkit",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "simplejpeg",
+        "architecture",
+    }
+
+
+def test_a_stored_plan_reads_back(tmp_path):
+    for name in ("ant/é 1.jpg", "bee/2.jpg"):
+        place(tmp_path / "source" / name)
+    listed = read_source(tmp_path / "source")
+    plan, shards = make_plan(listed, Options(shard_samples=1, max_megapixels=0.5))
+    out = open_store(tmp_path / "out")
+    store_plan(out, plan, shards)
+    assert read_plan(out) == plan
+    assert [read_shard_plan(out, shard.name) for shard in plan.shards] == shards
+
+
+def test_the_plan_is_written_after_its_shards(tmp_path, monkeypatch):
+    out = open_store(tmp_path)
+    written = []
+    monkeypatch.setattr(out, "write", lambda name, data: written.append(name))
+    store_plan(out, *make_plan(source(3, 2), Options(shard_samples=1)))
+    assert len(written) == 6
+    assert written[-1] == ".work/plan.json"
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff\xff", b'{"options": {"size": "big"}}'])
+def test_a_damaged_plan_is_refused(tmp_path, data):
+    out = open_store(tmp_path)
+    place(tmp_path / ".work" / "plan.json", data)
+    with pytest.raises(UsageError, match=r"\.work/plan\.json: unreadable plan .*start again"):
+        read_plan(out)
+    with pytest.raises(UsageError, match=r"\.work/plan/train-000000\.json: unreadable plan"):
+        read_shard_plan(out, "train/train-000000")
+
+
+def test_a_missing_plan_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no preparation was begun here"):
+        read_plan(open_store(tmp_path))
+
+
+def refuse(wanted, found, tmp_path):
+    refuse_difference(identity(wanted[0]), found, open_store(tmp_path))
+
+
+def test_the_same_input_is_not_refused(tmp_path):
+    planned = make_plan(source(3), Options(seed=1))
+    refuse(planned, identity(planned[0]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(size=64), "--size was 64, now 256"),
+        (Options(keep_aspect=True), "--keep-aspect was True, now False"),
+        (Options(quality=90), "--quality was 90, now 95"),
+        (Options(val_fraction=0.1), "--val-fraction was 0.1, now None"),
+        (Options(seed=3), "--seed was 3, now 0"),
+        (Options(shard_samples=9), "--shard-samples was 9, now None"),
+        (Options(max_megapixels=1.5), "--max-megapixels was 1.5, now 100.0"),
+        (Options(exif_rotate=True), "--exif-rotate was True, now False"),
+        (Options(keep_original=True), "--keep-original was True, now False"),
+    ],
+)
+def test_each_option_that_differs_is_named(options, message, tmp_path):
+    other, _ = make_plan(source(3), options)
+    with pytest.raises(UsageError) as refused:
+        refuse(make_plan(source(3), Options()), identity(other), tmp_path)
+    assert f"{tmp_path} holds output of another run: {message}; give the same" in str(refused.value)
+
+
+def test_every_option_is_compared():
+    assert len(asdict(Options())) == 9  # one row above for each
+
+
+def test_source_and_versions_that_differ_are_named(tmp_path):
+    planned = make_plan(source(3), Options())
+    found = identity(planned[0])
+    with pytest.raises(UsageError, match=r"the source's files differ \(names, labels or sizes\)"):
+        refuse(planned, found | {"fingerprint": "e" * 64}, tmp_path)
+    with pytest.raises(UsageError, match=r"numpy was 1\.0, now"):
+        refuse(planned, found | {"numpy": "1.0"}, tmp_path)
+    with pytest.raises(UsageError, match="--size was 1, now 256; --seed was 2, now 0; the source's"):
+        refuse(planned, found | {"--size": 1, "--seed": 2, "fingerprint": "e" * 64}, tmp_path)
+
+
+def test_two_ways_of_keeping_more_exclude_each_other():
+    with pytest.raises(UsageError, match="--keep-aspect scales pictures and --keep-original does not"):
+        Options(keep_aspect=True, keep_original=True)
+    assert [Options().mode, Options(keep_aspect=True).mode, Options(keep_original=True).mode] == [
+        "square",
+        "aspect",
+        "original",
+    ]

@@ -1,0 +1,99 @@
+import pytest
+from helpers.folders import place
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import ClassInfo, Container, assemble
+from pipeline.sources.labelers.labels import Found, Labelled, plain_name, to_listing, wnid_in
+from pipeline.storage.base import open_store
+
+
+def found(*labels, wnids=None):
+    wnids = wnids or [None] * len(labels)
+    return [Found(f"{k}.jpg", *pair, -1, 0, k) for k, pair in enumerate(zip(labels, wnids, strict=True))]
+
+
+def listing(root, splits, **options):
+    return to_listing(open_store(root), Labelled("any", splits, (Container("a.tar", 1),), **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "wnid", "in_val"),
+    [
+        ("n01440764_10026_n01440764.JPEG", "n01440764_10026.JPEG", "n01440764", "n01440764"),
+        ("ILSVRC2012_val_1_n01440764.JPEG", "ILSVRC2012_val_1.JPEG", "n01440764", "n01440764"),
+        ("n01440764_10026.JPEG", "n01440764_10026.JPEG", "n01440764", None),
+        ("n01440764_1_n01443537.JPEG", "n01440764_1.JPEG", "n01443537", "n01443537"),
+        ("a_n01440764", "a", "n01440764", "n01440764"),
+        ("a_n01440764.b.JPEG", "a_n01440764.b.JPEG", None, None),
+        ("a_n0144076.JPEG", "a_n0144076.JPEG", None, None),
+        ("an01440764.JPEG", "an01440764.JPEG", None, None),
+        ("n01440764.JPEG", "n01440764.JPEG", None, None),
+        ("n014407641_1.JPEG", "n014407641_1.JPEG", None, None),
+        ("", "", None, None),
+    ],
+)
+def test_wnids_in_names(name, plain, wnid, in_val):
+    assert plain_name(name) == plain
+    assert wnid_in(name, "train") == wnid
+    assert wnid_in(name, "val") == in_val
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9_]{0,20}", fullmatch=True),
+    st.integers(0, 99_999_999),
+    st.sampled_from(["", ".JPEG"]),
+)
+def test_what_is_put_behind_a_stem_comes_off(stem, number, suffix):
+    name = f"{stem}_n{number:08d}{suffix}"
+    assert plain_name(name) == stem + suffix
+    assert wnid_in(name, "val") == f"n{number:08d}"
+
+
+def test_classes_are_those_that_occur_in_any_split(tmp_path):
+    made = listing(tmp_path, {"train": found(3, 1), "val": found(2), "test": found(1)}, names=list("abcd"))
+    assert made.classes == ("b", "c", "d")
+    assert {split: [e.class_id for e in entries] for split, entries in made.entries.items()} == {
+        "train": ["d", "b"],
+        "val": ["c"],
+        "test": ["b"],
+    }
+    with pytest.raises(UsageError, match="no training pictures for c"):
+        assemble("x", made)
+
+
+def test_wnids_count_where_every_label_has_one(tmp_path):
+    wnids = ["n00000002", None, "n00000001"]
+    assert listing(tmp_path, {"train": found(0, 0, 1, wnids=wnids)}).classes == ("n00000001", "n00000002")
+    some = {"train": found(0, 1, 2, wnids=["n00000002", "n00000001", None])}
+    assert listing(tmp_path, some).classes == ("0", "1", "2")
+
+
+def test_classes_of_ours_are_taken_as_they_are(tmp_path):
+    place(tmp_path / "LOC_synset_mapping.txt", b"n00000001 another name\n")
+    classes = [ClassInfo("n00000002", "b"), ClassInfo("n00000001", "a")]
+    made = listing(tmp_path, {"train": found(0, 1, wnids=["n00000009"] * 2)}, classes=classes)
+    assert made.names == {"n00000002": "b", "n00000001": "a"}
+    assert [e.class_id for e in made.entries["train"]] == ["n00000002", "n00000001"]
+
+
+def test_texts_that_are_wnids_get_the_mapping_files_names(tmp_path):
+    place(tmp_path / "LOC_synset_mapping.txt", b"n00000001 tench\nn00000002 goldfish\n")
+    made = listing(tmp_path, {"train": found("n00000002", "n00000001")})
+    assert made.classes == ("n00000001", "n00000002")
+    assert made.names == {"n00000001": "tench", "n00000002": "goldfish"}
+
+
+def test_a_split_without_labels_is_left_out_and_noted(tmp_path):
+    made = listing(tmp_path, {"train": found(0, 1), "val": found(-1, None)})
+    assert list(made.entries) == ["train"]
+    assert made.notes == ["val: its 2 pictures have no labels, left out"]
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30))
+def test_digits_of_one_width_sort_as_the_numbers(labels):
+    made = listing("/nowhere", {"train": found(*labels)})
+    assert list(made.classes) == sorted(made.classes)
+    assert [int(c) for c in made.classes] == sorted(set(labels))
+    assert [int(e.class_id) for e in made.entries["train"]] == labels

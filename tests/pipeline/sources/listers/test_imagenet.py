@@ -1,0 +1,154 @@
+import pytest
+from helpers.folders import is_root, place
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UsageError
+from pipeline.sources.listers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution
+from pipeline.storage.base import open_store
+
+HEADER = b"ImageId,PredictionString\n"
+
+
+def mapping(folder, data):
+    return read_mapping(open_store(place(folder / "m.txt", data).parent), "m.txt")
+
+
+def solution(folder, data):
+    return read_solution(open_store(place(folder / "s.csv", data).parent), "s.csv")
+
+
+def refused(message, function, *arguments):
+    with pytest.raises(UsageError) as error:
+        function(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# Class names
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (b"", {}),
+        (b"n01440764 tench, Tinca tinca\n", {"n01440764": "tench, Tinca tinca"}),
+        (
+            b"\xef\xbb\xbfn01440764 tench\r\n\r\nn01443537  goldfish ",
+            {"n01440764": "tench", "n01443537": "goldfish"},
+        ),
+        (b"n01440764\nant Ameise \xc3\xa4", {"n01440764": "n01440764", "ant": "Ameise ä"}),
+    ],
+)
+def test_names_of_a_mapping_file(tmp_path, data, names):
+    assert mapping(tmp_path, data) == names
+
+
+def test_the_real_mapping_file(shared_data):
+    names = read_mapping(open_store(shared_data / "imagenet-meta"), "LOC_synset_mapping.txt")
+    assert len(names) == 1000
+    assert names["n02105855"] == "Shetland sheepdog, Shetland sheep dog, Shetland"
+    assert list(names) == sorted(names)
+
+
+def test_bad_mapping_files(tmp_path):
+    refused(f"{tmp_path}/m.txt: line 2 names a again;", mapping, tmp_path, b"a one\na two\n")
+    refused(f"{tmp_path}/m.txt: not UTF-8 text (byte 2);", mapping, tmp_path, b"a \xff\n")
+
+
+# Kaggle's labels
+
+
+def test_labels_of_a_csv(tmp_path):
+    rows = b"v1,n01440764 85 1 499 272 n01440764 3 4 5 6 \r\n\r\nv2,n01443537\nv1,n01440764 \n"
+    for data in (HEADER + rows, b"\xef\xbb\xbf" + HEADER + rows):
+        assert solution(tmp_path, data) == {"v1": "n01440764", "v2": "n01443537"}
+
+
+def test_the_real_csv(shared_data):
+    table = read_solution(open_store(shared_data / "imagenet-meta"), "LOC_val_solution.csv")
+    assert len(table) == 50_000
+    tree = shared_data / "imagenet-sample" / "val"
+    found = {path.stem: path.parent.name for path in tree.glob("*/*")}
+    assert found
+    assert {stem: table[stem] for stem in found} == found
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "its first line is not ImageId,PredictionString;"),
+        (b"v1,n01440764\n", "its first line is not ImageId,PredictionString;"),
+        (HEADER + b"v1,n01440764\nv2,n0144\n", "line 3 is not a picture, a comma and a WNID"),
+        (HEADER + b"v1\n", "line 2 is not a picture, a comma and a WNID"),
+        (HEADER + b"v1,n01440764,5\n", "line 2 is not a picture, a comma and a WNID"),
+        (HEADER + b"v1,349\n", "line 2 is not a picture, a comma and a WNID"),
+        (HEADER + b'v1,"n01440764\n', "line 2 is no CSV: unexpected end of data;"),
+        (HEADER + b"v1,n01440764\nv1,n01443537\n", "line 3 gives v1 another class;"),
+        (HEADER + b"\xff\n", "not UTF-8 text (byte 25);"),
+        (b"\x1f\x8b" + bytes(100), "not UTF-8 text (byte 1);"),
+    ],
+)
+def test_bad_csv_files(tmp_path, data, message):
+    refused(f"{tmp_path}/s.csv: {message}", solution, tmp_path, data)
+
+
+def test_a_file_that_is_far_too_large(tmp_path):
+    with (tmp_path / "s.csv").open("wb") as file:
+        file.truncate(2**40)
+    store = open_store(tmp_path)
+    refused("s.csv: 1,099,511,627,776 bytes are too many;", read_solution, store, "s.csv")
+
+
+@pytest.mark.skipif(is_root(), reason="root may read anything")
+def test_an_unreadable_file(tmp_path):
+    place(tmp_path / "m.txt").chmod(0)
+    store = open_store(tmp_path)
+    refused(f"cannot read {tmp_path}/m.txt: Permission denied;", read_mapping, store, "m.txt")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    for function in (mapping, solution):
+        for found in (data, HEADER + data):
+            try:
+                function(folder, found)
+            except UsageError as error:
+                message = str(error)
+            else:
+                message = ""
+            assert "\n" not in message
+
+
+# All of a source's label files
+
+
+def test_of_each_kind_the_first_that_is_found(tmp_path):
+    place(tmp_path / "a" / "LOC_synset_mapping.txt", b"n01440764 inner")
+    place(tmp_path / "LOC_synset_mapping.txt", b"n01440764 outer")
+    place(tmp_path / "LOC_val_solution.csv", HEADER + b"v1,n01440764")
+    store = open_store(tmp_path)
+    labels = read_labels(store, ["a/b", "a", ""])
+    assert labels == Labels(
+        {"n01440764": "inner"},
+        {f"{tmp_path}/LOC_val_solution.csv": {"v1": "n01440764"}},
+        None,
+        str(tmp_path),
+    )
+    assert labels.classes_of("val", ["v1", "v1"]) == ["n01440764", "n01440764"]
+    assert read_labels(store, ["a"]).names == {"n01440764": "inner"}
+    assert read_labels(store, [""]).names == {"n01440764": "outer"}
+    assert read_labels(store, ["", "a"], labels=False).tables == {}
+
+
+def test_whether_there_are_labels(tmp_path):
+    store = open_store(tmp_path)
+    assert not has_labels(store)
+    place(tmp_path / "LOC_synset_mapping.txt")
+    assert not has_labels(store)
+    place(tmp_path / "below" / "LOC_val_solution.csv")
+    assert has_labels(store, "below")
+    assert not has_labels(store)
+    place(tmp_path / "ILSVRC2012_devkit_t12.tar.gz")
+    assert has_labels(store)
