@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.access import Access
-    from pipeline.adoption import adopt
     from pipeline.augment import ColourNoise, EvalView, TrainView, colour_noise
     from pipeline.dataset.checksums import verify_checksums
     from pipeline.dataset.dataset import Dataset
@@ -18,14 +17,15 @@ if TYPE_CHECKING:
     from pipeline.loader import Batch, Loader
     from pipeline.placement import Placement, choose_device
     from pipeline.preview import draw_preview
-    from pipeline.recount import decoded_statistics
     from pipeline.sharding.job import finish, prepare, prepare_slice
     from pipeline.sharding.merge import read_report
     from pipeline.sharding.plan import Options
     from pipeline.sources.base import Source
     from pipeline.sources.detection import read_source
     from pipeline.storage.base import open_store
-    from pipeline.verification import verify
+    from pipeline.verification.adopt import adopt
+    from pipeline.verification.dataset import verify
+    from pipeline.verification.measure import decoded_statistics
 
 _HOME = {
     "Access": "access",
@@ -46,10 +46,10 @@ _HOME = {
     "ToolkitError": "errors",
     "TrainView": "augment",
     "UsageError": "errors",
-    "adopt": "adoption",
+    "adopt": "verification.adopt",
     "choose_device": "placement",
     "colour_noise": "augment",
-    "decoded_statistics": "recount",
+    "decoded_statistics": "verification.measure",
     "draw_demo": "demo",
     "draw_preview": "preview",
     "finish": "sharding.job",
@@ -59,7 +59,7 @@ _HOME = {
     "read_manifest": "dataset.manifest",
     "read_report": "sharding.merge",
     "read_source": "sources.detection",
-    "verify": "verification",
+    "verify": "verification.dataset",
     "verify_checksums": "dataset.checksums",
 }
 

@@ -7,7 +7,7 @@ import tarfile
 
 from helpers.folders import SIZE, members
 from pipeline import Options, prepare, read_source
-from pipeline.verification import verify
+from pipeline.verification.dataset import verify
 
 TAR, INDEX = "train/train-000001.tar", "train/train-000001.idx"
 

@@ -10,8 +10,8 @@ from helpers.synthetic import write_dataset
 from PIL import Image
 
 from pipeline import Dataset, draw_preview
-from pipeline.adoption import adopt
 from pipeline.images.pca_plot import draw_scree
+from pipeline.verification.adopt import adopt
 
 GAP, MARGIN, BELOW = 6, 12, 24
 

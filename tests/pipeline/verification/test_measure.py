@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline import Dataset, LocalEngine, Options, prepare, read_source
 from pipeline.dataset.shards import index_path, read_index
 from pipeline.errors import RunError, UsageError
-from pipeline.recount import decoded_statistics
+from pipeline.verification.measure import decoded_statistics
 
 
 def numpy_statistics(pictures):

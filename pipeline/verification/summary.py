@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest
-from pipeline.findings import Fault
 from pipeline.images.statistics import Statistics
 from pipeline.sharding.merge import REPORT
 from pipeline.storage.base import Span, Store
+from pipeline.verification.findings import Fault
 
 _REPORT_COLUMNS = ["path", "reason", "action"]
 _MODES = ("square", "aspect", "original")

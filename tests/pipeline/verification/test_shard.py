@@ -22,9 +22,9 @@ from helpers.folders import SIZE, encoded, members, picture, place
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.adoption import adopt
 from pipeline.errors import UsageError
-from pipeline.findings import MOST_FAULTS, Fault
+from pipeline.verification.adopt import adopt
+from pipeline.verification.findings import MOST_FAULTS, Fault
 
 # Bytes
 

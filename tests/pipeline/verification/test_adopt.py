@@ -13,9 +13,9 @@ from helpers.folders import encoded, is_root, picture, place, tree
 from PIL import Image
 
 from pipeline import Dataset, EvalView, Loader, LocalEngine, TrainView
-from pipeline.adoption import adopt
 from pipeline.dataset.manifest import ADOPTED, read_manifest
 from pipeline.errors import RunError, UsageError
+from pipeline.verification.adopt import adopt
 
 
 class Here:

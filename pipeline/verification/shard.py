@@ -11,9 +11,9 @@ from pipeline.dataset.shards import INDEX_VERSION, Shard, read_index
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.executors.local import count_picture
-from pipeline.findings import Check, Findings, Rules, shown
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import Span, Store
+from pipeline.verification.findings import Check, Findings, Rules, shown
 
 _BLOCK = 512
 # Of a USTAR header: the name, the type flag, magic and version; and the latter two of a plain file.

@@ -17,9 +17,9 @@ from helpers.damage import (
 from helpers.folders import is_root, members, place
 
 from pipeline.errors import UsageError
-from pipeline.findings import MOST_FAULTS, Fault
 from pipeline.storage.base import open_store
-from pipeline.verification import verify
+from pipeline.verification.dataset import verify
+from pipeline.verification.findings import MOST_FAULTS, Fault
 
 # Undamaged
 
@@ -109,7 +109,7 @@ def test_a_file_that_fails_while_it_is_read(data, monkeypatch):
     def fail(path):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr("pipeline.shard_check.sha256_of", fail)
+    monkeypatch.setattr("pipeline.verification.shard.sha256_of", fail)
     assert set(faults(data).values()) == {"unreadable: Input/output error"}
 
 

@@ -12,11 +12,11 @@ from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_mani
 from pipeline.dataset.shards import Shard, index_name
 from pipeline.errors import ToolkitError
 from pipeline.executors.local import Engine, LocalEngine
-from pipeline.findings import MOST_FAULTS, Fault, Findings, Rules, limited
-from pipeline.shard_check import check_shard, key_at
 from pipeline.sharding.merge import REPORT
 from pipeline.storage.base import Store, open_store
-from pipeline.summary_check import check_manifest, check_mean_image, check_report, check_statistics
+from pipeline.verification.findings import MOST_FAULTS, Fault, Findings, Rules, limited
+from pipeline.verification.shard import check_shard, key_at
+from pipeline.verification.summary import check_manifest, check_mean_image, check_report, check_statistics
 
 # Megapixels of the largest JPEG that there can be.
 _LARGEST = 65535**2 / 1e6

@@ -1,0 +1,1 @@
+"""Proving a dataset; adopting other tools' tars; measuring statistics again."""
