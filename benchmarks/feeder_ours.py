@@ -12,9 +12,10 @@ import nvidia.dali.fn as fn
 from feeding import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
-from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
+from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
 from pipeline.dataset.manifest import ImageFormat
-from pipeline.order import SEGMENT
+from pipeline.loader.dali import graph
+from pipeline.loader.order import SEGMENT
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from feeder_ours import long
 from feeding import CROP
 from nvidia.dali import pipeline_def
 
-from pipeline import Dataset, Loader, Placement, TrainView, colour_noise, graph
+from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.loader.dali import graph
 
 _BATCH = 128
 _BATCHES = 8

@@ -254,7 +254,7 @@ def _state_at(loader: Any, batch: int) -> dict[str, Any]:
 
 
 def _segment_ends(loader: Any) -> Iterator[int]:
-    from pipeline import order
+    from pipeline.loader import order
 
     sizes = [shard.samples for shard in loader.dataset.shards(loader.split)]
     place, size = loader.placement, loader.batch_size

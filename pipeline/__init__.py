@@ -4,8 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.access import Access
-    from pipeline.augment import ColourNoise, EvalView, TrainView, colour_noise
     from pipeline.dataset.checksums import verify_checksums
     from pipeline.dataset.dataset import Dataset
     from pipeline.dataset.manifest import Manifest, read_manifest
@@ -14,8 +12,10 @@ if TYPE_CHECKING:
     from pipeline.executors.local import Engine, LocalEngine
     from pipeline.executors.ray import RayEngine
     from pipeline.images.statistics import Statistics
-    from pipeline.loader import Batch, Loader
-    from pipeline.placement import Placement, choose_device
+    from pipeline.loader.loader import Batch, Loader
+    from pipeline.loader.placement import Placement, choose_device
+    from pipeline.loader.shard_files import Access
+    from pipeline.loader.views import ColourNoise, EvalView, TrainView, colour_noise
     from pipeline.preview import draw_preview
     from pipeline.sharding.job import finish, prepare, prepare_slice
     from pipeline.sharding.merge import read_report
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from pipeline.verification.measure import decoded_statistics
 
 _HOME = {
-    "Access": "access",
-    "Batch": "loader",
-    "ColourNoise": "augment",
+    "Access": "loader.shard_files",
+    "Batch": "loader.loader",
+    "ColourNoise": "loader.views",
     "Dataset": "dataset.dataset",
     "Engine": "executors.local",
-    "EvalView": "augment",
-    "Loader": "loader",
+    "EvalView": "loader.views",
+    "Loader": "loader.loader",
     "LocalEngine": "executors.local",
     "Manifest": "dataset.manifest",
     "Options": "sharding.plan",
-    "Placement": "placement",
+    "Placement": "loader.placement",
     "RayEngine": "executors.ray",
     "RunError": "errors",
     "Source": "sources.base",
     "Statistics": "images.statistics",
     "ToolkitError": "errors",
-    "TrainView": "augment",
+    "TrainView": "loader.views",
     "UsageError": "errors",
     "adopt": "verification.adopt",
-    "choose_device": "placement",
-    "colour_noise": "augment",
+    "choose_device": "loader.placement",
+    "colour_noise": "loader.views",
     "decoded_statistics": "verification.measure",
     "draw_demo": "demo",
     "draw_preview": "preview",

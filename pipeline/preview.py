@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.augment import NoiseKind, TrainView, colour_noise
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import write_manifest
 from pipeline.dataset.samples import read_stored
@@ -16,7 +15,8 @@ from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.grid import grid, stacked, titled
 from pipeline.images.pca_plot import draw_scree
-from pipeline.loader import Loader
+from pipeline.loader.loader import Loader
+from pipeline.loader.views import NoiseKind, TrainView, colour_noise
 
 _CROPS = 7
 

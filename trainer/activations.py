@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.augment import EvalView
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
+from pipeline.loader.views import EvalView
 from trainer.classifier import Classifier
 from trainer.distributed import World
 
@@ -95,7 +95,7 @@ def split_features(
         UsageError: no such split.
         RunError: the loader could not read or decode a sample.
     """
-    from pipeline.loader import Loader  # DALI, which the figures of single pictures do without
+    from pipeline.loader.loader import Loader  # DALI, which the figures of single pictures do without
     from trainer.feed import Feeding
 
     world = this_machine()

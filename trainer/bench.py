@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.loader import Batch, Loader
-from pipeline.placement import Device
+from pipeline.loader.loader import Batch, Loader
+from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
 from trainer.arithmetic import arithmetic_of, cpu_has_bfloat16
 from trainer.classifier import Classifier, new_classifier

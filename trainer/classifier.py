@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.augment import TrainView, check_crop, colour_noise
 from pipeline.dataset.dataset import Dataset
+from pipeline.loader.views import TrainView, check_crop, colour_noise
 from trainer.models import build_model
 from trainer.recipe import Recipe
 

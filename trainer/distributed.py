@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.placement import Placement
+from pipeline.loader.placement import Placement
 
 Kind = Literal["gpu", "cpu"]
 T = TypeVar("T")

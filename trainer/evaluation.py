@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.augment import EvalView, ViewName
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.loader import Loader
+from pipeline.loader.loader import Loader
+from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
 from trainer import checkpoint
 from trainer.answers import Answers, refuse_other_keys

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.access import Access
-from pipeline.augment import EvalView
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
-from pipeline.loader import Loader
-from pipeline.placement import Device, Placement, choose_device
+from pipeline.loader.loader import Loader
+from pipeline.loader.placement import Device, Placement, choose_device
+from pipeline.loader.shard_files import Access
+from pipeline.loader.views import EvalView
 from pipeline.seeds import derive_seed
 from trainer.classifier import Classifier, train_view
 from trainer.distributed import World

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.loader import Batch
+from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
 from trainer import checkpoint, run, words

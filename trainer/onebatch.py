@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.loader import Batch
+from pipeline.loader.loader import Batch
 from trainer.distributed import World
 from trainer.recipe import Recipe
 

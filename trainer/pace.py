@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from pipeline.loader import Batch
+from pipeline.loader.loader import Batch
 from trainer.meters import Reading
 from trainer.reporting import StepRow
 

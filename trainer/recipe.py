@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 import tomli_w
 
-from pipeline.augment import Augmentation, NoiseKind
 from pipeline.errors import UsageError
+from pipeline.loader.views import Augmentation, NoiseKind
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.augment import TrainView, colour_noise
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.images.codec import encode
 from pipeline.images.pca_plot import colours_along
+from pipeline.loader.views import TrainView, colour_noise
 from trainer.activations import this_machine
 from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.curves import Panel, draw_curves, read_courses
@@ -256,7 +256,7 @@ def _training_crops(trained: Trained, dataset: Dataset, seed: int) -> list[Image
     """Crops out of the training graph with the mean added back; none where there is no DALI."""
     if not has_dali():
         return []
-    from pipeline.loader import Loader
+    from pipeline.loader.loader import Loader
 
     statistics = dataset.statistics
     recipe = _recipe(trained.folder) if trained.folder else None

@@ -192,7 +192,7 @@ def _incomplete(place: str, error: Exception) -> UsageError:
 
 
 def label_in(data: bytes) -> int:
-    """The label that indexed bytes hold: the digits that end them, as `pipeline.graph` reads them."""
+    """The label that indexed bytes hold: the digits that end them, as the DALI graph reads them."""
     return int(data[len(data.rstrip(b"0123456789")) :])
 
 

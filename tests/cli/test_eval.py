@@ -13,7 +13,7 @@ from scipy.io import savemat
 
 from cli.eval import main as evaluate
 from pipeline import Dataset, Options, prepare, read_source
-from pipeline.augment import ViewName
+from pipeline.loader.views import ViewName
 from pipeline.storage.atomic import write_bytes
 from trainer import checkpoint, read_predictions
 from trainer.classifier import new_classifier

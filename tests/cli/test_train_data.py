@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from cli.options import Size
 from cli.train import main as train
-from pipeline import Dataset, order
+from pipeline import Dataset
 from pipeline.dataset.shards import index_path, read_index
+from pipeline.loader import order
 from pipeline.seeds import derive_seed
 from trainer import load_recipe
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pipeline import Loader, UsageError
-from pipeline.augment import EvalView
 from pipeline.dataset.samples import read_stored
+from pipeline.loader.views import EvalView
 from trainer.crops import as_batch, crop_of_file, crop_of_stored
 
 

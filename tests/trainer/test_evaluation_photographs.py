@@ -15,8 +15,9 @@ from PIL import Image
 from cli.eval import main as evaluate
 from cli.prep import main as prep
 from cli.train import main as train
-from pipeline import EvalView, Placement, graph
+from pipeline import EvalView, Placement
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.loader.dali import graph
 from trainer import read_predictions
 
 

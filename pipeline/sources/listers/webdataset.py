@@ -8,7 +8,7 @@ have dots (`a.1.jpg`, `a.1.cls`, `a.2.jpg`, ...), what is equal up to the last o
 - in `cls`: a number or a text, in UTF-8; or
 - in `json`: the first of `label`, `cls`, `class`, `class_id` and `target` that is there, number or text.
 
-Texts of digits are numbers where all labels are. `pipeline.sources.labelers.labels` turns labels into classes;
+Texts of digits are numbers where all labels are. `pipeline.sources.labelers.labels` makes classes of labels;
 a dataset of ours takes them from its manifest.
 """
 

@@ -8,8 +8,8 @@ from helpers.folders import samples
 from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Dataset, Loader, UsageError
-from pipeline.augment import EvalView
 from pipeline.dataset.samples import find_places, read_stored
+from pipeline.loader.views import EvalView
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pipeline.augment import check_crop, colour_noise
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
+from pipeline.loader.views import check_crop, colour_noise
 
 # The released source's eigenvectors (columns) and deviations, as facts of the paper's code.
 V = np.array([[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]])

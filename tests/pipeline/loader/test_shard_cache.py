@@ -12,8 +12,8 @@ import pytest
 from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import RunError
-from pipeline import cache as cache_module
-from pipeline.cache import Cache
+from pipeline.loader import shard_cache as cache_module
+from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import LocalStore, Span
 
 

@@ -8,9 +8,9 @@ from helpers.buckets import start_gcs, upload
 from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
-from pipeline.access import Shelf
 from pipeline.dataset.shards import index_path, read_index
-from pipeline.order import Piece
+from pipeline.loader.order import Piece
+from pipeline.loader.shard_files import Shelf
 
 
 @pytest.fixture(scope="module")

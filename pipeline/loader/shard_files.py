@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from pipeline.cache import Cache
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.shards import index_name, to_index
 from pipeline.errors import RunError, UsageError
-from pipeline.order import Piece, most_bytes
+from pipeline.loader.order import Piece, most_bytes
+from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import Span
 
 # Protocols that DALI's reader opens itself.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.order import Piece, evaluation_share, most_bytes, segments, training_share
+from pipeline.loader.order import Piece, evaluation_share, most_bytes, segments, training_share
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 WORLDS = st.integers(1, 8)

@@ -14,12 +14,13 @@ from nvidia.dali import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline import graph, heap
-from pipeline.access import Taken
-from pipeline.augment import EvalView, TrainView
+from pipeline import heap
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import RunError
-from pipeline.placement import Placement
+from pipeline.loader.dali import graph
+from pipeline.loader.placement import Placement
+from pipeline.loader.shard_files import Taken
+from pipeline.loader.views import EvalView, TrainView
 
 _AHEAD = 2
 """Batches in work while one is used: DALI's own default."""

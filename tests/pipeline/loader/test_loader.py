@@ -12,7 +12,8 @@ from helpers.synthetic import CLASSES, tiny_pictures, write_dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError, order
+from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError
+from pipeline.loader import order
 
 VIEW = TrainView(crop=16)
 

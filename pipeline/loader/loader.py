@@ -15,18 +15,19 @@ import nvidia.dali
 import torch
 from torch import Tensor
 
-from pipeline import graph, order
-from pipeline.access import Access, Shelf
-from pipeline.ahead import Ahead, Place
-from pipeline.augment import EvalView, TrainView, check_view
-from pipeline.blame import blame
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
-from pipeline.order import Piece
-from pipeline.placement import Placement
-from pipeline.position import Position
+from pipeline.loader import order
+from pipeline.loader.dali import graph
+from pipeline.loader.dali.diagnosis import blame
+from pipeline.loader.dali.prefetch import Ahead, Place
+from pipeline.loader.dali.segment import Segment, first_line
+from pipeline.loader.order import Piece
+from pipeline.loader.placement import Placement
+from pipeline.loader.shard_files import Access, Shelf
+from pipeline.loader.state import Position
+from pipeline.loader.views import EvalView, TrainView, check_view
 from pipeline.seeds import derive_seed
-from pipeline.segment import Segment, first_line
 
 # A segment in use, the next one, and another loader's.
 _SEGMENTS_IN_CACHE = 3
@@ -60,7 +61,7 @@ class Loader:
     ...         step(batch.images, batch.labels)
 
     An epoch is read in segments, each by a DALI pipeline of its own; the next is made ready while one
-    is used (`pipeline.order`).
+    is used (`pipeline.loader.loader.order`).
     """
 
     def __init__(

@@ -22,7 +22,9 @@ import nvidia.dali.math as dali_math
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 
-from pipeline.augment import (
+from pipeline.dataset.manifest import ImageFormat
+from pipeline.loader.placement import Placement
+from pipeline.loader.views import (
     CENTRE,
     FIVE_CORNERS,
     RESIZED_AREA,
@@ -31,8 +33,6 @@ from pipeline.augment import (
     EvalView,
     TrainView,
 )
-from pipeline.dataset.manifest import ImageFormat
-from pipeline.placement import Placement
 
 READER = "shards"
 

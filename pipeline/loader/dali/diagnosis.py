@@ -6,7 +6,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.images.codec import decode
 from pipeline.images.pillow import DecodeError
-from pipeline.segment import RawSample, Segment, first_line
+from pipeline.loader.dali.segment import RawSample, Segment, first_line
 
 
 def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from pipeline.segment import Segment
+from pipeline.loader.dali.segment import Segment
 
 
 class Place(NamedTuple):

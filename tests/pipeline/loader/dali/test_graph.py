@@ -11,8 +11,9 @@ from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
 
-from pipeline import EvalView, Loader, Placement, TrainView, colour_noise, graph
+from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.loader.dali import graph
 
 CROP, SIZE = 224, 256
 MEAN = (120.5, 110.25, 100.125)
