@@ -28,10 +28,10 @@ import torch
 
 from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
 from trainer.answers import Answers
-from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World
 from trainer.evaluation import measure
 from trainer.feed import Feeding
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 
 _TARGET = {"cpu": 0.90, "gpu": 0.95}

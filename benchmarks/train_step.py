@@ -35,9 +35,9 @@ from train_overhead import measure_overhead
 
 from pipeline import heap
 from trainer.arithmetic import Arithmetic, cpu_has_bfloat16
-from trainer.classifier import Classifier, Spec
-from trainer.layers import LocalResponseNorm
-from trainer.models import ARCHITECTURES, build_model
+from trainer.models.alexnet import ARCHITECTURES, build_model
+from trainer.models.classifier import Classifier, Spec
+from trainer.models.layers import LocalResponseNorm
 from trainer.optim import build_optimizer
 from trainer.prepare import compile_in_place
 from trainer.recipe import Recipe

@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.classifier import Classifier
     from trainer.confusion import draw_confusion
     from trainer.curves import draw_curves
     from trainer.distributed import World
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
     from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
     from trainer.loop import train
     from trainer.metrics import Metrics
-    from trainer.models import ARCHITECTURES, build_model
+    from trainer.models.alexnet import ARCHITECTURES, build_model
+    from trainer.models.classifier import Classifier
     from trainer.neighbours import Neighbours, nearest
     from trainer.optim import PaperSGD
     from trainer.predictions import Predictions, read_predictions, write_predictions
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from trainer.trained import Trained, open_trained
 
 _HOME = {
-    "ARCHITECTURES": "models",
+    "ARCHITECTURES": "models.alexnet",
     "ClassMetrics": "evaluation",
-    "Classifier": "classifier",
+    "Classifier": "models.classifier",
     "EpochRow": "run",
     "Evaluation": "evaluation",
     "Foreign": "foreign",
@@ -49,7 +49,7 @@ _HOME = {
     "Reporter": "reporting",
     "Trained": "trained",
     "World": "distributed",
-    "build_model": "models",
+    "build_model": "models.alexnet",
     "draw_confusion": "confusion",
     "draw_curves": "curves",
     "draw_kernels": "figures",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.views import EvalView
-from trainer.classifier import Classifier
 from trainer.distributed import World
+from trainer.models.classifier import Classifier
 
 
 @contextmanager

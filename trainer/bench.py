@@ -14,11 +14,11 @@ from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
 from trainer.arithmetic import arithmetic_of, cpu_has_bfloat16
-from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World, all_most, all_sum
 from trainer.feed import Feed
 from trainer.job import Job
 from trainer.memory import device_mb, resident_mb
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.onebatch import OneBatch
 from trainer.optim import build_optimizer
 from trainer.prepare import BUCKET_MB, distribute, prime, share_of_batch

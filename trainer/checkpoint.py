@@ -16,7 +16,7 @@ import torch
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import PARTIAL, atomic_write
-from trainer.classifier import Classifier, Spec
+from trainer.models.classifier import Classifier, Spec
 
 FORMAT_VERSION = 1
 LAST = "last.pt"

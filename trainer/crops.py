@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
-from trainer.classifier import Spec
+from trainer.models.classifier import Spec
 
 Crop = NDArray[np.uint8]
 CROPS = NDArray[np.uint8]

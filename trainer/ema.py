@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.classifier import Classifier
+from trainer.models.classifier import Classifier
 
 
 class Ema:

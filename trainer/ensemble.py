@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.classifier import Classifier
 from trainer.foreign import Foreign, is_foreign, load_foreign
+from trainer.models.classifier import Classifier
 
 
 def load_nets(

@@ -22,12 +22,12 @@ from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
 from trainer import checkpoint
 from trainer.answers import Answers, refuse_other_keys
-from trainer.classifier import Classifier
 from trainer.distributed import World
 from trainer.ensemble import load_nets, normalised
 from trainer.feed import Feeding
 from trainer.foreign import Foreign
 from trainer.metrics import Metrics, Tally
+from trainer.models.classifier import Classifier
 from trainer.predictions import Predictions
 
 Progress = Callable[[int, int], None]

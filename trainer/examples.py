@@ -15,8 +15,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.samples import StoredPicture, find_places, read_stored
 from pipeline.errors import UsageError
 from trainer.activations import features, split_features, this_machine
-from trainer.classifier import Classifier, Spec
 from trainer.crops import Crop, as_batch, crop_of_file, crop_of_stored
+from trainer.models.classifier import Classifier, Spec
 from trainer.neighbours import nearest
 
 UNKNOWN = -1

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer import checkpoint
-from trainer.classifier import Classifier
+from trainer.models.classifier import Classifier
 
 ONNX_OPSET = 18
 TOLERANCE = 1e-4

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from trainer.classifier import Classifier, Spec
-from trainer.models import ARCHITECTURES, WIDEST, build_model
+from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
+from trainer.models.classifier import Classifier, Spec
 
 _INSIDE = ("state_dict", "model", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")

@@ -20,7 +20,6 @@ from pipeline.storage.atomic import remove_leftovers
 from trainer import checkpoint, run, words
 from trainer.agreement import Agreement, StopSignals
 from trainer.arithmetic import arithmetic_of
-from trainer.classifier import new_classifier
 from trainer.compression import Compression, check_compression
 from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
 from trainer.ema import Ema
@@ -29,6 +28,7 @@ from trainer.feed import Feed, validation_loader
 from trainer.job import Job, Outcome
 from trainer.memory import used_mb
 from trainer.meters import Meter, Reading
+from trainer.models.classifier import new_classifier
 from trainer.optim import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
 from trainer.peers import refuse_unlike

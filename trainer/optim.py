@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UsageError
-from trainer.models import layer_names
+from trainer.models.alexnet import layer_names
 from trainer.recipe import Recipe, Stage
 
 

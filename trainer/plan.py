@@ -7,11 +7,11 @@ import torch
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.arithmetic import Arithmetic, arithmetic_of, in_words
-from trainer.classifier import Classifier, new_classifier
 from trainer.compression import check_compression
 from trainer.distributed import World
 from trainer.feed import Feed, validation_loader
 from trainer.job import Job
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.optim import check_layers
 from trainer.prepare import share_of_batch
 from trainer.recipe import Recipe

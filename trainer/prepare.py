@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UsageError
 from trainer.arithmetic import Arithmetic
-from trainer.classifier import Classifier
 from trainer.distributed import Kind, World
+from trainer.models.classifier import Classifier
 from trainer.recipe import Recipe
 from trainer.step import forward
 

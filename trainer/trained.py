@@ -10,7 +10,7 @@ import msgspec
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.classifier import Classifier, Spec
+from trainer.models.classifier import Classifier, Spec
 
 _RUN_FILE = "run.json"
 

@@ -18,7 +18,7 @@ from cli.eval import main as evaluate
 from cli.export import main as export
 from cli.predict import main as predict
 from trainer import checkpoint
-from trainer.classifier import new_classifier
+from trainer.models.classifier import new_classifier
 from trainer.recipe import load_recipe
 
 

@@ -23,7 +23,7 @@ from trainer.evaluation import evaluate, evaluate_checkpoints
 from trainer.job import Job
 from trainer.loop import train
 from trainer.metrics import Metrics, Tally
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 from trainer.optim import build_optimizer, set_rates
 from trainer.peers import refuse_unlike
 from trainer.predictions import Predictions

@@ -7,7 +7,7 @@ import torch
 
 from pipeline import Dataset
 from trainer import checkpoint
-from trainer.classifier import Classifier, new_classifier
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 
 

@@ -8,7 +8,7 @@ from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
 from trainer.activations import captured, feature_layer, features, map_layers, split_features
 from trainer.crops import as_batch, crop_of_stored
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint
-from trainer.classifier import Classifier
+from trainer.models.classifier import Classifier
 
 
 def test_a_classifier_comes_back_as_it_was(tiny_classifier, tiny_checkpoint):

@@ -16,10 +16,10 @@ from pipeline import EvalView, Loader, UsageError
 from pipeline.errors import RunError
 from trainer import checkpoint
 from trainer.answers import split_keys
-from trainer.classifier import Classifier, new_classifier
 from trainer.distributed import World
 from trainer.evaluation import evaluate, evaluate_checkpoints
 from trainer.launch import launch
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.processes import Processes
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline import UsageError
 from trainer import checkpoint
-from trainer.classifier import Classifier, Spec
 from trainer.export import TOLERANCE, export, onnx_difference
-from trainer.models import ARCHITECTURES
+from trainer.models.alexnet import ARCHITECTURES
+from trainer.models.classifier import Classifier, Spec
 from trainer.trained import open_trained
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline import Placement, UsageError
-from trainer.classifier import new_classifier
 from trainer.distributed import World
 from trainer.feed import Feed, Feeding
+from trainer.models.classifier import new_classifier
 from trainer.recipe import Stage
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers.entries import FLOAT32, without_dropout
 from helpers.numpy_alexnet import loss_and_gradients, update
 
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 from trainer.optim import build_optimizer, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
 from trainer.schedule import Schedule

@@ -10,10 +10,10 @@ from torch import nn
 
 from pipeline import UsageError
 from trainer.activations import captured
-from trainer.classifier import Classifier
 from trainer.crops import as_batch
 from trainer.drawing import figure_bytes
 from trainer.figures import draw_kernels, draw_maps, draw_saliency, saliency
+from trainer.models.classifier import Classifier
 
 CELL = 11 * 6  # 11 px, six times larger
 

@@ -14,7 +14,7 @@ from trainer import checkpoint
 from trainer.distributed import World
 from trainer.evaluation import evaluate_checkpoints
 from trainer.foreign import Foreign, Preprocessing, describe, is_foreign, load_foreign
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 
 # torchvision's documentation of its ImageNet weights, on a 0..1 scale.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

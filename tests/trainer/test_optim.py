@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import UsageError
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 from trainer.optim import LARS, PaperSGD, build_optimizer, check_layers, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from trainer.classifier import Classifier, Spec
-from trainer.models import ARCHITECTURES
+from trainer.models.alexnet import ARCHITECTURES
+from trainer.models.classifier import Classifier, Spec
 from trainer.prepare import compile_in_place
 
 

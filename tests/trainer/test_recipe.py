@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from trainer.models import ARCHITECTURES, build_model, layer_names
+from trainer.models.alexnet import ARCHITECTURES, build_model, layer_names
 from trainer.recipe import RECIPES, Recipe, Stage, load_recipe, recipe_of
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))

@@ -210,7 +210,7 @@ MEASURE = """
 import sys, threading, time
 import torch
 from trainer.arithmetic import arithmetic_of
-from trainer.classifier import Classifier, Spec
+from trainer.models.classifier import Classifier, Spec
 from trainer.memory import resident_mb
 from trainer.optim import build_optimizer
 from trainer.plan import memory_of

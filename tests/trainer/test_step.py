@@ -9,7 +9,7 @@ from helpers.entries import FLOAT32, without_dropout
 from torch import nn
 
 from trainer.arithmetic import Arithmetic, arithmetic_of
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
 from trainer.step import train_step
 

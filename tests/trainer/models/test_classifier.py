@@ -8,7 +8,7 @@ import torch
 
 from pipeline import UsageError
 from pipeline.dataset.manifest import ImageFormat
-from trainer.classifier import Classifier, new_classifier, train_view
+from trainer.models.classifier import Classifier, new_classifier, train_view
 
 
 @pytest.fixture

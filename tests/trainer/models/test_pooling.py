@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.models import build_model
-from trainer.pooling import MaxPool2d
+from trainer.models.alexnet import build_model
+from trainer.models.pooling import MaxPool2d
 
 
 def pooled(layer, x):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.views import TrainView, check_crop, colour_noise
-from trainer.models import build_model
+from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
 
 
@@ -19,7 +19,7 @@ class Spec:
     """What a checkpoint must say to rebuild its classifier; units are grey levels 0..255.
 
     Attributes:
-        arch, width, crop: see `trainer.models.build_model`.
+        arch, width, crop: see `trainer.models.alexnet.build_model`.
         classes: class ids in label order.
         size: shorter side of the pictures that crops are cut from.
         mean: (R, G, B) subtracted, or zeros where a mean image is subtracted instead.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.layers import LocalResponseNorm, PaperDropout, SpatialResponseNorm, inverse_power_3_4
+from trainer.models.layers import LocalResponseNorm, PaperDropout, SpatialResponseNorm, inverse_power_3_4
 
 
 def random_maps(*shape: int, scale: float = 30.0, seed: int = 0) -> torch.Tensor:

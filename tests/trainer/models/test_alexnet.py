@@ -11,8 +11,8 @@ from torch import nn
 
 from pipeline import EvalView, Loader
 from pipeline.errors import UsageError
-from trainer.layers import PaperDropout
-from trainer.models import ARCHITECTURES, build_model, first_kernels, layer_names
+from trainer.models.alexnet import ARCHITECTURES, build_model, first_kernels, layer_names
+from trainer.models.layers import PaperDropout
 from trainer.optim import PaperSGD
 
 # torchvision.models.alexnet().state_dict(), as published with its weights.
