@@ -38,7 +38,7 @@ from trainer.arithmetic import Arithmetic, cpu_has_bfloat16
 from trainer.models.alexnet import ARCHITECTURES, build_model
 from trainer.models.classifier import Classifier, Spec
 from trainer.models.layers import LocalResponseNorm
-from trainer.optim import build_optimizer
+from trainer.optim.optimizers import build_optimizer
 from trainer.prepare import compile_in_place
 from trainer.recipe import Recipe
 from trainer.step import forward, train_step

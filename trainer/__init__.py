@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trainer.models.alexnet import ARCHITECTURES, build_model
     from trainer.models.classifier import Classifier
     from trainer.neighbours import Neighbours, nearest
-    from trainer.optim import PaperSGD
+    from trainer.optim.optimizers import PaperSGD
     from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
@@ -40,7 +40,7 @@ _HOME = {
     "LabelSet": "labels",
     "Metrics": "metrics",
     "Neighbours": "neighbours",
-    "PaperSGD": "optim",
+    "PaperSGD": "optim.optimizers",
     "Predictions": "predictions",
     "Preprocessing": "foreign",
     "Progress": "run",

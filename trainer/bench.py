@@ -20,7 +20,7 @@ from trainer.job import Job
 from trainer.memory import device_mb, resident_mb
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.onebatch import OneBatch
-from trainer.optim import build_optimizer
+from trainer.optim.optimizers import build_optimizer
 from trainer.prepare import BUCKET_MB, distribute, prime, share_of_batch
 from trainer.recipe import Recipe
 from trainer.step import train_step

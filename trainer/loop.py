@@ -22,14 +22,15 @@ from trainer.agreement import Agreement, StopSignals
 from trainer.arithmetic import arithmetic_of
 from trainer.compression import Compression, check_compression
 from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
-from trainer.ema import Ema
 from trainer.evaluation import evaluate
 from trainer.feed import Feed, validation_loader
 from trainer.job import Job, Outcome
 from trainer.memory import used_mb
 from trainer.meters import Meter, Reading
 from trainer.models.classifier import new_classifier
-from trainer.optim import build_optimizer, check_layers, set_rates
+from trainer.optim.ema import Ema
+from trainer.optim.lr_schedule import Schedule
+from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
 from trainer.peers import refuse_unlike
 from trainer.prepare import distribute, prime, share_of_batch
@@ -37,7 +38,6 @@ from trainer.profiling import profiler
 from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
-from trainer.schedule import Schedule
 from trainer.step import scaler_state, train_step
 from trainer.watch import Watch
 

@@ -12,7 +12,7 @@ from trainer.distributed import World
 from trainer.feed import Feed, validation_loader
 from trainer.job import Job
 from trainer.models.classifier import Classifier, new_classifier
-from trainer.optim import check_layers
+from trainer.optim.optimizers import check_layers
 from trainer.prepare import share_of_batch
 from trainer.recipe import Recipe
 from trainer.step import forward

@@ -24,7 +24,7 @@ from trainer.job import Job
 from trainer.loop import train
 from trainer.metrics import Metrics, Tally
 from trainer.models.alexnet import build_model
-from trainer.optim import build_optimizer, set_rates
+from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.peers import refuse_unlike
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe

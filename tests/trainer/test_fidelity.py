@@ -9,9 +9,9 @@ from helpers.entries import FLOAT32, without_dropout
 from helpers.numpy_alexnet import loss_and_gradients, update
 
 from trainer.models.alexnet import build_model
-from trainer.optim import build_optimizer, set_rates
+from trainer.optim.lr_schedule import Schedule
+from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
-from trainer.schedule import Schedule
 from trainer.step import train_step
 
 STEPS = 20

@@ -212,7 +212,7 @@ import torch
 from trainer.arithmetic import arithmetic_of
 from trainer.models.classifier import Classifier, Spec
 from trainer.memory import resident_mb
-from trainer.optim import build_optimizer
+from trainer.optim.optimizers import build_optimizer
 from trainer.plan import memory_of
 from trainer.recipe import Recipe
 from trainer.step import train_step

@@ -13,7 +13,7 @@ from pipeline import EvalView, Loader
 from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, build_model, first_kernels, layer_names
 from trainer.models.layers import PaperDropout
-from trainer.optim import PaperSGD
+from trainer.optim.optimizers import PaperSGD
 
 # torchvision.models.alexnet().state_dict(), as published with its weights.
 TORCHVISION = {

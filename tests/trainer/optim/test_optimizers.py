@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from trainer.models.alexnet import build_model
-from trainer.optim import LARS, PaperSGD, build_optimizer, check_layers, set_rates
+from trainer.optim.optimizers import LARS, PaperSGD, build_optimizer, check_layers, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainer import checkpoint
-from trainer.ema import Ema
+from trainer.optim.ema import Ema
 
 
 def values(classifier) -> dict[str, np.ndarray]:

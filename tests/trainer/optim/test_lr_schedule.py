@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from trainer.optim.lr_schedule import Schedule
 from trainer.recipe import Recipe, Stage, load_recipe
-from trainer.schedule import Schedule
 
 
 def recipe(**values) -> Recipe:
