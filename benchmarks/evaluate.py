@@ -28,7 +28,7 @@ import torch
 
 from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
 from trainer.answers import Answers
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.evaluation import measure
 from trainer.feed import Feeding
 from trainer.models.classifier import Classifier, new_classifier

@@ -14,7 +14,7 @@ import common
 
 from cli.live import ConsoleReporter
 from pipeline import heap
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.job import Debugging, Job, Saving
 from trainer.loop import Trainer
 from trainer.recipe import load_recipe

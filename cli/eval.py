@@ -128,12 +128,12 @@ def main(
     from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
     from trainer.answers import split_keys
+    from trainer.distributed.launch import launch
+    from trainer.distributed.processes import choose_processes, first_of_all, launched_outside
+    from trainer.distributed.slurm import adopt_slurm
     from trainer.ensemble import normalised
     from trainer.foreign import describe
-    from trainer.launch import launch
     from trainer.predictions import check_suffix
-    from trainer.processes import choose_processes, first_of_all, launched_outside
-    from trainer.slurm import adopt_slurm
     from trainer.submission import check_submission, write_submission
     from trainer.summary import write_confusion, write_json
 

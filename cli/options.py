@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from trainer.distributed.launch import Cluster
     from trainer.feed import Feeding
     from trainer.job import Debugging, Saving
-    from trainer.launch import Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,7 +138,7 @@ def cluster_of(options: dict[str, Any]) -> "Cluster":
     Raises:
         UsageError: hosts without a meeting place, or the other way round.
     """
-    from trainer.launch import Cluster
+    from trainer.distributed.launch import Cluster
 
     return Cluster(options["nodes"], options["rendezvous"], options["join_timeout"], options["max_restarts"])
 

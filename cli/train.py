@@ -23,8 +23,8 @@ from cli.status import status
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import Job, Outcome, Recipe, World
-    from trainer.launch import Cluster
-    from trainer.processes import Processes
+    from trainer.distributed.launch import Cluster
+    from trainer.distributed.processes import Processes
 
 _DEFAULT_RECIPE = "paper"
 
@@ -122,13 +122,13 @@ def main(
     _keep_compiled()  # before torch is imported: it settles the place then
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
-    from trainer.agreement import STOPPED
+    from trainer.distributed.consensus import STOPPED
+    from trainer.distributed.launch import launch
+    from trainer.distributed.processes import choose_processes, launched_outside
+    from trainer.distributed.slurm import adopt_slurm
     from trainer.job import Job
-    from trainer.launch import launch
     from trainer.prepare import share_of_batch
-    from trainer.processes import choose_processes, launched_outside
     from trainer.run import RECIPE_FILE, is_run
-    from trainer.slurm import adopt_slurm
     from trainer.tensorboard import require_tensorboard
 
     if resume and out is None:
@@ -182,7 +182,7 @@ def main(
 def _check(job: "Job", processes: "Processes") -> None:
     """Refuse options that fit neither the processes nor each other."""
     from pipeline import UsageError
-    from trainer.compression import check_compression
+    from trainer.distributed.comm_hooks import check_compression
 
     if job.cuda_graphs and (processes.kind == "cpu" or not job.recipe.compile):
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
@@ -232,10 +232,10 @@ def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outc
     from cli.live import ConsoleReporter
     from pipeline import Dataset
     from trainer import train
+    from trainer.distributed.verdict import raise_together
     from trainer.reporting import Reporter, Reporters
     from trainer.status import StatusReporter
     from trainer.tensorboard import TensorBoardReporter
-    from trainer.verdict import raise_together
 
     if verify:
         dataset = Dataset.open(job.data)
@@ -266,8 +266,8 @@ def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
     from trainer import bench
-    from trainer.launch import launch
-    from trainer.processes import first_of_all
+    from trainer.distributed.launch import launch
+    from trainer.distributed.processes import first_of_all
 
     result = launch(processes, bench.measure, job, bench.SECONDS, cluster=cluster)
     if result is not None and first_of_all():

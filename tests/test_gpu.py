@@ -19,7 +19,7 @@ from pipeline import (
     prepare,
     read_source,
 )
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.meters import Meter
 
 pytestmark = [

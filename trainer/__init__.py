@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.confusion import draw_confusion
     from trainer.curves import draw_curves
-    from trainer.distributed import World
+    from trainer.distributed.env import World
     from trainer.evaluation import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
     from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
@@ -48,7 +48,7 @@ _HOME = {
     "Outcome": "job",
     "Reporter": "reporting",
     "Trained": "trained",
-    "World": "distributed",
+    "World": "distributed.env",
     "build_model": "models.alexnet",
     "draw_confusion": "confusion",
     "draw_curves": "curves",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.views import EvalView
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.models.classifier import Classifier
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.shards import keys_in
 from pipeline.errors import RunError
-from trainer.distributed import World, gather_objects
+from trainer.distributed.env import World, gather_objects
 from trainer.metrics import likeliest
 from trainer.predictions import KEPT, Predictions
 

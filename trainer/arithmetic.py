@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.distributed import Kind
+from trainer.distributed.env import Kind
 from trainer.recipe import Recipe
 
 

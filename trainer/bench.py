@@ -14,7 +14,7 @@ from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
 from trainer.arithmetic import arithmetic_of, cpu_has_bfloat16
-from trainer.distributed import World, all_most, all_sum
+from trainer.distributed.env import World, all_most, all_sum
 from trainer.feed import Feed
 from trainer.job import Job
 from trainer.memory import device_mb, resident_mb

@@ -22,7 +22,7 @@ from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
 from trainer import checkpoint
 from trainer.answers import Answers, refuse_other_keys
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.ensemble import load_nets, normalised
 from trainer.feed import Feeding
 from trainer.foreign import Foreign

@@ -12,7 +12,7 @@ from pipeline.loader.placement import Device, Placement, choose_device
 from pipeline.loader.shard_files import Access
 from pipeline.loader.views import EvalView
 from pipeline.seeds import derive_seed
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.models.classifier import Classifier, train_view
 from trainer.onebatch import OneBatch, noise
 from trainer.recipe import Recipe

@@ -18,10 +18,12 @@ from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
 from trainer import checkpoint, run, words
-from trainer.agreement import Agreement, StopSignals
 from trainer.arithmetic import arithmetic_of
-from trainer.compression import Compression, check_compression
-from trainer.distributed import World, all_most, all_sum, gather_objects, share_buffers
+from trainer.distributed.comm_hooks import Compression, check_compression
+from trainer.distributed.consensus import Agreement, StopSignals
+from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
+from trainer.distributed.failures import Watch
+from trainer.distributed.peers import refuse_unlike
 from trainer.evaluation import evaluate
 from trainer.feed import Feed, validation_loader
 from trainer.job import Job, Outcome
@@ -32,14 +34,12 @@ from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
-from trainer.peers import refuse_unlike
 from trainer.prepare import distribute, prime, share_of_batch
 from trainer.profiling import profiler
 from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
 from trainer.step import scaler_state, train_step
-from trainer.watch import Watch
 
 # Often enough for a person, seldom enough to cost nothing.
 _REPORT_EVERY = 10

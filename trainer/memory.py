@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.distributed import World
+from trainer.distributed.env import World
 
 
 def resident_mb() -> float:

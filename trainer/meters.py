@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.distributed import World
+from trainer.distributed.env import World
 
 
 @dataclass(frozen=True)

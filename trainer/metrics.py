@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.distributed import all_sum
+from trainer.distributed.env import all_sum
 
 BINS = 15
 """Equal-width bins of the calibration error: Guo et al. 2017, "On Calibration of Modern Neural Networks"."""

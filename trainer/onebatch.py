@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.loader.loader import Batch
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.recipe import Recipe
 
 

@@ -7,8 +7,8 @@ import torch
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.arithmetic import Arithmetic, arithmetic_of, in_words
-from trainer.compression import check_compression
-from trainer.distributed import World
+from trainer.distributed.comm_hooks import check_compression
+from trainer.distributed.env import World
 from trainer.feed import Feed, validation_loader
 from trainer.job import Job
 from trainer.models.classifier import Classifier, new_classifier

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UsageError
 from trainer.arithmetic import Arithmetic
-from trainer.distributed import Kind, World
+from trainer.distributed.env import Kind, World
 from trainer.models.classifier import Classifier
 from trainer.recipe import Recipe
 from trainer.step import forward

@@ -16,7 +16,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import make_folder, write_bytes
 from trainer import checkpoint
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.provenance import provenance
 from trainer.recipe import Recipe
 

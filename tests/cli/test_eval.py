@@ -217,7 +217,7 @@ def test_real_labels_and_a_submission(named_net, imagenets_names, tmp_path):
 def test_mistakes_are_told_before_the_work(
     net, named_net, tiny_dataset, imagenets_names, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("trainer.launch.launch", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("trainer.distributed.launch.launch", lambda *_: pytest.fail("the work began"))
     (tmp_path / "real.json").write_text("[[0]]")
     (tmp_path / "l.json").write_text('{"x": 1}')
     write_meta(tmp_path / "meta.mat", imagenets_names.classes[1:])

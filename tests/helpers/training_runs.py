@@ -14,7 +14,7 @@ import torch
 from helpers.entries import Recorder
 from pipeline.errors import RunError
 from trainer import checkpoint, run
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.job import Job
 from trainer.loop import train
 

@@ -7,10 +7,10 @@ import pytest
 from pipeline.dataset.manifest import ImageFormat
 from trainer import bench
 from trainer.bench import Part, advise, measure
-from trainer.distributed import World
+from trainer.distributed.env import World
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 from trainer.job import Job
-from trainer.launch import launch
-from trainer.processes import Processes
 
 
 @pytest.mark.parametrize("processes", [1, 2])

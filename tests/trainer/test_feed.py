@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import Placement, UsageError
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.feed import Feed, Feeding
 from trainer.models.classifier import new_classifier
 from trainer.recipe import Stage

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.evaluation import evaluate_checkpoints
 from trainer.foreign import Foreign, Preprocessing, describe, is_foreign, load_foreign
 from trainer.models.alexnet import build_model

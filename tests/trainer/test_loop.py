@@ -25,13 +25,13 @@ from helpers.training_runs import (
 
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint, loop, run
-from trainer.distributed import World
+from trainer.distributed.env import World
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 from trainer.evaluation import evaluate_checkpoints
 from trainer.job import Job, Saving
-from trainer.launch import launch
 from trainer.models.classifier import Classifier
 from trainer.prepare import share_of_batch
-from trainer.processes import Processes
 from trainer.recipe import Stage, load_recipe
 from trainer.step import train_step
 

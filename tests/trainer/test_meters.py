@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.meters import Meter
 
 

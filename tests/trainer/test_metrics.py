@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from trainer.launch import launch
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 from trainer.metrics import BINS, Tally, label_ranks, likeliest, wilson
-from trainer.processes import Processes
 
 scores_with_ties = hnp.arrays(
     np.float32,

@@ -8,7 +8,7 @@ from helpers.training_runs import train_here
 
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.job import Debugging, Job
 from trainer.onebatch import OneBatch, noise
 

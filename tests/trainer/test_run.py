@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import RunError, UsageError
 from trainer import checkpoint, run
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.recipe import load_recipe
 
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.distributed import World
+from trainer.distributed.env import World
 from trainer.job import Debugging, Job, Saving
 from trainer.loop import train
 from trainer.plan import plan

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from helpers.entries import hang, unlike
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed import World
-from trainer.launch import Cluster, launch
-from trainer.processes import Processes
-from trainer.watch import Sign, Watch, blame
+from trainer.distributed.env import World
+from trainer.distributed.failures import Sign, Watch, blame
+from trainer.distributed.launch import Cluster, launch
+from trainer.distributed.processes import Processes
 
 
 def sign(step=37, doing="training", host="node1"):
@@ -53,8 +53,8 @@ def test_a_single_process_has_nobody_to_wait_for():
 
 
 def test_who_asks_is_not_silent_to_others_that_ask(monkeypatch):
-    monkeypatch.setattr("trainer.watch._SILENT_SECONDS", 1.0)
-    monkeypatch.setattr("trainer.watch._EVERY_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.distributed.failures._SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("trainer.distributed.failures._EVERY_SECONDS", 0.05)
     said, signs = [], set()
     store = dist.HashStore()
     dead, watch = (Watch(World(rank, 2), 0.0) for rank in (1, 0))

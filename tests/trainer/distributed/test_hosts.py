@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from pipeline.errors import UsageError
-from trainer import hosts
+from trainer.distributed import hosts
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UsageError
-from trainer.distributed import Kind
+from trainer.distributed.env import Kind
 from trainer.recipe import Recipe
 
 # Vogels, Karimireddy and Jaggi 2019 use ranks of 1 to 4; torch's own default for the start is 1,000.

@@ -15,10 +15,11 @@ from helpers.entries import run_with_other_data
 from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
-from trainer import agreement, checkpoint, loop, run
+from trainer import checkpoint, loop, run
+from trainer.distributed import consensus as agreement
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 from trainer.job import Debugging, Job, Saving
-from trainer.launch import launch
-from trainer.processes import Processes
 from trainer.recipe import Stage
 
 

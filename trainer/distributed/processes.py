@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import UsageError
-from trainer.distributed import Kind
+from trainer.distributed.env import Kind
 
 
 @dataclass(frozen=True)

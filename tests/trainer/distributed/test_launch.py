@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from trainer.launch import launch
-from trainer.processes import Processes
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 
 
 def page_faults(world):

@@ -9,10 +9,10 @@ from helpers.training_runs import assert_same_run
 
 from pipeline.errors import UsageError
 from trainer import checkpoint
-from trainer.compression import check_compression
+from trainer.distributed.comm_hooks import check_compression
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 from trainer.job import Debugging, Job
-from trainer.launch import launch
-from trainer.processes import Processes
 
 
 def test_bf16_is_refused_on_the_cpu(tiny_recipe):

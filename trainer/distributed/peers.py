@@ -7,8 +7,8 @@ import time
 import torch.distributed as dist
 
 from pipeline.errors import UsageError
-from trainer.distributed import World
-from trainer.processes import launched_outside
+from trainer.distributed.env import World
+from trainer.distributed.processes import launched_outside
 
 _ECHO_SECONDS = 5.0
 

@@ -12,8 +12,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from pipeline.errors import RunError, ToolkitError
-from trainer import verdict
-from trainer.distributed import World
+from trainer.distributed import verdict
+from trainer.distributed.env import World
 
 # Compilers and file systems take their time before the first update.
 _START_SECONDS = 1800.0

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer.distributed import World
+from trainer.distributed.env import World
 
 FILE = "ALEXNET_VERDICT"
 """Environment variable with the file in which a launcher's workers find it."""
 
 _CAUSE, _KNOWN = "alexnet-verdict/cause", "alexnet-verdict/known"
-# Processes look once a second (`trainer.watch`).
+# Processes look once a second (`trainer.distributed.failures`).
 _TELL_SECONDS = 4.0
 _POLL_SECONDS = 0.1
 

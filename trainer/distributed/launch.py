@@ -25,10 +25,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pipeline import heap
 from pipeline.cores import usable_cores
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer import hosts, verdict
-from trainer.distributed import Kind, World, world_of_environment
-from trainer.processes import Processes, launched_outside
-from trainer.verdict import LostPeerError
+from trainer.distributed import hosts, verdict
+from trainer.distributed.env import Kind, World, world_of_environment
+from trainer.distributed.processes import Processes, launched_outside
+from trainer.distributed.verdict import LostPeerError
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.distributed import World
+from trainer.distributed.env import World
 
 STOPPED = 75
 """Exit code of a run that was asked to end and left a checkpoint: BSD's EX_TEMPFAIL, "try again"."""

@@ -4,11 +4,11 @@ import pytest
 from helpers.entries import fail_together
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer import verdict
-from trainer.distributed import World
-from trainer.launch import launch
-from trainer.processes import Processes
-from trainer.verdict import LostPeerError, from_text, raise_together, to_text
+from trainer.distributed import verdict
+from trainer.distributed.env import World
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
+from trainer.distributed.verdict import LostPeerError, from_text, raise_together, to_text
 
 
 @pytest.mark.parametrize("error", [UsageError("a: b"), RunError("x"), LostPeerError("gone")])

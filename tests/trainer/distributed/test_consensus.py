@@ -7,10 +7,10 @@ import threading
 import pytest
 from helpers.entries import wish
 
-from trainer.agreement import Agreement, StopSignals
-from trainer.distributed import World
-from trainer.launch import launch
-from trainer.processes import Processes
+from trainer.distributed.consensus import Agreement, StopSignals
+from trainer.distributed.env import World
+from trainer.distributed.launch import launch
+from trainer.distributed.processes import Processes
 
 
 def test_alone_a_wish_is_granted_at_once():

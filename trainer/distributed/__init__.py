@@ -1,0 +1,1 @@
+"""Processes: their environment, launching them, agreeing, failures, gradient compression."""
