@@ -14,11 +14,11 @@ import common
 
 from cli.live import ConsoleReporter
 from pipeline import heap
+from trainer.callbacks.base import Reporters
 from trainer.distributed.env import World
 from trainer.job import Debugging, Job, Saving
 from trainer.loop import Trainer
 from trainer.recipe import load_recipe
-from trainer.reporting import Reporters
 from trainer.status import StatusReporter
 
 _WAYS = ("off", "reports", "and a checkpoint")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from trainer import EpochRow
-    from trainer.reporting import Ending, StepRow, Weights
+    from trainer.callbacks.base import Ending, StepRow, Weights
 
 # A log that shows life, without being full of it.
 _LOG_SECONDS = 60.0
@@ -76,7 +76,7 @@ def terminal_width() -> int | None:
 class ConsoleReporter:
     """Each epoch's line on stdout; within it, on stderr, a view of a terminal or a line a minute.
 
-    A `Reporter` of `trainer.reporting`.
+    A `Reporter` of `trainer.callbacks.base`.
 
     Args:
         epochs: of the run.

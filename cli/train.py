@@ -122,6 +122,7 @@ def main(
     _keep_compiled()  # before torch is imported: it settles the place then
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
+    from trainer.callbacks.tensorboard import require_tensorboard
     from trainer.distributed.consensus import STOPPED
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import choose_processes, launched_outside
@@ -129,7 +130,6 @@ def main(
     from trainer.job import Job
     from trainer.prepare import share_of_batch
     from trainer.run import RECIPE_FILE, is_run
-    from trainer.tensorboard import require_tensorboard
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
@@ -232,10 +232,10 @@ def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outc
     from cli.live import ConsoleReporter
     from pipeline import Dataset
     from trainer import train
+    from trainer.callbacks.base import Reporter, Reporters
+    from trainer.callbacks.tensorboard import TensorBoardReporter
     from trainer.distributed.verdict import raise_together
-    from trainer.reporting import Reporter, Reporters
     from trainer.status import StatusReporter
-    from trainer.tensorboard import TensorBoardReporter
 
     if verify:
         dataset = Dataset.open(job.data)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.callbacks.base import Reporter
     from trainer.confusion import draw_confusion
     from trainer.curves import draw_curves
     from trainer.distributed.env import World
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
-    from trainer.reporting import Reporter
     from trainer.run import EpochRow, Progress
     from trainer.sheets import draw_neighbours, draw_predictions
     from trainer.summary import markdown, write_confusion, write_json
@@ -46,7 +46,7 @@ _HOME = {
     "Progress": "run",
     "Recipe": "recipe",
     "Outcome": "job",
-    "Reporter": "reporting",
+    "Reporter": "callbacks.base",
     "Trained": "trained",
     "World": "distributed.env",
     "build_model": "models.alexnet",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UsageError
+from trainer.callbacks.base import Ending
 from trainer.feed import Feeding
 from trainer.recipe import Recipe
-from trainer.reporting import Ending
 from trainer.run import Progress
 
 Resume = Literal["no", "must", "auto"]

@@ -19,6 +19,8 @@ from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
 from trainer import checkpoint, run, words
 from trainer.arithmetic import arithmetic_of
+from trainer.callbacks.base import Reporter, Reporters, Weights
+from trainer.callbacks.profiler import profiler
 from trainer.distributed.comm_hooks import Compression, check_compression
 from trainer.distributed.consensus import Agreement, StopSignals
 from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
@@ -35,8 +37,6 @@ from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
 from trainer.pace import Pace
 from trainer.prepare import distribute, prime, share_of_batch
-from trainer.profiling import profiler
-from trainer.reporting import Reporter, Reporters, Weights
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
 from trainer.step import scaler_state, train_step

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.loader.loader import Batch
+from trainer.callbacks.base import StepRow
 from trainer.meters import Reading
-from trainer.reporting import StepRow
 
 # The first updates are slower: they fill caches and queues.
 _FEW = 10

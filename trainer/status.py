@@ -12,7 +12,7 @@ import msgspec
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer import checkpoint
-from trainer.reporting import Ending, StepRow, Weights
+from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.run import RUN_FILE, EpochRow, is_run, read_metrics
 
 STATUS_FILE = "status.json"

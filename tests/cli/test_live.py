@@ -12,7 +12,7 @@ from rich.console import Console
 from cli import live
 from cli.live import ConsoleReporter, EpochLines, in_words, view
 from cli.train import main as train
-from trainer.reporting import StepRow
+from trainer.callbacks.base import StepRow
 from trainer.run import EpochRow
 
 ROW = StepRow(

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
 from trainer.arithmetic import Arithmetic
+from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.distributed import comm_hooks as compression
 from trainer.distributed import failures as watch
 from trainer.distributed.consensus import Agreement
@@ -30,7 +31,6 @@ from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
-from trainer.reporting import Ending, StepRow, Weights
 from trainer.run import EpochRow
 from trainer.step import train_step
 

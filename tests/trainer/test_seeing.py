@@ -16,15 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.errors import UsageError
 from trainer import checkpoint
+from trainer.callbacks.base import Reporters
+from trainer.callbacks.tensorboard import FOLDER, TensorBoardReporter, tiled
 from trainer.distributed.env import World
 from trainer.job import Debugging, Job, Saving
 from trainer.loop import train
 from trainer.plan import plan
 from trainer.provenance import git_state, provenance
-from trainer.reporting import Reporters
 from trainer.run import read_metrics
 from trainer.status import StatusReporter, look
-from trainer.tensorboard import FOLDER, TensorBoardReporter, tiled
 
 
 @pytest.fixture(scope="module")

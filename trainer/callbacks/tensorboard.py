@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from trainer.reporting import Ending, StepRow, Weights
+from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.run import EpochRow
 
 if TYPE_CHECKING:
