@@ -16,10 +16,10 @@ from cli.live import ConsoleReporter
 from pipeline import heap
 from trainer.callbacks.base import Reporters
 from trainer.distributed.env import World
-from trainer.job import Debugging, Job, Saving
-from trainer.loop import Trainer
 from trainer.recipe import load_recipe
 from trainer.status import StatusReporter
+from trainer.training.options import Debugging, Job, Saving
+from trainer.training.trainer import Trainer
 
 _WAYS = ("off", "reports", "and a checkpoint")
 _BLOCK = 10

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --arch alexnet --rounds 3
     python benchmarks/train_step.py --device cuda --batch 512
 
-The update is the trainer's own (`trainer.step.train_step`) on a batch of noise, in a process whose malloc
+The update is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose malloc
 keeps freed memory as the trainer's does. Beside it stand the same net with torch's `nn.LocalResponseNorm`,
 uncompiled, as a script without this toolkit would have it: in a process of its own, with malloc as it comes
 and, to tell the two apart, with memory kept. And the arithmetic limit: the floating-point operations of a
@@ -34,14 +34,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_overhead import measure_overhead
 
 from pipeline import heap
-from trainer.arithmetic import Arithmetic, cpu_has_bfloat16
 from trainer.models.alexnet import ARCHITECTURES, build_model
 from trainer.models.classifier import Classifier, Spec
 from trainer.models.layers import LocalResponseNorm
 from trainer.optim.optimizers import build_optimizer
-from trainer.prepare import compile_in_place
 from trainer.recipe import Recipe
-from trainer.step import forward, train_step
+from trainer.training.precision import Arithmetic, cpu_has_bfloat16
+from trainer.training.setup import compile_in_place
+from trainer.training.step import forward, train_step
 
 _CLASSES = 1000
 _CROP = 224

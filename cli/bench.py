@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from trainer.bench import Measured
+    from trainer.training.benchmark import Measured
 
 
 def print_measured(measured: "Measured") -> None:

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from trainer.distributed.launch import Cluster
     from trainer.feed import Feeding
-    from trainer.job import Debugging, Saving
+    from trainer.training.options import Debugging, Saving
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -177,7 +177,7 @@ def saving_options(command: F) -> F:
 
 def saving_of(options: dict[str, Any]) -> "Saving":
     """What these options ask for."""
-    from trainer.job import Saving
+    from trainer.training.options import Saving
 
     return Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"])
 
@@ -215,6 +215,6 @@ def debugging_of(options: dict[str, Any]) -> "Debugging":
     Raises:
         UsageError: two that exclude each other.
     """
-    from trainer.job import Debugging
+    from trainer.training.options import Debugging
 
     return Debugging(options["synthetic"], options["overfit_batch"], options["steps"], options["profile"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from trainer.plan import Plan
+    from trainer.training.dry_run import Plan
 
 
 def print_plan(plan: "Plan") -> None:

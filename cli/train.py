@@ -127,9 +127,9 @@ def main(
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import choose_processes, launched_outside
     from trainer.distributed.slurm import adopt_slurm
-    from trainer.job import Job
-    from trainer.prepare import share_of_batch
     from trainer.run import RECIPE_FILE, is_run
+    from trainer.training.options import Job
+    from trainer.training.setup import share_of_batch
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
@@ -257,7 +257,7 @@ def _verify(dataset: "Dataset") -> None:
 def _dry_run(job: "Job", processes: int) -> None:
     """Print what the run would be."""
     from cli.plan import print_plan
-    from trainer.plan import plan
+    from trainer.training.dry_run import plan
 
     print_plan(plan(job, processes))
 
@@ -265,9 +265,9 @@ def _dry_run(job: "Job", processes: int) -> None:
 def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
-    from trainer import bench
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import first_of_all
+    from trainer.training import benchmark as bench
 
     result = launch(processes, bench.measure, job, bench.SECONDS, cluster=cluster)
     if result is not None and first_of_all():

@@ -20,7 +20,7 @@ from pipeline import (
     read_source,
 )
 from trainer.distributed.env import World
-from trainer.meters import Meter
+from trainer.training.progress import Meter
 
 pytestmark = [
     pytest.mark.gpu,
@@ -109,7 +109,7 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
 
 
 def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
-    monkeypatch.setattr("trainer.bench.SECONDS", 0.2)
+    monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.2)
     sets = ("--set", "crop=64", "--set", "batch_size=16")
     result = CliRunner().invoke(
         train, [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", *sets, "--bench"]

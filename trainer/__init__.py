@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
     from trainer.foreign import Foreign, Preprocessing
-    from trainer.job import Job, Outcome
     from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
-    from trainer.loop import train
     from trainer.metrics import Metrics
     from trainer.models.alexnet import ARCHITECTURES, build_model
     from trainer.models.classifier import Classifier
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from trainer.sheets import draw_neighbours, draw_predictions
     from trainer.summary import markdown, write_confusion, write_json
     from trainer.trained import Trained, open_trained
+    from trainer.training.options import Job, Outcome
+    from trainer.training.trainer import train
 
 _HOME = {
     "ARCHITECTURES": "models.alexnet",
@@ -35,7 +35,7 @@ _HOME = {
     "EpochRow": "run",
     "Evaluation": "evaluation",
     "Foreign": "foreign",
-    "Job": "job",
+    "Job": "training.options",
     "LabelScore": "labels",
     "LabelSet": "labels",
     "Metrics": "metrics",
@@ -45,7 +45,7 @@ _HOME = {
     "Preprocessing": "foreign",
     "Progress": "run",
     "Recipe": "recipe",
-    "Outcome": "job",
+    "Outcome": "training.options",
     "Reporter": "callbacks.base",
     "Trained": "trained",
     "World": "distributed.env",
@@ -69,7 +69,7 @@ _HOME = {
     "read_real_labels": "labels",
     "score_labels": "labels",
     "some_predictions": "examples",
-    "train": "loop",
+    "train": "training.trainer",
     "write_confusion": "summary",
     "write_json": "summary",
     "write_predictions": "predictions",

@@ -80,7 +80,7 @@ def test_the_log_says_how_long_data_was_waited_for(plain):
 
 
 def test_bench_prints_the_parts_and_leaves_nothing(tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.bench.SECONDS", 0.1)
+    monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
     result = invoke(tiny_dataset.root, *TINY, "--cpus", 1, "--bench")
     assert result.exit_code == 0, result.output

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
-from trainer.arithmetic import Arithmetic
 from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.distributed import comm_hooks as compression
 from trainer.distributed import failures as watch
@@ -24,15 +23,16 @@ from trainer.distributed.env import World, gather_objects
 from trainer.distributed.peers import refuse_unlike
 from trainer.distributed.verdict import raise_together, to_text
 from trainer.evaluation import evaluate, evaluate_checkpoints
-from trainer.job import Job
-from trainer.loop import train
 from trainer.metrics import Metrics, Tally
 from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
 from trainer.run import EpochRow
-from trainer.step import train_step
+from trainer.training.options import Job
+from trainer.training.precision import Arithmetic
+from trainer.training.step import train_step
+from trainer.training.trainer import train
 
 FLOAT32 = Arithmetic(torch.float32, "cpu")
 

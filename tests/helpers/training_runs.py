@@ -15,8 +15,8 @@ from helpers.entries import Recorder
 from pipeline.errors import RunError
 from trainer import checkpoint, run
 from trainer.distributed.env import World
-from trainer.job import Job
-from trainer.loop import train
+from trainer.training.options import Job
+from trainer.training.trainer import train
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 

@@ -12,7 +12,7 @@ from trainer.models.alexnet import build_model
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.recipe import Recipe, Stage, load_recipe
-from trainer.step import train_step
+from trainer.training.step import train_step
 
 STEPS = 20
 RECIPE = Recipe(name="t", arch="alexnet", epochs=4, rate=0.001, width=0.05, crop=64, batch_size=6)

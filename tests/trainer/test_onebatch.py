@@ -9,8 +9,8 @@ from helpers.training_runs import train_here
 from pipeline.errors import UsageError
 from trainer import checkpoint
 from trainer.distributed.env import World
-from trainer.job import Debugging, Job
 from trainer.onebatch import OneBatch, noise
+from trainer.training.options import Debugging, Job
 
 
 def test_an_epoch_is_as_long_as_the_datas(tiny_recipe):

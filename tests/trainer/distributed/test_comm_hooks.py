@@ -12,7 +12,7 @@ from trainer import checkpoint
 from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
-from trainer.job import Debugging, Job
+from trainer.training.options import Debugging, Job
 
 
 def test_bf16_is_refused_on_the_cpu(tiny_recipe):

@@ -15,12 +15,13 @@ from helpers.entries import run_with_other_data
 from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, loop, run
+from trainer import checkpoint, run
 from trainer.distributed import consensus as agreement
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
-from trainer.job import Debugging, Job, Saving
 from trainer.recipe import Stage
+from trainer.training import trainer as loop
+from trainer.training.options import Debugging, Job, Saving
 
 
 def steps_so_far(out: Path) -> int:

@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 
 from trainer.models.alexnet import ARCHITECTURES
 from trainer.models.classifier import Classifier, Spec
-from trainer.prepare import compile_in_place
+from trainer.training.setup import compile_in_place
 
 
 def classifier_of(arch: str) -> Classifier:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from trainer.meters import Reading
-from trainer.pace import Pace, Wait
+from trainer.training.pace import Pace, Wait
+from trainer.training.progress import Reading
 
 
 @pytest.fixture

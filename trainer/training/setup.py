@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UsageError
-from trainer.arithmetic import Arithmetic
 from trainer.distributed.env import Kind, World
 from trainer.models.classifier import Classifier
 from trainer.recipe import Recipe
-from trainer.step import forward
+from trainer.training.precision import Arithmetic
+from trainer.training.step import forward
 
 BUCKET_MB = 4
 """Gradients that DDP exchanges at once, at least.

@@ -17,8 +17,7 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
-from trainer import checkpoint, run, words
-from trainer.arithmetic import arithmetic_of
+from trainer import checkpoint, run
 from trainer.callbacks.base import Reporter, Reporters, Weights
 from trainer.callbacks.profiler import profiler
 from trainer.distributed.comm_hooks import Compression, check_compression
@@ -28,18 +27,20 @@ from trainer.distributed.failures import Watch
 from trainer.distributed.peers import refuse_unlike
 from trainer.evaluation import evaluate
 from trainer.feed import Feed, validation_loader
-from trainer.job import Job, Outcome
-from trainer.memory import used_mb
-from trainer.meters import Meter, Reading
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
-from trainer.pace import Pace
-from trainer.prepare import distribute, prime, share_of_batch
 from trainer.run import EpochRow, Progress
 from trainer.saving import Saver
-from trainer.step import scaler_state, train_step
+from trainer.training import messages as words
+from trainer.training.memory import used_mb
+from trainer.training.options import Job, Outcome
+from trainer.training.pace import Pace
+from trainer.training.precision import arithmetic_of
+from trainer.training.progress import Meter, Reading
+from trainer.training.setup import distribute, prime, share_of_batch
+from trainer.training.step import scaler_state, train_step
 
 # Often enough for a person, seldom enough to cost nothing.
 _REPORT_EVERY = 10

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import arithmetic
-from trainer.arithmetic import arithmetic_of, in_words
+from trainer.training import precision as arithmetic
+from trainer.training.precision import arithmetic_of, in_words
 
 
 @pytest.fixture

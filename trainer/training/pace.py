@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.loader.loader import Batch
 from trainer.callbacks.base import StepRow
-from trainer.meters import Reading
+from trainer.training.progress import Reading
 
 # The first updates are slower: they fill caches and queues.
 _FEW = 10

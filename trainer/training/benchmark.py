@@ -13,17 +13,17 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
-from trainer.arithmetic import arithmetic_of, cpu_has_bfloat16
 from trainer.distributed.env import World, all_most, all_sum
 from trainer.feed import Feed
-from trainer.job import Job
-from trainer.memory import device_mb, resident_mb
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.onebatch import OneBatch
 from trainer.optim.optimizers import build_optimizer
-from trainer.prepare import BUCKET_MB, distribute, prime, share_of_batch
 from trainer.recipe import Recipe
-from trainer.step import train_step
+from trainer.training.memory import device_mb, resident_mb
+from trainer.training.options import Job
+from trainer.training.precision import arithmetic_of, cpu_has_bfloat16
+from trainer.training.setup import BUCKET_MB, distribute, prime, share_of_batch
+from trainer.training.step import train_step
 
 SECONDS = 6.0
 """Time that each part is measured for, at least two steps."""

@@ -19,12 +19,12 @@ from trainer import checkpoint
 from trainer.callbacks.base import Reporters
 from trainer.callbacks.tensorboard import FOLDER, TensorBoardReporter, tiled
 from trainer.distributed.env import World
-from trainer.job import Debugging, Job, Saving
-from trainer.loop import train
-from trainer.plan import plan
 from trainer.provenance import git_state, provenance
 from trainer.run import read_metrics
 from trainer.status import StatusReporter, look
+from trainer.training.dry_run import plan
+from trainer.training.options import Debugging, Job, Saving
+from trainer.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +209,13 @@ def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_p
 MEASURE = """
 import sys, threading, time
 import torch
-from trainer.arithmetic import arithmetic_of
+from trainer.training.precision import arithmetic_of
 from trainer.models.classifier import Classifier, Spec
-from trainer.memory import resident_mb
+from trainer.training.memory import resident_mb
 from trainer.optim.optimizers import build_optimizer
-from trainer.plan import memory_of
+from trainer.training.dry_run import memory_of
 from trainer.recipe import Recipe
-from trainer.step import train_step
+from trainer.training.step import train_step
 
 arch, parts = sys.argv[1], int(sys.argv[2])
 recipe = Recipe(name="t", arch=arch, epochs=1, rate=1e-6, width=0.5, batch_size=64, accumulate=parts)

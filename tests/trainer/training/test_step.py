@@ -8,10 +8,10 @@ import torch
 from helpers.entries import FLOAT32, without_dropout
 from torch import nn
 
-from trainer.arithmetic import Arithmetic, arithmetic_of
 from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
-from trainer.step import train_step
+from trainer.training.precision import Arithmetic, arithmetic_of
+from trainer.training.step import train_step
 
 RECIPE = Recipe(name="t", arch="alexnet", epochs=1, rate=0.1)
 

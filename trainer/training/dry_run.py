@@ -6,16 +6,16 @@ import torch
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
-from trainer.arithmetic import Arithmetic, arithmetic_of, in_words
 from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.env import World
 from trainer.feed import Feed, validation_loader
-from trainer.job import Job
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.optim.optimizers import check_layers
-from trainer.prepare import share_of_batch
 from trainer.recipe import Recipe
-from trainer.step import forward
+from trainer.training.options import Job
+from trainer.training.precision import Arithmetic, arithmetic_of, in_words
+from trainer.training.setup import share_of_batch
+from trainer.training.step import forward
 
 # Pictures that the activations are counted on; with more they grow in proportion.
 _TRIED = (2, 4)

@@ -24,16 +24,17 @@ from helpers.training_runs import (
 )
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, loop, run
+from trainer import checkpoint, run
 from trainer.distributed.env import World
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
 from trainer.evaluation import evaluate_checkpoints
-from trainer.job import Job, Saving
 from trainer.models.classifier import Classifier
-from trainer.prepare import share_of_batch
 from trainer.recipe import Stage, load_recipe
-from trainer.step import train_step
+from trainer.training import trainer as loop
+from trainer.training.options import Job, Saving
+from trainer.training.setup import share_of_batch
+from trainer.training.step import train_step
 
 
 def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, tmp_path):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from pipeline.dataset.manifest import ImageFormat
-from trainer import bench
-from trainer.bench import Part, advise, measure
 from trainer.distributed.env import World
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
-from trainer.job import Job
+from trainer.training import benchmark as bench
+from trainer.training.benchmark import Part, advise, measure
+from trainer.training.options import Job
 
 
 @pytest.mark.parametrize("processes", [1, 2])

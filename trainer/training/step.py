@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.arithmetic import Arithmetic
 from trainer.recipe import Recipe
+from trainer.training.precision import Arithmetic
 
 
 def train_step(

@@ -2,12 +2,12 @@
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
-from trainer.arithmetic import Arithmetic, in_words
 from trainer.checkpoint import LAST
 from trainer.distributed.env import World
-from trainer.job import Job, Outcome
 from trainer.models.classifier import Classifier
 from trainer.run import Progress
+from trainer.training.options import Job, Outcome
+from trainer.training.precision import Arithmetic, in_words
 
 
 def facts(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.distributed.env import World
-from trainer.meters import Meter
+from trainer.training.progress import Meter
 
 
 def test_a_meter_adds_up_and_knows_the_last_loss():
