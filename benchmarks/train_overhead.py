@@ -17,7 +17,7 @@ from pipeline import heap
 from trainer.callbacks.base import Reporters
 from trainer.distributed.env import World
 from trainer.recipe import load_recipe
-from trainer.status import StatusReporter
+from trainer.runs.status import StatusReporter
 from trainer.training.options import Debugging, Job, Saving
 from trainer.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def measure_overhead(rounds: int) -> int:
         reporters = Reporters([ConsoleReporter(recipe.epochs), StatusReporter(job.out)])
         heap.keep()
         trainer = _Switching(World(), job, reporters)
-        trainer.run()
+        trainer.runs.run_folder()
     seconds = trainer.seconds(blocks)
     off, reports, saving = (seconds[way] for way in _WAYS)
     rows = [(way, f"{min(s):.4f}", f"{median(s):.4f}", f"{max(s):.4f}") for way, s in seconds.items()]

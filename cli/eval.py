@@ -131,9 +131,9 @@ def main(
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import choose_processes, first_of_all, launched_outside
     from trainer.distributed.slurm import adopt_slurm
-    from trainer.ensemble import normalised
-    from trainer.foreign import describe
     from trainer.predictions import check_suffix
+    from trainer.runs.ensemble import normalised
+    from trainer.runs.external_weights import describe
     from trainer.submission import check_submission, write_submission
     from trainer.summary import write_confusion, write_json
 
@@ -231,10 +231,11 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
 
 def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
     from pipeline.storage.atomic import write_bytes
-    from trainer import checkpoint, draw_kernels
+    from trainer import draw_kernels
     from trainer.drawing import figure_bytes
-    from trainer.ensemble import load_nets
-    from trainer.foreign import is_foreign
+    from trainer.runs import checkpoint
+    from trainer.runs.ensemble import load_nets
+    from trainer.runs.external_weights import is_foreign
 
     path = checkpoint.find(run_or_checkpoint)
     (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)

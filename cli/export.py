@@ -21,7 +21,7 @@ def main(checkpoint: Path, out: Path) -> None:
     preprocessing beside it in a .preprocessing.json file. Preprocessing and classes travel with each.
     """
     from trainer.export import export
-    from trainer.trained import open_trained
+    from trainer.runs.load_model import open_trained
 
     check_folder(out)
     notes = export(open_trained(checkpoint).classifier, out)

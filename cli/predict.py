@@ -72,7 +72,7 @@ def main(
     from pipeline import heap
     from pipeline.storage.atomic import write_bytes
     from trainer.classify import classify_pictures, find_pictures
-    from trainer.trained import open_trained
+    from trainer.runs.load_model import open_trained
 
     check_folder(out)
     files = find_pictures(pictures)

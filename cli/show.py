@@ -96,7 +96,7 @@ def predictions(
     _check(out)
     from pipeline import RunError
     from trainer import draw_predictions, some_predictions
-    from trainer.trained import class_names, dataset_name, refuse_other_classes
+    from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
     refuse_other_classes(trained, dataset)
@@ -151,7 +151,7 @@ def neighbours(
     require_dali()
     from trainer import draw_neighbours, find_neighbours
     from trainer.examples import named_pictures, some_pictures
-    from trainer.trained import class_names, dataset_name, refuse_other_classes
+    from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
     refuse_other_classes(trained, dataset)
@@ -203,7 +203,7 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
     from trainer import draw_confusion, evaluate_checkpoints
     from trainer.activations import this_machine
     from trainer.confusion import most_confused
-    from trainer.trained import class_names, dataset_name
+    from trainer.runs.load_model import class_names, dataset_name
 
     trained, dataset = _open(run, data)
     with progress_bar("evaluating", "pictures") as show:
@@ -260,7 +260,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
     from trainer import draw_saliency
     from trainer.examples import predict
     from trainer.figures import saliency as strength
-    from trainer.trained import class_names, label_of
+    from trainer.runs.load_model import class_names, label_of
 
     trained, dataset, found = _open_picture(run, picture, split, data)
     if class_ is None:
@@ -318,7 +318,7 @@ def _save(figure: "Figure", out: Path) -> None:
 
 def _open(run: Path, data: str | None) -> "tuple[Trained, Dataset]":
     from trainer import open_trained
-    from trainer.trained import dataset_of
+    from trainer.runs.load_model import dataset_of
 
     trained = open_trained(run)
     return trained, dataset_of(trained, data)
@@ -330,7 +330,7 @@ def _open_picture(
     """A net, its dataset if it is known, and a picture by file or key."""
     from trainer import open_trained
     from trainer.examples import named_pictures
-    from trainer.trained import dataset_if_any, dataset_of
+    from trainer.runs.load_model import dataset_if_any, dataset_of
 
     trained = open_trained(run)
     needed = data is not None or not Path(picture).is_file()

@@ -10,7 +10,7 @@ from cli.console import one_line_errors
 from cli.live import facts_of, in_words
 
 if TYPE_CHECKING:
-    from trainer.status import Look
+    from trainer.runs.status import Look
 
 _EPOCHS_SHOWN = 5
 _HEAD = "epoch       rate  train loss   top-1  val loss   top-1   top-5  images/s"
@@ -24,7 +24,7 @@ def status(run: Path, as_json: bool) -> None:
     """Show where the RUN in a folder is, and whether it lives."""
     import msgspec
 
-    from trainer.status import look
+    from trainer.runs.status import look
 
     found = look(run)
     if as_json:

@@ -127,7 +127,7 @@ def main(
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import choose_processes, launched_outside
     from trainer.distributed.slurm import adopt_slurm
-    from trainer.run import RECIPE_FILE, is_run
+    from trainer.runs.run_folder import RECIPE_FILE, is_run
     from trainer.training.options import Job
     from trainer.training.setup import share_of_batch
 
@@ -235,7 +235,7 @@ def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outc
     from trainer.callbacks.base import Reporter, Reporters
     from trainer.callbacks.tensorboard import TensorBoardReporter
     from trainer.distributed.verdict import raise_together
-    from trainer.status import StatusReporter
+    from trainer.runs.status import StatusReporter
 
     if verify:
         dataset = Dataset.open(job.data)

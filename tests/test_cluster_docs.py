@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import Options, prepare, read_source
-from trainer import checkpoint
+from trainer.runs import checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs" / "cluster.md"
 

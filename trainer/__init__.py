@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from trainer.evaluation import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
     from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
-    from trainer.foreign import Foreign, Preprocessing
     from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
     from trainer.metrics import Metrics
     from trainer.models.alexnet import ARCHITECTURES, build_model
@@ -21,10 +20,11 @@ if TYPE_CHECKING:
     from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
-    from trainer.run import EpochRow, Progress
+    from trainer.runs.external_weights import Foreign, Preprocessing
+    from trainer.runs.load_model import Trained, open_trained
+    from trainer.runs.run_folder import EpochRow, Progress
     from trainer.sheets import draw_neighbours, draw_predictions
     from trainer.summary import markdown, write_confusion, write_json
-    from trainer.trained import Trained, open_trained
     from trainer.training.options import Job, Outcome
     from trainer.training.trainer import train
 
@@ -32,9 +32,9 @@ _HOME = {
     "ARCHITECTURES": "models.alexnet",
     "ClassMetrics": "evaluation",
     "Classifier": "models.classifier",
-    "EpochRow": "run",
+    "EpochRow": "runs.run_folder",
     "Evaluation": "evaluation",
-    "Foreign": "foreign",
+    "Foreign": "runs.external_weights",
     "Job": "training.options",
     "LabelScore": "labels",
     "LabelSet": "labels",
@@ -42,12 +42,12 @@ _HOME = {
     "Neighbours": "neighbours",
     "PaperSGD": "optim.optimizers",
     "Predictions": "predictions",
-    "Preprocessing": "foreign",
-    "Progress": "run",
+    "Preprocessing": "runs.external_weights",
+    "Progress": "runs.run_folder",
     "Recipe": "recipe",
     "Outcome": "training.options",
     "Reporter": "callbacks.base",
-    "Trained": "trained",
+    "Trained": "runs.load_model",
     "World": "distributed.env",
     "build_model": "models.alexnet",
     "draw_confusion": "confusion",
@@ -63,7 +63,7 @@ _HOME = {
     "load_recipe": "recipe",
     "markdown": "summary",
     "nearest": "neighbours",
-    "open_trained": "trained",
+    "open_trained": "runs.load_model",
     "read_labels": "labels",
     "read_predictions": "predictions",
     "read_real_labels": "labels",

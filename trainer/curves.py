@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
 from trainer.drawing import COLOURS, INK, drawable, fonts_for, new_figure, shortened, styled
-from trainer.run import METRICS_FILE, EpochRow, read_metrics
+from trainer.runs.run_folder import METRICS_FILE, EpochRow, read_metrics
 
 Panel = Literal["loss", "top-1", "top-5", "rate", "throughput"]
 PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "rate")

@@ -20,15 +20,15 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
-from trainer import checkpoint
 from trainer.answers import Answers, refuse_other_keys
 from trainer.distributed.env import World
-from trainer.ensemble import load_nets, normalised
 from trainer.feed import Feeding
-from trainer.foreign import Foreign
 from trainer.metrics import Metrics, Tally
 from trainer.models.classifier import Classifier
 from trainer.predictions import Predictions
+from trainer.runs import checkpoint
+from trainer.runs.ensemble import load_nets, normalised
+from trainer.runs.external_weights import Foreign
 
 Progress = Callable[[int, int], None]
 

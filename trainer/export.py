@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
-from trainer import checkpoint
 from trainer.models.classifier import Classifier
+from trainer.runs import checkpoint
 
 ONNX_OPSET = 18
 TOLERANCE = 1e-4

@@ -21,8 +21,8 @@ from trainer.drawing import figure_bytes
 from trainer.examples import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.figures import draw_kernels
 from trainer.recipe import Recipe, load_recipe
-from trainer.run import RECIPE_FILE, EpochRow
-from trainer.trained import Trained, class_names, dataset_name
+from trainer.runs.load_model import Trained, class_names, dataset_name
+from trainer.runs.run_folder import RECIPE_FILE, EpochRow
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBOURS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
 _BATCH_SIZE = 64

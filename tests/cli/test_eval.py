@@ -15,10 +15,11 @@ from cli.eval import main as evaluate
 from pipeline import Dataset, Options, prepare, read_source
 from pipeline.loader.views import ViewName
 from pipeline.storage.atomic import write_bytes
-from trainer import checkpoint, read_predictions
+from trainer import read_predictions
 from trainer.models.alexnet import build_model
 from trainer.models.classifier import new_classifier
 from trainer.recipe import Recipe
+from trainer.runs import checkpoint
 
 RECIPE = Recipe(name="t", arch="alexnet_bn", epochs=1, rate=0.1, width=0.05, crop=64, compile=False)
 

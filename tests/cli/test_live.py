@@ -13,7 +13,7 @@ from cli import live
 from cli.live import ConsoleReporter, EpochLines, in_words, view
 from cli.train import main as train
 from trainer.callbacks.base import StepRow
-from trainer.run import EpochRow
+from trainer.runs.run_folder import EpochRow
 
 ROW = StepRow(
     epoch=3,

@@ -17,9 +17,9 @@ from PIL import Image
 from cli.eval import main as evaluate
 from cli.export import main as export
 from cli.predict import main as predict
-from trainer import checkpoint
 from trainer.models.classifier import new_classifier
 from trainer.recipe import load_recipe
+from trainer.runs import checkpoint
 
 
 def invoke(command, *arguments):

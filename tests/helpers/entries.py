@@ -28,7 +28,7 @@ from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.predictions import Predictions
 from trainer.recipe import Recipe
-from trainer.run import EpochRow
+from trainer.runs.run_folder import EpochRow
 from trainer.training.options import Job
 from trainer.training.precision import Arithmetic
 from trainer.training.step import train_step

@@ -13,8 +13,9 @@ import torch
 
 from helpers.entries import Recorder
 from pipeline.errors import RunError
-from trainer import checkpoint, run
 from trainer.distributed.env import World
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
 from trainer.training.options import Job
 from trainer.training.trainer import train
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline import Dataset
-from trainer import checkpoint
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
+from trainer.runs import checkpoint
 
 
 @pytest.fixture(autouse=True)

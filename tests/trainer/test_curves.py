@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from pipeline import UsageError
 from trainer.curves import PANELS, Course, draw_curves, read_courses
 from trainer.drawing import COLOURS, figure_bytes
-from trainer.run import EpochRow, add_metrics
+from trainer.runs.run_folder import EpochRow, add_metrics
 
 
 def row(epoch, rate=0.01):

@@ -14,13 +14,13 @@ from torch import nn
 
 from pipeline import EvalView, Loader, UsageError
 from pipeline.errors import RunError
-from trainer import checkpoint
 from trainer.answers import split_keys
 from trainer.distributed.env import World
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
 from trainer.evaluation import evaluate, evaluate_checkpoints
 from trainer.models.classifier import Classifier, new_classifier
+from trainer.runs import checkpoint
 
 
 def probabilities_of(net: Classifier, samples: list[Sample], views: str) -> np.ndarray:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from pipeline import UsageError
-from trainer import checkpoint
 from trainer.export import TOLERANCE, export, onnx_difference
 from trainer.models.alexnet import ARCHITECTURES
 from trainer.models.classifier import Classifier, Spec
-from trainer.trained import open_trained
+from trainer.runs import checkpoint
+from trainer.runs.load_model import open_trained
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from trainer.run import EpochRow
+from trainer.runs.run_folder import EpochRow
 
 Ending = Literal["finished", "stopped", "failed"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from trainer.callbacks.base import Ending, StepRow, Weights
-from trainer.run import EpochRow
+from trainer.runs.run_folder import EpochRow
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -2,10 +2,10 @@
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
-from trainer.checkpoint import LAST
 from trainer.distributed.env import World
 from trainer.models.classifier import Classifier
-from trainer.run import Progress
+from trainer.runs.checkpoint import LAST
+from trainer.runs.run_folder import Progress
 from trainer.training.options import Job, Outcome
 from trainer.training.precision import Arithmetic, in_words
 

@@ -8,7 +8,7 @@ from pipeline.errors import UsageError
 from trainer.callbacks.base import Ending
 from trainer.feed import Feeding
 from trainer.recipe import Recipe
-from trainer.run import Progress
+from trainer.runs.run_folder import Progress
 
 Resume = Literal["no", "must", "auto"]
 

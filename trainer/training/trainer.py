@@ -17,7 +17,6 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
-from trainer import checkpoint, run
 from trainer.callbacks.base import Reporter, Reporters, Weights
 from trainer.callbacks.profiler import profiler
 from trainer.distributed.comm_hooks import Compression, check_compression
@@ -31,8 +30,10 @@ from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
-from trainer.run import EpochRow, Progress
-from trainer.saving import Saver
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
+from trainer.runs.async_writer import Saver
+from trainer.runs.run_folder import EpochRow, Progress
 from trainer.training import messages as words
 from trainer.training.memory import used_mb
 from trainer.training.options import Job, Outcome

@@ -8,10 +8,10 @@ from helpers.entries import run_compressed
 from helpers.training_runs import assert_same_run
 
 from pipeline.errors import UsageError
-from trainer import checkpoint
 from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
+from trainer.runs import checkpoint
 from trainer.training.options import Debugging, Job
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from helpers.training_runs import COMMAND, assert_same_run, command, finish, start
 
-from trainer import checkpoint, run
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PLACE = f"{ADDRESSES[0]}:29400"

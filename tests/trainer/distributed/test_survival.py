@@ -15,11 +15,12 @@ from helpers.entries import run_with_other_data
 from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, run
 from trainer.distributed import consensus as agreement
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
 from trainer.recipe import Stage
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
 from trainer.training import trainer as loop
 from trainer.training.options import Debugging, Job, Saving
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import checkpoint
 from trainer.optim.ema import Ema
+from trainer.runs import checkpoint
 
 
 def values(classifier) -> dict[str, np.ndarray]:

@@ -15,13 +15,13 @@ from helpers.entries import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
-from trainer import checkpoint
 from trainer.callbacks.base import Reporters
 from trainer.callbacks.tensorboard import FOLDER, TensorBoardReporter, tiled
 from trainer.distributed.env import World
-from trainer.provenance import git_state, provenance
-from trainer.run import read_metrics
-from trainer.status import StatusReporter, look
+from trainer.runs import checkpoint
+from trainer.runs.provenance import git_state, provenance
+from trainer.runs.run_folder import read_metrics
+from trainer.runs.status import StatusReporter, look
 from trainer.training.dry_run import plan
 from trainer.training.options import Debugging, Job, Saving
 from trainer.training.trainer import train

@@ -24,13 +24,14 @@ from helpers.training_runs import (
 )
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, run
 from trainer.distributed.env import World
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
 from trainer.evaluation import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
 from trainer.training import trainer as loop
 from trainer.training.options import Job, Saving
 from trainer.training.setup import share_of_batch

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline.errors import RunError
-from trainer import checkpoint
-from trainer.saving import Saver
+from trainer.runs import checkpoint
+from trainer.runs.async_writer import Saver
 
 
 @pytest.fixture

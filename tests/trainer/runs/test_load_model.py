@@ -9,7 +9,14 @@ import pytest
 from pipeline import UsageError
 from pipeline.dataset.manifest import write_manifest
 from trainer import open_trained
-from trainer.trained import class_names, dataset_if_any, dataset_of, label_of, refuse_other_classes, run_facts
+from trainer.runs.load_model import (
+    class_names,
+    dataset_if_any,
+    dataset_of,
+    label_of,
+    refuse_other_classes,
+    run_facts,
+)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
-from trainer import checkpoint
-from trainer.foreign import Foreign, is_foreign, load_foreign
 from trainer.models.classifier import Classifier
+from trainer.runs import checkpoint
+from trainer.runs.external_weights import Foreign, is_foreign, load_foreign
 
 
 def load_nets(

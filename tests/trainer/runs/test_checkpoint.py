@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint
 from trainer.models.classifier import Classifier
+from trainer.runs import checkpoint
 
 
 def test_a_classifier_comes_back_as_it_was(tiny_classifier, tiny_checkpoint):

@@ -9,8 +9,8 @@ import msgspec
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
-from trainer import checkpoint
 from trainer.models.classifier import Classifier, Spec
+from trainer.runs import checkpoint
 
 _RUN_FILE = "run.json"
 

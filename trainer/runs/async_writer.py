@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import RunError
-from trainer import checkpoint
+from trainer.runs import checkpoint
 
 
 class Saver:

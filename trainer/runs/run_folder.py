@@ -15,10 +15,10 @@ from torch import Tensor
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import make_folder, write_bytes
-from trainer import checkpoint
 from trainer.distributed.env import World
-from trainer.provenance import provenance
 from trainer.recipe import Recipe
+from trainer.runs import checkpoint
+from trainer.runs.provenance import provenance
 
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"

@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipeline.errors import RunError, UsageError
-from trainer import checkpoint, run
 from trainer.distributed.env import World
 from trainer.recipe import load_recipe
+from trainer.runs import checkpoint
+from trainer.runs import run_folder as run
 
 
 def row(epoch: int, **values) -> run.EpochRow:

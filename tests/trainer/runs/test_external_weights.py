@@ -10,11 +10,11 @@ from helpers.reference import measured, softmax, stored
 from safetensors.torch import save_file
 
 from pipeline.errors import UsageError
-from trainer import checkpoint
 from trainer.distributed.env import World
 from trainer.evaluation import evaluate_checkpoints
-from trainer.foreign import Foreign, Preprocessing, describe, is_foreign, load_foreign
 from trainer.models.alexnet import build_model
+from trainer.runs import checkpoint
+from trainer.runs.external_weights import Foreign, Preprocessing, describe, is_foreign, load_foreign
 
 # torchvision's documentation of its ImageNet weights, on a 0..1 scale.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
