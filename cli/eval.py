@@ -127,15 +127,15 @@ def main(
     from pipeline import Dataset, UsageError
     from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
-    from trainer.answers import split_keys
     from trainer.distributed.launch import launch
     from trainer.distributed.processes import choose_processes, first_of_all, launched_outside
     from trainer.distributed.slurm import adopt_slurm
-    from trainer.predictions import check_suffix
+    from trainer.evaluation.answers import split_keys
+    from trainer.evaluation.predictions import check_suffix
+    from trainer.evaluation.results import write_confusion, write_json
+    from trainer.evaluation.submission import check_submission, write_submission
     from trainer.runs.ensemble import normalised
     from trainer.runs.external_weights import describe
-    from trainer.submission import check_submission, write_submission
-    from trainer.summary import write_confusion, write_json
 
     if not checkpoints:
         raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")

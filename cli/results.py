@@ -15,7 +15,7 @@ _ENDS = 10
 
 def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: Sequence["LabelSet"]) -> None:
     """Print the figures of a whole split, and those by other labels."""
-    from trainer.summary import name_of
+    from trainer.evaluation.results import name_of
 
     metrics = result.metrics
     click.echo(
@@ -42,7 +42,7 @@ def print_classes(result: "Evaluation") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trainer.summary import by_accuracy
+    from trainer.evaluation.results import by_accuracy
 
     classes = by_accuracy(result.per_class)
     parts = {"classes, worst first": classes}

@@ -8,40 +8,46 @@ if TYPE_CHECKING:
     from trainer.confusion import draw_confusion
     from trainer.curves import draw_curves
     from trainer.distributed.env import World
-    from trainer.evaluation import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
+    from trainer.evaluation.evaluate import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
+    from trainer.evaluation.label_sets import (
+        LabelScore,
+        LabelSet,
+        read_labels,
+        read_real_labels,
+        score_labels,
+    )
+    from trainer.evaluation.metrics import Metrics
+    from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
+    from trainer.evaluation.results import markdown, write_confusion, write_json
     from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
-    from trainer.labels import LabelScore, LabelSet, read_labels, read_real_labels, score_labels
-    from trainer.metrics import Metrics
     from trainer.models.alexnet import ARCHITECTURES, build_model
     from trainer.models.classifier import Classifier
     from trainer.neighbours import Neighbours, nearest
     from trainer.optim.optimizers import PaperSGD
-    from trainer.predictions import Predictions, read_predictions, write_predictions
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
     from trainer.runs.external_weights import Foreign, Preprocessing
     from trainer.runs.load_model import Trained, open_trained
     from trainer.runs.run_folder import EpochRow, Progress
     from trainer.sheets import draw_neighbours, draw_predictions
-    from trainer.summary import markdown, write_confusion, write_json
     from trainer.training.options import Job, Outcome
     from trainer.training.trainer import train
 
 _HOME = {
     "ARCHITECTURES": "models.alexnet",
-    "ClassMetrics": "evaluation",
+    "ClassMetrics": "evaluation.evaluate",
     "Classifier": "models.classifier",
     "EpochRow": "runs.run_folder",
-    "Evaluation": "evaluation",
+    "Evaluation": "evaluation.evaluate",
     "Foreign": "runs.external_weights",
     "Job": "training.options",
-    "LabelScore": "labels",
-    "LabelSet": "labels",
-    "Metrics": "metrics",
+    "LabelScore": "evaluation.label_sets",
+    "LabelSet": "evaluation.label_sets",
+    "Metrics": "evaluation.metrics",
     "Neighbours": "neighbours",
     "PaperSGD": "optim.optimizers",
-    "Predictions": "predictions",
+    "Predictions": "evaluation.predictions",
     "Preprocessing": "runs.external_weights",
     "Progress": "runs.run_folder",
     "Recipe": "recipe",
@@ -57,22 +63,22 @@ _HOME = {
     "draw_neighbours": "sheets",
     "draw_predictions": "sheets",
     "draw_saliency": "figures",
-    "evaluate": "evaluation",
-    "evaluate_checkpoints": "evaluation",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_checkpoints": "evaluation.evaluate",
     "find_neighbours": "examples",
     "load_recipe": "recipe",
-    "markdown": "summary",
+    "markdown": "evaluation.results",
     "nearest": "neighbours",
     "open_trained": "runs.load_model",
-    "read_labels": "labels",
-    "read_predictions": "predictions",
-    "read_real_labels": "labels",
-    "score_labels": "labels",
+    "read_labels": "evaluation.label_sets",
+    "read_predictions": "evaluation.predictions",
+    "read_real_labels": "evaluation.label_sets",
+    "score_labels": "evaluation.label_sets",
     "some_predictions": "examples",
     "train": "training.trainer",
-    "write_confusion": "summary",
-    "write_json": "summary",
-    "write_predictions": "predictions",
+    "write_confusion": "evaluation.results",
+    "write_json": "evaluation.results",
+    "write_predictions": "evaluation.predictions",
     "write_report": "report",
 }
 

@@ -193,7 +193,7 @@ def neighbours(
 def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """The matrix of the validation split, and its worst pairs."""
     names = class_names(trained, dataset)
-    from trainer.evaluation import evaluate_checkpoints  # DALI
+    from trainer.evaluation.evaluate import evaluate_checkpoints  # DALI
 
     found = evaluate_checkpoints(
         this_machine(),

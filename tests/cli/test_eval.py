@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_written_does_not_keep_others_back(net, tiny_datas
         shutil.rmtree(gone, ignore_errors=True)
         original(path, data)
 
-    monkeypatch.setattr("trainer.summary.write_bytes", writing)
+    monkeypatch.setattr("trainer.evaluation.results.write_bytes", writing)
     result = invoke(
         *(net, tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
         *("--confusion", tmp_path / "c.csv", "--predictions", tmp_path / "p.csv"),

@@ -22,11 +22,11 @@ from trainer.distributed.consensus import Agreement
 from trainer.distributed.env import World, gather_objects
 from trainer.distributed.peers import refuse_unlike
 from trainer.distributed.verdict import raise_together, to_text
-from trainer.evaluation import evaluate, evaluate_checkpoints
-from trainer.metrics import Metrics, Tally
+from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
+from trainer.evaluation.metrics import Metrics, Tally
+from trainer.evaluation.predictions import Predictions
 from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_rates
-from trainer.predictions import Predictions
 from trainer.recipe import Recipe
 from trainer.runs.run_folder import EpochRow
 from trainer.training.options import Job

@@ -24,7 +24,7 @@ from trainer.distributed.consensus import Agreement, StopSignals
 from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
 from trainer.distributed.failures import Watch
 from trainer.distributed.peers import refuse_unlike
-from trainer.evaluation import evaluate
+from trainer.evaluation.evaluate import evaluate
 from trainer.feed import Feed, validation_loader
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import UsageError
 from trainer.distributed.env import World
-from trainer.evaluation import evaluate_checkpoints
+from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.alexnet import build_model
 from trainer.runs import checkpoint
 from trainer.runs.external_weights import Foreign, Preprocessing, describe, is_foreign, load_foreign

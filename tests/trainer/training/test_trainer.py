@@ -27,7 +27,7 @@ from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import World
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
-from trainer.evaluation import evaluate_checkpoints
+from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
 from trainer.runs import checkpoint

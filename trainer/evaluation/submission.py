@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import write_bytes
-from trainer.predictions import Predictions
+from trainer.evaluation.predictions import Predictions
 
 _KEY = re.compile(r"ILSVRC2012_(?:val|test)_([0-9]{8})")
 

@@ -20,12 +20,12 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
-from trainer.answers import Answers, refuse_other_keys
 from trainer.distributed.env import World
+from trainer.evaluation.answers import Answers, refuse_other_keys
+from trainer.evaluation.metrics import Metrics, Tally
+from trainer.evaluation.predictions import Predictions
 from trainer.feed import Feeding
-from trainer.metrics import Metrics, Tally
 from trainer.models.classifier import Classifier
-from trainer.predictions import Predictions
 from trainer.runs import checkpoint
 from trainer.runs.ensemble import load_nets, normalised
 from trainer.runs.external_weights import Foreign

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
 from trainer.distributed.launch import launch
 from trainer.distributed.processes import Processes
-from trainer.metrics import BINS, Tally, label_ranks, likeliest, wilson
+from trainer.evaluation.metrics import BINS, Tally, label_ranks, likeliest, wilson
 
 scores_with_ties = hnp.arrays(
     np.float32,

@@ -11,8 +11,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.shards import keys_in
 from pipeline.errors import RunError
 from trainer.distributed.env import World, gather_objects
-from trainer.metrics import likeliest
-from trainer.predictions import KEPT, Predictions
+from trainer.evaluation.metrics import likeliest
+from trainer.evaluation.predictions import KEPT, Predictions
 
 
 class Answers:

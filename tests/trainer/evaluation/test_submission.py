@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
-from trainer.predictions import Predictions
-from trainer.submission import check_submission, write_submission
+from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.submission import check_submission, write_submission
 
 WNIDS = [f"n{number:08d}" for number in (11, 22, 33, 44, 55, 66, 77)]
 # The devkit's IDs follow another order than the sorted WNIDs, and begin with 1.

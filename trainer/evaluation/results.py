@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.atomic import write_bytes
-from trainer.evaluation import ClassMetrics, Evaluation
-from trainer.labels import LabelScore
-from trainer.metrics import Interval
-from trainer.published import RESULTS, is_imagenet_validation
+from trainer.evaluation.evaluate import ClassMetrics, Evaluation
+from trainer.evaluation.label_sets import LabelScore
+from trainer.evaluation.metrics import Interval
+from trainer.evaluation.published import RESULTS, is_imagenet_validation
 
 
 def name_of(evaluation: Evaluation) -> str:

@@ -14,8 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from pipeline.errors import UsageError
-from trainer.metrics import Interval, wilson
-from trainer.predictions import Predictions
+from trainer.evaluation.metrics import Interval, wilson
+from trainer.evaluation.predictions import Predictions
 
 _IMAGENET_KEY = re.compile(r"ILSVRC2012_val_([0-9]{8})")
 _IMAGENET_PICTURES = 50_000

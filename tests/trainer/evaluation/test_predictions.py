@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import ClassInfo
-from trainer.predictions import Predictions, read_predictions, write_predictions
+from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
 
 CLASSES = [
     ClassInfo(f"n{number:08d}", name)

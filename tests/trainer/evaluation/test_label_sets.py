@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from trainer.labels import LabelSet, read_labels, read_real_labels, score_labels
-from trainer.predictions import Predictions
+from trainer.evaluation.label_sets import LabelSet, read_labels, read_real_labels, score_labels
+from trainer.evaluation.predictions import Predictions
 
 CLASSES = ["cat", "dog", "newt", "7"]
 KEYS = ["b", "a", "c.d", "e"]
