@@ -116,7 +116,7 @@ def _contend(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(queries: Any, chunks: Any, count: int) -> Any:
-    from trainer.neighbours import nearest
+    from trainer.inference.neighbors import nearest
 
     return nearest(queries, chunks, count).indices
 

@@ -12,7 +12,7 @@ import click
 from cli.console import check_folder, complain, one_line_errors, progress_bar
 
 if TYPE_CHECKING:
-    from trainer.classify import Answer
+    from trainer.inference.classify import Answer
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -71,7 +71,7 @@ def main(
 
     from pipeline import heap
     from pipeline.storage.atomic import write_bytes
-    from trainer.classify import classify_pictures, find_pictures
+    from trainer.inference.classify import classify_pictures, find_pictures
     from trainer.runs.load_model import open_trained
 
     check_folder(out)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from trainer.evaluation.metrics import Metrics
     from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
     from trainer.evaluation.results import markdown, write_confusion, write_json
-    from trainer.examples import find_neighbours, some_predictions
     from trainer.figures import draw_kernels, draw_maps, draw_saliency
+    from trainer.inference.examples import find_neighbours, some_predictions
+    from trainer.inference.neighbors import Neighbours, nearest
     from trainer.models.alexnet import ARCHITECTURES, build_model
     from trainer.models.classifier import Classifier
-    from trainer.neighbours import Neighbours, nearest
     from trainer.optim.optimizers import PaperSGD
     from trainer.recipe import Recipe, load_recipe
     from trainer.report import write_report
@@ -45,7 +45,7 @@ _HOME = {
     "LabelScore": "evaluation.label_sets",
     "LabelSet": "evaluation.label_sets",
     "Metrics": "evaluation.metrics",
-    "Neighbours": "neighbours",
+    "Neighbours": "inference.neighbors",
     "PaperSGD": "optim.optimizers",
     "Predictions": "evaluation.predictions",
     "Preprocessing": "runs.external_weights",
@@ -65,16 +65,16 @@ _HOME = {
     "draw_saliency": "figures",
     "evaluate": "evaluation.evaluate",
     "evaluate_checkpoints": "evaluation.evaluate",
-    "find_neighbours": "examples",
+    "find_neighbours": "inference.examples",
     "load_recipe": "recipe",
     "markdown": "evaluation.results",
-    "nearest": "neighbours",
+    "nearest": "inference.neighbors",
     "open_trained": "runs.load_model",
     "read_labels": "evaluation.label_sets",
     "read_predictions": "evaluation.predictions",
     "read_real_labels": "evaluation.label_sets",
     "score_labels": "evaluation.label_sets",
-    "some_predictions": "examples",
+    "some_predictions": "inference.examples",
     "train": "training.trainer",
     "write_confusion": "evaluation.results",
     "write_json": "evaluation.results",

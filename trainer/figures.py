@@ -14,9 +14,9 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.images.grid import grid
-from trainer.activations import captured, map_layers
-from trainer.crops import Crop, as_batch
 from trainer.drawing import DPI, drawable, fonts_for, new_figure, shortened, show_pixels, styled
+from trainer.inference.features import captured, map_layers
+from trainer.inference.preprocess import Crop, as_batch
 from trainer.models.alexnet import first_kernels
 from trainer.models.classifier import Classifier
 

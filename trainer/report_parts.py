@@ -14,12 +14,12 @@ from pipeline.errors import UsageError
 from pipeline.images.codec import encode
 from pipeline.images.pca_plot import colours_along
 from pipeline.loader.views import TrainView, colour_noise
-from trainer.activations import this_machine
 from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.curves import Panel, draw_curves, read_courses
 from trainer.drawing import figure_bytes
-from trainer.examples import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.figures import draw_kernels
+from trainer.inference.examples import Picture, find_neighbours, some_pictures, some_predictions
+from trainer.inference.features import this_machine
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import Trained, class_names, dataset_name
 from trainer.runs.run_folder import RECIPE_FILE, EpochRow

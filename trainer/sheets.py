@@ -18,7 +18,7 @@ from trainer.drawing import (
     shortened,
     styled,
 )
-from trainer.examples import UNKNOWN, Neighbourhood, Picture, Prediction
+from trainer.inference.examples import UNKNOWN, Neighbourhood, Picture, Prediction
 
 _PREDICTION_COLUMNS = 4
 _FRAME = 3

@@ -77,7 +77,7 @@ def test_onnx_answers_as_torch_for_any_batch(tmp_path, arch, mean_image):
 
 
 def test_onnx_agrees_on_photographs(tmp_path, shared_data):
-    from trainer.crops import as_batch, crop_of_file
+    from trainer.inference.preprocess import as_batch, crop_of_file
 
     net = make("alexnet", crop=64)
     files = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[:12]
@@ -97,7 +97,7 @@ def test_wrong_logits_differ_even_where_probabilities_hardly_do(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_onnx_of_full_size_agrees_on_photographs(tmp_path, shared_data, arch):
-    from trainer.crops import as_batch, crop_of_file
+    from trainer.inference.preprocess import as_batch, crop_of_file
 
     net = make(arch, width=1, crop=224)
     files = sorted((shared_data / "imagenet-sample" / "val").rglob("*.JPEG"))[:7]
@@ -200,7 +200,7 @@ def test_the_documented_example_classifies_as_the_net_does(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(example, names)
-    from trainer.classify import classify_pictures
+    from trainer.inference.classify import classify_pictures
 
     (answer,) = classify_pictures([net], [tmp_path / "cat.jpg"])
     printed = capsys.readouterr().out.splitlines()

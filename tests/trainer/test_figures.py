@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 from pipeline import UsageError
-from trainer.activations import captured
-from trainer.crops import as_batch
 from trainer.drawing import figure_bytes
 from trainer.figures import draw_kernels, draw_maps, draw_saliency, saliency
+from trainer.inference.features import captured
+from trainer.inference.preprocess import as_batch
 from trainer.models.classifier import Classifier
 
 CELL = 11 * 6  # 11 px, six times larger

@@ -6,8 +6,8 @@ import torch
 
 from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
-from trainer.activations import captured, feature_layer, features, map_layers, split_features
-from trainer.crops import as_batch, crop_of_stored
+from trainer.inference.features import captured, feature_layer, features, map_layers, split_features
+from trainer.inference.preprocess import as_batch, crop_of_stored
 from trainer.models.alexnet import build_model
 
 

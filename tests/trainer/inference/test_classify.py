@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import EvalView, Loader, UsageError
 from pipeline.images.codec import encode
-from trainer.classify import classify_pictures, find_pictures
-from trainer.crops import crop_of_file
+from trainer.inference.classify import classify_pictures, find_pictures
+from trainer.inference.preprocess import crop_of_file
 
 
 def stored_pictures(dataset, folder):

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline import Loader, UsageError
 from pipeline.dataset.samples import read_stored
 from pipeline.loader.views import EvalView
-from trainer.crops import as_batch, crop_of_file, crop_of_stored
+from trainer.inference.preprocess import as_batch, crop_of_file, crop_of_stored
 
 
 @pytest.fixture

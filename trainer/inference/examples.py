@@ -14,10 +14,10 @@ import torch
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.samples import StoredPicture, find_places, read_stored
 from pipeline.errors import UsageError
-from trainer.activations import features, split_features, this_machine
-from trainer.crops import Crop, as_batch, crop_of_file, crop_of_stored
+from trainer.inference.features import features, split_features, this_machine
+from trainer.inference.neighbors import nearest
+from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
 from trainer.models.classifier import Classifier, Spec
-from trainer.neighbours import nearest
 
 UNKNOWN = -1
 _BATCH = 32
@@ -154,7 +154,7 @@ def find_neighbours(
     """Search a whole split for the pictures whose features are nearest to the queries'.
 
     Features are the last hidden layer's behind its ReLU, distances Euclidean, the search exact: see
-    `trainer.neighbours.nearest`. One batch's features are held at a time.
+    `trainer.inference.neighbors.nearest`. One batch's features are held at a time.
 
     Args:
         classifier: in evaluation mode.

@@ -14,8 +14,8 @@ import torch
 
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, is_picture
-from trainer.crops import CROPS, crops_of_file
 from trainer.evaluation.metrics import likeliest
+from trainer.inference.preprocess import CROPS, crops_of_file
 from trainer.models.classifier import Classifier
 
 Views = Literal["centre", "ten-crop"]

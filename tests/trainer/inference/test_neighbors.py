@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import RunError, UsageError
-from trainer.neighbours import nearest, rounding_bound
+from trainer.inference.neighbors import nearest, rounding_bound
 
 
 def brute_force(queries, rows, count):

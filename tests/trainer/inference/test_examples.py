@@ -8,9 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
 from trainer import open_trained
-from trainer.activations import features
-from trainer.crops import as_batch, crop_of_stored
-from trainer.examples import (
+from trainer.inference.examples import (
     UNKNOWN,
     Picture,
     find_neighbours,
@@ -19,6 +17,8 @@ from trainer.examples import (
     some_pictures,
     some_predictions,
 )
+from trainer.inference.features import features
+from trainer.inference.preprocess import as_batch, crop_of_stored
 
 
 @pytest.fixture
