@@ -232,7 +232,7 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
 def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
     from pipeline.storage.atomic import write_bytes
     from trainer import draw_kernels
-    from trainer.drawing import figure_bytes
+    from trainer.figures.style import figure_bytes
     from trainer.runs import checkpoint
     from trainer.runs.ensemble import load_nets
     from trainer.runs.external_weights import is_foreign

@@ -180,7 +180,7 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
     """
     _check(out)
     from trainer import draw_curves
-    from trainer.curves import read_courses
+    from trainer.figures.curves import read_courses
 
     _save(draw_curves(read_courses(runs)), out)
 
@@ -201,7 +201,7 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
     _check(out)
     require_dali()
     from trainer import draw_confusion, evaluate_checkpoints
-    from trainer.confusion import most_confused
+    from trainer.figures.confusion import most_confused
     from trainer.inference.features import this_machine
     from trainer.runs.load_model import class_names, dataset_name
 
@@ -258,7 +258,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
     """
     _check(out)
     from trainer import draw_saliency
-    from trainer.figures import saliency as strength
+    from trainer.figures.filters import saliency as strength
     from trainer.inference.examples import predict
     from trainer.runs.load_model import class_names, label_of
 
@@ -304,13 +304,13 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
 def _check(out: Path) -> None:
     """Say what is wrong with a figure's file before anything is drawn."""
     check_folder(out)
-    from trainer.drawing import check_figure_file
+    from trainer.figures.style import check_figure_file
 
     check_figure_file(out)
 
 
 def _save(figure: "Figure", out: Path) -> None:
-    from trainer.drawing import save_figure
+    from trainer.figures.style import save_figure
 
     save_figure(figure, out)
     click.echo(str(out))

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer.callbacks.base import Reporter
-    from trainer.confusion import draw_confusion
-    from trainer.curves import draw_curves
     from trainer.distributed.env import World
     from trainer.evaluation.evaluate import ClassMetrics, Evaluation, evaluate, evaluate_checkpoints
     from trainer.evaluation.label_sets import (
@@ -19,7 +17,10 @@ if TYPE_CHECKING:
     from trainer.evaluation.metrics import Metrics
     from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
     from trainer.evaluation.results import markdown, write_confusion, write_json
-    from trainer.figures import draw_kernels, draw_maps, draw_saliency
+    from trainer.figures.confusion import draw_confusion
+    from trainer.figures.curves import draw_curves
+    from trainer.figures.filters import draw_kernels, draw_maps, draw_saliency
+    from trainer.figures.predictions import draw_neighbours, draw_predictions
     from trainer.inference.examples import find_neighbours, some_predictions
     from trainer.inference.neighbors import Neighbours, nearest
     from trainer.models.alexnet import ARCHITECTURES, build_model
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from trainer.runs.external_weights import Foreign, Preprocessing
     from trainer.runs.load_model import Trained, open_trained
     from trainer.runs.run_folder import EpochRow, Progress
-    from trainer.sheets import draw_neighbours, draw_predictions
     from trainer.training.options import Job, Outcome
     from trainer.training.trainer import train
 
@@ -56,13 +56,13 @@ _HOME = {
     "Trained": "runs.load_model",
     "World": "distributed.env",
     "build_model": "models.alexnet",
-    "draw_confusion": "confusion",
-    "draw_curves": "curves",
-    "draw_kernels": "figures",
-    "draw_maps": "figures",
-    "draw_neighbours": "sheets",
-    "draw_predictions": "sheets",
-    "draw_saliency": "figures",
+    "draw_confusion": "figures.confusion",
+    "draw_curves": "figures.curves",
+    "draw_kernels": "figures.filters",
+    "draw_maps": "figures.filters",
+    "draw_neighbours": "figures.predictions",
+    "draw_predictions": "figures.predictions",
+    "draw_saliency": "figures.filters",
     "evaluate": "evaluation.evaluate",
     "evaluate_checkpoints": "evaluation.evaluate",
     "find_neighbours": "inference.examples",

@@ -14,10 +14,10 @@ from pipeline.errors import UsageError
 from pipeline.images.codec import encode
 from pipeline.images.pca_plot import colours_along
 from pipeline.loader.views import TrainView, colour_noise
-from trainer.confusion import MOST_NAMED, draw_confusion, most_confused
-from trainer.curves import Panel, draw_curves, read_courses
-from trainer.drawing import figure_bytes
-from trainer.figures import draw_kernels
+from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
+from trainer.figures.curves import Panel, draw_curves, read_courses
+from trainer.figures.filters import draw_kernels
+from trainer.figures.style import figure_bytes
 from trainer.inference.examples import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.inference.features import this_machine
 from trainer.recipe import Recipe, load_recipe

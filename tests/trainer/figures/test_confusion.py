@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.confusion import draw_confusion, most_confused
-from trainer.drawing import figure_bytes
+from trainer.figures.confusion import draw_confusion, most_confused
+from trainer.figures.style import figure_bytes
 
 
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 8), count=st.integers(1, 70))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from trainer.drawing import GREEN, ORANGE, SKY, VERMILION, figure_bytes
+from trainer.figures.predictions import draw_neighbours, draw_predictions
+from trainer.figures.style import GREEN, ORANGE, SKY, VERMILION, figure_bytes
 from trainer.inference.examples import UNKNOWN, Neighbourhood, Picture, Prediction
-from trainer.sheets import draw_neighbours, draw_predictions
 
 NAMES = ["ant", "$b_1$", "<cat>", "鳥", "a name that is far too long for the space that there is", "fish"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.drawing import (
+from trainer.figures.style import (
     GREEN,
     GREY,
     ORANGE,

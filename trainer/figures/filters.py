@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.images.grid import grid
-from trainer.drawing import DPI, drawable, fonts_for, new_figure, shortened, show_pixels, styled
+from trainer.figures.style import DPI, drawable, fonts_for, new_figure, shortened, show_pixels, styled
 from trainer.inference.features import captured, map_layers
 from trainer.inference.preprocess import Crop, as_batch
 from trainer.models.alexnet import first_kernels

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
-from trainer.drawing import COLOURS, INK, drawable, fonts_for, new_figure, shortened, styled
+from trainer.figures.style import COLOURS, INK, drawable, fonts_for, new_figure, shortened, styled
 from trainer.runs.run_folder import METRICS_FILE, EpochRow, read_metrics
 
 Panel = Literal["loss", "top-1", "top-5", "rate", "throughput"]

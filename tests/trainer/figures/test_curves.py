@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from pipeline import UsageError
-from trainer.curves import PANELS, Course, draw_curves, read_courses
-from trainer.drawing import COLOURS, figure_bytes
+from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
+from trainer.figures.style import COLOURS, figure_bytes
 from trainer.runs.run_folder import EpochRow, add_metrics
 
 

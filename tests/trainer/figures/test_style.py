@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import RunError, UsageError
-from trainer.drawing import (
+from trainer.figures.style import (
     COLOURS,
     check_figure_file,
     drawable,

@@ -14,15 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from trainer.drawing import (
-    BLUE,
-    drawable,
-    fonts_for,
-    label_ticks,
-    new_figure,
-    shortened,
-    styled,
-)
+from trainer.figures.style import BLUE, drawable, fonts_for, label_ticks, new_figure, shortened, styled
 
 Matrix = NDArray[np.int64]
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from pipeline import UsageError
-from trainer.drawing import figure_bytes
-from trainer.figures import draw_kernels, draw_maps, draw_saliency, saliency
+from trainer.figures.filters import draw_kernels, draw_maps, draw_saliency, saliency
+from trainer.figures.style import figure_bytes
 from trainer.inference.features import captured
 from trainer.inference.preprocess import as_batch
 from trainer.models.classifier import Classifier

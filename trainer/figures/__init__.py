@@ -1,0 +1,1 @@
+"""The paper's figures and a run's, as PNG or SVG."""
