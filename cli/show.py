@@ -290,7 +290,7 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
     """
     check_folder(out or (run / "report.html" if run.is_dir() else None))
     from cli.facts import in_bytes
-    from trainer.report import write_report
+    from trainer.report.page import write_report
 
     with progress_bar("reading", "pictures") as show:
         made = write_report(

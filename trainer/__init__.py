@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainer.models.classifier import Classifier
     from trainer.optim.optimizers import PaperSGD
     from trainer.recipe import Recipe, load_recipe
-    from trainer.report import write_report
+    from trainer.report.page import write_report
     from trainer.runs.external_weights import Foreign, Preprocessing
     from trainer.runs.load_model import Trained, open_trained
     from trainer.runs.run_folder import EpochRow, Progress
@@ -79,7 +79,7 @@ _HOME = {
     "write_confusion": "evaluation.results",
     "write_json": "evaluation.results",
     "write_predictions": "evaluation.predictions",
-    "write_report": "report",
+    "write_report": "report.page",
 }
 
 __all__ = [

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from pipeline import RunError, UsageError
-from trainer import report, write_report
-from trainer.report import SECTIONS
+from trainer import write_report
+from trainer.report import page as report
+from trainer.report.page import SECTIONS
 
 
 class Page(HTMLParser):
@@ -141,7 +142,7 @@ def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
 
 def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "has_dali", lambda: False)
-    monkeypatch.setattr("trainer.report_parts.has_dali", lambda: False)
+    monkeypatch.setattr("trainer.report.parts.has_dali", lambda: False)
     done = write_report(tiny_run, tmp_path / "r.html")
     assert list(done.left_out) == ["neighbours", "confusion"]
     assert "DALI" in done.left_out["confusion"]

@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.storage.atomic import write_bytes
-from trainer import report_parts as parts
-from trainer.report_parts import has_dali
+from trainer.report import parts
+from trainer.report.parts import has_dali
 from trainer.runs.load_model import Trained, dataset_of, open_trained, refuse_other_classes, run_facts
 
 Progress = Callable[[str, int, int], None]
