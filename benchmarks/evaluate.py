@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, b
 import torch
 
 from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
+from trainer.data import Feeding
 from trainer.distributed.env import World
 from trainer.evaluation.answers import Answers
 from trainer.evaluation.evaluate import measure
-from trainer.feed import Feeding
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 

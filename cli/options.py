@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from trainer.data import Feeding
     from trainer.distributed.launch import Cluster
-    from trainer.feed import Feeding
     from trainer.training.options import Debugging, Saving
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,7 +76,7 @@ def feeding_of(options: dict[str, Any]) -> "Feeding":
         UsageError: a limit of a cache that there is not.
     """
     from pipeline import Access, UsageError
-    from trainer.feed import Feeding
+    from trainer.data import Feeding
 
     cache, limit = options["cache"], options["cache_limit"]
     if limit is not None and cache is None:

@@ -20,11 +20,11 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
+from trainer.data import Feeding
 from trainer.distributed.env import World
 from trainer.evaluation.answers import Answers, refuse_other_keys
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import Predictions
-from trainer.feed import Feeding
 from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
 from trainer.runs.ensemble import load_nets, normalised

@@ -96,7 +96,7 @@ def split_features(
         RunError: the loader could not read or decode a sample.
     """
     from pipeline.loader.loader import Loader  # DALI, which the figures of single pictures do without
-    from trainer.feed import Feeding
+    from trainer.data import Feeding
 
     world = this_machine()
     classifier.to(world.device)

@@ -13,8 +13,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
+from trainer.data import Feed
 from trainer.distributed.env import World, all_most, all_sum
-from trainer.feed import Feed
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.onebatch import OneBatch
 from trainer.optim.optimizers import build_optimizer

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
+from trainer.data import Feed, validation_loader
 from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.env import World
-from trainer.feed import Feed, validation_loader
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.optim.optimizers import check_layers
 from trainer.recipe import Recipe

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.errors import UsageError
 from trainer.callbacks.base import Ending
-from trainer.feed import Feeding
+from trainer.data import Feeding
 from trainer.recipe import Recipe
 from trainer.runs.run_folder import Progress
 

@@ -19,13 +19,13 @@ from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
 from trainer.callbacks.base import Reporter, Reporters, Weights
 from trainer.callbacks.profiler import profiler
+from trainer.data import Feed, validation_loader
 from trainer.distributed.comm_hooks import Compression, check_compression
 from trainer.distributed.consensus import Agreement, StopSignals
 from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
 from trainer.distributed.failures import Watch
 from trainer.distributed.peers import refuse_unlike
 from trainer.evaluation.evaluate import evaluate
-from trainer.feed import Feed, validation_loader
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule

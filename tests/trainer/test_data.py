@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline import Placement, UsageError
+from trainer.data import Feed, Feeding
 from trainer.distributed.env import World
-from trainer.feed import Feed, Feeding
 from trainer.models.classifier import new_classifier
 from trainer.recipe import Stage
 
