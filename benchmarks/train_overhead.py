@@ -12,7 +12,7 @@ from typing import Any
 
 import common
 
-from cli.live import ConsoleReporter
+from cli.common.live import ConsoleReporter
 from pipeline import heap
 from trainer.callbacks.base import Reporters
 from trainer.distributed.env import World

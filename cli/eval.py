@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.console import check_folder, complain, one_line_errors, progress_bar, require_dali
-from cli.options import feeding_of, feeding_options
-from cli.results import print_classes, print_results
+from cli.common.console import check_folder, complain, one_line_errors, progress_bar, require_dali
+from cli.common.options import feeding_of, feeding_options
+from cli.common.results import print_classes, print_results
 
 if TYPE_CHECKING:
     from pipeline import Dataset

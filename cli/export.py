@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli.console import check_folder, one_line_errors
+from cli.common.console import check_folder, one_line_errors
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import check_folder, complain, one_line_errors, progress_bar
+from cli.common.console import check_folder, complain, one_line_errors, progress_bar
 
 if TYPE_CHECKING:
     from trainer.inference.classify import Answer

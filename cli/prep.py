@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.console import check_folder, fail, one_line_errors, progress_bar, require_dali
-from cli.facts import facts_json, in_bytes, print_facts, print_rows, statistics_rows
+from cli.common.console import check_folder, fail, one_line_errors, progress_bar, require_dali
+from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, statistics_rows
 from pipeline.cores import usable_cores
 
 if TYPE_CHECKING:

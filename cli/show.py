@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.console import check_folder, one_line_errors, progress_bar, require_dali
+from cli.common.console import check_folder, one_line_errors, progress_bar, require_dali
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -289,7 +289,7 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
     recipe. Parts that cannot be made, such as for want of the dataset, are named, with the reason.
     """
     check_folder(out or (run / "report.html" if run.is_dir() else None))
-    from cli.facts import in_bytes
+    from cli.common.facts import in_bytes
     from trainer.report.page import write_report
 
     with progress_bar("reading", "pictures") as show:

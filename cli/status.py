@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.console import one_line_errors
-from cli.live import facts_of, in_words
+from cli.common.console import one_line_errors
+from cli.common.live import facts_of, in_words
 
 if TYPE_CHECKING:
     from trainer.runs.status import Look

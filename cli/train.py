@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.console import one_line_errors, progress_bar, require_dali
-from cli.options import (
+from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.options import (
     cluster_of,
     cluster_options,
     debugging_of,
@@ -229,7 +229,7 @@ def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outc
 
     With `verify`, one process of each host compares the shards' checksums first.
     """
-    from cli.live import ConsoleReporter
+    from cli.common.live import ConsoleReporter
     from pipeline import Dataset
     from trainer import train
     from trainer.callbacks.base import Reporter, Reporters

@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from cli.options import Size
+from cli.common.options import Size
 from cli.train import main as train
 from pipeline import Dataset
 from pipeline.dataset.shards import index_path, read_index

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from cli import live
-from cli.live import ConsoleReporter, EpochLines, in_words, view
+from cli.common import live
+from cli.common.live import ConsoleReporter, EpochLines, in_words, view
 from cli.train import main as train
 from trainer.callbacks.base import StepRow
 from trainer.runs.run_folder import EpochRow
