@@ -1,6 +1,6 @@
 """A recipe is data: everything that a run's result depends on, besides the dataset.
 
-Recipes are TOML files in `recipes/`; a run directory keeps the resolved one.
+Recipes are TOML files in `trainer/recipes/`; a run's folder keeps the resolved one.
 """
 
 import difflib
@@ -8,6 +8,8 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -17,7 +19,7 @@ import tomli_w
 from pipeline.errors import UsageError
 from pipeline.loader.views import Augmentation, NoiseKind
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = resources.files("trainer") / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path}: not valid TOML: {error}") from error
-    values.setdefault("name", path.stem)
+    values.setdefault("name", path.name.removesuffix(".toml"))
     recipe = recipe_of(values, f"recipe {path}")
     changes = dict(_parse_override(override) for override in overrides)
     if not changes:
@@ -224,13 +226,13 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
         raise UsageError(f"{where}: {_in_toml_terms(str(error))}") from error
 
 
-def _find(name_or_path: str) -> Path:
+def _find(name_or_path: str) -> Traversable:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         if not path.is_file():
             raise UsageError(f"recipe {path}: no such file")
         return path
-    known = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    known = sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir())
     if name_or_path not in known:
         raise UsageError(
             f"recipe {name_or_path!r}: unknown; known are {', '.join(known)}, or give a .toml file"

@@ -156,7 +156,7 @@ def _add_parts_of_data(
 
 def _render(name: str, page: _Page) -> str:
     environment = Environment(
-        loader=PackageLoader("trainer", "."),
+        loader=PackageLoader("trainer.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -164,7 +164,7 @@ def _render(name: str, page: _Page) -> str:
     )
     environment.filters["uri"] = _data_uri
     environment.filters["percent"] = lambda share: f"{share:.1%}"
-    html = environment.get_template("report.html.jinja").render(
+    html = environment.get_template("page.html.jinja").render(
         name=name,
         sections=SECTIONS,
         made=page.made,

@@ -27,7 +27,7 @@ def provenance() -> dict[str, object]:
             "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         },
     }
-    code = git_state(Path(__file__).resolve().parents[1])
+    code = git_state(Path(__file__).resolve().parents[2])
     return found | ({"git": code} if code else {})
 
 
