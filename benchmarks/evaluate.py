@@ -29,8 +29,8 @@ import torch
 from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
 from trainer.data import Feeding
 from trainer.distributed.env import World
-from trainer.evaluation.answers import Answers
 from trainer.evaluation.evaluate import measure
+from trainer.evaluation.predictions import Answers
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from pipeline.dataset.manifest import FORMAT_VERSION, ImageFormat, Manifest, SourceInfo, write_manifest
 from pipeline.dataset.shards import describe, write_shard
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import statistics_of
+from pipeline.images.statistics import Moments, statistics_of
 from pipeline.sources.base import ClassInfo
 
 SIZE = 256

@@ -13,7 +13,7 @@ from typing import Any
 import common
 
 from cli.common.live import ConsoleReporter
-from pipeline import heap
+from pipeline.host import keep_freed_memory
 from trainer.callbacks.base import Reporters
 from trainer.distributed.env import World
 from trainer.recipe import load_recipe
@@ -49,7 +49,7 @@ def measure_overhead(rounds: int) -> int:
         debugging = Debugging(synthetic=True, steps=steps)
         job = Job(work / "shards", work / "run", recipe, saving=Saving(minutes=None), debugging=debugging)
         reporters = Reporters([ConsoleReporter(recipe.epochs), StatusReporter(job.out)])
-        heap.keep()
+        keep_freed_memory()
         trainer = _Switching(World(), job, reporters)
         trainer.runs.run_folder()
     seconds = trainer.seconds(blocks)

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py --arch alexnet --rounds 3
     python benchmarks/train_step.py --device cuda --batch 512
 
-The update is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose malloc
-keeps freed memory as the trainer's does. Beside it stand the same net with torch's `nn.LocalResponseNorm`,
+The update is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose
+malloc keeps freed memory as the trainer's does. Beside it stand the same net with torch's `nn.LocalResponseNorm`,
 uncompiled, as a script without this toolkit would have it: in a process of its own, with malloc as it comes
 and, to tell the two apart, with memory kept. And the arithmetic limit: the floating-point operations of a
 forward and backward pass, counted by torch, over the rate of a large matrix product in the same precision,
@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from train_overhead import measure_overhead
 
-from pipeline import heap
+from pipeline.host import keep_freed_memory
 from trainer.models.alexnet import ARCHITECTURES, build_model
 from trainer.models.classifier import Classifier, Spec
 from trainer.models.layers import LocalResponseNorm
@@ -76,7 +76,7 @@ def main() -> int:
     if options.overhead:
         return measure_overhead(options.rounds)
     if options.device == "cpu":
-        heap.keep()
+        keep_freed_memory()
     precisions = dict(_PRECISIONS)
     if options.device == "cpu" and not cpu_has_bfloat16():
         del precisions["bfloat16"]

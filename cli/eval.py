@@ -127,15 +127,13 @@ def main(
     from pipeline import Dataset, UsageError
     from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
+    from trainer.distributed.env import adopt_slurm, choose_processes, first_of_all, launched_outside
     from trainer.distributed.launch import launch
-    from trainer.distributed.processes import choose_processes, first_of_all, launched_outside
-    from trainer.distributed.slurm import adopt_slurm
-    from trainer.evaluation.answers import split_keys
-    from trainer.evaluation.predictions import check_suffix
+    from trainer.evaluation.predictions import check_suffix, split_keys
     from trainer.evaluation.results import write_confusion, write_json
     from trainer.evaluation.submission import check_submission, write_submission
-    from trainer.runs.ensemble import normalised
     from trainer.runs.external_weights import describe
+    from trainer.runs.load_model import normalised
 
     if not checkpoints:
         raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")
@@ -234,8 +232,8 @@ def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", forei
     from trainer import draw_kernels
     from trainer.figures.style import figure_bytes
     from trainer.runs import checkpoint
-    from trainer.runs.ensemble import load_nets
     from trainer.runs.external_weights import is_foreign
+    from trainer.runs.load_model import load_nets
 
     path = checkpoint.find(run_or_checkpoint)
     (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)

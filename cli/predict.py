@@ -69,7 +69,7 @@ def main(
     """
     import torch
 
-    from pipeline import heap
+    from pipeline.host import keep_freed_memory
     from pipeline.storage.atomic import write_bytes
     from trainer.inference.classify import classify_pictures, find_pictures
     from trainer.runs.load_model import open_trained
@@ -78,7 +78,7 @@ def main(
     files = find_pictures(pictures)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        heap.keep()
+        keep_freed_memory()
     nets = [open_trained(path).classifier.to(device) for path in (checkpoint, *also)]
     answers = []
     with progress_bar("classifying", "pictures") as show:

@@ -10,7 +10,7 @@ import click
 
 from cli.common.console import check_folder, fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, statistics_rows
-from pipeline.cores import usable_cores
+from pipeline.host import usable_cores
 
 if TYPE_CHECKING:
     from pipeline import Engine, Manifest, Options

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline import Dataset
     from trainer import Trained
-    from trainer.inference.examples import Picture
+    from trainer.inference.neighbors import Picture
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -150,7 +150,7 @@ def neighbours(
     _check(out)
     require_dali()
     from trainer import draw_neighbours, find_neighbours
-    from trainer.inference.examples import named_pictures, some_pictures
+    from trainer.inference.neighbors import named_pictures, some_pictures
     from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
@@ -259,7 +259,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
     _check(out)
     from trainer import draw_saliency
     from trainer.figures.filters import saliency as strength
-    from trainer.inference.examples import predict
+    from trainer.inference.neighbors import predict
     from trainer.runs.load_model import class_names, label_of
 
     trained, dataset, found = _open_picture(run, picture, split, data)
@@ -329,7 +329,7 @@ def _open_picture(
 ) -> "tuple[Trained, Dataset | None, Picture]":
     """A net, its dataset if it is known, and a picture by file or key."""
     from trainer import open_trained
-    from trainer.inference.examples import named_pictures
+    from trainer.inference.neighbors import named_pictures
     from trainer.runs.load_model import dataset_if_any, dataset_of
 
     trained = open_trained(run)

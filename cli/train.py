@@ -23,8 +23,8 @@ from cli.status import status
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import Job, Outcome, Recipe, World
+    from trainer.distributed.env import Processes
     from trainer.distributed.launch import Cluster
-    from trainer.distributed.processes import Processes
 
 _DEFAULT_RECIPE = "paper"
 
@@ -124,9 +124,8 @@ def main(
     from trainer import load_recipe
     from trainer.callbacks.tensorboard import require_tensorboard
     from trainer.distributed.consensus import STOPPED
+    from trainer.distributed.env import adopt_slurm, choose_processes, launched_outside
     from trainer.distributed.launch import launch
-    from trainer.distributed.processes import choose_processes, launched_outside
-    from trainer.distributed.slurm import adopt_slurm
     from trainer.runs.run_folder import RECIPE_FILE, is_run
     from trainer.training.options import Job
     from trainer.training.setup import share_of_batch
@@ -234,7 +233,7 @@ def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outc
     from trainer import train
     from trainer.callbacks.base import Reporter, Reporters
     from trainer.callbacks.tensorboard import TensorBoardReporter
-    from trainer.distributed.verdict import raise_together
+    from trainer.distributed.failures import raise_together
     from trainer.runs.status import StatusReporter
 
     if verify:
@@ -265,10 +264,10 @@ def _dry_run(job: "Job", processes: int) -> None:
 def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
+    from trainer.distributed.env import first_of_all
     from trainer.distributed.launch import launch
-    from trainer.distributed.processes import first_of_all
-    from trainer.training import benchmark as bench
+    from trainer.training import benchmark
 
-    result = launch(processes, bench.measure, job, bench.SECONDS, cluster=cluster)
+    result = launch(processes, benchmark.measure, job, benchmark.SECONDS, cluster=cluster)
     if result is not None and first_of_all():
         print_measured(result)

@@ -8,7 +8,7 @@ import numpy as np
 from cli.eval import main as evaluate
 from pipeline.sources.base import ClassInfo
 from trainer import Predictions, write_predictions
-from trainer.evaluation.published import RESULTS
+from trainer.evaluation.results import RESULTS
 
 DOCS = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from trainer.figures.curves import draw_curves
     from trainer.figures.filters import draw_kernels, draw_maps, draw_saliency
     from trainer.figures.predictions import draw_neighbours, draw_predictions
-    from trainer.inference.examples import find_neighbours, some_predictions
-    from trainer.inference.neighbors import Neighbours, nearest
+    from trainer.inference.neighbors import Neighbours, find_neighbours, nearest, some_predictions
     from trainer.models.alexnet import ARCHITECTURES, build_model
     from trainer.models.classifier import Classifier
     from trainer.optim.optimizers import PaperSGD
@@ -65,7 +64,7 @@ _HOME = {
     "draw_saliency": "figures.filters",
     "evaluate": "evaluation.evaluate",
     "evaluate_checkpoints": "evaluation.evaluate",
-    "find_neighbours": "inference.examples",
+    "find_neighbours": "inference.neighbors",
     "load_recipe": "recipe",
     "markdown": "evaluation.results",
     "nearest": "inference.neighbors",
@@ -74,7 +73,7 @@ _HOME = {
     "read_predictions": "evaluation.predictions",
     "read_real_labels": "evaluation.label_sets",
     "score_labels": "evaluation.label_sets",
-    "some_predictions": "inference.examples",
+    "some_predictions": "inference.neighbors",
     "train": "training.trainer",
     "write_confusion": "evaluation.results",
     "write_json": "evaluation.results",

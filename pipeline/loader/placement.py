@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.cores import usable_cores
 from pipeline.errors import UsageError
+from pipeline.host import usable_cores
 
 Device = Literal["cpu", "hybrid", "gpu"]
 """Where the graph runs: all on the CPU; decoding there and augmentation on the GPU; all on the GPU."""

@@ -19,8 +19,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.shards import Shard
 from pipeline.errors import RunError
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import mean_image_of, statistics_of
+from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 from pipeline.sharding.plan import WORK, Plan, ShardOutline
 from pipeline.sharding.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
 from pipeline.sources.base import ClassInfo

@@ -16,7 +16,7 @@ from pipeline.dataset.shards import Shard, describe, index_path, write_shard
 from pipeline.errors import RunError
 from pipeline.executors.local import count_picture
 from pipeline.images import codec
-from pipeline.images.moments import Moments
+from pipeline.images.statistics import Moments
 from pipeline.sharding.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions
 from pipeline.sharding.reader import display, in_reading_order, read_samples
 from pipeline.sources.base import UNKNOWN, Sample
@@ -53,7 +53,7 @@ class Part:
         labels: label → samples written.
         versions: of the libraries that made it, and the architecture.
         image_sum: whether the sum image lies beside as NAME.npy.
-        images, count, sums, products: integer moments (see `pipeline.images.moments`) of training pixels.
+        images, count, sums, products: integer moments (see `pipeline.images.statistics`) of training pixels.
     """
 
     name: str

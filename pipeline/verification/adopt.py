@@ -19,8 +19,7 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.shards import Shard, index_path, to_index
 from pipeline.errors import RunError, UsageError
 from pipeline.executors.local import Engine, LocalEngine
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import mean_image_of, statistics_of
+from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 from pipeline.sharding.merge import REPORT, report_csv
 from pipeline.sharding.plan import WORK, versions
 from pipeline.sharding.task import Incident
@@ -28,8 +27,15 @@ from pipeline.sources.base import ClassInfo, Container, Sample, Source, assemble
 from pipeline.sources.listers import webdataset
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import Span, open_store
-from pipeline.verification.external_tars import ForeignTar, Measured, Progress, measure
-from pipeline.verification.label_spans import REMEDY, LabelSpan, locate
+from pipeline.verification.external_tars import (
+    REMEDY,
+    ForeignTar,
+    LabelSpan,
+    Measured,
+    Progress,
+    locate,
+    measure,
+)
 
 _ONE_BY_ONE: Engine = LocalEngine()
 

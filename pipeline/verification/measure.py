@@ -10,8 +10,7 @@ from pipeline.dataset.shards import index_path, read_index
 from pipeline.errors import RunError
 from pipeline.executors.local import Engine, LocalEngine, count_picture
 from pipeline.images.codec import DecodeError, decode, resize_shorter
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import Statistics, statistics_of
+from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""

@@ -204,7 +204,7 @@ def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
 
 
 def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.inference.examples.Prediction.right", True)
+    monkeypatch.setattr("trainer.inference.neighbors.Prediction.right", True)
     result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
     fails(result, 1, "no picture of val for another class", "leave --only-errors out")
 

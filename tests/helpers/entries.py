@@ -16,12 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
 from trainer.callbacks.base import Ending, StepRow, Weights
-from trainer.distributed import comm_hooks as compression
-from trainer.distributed import failures as watch
+from trainer.distributed import comm_hooks, failures
 from trainer.distributed.consensus import Agreement
 from trainer.distributed.env import World, gather_objects
-from trainer.distributed.peers import refuse_unlike
-from trainer.distributed.verdict import raise_together, to_text
+from trainer.distributed.failures import raise_together, refuse_unlike, to_text
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import Predictions
@@ -224,7 +222,7 @@ def wish(world: World, wishes: dict[int, tuple[int, int]], calls: int) -> list[l
 
 def run_compressed(world: World, job: Job) -> None:
     """Train with PowerSGD from its second update on."""
-    compression._FIRST_UPDATES = 2
+    comm_hooks._FIRST_UPDATES = 2
     torch.set_num_threads(1)
     train(world, job, Recorder())
 
@@ -234,8 +232,8 @@ def hang(world: World, rank: int, how: str) -> int:
 
     Silence of six seconds is enough; returns the restarts.
     """
-    watch._SILENT_SECONDS = 6.0
-    with watch.Watch(world, 2.0) as seen:
+    failures._SILENT_SECONDS = 6.0
+    with failures.Watch(world, 2.0) as seen:
         for step in range(10):
             seen.at(step, "waiting for data")
             bad = world.rank == rank and step == 3 and not world.restarts

@@ -8,8 +8,7 @@ from pipeline import Dataset, Manifest
 from pipeline.dataset.manifest import ImageFormat, SourceInfo, write_manifest
 from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import encode
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import statistics_of
+from pipeline.images.statistics import Moments, statistics_of
 from pipeline.sources.base import ClassInfo
 
 CLASSES = 3

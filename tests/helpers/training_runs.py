@@ -14,8 +14,7 @@ import torch
 from helpers.entries import Recorder
 from pipeline.errors import RunError
 from trainer.distributed.env import World
-from trainer.runs import checkpoint
-from trainer.runs import run_folder as run
+from trainer.runs import checkpoint, run_folder
 from trainer.training.options import Job
 from trainer.training.trainer import train
 
@@ -55,7 +54,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Weights, optimiser, progress and generators of two runs, and all that they measured."""
     for name in ("last.pt", "best.pt"):
         assert_same(checkpoint.load(one / name), checkpoint.load(other / name), name)
-    rows = [[replace(row, **CLOCKS) for row in run.read_metrics(folder)] for folder in (one, other)]
+    rows = [[replace(row, **CLOCKS) for row in run_folder.read_metrics(folder)] for folder in (one, other)]
     assert rows[0] == rows[1]
 
 

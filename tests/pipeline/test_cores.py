@@ -1,6 +1,6 @@
 import os
 
-from pipeline.cores import usable_cores
+from pipeline.host import usable_cores
 
 
 def test_cores_are_those_of_the_affinity():

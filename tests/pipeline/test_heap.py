@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from pipeline import heap
+from pipeline import host
 
 BLOCK, BLOCKS = 1024, 200_000
 
@@ -24,27 +24,27 @@ def test_freed_memory_goes_back_to_the_system():
     for block in blocks:
         libc.free(block)
     before = psutil.Process().memory_info().rss
-    heap.trim()
+    host.trim_heap()
     freed = before - psutil.Process().memory_info().rss
     libc.free(kept)
     assert freed > 0.9 * BLOCK * BLOCKS
 
 
 def test_where_the_c_library_cannot_nothing_happens(monkeypatch):
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: object())
-    heap._of_glibc.cache_clear()
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda _: object())
+    host._of_glibc.cache_clear()
     try:
-        assert not heap.keep()
-        heap.trim()
+        assert not host.keep_freed_memory()
+        host.trim_heap()
     finally:
-        heap._of_glibc.cache_clear()
+        host._of_glibc.cache_clear()
 
 
 # Page faults of tensors of 64 MB that are made and freed one after the other.
 FAULTS = """
 import resource, torch
-from pipeline import heap
-print(heap.keep())
+from pipeline import host
+print(host.keep_freed_memory())
 for _ in range(20):  # the first few split what was free differently
     torch.ones(16, 1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

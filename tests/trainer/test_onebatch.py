@@ -7,8 +7,8 @@ import torch
 from helpers.training_runs import train_here
 
 from pipeline.errors import UsageError
+from trainer.data import OneBatch, noise
 from trainer.distributed.env import World
-from trainer.onebatch import OneBatch, noise
 from trainer.runs import checkpoint
 from trainer.training.options import Debugging, Job
 

@@ -5,15 +5,122 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import msgspec
+import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.errors import RunError, ToolkitError
-from trainer.distributed import verdict
-from trainer.distributed.env import World
+from pipeline.errors import RunError, ToolkitError, UsageError
+from trainer.distributed.env import World, launched_outside
+
+FAILURE_FILE = "ALEXNET_FAILURE"
+"""Environment variable with the file in which a launcher's workers find it."""
+
+_CAUSE, _KNOWN = "alexnet-failure/cause", "alexnet-failure/known"
+# Processes look once a second (`trainer.distributed.failures`).
+_TELL_SECONDS = 4.0
+_POLL_SECONDS = 0.1
+
+
+class LostPeerError(RunError):
+    """Another process is gone: no cause of its own, and no reason not to start again."""
+
+
+def record_failure(error: ToolkitError) -> None:
+    """Keep it for processes that a launcher on this host would start anew: they would only meet it again."""
+    if FAILURE_FILE in os.environ:
+        Path(os.environ[FAILURE_FILE]).write_text(error_to_text(error))
+
+
+def recorded_failure() -> ToolkitError | RuntimeError | None:
+    """What `note` kept, or None."""
+    if FAILURE_FILE not in os.environ or not Path(os.environ[FAILURE_FILE]).exists():
+        return None
+    text = Path(os.environ[FAILURE_FILE]).read_text()
+    return error_from_text(text) or RuntimeError(text)
+
+
+def announce_failure(error: ToolkitError, world: World) -> None:
+    """Tell the other processes why this one ends, and wait a moment until they know.
+
+    Else they would know no more than that it is gone; and the first process holds what they ask.
+    """
+    if world.size > 1 and not isinstance(error, LostPeerError):
+        finishes_within(_TELL_SECONDS, lambda: _tell(error, world.size))
+
+
+def announced_failure(store: Any) -> ToolkitError | None:
+    """What another process told, by a connection to the processes' store; None where none has.
+
+    Raises:
+        RuntimeError: the store is gone (`torch.distributed.DistError` is one).
+    """
+    if not store.check([_CAUSE]):
+        return None
+    store.add(_KNOWN, 1)
+    return error_from_text(store.get(_CAUSE).decode())
+
+
+def raise_together(work: Callable[[], None], world: World) -> None:
+    """Do some work in every process, and wait until all have done theirs.
+
+    Raises:
+        ToolkitError: in every process, what the first that failed raised.
+    """
+    found = ""
+    try:
+        work()
+    except ToolkitError as error:
+        found = error_to_text(error)
+    everyone = [found]
+    if world.size > 1:
+        everyone = [""] * world.size
+        dist.all_gather_object(everyone, found)
+    if failed := next(filter(None, everyone), ""):
+        raise error_from_text(failed) or ToolkitError(failed)
+
+
+def error_to_text(error: ToolkitError) -> str:
+    """`Name: message`, as torch's launcher writes exceptions."""
+    return f"{type(error).__name__}: {error}"
+
+
+def error_from_text(text: str) -> ToolkitError | None:
+    """The toolkit's error that `Name: message` describes; None if it is none of them."""
+    kind, _, message = text.partition(": ")
+    known = (UsageError, RunError, LostPeerError)
+    return next((error(message) for error in known if kind == error.__name__), None)
+
+
+def finishes_within(seconds: float, work: Callable[[], None]) -> bool:
+    """Whether some work on the store ends in time and well: a stopped server leaves its clients waiting."""
+    done = threading.Event()
+
+    def run() -> None:
+        with suppress(RuntimeError, dist.DistError):
+            work()
+            done.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return done.is_set()
+
+
+def _tell(error: ToolkitError, processes: int) -> None:
+    # A connection of its own: the process group's is held while a collective waits.
+    store = _get_default_store().clone()  # type: ignore[attr-defined]
+    store.compare_set(_CAUSE, "", error_to_text(error))  # the first cause is everybody's
+    store.add(_KNOWN, 1)
+    while store.add(_KNOWN, 0) < processes:
+        time.sleep(_POLL_SECONDS)
+
 
 # Compilers and file systems take their time before the first update.
 _START_SECONDS = 1800.0
@@ -79,8 +186,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(_EVERY_SECONDS):
-            answered = verdict.within(_SILENT_SECONDS, self._publish)
-            if self._is_late() and not (answered and verdict.within(3 * _SILENT_SECONDS, self._give_up)):
+            answered = finishes_within(_SILENT_SECONDS, self._publish)
+            if self._is_late() and not (answered and finishes_within(3 * _SILENT_SECONDS, self._give_up)):
                 # The store is process 0's, or its launcher's: nobody else can be asked.
                 self._end(RunError(_NO_STORE.format(seconds=self._limit)))
 
@@ -91,7 +198,7 @@ class Watch:
         since = time.monotonic() - self._moved
         sign = Sign(socket.gethostname(), time.time(), self._step, self._doing, since)
         self._store.set(_key(self._world.rank), msgspec.json.encode(sign))
-        if error := verdict.told(self._store):
+        if error := announced_failure(self._store):
             self._end(error)
 
     def _give_up(self) -> None:
@@ -152,3 +259,30 @@ def blame(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) 
 
 def _key(rank: int) -> str:
     return f"alexnet-watch/{rank}"
+
+
+_ECHO_SECONDS = 5.0
+
+
+def refuse_unlike(world: World, facts: dict[str, str]) -> None:
+    """Compare facts of all processes with the first one's.
+
+    Raises:
+        UsageError: on every process, of the first that differs: its rank and host, and what differs.
+    """
+    if world.size == 1:
+        return
+    everyone: list[tuple[str, dict[str, str]]] = [("", {})] * world.size
+    dist.all_gather_object(everyone, (socket.gethostname(), facts))
+    first = everyone[0][1]
+    for rank, (host, found) in enumerate(everyone):
+        unlike = [name for name in first if found.get(name) != first[name]]
+        if unlike and not world.is_first and launched_outside():
+            time.sleep(_ECHO_SECONDS)  # the first says it for all
+            sys.exit(UsageError.exit_code)
+        if unlike:
+            differences = "; ".join(f"{name} {found.get(name)}, process 0 {first[name]}" for name in unlike)
+            raise UsageError(
+                f"process {rank} on {host} has {differences}: all hosts need the same versions, data, recipe "
+                "and run folder"
+            )

@@ -1,9 +1,13 @@
 """Starting processes: torch elastic does it, on this host or together with others."""
 
+import errno
+import fcntl
 import logging
 import multiprocessing
 import os
 import signal
+import socket
+import struct
 import tempfile
 import time
 import uuid
@@ -22,13 +26,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pipeline import heap
-from pipeline.cores import usable_cores
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer.distributed import hosts, verdict
-from trainer.distributed.env import Kind, World, world_of_environment
-from trainer.distributed.processes import Processes, launched_outside
-from trainer.distributed.verdict import LostPeerError
+from pipeline.host import keep_freed_memory, usable_cores
+from trainer.distributed.env import Kind, Processes, World, launched_outside, world_of_environment
+from trainer.distributed.failures import (
+    FAILURE_FILE,
+    LostPeerError,
+    announce_failure,
+    error_from_text,
+    error_to_text,
+    record_failure,
+    recorded_failure,
+)
 
 T = TypeVar("T")
 
@@ -83,7 +92,7 @@ def launch(
         return _worker(entry, processes.kind, args)
     if processes.count == together.nodes == 1 and not together.max_restarts:
         if processes.kind == "cpu":
-            heap.keep()
+            keep_freed_memory()
         return entry(World(kind=processes.kind), *args)
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
     with (
@@ -91,7 +100,7 @@ def launch(
         tempfile.TemporaryDirectory(prefix="alexnet-") as folder,
         _Relay(Path(folder)) as relay,
     ):
-        os.environ[verdict.FILE] = str(relay.verdict)
+        os.environ[FAILURE_FILE] = str(relay.verdict)
         # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
         config = _config(processes, together, folder)
@@ -136,12 +145,12 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
     }
     if cluster.nodes == 1:
         return LaunchConfig(run_id=uuid.uuid4().hex, rdzv_endpoint="localhost:0", **common)
-    host, port = hosts.parse_rendezvous(cluster.rendezvous)
-    here = hosts.is_here(host)
+    host, port = parse_rendezvous(cluster.rendezvous)
+    here = is_this_host(host)
     if here:
-        hosts.refuse_taken_port(host, port)
-    address = hosts.address_towards(host, port)
-    if interface := hosts.interface_of(address):
+        refuse_taken_port(host, port)
+    address = address_towards(host, port)
+    if interface := interface_of(address):
         # Else gloo takes the one that this host's name leads to, which is often the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     return LaunchConfig(
@@ -190,7 +199,7 @@ class _Relay:
         if not workers or (again and number == signal.SIGTERM):
             raise SignalException(f"got {name}", sigval=signal.Signals(number))
         self._asked = self._asked or (name, now)
-        self.verdict.write_text(verdict.to_text(_stopped_by(name)))  # none is to be started after this
+        self.verdict.write_text(error_to_text(_stopped_by(name)))  # none is to be started after this
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
@@ -231,7 +240,7 @@ def process_group(kind: Kind) -> Iterator[World]:
         torch.cuda.set_device(world.gpu)
         dist.init_process_group("nccl", device_id=world.device, timeout=_COLLECTIVE_TIMEOUT)
     else:
-        heap.keep()
+        keep_freed_memory()
         torch.set_num_threads(max(1, usable_cores() // world.local_size))
         dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
     yield world
@@ -241,7 +250,7 @@ def process_group(kind: Kind) -> Iterator[World]:
 def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
     # Ctrl-C reaches every process of a terminal, and the launcher passes it on: die of it, without a stack.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if before := verdict.noted():
+    if before := recorded_failure():
         raise before
     result = _worker(entry, kind, args)
     return result if os.environ["LOCAL_RANK"] == "0" else None
@@ -255,8 +264,8 @@ def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | N
         except LostPeerError:
             raise
         except ToolkitError as error:
-            verdict.note(error)
-            verdict.tell(error, world)
+            record_failure(error)
+            announce_failure(error, world)
             raise
         except RuntimeError as error:
             if not any(words in str(error) for words in _LOST_PEER):
@@ -277,7 +286,7 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
     if isinstance(details, dict):  # what torch's `record` noted of the exception
         stack = details.get("extraInfo", {}).get("py_callstack", "")
         details = details.get("message", "")
-    known = verdict.from_text(str(details))
+    known = error_from_text(str(details))
     if known is not None:
         return known
     if failure.exitcode < 0:
@@ -286,3 +295,84 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
             "outside); continue with --resume"
         )
     return RuntimeError(f"process {rank} failed:\n{stack or details}")
+
+
+DEFAULT_PORT = 29_400
+"""Of a rendezvous that names none: torch elastic's own."""
+
+# Linux's ioctl for an interface's IPv4 address, and where it is in the answer.
+_SIOCGIFADDR = 0x8915
+_ADDRESS = slice(20, 24)
+
+
+def parse_rendezvous(text: str) -> tuple[str, int]:
+    """HOST:PORT, or HOST alone.
+
+    Raises:
+        UsageError: no such form, or a host that nobody knows.
+    """
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"--rendezvous {text!r}: give HOST:PORT, such as node1:{DEFAULT_PORT}")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except socket.gaierror as error:
+        raise UsageError(
+            f"--rendezvous {text}: the host {host!r} is not known here ({error.strerror}); give a name or "
+            "address that all hosts can reach"
+        ) from error
+    return host, int(port)
+
+
+def is_this_host(host: str) -> bool:
+    """Whether an address or name is this host's."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe.bind((address[0], 0))
+            except OSError:
+                continue
+            return True
+    return False
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Refuse a port of this host that another program listens on.
+
+    Raises:
+        UsageError: it is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            why = "taken by another program" if error.errno == errno.EADDRINUSE else "not open to this user"
+            raise UsageError(
+                f"--rendezvous {host}:{port}: the port is {why}; choose another, the same on every host"
+            ) from error
+
+
+def address_towards(host: str, port: int) -> str:
+    """This host's own address on the way to another (nothing is sent)."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        found: str = probe.getsockname()[0]
+    return found
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an IPv4 address, None where none has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:  # no IPv4 address
+                continue
+            if socket.inet_ntoa(answer[_ADDRESS]) == address:
+                return name
+    return None

@@ -22,13 +22,12 @@ from pipeline.loader.views import EvalView, ViewName
 from pipeline.sources.base import ClassInfo
 from trainer.data import Feeding
 from trainer.distributed.env import World
-from trainer.evaluation.answers import Answers, refuse_other_keys
 from trainer.evaluation.metrics import Metrics, Tally
-from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.predictions import Answers, Predictions, refuse_other_keys
 from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
-from trainer.runs.ensemble import load_nets, normalised
 from trainer.runs.external_weights import Foreign
+from trainer.runs.load_model import load_nets, normalised
 
 Progress = Callable[[int, int], None]
 

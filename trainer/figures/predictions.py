@@ -18,7 +18,7 @@ from trainer.figures.style import (
     shortened,
     styled,
 )
-from trainer.inference.examples import UNKNOWN, Neighbourhood, Picture, Prediction
+from trainer.inference.neighbors import UNKNOWN, Neighbourhood, Picture, Prediction
 
 _PREDICTION_COLUMNS = 4
 _FRAME = 3

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from pipeline.errors import UsageError
-from trainer.models.layers import LocalResponseNorm, PaperDropout, SpatialResponseNorm
-from trainer.models.pooling import MaxPool2d
+from trainer.models.layers import LocalResponseNorm, MaxPool2d, PaperDropout, SpatialResponseNorm
 
 # Paper, section 5: weights N(0, 0.01); bias 1 where it feeds ReLUs with positive inputs early.
 _PAPER_DEVIATION = 0.01

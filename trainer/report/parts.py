@@ -18,8 +18,8 @@ from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.figures.curves import Panel, draw_curves, read_courses
 from trainer.figures.filters import draw_kernels
 from trainer.figures.style import figure_bytes
-from trainer.inference.examples import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.inference.features import this_machine
+from trainer.inference.neighbors import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import Trained, class_names, dataset_name
 from trainer.runs.run_folder import RECIPE_FILE, EpochRow

@@ -13,15 +13,14 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
-from trainer.data import Feed
+from trainer.data import Feed, OneBatch
 from trainer.distributed.env import World, all_most, all_sum
 from trainer.models.classifier import Classifier, new_classifier
-from trainer.onebatch import OneBatch
 from trainer.optim.optimizers import build_optimizer
 from trainer.recipe import Recipe
-from trainer.training.memory import device_mb, resident_mb
 from trainer.training.options import Job
 from trainer.training.precision import arithmetic_of, cpu_has_bfloat16
+from trainer.training.progress import device_mb, resident_mb
 from trainer.training.setup import BUCKET_MB, distribute, prime, share_of_batch
 from trainer.training.step import train_step
 

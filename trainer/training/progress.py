@@ -1,10 +1,16 @@
 """An epoch's sums, kept on the device and read without making it wait."""
 
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pipeline.loader.loader import Batch
+from trainer.callbacks.base import StepRow
 from trainer.distributed.env import World
 
 
@@ -71,3 +77,104 @@ class Meter:
         """Begin another epoch."""
         self._state.zero_()
         self._copied = None
+
+
+# The first updates are slower: they fill caches and queues.
+_FEW = 10
+
+
+@dataclass
+class Wait:
+    """Seconds that whoever iterates over `over` waits for batches."""
+
+    seconds: float = 0.0
+
+    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.seconds += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+
+@dataclass
+class Pace:
+    """An epoch under way.
+
+    Attributes:
+        epoch: counted from 0.
+        epochs: of the run.
+        first, total: its updates that were done before this process began, and all of them.
+        batch_size: pictures of an update, of all processes.
+        rate: learning rate of the last update.
+        val_seconds: what the last validation took; 0 where there was none yet.
+        started: `time.perf_counter` at its begin here.
+        wait: for batches.
+    """
+
+    epoch: int
+    epochs: int
+    first: int
+    total: int
+    batch_size: int
+    rate: float
+    val_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+    wait: Wait = field(default_factory=Wait)
+
+    @property
+    def seconds(self) -> float:
+        """Since the begin here."""
+        return time.perf_counter() - self.started
+
+    def speed(self, done: int, seconds: float) -> float:
+        """Images a second once `done` updates of the epoch are over."""
+        return (done - self.first) * self.batch_size / seconds
+
+    def row(self, done: int, steps: int, reading: Reading, memory_mb: float) -> StepRow:
+        """The moment after `done` updates of the epoch and `steps` of the run."""
+        seconds = self.seconds
+        return StepRow(
+            epoch=self.epoch + 1,
+            done=done,
+            total=self.total,
+            steps=steps,
+            loss=reading.loss,
+            top1=reading.correct / reading.images,
+            rate=self.rate,
+            images_per_second=self.speed(done, seconds),
+            data_wait=self.wait.seconds / seconds,
+            memory_mb=memory_mb,
+            seconds_left=self.seconds_left(done, seconds),
+        )
+
+    def seconds_left(self, done: int, seconds: float) -> float | None:
+        """Of the run, if all goes on as fast as the epoch has in `seconds`; None after too few updates."""
+        here = done - self.first
+        if here < min(_FEW, self.total):
+            return None
+        epochs = self.epochs - self.epoch
+        return (epochs * self.total - done) * seconds / here + epochs * self.val_seconds
+
+
+def resident_mb() -> float:
+    """Host memory of this process, MB; pages that it shares with others are counted too."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def device_mb(world: World) -> float:
+    """What is in use on this process's GPU, MB, by torch, DALI and CUDA itself; 0 on the CPU."""
+    if world.kind == "cpu":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(world.device)
+    return (total - free) / 1e6
+
+
+def used_mb(world: World) -> float:
+    """What limits a run: the most that torch held on the GPU, or host memory on the CPU, MB."""
+    return torch.cuda.max_memory_allocated() / 1e6 if world.kind == "gpu" else resident_mb()

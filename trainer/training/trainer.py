@@ -23,23 +23,19 @@ from trainer.data import Feed, validation_loader
 from trainer.distributed.comm_hooks import Compression, check_compression
 from trainer.distributed.consensus import Agreement, StopSignals
 from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
-from trainer.distributed.failures import Watch
-from trainer.distributed.peers import refuse_unlike
+from trainer.distributed.failures import Watch, refuse_unlike
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
-from trainer.runs import checkpoint
-from trainer.runs import run_folder as run
+from trainer.runs import checkpoint, run_folder
 from trainer.runs.async_writer import Saver
 from trainer.runs.run_folder import EpochRow, Progress
-from trainer.training import messages as words
-from trainer.training.memory import used_mb
+from trainer.training import messages
 from trainer.training.options import Job, Outcome
-from trainer.training.pace import Pace
 from trainer.training.precision import arithmetic_of
-from trainer.training.progress import Meter, Reading
+from trainer.training.progress import Meter, Pace, Reading, used_mb
 from trainer.training.setup import distribute, prime, share_of_batch
 from trainer.training.step import scaler_state, train_step
 
@@ -124,19 +120,21 @@ class Trainer:
                 for number in range(self.progress.epoch, self.recipe.epochs):
                     if reason := self._train_epoch(number) or self._end_epoch():
                         self.saver.finish()
-                        return words.stopped(self.job, self.progress, reason)
+                        return messages.stopped(self.job, self.progress, reason)
                 self.saver.finish()
-        return words.finished(self.job, self.progress)
+        return messages.finished(self.job, self.progress)
 
     def _restore(self) -> dict[str, Any] | None:
         """Begin the run's folder, or go on from its last checkpoint, which is returned."""
         job, recipe, world = self.job, self.recipe, self.world
         again = job.resume == "auto" or all_most(world.restarts, world) > 0
-        begun = job.resume == "must" or (again and run.is_run(job.out))
+        begun = job.resume == "must" or (again and run_folder.is_run(job.out))
         if begun and world.is_first:
             remove_leftovers(job.out)
-        saved, note = run.read_last(job.out, recipe, self.dataset) if begun else (None, "")
-        refuse_unlike(world, run.common_facts(recipe, self.dataset, saved, world, self.arithmetic.dtype))
+        saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
+        refuse_unlike(
+            world, run_folder.common_facts(recipe, self.dataset, saved, world, self.arithmetic.dtype)
+        )
         if saved:
             checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
             self.classifier.load_state_dict(saved["model"])
@@ -146,17 +144,17 @@ class Trainer:
             self.saved_steps = self.progress.steps
             if self.scaler and saved["scaler"]:
                 self.scaler.load_state_dict(saved["scaler"])
-            rank = saved["ranks"][world.rank if run.same_processes(saved, world) else 0]
+            rank = saved["ranks"][world.rank if run_folder.same_processes(saved, world) else 0]
             left_out = self.feed.restore(rank, self.progress.epoch)
             self.left_out = int(all_most(left_out, world))  # where one cannot go on with an epoch, none does
-            self.meter.sums.add_(run.sums_of(saved, world))
+            self.meter.sums.add_(run_folder.sums_of(saved, world))
         else:
             self.feed.epoch(0)  # refuses impossible batches and crops before anything is written
             if world.is_first:
-                run.create(job.out, recipe, self.dataset, world, over_unfinished=begun)
-        self.reporter.started(words.facts(job, self.dataset, self.classifier, world, self.arithmetic))
-        difference = run.difference(saved, world) if saved else ""
-        for line in (self.arithmetic.note, note, difference, words.left_out(self.progress, self.left_out)):
+                run_folder.create(job.out, recipe, self.dataset, world, over_unfinished=begun)
+        self.reporter.started(messages.facts(job, self.dataset, self.classifier, world, self.arithmetic))
+        difference = run_folder.difference(saved, world) if saved else ""
+        for line in (self.arithmetic.note, note, difference, messages.left_out(self.progress, self.left_out)):
             if line:
                 self.reporter.note(line)
         return saved
@@ -174,7 +172,7 @@ class Trainer:
         if self.ema and saved:
             self.ema.load_state_dict(saved["ema"])
         torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, self.progress.epoch))
-        continued = saved is not None and run.same_processes(saved, world)
+        continued = saved is not None and run_folder.same_processes(saved, world)
         mine: dict[str, Any] = saved["ranks"][world.rank] if saved and continued else {}
         if mine:
             self.feed.restore_generators(mine)
@@ -268,7 +266,7 @@ class Trainer:
             data_wait=now.wait.seconds / trained,
         )
         if world.is_first:
-            run.add_metrics(self.job.out, row)
+            run_folder.add_metrics(self.job.out, row)
         self.left_out = 0
         self.meter.restart()
         self.feed.epoch(now.epoch + 1)  # so that what is saved is the start of the next
@@ -310,7 +308,7 @@ class Trainer:
             scaler=scaler_state(self.scaler),
             ema=self.ema.state_dict() if self.ema else {},
             progress=asdict(self.progress),
-            machine=run.machine(self.world),
+            machine=run_folder.machine(self.world),
             one_batch=self.job.debugging.one_batch,
             ranks=ranks,
         )
@@ -336,4 +334,4 @@ class Trainer:
             raise self._diverged("loss is", int(reading.diverged))
 
     def _diverged(self, what: str, step: int) -> RunError:
-        return words.diverged(self.job, what, step, self.now.epoch + 1, self.saved_steps)
+        return messages.diverged(self.job, what, step, self.now.epoch + 1, self.saved_steps)

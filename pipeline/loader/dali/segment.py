@@ -14,9 +14,9 @@ from nvidia.dali import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline import heap
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import RunError
+from pipeline.host import trim_heap
 from pipeline.loader.dali import graph
 from pipeline.loader.placement import Placement
 from pipeline.loader.shard_files import Taken
@@ -187,4 +187,4 @@ class Segment:
         if self._pipe is not None:
             self._pipe = None
             self._taken.release()
-            heap.trim()
+            trim_heap()

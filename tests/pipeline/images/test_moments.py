@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.images.moments import Moments
+from pipeline.images.statistics import Moments
 
 
 def reference(pictures):
@@ -98,7 +98,7 @@ def test_a_picture_of_another_size_has_no_place_in_the_sum_image():
 
 
 def test_more_pictures_than_float32_could_sum_are_exact(monkeypatch):
-    monkeypatch.setattr("pipeline.images.moments._MOST_IMAGES", 7)
+    monkeypatch.setattr("pipeline.images.statistics._MOST_IMAGES", 7)
     pictures = [random_picture(k, 4, 4) for k in range(30)]
     assert np.array_equal(moments_of(pictures, 4).image_sum, np.sum(pictures, axis=0, dtype=np.int64))
     assert 2**24 // 255 * 255 <= 2**24 < (2**24 // 255 + 1) * 255

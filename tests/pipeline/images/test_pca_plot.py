@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from helpers.folders import picture
 
-from pipeline.images.moments import Moments
 from pipeline.images.pca_plot import colours_along, draw_scree
-from pipeline.images.statistics import Statistics, statistics_of
+from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 BLUE = (0, 114, 178)
 

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import LocalEngine, Options, prepare, read_source
-from pipeline.images.moments import Moments
-from pipeline.images.statistics import mean_image_of, statistics_of
+from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 
 # The released source's data, as its authors ship them: standard deviations along three directions, and
 # these directions as columns over the rows R, G, B.

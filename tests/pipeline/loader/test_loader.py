@@ -383,7 +383,7 @@ def test_closing_deletes_what_was_made(datasets, tmp_path, monkeypatch):
 
 def test_every_pipeline_gives_its_memory_back(datasets, short_segments, monkeypatch):
     given_back = []
-    monkeypatch.setattr("pipeline.heap.trim", lambda: given_back.append(None))
+    monkeypatch.setattr("pipeline.loader.dali.segment.trim_heap", lambda: given_back.append(None))
     with Loader(datasets(40), "train", VIEW, 4) as loader:
         for _ in loader:
             pass

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline import Placement, choose_device
-from pipeline.cores import usable_cores
+from pipeline.host import usable_cores
 
 
 @pytest.mark.parametrize(

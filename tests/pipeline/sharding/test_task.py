@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import prepare, read_source
 from pipeline.errors import RunError
 from pipeline.images.codec import encode
-from pipeline.images.moments import Moments
+from pipeline.images.statistics import Moments
 from pipeline.sharding.plan import Options, Plan, ShardPlan, make_plan, store_plan, versions
 from pipeline.sharding.task import Incident, Job, finished, forget, last_name, read_part, run_shard, run_task
 from pipeline.sources.base import Container, Sample

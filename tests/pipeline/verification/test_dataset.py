@@ -19,7 +19,7 @@ from helpers.folders import is_root, members, place
 from pipeline.errors import UsageError
 from pipeline.storage.base import open_store
 from pipeline.verification.dataset import verify
-from pipeline.verification.findings import MOST_FAULTS, Fault
+from pipeline.verification.shard import MOST_FAULTS, Fault
 
 # Undamaged
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.verification.adopt import adopt
-from pipeline.verification.findings import MOST_FAULTS, Fault
+from pipeline.verification.shard import MOST_FAULTS, Fault
 
 # Bytes
 

@@ -9,8 +9,8 @@ from helpers.training_runs import assert_same_run
 
 from pipeline.errors import UsageError
 from trainer.distributed.comm_hooks import check_compression
+from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 from trainer.runs import checkpoint
 from trainer.training.options import Debugging, Job
 

@@ -8,9 +8,8 @@ import pytest
 from helpers.entries import wish
 
 from trainer.distributed.consensus import Agreement, StopSignals
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 
 
 def test_alone_a_wish_is_granted_at_once():

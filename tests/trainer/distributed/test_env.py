@@ -9,9 +9,8 @@ import torch
 from helpers import entries
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed.env import World, all_sum, gather_objects
+from trainer.distributed.env import Processes, World, all_sum, choose_processes, gather_objects
 from trainer.distributed.launch import Cluster, launch
-from trainer.distributed.processes import Processes, choose_processes
 from trainer.recipe import Recipe
 
 TWO = Processes("cpu", 2, "two for the test")

@@ -8,10 +8,9 @@ import torch.distributed as dist
 from helpers.entries import hang, unlike
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
 from trainer.distributed.failures import Sign, Watch, blame
 from trainer.distributed.launch import Cluster, launch
-from trainer.distributed.processes import Processes
 
 
 def sign(step=37, doing="training", host="node1"):

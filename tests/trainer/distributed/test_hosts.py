@@ -5,14 +5,14 @@ import socket
 import pytest
 
 from pipeline.errors import UsageError
-from trainer.distributed import hosts
+from trainer.distributed import launch
 
 
 @pytest.mark.parametrize(
     ("text", "place"), [("localhost:5000", ("localhost", 5000)), ("127.0.0.1", ("127.0.0.1", 29400))]
 )
 def test_a_rendezvous_is_host_and_port(text, place):
-    assert hosts.parse_rendezvous(text) == place
+    assert launch.parse_rendezvous(text) == place
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_a_rendezvous_is_host_and_port(text, place):
 )
 def test_another_form_is_refused(text):
     with pytest.raises(UsageError, match="give HOST:PORT, such as node1:29400"):
-        hosts.parse_rendezvous(text)
+        launch.parse_rendezvous(text)
 
 
 def test_an_unknown_host_is_refused(monkeypatch):
@@ -29,13 +29,13 @@ def test_an_unknown_host_is_refused(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(UsageError, match="host 'nod1' is not known here"):
-        hosts.parse_rendezvous("nod1:29400")
+        launch.parse_rendezvous("nod1:29400")
 
 
 def test_loopback_is_here_and_a_documentation_address_is_not():
-    assert hosts.is_here("127.0.0.1")
-    assert hosts.is_here("localhost")
-    assert not hosts.is_here("192.0.2.1")
+    assert launch.is_this_host("127.0.0.1")
+    assert launch.is_this_host("localhost")
+    assert not launch.is_this_host("192.0.2.1")
 
 
 def test_a_taken_port_is_refused():
@@ -44,11 +44,11 @@ def test_a_taken_port_is_refused():
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=f"localhost:{port}: the port is taken by another program"):
-            hosts.refuse_taken_port("localhost", port)
-    hosts.refuse_taken_port("localhost", port)
+            launch.refuse_taken_port("localhost", port)
+    launch.refuse_taken_port("localhost", port)
 
 
 def test_the_way_to_loopback_is_loopback():
-    assert hosts.address_towards("127.0.0.1", 9) == "127.0.0.1"
-    assert hosts.interface_of("127.0.0.1") == "lo"
-    assert hosts.interface_of("192.0.2.1") is None
+    assert launch.address_towards("127.0.0.1", 9) == "127.0.0.1"
+    assert launch.interface_of("127.0.0.1") == "lo"
+    assert launch.interface_of("192.0.2.1") is None

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 
 
 def page_faults(world):

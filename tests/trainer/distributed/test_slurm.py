@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.distributed.slurm import adopt_slurm, hosts_of, tasks_of_nodes
+from trainer.distributed.env import adopt_slurm, hosts_of, tasks_of_nodes
 
 STEP = {
     "SLURM_JOB_ID": "4711",

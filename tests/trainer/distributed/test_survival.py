@@ -15,13 +15,12 @@ from helpers.entries import run_with_other_data
 from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed import consensus as agreement
+from trainer.distributed import consensus
+from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 from trainer.recipe import Stage
-from trainer.runs import checkpoint
-from trainer.runs import run_folder as run
-from trainer.training import trainer as loop
+from trainer.runs import checkpoint, run_folder
+from trainer.training import trainer
 from trainer.training.options import Debugging, Job, Saving
 
 
@@ -50,7 +49,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(tiny_datas
     cpus = ("--cpus", str(processes))
     process = start(command(tiny_dataset.root, cut, *cpus, **settings))
     output = end_when(process, how, lambda: (cut / "last.pt").exists())
-    assert process.returncode == agreement.STOPPED == 75, output
+    assert process.returncode == consensus.STOPPED == 75, output
     done = checkpoint.load(cut / "last.pt")["progress"]["steps"]
     assert f"stopped by {how.name} after update {done:,}; {cut / 'last.pt'} has it" in output
     assert "continue with --resume" in output
@@ -77,7 +76,7 @@ def test_resume_auto_begins_a_run_and_continues_it(tiny_dataset, tmp_path):
 def test_checkpoints_come_by_the_minute(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
     """On a clock on which every look takes 30 s, an update's check is due every second time."""
     clock = iter(range(0, 100_000, 30))
-    monkeypatch.setattr(loop, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trainer, "monotonic", lambda: next(clock))
     saved = []
     monkeypatch.setattr(checkpoint, "write_last", lambda folder, content, steps, keep: saved.append(steps))
     recipe = replace(tiny_recipe, epochs=1, batch_size=10)
@@ -265,4 +264,4 @@ def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
     finish(start(arguments))
     finish(start(command(tiny_dataset.root, whole, *cpus, **settings)))
     assert_same_run(whole, cut)
-    assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 31))
+    assert [row.epoch for row in run_folder.read_metrics(cut)] == list(range(1, 31))

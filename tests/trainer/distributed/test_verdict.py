@@ -4,11 +4,18 @@ import pytest
 from helpers.entries import fail_together
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer.distributed import verdict
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
+from trainer.distributed.failures import (
+    FAILURE_FILE,
+    LostPeerError,
+    announce_failure,
+    from_text,
+    raise_together,
+    record_failure,
+    recorded_failure,
+    to_text,
+)
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
-from trainer.distributed.verdict import LostPeerError, from_text, raise_together, to_text
 
 
 @pytest.mark.parametrize("error", [UsageError("a: b"), RunError("x"), LostPeerError("gone")])
@@ -20,19 +27,19 @@ def test_an_error_outlives_its_text(error):
 
 
 def test_a_note_is_for_those_who_are_started_again(tmp_path, monkeypatch):
-    monkeypatch.delenv(verdict.FILE, raising=False)
-    verdict.note(RunError("nobody asks"))
-    assert verdict.noted() is None
-    monkeypatch.setenv(verdict.FILE, str(tmp_path / "verdict"))
-    assert verdict.noted() is None
-    verdict.note(UsageError("the input is bad"))
-    noted = verdict.noted()
+    monkeypatch.delenv(FAILURE_FILE, raising=False)
+    record_failure(RunError("nobody asks"))
+    assert recorded_failure() is None
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "verdict"))
+    assert recorded_failure() is None
+    record_failure(UsageError("the input is bad"))
+    noted = recorded_failure()
     assert isinstance(noted, UsageError)
     assert str(noted) == "the input is bad"
 
 
 def test_alone_there_is_nobody_to_tell():
-    verdict.tell(RunError("x"), World())
+    announce_failure(RunError("x"), World())
     done = []
     raise_together(lambda: done.append(1), World())
     assert done == [1]

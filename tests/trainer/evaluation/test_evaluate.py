@@ -14,11 +14,10 @@ from torch import nn
 
 from pipeline import EvalView, Loader, UsageError
 from pipeline.errors import RunError
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
-from trainer.evaluation.answers import split_keys
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
+from trainer.evaluation.predictions import split_keys
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.runs import checkpoint
 
@@ -225,7 +224,7 @@ def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_
 
 def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_dataset, monkeypatch):
     keys = split_keys(tiny_dataset, "val")
-    monkeypatch.setattr("trainer.evaluation.answers.split_keys", lambda *_: ["other", *keys[1:]])
+    monkeypatch.setattr("trainer.evaluation.predictions.split_keys", lambda *_: ["other", *keys[1:]])
     with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
         evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
 

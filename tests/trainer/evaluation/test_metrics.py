@@ -10,8 +10,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
+from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 from trainer.evaluation.metrics import BINS, Tally, label_ranks, likeliest, wilson
 
 scores_with_ties = hnp.arrays(

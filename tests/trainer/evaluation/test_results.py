@@ -9,8 +9,15 @@ import pytest
 from trainer.evaluation.evaluate import ClassMetrics, Evaluation
 from trainer.evaluation.label_sets import LabelScore
 from trainer.evaluation.metrics import Metrics
-from trainer.evaluation.published import RESULTS, is_imagenet_validation
-from trainer.evaluation.results import by_accuracy, markdown, name_of, write_confusion, write_json
+from trainer.evaluation.results import (
+    RESULTS,
+    by_accuracy,
+    is_imagenet_validation,
+    markdown,
+    name_of,
+    write_confusion,
+    write_json,
+)
 
 
 def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",), views="ten-crop"):

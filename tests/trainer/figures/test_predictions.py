@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from trainer.figures.predictions import draw_neighbours, draw_predictions
 from trainer.figures.style import GREEN, ORANGE, SKY, VERMILION, figure_bytes
-from trainer.inference.examples import UNKNOWN, Neighbourhood, Picture, Prediction
+from trainer.inference.neighbors import UNKNOWN, Neighbourhood, Picture, Prediction
 
 NAMES = ["ant", "$b_1$", "<cat>", "鳥", "a name that is far too long for the space that there is", "fish"]
 

@@ -8,7 +8,8 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
 from trainer import open_trained
-from trainer.inference.examples import (
+from trainer.inference.features import features
+from trainer.inference.neighbors import (
     UNKNOWN,
     Picture,
     find_neighbours,
@@ -17,7 +18,6 @@ from trainer.inference.examples import (
     some_pictures,
     some_predictions,
 )
-from trainer.inference.features import features
 from trainer.inference.preprocess import as_batch, crop_of_stored
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.models.alexnet import build_model
-from trainer.models.pooling import MaxPool2d
+from trainer.models.layers import MaxPool2d
 
 
 def pooled(layer, x):

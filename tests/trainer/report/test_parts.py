@@ -13,7 +13,6 @@ from PIL import Image
 
 from pipeline import RunError, UsageError
 from trainer import write_report
-from trainer.report import page as report
 from trainer.report.page import SECTIONS
 
 

@@ -8,11 +8,10 @@ import pytest
 from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import World
 from trainer.recipe import load_recipe
-from trainer.runs import checkpoint
-from trainer.runs import run_folder as run
+from trainer.runs import checkpoint, run_folder
 
 
-def row(epoch: int, **values) -> run.EpochRow:
+def row(epoch: int, **values) -> run_folder.EpochRow:
     numbers = {
         "steps": epoch * 10,
         "rate": 0.1,
@@ -25,12 +24,12 @@ def row(epoch: int, **values) -> run.EpochRow:
         "val_seconds": 0.5,
         "images_per_second": 100.0,
     }
-    return run.EpochRow(epoch=epoch, **(numbers | values))
+    return run_folder.EpochRow(epoch=epoch, **(numbers | values))
 
 
 def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tiny_dataset):
     folder = tmp_path / "runs" / "tiny"
-    run.create(folder, tiny_recipe, tiny_dataset, World(size=2))
+    run_folder.create(folder, tiny_recipe, tiny_dataset, World(size=2))
     assert load_recipe(str(folder / "recipe.toml")) == tiny_recipe
     facts = json.loads((folder / "run.json").read_text())
     assert facts["dataset_sha256"] == tiny_dataset.fingerprint
@@ -42,81 +41,83 @@ def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tin
 
 
 def test_a_difference_of_machines_is_named():
-    saved = {"machine": run.machine(World()), "ranks": [{}]}
-    assert run.difference(saved, World()) == ""
+    saved = {"machine": run_folder.machine(World()), "ranks": [{}]}
+    assert run_folder.difference(saved, World()) == ""
     other = {**saved, "machine": saved["machine"] | {"torch": "1.0"}}
-    assert run.difference(other, World()).startswith(f"torch was 1.0, is {saved['machine']['torch']}: ")
-    assert "order and augmentation" not in run.difference(other, World())
-    assert run.same_processes(saved, World())
-    assert not run.same_processes(saved, World(size=2))
-    assert not run.same_processes({**saved, "machine": saved["machine"] | {"device": "gpu"}}, World())
+    assert run_folder.difference(other, World()).startswith(
+        f"torch was 1.0, is {saved['machine']['torch']}: "
+    )
+    assert "order and augmentation" not in run_folder.difference(other, World())
+    assert run_folder.same_processes(saved, World())
+    assert not run_folder.same_processes(saved, World(size=2))
+    assert not run_folder.same_processes({**saved, "machine": saved["machine"] | {"device": "gpu"}}, World())
 
 
 def test_create_takes_an_empty_folder_but_no_used_one(tmp_path, tiny_recipe, tiny_dataset):
-    run.create(tmp_path, tiny_recipe, tiny_dataset, World())
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
     before = (tmp_path / "recipe.toml").read_bytes()
     with pytest.raises(UsageError, match=r"already holds files.*--resume.*--out"):
-        run.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World())
+        run_folder.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World())
     assert (tmp_path / "recipe.toml").read_bytes() == before
-    run.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World(), over_unfinished=True)
+    run_folder.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World(), over_unfinished=True)
     assert load_recipe(str(tmp_path / "recipe.toml")).rate == 0.5
 
 
 def test_create_says_where_it_cannot_write(tmp_path, tiny_recipe, tiny_dataset):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="file"):
-        run.create(tmp_path / "file", tiny_recipe, tiny_dataset, World())
+        run_folder.create(tmp_path / "file", tiny_recipe, tiny_dataset, World())
     with pytest.raises(RunError, match="below"):
-        run.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, World())
+        run_folder.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, World())
 
 
 def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tiny_classifier):
-    run.create(tmp_path, tiny_recipe, tiny_dataset, World())
-    nothing, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
+    nothing, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert nothing is None
     assert "stopped before its first checkpoint, starting again" in note
     state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
-    progress = run.Progress(epoch=2, steps=9, best_top1=0.5)
+    progress = run_folder.Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
-    saved, note = run.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    saved, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert note == ""
-    assert run.Progress(**saved["progress"]) == progress
+    assert run_folder.Progress(**saved["progress"]) == progress
 
 
 def test_read_last_refuses_another_recipe_dataset_or_nothing(
     tmp_path, tiny_recipe, tiny_dataset, tiny_classifier
 ):
     with pytest.raises(UsageError, match="no run to resume"):
-        run.read_last(tmp_path, tiny_recipe, tiny_dataset)
-    run.create(tmp_path, tiny_recipe, tiny_dataset, World())
+        run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
     state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state)
     with pytest.raises(UsageError, match="another recipe"):
-        run.read_last(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset)
+        run_folder.read_last(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset)
     manifest = replace(tiny_dataset.manifest, seed=99)
     with pytest.raises(UsageError, match="other data"):
-        run.read_last(tmp_path, tiny_recipe, replace(tiny_dataset, manifest=manifest))
+        run_folder.read_last(tmp_path, tiny_recipe, replace(tiny_dataset, manifest=manifest))
 
 
 def test_metrics_are_appended_in_order(tmp_path):
-    assert run.read_metrics(tmp_path) == []
+    assert run_folder.read_metrics(tmp_path) == []
     rows = [row(epoch) for epoch in (1, 2, 3)]
     for each in rows:
-        run.add_metrics(tmp_path, each)
-    assert run.read_metrics(tmp_path) == rows
+        run_folder.add_metrics(tmp_path, each)
+    assert run_folder.read_metrics(tmp_path) == rows
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_an_epoch_done_again_replaces_what_a_killed_run_left(tmp_path):
     for epoch in (1, 2, 3):
-        run.add_metrics(tmp_path, row(epoch))
-    run.add_metrics(tmp_path, row(2, train_loss=1.0))
-    assert run.read_metrics(tmp_path) == [row(1), row(2, train_loss=1.0)]
+        run_folder.add_metrics(tmp_path, row(epoch))
+    run_folder.add_metrics(tmp_path, row(2, train_loss=1.0))
+    assert run_folder.read_metrics(tmp_path) == [row(1), row(2, train_loss=1.0)]
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"epoch": 1}\n', b"\xff\n", b'{"epoch": "one"}\n'])
 def test_damaged_metrics_are_named(tmp_path, content):
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=r"metrics\.jsonl: damaged"):
-        run.read_metrics(tmp_path)
+        run_folder.read_metrics(tmp_path)

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from pipeline.dataset.manifest import ImageFormat
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
-from trainer.training import benchmark as bench
+from trainer.training import benchmark
 from trainer.training.benchmark import Part, advise, measure
 from trainer.training.options import Job
 
@@ -65,7 +64,7 @@ def test_the_option_that_helps_is_named(tiny_recipe, tiny_dataset, rates, placem
 
 
 def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset, monkeypatch):
-    monkeypatch.setattr(bench, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(benchmark, "cpu_has_bfloat16", lambda: True)
 
     def told(**settings):
         recipe = replace(tiny_recipe, **settings)
@@ -74,7 +73,7 @@ def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset, monkeypatc
     assert "precision=bfloat16" in told(compile=True)
     assert "channels_last=true" in told(compile=True, precision="bfloat16")
     assert "more cores, or a GPU" in told(compile=True, precision="bfloat16", channels_last=True)
-    monkeypatch.setattr(bench, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(benchmark, "cpu_has_bfloat16", lambda: False)
     assert "channels_last=true" in told(compile=True)
 
 
@@ -91,9 +90,9 @@ def test_large_or_distant_pictures_are_told_to_come_nearer(tiny_recipe, tiny_dat
 
 def test_a_part_is_measured_for_about_the_time_asked(monkeypatch):
     steps = []
-    meter = bench._Meter(World(), batch_size=10, seconds=0.2)
+    meter = benchmark._Meter(World(), batch_size=10, seconds=0.2)
     clock = iter(range(10**6))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock) * 0.05)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock) * 0.05)
     part = meter.run("x", lambda: steps.append(1))
     assert len(steps) == 2 + 1 + 4  # warm-up, one to know its length of 0.05 s, four to measure
     assert part.images_per_second == pytest.approx(4 * 10 / 0.05)

@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from trainer.training.pace import Pace, Wait
-from trainer.training.progress import Reading
+from trainer.training.progress import Pace, Reading, Wait
 
 
 @pytest.fixture

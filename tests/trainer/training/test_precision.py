@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.training import precision as arithmetic
+from trainer.training import precision as module
 from trainer.training.precision import arithmetic_of, in_words
 
 
@@ -32,7 +32,7 @@ def restored():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypatch):
-    monkeypatch.setattr(arithmetic, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: True)
     found = arithmetic_of(replace(tiny_recipe, precision=precision), "cpu")
     assert found.dtype == getattr(torch, precision)
     assert (found.device, found.note) == ("cpu", "")
@@ -41,7 +41,7 @@ def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypat
 
 
 def test_a_cpu_without_bfloat16_takes_float32_and_says_so(tiny_recipe, monkeypatch):
-    monkeypatch.setattr(arithmetic, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
     found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "cpu")
     assert (found.dtype, found.device, found.is_mixed) == (torch.float32, "cpu", False)
     assert found.note == "this processor has no bfloat16: float32 instead"
@@ -52,7 +52,7 @@ def test_what_the_processor_has_agrees_with_its_flags():
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         pytest.skip("no x86 Linux")
     flags = Path("/proc/cpuinfo").read_text().split()
-    assert arithmetic.cpu_has_bfloat16() == ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
+    assert module.cpu_has_bfloat16() == ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
 
 
 def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_recipe, gpu):

@@ -19,8 +19,7 @@ from trainer.callbacks.base import Reporters
 from trainer.callbacks.tensorboard import FOLDER, TensorBoardReporter, tiled
 from trainer.distributed.env import World
 from trainer.runs import checkpoint
-from trainer.runs.provenance import git_state, provenance
-from trainer.runs.run_folder import read_metrics
+from trainer.runs.run_folder import git_state, provenance, read_metrics
 from trainer.runs.status import StatusReporter, look
 from trainer.training.dry_run import plan
 from trainer.training.options import Debugging, Job, Saving
@@ -211,7 +210,7 @@ import sys, threading, time
 import torch
 from trainer.training.precision import arithmetic_of
 from trainer.models.classifier import Classifier, Spec
-from trainer.training.memory import resident_mb
+from trainer.training.progress import resident_mb
 from trainer.optim.optimizers import build_optimizer
 from trainer.training.dry_run import memory_of
 from trainer.recipe import Recipe

@@ -24,15 +24,13 @@ from helpers.training_runs import (
 )
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed.env import World
+from trainer.distributed.env import Processes, World
 from trainer.distributed.launch import launch
-from trainer.distributed.processes import Processes
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
-from trainer.runs import checkpoint
-from trainer.runs import run_folder as run
-from trainer.training import trainer as loop
+from trainer.runs import checkpoint, run_folder
+from trainer.training import trainer
 from trainer.training.options import Job, Saving
 from trainer.training.setup import share_of_batch
 from trainer.training.step import train_step
@@ -51,7 +49,7 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
         "last.pt",
         "best.pt",
     }
-    rows = run.read_metrics(folder)
+    rows = run_folder.read_metrics(folder)
     assert rows == recorder.rows
     assert [(row.epoch, row.steps) for row in rows] == [(1, 2), (2, 4), (3, 6), (4, 8)]  # 90 // 32 a time
     halves = (0.5, 1.5, 2.5, 3.5)  # where the second of two steps begins
@@ -135,9 +133,9 @@ def test_dying_between_the_two_checkpoints_loses_neither(tiny_recipe, tiny_datas
 
 def test_the_logged_rate_is_the_one_used(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
     used: list[float] = []
-    set_rates = loop.set_rates
+    set_rates = trainer.set_rates
     monkeypatch.setattr(
-        loop, "set_rates", lambda o, rate, stage: used.append(rate) or set_rates(o, rate, stage)
+        trainer, "set_rates", lambda o, rate, stage: used.append(rate) or set_rates(o, rate, stage)
     )
     recipe = replace(tiny_recipe, epochs=4, schedule="plateau", plateau_patience=1, rate=1e-9)
     rows = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe)).rows
@@ -184,7 +182,7 @@ def stopped_after(steps: int, job: Job, monkeypatch: pytest.MonkeyPatch) -> None
         return train_step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", dies)
+        patch.setattr(trainer, "train_step", dies)
         with pytest.raises(RunError, match="killed"):
             train_here(job)
 
@@ -218,7 +216,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
     assert recorder.losses == []
     (row,) = recorder.rows
     assert (row.epoch, row.steps, row.images_per_second) == (2, 7, 0)
-    assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
+    assert [row.epoch for row in run_folder.read_metrics(job.out)] == [1, 2]
     assert np.isfinite(row.train_loss)
 
 
@@ -227,7 +225,7 @@ def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dat
     train_here(job, stop_after=1)
     (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume="must"))
     assert "processes was 1, is 2" in note
-    assert [row.epoch for row in run.read_metrics(job.out)] == [1, 2]
+    assert [row.epoch for row in run_folder.read_metrics(job.out)] == [1, 2]
     ranks = checkpoint.load(job.out / "last.pt")["ranks"]
     assert len(ranks) == 2
     assert not torch.equal(ranks[0]["rng"], ranks[1]["rng"])  # else both would drop the same units
@@ -386,7 +384,7 @@ def test_a_run_killed_after_its_first_epoch_ends_as_one_never_stopped(tiny_datas
             break
     assert 1 <= checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 12
     finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", str(processes), "--resume"]))
-    assert [row.epoch for row in run.read_metrics(cut)] == list(range(1, 13))
+    assert [row.epoch for row in run_folder.read_metrics(cut)] == list(range(1, 13))
     assert_same_run(whole, cut)
     assert not list(cut.glob(".writing-*"))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from pipeline.sources.labelers.synsets import Synset, read_synsets
+from pipeline.sources.labelers.devkit import Synset, read_synsets
 
 CLASSES = {1: ("n02119789", "kit fox, Vulpes macrotis"), 2: ("n02100735", "English setter")}
 PLAIN = meta_mat(CLASSES, compressed=False)
@@ -69,7 +69,7 @@ def test_any_damage_ends_in_rows_or_one_line(at, value):
 def test_scipy_stays_out_of_the_caller_s_process(tmp_path):
     (tmp_path / "meta.mat").write_bytes(PLAIN)
     code = (
-        "import sys; from pathlib import Path; from pipeline.sources.labelers.synsets import read_synsets; "
+        "import sys; from pathlib import Path; from pipeline.sources.labelers.devkit import read_synsets; "
         "read_synsets(Path(sys.argv[1]).read_bytes()); print('scipy' in sys.modules)"
     )
     command = [sys.executable, "-c", code, tmp_path / "meta.mat"]

@@ -1,15 +1,26 @@
-"""Memory that was freed: kept for the next step, or given back to the system."""
+"""What this machine leaves to a process: processor cores and memory."""
 
 import ctypes
 import os
 from functools import cache
+
+
+def usable_cores() -> int:
+    """Cores that the scheduler or container leaves to this process, at least 1.
+
+    A machine's core count would start too many threads under taskset, Slurm or a container's CPU set.
+    """
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 # Of glibc's malloc.h; its mallopt returns 1 where it did as told.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def keep() -> bool:
+def keep_freed_memory() -> bool:
     """Let malloc keep what is freed from now on, so that a step's large tensors reuse the last step's pages.
 
     By default glibc gets every block of 32 MB or more from the system and gives it back when it is freed, and
@@ -27,7 +38,7 @@ def keep() -> bool:
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def trim() -> None:
+def trim_heap() -> None:
     """Give back what C code of this process has freed and glibc keeps; elsewhere do nothing.
 
     Threads of DALI allocate from arenas of their own, and every pipeline has new threads: over fifty small
