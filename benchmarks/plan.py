@@ -83,7 +83,7 @@ def _list_and_plan(source: str, out: str) -> dict[str, Any]:
     started = time.perf_counter()
     from pipeline.sharding.plan import Options, make_plan, store_plan
     from pipeline.sources.detection import read_source
-    from pipeline.storage.base import open_store
+    from pipeline.storage.open import open_store
 
     imported = time.perf_counter()
     found = read_source(source)

@@ -9,10 +9,16 @@ import common
 import numpy as np
 from PIL import Image
 
-from pipeline.dataset.manifest import FORMAT_VERSION, ImageFormat, Manifest, SourceInfo, write_manifest
-from pipeline.dataset.shards import describe, write_shard
+from pipeline.dataset.manifest import (
+    FORMAT_VERSION,
+    ClassInfo,
+    ImageFormat,
+    Manifest,
+    SourceInfo,
+    write_manifest,
+)
+from pipeline.dataset.tar import describe, write_shard
 from pipeline.images.statistics import Moments, statistics_of
-from pipeline.sources.base import ClassInfo
 
 SIZE = 256
 _CLASSES = 1000

@@ -4,11 +4,11 @@
     python benchmarks/train_step.py --device cuda --batch 512
 
 The update is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose
-malloc keeps freed memory as the trainer's does. Beside it stand the same net with torch's `nn.LocalResponseNorm`,
-uncompiled, as a script without this toolkit would have it: in a process of its own, with malloc as it comes
-and, to tell the two apart, with memory kept. And the arithmetic limit: the floating-point operations of a
-forward and backward pass, counted by torch, over the rate of a large matrix product in the same precision,
-measured in the same run. Variants take turns; medians.
+malloc keeps freed memory as the trainer's does. Beside it stand the same network with torch's
+`nn.LocalResponseNorm`, uncompiled, as a script without this toolkit would have it: in a process of its own,
+with malloc as it comes and, to tell the two apart, with memory kept. And the arithmetic limit: the
+floating-point operations of a forward and backward pass, counted by torch, over the rate of a large matrix
+product in the same precision, measured in the same run. Variants take turns; medians.
 
     python benchmarks/train_step.py --overhead --rounds 12
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from pipeline.dataset.checksums import verify_checksums
     from pipeline.dataset.dataset import Dataset
     from pipeline.dataset.manifest import Manifest, read_manifest
+    from pipeline.dataset.report import read_report
     from pipeline.demo import draw_demo
     from pipeline.errors import RunError, ToolkitError, UsageError
     from pipeline.executors.local import Engine, LocalEngine
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from pipeline.loader.views import ColourNoise, EvalView, TrainView, colour_noise
     from pipeline.preview import draw_preview
     from pipeline.sharding.job import finish, prepare, prepare_slice
-    from pipeline.sharding.merge import read_report
     from pipeline.sharding.plan import Options
     from pipeline.sources.base import Source
     from pipeline.sources.detection import read_source
-    from pipeline.storage.base import open_store
+    from pipeline.storage.open import open_store
     from pipeline.verification.adopt import adopt
     from pipeline.verification.dataset import verify
     from pipeline.verification.measure import decoded_statistics
@@ -53,11 +53,11 @@ _HOME = {
     "draw_demo": "demo",
     "draw_preview": "preview",
     "finish": "sharding.job",
-    "open_store": "storage.base",
+    "open_store": "storage.open",
     "prepare": "sharding.job",
     "prepare_slice": "sharding.job",
     "read_manifest": "dataset.manifest",
-    "read_report": "sharding.merge",
+    "read_report": "dataset.report",
     "read_source": "sources.detection",
     "verify": "verification.dataset",
     "verify_checksums": "dataset.checksums",

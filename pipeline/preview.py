@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import write_manifest
 from pipeline.dataset.samples import read_stored
-from pipeline.dataset.shards import describe, write_shard
+from pipeline.dataset.tar import describe, write_shard
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.grid import grid, stacked, titled
 from pipeline.images.pca_plot import draw_scree

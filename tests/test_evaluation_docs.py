@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cli.eval import main as evaluate
-from pipeline.sources.base import ClassInfo
+from pipeline.dataset.manifest import ClassInfo
 from trainer import Predictions, write_predictions
 from trainer.evaluation.results import RESULTS
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.report.page import write_report
     from trainer.runs.external_weights import Foreign, Preprocessing
     from trainer.runs.load_model import Trained, open_trained
-    from trainer.runs.run_folder import EpochRow, Progress
+    from trainer.runs.records import EpochRow, Progress
     from trainer.training.options import Job, Outcome
     from trainer.training.trainer import train
 
@@ -37,7 +37,7 @@ _HOME = {
     "ARCHITECTURES": "models.alexnet",
     "ClassMetrics": "evaluation.evaluate",
     "Classifier": "models.classifier",
-    "EpochRow": "runs.run_folder",
+    "EpochRow": "runs.records",
     "Evaluation": "evaluation.evaluate",
     "Foreign": "runs.external_weights",
     "Job": "training.options",
@@ -48,7 +48,7 @@ _HOME = {
     "PaperSGD": "optim.optimizers",
     "Predictions": "evaluation.predictions",
     "Preprocessing": "runs.external_weights",
-    "Progress": "runs.run_folder",
+    "Progress": "runs.records",
     "Recipe": "recipe",
     "Outcome": "training.options",
     "Reporter": "callbacks.base",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from trainer import EpochRow
-    from trainer.callbacks.base import Ending, StepRow, Weights
+    from trainer.runs.records import Ending, StepRow, Weights
 
 # A log that shows life, without being full of it.
 _LOG_SECONDS = 60.0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.shards import Shard
+from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError
 from pipeline.host import usable_cores
 from pipeline.storage.atomic import sha256_of

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, read_manifest, to_json
-from pipeline.dataset.shards import Shard, check_sizes, index_path
+from pipeline.dataset.index import index_path
+from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, Shard, read_manifest, to_json
+from pipeline.dataset.tar import check_sizes
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.storage.base import Span, Store, open_store
+from pipeline.storage.base import Span, Store
+from pipeline.storage.open import open_store
 
 
 @dataclass(frozen=True)

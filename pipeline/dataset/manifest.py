@@ -6,16 +6,33 @@ from typing import Any
 
 import msgspec
 
-from pipeline.dataset.shards import Shard
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.sources.base import ClassInfo
 from pipeline.storage.atomic import write_bytes
-from pipeline.storage.base import Span, Store, open_store
+from pipeline.storage.base import Span, Store
+from pipeline.storage.open import open_store
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 MEAN_IMAGE = "mean_image.npy"
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """A class: its `id` (WNID or folder name), and a name to show."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished tar: its name below the dataset's root, samples, size in bytes and SHA-256."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)

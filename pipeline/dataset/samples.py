@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.shards import index_name, keys_in, label_in, read_index
+from pipeline.dataset.index import index_name, keys_in, label_in, read_index
 from pipeline.errors import UsageError
 from pipeline.storage.base import Span
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pipeline.dataset.shards import Shard
+from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError
 from pipeline.storage.atomic import make_folder, sha256_of
 from pipeline.storage.base import Store

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.shards import index_name, to_index
+from pipeline.dataset.index import index_name, to_index
 from pipeline.errors import RunError, UsageError
 from pipeline.loader.order import Piece, most_bytes
 from pipeline.loader.shard_cache import Cache

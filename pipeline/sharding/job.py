@@ -3,26 +3,24 @@
 Killed at any moment, it leaves whole shards and no manifest; the same call completes the rest.
 """
 
-import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
-from pipeline.dataset.shards import check_sizes
+from pipeline.dataset.tar import check_sizes
+from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.sharding.merge import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.sharding.plan import (
     PLAN,
-    WORK,
     Options,
     Plan,
     ShardOutline,
@@ -32,14 +30,15 @@ from pipeline.sharding.plan import (
     read_plan,
     refuse_difference,
     store_plan,
-    versions,
 )
 from pipeline.sharding.task import Job, finished, last_name, run_shard, run_spool
 from pipeline.sources.base import Source
 from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
-from pipeline.storage.atomic import make_folder
-from pipeline.storage.base import LocalStore, Store, open_store
+from pipeline.storage.base import Store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.locks import lock
+from pipeline.storage.open import open_store
 
 Progress = Callable[[int, int], None]
 """Called with (pictures handled, pictures in all)."""
@@ -81,7 +80,7 @@ def prepare(
     plan, shards = make_plan(replace(source, root=origin.url), options)
     if store.is_file(FILE_NAME):
         return _already_complete(store, plan)
-    with lock(store, "job"):
+    with _lock(store, "job"):
         if store.is_file(FILE_NAME):  # another job finished while this one made its plan
             return _already_complete(store, plan)
         _remove_leftovers(store)
@@ -141,7 +140,7 @@ def prepare_slice(
     store, origin = _absolute(open_store(out)), _absolute(open_store(source))
     _refuse_inside(store, origin)
     _refuse_foreign(store)
-    with lock(store, "job", shared=True), lock(store, f"task-{index}-of-{count}"):
+    with _lock(store, "job", shared=True), _lock(store, f"task-{index}-of-{count}"):
         if store.is_file(FILE_NAME):
             raise UsageError(f"{store}: is complete already; nothing is left to prepare")
         plan = _shared_plan(store, origin, options, layout)
@@ -167,7 +166,7 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
     store = _absolute(open_store(out))
     if not store.is_file(FILE_NAME):
         read_plan(store)  # which says where there is none, before a lock makes a folder
-    with lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
+    with _lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
         if store.is_file(FILE_NAME):
             return read_manifest(store)
         _remove_leftovers(store)
@@ -176,7 +175,7 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
 
 def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> Plan:
     """The stored plan; the slice that comes first makes it, while the others wait."""
-    with lock(store, "plan", wait=True):
+    with _lock(store, "plan", wait=True):
         if not store.is_file(PLAN):
             source = read_source(origin.url, layout, options.val_fraction, options.seed)
             plan, shards = make_plan(source, options)
@@ -258,6 +257,11 @@ def _absolute(store: Store) -> Store:
     return store if store.local is None else LocalStore(str(store.local.absolute()))
 
 
+def _lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> AbstractContextManager[None]:
+    """Lock an output folder; a bucket has no locks, and two jobs there do the same work twice, unharmed."""
+    return lock(out.local / WORK, name, shared=shared, wait=wait) if out.local else nullcontext()
+
+
 def _remove_leftovers(store: Store) -> None:
     """Delete what killed writers left; in a bucket they leave nothing."""
     if isinstance(store, LocalStore):
@@ -299,43 +303,3 @@ def _already_complete(out: Store, plan: Plan) -> Manifest:
     check_sizes(out, [shard for shards in manifest.splits.values() for shard in shards])
     out.remove(WORK)
     return manifest
-
-
-@contextmanager
-def lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold a lock of an output folder; the kernel drops it when the process ends, however it ends.
-
-    A bucket has no locks, nor have some network file systems. Two jobs there do the same work twice:
-    files appear whole, and of the same input they are the same.
-
-    Args:
-        out: the dataset's folder.
-        name: of the lock.
-        shared: several may hold it at once, but not beside one who holds it alone.
-        wait: until it is free, instead of refusing.
-
-    Raises:
-        UsageError: another job holds it.
-    """
-    if out.local is None:
-        yield
-        return
-    folder = out.local / WORK
-    make_folder(folder)
-    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    with ExitStack() as stack:
-        path = folder / f"{name}.lock"
-        while True:
-            file = stack.enter_context(path.open("w"))
-            try:
-                fcntl.flock(file, kind)
-            except BlockingIOError:
-                raise UsageError(f"another job is writing to {out}; wait for it or stop it") from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-            # A job that ended in between has removed the folder, and this file is locked for nobody.
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                break
-            make_folder(folder)
-        yield

@@ -1,10 +1,8 @@
 """The last step of preparation: parts become statistics, report and manifest."""
 
-import csv
 import hashlib
 import io
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 
@@ -12,20 +10,20 @@ from pipeline.dataset.manifest import (
     FILE_NAME,
     FORMAT_VERSION,
     MEAN_IMAGE,
+    ClassInfo,
     ImageFormat,
     Manifest,
+    Shard,
     SourceInfo,
     to_json,
 )
-from pipeline.dataset.shards import Shard
+from pipeline.dataset.report import REPORT, Incident, report_csv
+from pipeline.dataset.work import WORK
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sharding.plan import WORK, Plan, ShardOutline
-from pipeline.sharding.task import Incident, Part, finished, forget, last_name, read_part, refuse_versions
-from pipeline.sources.base import ClassInfo
-from pipeline.storage.base import Span, Store, open_store
-
-REPORT = "report.csv"
+from pipeline.sharding.plan import Plan, ShardOutline
+from pipeline.sharding.task import Part, finished, forget, last_name, read_part, refuse_versions
+from pipeline.storage.base import Store
 
 
 class BadPicturesError(RunError):
@@ -78,21 +76,6 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
     out.write(FILE_NAME, to_json(manifest))
     out.remove(WORK)
     return manifest
-
-
-def read_report(out: str | Path | Store) -> list[dict[str, str]]:
-    """Rows of a dataset's `report.csv`: path, reason and action ("skipped" or "repaired")."""
-    text = open_store(out).read(Span(REPORT)).decode()
-    return list(csv.DictReader(io.StringIO(text, newline="")))
-
-
-def report_csv(incidents: list[Incident]) -> bytes:
-    """`report.csv` of these incidents, sorted by path."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "reason", "action"))
-    rows.writerows((i.path, i.reason, i.action) for i in sorted(incidents, key=lambda i: i.path))
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:

@@ -5,21 +5,19 @@ on another machine reads its own two thousand and not ImageNet's 1.28 million.
 """
 
 import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import msgspec
 
 from pipeline.dataset.manifest import to_json
+from pipeline.dataset.work import WORK, versions
 from pipeline.errors import UsageError
 from pipeline.sources.base import UNKNOWN, Container, Sample, Source, rank
 from pipeline.storage.base import Span, Store
 
-WORK = ".work"
 PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
 
@@ -146,12 +144,6 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
         shards=tuple(ShardOutline(s.name, s.split, len(s.samples)) for s in shards),
     )
     return plan, shards
-
-
-def versions() -> dict[str, str]:
-    """This tool's, the libraries' and the architecture's versions: bytes are repeatable given these."""
-    names = ("alexnet-toolkit", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
-    return {name: version(name) for name in names} | {"architecture": platform.machine()}
 
 
 def store_plan(out: Store, plan: Plan, shards: list[ShardPlan]) -> None:

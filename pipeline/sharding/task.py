@@ -11,18 +11,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import to_json
-from pipeline.dataset.shards import Shard, describe, index_path, write_shard
+from pipeline.dataset.index import index_path
+from pipeline.dataset.manifest import Shard, to_json
+from pipeline.dataset.report import Incident
+from pipeline.dataset.tar import describe, write_shard
+from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError
 from pipeline.executors.local import count_picture
 from pipeline.images import codec
 from pipeline.images.statistics import Moments
-from pipeline.sharding.plan import WORK, Options, Plan, ShardPlan, read_plan, read_shard_plan, versions
+from pipeline.sharding.plan import Options, Plan, ShardPlan, read_plan, read_shard_plan
 from pipeline.sharding.reader import display, in_reading_order, read_samples
 from pipeline.sources.base import UNKNOWN, Sample
 from pipeline.sources.spool import spool
 from pipeline.storage.atomic import make_folder
-from pipeline.storage.base import Span, Store, open_store
+from pipeline.storage.base import Span, Store
+from pipeline.storage.open import open_store
 from pipeline.storage.remote import BucketStore
 
 PARTS = f"{WORK}/parts"
@@ -30,15 +34,6 @@ PARTS = f"{WORK}/parts"
 # comes with it.
 _BYTES_PER_PIXEL = 8
 _METADATA = 2**26
-
-
-@dataclass(frozen=True)
-class Incident:
-    """A row of report.csv: which picture was skipped or repaired, and why."""
-
-    path: str
-    reason: str
-    action: str
 
 
 @dataclass(frozen=True)

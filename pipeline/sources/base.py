@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -65,14 +66,6 @@ class Container:
 
     path: str
     size: int
-
-
-@dataclass(frozen=True)
-class ClassInfo:
-    """A class: its `id` (WNID or folder name), and a name to show."""
-
-    id: str
-    name: str
 
 
 @dataclass

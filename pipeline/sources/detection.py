@@ -7,7 +7,8 @@ from typing import NamedTuple
 from pipeline.errors import UsageError
 from pipeline.sources.base import Listing, Source, assemble
 from pipeline.sources.listers import archives, folders, kaggle, parquet, webdataset
-from pipeline.storage.base import Store, open_store
+from pipeline.storage.base import Store
+from pipeline.storage.open import open_store
 
 
 class Layout(NamedTuple):

@@ -7,26 +7,28 @@ headers and labels, which must be known of all before anything is promised, then
 import os
 from pathlib import Path
 
+from pipeline.dataset.index import index_path, to_index
 from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
     FORMAT_VERSION,
     MEAN_IMAGE,
+    ClassInfo,
     Manifest,
+    Shard,
     SourceInfo,
     write_manifest,
 )
-from pipeline.dataset.shards import Shard, index_path, to_index
+from pipeline.dataset.report import REPORT, Incident, report_csv
+from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sharding.merge import REPORT, report_csv
-from pipeline.sharding.plan import WORK, versions
-from pipeline.sharding.task import Incident
-from pipeline.sources.base import ClassInfo, Container, Sample, Source, assemble
+from pipeline.sources.base import Container, Sample, Source, assemble
 from pipeline.sources.listers import webdataset
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
-from pipeline.storage.base import Span, open_store
+from pipeline.storage.base import Span
+from pipeline.storage.open import open_store
 from pipeline.verification.external_tars import (
     REMEDY,
     ForeignTar,

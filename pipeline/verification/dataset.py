@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, read_manifest
-from pipeline.dataset.shards import Shard, index_name
+from pipeline.dataset.index import index_name
+from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, Shard, read_manifest
+from pipeline.dataset.report import REPORT
 from pipeline.errors import ToolkitError
 from pipeline.executors.local import Engine, LocalEngine
 from pipeline.images.statistics import Statistics
-from pipeline.sharding.merge import REPORT
-from pipeline.storage.base import Span, Store, open_store
+from pipeline.storage.base import Span, Store
+from pipeline.storage.open import open_store
 from pipeline.verification.shard import MOST_FAULTS, Fault, Findings, Rules, check_shard, key_at, limited
 
 # Megapixels of the largest JPEG that there can be.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.index import index_path, read_index
 from pipeline.dataset.manifest import ImageFormat
-from pipeline.dataset.shards import index_path, read_index
 from pipeline.errors import RunError
 from pipeline.executors.local import Engine, LocalEngine, count_picture
 from pipeline.images.codec import DecodeError, decode, resize_shorter

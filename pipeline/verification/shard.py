@@ -14,8 +14,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import ImageFormat
-from pipeline.dataset.shards import INDEX_VERSION, Shard, index_name, read_index
+from pipeline.dataset.index import INDEX_VERSION, index_name, read_index
+from pipeline.dataset.manifest import ImageFormat, Shard
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.executors.local import count_picture

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from cli.common.options import Size
 from cli.train import main as train
 from pipeline import Dataset
-from pipeline.dataset.shards import index_path, read_index
+from pipeline.dataset.index import index_path, read_index
 from pipeline.loader import order
 from pipeline.seeds import derive_seed
 from trainer import load_recipe
@@ -55,7 +55,7 @@ def test_how_the_data_comes_changes_nothing(request, plain, tiny_dataset, tmp_pa
     elif how == "no-mmap":
         options = ("--no-mmap", "--placement", "cpu", "--verify-shards")
     elif how == "bucket":
-        from pipeline.storage.base import open_store
+        from pipeline.storage.open import open_store
 
         data, options = f"{request.getfixturevalue('s3')}/set", ("--verify-shards",)
         for path in tiny_dataset.root.rglob("*"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 def upload(folder: Path, url: str) -> None:

@@ -20,7 +20,7 @@ from pipeline.sharding.merge import merge
 from pipeline.sharding.plan import Options, make_plan
 from pipeline.sharding.task import Job, run_task
 from pipeline.sources.detection import read_source
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 OPTIONS = Options(size=SIZE, shard_samples=6)
 

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
-from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.distributed import comm_hooks, failures
 from trainer.distributed.consensus import Agreement
 from trainer.distributed.env import World, gather_objects
@@ -26,7 +25,7 @@ from trainer.evaluation.predictions import Predictions
 from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_rates
 from trainer.recipe import Recipe
-from trainer.runs.run_folder import EpochRow
+from trainer.runs.records import Ending, EpochRow, StepRow, Weights
 from trainer.training.options import Job
 from trainer.training.precision import Arithmetic
 from trainer.training.step import train_step

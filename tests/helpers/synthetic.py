@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import Dataset, Manifest
-from pipeline.dataset.manifest import ImageFormat, SourceInfo, write_manifest
-from pipeline.dataset.shards import describe, write_shard
+from pipeline.dataset.manifest import ClassInfo, ImageFormat, SourceInfo, write_manifest
+from pipeline.dataset.tar import describe, write_shard
 from pipeline.images.codec import encode
 from pipeline.images.statistics import Moments, statistics_of
-from pipeline.sources.base import ClassInfo
 
 CLASSES = 3
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from trainer.callbacks.base import Ending, StepRow, Weights
-from trainer.runs.run_folder import EpochRow
+from trainer.runs.records import Ending, EpochRow, StepRow, Weights
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
-from pipeline.sources.base import ClassInfo
 from trainer.data import Feeding
 from trainer.distributed.env import World
 from trainer.evaluation.metrics import Metrics, Tally

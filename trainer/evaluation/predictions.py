@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.shards import keys_in
+from pipeline.dataset.index import keys_in
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import ClassInfo
 from pipeline.storage.atomic import atomic_write
 from trainer.distributed.env import World, gather_objects
 from trainer.evaluation.metrics import likeliest

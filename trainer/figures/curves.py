@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
 from trainer.figures.style import COLOURS, INK, drawable, fonts_for, new_figure, shortened, styled
-from trainer.runs.run_folder import METRICS_FILE, EpochRow, read_metrics
+from trainer.runs.records import EpochRow
+from trainer.runs.run_folder import METRICS_FILE, read_metrics
 
 Panel = Literal["loss", "top-1", "top-5", "rate", "throughput"]
 PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "rate")

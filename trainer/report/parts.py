@@ -22,7 +22,8 @@ from trainer.inference.features import this_machine
 from trainer.inference.neighbors import Picture, find_neighbours, some_pictures, some_predictions
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import Trained, class_names, dataset_name
-from trainer.runs.run_folder import RECIPE_FILE, EpochRow
+from trainer.runs.records import EpochRow
+from trainer.runs.run_folder import RECIPE_FILE
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBOURS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
 _BATCH_SIZE = 64

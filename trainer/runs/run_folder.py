@@ -9,7 +9,6 @@ import shlex
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,54 +24,11 @@ from pipeline.storage.atomic import make_folder, write_bytes
 from trainer.distributed.env import World
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
+from trainer.runs.records import EpochRow
 
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """A line of metrics.jsonl.
-
-    Attributes:
-        epoch: 1 for the first.
-        steps: updates since the start of the run.
-        rate: learning rate of the epoch's last update.
-        train_loss, train_top1: over the epoch's training batches, as they were augmented.
-        val_loss, val_top1, val_top5: centre crops of the validation split.
-        train_seconds, val_seconds: wall time.
-        images_per_second: training pictures over `train_seconds`, all processes together.
-        data_wait: share of `train_seconds`, 0..1, in which the first process waited for batches.
-    """
-
-    epoch: int
-    steps: int
-    rate: float
-    train_loss: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-    val_top5: float
-    train_seconds: float
-    val_seconds: float
-    images_per_second: float
-    data_wait: float = 0.0
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        epoch: finished epochs.
-        steps: updates so far.
-        best_top1: best validation top-1 so far, 0..1.
-    """
-
-    epoch: int = 0
-    steps: int = 0
-    best_top1: float = -1.0
 
 
 def create(

@@ -11,9 +11,9 @@ import msgspec
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
-from trainer.callbacks.base import Ending, StepRow, Weights
 from trainer.runs import checkpoint
-from trainer.runs.run_folder import RUN_FILE, EpochRow, is_run, read_metrics
+from trainer.runs.records import Ending, EpochRow, StepRow, Weights
+from trainer.runs.run_folder import RUN_FILE, is_run, read_metrics
 
 STATUS_FILE = "status.json"
 _EVERY_SECONDS = 5.0

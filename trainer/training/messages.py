@@ -5,7 +5,7 @@ from pipeline.errors import RunError
 from trainer.distributed.env import World
 from trainer.models.classifier import Classifier
 from trainer.runs.checkpoint import LAST
-from trainer.runs.run_folder import Progress
+from trainer.runs.records import Progress
 from trainer.training.options import Job, Outcome
 from trainer.training.precision import Arithmetic, in_words
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UsageError
-from trainer.callbacks.base import Ending
 from trainer.data import Feeding
 from trainer.recipe import Recipe
-from trainer.runs.run_folder import Progress
+from trainer.runs.records import Ending, Progress
 
 Resume = Literal["no", "must", "auto"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.loader.loader import Batch
-from trainer.callbacks.base import StepRow
 from trainer.distributed.env import World
+from trainer.runs.records import StepRow
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
-from trainer.callbacks.base import Reporter, Reporters, Weights
+from trainer.callbacks.base import Reporter, Reporters
 from trainer.callbacks.profiler import profiler
 from trainer.data import Feed, validation_loader
 from trainer.distributed.comm_hooks import Compression, check_compression
@@ -31,7 +31,7 @@ from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
 from trainer.runs import checkpoint, run_folder
 from trainer.runs.async_writer import Saver
-from trainer.runs.run_folder import EpochRow, Progress
+from trainer.runs.records import EpochRow, Progress, Weights
 from trainer.training import messages
 from trainer.training.options import Job, Outcome
 from trainer.training.precision import arithmetic_of

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
 from pipeline.sources.listers.imagenet import DEVKIT, META, WNID, read_small
-from pipeline.storage.base import Store, open_store
+from pipeline.storage.base import Store
+from pipeline.storage.open import open_store
 
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 """The devkit's labels: line i holds the ILSVRC2012_ID of `ILSVRC2012_val_{i:08d}`."""

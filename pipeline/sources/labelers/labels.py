@@ -19,8 +19,9 @@ from typing import TypeVar
 
 import msgspec
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
-from pipeline.sources.base import ClassInfo, Container, Entry, Listing
+from pipeline.sources.base import Container, Entry, Listing
 from pipeline.sources.listers.imagenet import MAPPING, WNID, read_mapping
 from pipeline.storage.base import Store
 

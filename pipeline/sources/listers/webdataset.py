@@ -20,10 +20,10 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from pipeline.dataset.manifest import FILE_NAME
+from pipeline.dataset.manifest import FILE_NAME, ClassInfo
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import ToolkitError, UsageError
-from pipeline.sources.base import IMAGE_SUFFIXES, ClassInfo, Container, Listing
+from pipeline.sources.base import IMAGE_SUFFIXES, Container, Listing
 from pipeline.sources.labelers.labels import Found, Label, Labelled, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, reading, split_of
 from pipeline.sources.spool import unpacked

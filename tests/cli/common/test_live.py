@@ -12,8 +12,7 @@ from rich.console import Console
 from cli.common import live
 from cli.common.live import ConsoleReporter, EpochLines, in_words, view
 from cli.train import main as train
-from trainer.callbacks.base import StepRow
-from trainer.runs.run_folder import EpochRow
+from trainer.runs.records import EpochRow, StepRow
 
 ROW = StepRow(
     epoch=3,

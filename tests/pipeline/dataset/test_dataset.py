@@ -8,7 +8,7 @@ from helpers.buckets import upload
 
 from pipeline import Dataset
 from pipeline.errors import UsageError
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 @pytest.fixture

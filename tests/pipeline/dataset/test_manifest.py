@@ -6,18 +6,18 @@ import pytest
 from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
+    ClassInfo,
     ImageFormat,
     Manifest,
+    Shard,
     SourceInfo,
     read_manifest,
     to_json,
     write_manifest,
 )
-from pipeline.dataset.shards import Shard
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.sources.base import ClassInfo
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 MANIFEST = Manifest(
     format=1,

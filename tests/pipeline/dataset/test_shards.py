@@ -12,20 +12,11 @@ from helpers.folders import encoded, members, picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.shards import (
-    Shard,
-    _header,
-    check_sizes,
-    describe,
-    index_path,
-    keys_in,
-    label_in,
-    read_index,
-    to_index,
-    write_shard,
-)
+from pipeline.dataset.index import index_path, keys_in, label_in, read_index, to_index
+from pipeline.dataset.manifest import Shard
+from pipeline.dataset.tar import _header, check_sizes, describe, write_shard
 from pipeline.errors import UsageError
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 # Sizes around a tar's block of 512 bytes; keys as long as they get.
 SAMPLES = [

@@ -14,7 +14,8 @@ from helpers.synthetic import tiny_pictures, write_dataset
 from pipeline import RunError
 from pipeline.loader import shard_cache as cache_module
 from pipeline.loader.shard_cache import Cache
-from pipeline.storage.base import LocalStore, Span
+from pipeline.storage.base import Span
+from pipeline.storage.local import LocalStore
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from helpers.buckets import start_gcs, upload
 from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
-from pipeline.dataset.shards import index_path, read_index
+from pipeline.dataset.index import index_path, read_index
 from pipeline.loader.order import Piece
 from pipeline.loader.shard_files import Shelf
 

@@ -40,7 +40,7 @@ from pipeline import LocalEngine, Options, finish, prepare, read_manifest, read_
 from pipeline.errors import RunError, UsageError
 from pipeline.sharding.plan import make_plan, read_plan, store_plan
 from pipeline.sharding.task import Job, run_shard
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
 

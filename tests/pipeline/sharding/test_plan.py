@@ -6,6 +6,8 @@ from helpers.folders import place
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.manifest import ClassInfo
+from pipeline.dataset.work import versions
 from pipeline.errors import UsageError
 from pipeline.sharding.plan import (
     Options,
@@ -16,11 +18,10 @@ from pipeline.sharding.plan import (
     read_shard_plan,
     refuse_difference,
     store_plan,
-    versions,
 )
-from pipeline.sources.base import UNKNOWN, ClassInfo, Container, Sample, Source
+from pipeline.sources.base import UNKNOWN, Container, Sample, Source
 from pipeline.sources.detection import read_source
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 def source(train, val=0, classes=2):

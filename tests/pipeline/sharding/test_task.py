@@ -13,13 +13,15 @@ from helpers.folders import SIZE, encoded, is_root, members, picture, place, tre
 from PIL import Image
 
 from pipeline import prepare, read_source
+from pipeline.dataset.report import Incident
+from pipeline.dataset.work import versions
 from pipeline.errors import RunError
 from pipeline.images.codec import encode
 from pipeline.images.statistics import Moments
-from pipeline.sharding.plan import Options, Plan, ShardPlan, make_plan, store_plan, versions
-from pipeline.sharding.task import Incident, Job, finished, forget, last_name, read_part, run_shard, run_task
+from pipeline.sharding.plan import Options, Plan, ShardPlan, make_plan, store_plan
+from pipeline.sharding.task import Job, finished, forget, last_name, read_part, run_shard, run_task
 from pipeline.sources.base import Container, Sample
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 def plan_for(*files, split="train"):

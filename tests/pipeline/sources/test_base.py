@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sources.base import (
-    ClassInfo,
     Container,
     Entry,
     Listing,

@@ -22,7 +22,8 @@ from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import Container
 from pipeline.sources.detection import spool as module
 from pipeline.sources.spool import needs_spool, spool, spooled_span
-from pipeline.storage.base import LocalStore, open_store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.open import open_store
 
 
 def container(root, name):

@@ -4,7 +4,8 @@ import pytest
 from helpers.buckets import start_gcs
 from helpers.folders import place
 
-from pipeline.storage.base import File, Span, open_store
+from pipeline.storage.base import File, Span
+from pipeline.storage.open import open_store
 
 
 @pytest.fixture(scope="module")

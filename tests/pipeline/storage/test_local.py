@@ -8,7 +8,9 @@ import pytest
 from helpers.folders import is_root, place, tree
 
 from pipeline.errors import RunError, UsageError
-from pipeline.storage.base import File, LocalStore, Span, open_store
+from pipeline.storage.base import File, Span
+from pipeline.storage.local import LocalStore
+from pipeline.storage.open import open_store
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -19,7 +19,7 @@ from pipeline import (
     read_source,
 )
 from pipeline.errors import RunError, UsageError
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 OPTIONS = Options(size=SIZE, shard_samples=9)
 

@@ -10,7 +10,7 @@ from helpers.synthetic import tiny_pictures, write_dataset
 from PIL import Image
 
 from pipeline import Dataset, LocalEngine, Options, prepare, read_source
-from pipeline.dataset.shards import index_path, read_index
+from pipeline.dataset.index import index_path, read_index
 from pipeline.errors import RunError, UsageError
 from pipeline.verification.measure import decoded_statistics
 

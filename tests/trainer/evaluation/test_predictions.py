@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import ClassInfo
 from trainer.evaluation.predictions import Predictions, read_predictions, write_predictions
 
 CLASSES = [

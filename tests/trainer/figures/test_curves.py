@@ -8,7 +8,8 @@ from matplotlib.colors import to_hex
 from pipeline import UsageError
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
 from trainer.figures.style import COLOURS, figure_bytes
-from trainer.runs.run_folder import EpochRow, add_metrics
+from trainer.runs.records import EpochRow
+from trainer.runs.run_folder import add_metrics
 
 
 def row(epoch, rate=0.01):

@@ -140,7 +140,7 @@ def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
 
 
 def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "has_dali", lambda: False)
+    monkeypatch.setattr("trainer.report.page.has_dali", lambda: False)
     monkeypatch.setattr("trainer.report.parts.has_dali", lambda: False)
     done = write_report(tiny_run, tmp_path / "r.html")
     assert list(done.left_out) == ["neighbours", "confusion"]

@@ -1,10 +1,12 @@
 """An epoch's sums."""
 
+import time
+
 import pytest
 import torch
 
 from trainer.distributed.env import World
-from trainer.training.progress import Meter
+from trainer.training.progress import Meter, Pace, Reading, Wait
 
 
 def test_a_meter_adds_up_and_knows_the_last_loss():
@@ -32,3 +34,49 @@ def test_sums_are_what_a_resumed_epoch_goes_on_from():
     meter.sums.add_(torch.tensor([10.0, 4.0, 6.0]))
     meter.add(torch.tensor(0.5), torch.tensor(1.0), 2, 1)
     assert meter.sums.tolist() == [11.0, 5.0, 8.0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock[0]` is the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_only_waiting_for_batches_is_counted(clock):
+    def slow():
+        for number in range(3):
+            clock[0] += 5.0
+            yield number
+        clock[0] += 0.5  # to find that there are no more
+
+    wait = Wait()
+    for _ in wait.over(slow()):
+        clock[0] += 2.0
+    assert wait.seconds == 15.5
+
+
+def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
+    """From update 40 of 100 on, 20 updates of 128 pictures in 10 s."""
+    pace = Pace(
+        epoch=2, epochs=5, first=40, total=100, batch_size=128, rate=0.01, val_seconds=7.0, started=100
+    )
+    clock[0] += 10.0
+    pace.wait.seconds = 2.5
+    row = pace.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), 321.0)
+    assert (row.epoch, row.done, row.total, row.steps) == (3, 60, 100, 260)
+    assert (row.loss, row.top1, row.rate, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)
+    assert row.images_per_second == 20 * 128 / 10
+    assert row.data_wait == 0.25
+    # 40 updates of this epoch and 200 of two more, half a second each, and three validations
+    assert row.seconds_left == pytest.approx(240 * 0.5 + 3 * 7.0)
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "known"), [(100, 9, False), (100, 10, True), (3, 2, False), (3, 3, True)]
+)
+def test_a_few_updates_say_nothing_of_the_rest(clock, total, done, known):
+    pace = Pace(epoch=0, epochs=2, first=0, total=total, batch_size=1, rate=0.1, started=100)
+    clock[0] += done
+    assert pace.seconds_left(done, pace.seconds) == (2 * total - done if known else None)

@@ -7,7 +7,7 @@ import pytest
 from helpers.synthetic import tiny_pictures, write_dataset
 
 from pipeline import Access, EvalView, Loader, Placement, RunError, TrainView
-from pipeline.dataset.shards import index_path, read_index
+from pipeline.dataset.index import index_path, read_index
 from pipeline.loader import order
 
 SAMPLES = 40

@@ -3,10 +3,11 @@ from helpers.folders import place
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
-from pipeline.sources.base import ClassInfo, Container, assemble
+from pipeline.sources.base import Container, assemble
 from pipeline.sources.labelers.labels import Found, Labelled, plain_name, to_listing, wnid_in
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 def found(*labels, wnids=None):

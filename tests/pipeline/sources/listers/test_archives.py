@@ -16,10 +16,11 @@ from helpers.imagenet_files import (
     write_solution,
 )
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
-from pipeline.sources.base import ClassInfo, Container
+from pipeline.sources.base import Container
 from pipeline.sources.detection import read_source
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 TRAIN_MD5, VAL_MD5 = "1d675b47d978889d74fa0da5fadfb00e", "29b22e2961454d5413ddabcf34fc5622"

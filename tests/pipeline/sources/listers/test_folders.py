@@ -3,10 +3,10 @@ import os
 import pytest
 from helpers.folders import is_root, place
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
-from pipeline.sources.base import ClassInfo
 from pipeline.sources.detection import read_source
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 def flat(root, **counts):

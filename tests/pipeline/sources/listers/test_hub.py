@@ -5,7 +5,7 @@ from helpers.folders import place
 
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.listers.hub import look_for, reading, split_of
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.sources.listers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 HEADER = b"ImageId,PredictionString\n"
 

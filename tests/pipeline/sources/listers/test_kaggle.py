@@ -14,7 +14,7 @@ from helpers.imagenet_files import (
 
 from pipeline.errors import UsageError
 from pipeline.sources.detection import read_source
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 BASE = "ILSVRC/Data/CLS-LOC"
 

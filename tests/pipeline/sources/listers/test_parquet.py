@@ -9,12 +9,13 @@ import pytest
 from helpers.folders import place, python, write_source
 from helpers.hub_files import as_parquet, classes_of, flattened, pictures, write_parquet
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
-from pipeline.sources.base import UNKNOWN, ClassInfo
+from pipeline.sources.base import UNKNOWN
 from pipeline.sources.detection import read_source
 from pipeline.sources.listers.parquet import is_here
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 

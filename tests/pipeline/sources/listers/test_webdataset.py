@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
-from pipeline.sources.base import ClassInfo
 from pipeline.sources.detection import read_source
 from pipeline.sources.listers.webdataset import is_here
-from pipeline.storage.base import open_store
+from pipeline.storage.open import open_store
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 
