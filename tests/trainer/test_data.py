@@ -7,7 +7,6 @@ import torch
 from helpers.training_runs import train_here
 
 from pipeline import Placement, UsageError
-from pipeline.errors import UsageError
 from trainer.data import Feed, Feeding, OneBatch, noise
 from trainer.distributed.env import World
 from trainer.models.classifier import new_classifier

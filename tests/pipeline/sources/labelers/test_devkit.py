@@ -213,7 +213,6 @@ def test_no_kit_and_a_damaged_one_are_told_apart(tmp_path):
         read_ids(tmp_path / "meta.mat")
 
 
-CLASSES = {1: ("n02119789", "kit fox, Vulpes macrotis"), 2: ("n02100735", "English setter")}
 PLAIN = meta_mat(CLASSES, compressed=False)
 
 
