@@ -16,7 +16,7 @@ from pipeline.executors.local import Engine, Tick, count_picture
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.statistics import Moments
 from pipeline.sources.base import Container, Sample
-from pipeline.sources.listers.webdataset import _FIELDS, _Part, _read_tar
+from pipeline.sources.listers.webdataset import LABEL_FIELDS, SamplePart, read_tar
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import Store
 
@@ -24,7 +24,7 @@ BLOCK = 512
 REMEDY = "run `alexnet-prep shard FOLDER OUT --layout webdataset` instead"
 """What to do about tars that cannot be read in place."""
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)[\s\0]*")
-_FIELD = re.compile(rb'"(?:%s)"\s*:\s*"?\s*\+?([0-9]+)' % "|".join(_FIELDS).encode())
+_FIELD = re.compile(rb'"(?:%s)"\s*:\s*"?\s*\+?([0-9]+)' % "|".join(LABEL_FIELDS).encode())
 
 
 class LabelSpan(NamedTuple):
@@ -47,15 +47,15 @@ def locate(store: Store, container: Container, pictures: Iterable[int]) -> list[
         UsageError: a damaged tar, or a label that is no whole number.
     """
     place = store.place(container.path)
-    labels: dict[int, _Part] = {}
-    for sample in _read_tar(store, container):
+    labels: dict[int, SamplePart] = {}
+    for sample in read_tar(store, container):
         picture, label = sample.get("picture"), sample.get("cls") or sample.get("json")
         if picture and label:
             labels[picture.member.offset] = label
     return [_span(place, labels[offset]) for offset in pictures]
 
 
-def _span(place: str, label: _Part) -> LabelSpan:
+def _span(place: str, label: SamplePart) -> LabelSpan:
     data = label.content
     found = _NUMBER.fullmatch(data) if label.kind == "cls" else _digits_in_json(data)
     if found is None:
@@ -83,7 +83,7 @@ def _digits_in_json(data: bytes) -> re.Match[bytes] | None:
 def _json_label(data: bytes) -> int | None:
     """The whole number that the first of the label's fields holds, as a number or a text."""
     fields = msgspec.json.decode(data)
-    given = (fields.get(name) for name in _FIELDS)
+    given = (fields.get(name) for name in LABEL_FIELDS)
     text = str(next((value for value in given if value is not None), ""))
     return int(text) if re.fullmatch(r"\s*\+?[0-9]+\s*", text) else None
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,10 +13,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
-from pipeline.sources.listers.imagenet import DEVKIT, META, WNID, read_small
-from pipeline.storage.base import Store
+from pipeline.storage.base import Span, Store
 from pipeline.storage.open import open_store
 
+DEVKIT = "ILSVRC2012_devkit_t12"
+"""The development kit of tasks 1 and 2: a folder of this name, or its archive, `.tar.gz`."""
+
+
+META = "data/meta.mat"
+"""The devkit's table of classes, which begins with this path in its folder."""
+
+
+WNID = re.compile(r"n[0-9]{8}")
+
+
+# 64 MiB hold 50,000 labels with a kilobyte each; a larger file is something else.
+_LARGEST_FILE = 2**26
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 """The devkit's labels: line i holds the ILSVRC2012_ID of `ILSVRC2012_val_{i:08d}`."""
 # MD5 of the archive as the ImageNet project hands it out; torchvision's datasets/imagenet.py has it too.
@@ -85,6 +98,22 @@ def read_ids(path: Path) -> dict[str, int]:
     data = read_small(open_store(file.parent), file.name)
     meta = data if file.suffix == ".mat" else _unpack(data, str(file))[0]
     return {wnid: number for number, (wnid, _) in _read_meta(meta, str(file)).items()}
+
+
+def read_small(store: Store, name: str) -> bytes:
+    """A label file's bytes.
+
+    Raises:
+        UsageError: it cannot be read, or is far larger than any label file.
+    """
+    try:
+        size = store.size(name)
+        if size > _LARGEST_FILE:
+            raise UsageError(f"{store.place(name)}: {size:,} bytes are too many; download it again")
+        return store.read(Span(name))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot read {store.place(name)}: {reason}; check its permissions") from error
 
 
 def _unpack(archive: bytes, place: str) -> tuple[bytes, bytes]:

@@ -22,7 +22,8 @@ import msgspec
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container, Entry, Listing
-from pipeline.sources.listers.imagenet import MAPPING, WNID, read_mapping
+from pipeline.sources.labelers.devkit import WNID
+from pipeline.sources.labelers.imagenet import MAPPING, read_mapping
 from pipeline.storage.base import Store
 
 _BEHIND = re.compile(r"_(n[0-9]{8})(?=\.[^.]*$|$)")

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container, Entry, Listing, is_picture, stem_of
-from pipeline.sources.listers.imagenet import WNID, read_labels
+from pipeline.sources.labelers.devkit import WNID
+from pipeline.sources.labelers.imagenet import read_labels
 from pipeline.storage.base import Store
 
 TRAIN = "ILSVRC2012_img_train.tar"

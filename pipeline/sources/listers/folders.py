@@ -2,7 +2,7 @@
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Entry, Listing, is_picture
-from pipeline.sources.listers.imagenet import MAPPING, read_mapping
+from pipeline.sources.labelers.imagenet import MAPPING, read_mapping
 from pipeline.storage.base import Store
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}

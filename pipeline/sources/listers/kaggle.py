@@ -2,8 +2,8 @@
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Entry, Listing, is_picture, stem_of
+from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels
 from pipeline.sources.listers.folders import read_class_folders
-from pipeline.sources.listers.imagenet import Labels, has_labels, read_labels
 from pipeline.storage.base import File, Store
 
 _TREE = "ILSVRC/Data/CLS-LOC"

@@ -30,7 +30,7 @@ from pipeline.sources.spool import unpacked
 from pipeline.storage.base import Span, Store
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
-_FIELDS = ("label", "cls", "class", "class_id", "target")
+LABEL_FIELDS = ("label", "cls", "class", "class_id", "target")
 _LABELS = ("cls", "json")
 # Members that the webdataset library leaves out, and hidden ones, such as macOS adds.
 _SKIPPED = re.compile(r"__[^/]*__($|/)|(.*/)?\.")
@@ -40,7 +40,7 @@ _FIRST_LOOK = 64
 _ENDLESS = 2**62
 
 
-class _Part(NamedTuple):
+class SamplePart(NamedTuple):
     """A member that counts.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Part(NamedTuple):
     content: bytes = b""
 
 
-_Sample = dict[str, _Part]
+TarSample = dict[str, SamplePart]
 """Kind → part."""
 
 
@@ -82,7 +82,7 @@ def read(store: Store) -> Listing:
     for number, container in enumerate(containers):
         split = split_of(container.path)
         rows = found.setdefault(split, [])
-        for sample in _read_tar(store, container):
+        for sample in read_tar(store, container):
             label = _label_of(sample, store.place(container.path))
             if picture := sample.get("picture"):
                 name, offset, size = picture.member
@@ -104,7 +104,7 @@ def _is_tar(path: str) -> bool:
 
 def _begins_labelled(store: Store, path: str) -> bool:
     """Whether there is a labelled picture among a tar's first members."""
-    parts: list[_Part | None] = []
+    parts: list[SamplePart | None] = []
     # What is damaged further on, or has an end, has begun all the same.
     with suppress(ToolkitError), unpacked(store, Container(path, store.size(path))) as file:
         for member in islice(scan(file, store.place(path), end=_ENDLESS), _FIRST_LOOK):
@@ -113,9 +113,14 @@ def _begins_labelled(store: Store, path: str) -> bool:
     return any(part and part.kind == "picture" and part.key in labelled for part in parts)
 
 
-def _read_tar(store: Store, container: Container) -> Iterator[_Sample]:
+def read_tar(store: Store, container: Container) -> Iterator[TarSample]:
+    """The samples of a tar in order, with the bytes of their labels.
+
+    Raises:
+        UsageError: a damaged tar, or a label of 16 MiB or more.
+    """
     place = store.place(container.path)
-    key, group = "", dict[str, _Part]()
+    key, group = "", dict[str, SamplePart]()
     with unpacked(store, container) as file:
         for member in scan(file, place):
             if (part := _part(member)) is None:
@@ -128,7 +133,7 @@ def _read_tar(store: Store, container: Container) -> Iterator[_Sample]:
     yield from _samples(group)
 
 
-def _part(member: Member) -> _Part | None:
+def _part(member: Member) -> SamplePart | None:
     folder, slash, name = member.name.rpartition("/")
     base, _, extension = name.partition(".")
     prefix, _, kind = extension.rpartition(".")
@@ -137,10 +142,10 @@ def _part(member: Member) -> _Part | None:
         kind = "picture"
     elif kind not in _LABELS:
         return None
-    return None if _SKIPPED.match(member.name) else _Part(f"{folder}{slash}{base}", prefix, kind, member)
+    return None if _SKIPPED.match(member.name) else SamplePart(f"{folder}{slash}{base}", prefix, kind, member)
 
 
-def _with_content(part: _Part, file: BinaryIO, place: str) -> _Part:
+def _with_content(part: SamplePart, file: BinaryIO, place: str) -> SamplePart:
     _, offset, size = part.member
     if size > _LONGEST_LABEL:
         raise UsageError(f"{place}: {part.member.name} has {size:,} bytes, too many for a label; remove it")
@@ -148,12 +153,12 @@ def _with_content(part: _Part, file: BinaryIO, place: str) -> _Part:
     return part._replace(content=file.read(size))
 
 
-def _samples(group: dict[str, _Part]) -> Iterator[_Sample]:
+def _samples(group: dict[str, SamplePart]) -> Iterator[TarSample]:
     """The samples among the members of one key, by extension."""
     if not group:
         return
-    by_prefix: dict[str, _Sample] = {}
-    merged: _Sample = {}
+    by_prefix: dict[str, TarSample] = {}
+    merged: TarSample = {}
     for part in group.values():
         by_prefix.setdefault(part.prefix, {}).setdefault(part.kind, part)
         merged.setdefault(part.kind, part)
@@ -165,11 +170,11 @@ def _samples(group: dict[str, _Part]) -> Iterator[_Sample]:
         yield merged
 
 
-def _is_complete(sample: _Sample) -> bool:
+def _is_complete(sample: TarSample) -> bool:
     return "picture" in sample and any(kind in sample for kind in _LABELS)
 
 
-def _label_of(sample: _Sample, place: str) -> Label | None:
+def _label_of(sample: TarSample, place: str) -> Label | None:
     part = sample.get("cls") or sample.get("json")
     if part is None:
         return None
@@ -181,7 +186,7 @@ def _label_of(sample: _Sample, place: str) -> Label | None:
         raise UsageError(
             f"{place}: {part.member.name} is no label ({error}); correct or remove it"
         ) from error
-    given = (fields.get(field) for field in _FIELDS) if isinstance(fields, dict) else ()
+    given = (fields.get(field) for field in LABEL_FIELDS) if isinstance(fields, dict) else ()
     label = next((value for value in given if value is not None), None)
     if label is not None and type(label) not in (int, str):
         raise UsageError(

@@ -2,26 +2,19 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
-from pipeline.storage.base import Span, Store
+from pipeline.sources.labelers.devkit import DEVKIT, META, WNID, read_devkit, read_small
+from pipeline.storage.base import Store
 
 MAPPING = "LOC_synset_mapping.txt"
 """Kaggle's file of class names: `n01440764 tench, Tinca tinca` in each line."""
 SOLUTION = "LOC_val_solution.csv"
 """Kaggle's file of validation labels: `ImageId,PredictionString`; a prediction begins with the WNID."""
-DEVKIT = "ILSVRC2012_devkit_t12"
-"""The development kit of tasks 1 and 2: a folder of this name, or its archive, `.tar.gz`."""
-META = "data/meta.mat"
-"""The devkit's table of classes, which begins with this path in its folder."""
 
-WNID = re.compile(r"n[0-9]{8}")
 _KITS = (f"{DEVKIT}/{META}", f"{DEVKIT}.tar.gz")
-# 64 MiB hold 50,000 labels with a kilobyte each; a larger file is something else.
-_LARGEST = 2**26
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,6 @@ def read_labels(store: Store, folders: Sequence[str], labels: bool = True) -> La
     Raises:
         UsageError: a file that cannot be read, is damaged or contradicts itself.
     """
-    from pipeline.sources.labelers.devkit import read_devkit
-
     mapping = _first(store, folders, [MAPPING])
     names = read_mapping(store, mapping) if mapping else {}
     tables: dict[str, dict[str, str]] = {}
@@ -160,22 +151,6 @@ def read_solution(store: Store, name: str) -> dict[str, str]:
     except csv.Error as error:
         raise UsageError(f"{place}: line {rows.line_num:,} is no CSV: {error}; {again}") from error
     return table
-
-
-def read_small(store: Store, name: str) -> bytes:
-    """A label file's bytes.
-
-    Raises:
-        UsageError: it cannot be read, or is far larger than any label file.
-    """
-    try:
-        size = store.size(name)
-        if size > _LARGEST:
-            raise UsageError(f"{store.place(name)}: {size:,} bytes are too many; download it again")
-        return store.read(Span(name))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"cannot read {store.place(name)}: {reason}; check its permissions") from error
 
 
 def _first(store: Store, folders: Sequence[str], names: Sequence[str]) -> str | None:

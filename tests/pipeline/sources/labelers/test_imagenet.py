@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.sources.listers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution
+from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution
 from pipeline.storage.open import open_store
 
 HEADER = b"ImageId,PredictionString\n"
