@@ -248,8 +248,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
     Checksums, indexes, labels, counts, statistics, and every picture's decoding. The exit code is 1 if there
     is a fault.
     """
-    from pipeline import LocalEngine
-    from pipeline import verify as verify_dataset
+    from pipeline import LocalEngine, verify as verify_dataset
 
     started = time.perf_counter()
     with progress_bar("verifying", "pictures") as show:

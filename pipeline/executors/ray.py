@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.local import Item, Result, Tick
+from pipeline.executors.base import Item, Result, Tick
 
 # A picture that kills every worker that touches it must not do so for ever.
 _RETRIES = 5
@@ -34,7 +34,7 @@ class RayEngine:
         items: Sequence[Item],
         tick: Tick | None = None,  # finished tasks are all that is known
     ) -> Generator[Result, None, None]:
-        """See `pipeline.executors.local.Engine.run`.
+        """See `pipeline.executors.base.Engine.run`.
 
         Raises:
             UsageError: Ray is not installed, or no cluster answers at the address.

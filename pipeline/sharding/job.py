@@ -17,7 +17,8 @@ from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.dataset.tar import check_sizes
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.local import Engine, LocalEngine
+from pipeline.executors.base import Engine
+from pipeline.executors.local import LocalEngine
 from pipeline.sharding.merge import BadPicturesError, forget_skips, merge, too_many_bad
 from pipeline.sharding.plan import (
     PLAN,

@@ -22,7 +22,8 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.report import REPORT, Incident, report_csv
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
-from pipeline.executors.local import Engine, LocalEngine
+from pipeline.executors.base import Engine
+from pipeline.executors.local import LocalEngine
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 from pipeline.sources.base import Container, Sample, Source, assemble
 from pipeline.sources.listers import webdataset

@@ -15,7 +15,8 @@ from pipeline.dataset.index import index_name
 from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, Shard, read_manifest
 from pipeline.dataset.report import REPORT
 from pipeline.errors import ToolkitError
-from pipeline.executors.local import Engine, LocalEngine
+from pipeline.executors.base import Engine
+from pipeline.executors.local import LocalEngine
 from pipeline.images.statistics import Statistics
 from pipeline.storage.base import Span, Store
 from pipeline.storage.open import open_store

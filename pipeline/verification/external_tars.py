@@ -12,7 +12,8 @@ import msgspec
 
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import UsageError
-from pipeline.executors.local import Engine, Tick, count_picture
+from pipeline.executors.base import Engine, Tick
+from pipeline.executors.local import count_picture
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.statistics import Moments
 from pipeline.sources.base import Container, Sample

@@ -8,7 +8,8 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import index_path, read_index
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import RunError
-from pipeline.executors.local import Engine, LocalEngine, count_picture
+from pipeline.executors.base import Engine
+from pipeline.executors.local import LocalEngine, count_picture
 from pipeline.images.codec import DecodeError, decode, resize_shorter
 from pipeline.images.statistics import Moments, Statistics, statistics_of
 

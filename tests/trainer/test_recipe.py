@@ -6,8 +6,7 @@ from dataclasses import fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, build_model, layer_names

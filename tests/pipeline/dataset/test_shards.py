@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.folders import encoded, members, picture
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.dataset.index import index_path, keys_in, label_in, read_index, to_index
 from pipeline.dataset.manifest import Shard

@@ -6,8 +6,7 @@ import tarfile
 import fsspec
 import pytest
 from helpers.imagenet_files import tar_bytes
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.dataset.tar import scan
 from pipeline.errors import UsageError

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from helpers.codec_files import JPEG, attempt, exif, netpbm, pillow, planes_jpeg, with_segment
 from helpers.folders import encoded, picture
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from PIL import Image
 
 from pipeline.images.codec import DecodeError, decode

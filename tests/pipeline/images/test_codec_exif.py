@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from helpers.codec_files import exif, netpbm, pillow, with_segment
 from helpers.folders import encoded, picture
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.images.codec import decode, resize_shorter

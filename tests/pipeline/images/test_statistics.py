@@ -2,8 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline import LocalEngine, Options, prepare, read_source
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.synthetic import CLASSES, tiny_pictures, write_dataset
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError
 from pipeline.loader import order

@@ -5,8 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from pipeline.loader.order import Piece, evaluation_share, most_bytes, segments, training_share
 

@@ -3,8 +3,7 @@ from importlib.metadata import version
 
 import pytest
 from helpers.folders import place
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.dataset.work import versions

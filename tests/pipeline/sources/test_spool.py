@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.folders import is_root, needs_proc, place, tree
 from helpers.hub_files import write_parquet, write_tar
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import Container

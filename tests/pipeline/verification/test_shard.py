@@ -19,8 +19,7 @@ from helpers.damage import (
     tar_of,
 )
 from helpers.folders import SIZE, encoded, members, picture, place
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.verification.adopt import adopt

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
 from trainer.evaluation.label_sets import LabelSet, read_labels, read_real_labels, score_labels

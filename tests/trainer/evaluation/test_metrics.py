@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import entries
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score

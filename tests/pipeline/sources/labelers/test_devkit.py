@@ -16,8 +16,7 @@ from helpers.imagenet_files import (
     tar_bytes,
     write_devkit,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.io import savemat
 
 from pipeline.errors import UsageError

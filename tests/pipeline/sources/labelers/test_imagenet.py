@@ -1,7 +1,6 @@
 import pytest
 from helpers.folders import is_root, place
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution

@@ -1,7 +1,6 @@
 import pytest
 from helpers.folders import place
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError

@@ -8,8 +8,7 @@ import fsspec
 import pytest
 from helpers.folders import encoded, picture, place, write_source
 from helpers.hub_files import as_webdataset, classes_of, flattened, pictures, write_tar
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from pipeline.dataset.manifest import ClassInfo

@@ -1,0 +1,30 @@
+"""The public names of `pipeline`, each with the module that it comes from."""
+
+from .dataset.checksums import verify_checksums as verify_checksums
+from .dataset.dataset import Dataset as Dataset
+from .dataset.manifest import Manifest as Manifest, read_manifest as read_manifest
+from .dataset.report import read_report as read_report
+from .demo import draw_demo as draw_demo
+from .errors import RunError as RunError, ToolkitError as ToolkitError, UsageError as UsageError
+from .executors.base import Engine as Engine
+from .executors.local import LocalEngine as LocalEngine
+from .executors.ray import RayEngine as RayEngine
+from .images.statistics import Statistics as Statistics
+from .loader.loader import Batch as Batch, Loader as Loader
+from .loader.placement import Placement as Placement, choose_device as choose_device
+from .loader.shard_files import Access as Access
+from .loader.views import (
+    ColourNoise as ColourNoise,
+    EvalView as EvalView,
+    TrainView as TrainView,
+    colour_noise as colour_noise,
+)
+from .preview import draw_preview as draw_preview
+from .sharding.job import finish as finish, prepare as prepare, prepare_slice as prepare_slice
+from .sharding.plan import Options as Options
+from .sources.base import Source as Source
+from .sources.detection import read_source as read_source
+from .storage.open import open_store as open_store
+from .verification.adopt import adopt as adopt
+from .verification.dataset import verify as verify
+from .verification.measure import decoded_statistics as decoded_statistics

@@ -1,0 +1,52 @@
+"""The public names of `trainer`, each with the module that it comes from."""
+
+from .callbacks.base import Reporter as Reporter
+from .distributed.env import World as World
+from .evaluation.evaluate import (
+    ClassMetrics as ClassMetrics,
+    Evaluation as Evaluation,
+    evaluate as evaluate,
+    evaluate_checkpoints as evaluate_checkpoints,
+)
+from .evaluation.label_sets import (
+    LabelScore as LabelScore,
+    LabelSet as LabelSet,
+    read_labels as read_labels,
+    read_real_labels as read_real_labels,
+    score_labels as score_labels,
+)
+from .evaluation.metrics import Metrics as Metrics
+from .evaluation.predictions import (
+    Predictions as Predictions,
+    read_predictions as read_predictions,
+    write_predictions as write_predictions,
+)
+from .evaluation.results import (
+    markdown as markdown,
+    write_confusion as write_confusion,
+    write_json as write_json,
+)
+from .figures.confusion import draw_confusion as draw_confusion
+from .figures.curves import draw_curves as draw_curves
+from .figures.filters import (
+    draw_kernels as draw_kernels,
+    draw_maps as draw_maps,
+    draw_saliency as draw_saliency,
+)
+from .figures.predictions import draw_neighbours as draw_neighbours, draw_predictions as draw_predictions
+from .inference.neighbors import (
+    Neighbours as Neighbours,
+    find_neighbours as find_neighbours,
+    nearest as nearest,
+    some_predictions as some_predictions,
+)
+from .models.alexnet import ARCHITECTURES as ARCHITECTURES, build_model as build_model
+from .models.classifier import Classifier as Classifier
+from .optim.optimizers import PaperSGD as PaperSGD
+from .recipe import Recipe as Recipe, load_recipe as load_recipe
+from .report.page import write_report as write_report
+from .runs.external_weights import Foreign as Foreign, Preprocessing as Preprocessing
+from .runs.load_model import Trained as Trained, open_trained as open_trained
+from .runs.records import EpochRow as EpochRow, Progress as Progress
+from .training.options import Job as Job, Outcome as Outcome
+from .training.trainer import train as train
