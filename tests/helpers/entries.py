@@ -18,7 +18,7 @@ from pipeline.errors import RunError, UsageError
 from trainer.distributed import comm_hooks, failures
 from trainer.distributed.consensus import Agreement
 from trainer.distributed.env import World, gather_objects
-from trainer.distributed.failures import raise_together, refuse_unlike, to_text
+from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import Predictions
@@ -283,6 +283,6 @@ def fail_together(world: World, folder: Path) -> None:
     try:
         raise_together(work, world)
     except UsageError as error:
-        (folder / str(world.rank)).write_text(to_text(error))
+        (folder / str(world.rank)).write_text(error_to_text(error))
         dist.barrier()
         raise

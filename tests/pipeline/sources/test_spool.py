@@ -18,8 +18,8 @@ from helpers.hub_files import write_parquet, write_tar
 from hypothesis import given, strategies as st
 
 from pipeline.errors import RunError, UsageError
+from pipeline.sources import spool as module
 from pipeline.sources.base import Container
-from pipeline.sources.detection import spool as module
 from pipeline.sources.spool import needs_spool, spool, spooled_span
 from pipeline.storage.local import LocalStore
 from pipeline.storage.open import open_store

@@ -224,7 +224,7 @@ def test_a_server_that_does_not_answer_is_a_run_error(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     code = (
-        "from pipeline.storage.base import open_store\n"
+        "from pipeline.storage.open import open_store\n"
         "from pipeline.errors import RunError\n"
         "try:\n    open_store('s3://bucket/x').names()\n"
         "except RunError as error:\n    print(error)\n"
@@ -242,7 +242,7 @@ def test_missing_credentials_are_a_usage_error(s3_server, tmp_path):
         "HOME": str(tmp_path),
     }
     code = (
-        "from pipeline.storage.base import open_store\n"
+        "from pipeline.storage.open import open_store\n"
         "from pipeline.errors import UsageError\n"
         "try:\n    open_store('s3://bucket/x').write('a', b'')\n"
         "except UsageError as error:\n    print(error)\n"
@@ -262,7 +262,7 @@ def test_unknown_protocols_and_missing_packages_are_one_line():
     code = (
         "import sys\n"
         "sys.modules['s3fs'] = None\n"
-        "from pipeline.storage.base import open_store\n"
+        "from pipeline.storage.open import open_store\n"
         "from pipeline.errors import UsageError\n"
         "try:\n    open_store('s3://bucket/x').names()\n"
         "except UsageError as error:\n    print(error)\n"

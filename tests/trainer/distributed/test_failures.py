@@ -16,21 +16,21 @@ from trainer.distributed.failures import (
     Watch,
     announce_failure,
     blame,
-    from_text,
+    error_from_text,
+    error_to_text,
     raise_together,
     record_failure,
     recorded_failure,
-    to_text,
 )
 from trainer.distributed.launch import Cluster, launch
 
 
 @pytest.mark.parametrize("error", [UsageError("a: b"), RunError("x"), LostPeerError("gone")])
 def test_an_error_outlives_its_text(error):
-    again = from_text(to_text(error))
+    again = error_from_text(error_to_text(error))
     assert type(again) is type(error)
     assert str(again) == str(error)
-    assert from_text("ValueError: 3") is from_text("nothing") is None
+    assert error_from_text("ValueError: 3") is error_from_text("nothing") is None
 
 
 def test_a_note_is_for_those_who_are_started_again(tmp_path, monkeypatch):

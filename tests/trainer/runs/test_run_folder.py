@@ -9,6 +9,7 @@ from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import World
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, run_folder
+from trainer.runs.records import Progress
 
 
 def row(epoch: int, **values) -> run_folder.EpochRow:
@@ -77,11 +78,11 @@ def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tin
     assert nothing is None
     assert "stopped before its first checkpoint, starting again" in note
     state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
-    progress = run_folder.Progress(epoch=2, steps=9, best_top1=0.5)
+    progress = Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
     saved, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert note == ""
-    assert run_folder.Progress(**saved["progress"]) == progress
+    assert Progress(**saved["progress"]) == progress
 
 
 def test_read_last_refuses_another_recipe_dataset_or_nothing(
