@@ -264,7 +264,7 @@ def test_a_full_disk_is_put_down_to_the_spool(tmp_path, name):
         from pipeline.errors import RunError
         from pipeline.sources.base import Container
         from pipeline.sources.spool import spool
-        from pipeline.storage.base import LocalStore
+        from pipeline.storage.local import LocalStore
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
@@ -312,7 +312,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, row_group):
         import pyarrow.parquet
         from pipeline.sources.base import Container
         from pipeline.sources.spool import spool
-        from pipeline.storage.base import LocalStore
+        from pipeline.storage.local import LocalStore
 
         def peak():
             return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
