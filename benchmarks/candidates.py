@@ -51,7 +51,7 @@ def _scaled_target(width: int, height: int) -> tuple[int, int]:
     return max(SIZE, round(width * SIZE / shorter)), max(SIZE, round(height * SIZE / shorter))
 
 
-def _centre(pixels: Pixels) -> Pixels:
+def _center(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
     top, left = (height - SIZE) // 2, (width - SIZE) // 2
     return np.ascontiguousarray(pixels[top : top + SIZE, left : left + SIZE])
@@ -96,7 +96,7 @@ def _resizers() -> list[Candidate]:
     def opencv(method: int, ipp: bool = True) -> Callable[[Pixels], Pixels]:
         def work(pixels: Pixels) -> Pixels:
             cv2.ipp.setUseIPP(ipp)
-            return _centre(cv2.resize(pixels, _scaled_target(*pixels.shape[1::-1]), interpolation=method))
+            return _center(cv2.resize(pixels, _scaled_target(*pixels.shape[1::-1]), interpolation=method))
 
         return work
 
@@ -179,7 +179,7 @@ def _opencv_jpeg(bgr: Pixels) -> bytes:
 
 
 def _chains() -> list[Candidate]:
-    """Decode to encode in one library, in its own kind of picture."""
+    """Decode to encode in one library, in its own kind of image."""
 
     def pillow(data: bytes) -> bytes:
         image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -194,7 +194,7 @@ def _chains() -> list[Candidate]:
         cv2.ipp.setUseIPP(True)
         bgr: Pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         target = _scaled_target(*bgr.shape[1::-1])
-        return _opencv_jpeg(_centre(cv2.resize(bgr, target, interpolation=cv2.INTER_AREA)))
+        return _opencv_jpeg(_center(cv2.resize(bgr, target, interpolation=cv2.INTER_AREA)))
 
     return [
         Candidate("all", "Pillow throughout", pillow),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the pictures, the machine's facts, tables and charts."""
+"""What the benchmarks share: the images, the machine's facts, tables and charts."""
 
 import argparse
 import errno
@@ -20,9 +20,9 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Okabe and Ito's colours: told apart with any kind of colour vision, and in grey.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
-COLOURS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+# Okabe and Ito's colors: told apart with any kind of color vision, and in gray.
+BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 _JPEG_SUFFIXES = frozenset([".jpg", ".jpeg"])
 
@@ -32,7 +32,7 @@ class BenchmarkError(Exception):
 
 
 def test_data() -> Path:
-    """Folder of real pictures that the tests use too."""
+    """Folder of real images that the tests use too."""
     return Path(os.environ.get("ALEXNET_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
@@ -45,7 +45,7 @@ def jpegs_below(folder: Path) -> list[Path]:
 
 
 def copy_originals(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Copy pictures to `folder`/CLASS/NAME, so that links to them stay on one file system.
+    """Copy images to `folder`/CLASS/NAME, so that links to them stay on one file system.
 
     It also leaves them in the page cache.
     """
@@ -59,7 +59,7 @@ def copy_originals(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def repeat(originals: Sequence[Path], folder: Path, count: int) -> list[Path]:
-    """Make `count` pictures of distinct names in `folder`/CLASS by hard links to the originals.
+    """Make `count` images of distinct names in `folder`/CLASS by hard links to the originals.
 
     Each original is used equally often; which of them once more, where they do not divide, is drawn.
     """

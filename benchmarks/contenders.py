@@ -23,7 +23,7 @@ _IMG2DATASET_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """What is prepared: `source`/CLASS/NAME, `count` files that are links to `originals`."""
 
     source: Path
@@ -33,7 +33,7 @@ class Pictures:
 
 @dataclass
 class Contender:
-    """A way to prepare pictures.
+    """A way to prepare images.
 
     Attributes:
         kind: "ours", "keep-original", "pillow", "img2dataset", "http" or "limit".
@@ -50,7 +50,7 @@ class Contender:
 
     @property
     def writes_squares(self) -> bool:
-        """Whether each output is a square picture of the quality asked for."""
+        """Whether each output is a square image of the quality asked for."""
         return self.kind != "keep-original"
 
     @property
@@ -58,11 +58,11 @@ class Contender:
         """Whether there is any output."""
         return self.kind != "limit"
 
-    def run(self, pictures: Pictures, out: Path) -> Usage:
-        """Run the whole command on `pictures`, with output in `out`, a folder that does not exist."""
+    def run(self, images: Images, out: Path) -> Usage:
+        """Run the whole command on `images`, with output in `out`, a folder that does not exist."""
         workers = str(self.workers)
         sizes = ["--size", str(SIZE), "--quality", str(QUALITY)]
-        source, target = str(pictures.source), str(out)
+        source, target = str(images.source), str(out)
         if self.kind == "ours":
             return measure([tool("alexnet-prep"), "shard", source, target, *sizes, "--workers", workers])
         if self.kind == "keep-original":
@@ -80,20 +80,20 @@ class Img2dataset(Contender):
 
     venv: Path = Path()
 
-    def run(self, pictures: Pictures, out: Path) -> Usage:
+    def run(self, images: Images, out: Path) -> Usage:
         """See `Contender.run`; a server's CPU seconds are kept apart in `server_cpu`."""
         table = out.with_suffix(".csv")
         if self.kind == "img2dataset":
-            _write_urls(pictures.source, table, pictures.source.resolve().as_uri())
-            return self._measure(pictures, table, out)
-        with _server(pictures.source) as (address, process):
-            _write_urls(pictures.source, table, address)
-            usage = self._measure(pictures, table, out)
+            _write_urls(images.source, table, images.source.resolve().as_uri())
+            return self._measure(images, table, out)
+        with _server(images.source) as (address, process):
+            _write_urls(images.source, table, address)
+            usage = self._measure(images, table, out)
             times = process.cpu_times()
-            self.server_cpu.append((times.user + times.system) / pictures.count)
+            self.server_cpu.append((times.user + times.system) / images.count)
         return usage
 
-    def _measure(self, pictures: Pictures, table: Path, out: Path) -> Usage:
+    def _measure(self, images: Images, table: Path, out: Path) -> Usage:
         options = {
             "url_list": table,
             "input_format": "csv",
@@ -109,7 +109,7 @@ class Img2dataset(Contender):
             "processes_count": self.workers,
             "thread_count": _IMG2DATASET_THREADS,
             # One shard a process: a process that has made five is replaced, which takes seconds.
-            "number_sample_per_shard": -(-pictures.count // self.workers),
+            "number_sample_per_shard": -(-images.count // self.workers),
             "extract_exif": False,
             "compute_hash": None,
         }
@@ -127,12 +127,12 @@ class Limit(Contender):
     chain: tuple[str, ...] = ()
     mean_bytes: float = 0.0
 
-    def run(self, pictures: Pictures, out: Path) -> Usage:
+    def run(self, images: Images, out: Path) -> Usage:
         """See `Contender.run`; time and CPU of the loop alone, the memory of the whole command."""
         task = {
-            "files": [str(path) for path in pictures.originals],
+            "files": [str(path) for path in images.originals],
             "processes": self.workers,
-            "pictures": pictures.count,
+            "images": images.count,
             "chain": self.chain,
         }
         table = out.with_suffix(".json")
@@ -140,7 +140,7 @@ class Limit(Contender):
         usage = measure([sys.executable, str(_HERE / "limit.py"), str(table)])
         table.unlink()
         loop = json.loads(usage.output.splitlines()[-1])
-        self.mean_bytes = loop["bytes"] / pictures.count
+        self.mean_bytes = loop["bytes"] / images.count
         return Usage(loop["wall"], loop["cpu"], usage.peak, usage.output)
 
 
@@ -175,7 +175,7 @@ def contenders(
 
 def _add_img2dataset(kind: str, workers: int, work: Path, found: list[Contender], skipped: list[str]) -> None:
     name, note = {
-        "img2dataset": ("img2dataset, file://", "greys stay grey; a JSON member and a Parquet row for each"),
+        "img2dataset": ("img2dataset, file://", "grays stay gray; a JSON member and a Parquet row for each"),
         "http": ("img2dataset, loopback", "as above, and HTTP; the server's CPU seconds are not in its own"),
     }[kind]
     try:

@@ -1,8 +1,8 @@
-"""Evaluation beside what it is made of: the loader alone and the model alone, on the same pictures.
+"""Evaluation beside what it is made of: the loader alone and the model alone, on the same images.
 
     python benchmarks/evaluate.py --work /tmp/evaluate --json evaluate.json
 
-Links the pictures below --source under --pictures distinct names, prepares them to 256 px, and then runs
+Links the images below --source under --images distinct names, prepares them to 256 px, and then runs
 three parts in turns, --rounds times each: the loader's whole epoch, the measurement of as many batches that
 are already in memory, and evaluation as `alexnet-eval` does it. The start of the loader's pipeline counts.
 On the CPU loader and model share the cores, so the most that can be had together is
@@ -35,7 +35,7 @@ from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 
 _TARGET = {"cpu": 0.90, "gpu": 0.95}
-_TRAINING_PICTURES = 64
+_TRAINING_IMAGES = 64
 
 
 class Held:
@@ -71,19 +71,19 @@ def main() -> int:
             rates[views] = _measure(net, dataset, views, options, world)
         met = _report(rates, dataset.samples(options.split), options)
         if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "pictures/s": rates}
+            facts = {"command": common.command_line(), "machine": common.machine(), "images/s": rates}
             options.json.write_text(json.dumps(facts, indent=1))
     return 0 if met else 1
 
 
 def _prepared(options: argparse.Namespace, work: Path) -> Dataset:
-    """Squares of 256 px, --pictures of them to validate."""
+    """Squares of 256 px, --images of them to validate."""
     out = work / "dataset"
     source = common.fresh(work / "source")
     common.fresh(out)
     originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
-    common.repeat(originals, source / "val", options.pictures)
-    common.repeat(originals, source / "train", max(_TRAINING_PICTURES, len(originals)))
+    common.repeat(originals, source / "val", options.images)
+    common.repeat(originals, source / "train", max(_TRAINING_IMAGES, len(originals)))
     prepare(read_source(source), out, Options())
     for folder in (source, work / "originals"):
         common.fresh(folder)
@@ -101,7 +101,7 @@ def _net(options: argparse.Namespace, dataset: Dataset) -> Classifier:
 def _measure(
     net: Classifier, dataset: Dataset, views: str, options: argparse.Namespace, world: World
 ) -> dict[str, list[float]]:
-    """Pictures a second of each part, round by round."""
+    """Images a second of each part, round by round."""
 
     def new_loader() -> Loader:
         return Loader(
@@ -146,15 +146,15 @@ def _bound(loader: float, model: float, device: str) -> float:
     return min(loader, model) if device == "gpu" else 1 / (1 / loader + 1 / model)
 
 
-def _report(rates: dict[str, dict[str, list[float]]], pictures: int, options: argparse.Namespace) -> bool:
+def _report(rates: dict[str, dict[str, list[float]]], images: int, options: argparse.Namespace) -> bool:
     net = f"{options.arch} at width {options.width:g}, {options.device.upper()}"
     print(
-        f"{net}, {pictures:,} pictures, batches of {options.batch_size}; medians of {options.rounds} rounds, "
+        f"{net}, {images:,} images, batches of {options.batch_size}; medians of {options.rounds} rounds, "
         "with the least and the most\n"
     )
     bound = "min(loader, model)" if options.device == "gpu" else "1 / (1/loader + 1/model)"
     header = [
-        "pictures/s",
+        "images/s",
         "loader alone",
         "model alone",
         "evaluation",
@@ -172,7 +172,7 @@ def _report(rates: dict[str, dict[str, list[float]]], pictures: int, options: ar
         alone = zip(found["loader"], found["model"], strict=True)
         limits = [_bound(loader, model, options.device) for loader, model in alone]
         share = statistics.median(shares)
-        target = _TARGET[options.device] if views == "centre" else None
+        target = _TARGET[options.device] if views == "center" else None
         met = met and (target is None or share >= target)
         rows.append(
             [
@@ -193,16 +193,14 @@ def _spread(values: list[float]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument(
-        "--source", type=Path, default=common.test_data() / "imagenet-sample", help="pictures"
-    )
+    parser.add_argument("--source", type=Path, default=common.test_data() / "imagenet-sample", help="images")
     parser.add_argument("--data", type=Path, help="a prepared dataset, instead of --source")
     parser.add_argument("--split", default="val", help="of the dataset")
-    parser.add_argument("--pictures", type=int, default=2000, help="to evaluate")
+    parser.add_argument("--images", type=int, default=2000, help="to evaluate")
     parser.add_argument("--arch", default="alexnet", help="of the net")
     parser.add_argument("--width", type=float, default=1.0, help="of the net")
-    parser.add_argument("--views", nargs="+", default=["centre"], help="centre, ten-crop, full-resize")
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures per step")
+    parser.add_argument("--views", nargs="+", default=["center"], help="center, ten-crop, full-resize")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
     parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="where to compute")
     parser.add_argument("--rounds", type=int, default=5, help="of each part, in turns")
     parser.add_argument("--work", type=Path, help="folder for the dataset, a temporary one otherwise")

@@ -1,4 +1,4 @@
-"""What large batches, LARS, colour noise and crops do to accuracy on a few photographs: docs/fidelity.md.
+"""What large batches, LARS, color noise and crops do to accuracy on a few photographs: docs/fidelity.md.
 
     python benchmarks/experiments.py large-batch ablation --work /tmp/experiments
 
@@ -43,7 +43,7 @@ def main() -> int:
     if "large-batch" in options.tables:
         _table("Large batches", _large_batches(options.work), options.work)
     if "ablation" in options.tables:
-        _table("Colour noise and crops", _ablation(), options.work)
+        _table("Color noise and crops", _ablation(), options.work)
     return 0
 
 
@@ -71,13 +71,13 @@ def _lars(trust: float) -> dict[str, object]:
 
 
 def _ablation() -> list[Setting]:
-    """One thing changed at a time; without jitter, pictures are stored as large as the crops are."""
-    paper: dict[str, object] = {"augmentation": "paper", "colour_noise": "paper"}
+    """One thing changed at a time; without jitter, images are stored as large as the crops are."""
+    paper: dict[str, object] = {"augmentation": "paper", "color_noise": "paper"}
     resized = {"augmentation": "random-resized-crop"}
     return [
         Setting("random crop and flip, the paper's noise", "plain", paper),
-        Setting("the source's noise", "plain", {**paper, "colour_noise": "source"}),
-        Setting("no noise", "plain", {**paper, "colour_noise": "none"}),
+        Setting("the source's noise", "plain", {**paper, "color_noise": "source"}),
+        Setting("no noise", "plain", {**paper, "color_noise": "none"}),
         Setting("flip alone, the paper's noise", "no jitter", paper),
         Setting("random-resized crop and flip, the paper's noise", "plain", paper | resized),
     ]

@@ -1,6 +1,6 @@
 """FFCV, for benchmarks/loader.py, in an environment of its own, from its own file of the same JPEGs.
 
-Its batches are bytes, NHWC; no mean is subtracted, and no noise added: its normalisation of NCHW tensors
+Its batches are bytes, NHWC; no mean is subtracted, and no noise added: its normalization of NCHW tensors
 on the CPU does not end.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 
 class StoredField(RGBImageField):
-    """A picture whose JPEG is stored as it is; the library's own writer would encode it anew."""
+    """An image whose JPEG is stored as it is; the library's own writer would encode it anew."""
 
     def encode(self, destination, jpeg, malloc):  # type: ignore[no-untyped-def]
         width, height = Image.open(io.BytesIO(jpeg)).size
@@ -32,22 +32,22 @@ class StoredField(RGBImageField):
         storage[:] = np.frombuffer(jpeg, np.uint8)
 
 
-class Pictures:
-    """The tars' pictures, by number."""
+class Images:
+    """The tars' images, by number."""
 
     def __init__(self, folder: Path) -> None:
-        self._pictures: list[bytes] = []
+        self._images: list[bytes] = []
         for path in sorted(folder.glob("*.tar")):
             with tarfile.open(path) as tar:
                 for member in tar:
                     if member.name.endswith(".jpg"):
-                        self._pictures.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+                        self._images.append(tar.extractfile(member).read())  # type: ignore[union-attr]
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, number: int) -> tuple[bytes, int]:
-        return self._pictures[number], 0
+        return self._images[number], 0
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def batches(order: Order) -> Iterator[int]:
             pass
         fields = {"image": StoredField(), "label": IntField()}
         DatasetWriter(half.name, fields, num_workers=1).from_indexed_dataset(
-            Pictures(Path(order.data, "train"))
+            Images(Path(order.data, "train"))
         )
         Path(half.name).rename(file)
     area, ratio = (AREA, RATIO) if order.augmentation != "paper" else (((CROP / 256) ** 2,) * 2, (1.0, 1.0))

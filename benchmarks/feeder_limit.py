@@ -1,4 +1,4 @@
-"""The limit, for benchmarks/loader.py: libjpeg-turbo decodes whole pictures, already in memory."""
+"""The limit, for benchmarks/loader.py: libjpeg-turbo decodes whole images, already in memory."""
 
 import multiprocessing
 import tarfile
@@ -8,7 +8,7 @@ from pathlib import Path
 import simplejpeg
 from feeding import Order, read_order, serve
 
-_pictures: list[bytes] = []
+_images: list[bytes] = []
 
 
 def main() -> None:
@@ -19,12 +19,12 @@ def main() -> None:
                 if member.name.endswith(".jpg"):
                     file = tar.extractfile(member)
                     assert file is not None
-                    _pictures.append(file.read())
+                    _images.append(file.read())
     serve(batches(order))
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Eight batches' worth of pictures at a time, shared among the processes."""
+    """Eight batches' worth of images at a time, shared among the processes."""
     number = 0
     with multiprocessing.get_context("fork").Pool(order.threads) as pool:
         while True:
@@ -36,7 +36,7 @@ def batches(order: Order) -> Iterator[int]:
 def _decode(part: tuple[int, int]) -> int:
     number, count = part
     for k in range(count):
-        simplejpeg.decode_jpeg(_pictures[(number * count + k) % len(_pictures)], "RGB")
+        simplejpeg.decode_jpeg(_images[(number * count + k) % len(_images)], "RGB")
     return count
 
 

@@ -1,6 +1,6 @@
 """Ours, for benchmarks/loader.py: the whole loader, or parts of its graph.
 
---kind "bytes" ends before normalisation, as the peers do that give bytes; "decoding" is what placement
+--kind "bytes" ends before normalization, as the peers do that give bytes; "decoding" is what placement
 "hybrid" leaves to the CPU.
 """
 
@@ -12,7 +12,7 @@ import nvidia.dali.fn as fn
 from feeding import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
-from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
+from pipeline import Dataset, Loader, Placement, TrainView, color_noise
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.loader.dali import graph
 from pipeline.loader.order import SEGMENT
@@ -34,7 +34,7 @@ def view_of(dataset: Dataset, order: Order) -> TrainView:
     """The paper's crop, flip, noise and mean; or random-resized crop, flip, mean and deviation."""
     mean = dataset.statistics.mean
     if order.augmentation == "paper":
-        return TrainView(CROP, mean, noise=colour_noise("paper", dataset.statistics))
+        return TrainView(CROP, mean, noise=color_noise("paper", dataset.statistics))
     std = dataset.statistics
     deviations = tuple(std.covariance[c][c] ** 0.5 for c in range(3))
     return TrainView(CROP, mean, deviations, augmentation="random-resized-crop")
@@ -74,14 +74,14 @@ def part(order: Order) -> Iterator[int]:
 
 def _crops(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) -> Any:
     if augmentation == "paper":
-        picture = graph._random_crop(jpeg, CROP, stored, place)
+        image = graph._random_crop(jpeg, CROP, stored, place)
     else:
-        picture = graph._random_resized(jpeg, CROP, place)
-    return fn.flip(picture, horizontal=fn.random.coin_flip())
+        image = graph._random_resized(jpeg, CROP, place)
+    return fn.flip(image, horizontal=fn.random.coin_flip())
 
 
 def _decoded(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) -> Any:
-    """What the GPU crops or scales, mirrors and normalises."""
+    """What the GPU crops or scales, mirrors and normalizes."""
     if augmentation == "random-resized-crop":
         return fn.decoders.image_random_crop(
             jpeg,

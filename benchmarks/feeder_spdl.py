@@ -19,13 +19,13 @@ def main() -> None:
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Batches of the tars' pictures, read into memory first."""
-    pictures = []
+    """Batches of the tars' images, read into memory first."""
+    images = []
     for path in sorted(Path(order.data, "train").glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".jpg"):
-                    pictures.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+                    images.append(tar.extractfile(member).read())  # type: ignore[union-attr]
     filters = _paper if order.augmentation == "paper" else _resized
 
     def decode(data: bytes):  # type: ignore[no-untyped-def]
@@ -36,7 +36,7 @@ def batches(order: Order) -> Iterator[int]:
 
     def endless() -> Iterator[bytes]:
         while True:
-            yield from random.sample(pictures, len(pictures))
+            yield from random.sample(images, len(images))
 
     built = (
         PipelineBuilder()

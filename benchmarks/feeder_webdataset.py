@@ -1,7 +1,7 @@
 """webdataset, Pillow and transforms as torchvision's, in a DataLoader, for benchmarks/loader.py.
 
 torchvision itself cannot be installed everywhere. What its `ToTensor` (to 0..1) and `Normalize` (of a copy,
-by mean and deviation) do to a picture is done here too.
+by mean and deviation) do to an image is done here too.
 """
 
 import io
@@ -40,24 +40,24 @@ def batches(order: Order) -> Iterator[int]:
 
 
 def paper(data: bytes) -> torch.Tensor:
-    """Shorter side to 256 where it is not, random 224 crop, flip, colour noise, normalisation."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    width, height = picture.size
+    """Shorter side to 256 where it is not, random 224 crop, flip, color noise, normalization."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    width, height = image.size
     if min(width, height) != SIZE:
         scale = SIZE / min(width, height)
-        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-        width, height = picture.size
+        image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        width, height = image.size
     left, top = random.randint(0, width - CROP), random.randint(0, height - CROP)
-    pixels = _tensor(_flipped(picture.crop((left, top, left + CROP, top + CROP))))
+    pixels = _tensor(_flipped(image.crop((left, top, left + CROP, top + CROP))))
     shift = DIRECTIONS @ torch.randn(3)
     return _normalized(pixels.add_(shift[:, None, None]))
 
 
 def resized(data: bytes) -> torch.Tensor:
-    """Random-resized crop, flip, normalisation."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    left, top, width, height = _box(*picture.size)
-    part = picture.crop((left, top, left + width, top + height))
+    """Random-resized crop, flip, normalization."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    left, top, width, height = _box(*image.size)
+    part = image.crop((left, top, left + width, top + height))
     return _normalized(_tensor(_flipped(part.resize((CROP, CROP), Image.Resampling.BILINEAR))))
 
 
@@ -72,13 +72,13 @@ def _box(width: int, height: int) -> tuple[int, int, int, int]:
     return (width - side) // 2, (height - side) // 2, side, side
 
 
-def _flipped(picture: Image.Image) -> Image.Image:
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else picture
+def _flipped(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
 
 
-def _tensor(picture: Image.Image) -> torch.Tensor:
+def _tensor(image: Image.Image) -> torch.Tensor:
     """As torchvision's `ToTensor`."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div(255)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
 
 
 def _normalized(pixels: torch.Tensor) -> torch.Tensor:

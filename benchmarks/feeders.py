@@ -53,7 +53,7 @@ class Setting:
 
 @dataclass
 class Row:
-    """A feeder's rounds at a setting: pictures a second, and CPU microseconds for a picture."""
+    """A feeder's rounds at a setting: images a second, and CPU microseconds for an image."""
 
     feeder: Feeder
     setting: Setting
@@ -62,7 +62,7 @@ class Row:
 
 
 OURS = Feeder("ours", "ours, all on the CPU", "float32", "feeder_ours.py")
-BYTES = Feeder("bytes", "ours, without normalisation", "bytes", "feeder_ours.py", variant="bytes")
+BYTES = Feeder("bytes", "ours, without normalization", "bytes", "feeder_ours.py", variant="bytes")
 DECODING = Feeder("decoding", "ours, hybrid's CPU share", "bytes", "feeder_ours.py", variant="decoding")
 WEBDATASET = Feeder("webdataset", "webdataset + Pillow", "float32", "feeder_webdataset.py")
 LIMIT = Feeder("limit", "libjpeg-turbo, whole decode", "bytes", "feeder_limit.py")
@@ -84,7 +84,7 @@ def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[st
 
 
 def can(feeder: Feeder, setting: Setting) -> bool:
-    """Whether a feeder has this augmentation: FFCV cuts no fixed square out of pictures of many sizes."""
+    """Whether a feeder has this augmentation: FFCV cuts no fixed square out of images of many sizes."""
     return not (feeder.kind == "ffcv" and setting.original and setting.augmentation == "paper")
 
 
@@ -104,18 +104,18 @@ class Running:
         )
         self._expect("ready")
 
-    def measure(self, pictures: int) -> None:
+    def measure(self, images: int) -> None:
         """Run a round."""
         assert self._process.stdin is not None
-        print(pictures, file=self._process.stdin, flush=True)
+        print(images, file=self._process.stdin, flush=True)
         self._expect("begun")
         before = self._cpu_seconds()
         try:
             answer = json.loads(self._answer())
         except json.JSONDecodeError:
             raise self._failed() from None
-        self.row.rates.append(answer["pictures"] / answer["seconds"])
-        self.row.cpu.append((self._cpu_seconds() - before) / answer["pictures"] * 1e6)
+        self.row.rates.append(answer["images"] / answer["seconds"])
+        self.row.cpu.append((self._cpu_seconds() - before) / answer["images"] * 1e6)
 
     def end(self) -> None:
         end_tree(self._process.pid)

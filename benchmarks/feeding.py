@@ -1,8 +1,8 @@
 """What a measured loader and benchmarks/loader.py say to each other; runs in a peer's environment too.
 
-A feeder makes its loader, warms up, prints `ready`, and for each line with a number of pictures on its
+A feeder makes its loader, warms up, prints `ready`, and for each line with a number of images on its
 standard input first gives what it made ahead while it waited, says `begun`, then gives at least that many and
-answers with one line of JSON: pictures and seconds.
+answers with one line of JSON: images and seconds.
 """
 
 import argparse
@@ -37,13 +37,13 @@ def read_order(description: str | None) -> Order:
     options.add_argument("--augmentation", choices=["paper", "random-resized-crop"], default="paper")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--batch", type=int, default=128)
-    options.add_argument("--original", action="store_true", help="pictures of their original size")
+    options.add_argument("--original", action="store_true", help="images of their original size")
     options.add_argument("--kind", default="", help="a feeder's variant")
     return Order(**vars(options.parse_args()))
 
 
 def serve(batches: Iterator[int]) -> None:
-    """Answer until standard input ends; `batches` gives the number of pictures in each, without end."""
+    """Answer until standard input ends; `batches` gives the number of images in each, without end."""
     for _ in range(WARM_UP):
         next(batches)
     print("ready", flush=True)
@@ -55,4 +55,4 @@ def serve(batches: Iterator[int]) -> None:
         started = time.perf_counter()
         while given < wanted:
             given += next(batches)
-        print(json.dumps({"pictures": given, "seconds": time.perf_counter() - started}), flush=True)
+        print(json.dumps({"images": given, "seconds": time.perf_counter() - started}), flush=True)

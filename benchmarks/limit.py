@@ -20,7 +20,7 @@ from common import BenchmarkError
 
 @dataclass(frozen=True)
 class Timing:
-    """How a candidate did: the median of the rounds' microseconds for one picture."""
+    """How a candidate did: the median of the rounds' microseconds for one image."""
 
     candidate: Candidate
     microseconds: float
@@ -35,7 +35,7 @@ def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str
     found, notes = candidates()
     originals, unfit = usable(files)
     if unfit:
-        notes.append(f"{unfit} of {len(files)} pictures are no RGB JPEGs for every decoder and were left out")
+        notes.append(f"{unfit} of {len(files)} images are no RGB JPEGs for every decoder and were left out")
     timings: list[Timing] = []
     names: list[str] = []
     inputs: list[Any] = list(originals)
@@ -62,7 +62,7 @@ def usable(files: Sequence[Path]) -> tuple[list[bytes], int]:
             continue
         found.append(data)
     if not found:
-        raise BenchmarkError("none of the pictures decodes as an RGB JPEG")
+        raise BenchmarkError("none of the images decodes as an RGB JPEG")
     return found, len(files) - len(found)
 
 
@@ -98,7 +98,7 @@ def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:
 def main() -> None:
     """Run a chain in processes of its own and print what it took: `limit.py FILES.json`."""
     wanted = json.loads(Path(sys.argv[1]).read_text())
-    processes, count = wanted["processes"], wanted["pictures"]
+    processes, count = wanted["processes"], wanted["images"]
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, _keep, (barrier,)) as pool:
@@ -117,7 +117,7 @@ def _keep(barrier: Any) -> None:
 
 
 def _work(files: list[str], names: list[str], lo: int, hi: int) -> tuple[float, float, float, int]:
-    """In a process: pictures `lo` to `hi` of the files repeated; start, end, CPU seconds and bytes made."""
+    """In a process: images `lo` to `hi` of the files repeated; start, end, CPU seconds and bytes made."""
     originals, _ = usable([Path(name) for name in files])
     chain = _chain(tuple(names))
     chain(originals[0])

@@ -2,9 +2,9 @@
 
     python benchmarks/loader.py --work /tmp/loader --chart docs/images/loader.png --json loader.json
 
-Shards the pictures below --source, repeated under distinct names, at 256 px and at their original size;
+Shards the images below --source, repeated under distinct names, at 256 px and at their original size;
 then makes batches of them in every way: ours, webdataset with Pillow and torchvision's transforms, SPDL,
-FFCV, and the limit (libjpeg-turbo decoding whole pictures in memory, a process a core). Those of a setting
+FFCV, and the limit (libjpeg-turbo decoding whole images in memory, a process a core). Those of a setting
 take turns in --rounds. With `--device gpu` ours alone, in every placement. Needs the `dev` extra; peers get
 environments of their own below --work, and are skipped with the reason where they cannot be installed.
 """
@@ -39,7 +39,7 @@ def main() -> int:
         )
         shards = {kind: _shards(options, work, kind) for kind in options.sizes}
         if options.device == "gpu":
-            loader_gpu.sweep(shards["256"], options.rounds, options.pictures)
+            loader_gpu.sweep(shards["256"], options.rounds, options.images)
             return 0
         found, skipped = all_feeders(options.feeders, work)
         for line in skipped:
@@ -65,9 +65,9 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--pictures", type=int, default=4000, help="in the shards; a round is as many")
+    options.add_argument("--images", type=int, default=4000, help="in the shards; a round is as many")
     options.add_argument("--rounds", type=int, default=3, help="of each setting")
-    options.add_argument("--batch", type=int, default=128, help="pictures in a batch")
+    options.add_argument("--batch", type=int, default=128, help="images in a batch")
     options.add_argument("--sizes", nargs="+", choices=["256", "original"], default=["256", "original"])
     options.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS))
     options.add_argument(
@@ -84,18 +84,18 @@ def _options() -> argparse.Namespace:
 
 
 def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
-    """Shards of the pictures, made once."""
-    out = work / f"shards-{size}-{options.pictures}"
+    """Shards of the images, made once."""
+    out = work / f"shards-{size}-{options.images}"
     if (out / "manifest.json").is_file():
         return out
-    pictures = common.fresh(work / "pictures")
+    images = common.fresh(work / "images")
     originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
-    common.repeat(originals, pictures, options.pictures)
-    command = [common.tool("alexnet-prep"), "shard", str(pictures), str(out), "--val-fraction", "0.02"]
+    common.repeat(originals, images, options.images)
+    command = [common.tool("alexnet-prep"), "shard", str(images), str(out), "--val-fraction", "0.02"]
     done = subprocess.run(
         [*command, *(["--keep-original"] if size == "original" else [])], capture_output=True, text=True
     )
-    common.fresh(pictures)
+    common.fresh(images)
     if done.returncode:
         raise BenchmarkError(f"cannot shard {options.source}: {done.stderr.strip()[-500:]}")
     return out
@@ -103,15 +103,15 @@ def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
 
 def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace) -> list[Row]:
     rows = [Row(feeder, setting) for feeder in found if can(feeder, setting)]
-    # Pictures of original size take several times as long.
-    count = options.pictures // (4 if setting.original else 1)
+    # Images of original size take several times as long.
+    count = options.images // (4 if setting.original else 1)
     with running(rows) as started:
         for number in range(options.rounds):
             for each in started if number % 2 == 0 else reversed(started):
                 each.measure(count)
                 print(
                     f"{loader_report.describe(setting)}, round {number + 1}: {each.row.feeder.name}: "
-                    f"{each.row.rates[-1]:,.0f} pictures/s",
+                    f"{each.row.rates[-1]:,.0f} images/s",
                     file=sys.stderr,
                 )
     return rows

@@ -10,7 +10,7 @@ import torch
 from common import BenchmarkError
 from feeding import CROP
 
-from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
+from pipeline import Dataset, Loader, Placement, TrainView, color_noise
 
 _LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 _BATCHES = (128, 256, 512)
@@ -26,7 +26,7 @@ def check() -> None:
         raise BenchmarkError("--device gpu needs a GPU that torch can use; none was found")
 
 
-def sweep(data: Path, rounds: int, pictures: int) -> None:
+def sweep(data: Path, rounds: int, images: int) -> None:
     """Print images a second of each placement, batch, number of threads and load of the JPEG engine."""
     print(f"GPU: {torch.cuda.get_device_name()}\n")
     dataset = Dataset.open(data)
@@ -37,7 +37,7 @@ def sweep(data: Path, rounds: int, pictures: int) -> None:
     ]
     rows = []
     for place, batch in product(settings, _BATCHES):
-        rates = _rates(dataset, place, batch, rounds, pictures)
+        rates = _rates(dataset, place, batch, rounds, images)
         rows.append((place, batch, rates))
     rows.sort(key=lambda row: -median(row[2]))
     table = [
@@ -57,13 +57,13 @@ def sweep(data: Path, rounds: int, pictures: int) -> None:
         print(f"best {device}: batch {batch}, {place.threads} threads{load}: {median(rates):,.0f} images/s")
 
 
-def _rates(dataset: Dataset, place: Placement, batch: int, rounds: int, pictures: int) -> list[float]:
-    view = TrainView(CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+def _rates(dataset: Dataset, place: Placement, batch: int, rounds: int, count: int) -> list[float]:
+    view = TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     rates = []
     with Loader(dataset, "train", view, batch, placement=place, half=place.device != "cpu") as loader:
         for number in range(rounds + 1):
             given, started = 0, time.perf_counter()
-            while given < pictures:
+            while given < count:
                 for images in loader:
                     given += len(images.labels)
             torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Where a picture's time goes on the CPU: each stage of the graph as a pipeline of its own, one thread."""
+"""Where an image's time goes on the CPU: each stage of the graph as a pipeline of its own, one thread."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from feeder_ours import long
 from feeding import CROP
 from nvidia.dali import pipeline_def
 
-from pipeline import Dataset, Loader, Placement, TrainView, colour_noise
+from pipeline import Dataset, Loader, Placement, TrainView, color_noise
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.loader.dali import graph
 
@@ -24,11 +24,11 @@ _WARM_UP = 3
 
 
 def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
-    """Print and return CPU and wall microseconds for a picture of each stage, taking turns in rounds."""
+    """Print and return CPU and wall microseconds for an image of each stage, taking turns in rounds."""
     dataset = Dataset.open(data)
     steps = {name: _pipeline(stage) for name, stage in _stages(dataset).items()}
     steps["the loader: the paper's crops and labels, as tensors"] = _loader(dataset)
-    steps["libjpeg-turbo alone, whole pictures in memory: the limit"] = _limit(dataset)
+    steps["libjpeg-turbo alone, whole images in memory: the limit"] = _limit(dataset)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -39,12 +39,12 @@ def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
     size = "original size" if dataset.image.mode == "original" else f"{dataset.image.size} px"
     print(f"Where the time goes: {size}, one thread, pipelines that end after each stage.\n")
     cells = [(name, f"{cpu:,.0f}", f"{wall:,.0f}") for name, cpu, wall in found]
-    print(common.markdown(("pipeline", "CPU µs/picture", "wall"), cells) + "\n")
+    print(common.markdown(("pipeline", "CPU µs/image", "wall"), cells) + "\n")
     return found
 
 
 def _time(step: Callable[[], object]) -> tuple[float, float]:
-    """CPU and wall microseconds for a picture."""
+    """CPU and wall microseconds for an image."""
     for _ in range(_WARM_UP):
         step()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -93,11 +93,11 @@ def _loader(dataset: Dataset) -> Callable[[], object]:
 
 
 def _limit(dataset: Dataset) -> Callable[[], object]:
-    pictures = cycle(_jpegs(dataset))
+    images = cycle(_jpegs(dataset))
 
     def run() -> None:
         for _ in range(_BATCH):
-            simplejpeg.decode_jpeg(next(pictures), "RGB")
+            simplejpeg.decode_jpeg(next(images), "RGB")
 
     return run
 
@@ -111,7 +111,7 @@ def _jpegs(dataset: Dataset) -> list[bytes]:
 
 
 def _paper(dataset: Dataset) -> TrainView:
-    return TrainView(CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+    return TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
 
 
 def _reader(dataset: Dataset, buffer: int) -> graph.ReaderSettings:

@@ -7,7 +7,7 @@ from statistics import median
 import common
 from feeders import Row, Setting
 
-# Against webdataset and the limit in the same rounds: of pictures stored at 256 px, the paper's crops.
+# Against webdataset and the limit in the same rounds: of images stored at 256 px, the paper's crops.
 _TARGETS = (("ours", "webdataset", 4.0), ("decoding", "limit", 0.9), ("ours", "limit", 0.6))
 
 
@@ -24,7 +24,7 @@ def describe(setting: Setting) -> str:
 def show(rows: list[Row]) -> bool:
     """Print a table for each setting and the targets; return whether one was missed."""
     missed = False
-    header = ("loader", "gives", "pictures/s", "to ours", "to the limit", "CPU µs/picture")
+    header = ("loader", "gives", "images/s", "to ours", "to the limit", "CPU µs/image")
     for _, group in groupby(rows, key=lambda row: describe(row.setting)):
         found = list(group)
         by_kind = {row.feeder.kind: row for row in found}
@@ -82,18 +82,18 @@ def _ratio(row: Row, other: Row | None) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Bars of pictures/s for each setting with the most threads, beside one another."""
+    """Bars of images/s for each setting with the most threads, beside one another."""
     most = max(row.setting.threads for row in rows)
     panels = [list(group) for _, group in groupby(rows, key=lambda row: describe(row.setting))]
     panels = [panel for panel in panels if panel[0].setting.threads == most]
-    colours = {"ours": common.BLUE, "bytes": _LIGHT, "decoding": _LIGHT, "limit": common.GREY}
+    colors = {"ours": common.BLUE, "bytes": _LIGHT, "decoding": _LIGHT, "limit": common.GRAY}
     figure, _ = common.new_axes(11, 1.2 + 1.75 * len(panels))
     figure.clear()
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         for number, row in enumerate(panel):
             middle = median(row.rates)
-            axis.barh(number, middle, color=colours.get(row.feeder.kind, common.ORANGE), height=0.7)
+            axis.barh(number, middle, color=colors.get(row.feeder.kind, common.ORANGE), height=0.7)
             spread = [[middle - min(row.rates)], [max(row.rates) - middle]]
             axis.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
             axis.annotate(
@@ -108,5 +108,5 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.margins(x=0.12)
         axis.set_xlim(left=0)
         axis.set_title(describe(panel[0].setting), loc="left")
-    axes[-1].set_xlabel("pictures/s: median of the rounds, with the least and the most")
+    axes[-1].set_xlabel("images/s: median of the rounds, with the least and the most")
     figure.savefig(path, dpi=130)

@@ -2,7 +2,7 @@
 
     python benchmarks/loader_soak.py --epochs 50 --chart docs/images/loader-memory.png
 
-Shards few pictures with `alexnet-prep`, then goes through them --epochs times in a process for each way of
+Shards few images with `alexnet-prep`, then goes through them --epochs times in a process for each way of
 reading them, with `state_dict` after every batch. Small epochs are the hard case: each builds and frees DALI
 pipelines. Prints RSS after a tenth, half and all of the epochs, and the slope after the first tenth, which is
 zero where memory stays flat.
@@ -44,16 +44,14 @@ def main() -> int:
     common.check_chart(options.chart)
     with common.work_folder(options.work) as work:
         common.print_facts(common.versions("alexnet-toolkit", "nvidia-dali-cuda130", "torch"))
-        data = _dataset(options.source, options.pictures, work)
-        print(
-            f"{options.pictures} pictures, {options.epochs} epochs, batches of {options.batch}; RSS in MB\n"
-        )
+        data = _dataset(options.source, options.images, work)
+        print(f"{options.images} images, {options.epochs} epochs, batches of {options.batch}; RSS in MB\n")
         traces = [_watch(way, data, common.fresh(work / "cache"), options) for way in _WAYS]
-        for name in ("originals", "pictures", "dataset", "cache"):
+        for name in ("originals", "images", "dataset", "cache"):
             common.fresh(work / name)
     flat = _report(traces, options)
     if options.chart:
-        title = f"Memory of the loader over {options.epochs} epochs of {options.pictures} pictures"
+        title = f"Memory of the loader over {options.epochs} epochs of {options.images} images"
         memory.draw(traces, options.epochs, options.chart, title, _COURSE)
     return 0 if flat else 1
 
@@ -62,7 +60,7 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--pictures", type=int, default=300, help="samples of an epoch")
+    options.add_argument("--images", type=int, default=300, help="samples of an epoch")
     options.add_argument("--epochs", type=int, default=50, help="how often to go through them")
     options.add_argument("--batch", type=int, default=32, help="samples of a batch")
     options.add_argument("--work", type=Path, help="folder for the dataset")
@@ -71,16 +69,16 @@ def _options() -> argparse.Namespace:
     options.add_argument("--json", type=Path, help="write the table's figures")
     options.add_argument("--child", nargs=3, metavar=("WAY", "DATA", "CACHE"), help=argparse.SUPPRESS)
     given = options.parse_args()
-    if given.batch < 1 or given.epochs < 4 or given.pictures < 4 * given.batch:
-        options.error("--epochs is at least 4, --batch 1, and --pictures four batches")
+    if given.batch < 1 or given.epochs < 4 or given.images < 4 * given.batch:
+        options.error("--epochs is at least 4, --batch 1, and --images four batches")
     return given
 
 
-def _dataset(source: Path, pictures: int, work: Path) -> Path:
+def _dataset(source: Path, images: int, work: Path) -> Path:
     originals = common.copy_originals(common.jpegs_below(source), common.fresh(work / "originals"))
-    common.repeat(originals, common.fresh(work / "pictures"), pictures)
+    common.repeat(originals, common.fresh(work / "images"), images)
     out = common.fresh(work / "dataset")
-    command = [common.tool("alexnet-prep"), "shard", str(work / "pictures"), str(out)]
+    command = [common.tool("alexnet-prep"), "shard", str(work / "images"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BenchmarkError(f"alexnet-prep failed:\n{done.stderr.strip()[-2000:]}")
@@ -94,8 +92,8 @@ def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Tr
         str(options.epochs),
         "--batch",
         str(options.batch),
-        "--pictures",
-        str(options.pictures),
+        "--images",
+        str(options.images),
     ]
     command = [sys.executable, __file__, "--child", way, str(data), str(cache), *numbers]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -110,10 +108,10 @@ def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Tr
 
 def _go_through(way: str, data: str, cache: Path, epochs: int, batch: int) -> None:
     """In a process of its own: print RSS after each epoch."""
-    from pipeline import Access, Dataset, Loader, TrainView, colour_noise
+    from pipeline import Access, Dataset, Loader, TrainView, color_noise
 
     dataset = Dataset.open(data)
-    view = TrainView(_CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+    view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     access = Access(mmap=way != "read", cache=cache if way == "cached" else None)
 
     def new_loader() -> Loader:

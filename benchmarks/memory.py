@@ -109,8 +109,8 @@ def draw(traces: Sequence[Trace], end: float, path: Path, title: str, course: Co
         axes.plot(
             [moment / scale for moment in trace.moments],
             [rss / 1e6 for rss in trace.rss],
-            color=common.COLOURS[number % len(common.COLOURS)],
-            linestyle=styles[number // len(common.COLOURS) % len(styles)],
+            color=common.COLORS[number % len(common.COLORS)],
+            linestyle=styles[number // len(common.COLORS) % len(styles)],
             linewidth=1.6,
             label=trace.name,
         )

@@ -1,4 +1,4 @@
-"""Look at what the contenders wrote: equal numbers of pictures, of equal size and quality."""
+"""Look at what the contenders wrote: equal numbers of images, of equal size and quality."""
 
 import io
 import tarfile
@@ -19,7 +19,7 @@ class Output:
         samples: .jpg members.
         mean_bytes: of these.
         odd_sizes: how many are not squares of the size asked for.
-        odd_quality: how many tars begin with a picture of other quantisation tables than the quality's.
+        odd_quality: how many tars begin with an image of other quantization tables than the quality's.
     """
 
     samples: int
@@ -47,13 +47,13 @@ def look(folder: Path) -> Output:
     return Output(len(sizes), sum(sizes) / max(len(sizes), 1), odd_sizes, odd_quality)
 
 
-def faults(output: Output, pictures: int, squares: bool) -> list[str]:
+def faults(output: Output, images: int, squares: bool) -> list[str]:
     """What makes a run's output no fair comparison."""
     found = []
-    if output.samples != pictures:
-        found.append(f"{output.samples} samples of {pictures}")
+    if output.samples != images:
+        found.append(f"{output.samples} samples of {images}")
     if squares and output.odd_sizes:
-        found.append(f"{output.odd_sizes} pictures are not {SIZE}×{SIZE}")
+        found.append(f"{output.odd_sizes} images are not {SIZE}×{SIZE}")
     if squares and output.odd_quality:
         found.append(f"{output.odd_quality} tars have another JPEG quality than {QUALITY}")
     return found
@@ -75,7 +75,7 @@ def _tables(data: bytes) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _wanted_tables() -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """libjpeg's tables of the quality, of a colour picture and of a grey one."""
+    """libjpeg's tables of the quality, of a color image and of a gray one."""
     wanted = []
     for mode in ("RGB", "L"):
         buffer = io.BytesIO()

@@ -2,7 +2,7 @@
 
     python benchmarks/pillow_loop.py SOURCE OUT --processes 2
 
-SOURCE has CLASS/PICTURE files. Each process takes every n-th picture and writes shards of its own. It does
+SOURCE has CLASS/IMAGE files. Each process takes every n-th image and writes shards of its own. It does
 what such scripts do and no more: no check of the bytes, no statistics, no restart.
 """
 

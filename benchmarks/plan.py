@@ -1,4 +1,4 @@
-"""Seconds and memory of listing and planning ILSVRC 2012: 1,281,167 training pictures and 50,000 to validate.
+"""Seconds and memory of listing and planning ILSVRC 2012: 1,281,167 training images and 50,000 to validate.
 
     python benchmarks/plan.py --work /tmp/plan --meta META
 
@@ -30,7 +30,7 @@ from processes import peak_of_this_process
 
 _TRAIN, _VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _SOLUTION = "LOC_val_solution.csv"
-_CLASSES, _TRAIN_PICTURES, _VAL_PICTURES = 1000, 1_281_167, 50_000
+_CLASSES, _TRAIN_IMAGES, _VAL_IMAGES = 1000, 1_281_167, 50_000
 _MOST_SECONDS, _MOST_BYTES = 120, 1e9
 
 
@@ -94,7 +94,7 @@ def _list_and_plan(source: str, out: str) -> dict[str, Any]:
     store_plan(open_store(out), plan, shards)
     stored = time.perf_counter()
     if sum(len(shard.samples) for shard in shards) != sum(counts.values()):
-        raise BenchmarkError("the plan does not hold every picture of the source once")
+        raise BenchmarkError("the plan does not hold every image of the source once")
     return {
         "import": imported - started,
         "list": listed - imported,
@@ -123,7 +123,7 @@ def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
     last = rounds[-1]
     counts = ", ".join(f"{count:,} {split}" for split, count in last["counts"].items())
     made = f"{last['classes']:,} classes, {last['shards']:,} shards planned"
-    print(f"{last['layout']}: {counts} pictures, {made}")
+    print(f"{last['layout']}: {counts} images, {made}")
     cache = "dropped from" if options.cold else "in"
     print(f"medians of {len(rounds)} rounds, each a new process; archives {cache} the page cache\n")
     parts = ("import", "list", "plan", "store")
@@ -137,7 +137,7 @@ def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
     if options.classes != _CLASSES:
         print("\na part of the classes: no verdict")
         return True
-    expected = {"train": _TRAIN_PICTURES, "val": _VAL_PICTURES}
+    expected = {"train": _TRAIN_IMAGES, "val": _VAL_IMAGES}
     if last["counts"] != expected:
         raise BenchmarkError(f"the source was listed as {last['counts']}, not {expected}")
     met: bool = wall <= _MOST_SECONDS and peak <= _MOST_BYTES
@@ -160,17 +160,17 @@ def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
     print("making the archives ...", file=sys.stderr)
     folder.mkdir(parents=True)
     counts = dict(sorted(_counts(meta).items())[:classes])
-    picture = _tiny_jpeg()
+    image = _tiny_jpeg()
     draw = random.Random(2012)
     with (folder / _TRAIN).open("wb") as file:
         for wnid, count in counts.items():
             numbers = draw.sample(range(1, 4 * count), count)  # gaps, and no order to rely on
-            inner = _tar((f"{wnid}_{number}.JPEG", picture) for number in numbers)
+            inner = _tar((f"{wnid}_{number}.JPEG", image) for number in numbers)
             file.write(_member(f"{wnid}.tar", inner))
         _end(file)
     labels = _val_labels(meta, list(counts), draw)
     with (folder / _VAL).open("wb") as file:
-        file.write(_tar((f"{name}.JPEG", picture) for name in sorted(labels)))
+        file.write(_tar((f"{name}.JPEG", image) for name in sorted(labels)))
     with (folder / _SOLUTION).open("w", newline="") as text:
         rows = csv.writer(text)
         rows.writerow(("ImageId", "PredictionString"))
@@ -178,25 +178,25 @@ def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
 
 
 def _counts(meta: Path | None) -> dict[str, int]:
-    """WNID → training pictures."""
+    """WNID → training images."""
     table = meta / "meta_clsloc.csv" if meta else None
     if table is None or not table.is_file():
-        even, more = divmod(_TRAIN_PICTURES, _CLASSES)
+        even, more = divmod(_TRAIN_IMAGES, _CLASSES)
         return {f"n{10_000_000 + 7919 * n:08d}": even + (n < more) for n in range(_CLASSES)}
     with table.open(newline="") as file:
         counts = {row["WNID"]: int(row["num_train_images"]) for row in csv.DictReader(file)}
-    if len(counts) != _CLASSES or sum(counts.values()) != _TRAIN_PICTURES:
-        raise BenchmarkError(f"{table}: {len(counts)} classes and {sum(counts.values()):,} pictures")
+    if len(counts) != _CLASSES or sum(counts.values()) != _TRAIN_IMAGES:
+        raise BenchmarkError(f"{table}: {len(counts)} classes and {sum(counts.values()):,} images")
     return counts
 
 
 def _val_labels(meta: Path | None, wnids: list[str], draw: random.Random) -> dict[str, str]:
-    """Validation picture → WNID, in the file's order."""
+    """Validation image → WNID, in the file's order."""
     table = meta / _SOLUTION if meta else None
     if table is not None and table.is_file() and len(wnids) == _CLASSES:
         with table.open(newline="") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, _VAL_PICTURES + 1)]
+    names = [f"ILSVRC2012_val_{number:08d}" for number in range(1, _VAL_IMAGES + 1)]
     draw.shuffle(names)
     return {name: wnids[number % len(wnids)] for number, name in enumerate(names)}
 

@@ -2,10 +2,10 @@
 
     python benchmarks/prep.py --work /tmp/prep --chart prep.png --json prep.json
 
-Links the pictures below --source under --pictures distinct names, then runs each contender --rounds times,
+Links the images below --source under --images distinct names, then runs each contender --rounds times,
 in turns, as a whole command: ours, the usual Pillow loop, img2dataset in an environment of its own, and the
 limit (decode, resize and encode alone, by the fastest library tried for each). Every output is read back: as
-many 256×256 pictures of quality 95. Needs the `dev` extra; see also benchmarks/requirements.txt.
+many 256×256 images of quality 95. Needs the `dev` extra; see also benchmarks/requirements.txt.
 """
 
 import argparse
@@ -19,13 +19,13 @@ import outputs
 import report
 from candidates import QUALITY, SIZE
 from common import BenchmarkError
-from contenders import Contender, Pictures
+from contenders import Contender, Images
 from limit import Timing, try_all
 from processes import Usage
 from report import FEW, Row
 
 KINDS = ("ours", "keep-original", "pillow", "img2dataset", "http", "limit")
-_CANDIDATE_PICTURES = 350
+_CANDIDATE_IMAGES = 350
 
 
 def main() -> int:
@@ -37,25 +37,25 @@ def main() -> int:
                 "alexnet-toolkit", "simplejpeg", "opencv-python-headless", "pillow", "torch", "webdataset"
             )
         )
-        pictures, few = _prepare_source(options, work)
+        images, few = _prepare_source(options, work)
         candidates: list[Timing] = []
         chain: tuple[str, ...] = ()
         if "limit" in options.contenders:
-            candidates, chain = _candidates(pictures, options.rounds)
+            candidates, chain = _candidates(images, options.rounds)
         found, skipped = contenders.contenders(options.contenders, options.workers, work, chain)
         for line in skipped:
             print(f"skipped: {line}")
         if not found:
             raise BenchmarkError("no contender is left to measure")
-        rows = _measure(found, pictures, few, options.rounds, work)
+        rows = _measure(found, images, few, options.rounds, work)
         peer = contenders.img2dataset_versions(work)
-        faults = report.show(rows, pictures.count, options.rounds, peer)
+        faults = report.show(rows, images.count, options.rounds, peer)
         if options.json:
-            facts = report.as_json(rows, candidates, pictures.count, peer)
+            facts = report.as_json(rows, candidates, images.count, peer)
             options.json.write_text(json.dumps(facts, indent=1))
         if options.chart:
-            report.draw(rows, pictures.count, options.chart)
-        for folder in (pictures.source, few.source, work / "originals", work / "out"):
+            report.draw(rows, images.count, options.chart)
+        for folder in (images.source, few.source, work / "originals", work / "out"):
             common.fresh(folder)
     return 1 if faults else 0
 
@@ -65,7 +65,7 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--pictures", type=int, default=5000, help="how many to prepare")
+    options.add_argument("--images", type=int, default=5000, help="how many to prepare")
     options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     options.add_argument(
         "--workers", type=int, nargs="+", default=sorted({1, most}), help="processes; peers get the most"
@@ -73,35 +73,35 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--contenders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
-    options.add_argument("--work", type=Path, help="folder for pictures and outputs; keeps img2dataset")
+    options.add_argument("--work", type=Path, help="folder for images and outputs; keeps img2dataset")
     options.add_argument("--chart", type=Path, help="draw the rates as PNG")
     options.add_argument("--json", type=Path, help="write every measurement")
     given = options.parse_args()
-    if given.pictures <= FEW or given.rounds < 1 or min(given.workers) < 1:
-        options.error(f"--pictures is at least {FEW + 1}, --rounds and --workers at least 1")
+    if given.images <= FEW or given.rounds < 1 or min(given.workers) < 1:
+        options.error(f"--images is at least {FEW + 1}, --rounds and --workers at least 1")
     given.workers = sorted(set(given.workers))
     return given
 
 
-def _prepare_source(options: argparse.Namespace, work: Path) -> tuple[Pictures, Pictures]:
+def _prepare_source(options: argparse.Namespace, work: Path) -> tuple[Images, Images]:
     originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
     made = []
-    for name, count in (("pictures", options.pictures), ("few", FEW)):
+    for name, count in (("images", options.images), ("few", FEW)):
         folder = common.fresh(work / name)
         common.repeat(originals, folder, count)
-        made.append(Pictures(folder, tuple(originals), count))
+        made.append(Images(folder, tuple(originals), count))
     size = sum(path.stat().st_size for path in originals) / len(originals)
     print(
-        f"{options.pictures:,} pictures: {len(originals)} JPEGs of {size / 1000:.0f} kB on average under "
+        f"{options.images:,} images: {len(originals)} JPEGs of {size / 1000:.0f} kB on average under "
         f"distinct names; to {SIZE}×{SIZE}, quality {QUALITY}; everything in the page cache\n"
     )
     return made[0], made[1]
 
 
-def _candidates(pictures: Pictures, rounds: int) -> tuple[list[Timing], tuple[str, ...]]:
-    step = max(1, len(pictures.originals) // _CANDIDATE_PICTURES)
-    timings, chain, notes = try_all(pictures.originals[::step], rounds)
-    header = ("step alone, one process", "pictures/s", "as good")
+def _candidates(images: Images, rounds: int) -> tuple[list[Timing], tuple[str, ...]]:
+    step = max(1, len(images.originals) // _CANDIDATE_IMAGES)
+    timings, chain, notes = try_all(images.originals[::step], rounds)
+    header = ("step alone, one process", "images/s", "as good")
     table = [
         (f"{t.candidate.step}: {t.candidate.name}", f"{1e6 / t.microseconds:,.0f}", _yes(t.candidate.equal))
         for t in timings
@@ -117,25 +117,25 @@ def _yes(good: bool) -> str:
     return "yes" if good else "no"
 
 
-def _measure(found: list[Contender], pictures: Pictures, few: Pictures, rounds: int, work: Path) -> list[Row]:
-    """Run everybody on few pictures, then in rounds on all; the order turns round with each."""
+def _measure(found: list[Contender], images: Images, few: Images, rounds: int, work: Path) -> list[Row]:
+    """Run everybody on few images, then in rounds on all; the order turns round with each."""
     rows = [Row(c, _run(c, few, work)[0], [], None) for c in found]
     for number in range(rounds):
         for row in rows if number % 2 == 0 else reversed(rows):
-            usage, output = _run(row.contender, pictures, work)
+            usage, output = _run(row.contender, images, work)
             row.rounds.append(usage)
             row.output = output
-            rate = pictures.count / usage.wall
+            rate = images.count / usage.wall
             print(
-                f"round {number + 1}: {row.contender.name}, {row.contender.workers}: {rate:,.0f} pictures/s",
+                f"round {number + 1}: {row.contender.name}, {row.contender.workers}: {rate:,.0f} images/s",
                 file=sys.stderr,
             )
     return rows
 
 
-def _run(contender: Contender, pictures: Pictures, work: Path) -> tuple[Usage, outputs.Output | None]:
+def _run(contender: Contender, images: Images, work: Path) -> tuple[Usage, outputs.Output | None]:
     out = common.fresh(work / "out")
-    usage = contender.run(pictures, out)
+    usage = contender.run(images, out)
     output = outputs.look(out) if contender.writes else None
     common.fresh(out)
     return usage, output

@@ -14,92 +14,92 @@ from contenders import Contender, Limit
 from limit import Timing
 from processes import Usage
 
-# A job of so few pictures takes what starting takes.
+# A job of so few images takes what starting takes.
 FEW = 40
 
 
 @dataclass
 class Row:
-    """A contender's runs: on few pictures once, on all of them in each round."""
+    """A contender's runs: on few images once, on all of them in each round."""
 
     contender: Contender
     few: Usage
     rounds: list[Usage]
     output: outputs.Output | None
 
-    def rates(self, pictures: int) -> list[float]:
-        """Pictures a second of each round."""
-        return [pictures / usage.wall for usage in self.rounds]
+    def rates(self, images: int) -> list[float]:
+        """Images a second of each round."""
+        return [images / usage.wall for usage in self.rounds]
 
-    def cpu(self, pictures: int) -> float:
-        """CPU seconds for each picture, the median of the rounds."""
-        return median(usage.cpu for usage in self.rounds) / pictures
+    def cpu(self, images: int) -> float:
+        """CPU seconds for each image, the median of the rounds."""
+        return median(usage.cpu for usage in self.rounds) / images
 
-    def cpu_without_start(self, pictures: int) -> float:
-        """CPU seconds for each picture, start-up taken off; the limit has none."""
+    def cpu_without_start(self, images: int) -> float:
+        """CPU seconds for each image, start-up taken off; the limit has none."""
         if not self.contender.writes:
-            return self.cpu(pictures)
-        return (self.cpu(pictures) * pictures - self.few.cpu) / (pictures - FEW)
+            return self.cpu(images)
+        return (self.cpu(images) * images - self.few.cpu) / (images - FEW)
 
-    def rate_without_start(self, pictures: int) -> float:
-        """Pictures a second of the median round, start-up taken off; the limit has none."""
+    def rate_without_start(self, images: int) -> float:
+        """Images a second of the median round, start-up taken off; the limit has none."""
         wall = median(usage.wall for usage in self.rounds)
         if not self.contender.writes:
-            return pictures / wall
-        return (pictures - FEW) / max(wall - self.few.wall, 1e-9)
+            return images / wall
+        return (images - FEW) / max(wall - self.few.wall, 1e-9)
 
 
-def show(rows: list[Row], pictures: int, rounds: int, peer: str) -> list[str]:
+def show(rows: list[Row], images: int, rounds: int, peer: str) -> list[str]:
     ours = _row(rows, "ours", max(row.contender.workers for row in rows))
     print(f"Medians of {rounds} rounds (least to most); memory is {processes.memory_kind()}\n")
-    print(common.markdown(_HEADER, [_cells(row, pictures, ours) for row in rows]) + "\n")
+    print(common.markdown(_HEADER, [_cells(row, images, ours) for row in rows]) + "\n")
     faults = []
     for row in rows:
         c = row.contender
         print(f"{c.name}, {c.workers}: {c.note}")
         if c.server_cpu:
-            print(f"  its server took {median(c.server_cpu) * 1000:.2f} ms of CPU a picture more")
+            print(f"  its server took {median(c.server_cpu) * 1000:.2f} ms of CPU an image more")
         if row.output is not None:
             faults += [
                 f"{c.name}, {c.workers}: {fault}"
-                for fault in outputs.faults(row.output, pictures, c.writes_squares)
+                for fault in outputs.faults(row.output, images, c.writes_squares)
             ]
     if peer:
         print(f"in the peer's environment: {peer}")
     print()
-    for line in _verdicts(rows, pictures):
+    for line in _verdicts(rows, images):
         print(line)
     for fault in faults:
         print(f"NOT COMPARABLE: {fault}")
     if not faults:
-        print(f"outputs: {pictures:,} samples each, as asked for")
+        print(f"outputs: {images:,} samples each, as asked for")
     return faults
 
 
 _HEADER = (
     "contender",
     "processes",
-    "pictures/s",
+    "images/s",
     "without start-up",
     "start-up, s",
-    "CPU ms/picture (without start-up)",
+    "CPU ms/image (without start-up)",
     "peak MB",
-    "kB/picture",
+    "kB/image",
     "to ours",
 )
 
 
-def _cells(row: Row, pictures: int, ours: Row | None) -> tuple[str, ...]:
-    rates = row.rates(pictures)
+def _cells(row: Row, images: int, ours: Row | None) -> tuple[str, ...]:
+    rates = row.rates(images)
     writes = row.contender.writes
-    ratio = median(rates) / median(ours.rates(pictures)) if ours else None
+    ratio = median(rates) / median(ours.rates(images)) if ours else None
     return (
         row.contender.name,
         str(row.contender.workers),
         f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})",
-        f"{row.rate_without_start(pictures):,.0f}",
+        f"{row.rate_without_start(images):,.0f}",
         f"{row.few.wall:.1f}" if writes else "–",
-        f"{row.cpu(pictures) * 1000:.2f} ({row.cpu_without_start(pictures) * 1000:.2f})",
+        f"{row.cpu(images) * 1000:.2f} ({row.cpu_without_start(images) * 1000:.2f})",
         f"{max(usage.peak for usage in row.rounds) / 1e6:,.0f}",
         f"{_mean_bytes(row) / 1000:.1f}",
         f"{ratio:.2f}" if ratio else "–",
@@ -114,7 +114,7 @@ def _row(rows: list[Row], kind: str, workers: int) -> Row | None:
     return next((r for r in rows if r.contender.kind == kind and r.contender.workers == workers), None)
 
 
-def _verdicts(rows: list[Row], pictures: int) -> list[str]:
+def _verdicts(rows: list[Row], images: int) -> list[str]:
     """The ratios that were promised: medians of the rounds' own ratios, as the machine drifts."""
     workers = sorted({row.contender.workers for row in rows})
     most = workers[-1]
@@ -132,8 +132,8 @@ def _verdicts(rows: list[Row], pictures: int) -> list[str]:
         first, second = _row(rows, *above), _row(rows, *below)
         if first is None or second is None:
             continue
-        ratios = [a / b for a, b in zip(first.rates(pictures), second.rates(pictures), strict=True)]
-        steady = first.rate_without_start(pictures) / second.rate_without_start(pictures)
+        ratios = [a / b for a, b in zip(first.rates(images), second.rates(images), strict=True)]
+        steady = first.rate_without_start(images) / second.rate_without_start(images)
         lines.append(
             f"{name}: {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}); "
             f"without start-up {steady:.2f}{_verdict(median(ratios), target)}"
@@ -147,12 +147,12 @@ def _verdict(ratio: float, target: float | None) -> str:
     return f"; target ≥ {target}: {'met' if ratio >= target else 'MISSED'}"
 
 
-def as_json(rows: list[Row], candidates: list[Timing], pictures: int, peer: str) -> dict[str, Any]:
+def as_json(rows: list[Row], candidates: list[Timing], images: int, peer: str) -> dict[str, Any]:
     return {
         "command": common.command_line(),
         "machine": common.machine(),
         "img2dataset": peer,
-        "pictures": pictures,
+        "images": images,
         "memory": processes.memory_kind(),
         "candidates": [
             {
@@ -169,14 +169,14 @@ def as_json(rows: list[Row], candidates: list[Timing], pictures: int, peer: str)
                 "kind": row.contender.kind,
                 "processes": row.contender.workers,
                 "note": row.contender.note,
-                "server_cpu_seconds_per_picture": row.contender.server_cpu,
+                "server_cpu_seconds_per_image": row.contender.server_cpu,
                 "few": _numbers(row.few),
                 "rounds": [_numbers(usage) for usage in row.rounds],
                 "output": asdict(row.output) if row.output else None,
             }
             for row in rows
         ],
-        "verdicts": _verdicts(rows, pictures),
+        "verdicts": _verdicts(rows, images),
     }
 
 
@@ -184,16 +184,16 @@ def _numbers(usage: Usage) -> dict[str, float]:
     return {"wall_seconds": usage.wall, "cpu_seconds": usage.cpu, "peak_bytes": usage.peak}
 
 
-def draw(rows: list[Row], pictures: int, path: Path) -> None:
-    """Bars of pictures/s with the rounds' range."""
-    colours = {"ours": common.BLUE, "keep-original": common.BLUE, "limit": common.GREY}
+def draw(rows: list[Row], images: int, path: Path) -> None:
+    """Bars of images/s with the rounds' range."""
+    colors = {"ours": common.BLUE, "keep-original": common.BLUE, "limit": common.GRAY}
     figure, axes = common.new_axes(8.5, 1.2 + 0.5 * len(rows))
     for number, row in enumerate(rows):
-        rates = row.rates(pictures)
+        rates = row.rates(images)
         middle = median(rates)
-        colour = colours.get(row.contender.kind, common.ORANGE)
+        color = colors.get(row.contender.kind, common.ORANGE)
         spread = [[middle - min(rates)], [max(rates) - middle]]
-        axes.barh(number, middle, color=colour, height=0.62)
+        axes.barh(number, middle, color=color, height=0.62)
         axes.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
         axes.annotate(
             f"{middle:,.0f}", (max(rates), number), xytext=(6, 0), textcoords="offset points", va="center"
@@ -203,8 +203,8 @@ def draw(rows: list[Row], pictures: int, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    axes.set_xlabel("pictures/s: median of the rounds, with the least and the most")
-    axes.set_title(f"{pictures:,} pictures to {SIZE}×{SIZE} JPEG, quality {QUALITY}", loc="left")
+    axes.set_xlabel("images/s: median of the rounds, with the least and the most")
+    axes.set_title(f"{images:,} images to {SIZE}×{SIZE} JPEG, quality {QUALITY}", loc="left")
     figure.savefig(path, dpi=150)
 
 

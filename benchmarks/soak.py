@@ -28,8 +28,8 @@ from memory import Course, Trace
 
 _SAMPLE_SECONDS = 1.0
 _COURSE = Course("seconds", _SAMPLE_SECONDS, ("hour", 3600.0), ("minutes", 60.0))
-_TRIAL_PICTURES = 2000
-# Of the disk that output and names of pictures are expected to take.
+_TRIAL_IMAGES = 2000
+# Of the disk that output and names of images are expected to take.
 _MARGIN = 1.1
 _ENTRY_BYTES = 300
 
@@ -45,26 +45,26 @@ def main() -> int:
             common.jpegs_below(options.source), common.fresh(work / "originals")
         )
         rate, size = _trial(originals, options, work)
-        pictures = options.pictures or round(rate * options.minutes * 60)
-        _check_room(work, pictures, size)
-        source = common.fresh(work / "pictures")
-        common.repeat(originals, source, pictures)
-        hostile = _add_hostile(options, work, source, pictures) if options.hostile else 0
+        images = options.images or round(rate * options.minutes * 60)
+        _check_room(work, images, size)
+        source = common.fresh(work / "images")
+        common.repeat(originals, source, images)
+        hostile = _add_hostile(options, work, source, images) if options.hostile else 0
         print(
-            f"one job of {pictures + hostile:,} pictures ({len(originals)} JPEGs under distinct names, "
+            f"one job of {images + hostile:,} images ({len(originals)} JPEGs under distinct names, "
             f"{hostile:,} of them hostile), {options.workers} workers, for some {options.minutes:g} minutes\n"
         )
         traces, wall, output = _watch(_command(source, work / "out", options))
         print(output.strip() + "\n")
-        _report(traces, wall, pictures + hostile)
+        _report(traces, wall, images + hostile)
         if options.csv:
             memory.write_csv(traces, options.csv, "process", _COURSE)
         if options.json:
-            facts = _as_json(traces, wall, pictures + hostile, hostile)
+            facts = _as_json(traces, wall, images + hostile, hostile)
             options.json.write_text(json.dumps(facts, indent=1))
         if options.chart:
             memory.draw(traces, wall, options.chart, "Memory of one preparation", _COURSE)
-        for name in ("originals", "hostile", "pictures", "out"):
+        for name in ("originals", "hostile", "images", "out"):
             common.fresh(work / name)
     return 0
 
@@ -74,19 +74,19 @@ def _options() -> argparse.Namespace:
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
     options.add_argument("--minutes", type=float, default=10.0, help="how long the job shall last")
-    options.add_argument("--pictures", type=int, help="how many to prepare, instead of --minutes")
+    options.add_argument("--images", type=int, help="how many to prepare, instead of --minutes")
     options.add_argument("--workers", type=int, default=common.cores(), help="processes")
     options.add_argument("--hostile", type=Path, help="folder of files that break naive tools, to mix in")
     options.add_argument(
-        "--hostile-share", type=float, default=0.01, help="hostile files, as a share of the pictures"
+        "--hostile-share", type=float, default=0.01, help="hostile files, as a share of the images"
     )
-    options.add_argument("--work", type=Path, help="folder for pictures and output")
+    options.add_argument("--work", type=Path, help="folder for images and output")
     options.add_argument("--chart", type=Path, help="draw RSS over time as PNG")
     options.add_argument("--csv", type=Path, help="write every sample")
     options.add_argument("--json", type=Path, help="write the table's figures")
     given = options.parse_args()
-    if given.minutes <= 0 or given.workers < 1 or (given.pictures is not None and given.pictures < 1):
-        options.error("--minutes, --workers and --pictures are above zero")
+    if given.minutes <= 0 or given.workers < 1 or (given.images is not None and given.images < 1):
+        options.error("--minutes, --workers and --images are above zero")
     if not 0 < given.hostile_share <= 1:
         options.error("--hostile-share is above 0 and at most 1")
     return given
@@ -108,38 +108,38 @@ def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tuple[float, float]:
-    """Pictures a second and bytes of output for each, by a short job."""
-    source = common.fresh(work / "pictures")
-    common.repeat(originals, source, _TRIAL_PICTURES)
+    """Images a second and bytes of output for each, by a short job."""
+    source = common.fresh(work / "images")
+    common.repeat(originals, source, _TRIAL_IMAGES)
     usage = processes.measure(_command(source, work / "out", options))
     written = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
-    rate = _TRIAL_PICTURES / usage.wall
-    print(f"trial: {_TRIAL_PICTURES:,} pictures in {usage.wall:.1f} s, {rate:,.0f} pictures/s")
-    return rate, written / _TRIAL_PICTURES
+    rate = _TRIAL_IMAGES / usage.wall
+    print(f"trial: {_TRIAL_IMAGES:,} images in {usage.wall:.1f} s, {rate:,.0f} images/s")
+    return rate, written / _TRIAL_IMAGES
 
 
-def _check_room(work: Path, pictures: int, size: float) -> None:
+def _check_room(work: Path, images: int, size: float) -> None:
     """Refuse a job whose output or names would not fit."""
-    needed = pictures * (size + _ENTRY_BYTES) * _MARGIN
+    needed = images * (size + _ENTRY_BYTES) * _MARGIN
     free = shutil.disk_usage(work).free
     if needed > free:
         raise BenchmarkError(
-            f"{pictures:,} pictures need {needed / 1e9:.1f} GB in {work}, which has {free / 1e9:.1f} GB "
+            f"{images:,} images need {needed / 1e9:.1f} GB in {work}, which has {free / 1e9:.1f} GB "
             "free; give fewer --minutes, or another --work"
         )
 
 
-def _add_hostile(options: argparse.Namespace, work: Path, source: Path, pictures: int) -> int:
+def _add_hostile(options: argparse.Namespace, work: Path, source: Path, images: int) -> int:
     """Link hostile files, in turn, into the class folders that there are; return how many."""
     files = sorted(path for path in options.hostile.iterdir() if path.is_file())
     if not files:
-        raise BenchmarkError(f"no files in {options.hostile}; name a folder of broken pictures")
+        raise BenchmarkError(f"no files in {options.hostile}; name a folder of broken images")
     copies = common.fresh(work / "hostile")
     copies.mkdir()
     for path in files:
         shutil.copyfile(path, copies / path.name)
     folders = cycle(sorted(path for path in source.iterdir() if path.is_dir()))
-    count = max(1, round(pictures * options.hostile_share))
+    count = max(1, round(images * options.hostile_share))
     for number, (path, folder) in enumerate(islice(zip(cycle(files), folders, strict=False), count)):
         (folder / f"hostile_{number:06d}_{path.name}").hardlink_to(copies / path.name)
     return count
@@ -188,17 +188,17 @@ def _named(traces: Iterable[Trace]) -> list[Trace]:
     return sorted(kept, key=lambda trace: (trace.name != "command", trace.name == "resource tracker"))
 
 
-def _report(traces: list[Trace], wall: float, pictures: int) -> None:
-    print(f"{wall / 60:.1f} minutes, {pictures / wall:,.0f} pictures/s; RSS in MB\n")
+def _report(traces: list[Trace], wall: float, images: int) -> None:
+    print(f"{wall / 60:.1f} minutes, {images / wall:,.0f} images/s; RSS in MB\n")
     print(memory.table(traces, wall, _COURSE, "process"))
 
 
-def _as_json(traces: list[Trace], wall: float, pictures: int, hostile: int) -> dict[str, Any]:
+def _as_json(traces: list[Trace], wall: float, images: int, hostile: int) -> dict[str, Any]:
     return {
         "command": common.command_line(),
         "machine": common.machine(),
         "wall_seconds": wall,
-        "pictures": pictures,
+        "images": images,
         "hostile": hostile,
         "megabytes": {trace.name: memory.figures(trace, wall, _COURSE) for trace in traces},
         "traces": [asdict(trace) for trace in traces],

@@ -221,9 +221,9 @@ def _prove(task: Task) -> dict[str, Any]:
 
 
 def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
-    from pipeline import Loader, Placement, TrainView, colour_noise
+    from pipeline import Loader, Placement, TrainView, color_noise
 
-    view = TrainView(_CROP, dataset.statistics.mean, noise=colour_noise("paper", dataset.statistics))
+    view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     place = Placement(task.rank, task.world)
     return Loader(dataset, "train", view, task.batch, placement=place, keys=keys)
 

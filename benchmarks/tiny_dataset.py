@@ -1,4 +1,4 @@
-"""A dataset of very many tiny pictures, for benchmarks/startup.py: what counts is how many there are."""
+"""A dataset of very many tiny images, for benchmarks/startup.py: what counts is how many there are."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def at(work: Path, samples: int, tars: int) -> Path:
 
 
 def _write(folder: Path, samples: int, tars: int) -> None:
-    """Flat grey pictures with labels and distinct names like ImageNet's."""
+    """Flat gray images with labels and distinct names like ImageNet's."""
     (folder / "train").mkdir(parents=True)
     classes = [f"n{10_000_000 + 7919 * number:08d}" for number in range(_CLASSES)]
     jpeg = _flat_jpeg()
@@ -68,7 +68,7 @@ def _write(folder: Path, samples: int, tars: int) -> None:
 
 
 def _flat_jpeg() -> bytes:
-    """A grey picture in less than one block of a tar."""
+    """A gray image in less than one block of a tar."""
     buffer = io.BytesIO()
     Image.new("L", (SIZE, SIZE), 128).save(buffer, "JPEG", optimize=True)
     return buffer.getvalue()

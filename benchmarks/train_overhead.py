@@ -33,18 +33,18 @@ _TARGET = 0.02
 def measure_overhead(rounds: int) -> int:
     """Time updates of the paper's net with all of it, with reports alone and with nothing; 1 if missed.
 
-    A run switches every ten updates of 16 pictures: a machine's drift within minutes is larger than what
+    A run switches every ten updates of 16 images: a machine's drift within minutes is larger than what
     is measured. Reports are the console, status.json, and the sums of losses and correct guesses. A
     checkpoint has 0.5 GB; the updates beside which it is written pay for it, and the share counts one in so
     many minutes as `alexnet-train` writes them by default.
     """
     blocks = len(_WAYS) * rounds
     steps = _SKIPPED + _BLOCK * blocks + 1
-    pictures = (steps + 1) * _BATCH * 5 // 4  # a fifth of them is for validation
+    images = (steps + 1) * _BATCH * 5 // 4  # a fifth of them is for validation
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        _run("demo", str(work / "pictures"), "--images", str(pictures))
-        _run("shard", str(work / "pictures"), str(work / "shards"))
+        _run("demo", str(work / "images"), "--images", str(images))
+        _run("shard", str(work / "images"), str(work / "shards"))
         recipe = replace(load_recipe("paper"), batch_size=_BATCH, mean="channel", epochs=1)
         debugging = Debugging(synthetic=True, steps=steps)
         job = Job(work / "shards", work / "run", recipe, saving=Saving(minutes=None), debugging=debugging)
@@ -57,7 +57,7 @@ def measure_overhead(rounds: int) -> int:
     rows = [(way, f"{min(s):.4f}", f"{median(s):.4f}", f"{max(s):.4f}") for way, s in seconds.items()]
     print("\n" + common.markdown(("switched on", "s/update, least", "median", "most"), rows))
     of_reports = median(on / bare for on, bare in zip(reports, off, strict=True)) - 1
-    # Of neighbouring blocks, so that drift does not count.
+    # Of neighboring blocks, so that drift does not count.
     checkpoint = _BLOCK * median(on - less for on, less in zip(saving, reports, strict=True))
     minutes = Saving().minutes
     assert minutes is not None

@@ -196,7 +196,7 @@ def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object
 
 
 def _spec(arch: str) -> Spec:
-    """Of a net on pictures whose channels' means are subtracted."""
+    """Of a net on images whose channels' means are subtracted."""
     classes = tuple(str(number) for number in range(_CLASSES))
     return Spec(arch, 1.0, _CROP, classes, 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mean_image=False)
 
@@ -226,7 +226,7 @@ def _matrix_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def _flops(arch: str) -> float:
-    """Of a picture's forward and backward pass: matrix products and convolutions, as torch counts them."""
+    """Of an image's forward and backward pass: matrix products and convolutions, as torch counts them."""
     net, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6)
     images, labels = torch.zeros(2, 3, _CROP, _CROP), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:

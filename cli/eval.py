@@ -30,10 +30,10 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
 @click.argument("data")
 @click.option(
     "--views",
-    type=click.Choice(["centre", "ten-crop", "full-resize"]),
-    default="centre",
+    type=click.Choice(["center", "ten-crop", "full-resize"]),
+    default="center",
     show_default=True,
-    help="What is shown of each picture: the centre crop, ten crops, or all of it squeezed into a square.",
+    help="What is shown of each image: the center crop, ten crops, or all of it squeezed into a square.",
 )
 @click.option("--weights", metavar="W,W,…", help="Weights of an ensemble's nets, such as 2,1,1.")
 @click.option("--split", default="val", show_default=True, help="The split to measure.")
@@ -61,7 +61,7 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     "--predictions",
     "predictions_file",
     type=_OUTPUT,
-    help="Save each picture's five likeliest classes as .csv or .parquet.",
+    help="Save each image's five likeliest classes as .csv or .parquet.",
 )
 @click.option("--confusion", "confusion_file", type=_OUTPUT, help="Save the confusion matrix as CSV.")
 @click.option(
@@ -79,14 +79,14 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     "--kernels",
     "kernels_file",
     type=_OUTPUT,
-    help="Save a picture of the (first) net's first-layer kernels as PNG.",
+    help="Save an image of the (first) net's first-layer kernels as PNG.",
 )
 @click.option(
     "--batch-size",
     default=64,
     show_default=True,
     type=click.IntRange(1),
-    help="Pictures per step of a process.",
+    help="Images per step of a process.",
 )
 @click.option("--gpus", type=int, help="Evaluate on this many GPUs.  [default: all visible ones]")
 @click.option("--cpus", type=int, help="Evaluate in this many CPU processes.")
@@ -122,7 +122,7 @@ def main(
     """
     require_dali()
     # On the CPU, torch's threads that wait for each other would else spin on the cores that decode: 5 to 15 %
-    # more CPU time a picture on two cores, and half the speed where other programs run beside.
+    # more CPU time an image on two cores, and half the speed where other programs run beside.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
     from pipeline.sources.labelers.devkit import read_ids
@@ -133,7 +133,7 @@ def main(
     from trainer.evaluation.results import write_confusion, write_json
     from trainer.evaluation.submission import check_submission, write_submission
     from trainer.runs.external_weights import describe
-    from trainer.runs.load_model import normalised
+    from trainer.runs.load_model import normalized
 
     if not checkpoints:
         raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")
@@ -144,7 +144,7 @@ def main(
     for file in (json_file, predictions_file, confusion_file, submission_file, kernels_file):
         check_folder(file)
     foreign = describe(arch, preprocessing)
-    shares = None if weights is None else normalised(_numbers(weights), len(checkpoints))
+    shares = None if weights is None else normalized(_numbers(weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
     dataset = Dataset.open(data)
@@ -206,7 +206,7 @@ def _evaluate(world: "World", *what: Any, **how: Any) -> "Evaluation":
 
     if not world.is_first:
         return evaluate_checkpoints(world, *what, **how)
-    with progress_bar("evaluating", "pictures") as show:
+    with progress_bar("evaluating", "images") as show:
         how["progress"] = show
         return evaluate_checkpoints(world, *what, **how)
 

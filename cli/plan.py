@@ -23,11 +23,11 @@ def print_plan(plan: "Plan") -> None:
     )
     for name, text in {
         "steps": f"{plan.steps:,}: {plan.steps_per_epoch:,} an epoch",
-        "processes": f"{plan.processes}, each {plan.batch_size:,} pictures a step",
+        "processes": f"{plan.processes}, each {plan.batch_size:,} images a step",
         "network": f"{plan.parameters:,} parameters, {plan.precision}",
         "memory": f"about {_megabytes(memory.total)} a process, and what the libraries take: {parts}",
         "data": ", ".join(f"{split} {count:,}" for split, count in plan.samples.items())
-        + " pictures; the first batches can be read",
+        + " images; the first batches can be read",
     }.items():
         click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
 

@@ -1,4 +1,4 @@
-"""`alexnet-predict`: what a trained net sees in pictures."""
+"""`alexnet-predict`: what a trained net sees in images."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-predict")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURE...")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option(
     "--also",
     multiple=True,
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
     metavar="RUN_OR_CHECKPOINT",
     help="Average the probabilities of this net too; repeatable.",
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes of each picture.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes of each image.")
 @click.option(
     "--views",
-    type=click.Choice(["centre", "ten-crop"]),
-    default="centre",
+    type=click.Choice(["center", "ten-crop"]),
+    default="center",
     show_default=True,
-    help="Crops per picture.",
+    help="Crops per image.",
 )
-@click.option(
-    "--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Pictures at a time."
-)
-@click.option("--exif-rotate", is_flag=True, help="Turn pictures as EXIF says.  [default: ignore it]")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images at a time.")
+@click.option("--exif-rotate", is_flag=True, help="Turn images as EXIF says.  [default: ignore it]")
 @click.option(
     "--format",
     "form",
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
 @one_line_errors
 def main(
     checkpoint: Path,
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     also: tuple[Path, ...],
     top: int,
     views: str,
@@ -61,9 +59,9 @@ def main(
     form: str,
     out: Path | None,
 ) -> None:
-    """Classify pictures, or folders of them, with a trained net.
+    """Classify images, or folders of them, with a trained net.
 
-    Files may be of any format that `alexnet-prep` reads, and are prepared as it does. A picture that cannot
+    Files may be of any format that `alexnet-prep` reads, and are prepared as it does. An image that cannot
     be read is named on stderr, the others are done all the same, and the exit code is 1. Needs no DALI; takes
     a GPU where torch sees one.
     """
@@ -71,18 +69,18 @@ def main(
 
     from pipeline.host import keep_freed_memory
     from pipeline.storage.atomic import write_bytes
-    from trainer.inference.classify import classify_pictures, find_pictures
+    from trainer.inference.classify import classify_images, find_images
     from trainer.runs.load_model import open_trained
 
     check_folder(out)
-    files = find_pictures(pictures)
+    files = find_images(images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
     nets = [open_trained(path).classifier.to(device) for path in (checkpoint, *also)]
     answers = []
-    with progress_bar("classifying", "pictures") as show:
-        found = classify_pictures(nets, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
+    with progress_bar("classifying", "images") as show:
+        found = classify_images(nets, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
         for done, answer in enumerate(found, start=1):
             if answer.error:
                 complain(answer.error)
@@ -101,8 +99,8 @@ def main(
 
 
 def _table(answers: "list[Answer]") -> str:
-    """A line for each guess; the picture's name stands before its likeliest."""
-    names = [_printable(str(answer.picture)) for answer in answers]
+    """A line for each guess; the image's name stands before its likeliest."""
+    names = [_printable(str(answer.image)) for answer in answers]
     width = max(map(len, names), default=0)
     lines = []
     for name, answer in zip(names, answers, strict=True):
@@ -120,7 +118,7 @@ def _printable(text: str) -> str:
 def _json(answers: "list[Answer]") -> str:
     values = [
         {
-            "picture": str(answer.picture),
+            "image": str(answer.image),
             "guesses": [
                 {"id": guess.id, "name": guess.name, "probability": guess.probability}
                 for guess in answer.guesses
@@ -134,8 +132,8 @@ def _json(answers: "list[Answer]") -> str:
 def _csv(answers: "list[Answer]") -> str:
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(["picture", "rank", "id", "name", "probability"])
+    rows.writerow(["image", "rank", "id", "name", "probability"])
     for answer in answers:
         for rank, guess in enumerate(answer.guesses, start=1):
-            rows.writerow([answer.picture, rank, guess.id, guess.name, f"{guess.probability:.6f}"])
+            rows.writerow([answer.image, rank, guess.id, guess.name, f"{guess.probability:.6f}"])
     return text.getvalue()

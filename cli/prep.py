@@ -1,4 +1,4 @@
-"""`alexnet-prep`: from pictures to shards."""
+"""`alexnet-prep`: from images to shards."""
 
 import json
 import time
@@ -23,7 +23,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
-    """Turn pictures into WebDataset shards with RGB statistics."""
+    """Turn images into WebDataset shards with RGB statistics."""
 
 
 def _workers(command: _Command) -> _Command:
@@ -41,7 +41,7 @@ def _max_megapixels(command: _Command) -> _Command:
         default=100.0,
         show_default=True,
         type=click.FloatRange(0, min_open=True),
-        help="Refuse larger pictures before memory is taken for them.",
+        help="Refuse larger images before memory is taken for them.",
     )(command)
 
 
@@ -51,7 +51,7 @@ def _max_bad(command: _Command) -> _Command:
         default=0.01,
         show_default=True,
         type=click.FloatRange(0, 1),
-        help="Share of undecodable pictures above which the job fails.",
+        help="Share of undecodable images above which the job fails.",
     )(command)
 
 
@@ -73,17 +73,17 @@ def _max_bad(command: _Command) -> _Command:
     help="Shorter side in pixels.",
 )
 @click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="JPEG quality.")
-@click.option("--keep-aspect", is_flag=True, help="Keep the whole picture instead of its centre square.")
+@click.option("--keep-aspect", is_flag=True, help="Keep the whole image instead of its center square.")
 @click.option(
     "--keep-original",
     is_flag=True,
     help="Store good RGB JPEGs byte for byte; --size is then what training scales to.",
 )
-@click.option("--exif-rotate", is_flag=True, help="Turn pictures as EXIF says.  [default: ignore it]")
+@click.option("--exif-rotate", is_flag=True, help="Turn images as EXIF says.  [default: ignore it]")
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of each class to hold out for validation, where SOURCE has no validation pictures.",
+    help="Share of each class to hold out for validation, where SOURCE has no validation images.",
 )
 @click.option(
     "--seed",
@@ -95,7 +95,7 @@ def _max_bad(command: _Command) -> _Command:
 @click.option(
     "--shard-samples",
     type=click.IntRange(1),
-    help="Pictures per tar.  [default: 2000, fewer for small datasets]",
+    help="Images per tar.  [default: 2000, fewer for small datasets]",
 )
 @_max_megapixels
 @_max_bad
@@ -147,7 +147,7 @@ def shard(
 
     Both may be folders here or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded,
     Kaggle's tree, class folders ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's
-    Parquet files, or WebDataset tars. Every picture is decoded completely, scaled, cut to its centre square
+    Parquet files, or WebDataset tars. Every image is decoded completely, scaled, cut to its center square
     and shuffled into tars. A stopped job goes on where it was when the same command runs again.
     """
     from pipeline import LocalEngine, Options, open_store, prepare, read_source
@@ -174,15 +174,15 @@ def shard(
         return
     found = read_source(source, layout, val_fraction, seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
-    click.echo(f"{source}: {counts} pictures, {len(found.classes)} classes ({found.layout})")
+    click.echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
         click.echo(f"note: {note}")
     finished_before = open_store(out).is_file("manifest.json")
-    with progress_bar("preparing", "pictures") as show:
+    with progress_bar("preparing", "images") as show:
         manifest = prepare(
             found, out, options, engine=runner, max_bad=max_bad, progress=show, scratch=scratch
         )
-    _summarise(out, manifest)
+    _summarize(out, manifest)
     if finished_before:
         click.echo(f"{out}: was complete already")
     else:
@@ -204,7 +204,7 @@ def _run_slice(
     index, slash, count = task.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise UsageError(f"--task {task}: give the task's number and how many there are, such as 0/16")
-    with progress_bar("preparing", "pictures") as show:
+    with progress_bar("preparing", "images") as show:
         shards = prepare_slice(
             source,
             out,
@@ -233,7 +233,7 @@ def finish(out: str, max_bad: float) -> None:
     """
     from pipeline import finish as merge
 
-    _summarise(out, merge(out, max_bad=max_bad))
+    _summarize(out, merge(out, max_bad=max_bad))
     click.echo(f"{out}: complete")
 
 
@@ -245,13 +245,13 @@ def finish(out: str, max_bad: float) -> None:
 def verify(out: str, fast: bool, workers: int) -> None:
     """Read a dataset again and name every fault.
 
-    Checksums, indexes, labels, counts, statistics, and every picture's decoding. The exit code is 1 if there
+    Checksums, indexes, labels, counts, statistics, and every image's decoding. The exit code is 1 if there
     is a fault.
     """
     from pipeline import LocalEngine, verify as verify_dataset
 
     started = time.perf_counter()
-    with progress_bar("verifying", "pictures") as show:
+    with progress_bar("verifying", "images") as show:
         verdict = verify_dataset(out, fast=fast, engine=LocalEngine(workers), progress=show)
     for note in verdict.notes:
         click.echo(f"note: {note.place}: {note.what}")
@@ -259,7 +259,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
         click.echo(f"{fault.place}: {fault.what}")
     seconds = time.perf_counter() - started
     read = (
-        f"{verdict.samples:,} pictures in {verdict.shards} shards, {in_bytes(verdict.bytes)}, {seconds:.1f} s"
+        f"{verdict.samples:,} images in {verdict.shards} shards, {in_bytes(verdict.bytes)}, {seconds:.1f} s"
     )
     if verdict.faults:
         fail(f"{out}: {len(verdict.faults)} faults ({read})", 1)
@@ -273,7 +273,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
     default=256,
     show_default=True,
     type=click.IntRange(8, 4096),
-    help="Of tars of other tools: what training scales pictures of mixed sizes to.",
+    help="Of tars of other tools: what training scales images of mixed sizes to.",
 )
 @_max_megapixels
 @_max_bad
@@ -289,7 +289,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     from pipeline import Dataset, LocalEngine, adopt, decoded_statistics, open_store
 
     engine = LocalEngine(workers)
-    with progress_bar("measuring", "pictures") as show:
+    with progress_bar("measuring", "images") as show:
         if open_store(out).is_file("manifest.json"):
             manifest = Dataset.open(out).manifest
             decoded = decoded_statistics(Dataset.open(out), engine, show)
@@ -306,13 +306,13 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
         click.echo(json.dumps(both, indent=1))
         return
     if kept is decoded:
-        _summarise(out, manifest)
+        _summarize(out, manifest)
     print_rows(statistics_rows(decoded))
     if kept is not decoded:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
         spread = max(abs(kept.deviations / decoded.deviations - 1))
         click.echo(
-            f"{out}: the manifest's, of {kept.measured_on} pixels, differ by {mean:.3f} grey levels in the "
+            f"{out}: the manifest's, of {kept.measured_on} pixels, differ by {mean:.3f} gray levels in the "
             f"mean and {spread:.2%} in the deviations"
         )
     else:
@@ -324,21 +324,21 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Save augmented training crops, scree and colour directions as PNG.",
+    help="Save augmented training crops, scree and color directions as PNG.",
 )
 @click.option(
     "--noise",
     type=click.Choice(["paper", "source", "none"]),
     default="paper",
     show_default=True,
-    help="Colour noise of the preview.",
+    help="Color noise of the preview.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @one_line_errors
 def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
     """Print what a dataset is, or draw it.
 
-    `--preview` shows what a network will see of it, and its colour statistics.
+    `--preview` shows what a network will see of it, and its color statistics.
     """
     from pipeline import Dataset, open_store, read_manifest
 
@@ -362,32 +362,32 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("out", type=_FOLDER)
-@click.option("--images", default=2000, show_default=True, type=click.IntRange(1), help="Pictures in all.")
+@click.option("--images", default=2000, show_default=True, type=click.IntRange(1), help="Images in all.")
 @click.option("--seed", default=2012, show_default=True, type=click.IntRange(0), help="Of the drawing.")
 @one_line_errors
 def demo(out: Path, images: int, seed: int) -> None:
-    """Draw pictures to try everything on.
+    """Draw images to try everything on.
 
     OUT gets class folders of ten classes that shape and texture tell apart.
     """
     from pipeline.demo import draw_demo
 
     started = time.perf_counter()
-    with progress_bar("drawing", "pictures") as show:
+    with progress_bar("drawing", "images") as show:
         counts = draw_demo(out, images, seed, progress=lambda done: show(done, images))
     drawn = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    click.echo(f"{out}: {drawn} pictures drawn in {time.perf_counter() - started:.1f} s")
+    click.echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")
 
 
-def _summarise(out: str, manifest: "Manifest") -> None:
+def _summarize(out: str, manifest: "Manifest") -> None:
     from pipeline import read_report
 
     actions = [row["action"] for row in read_report(out)]
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        click.echo(f"{split}: {manifest.samples(split):,} pictures in {len(shards)} shards, {in_bytes(size)}")
+        click.echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
     if actions:
         click.echo(
-            f"pictures skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
+            f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
             f"see {out.rstrip('/')}/report.csv"
         )

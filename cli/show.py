@@ -1,4 +1,4 @@
-"""`alexnet-show`: pictures of what a net has learnt, and the report of a run."""
+"""`alexnet-show`: images of what a net has learnt, and the report of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline import Dataset
     from trainer import Trained
-    from trainer.inference.neighbors import Picture
+    from trainer.inference.neighbors import NamedImage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,20 +43,20 @@ def _data(command: _Command) -> _Command:
 
 
 def _split(command: _Command) -> _Command:
-    return click.option("--split", default="val", show_default=True, help="The split that pictures are of.")(
+    return click.option("--split", default="val", show_default=True, help="The split that images are of.")(
         command
     )
 
 
 def _seed(command: _Command) -> _Command:
     return click.option(
-        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the pictures' choice."
+        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the images' choice."
     )(command)
 
 
 def _batch_size(command: _Command) -> _Command:
     return click.option(
-        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Pictures per step."
+        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images per step."
     )(command)
 
 
@@ -79,7 +79,7 @@ def kernels(run: Path, out: Path) -> None:
 @main.command()
 @_RUN
 @_out("predictions")
-@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Pictures.")
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Images.")
 @click.option("--only-errors", is_flag=True, help="Only those whose likeliest class is not the label.")
 @_seed
 @_split
@@ -88,9 +88,9 @@ def kernels(run: Path, out: Path) -> None:
 def predictions(
     run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None
 ) -> None:
-    """Draw pictures with their top-5 (figure 4).
+    """Draw images with their top-5 (figure 4).
 
-    Bars are probabilities, the label's in orange; pictures are drawn from --split in an order of --seed. What
+    Bars are probabilities, the label's in orange; images are drawn from --split in an order of --seed. What
     the net takes each for is printed too.
     """
     _check(out)
@@ -103,26 +103,26 @@ def predictions(
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
-            f"{dataset.url}: the net takes no picture of {split} for another class; leave --only-errors out"
+            f"{dataset.url}: the net takes no image of {split} for another class; leave --only-errors out"
         )
     names = class_names(trained, dataset)
     _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
     for one in found:
         likeliest = names[one.classes[0]]
-        click.echo(f"{one.picture.name} ({names[one.picture.label]}): {likeliest} {one.probabilities[0]:.1%}")
+        click.echo(f"{one.image.name} ({names[one.image.label]}): {likeliest} {one.probabilities[0]:.1%}")
 
 
 @main.command()
 @_RUN
-@click.argument("pictures", nargs=-1, metavar="[KEY_OR_FILE]...")
-@_out("neighbours")
-@click.option("--count", default=6, show_default=True, type=click.IntRange(1, 20), help="Neighbours of each.")
+@click.argument("images", nargs=-1, metavar="[KEY_OR_FILE]...")
+@_out("neighbors")
+@click.option("--count", default=6, show_default=True, type=click.IntRange(1, 20), help="Neighbors of each.")
 @click.option(
     "--queries",
     default=5,
     show_default=True,
     type=click.IntRange(1, 50),
-    help="Pictures drawn where none is given.",
+    help="Images drawn where none is given.",
 )
 @click.option("--among", default="train", show_default=True, help="The split that is searched.")
 @_seed
@@ -130,9 +130,9 @@ def predictions(
 @_batch_size
 @_data
 @one_line_errors
-def neighbours(
+def neighbors(
     run: Path,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     out: Path,
     count: int,
     queries: int,
@@ -142,28 +142,28 @@ def neighbours(
     batch_size: int,
     data: str | None,
 ) -> None:
-    """Draw the nearest training pictures (figure 4).
+    """Draw the nearest training images (figure 4).
 
-    Nearest by the last hidden layer's features, Euclidean, among all pictures of a split. Pictures are keys
+    Nearest by the last hidden layer's features, Euclidean, among all images of a split. Images are keys
     of --split or files; without any, some are drawn from --split.
     """
     _check(out)
     require_dali()
-    from trainer import draw_neighbours, find_neighbours
-    from trainer.inference.neighbors import named_pictures, some_pictures
+    from trainer import draw_neighbors, find_neighbors
+    from trainer.inference.neighbors import named_images, some_images
     from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
     refuse_other_classes(trained, dataset)
     dataset.shards(among)
-    if pictures:
-        wanted = named_pictures(pictures, trained.spec, dataset, split)
+    if images:
+        wanted = named_images(images, trained.spec, dataset, split)
     else:
-        wanted = some_pictures(dataset, split, trained.spec, queries, seed)
-    with progress_bar("searching", "pictures") as show:
-        found = find_neighbours(trained.classifier, wanted, dataset, among, count, batch_size, show)
+        wanted = some_images(dataset, split, trained.spec, queries, seed)
+    with progress_bar("searching", "images") as show:
+        found = find_neighbors(trained.classifier, wanted, dataset, among, count, batch_size, show)
     title = f"{trained.name} on {dataset_name(dataset)}, among {dataset.samples(among):,} of {among}"
-    _save(draw_neighbours(found, class_names(trained, dataset), title), out)
+    _save(draw_neighbors(found, class_names(trained, dataset), title), out)
     for one in found:
         near = (f"{p.name} {d:.4g}" for p, d in zip(one.found, one.distances, strict=True))
         click.echo(f"{one.query.name}: {', '.join(near)}")
@@ -195,7 +195,7 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
 def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | None) -> None:
     """Draw which classes are taken for which.
 
-    The most confused pairs are printed too. Up to 40 classes stand by name; of more, blocks of neighbouring
+    The most confused pairs are printed too. Up to 40 classes stand by name; of more, blocks of neighboring
     classes and the worst pairs.
     """
     _check(out)
@@ -206,9 +206,9 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
     from trainer.runs.load_model import class_names, dataset_name
 
     trained, dataset = _open(run, data)
-    with progress_bar("evaluating", "pictures") as show:
+    with progress_bar("evaluating", "images") as show:
         found = evaluate_checkpoints(
-            this_machine(), [trained.checkpoint], dataset.url, split, "centre", batch_size, progress=show
+            this_machine(), [trained.checkpoint], dataset.url, split, "center", batch_size, progress=show
         )
     names = class_names(trained, dataset)
     _save(draw_confusion(found.confusion, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
@@ -218,7 +218,7 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
 
 @main.command()
 @_RUN
-@click.argument("picture", metavar="KEY_OR_FILE")
+@click.argument("image", metavar="KEY_OR_FILE")
 @_out("maps")
 @click.option("--layer", "layers", multiple=True, help="A layer's name; repeatable.  [default: convolutions]")
 @click.option(
@@ -228,9 +228,9 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
 @_data
 @one_line_errors
 def maps(
-    run: Path, picture: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
+    run: Path, image: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
 ) -> None:
-    """Draw what layers make of a picture.
+    """Draw what layers make of an image.
 
     It is a key of --split, or a file, which is scaled as `alexnet-prep shard` does. Maps of a layer share
     one scale.
@@ -238,23 +238,23 @@ def maps(
     _check(out)
     from trainer import draw_maps
 
-    trained, _, found = _open_picture(run, picture, split, data)
+    trained, _, found = _open_image(run, image, split, data)
     title = f"{trained.name}, {found.name}"
     _save(draw_maps(trained.classifier, found.crop, layers, title, channels), out)
 
 
 @main.command()
 @_RUN
-@click.argument("picture", metavar="KEY_OR_FILE")
+@click.argument("image", metavar="KEY_OR_FILE")
 @_out("saliency")
 @click.option("--class", "class_", help="Class id or name.  [default: the likeliest]")
 @_split
 @_data
 @one_line_errors
-def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
+def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
     """Draw which pixels move a class's logit.
 
-    The gradient's magnitude for one picture, a key of --split or a file: beside the picture, and over it.
+    The gradient's magnitude for one image, a key of --split or a file: beside the image, and over it.
     """
     _check(out)
     from trainer import draw_saliency
@@ -262,7 +262,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
     from trainer.inference.neighbors import predict
     from trainer.runs.load_model import class_names, label_of
 
-    trained, dataset, found = _open_picture(run, picture, split, data)
+    trained, dataset, found = _open_image(run, image, split, data)
     if class_ is None:
         label = predict(trained.classifier, [found])[0].classes[0]
     else:
@@ -277,7 +277,7 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
 @click.argument("run", type=_PATH)
 @click.option("-o", "--out", type=_FILE, help="HTML file to write.  [default: RUN/report.html]")
 @click.option(
-    "--skip", multiple=True, metavar="PART", help="Leave out a part, such as neighbours; repeatable."
+    "--skip", multiple=True, metavar="PART", help="Leave out a part, such as neighbors; repeatable."
 )
 @_seed
 @_data
@@ -285,14 +285,14 @@ def saliency(run: Path, picture: str, out: Path, class_: str | None, split: str,
 def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
     """Write one HTML page about a run.
 
-    It holds summary, curves, throughput, kernels, predictions, neighbours, confusion, data statistics and
+    It holds summary, curves, throughput, kernels, predictions, neighbors, confusion, data statistics and
     recipe. Parts that cannot be made, such as for want of the dataset, are named, with the reason.
     """
     check_folder(out or (run / "report.html" if run.is_dir() else None))
     from cli.common.facts import in_bytes
     from trainer.report.page import write_report
 
-    with progress_bar("reading", "pictures") as show:
+    with progress_bar("reading", "images") as show:
         made = write_report(
             run, out or run / "report.html", data, skip=skip, seed=seed, progress=lambda _, *done: show(*done)
         )
@@ -324,15 +324,15 @@ def _open(run: Path, data: str | None) -> "tuple[Trained, Dataset]":
     return trained, dataset_of(trained, data)
 
 
-def _open_picture(
-    run: Path, picture: str, split: str, data: str | None
-) -> "tuple[Trained, Dataset | None, Picture]":
-    """A net, its dataset if it is known, and a picture by file or key."""
+def _open_image(
+    run: Path, image: str, split: str, data: str | None
+) -> "tuple[Trained, Dataset | None, NamedImage]":
+    """A net, its dataset if it is known, and an image by file or key."""
     from trainer import open_trained
-    from trainer.inference.neighbors import named_pictures
+    from trainer.inference.neighbors import named_images
     from trainer.runs.load_model import dataset_if_any, dataset_of
 
     trained = open_trained(run)
-    needed = data is not None or not Path(picture).is_file()
+    needed = data is not None or not Path(image).is_file()
     dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
-    return trained, dataset, named_pictures([picture], trained.spec, dataset, split)[0]
+    return trained, dataset, named_images([image], trained.spec, dataset, split)[0]

@@ -14,10 +14,10 @@ from .loader.loader import Batch as Batch, Loader as Loader
 from .loader.placement import Placement as Placement, choose_device as choose_device
 from .loader.shard_files import Access as Access
 from .loader.views import (
-    ColourNoise as ColourNoise,
+    ColorNoise as ColorNoise,
     EvalView as EvalView,
     TrainView as TrainView,
-    colour_noise as colour_noise,
+    color_noise as color_noise,
 )
 from .preview import draw_preview as draw_preview
 from .sharding.job import finish as finish, prepare as prepare, prepare_slice as prepare_slice

@@ -1,12 +1,12 @@
 """The demonstration source: class folders of JPEGs drawn by this module.
 
-Shape and texture tell the ten classes apart and colour does not. A motif is a *gauge*, a field whose
+Shape and texture tell the ten classes apart and color does not. A motif is a *gauge*, a field whose
 sublevel sets are one outline at growing scale, and a *pattern*, a field positive where there is ink.
-The outline grows until the ink covers a share of the centre square that is drawn from the same
-distribution for all classes, so that neither colours nor the ink's area give a class away.
+The outline grows until the ink covers a share of the center square that is drawn from the same
+distribution for all classes, so that neither colors nor the ink's area give a class away.
 
 Within this module a plane is a float32 array of (height, width). Motifs live in rotated coordinates
-`u`, `v` around the object's centre, in units of the picture's shorter side.
+`u`, `v` around the object's center, in units of the image's shorter side.
 """
 
 import math
@@ -23,12 +23,12 @@ from PIL import Image
 from pipeline.errors import UsageError
 
 Plane = NDArray[np.floating[Any]]
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Rng = np.random.Generator
 GaugeAndPattern = tuple[Plane, Plane]
 
 MIN_IMAGES = 40
-GREY_SHARE = 0.02
+GRAY_SHARE = 0.02
 CMYK_SHARE = 0.005
 INK_SHARE = (0.13, 0.27)
 TURN = 2 * math.pi
@@ -62,7 +62,7 @@ def _bands(phase: Plane, share: float) -> Plane:
     return np.cos(phase) - math.cos(math.pi * share)
 
 
-def _from_cell_centre(x: Plane, period: float) -> Plane:
+def _from_cell_center(x: Plane, period: float) -> Plane:
     return np.abs(np.mod(x, period) - period / 2)
 
 
@@ -71,8 +71,8 @@ def _bricks(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
     width = height * rng.uniform(1.8, 2.4)
     mortar = height * rng.uniform(0.10, 0.16)
     shift = np.mod(np.floor(v / height), 2) * (width / 2)
-    across = width / 2 - mortar - _from_cell_centre(u + shift, width)
-    along = height / 2 - mortar - _from_cell_centre(v, height)
+    across = width / 2 - mortar - _from_cell_center(u + shift, width)
+    along = height / 2 - mortar - _from_cell_center(v, height)
     return _badge(u, v, rng, np.minimum(across, along))
 
 
@@ -89,7 +89,7 @@ def _cross(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
 
 def _dots(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
     period = rng.uniform(0.10, 0.14)
-    distance = np.hypot(_from_cell_centre(u, period), _from_cell_centre(v, period))
+    distance = np.hypot(_from_cell_center(u, period), _from_cell_center(v, period))
     return _badge(u, v, rng, period * rng.uniform(0.34, 0.42) - distance)
 
 
@@ -137,7 +137,7 @@ def _size(rng: Rng) -> tuple[int, int]:
 
 
 def _coordinates(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
-    """Place an object near the picture's centre at a random angle: return its `u` and `v`."""
+    """Place an object near the image's center at a random angle: return its `u` and `v`."""
     side = min(height, width)
     x = np.arange(width, dtype=np.float32) / side - (width / side / 2 + rng.uniform(-0.05, 0.05))
     y = np.arange(height, dtype=np.float32) / side - (height / side / 2 + rng.uniform(-0.05, 0.05))
@@ -186,9 +186,9 @@ def _discs(height: int, width: int, rng: Rng) -> Plane:
     """Draw up to three translucent discs that belong to no class, as coverage of 0 to 1."""
     plane = np.zeros((height, width), np.uint8)
     for _ in range(rng.integers(0, 4)):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        center = (int(rng.integers(width)), int(rng.integers(height)))
         radius = int(min(height, width) * rng.uniform(0.04, 0.13))
-        cv2.circle(plane, centre, radius, int(rng.integers(80, 200)), -1, cv2.LINE_AA)
+        cv2.circle(plane, center, radius, int(rng.integers(80, 200)), -1, cv2.LINE_AA)
     return plane / np.float32(255)
 
 
@@ -202,7 +202,7 @@ def _shadow(ink: Plane, rng: Rng) -> Plane:
 
 
 def _light(height: int, width: int, rng: Rng) -> Plane:
-    """Light the picture from one side, with film grain: a factor on brightness."""
+    """Light the image from one side, with film grain: a factor on brightness."""
     angle, strength = rng.uniform(0, TURN), rng.uniform(0, 0.16)
     x: Plane = np.linspace(-1, 1, width, dtype=np.float32) * (strength * math.cos(angle))
     y: Plane = np.linspace(-1, 1, height, dtype=np.float32) * (strength * math.sin(angle))
@@ -210,8 +210,8 @@ def _light(height: int, width: int, rng: Rng) -> Plane:
     return grain + (x + 1) + y.reshape(-1, 1)
 
 
-def draw(label: int, rng: np.random.Generator) -> Picture:
-    """Draw one picture of class `label`: uint8 RGB (H, W, 3), shorter side 160 to 420 pixels.
+def draw(label: int, rng: np.random.Generator) -> Pixels:
+    """Draw one image of class `label`: uint8 RGB (H, W, 3), shorter side 160 to 420 pixels.
 
     Raises ValueError for a label outside `CLASSES`.
     """
@@ -219,23 +219,23 @@ def draw(label: int, rng: np.random.Generator) -> Picture:
         raise ValueError(f"label {label} is not one of 0 to {len(CLASSES) - 1}")
     height, width = _size(rng)
     ink = _ink(label, height, width, rng)
-    first, second, ink_colour, disc_colour = _palette(rng)
+    first, second, ink_color, disc_color = _palette(rng)
     # The canvas is (3, height, width): NumPy broadcasts slowly over a last axis of three.
     canvas = first + (second - first) * _clouds(height, width, rng)
-    canvas += (disc_colour - canvas) * _discs(height, width, rng)
+    canvas += (disc_color - canvas) * _discs(height, width, rng)
     canvas *= _shadow(ink, rng)
-    canvas += (ink_colour - canvas) * ink
+    canvas += (ink_color - canvas) * ink
     canvas *= _light(height, width, rng)
     levels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
 
 
-def _colour_modes(indices: list[int], seed: int) -> dict[int, str]:
-    """Choose the few images of one split that are stored greyscale ("L") or as CMYK."""
-    grey, cmyk = round(GREY_SHARE * len(indices)), round(CMYK_SHARE * len(indices))
+def _color_modes(indices: list[int], seed: int) -> dict[int, str]:
+    """Choose the few images of one split that are stored grayscale ("L") or as CMYK."""
+    gray, cmyk = round(GRAY_SHARE * len(indices)), round(CMYK_SHARE * len(indices))
     # The third number keeps this stream apart from those of the images, [seed, index].
     shuffled = np.random.default_rng([seed, len(indices), 1]).permutation(indices).tolist()
-    return dict(zip(shuffled, ["L"] * grey + ["CMYK"] * cmyk, strict=False))
+    return dict(zip(shuffled, ["L"] * gray + ["CMYK"] * cmyk, strict=False))
 
 
 def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
@@ -269,7 +269,7 @@ def draw_demo(
     """Write the demonstration source and return the number of images per split.
 
     `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...` hold JPEGs of quality 88 to 95, every
-    fifth image of a class in val; about 2 % are greyscale and 0.5 % CMYK. The same seed gives the
+    fifth image of a class in val; about 2 % are grayscale and 0.5 % CMYK. The same seed gives the
     same bytes under the same library versions. `progress` is called with the number of images
     written so far. `out` appears only when complete: an interrupted run leaves nothing.
 
@@ -285,7 +285,7 @@ def draw_demo(
     shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
     try:
         for split, indices in splits.items():
-            modes = _colour_modes(indices, seed)
+            modes = _color_modes(indices, seed)
             for index in indices:
                 _write_image(staging / split, index, seed, modes.get(index, "RGB"))
                 written += 1

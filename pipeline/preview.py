@@ -1,4 +1,4 @@
-"""A contact sheet of augmented training crops, to judge colours, flips and crops by eye, and the scree."""
+"""A contact sheet of augmented training crops, to judge colors, flips and crops by eye, and the scree."""
 
 import dataclasses
 import tempfile
@@ -16,31 +16,31 @@ from pipeline.images.codec import decode, resize_square
 from pipeline.images.grid import grid, stacked, titled
 from pipeline.images.pca_plot import draw_scree
 from pipeline.loader.loader import Loader
-from pipeline.loader.views import NoiseKind, TrainView, colour_noise
+from pipeline.loader.views import NoiseKind, TrainView, color_noise
 
 _CROPS = 7
 
 
 def draw_preview(
-    dataset: Dataset, pictures: int = 6, crop: int = 224, noise: NoiseKind = "paper", seed: int = 0
+    dataset: Dataset, images: int = 6, crop: int = 224, noise: NoiseKind = "paper", seed: int = 0
 ) -> Image.Image:
-    """Draw a row for each of some training pictures: as stored, then as the network will see it.
+    """Draw a row for each of some training images: as stored, then as the network will see it.
 
     The crops come out of the training graph itself; the mean is added back for display. Below are the
-    directions in which the training pixels' colours vary: see `pipeline.images.pca_plot.draw_scree`.
+    directions in which the training pixels' colors vary: see `pipeline.images.pca_plot.draw_scree`.
 
     Args:
         dataset: an opened dataset.
-        pictures: rows.
+        images: rows.
         crop: side of the crops, pixels; a smaller dataset gets the largest that fits.
-        noise: colour noise, in either reading or none.
+        noise: color noise, in either reading or none.
         seed: of the augmentation.
 
     Returns:
-        An RGB picture.
+        An RGB image.
     """
     crop = min(crop, round(dataset.image.size * 224 / 256))
-    stored = _first_samples(dataset, pictures)
+    stored = _first_samples(dataset, images)
     seen = _augmented(dataset, stored, crop, noise, seed)
     cells = []
     for key, (jpeg, _) in stored.items():
@@ -49,10 +49,10 @@ def draw_preview(
     sheet = stacked([sheet, draw_scree(dataset.statistics, sheet.shape[1])], gap=24)
     names = {info.id: info.name for info in dataset.manifest.classes}
     labels = ", ".join(dict.fromkeys(names[dataset.classes[label]] for _, label in stored.values()))
-    title = f"{len(stored)} training pictures ({_short(labels)})"
+    title = f"{len(stored)} training images ({_short(labels)})"
     explanation = (
         f"Left: as stored, {_size(dataset)}. Right: {_CROPS} random {crop} px crops, mirrored or not, "
-        f"colour noise: {noise}; mean added back."
+        f"color noise: {noise}; mean added back."
     )
     return titled(sheet, [title, explanation], size=24)
 
@@ -60,17 +60,17 @@ def draw_preview(
 def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]:
     """Key → (JPEG, label) of the first training samples; they are shuffled already."""
     found = read_stored(dataset, "train", range(min(count, dataset.samples("train"))))
-    return {picture.key: (picture.data, picture.label) for picture in found}
+    return {image.key: (image.data, image.label) for image in found}
 
 
 def _augmented(
     dataset: Dataset, stored: dict[str, tuple[bytes, int]], crop: int, noise: NoiseKind, seed: int
 ) -> dict[str, list[NDArray[np.uint8]]]:
-    """Key → `_CROPS` crops, by running the training graph over a set of these pictures alone."""
+    """Key → `_CROPS` crops, by running the training graph over a set of these images alone."""
     statistics = dataset.statistics
-    colours = colour_noise(noise, statistics)
-    view = TrainView(crop=crop, mean=statistics.mean, noise=colours)
-    scale = colours.divisor if colours else 1.0
+    colors = color_noise(noise, statistics)
+    view = TrainView(crop=crop, mean=statistics.mean, noise=colors)
+    scale = colors.divisor if colors else 1.0
     seen: dict[str, list[NDArray[np.uint8]]] = {key: [] for key in stored}
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "train" / "train-000000.tar"

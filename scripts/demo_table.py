@@ -1,4 +1,4 @@
-"""Print the demonstration's result: time and rate of each stage, accuracy, and the two pictures."""
+"""Print the demonstration's result: time and rate of each stage, accuracy, and the two images."""
 
 import json
 import sys
@@ -20,31 +20,31 @@ def main(work: Path) -> None:
     }
     rows = [json.loads(line) for line in (work / "run/metrics.jsonl").read_text().splitlines()]
     total = sum(samples.values())
-    pictures = {
+    images = {
         "draw": total,
         "shard": total,
         "train": samples["train"] * len(rows),
-        "centre": samples["val"],
+        "center": samples["val"],
         "ten-crop": samples["val"],
     }
     titles = {
-        "draw": "draw the pictures",
+        "draw": "draw the images",
         "shard": "shard and measure",
         "train": f"train {len(rows)} epochs",
-        "centre": "evaluate, centre crop",
+        "center": "evaluate, center crop",
         "ten-crop": "evaluate, ten crops",
     }
     stages = Table(title="Stages, start-up included", title_justify="left")
-    for name in ("stage", "seconds", "pictures", "pictures/s"):
+    for name in ("stage", "seconds", "images", "images/s"):
         stages.add_column(name, justify="left" if name == "stage" else "right")
-    for name, count in pictures.items():
+    for name, count in images.items():
         stages.add_row(titles[name], f"{times[name]:.1f}", f"{count:,}", f"{count / times[name]:,.0f}")
     stages.add_row("all", f"{sum(times.values()):.1f}", "", "")
 
     accuracy = Table(title="Accuracy (chance 10 %)", title_justify="left")
     for name in ("views", "top-1", "top-5"):
         accuracy.add_column(name, justify="left" if name == "views" else "right")
-    for views in ("centre", "ten-crop"):
+    for views in ("center", "ten-crop"):
         metrics = json.loads((work / f"{views}.json").read_text())["metrics"]
         accuracy.add_row(views, f"{metrics['top1']:.2%}", f"{metrics['top5']:.2%}")
 

@@ -37,7 +37,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of 120 drawn pictures: 90 to train and 30 to validate, ten classes. Read-only."""
+    """Class folders of 120 drawn images: 90 to train and 30 to validate, ten classes. Read-only."""
     folder = tmp_path_factory.mktemp("tiny") / "source"
     assert draw_demo(folder, images=120) == {"train": 90, "val": 30}
     return folder
@@ -45,7 +45,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tiny_source: Path) -> Dataset:
-    """`tiny_source` prepared with pictures of 72 × 72 pixels. Read-only."""
+    """`tiny_source` prepared with images of 72 × 72 pixels. Read-only."""
     folder = tiny_source.parent / "dataset"
     prepare(read_source(tiny_source), folder, Options(size=72))
     return Dataset.open(folder)

@@ -59,7 +59,7 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path):
         (tools / name).chmod(0o755)
     log = tmp_path / "log"
     log.touch()
-    source = tmp_path / "my pictures"
+    source = tmp_path / "my images"
     source.symlink_to(tiny_source)
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(log)}
     done = subprocess.run(
@@ -68,7 +68,7 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path):
     said = Path(f"{log}.out").read_text()
     assert (done.returncode, done.stderr) == (0, ""), said
     assert "task 15 of 16 done" in said
-    assert said.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 pictures")
+    assert said.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 images")
     prepare(read_source(tiny_source), tmp_path / "whole", Options())
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():

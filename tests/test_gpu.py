@@ -15,7 +15,7 @@ from pipeline import (
     Options,
     Placement,
     TrainView,
-    colour_noise,
+    color_noise,
     prepare,
     read_source,
 )
@@ -30,16 +30,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def originals(tiny_source, tmp_path_factory):
-    """The pictures of `tiny_dataset` as they were, to be scaled on loading."""
+    """The images of `tiny_dataset` as they were, to be scaled on loading."""
     folder = tmp_path_factory.mktemp("originals") / "dataset"
     prepare(read_source(tiny_source), folder, Options(size=72, keep_original=True))
     return Dataset.open(folder)
 
 
-@pytest.mark.parametrize("name", ["centre", "ten-crop", "full-resize"])
+@pytest.mark.parametrize("name", ["center", "ten-crop", "full-resize"])
 @pytest.mark.parametrize("stored", ["tiny_dataset", "originals"])
 @pytest.mark.parametrize("device", ["hybrid", "gpu"])
-def test_pictures_made_on_the_gpu_are_close_to_the_cpus(request, stored, name, device):
+def test_images_made_on_the_gpu_are_close_to_the_cpus(request, stored, name, device):
     """Chroma upsampling differs a little; a wrong crop or channel order would differ by tens of levels."""
     view, dataset = EvalView(name, 64), request.getfixturevalue(stored)
     with (
@@ -55,7 +55,7 @@ def test_pictures_made_on_the_gpu_are_close_to_the_cpus(request, stored, name, d
 @pytest.mark.parametrize("device", ["hybrid", "gpu"])
 @pytest.mark.parametrize("augmentation", ["paper", "random-resized-crop"])
 def test_training_crops_on_the_gpu_repeat_and_differ_by_rank(tiny_dataset, device, augmentation):
-    noise = colour_noise("paper", tiny_dataset.statistics)
+    noise = color_noise("paper", tiny_dataset.statistics)
     view = TrainView(64, tiny_dataset.statistics.mean, noise=noise, augmentation=augmentation)
 
     def first(rank):
@@ -105,7 +105,7 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
     arguments = [f"{out}/last.pt", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
-    assert abs(metrics["top1"] - last["val_top1"]) <= 0.1  # three of thirty pictures, decoded elsewhere
+    assert abs(metrics["top1"] - last["val_top1"]) <= 0.1  # three of thirty images, decoded elsewhere
 
 
 def test_bench_measures_every_placement(tiny_dataset, monkeypatch):

@@ -1,4 +1,4 @@
-"""Imports go one way: docs/architecture.md has the picture that these lists repeat."""
+"""Imports go one way: docs/architecture.md has the image that these lists repeat."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The example of docs/loader.md runs as it stands, on small pictures."""
+"""The example of docs/loader.md runs as it stands, on small images."""
 
 import re
 from pathlib import Path

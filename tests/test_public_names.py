@@ -81,7 +81,7 @@ from pipeline import Dataset, EvalView, Loader, Options, Placement, prepare, rea
 from trainer import load_recipe
 
 reveal_type(prepare(read_source("photographs"), Path("shards"), Options(size=128)))
-with Loader(Dataset.open("shards"), "val", EvalView("centre", 224), 32, placement=Placement()) as loader:
+with Loader(Dataset.open("shards"), "val", EvalView("center", 224), 32, placement=Placement()) as loader:
     for batch in loader:
         reveal_type(batch.images)
 load_recipe("paper").epochs + "ninety"

@@ -44,7 +44,7 @@ def test_every_command_of_the_tutorial_runs(tmp_path):
                 image.load()
 
 
-def test_every_picture_that_the_documentation_shows_is_there():
+def test_every_image_that_the_documentation_shows_is_there():
     shown = {
         (page.name, target)
         for page in DOCS.glob("*.md")
@@ -55,7 +55,7 @@ def test_every_picture_that_the_documentation_shows_is_there():
         assert (DOCS / target).is_file(), (page, target)
 
 
-def test_the_example_of_neighbours_runs(tmp_path):
+def test_the_example_of_neighbors_runs(tmp_path):
     (example,) = blocks("figures.md", "python")
     output = run([sys.executable, "-c", example], tmp_path)
     assert output.strip() == example.rpartition("# ")[2].strip()

@@ -33,10 +33,10 @@ from .figures.filters import (
     draw_maps as draw_maps,
     draw_saliency as draw_saliency,
 )
-from .figures.predictions import draw_neighbours as draw_neighbours, draw_predictions as draw_predictions
+from .figures.predictions import draw_neighbors as draw_neighbors, draw_predictions as draw_predictions
 from .inference.neighbors import (
-    Neighbours as Neighbours,
-    find_neighbours as find_neighbours,
+    Neighbors as Neighbors,
+    find_neighbors as find_neighbors,
     nearest as nearest,
     some_predictions as some_predictions,
 )

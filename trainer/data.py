@@ -23,7 +23,7 @@ class Feeding:
     """How data comes to the processes; none of it changes which batches there are.
 
     Attributes:
-        device: where pictures are decoded and augmented; "auto" lets `pipeline.choose_device` say.
+        device: where images are decoded and augmented; "auto" lets `pipeline.choose_device` say.
         threads: DALI's CPU threads of each process, None for an even share of the cores.
         access: how shards are read.
     """
@@ -55,11 +55,11 @@ class Feeding:
 def validation_loader(
     recipe: Recipe, dataset: Dataset, batch_size: int, world: World, feeding: Feeding
 ) -> Loader:
-    """Centre crops of the validation split."""
+    """Center crops of the validation split."""
     return Loader(
         dataset,
         "val",
-        EvalView("centre", recipe.crop),
+        EvalView("center", recipe.crop),
         batch_size,
         placement=feeding.placement(world),
         channels_last=recipe.channels_last,
@@ -95,7 +95,7 @@ class OneBatch:
 
 
 def noise(recipe: Recipe, batch_size: int, classes: int, world: World) -> Batch:
-    """Pictures of grey levels' spread without any content, and labels to match."""
+    """Images of gray levels' spread without any content, and labels to match."""
     generator = torch.Generator().manual_seed(recipe.seed + world.rank)
     images = torch.randn(batch_size, 3, recipe.crop, recipe.crop, generator=generator)
     images = images if recipe.std == "channel" else images.mul_(64.0)  # some deviation of ImageNet's pixels
@@ -105,7 +105,7 @@ def noise(recipe: Recipe, batch_size: int, classes: int, world: World) -> Batch:
 
 
 class Feed:
-    """Gives each epoch its loader: a new one where a stage changes the graph's colour noise."""
+    """Gives each epoch its loader: a new one where a stage changes the graph's color noise."""
 
     def __init__(
         self,
@@ -144,10 +144,10 @@ class Feed:
         return OneBatch(noise(self._recipe, self._batch_size, classes, self._world), len(loader))
 
     def _of_data(self, epoch: int) -> Loader:
-        colours = self._recipe.stage_at(epoch).colour_noise
-        if self._loader is None or colours != self._noise:
+        colors = self._recipe.stage_at(epoch).color_noise
+        if self._loader is None or colors != self._noise:
             self.close()
-            self._noise = colours
+            self._noise = colors
             self._loader = Loader(
                 self._dataset,
                 "train",
@@ -159,16 +159,16 @@ class Feed:
                 half=self._world.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
                 access=self._feeding.access,
-                epochs=self._last_with(colours, epoch),
+                epochs=self._last_with(colors, epoch),
             )
         if self._loader.epoch != epoch:
             self._loader.set_epoch(epoch)
         return self._loader
 
-    def _last_with(self, colours: str | None, epoch: int) -> int:
-        """The epoch before which these colours end, or the run."""
+    def _last_with(self, colors: str | None, epoch: int) -> int:
+        """The epoch before which these colors end, or the run."""
         epochs = range(epoch, self._recipe.epochs)
-        return next((e for e in epochs if self._recipe.stage_at(e).colour_noise != colours), epochs.stop)
+        return next((e for e in epochs if self._recipe.stage_at(e).color_noise != colors), epochs.stop)
 
     def rank_state(self) -> dict[str, Any]:
         """This rank's place in the data and random generators."""

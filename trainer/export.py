@@ -99,7 +99,7 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
         "input": f"float32 (batch, 3, {spec.crop}, {spec.crop}), RGB, pixels 0..255",
         "size": str(spec.size),
         "crop": str(spec.crop),
-        "preparation": f"cut the centre square, scale it to {spec.size} px, cut the centre {spec.crop} px",
+        "preparation": f"cut the center square, scale it to {spec.size} px, cut the center {spec.crop} px",
         "classes": json.dumps(spec.classes),
         "names": json.dumps(spec.names or spec.classes),
         "spec": json.dumps(asdict(spec)),
@@ -158,7 +158,7 @@ def onnx_difference(
 def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
     """Write a plain state dict with torchvision's keys, and the preprocessing as NAME.preprocessing.json.
 
-    torchvision scales pixels to 0..1 before it normalises; mean and deviation are given on that scale, so
+    torchvision scales pixels to 0..1 before it normalizes; mean and deviation are given on that scale, so
     that its `Normalize` does what the net was trained with.
 
     Raises:

@@ -31,14 +31,14 @@ class Stage:
         rate_factor: multiplies the recipe's rate; not cumulative.
         bias_rate: replaces the recipe's.
         layer_rates: layer → factor on its rate; 0 freezes it.
-        colour_noise: replaces the recipe's.
+        color_noise: replaces the recipe's.
     """
 
     epoch: int
     rate_factor: float | None = None
     bias_rate: float | None = None
     layer_rates: dict[str, float] | None = None
-    colour_noise: NoiseKind | None = None
+    color_noise: NoiseKind | None = None
 
     def __post_init__(self) -> None:
         layers = {f"layer_rates.{layer}": rate for layer, rate in (self.layer_rates or {}).items()}
@@ -56,9 +56,9 @@ class Recipe:
         arch: `alexnet`, `alexnet_source`, `alexnet_owt` or `alexnet_bn`.
         width: multiplier of hidden channels and units.
         crop: side of the crops, pixels.
-        mean: subtract the per-"channel" mean or the mean "image"'s centre crop.
+        mean: subtract the per-"channel" mean or the mean "image"'s center crop.
         std: divide by nothing ("none", as the paper) or by each "channel"'s standard deviation.
-        colour_noise: "none", or PCA noise as the "paper" or the "source" has it.
+        color_noise: "none", or PCA noise as the "paper" or the "source" has it.
         augmentation: "paper" (random crop) or "random-resized-crop"; both mirror.
         shuffle_buffer: samples of a process among which the next is drawn.
         epochs: passes over the training split.
@@ -72,7 +72,7 @@ class Recipe:
             or with the square root ("sqrt").
         momentum: of the velocity.
         weight_decay: L2 coefficient.
-        decay_biases: whether biases and normalisation parameters decay too.
+        decay_biases: whether biases and normalization parameters decay too.
         bias_rate: factor on the rate of biases.
         schedule: "constant", "plateau" (÷ 10 when validation error stops improving), "cosine" or
             "polynomial" ((1 − t)^power, t from 0 after the warm-up to 1 at the end).
@@ -84,12 +84,12 @@ class Recipe:
         precision: arithmetic of the forward and backward pass; "bfloat16" is float16 with loss scaling on
             GPUs that lack it, and float32 on processors that do.
         tf32: let GPUs round float32 factors to TensorFloat-32's 10 bits.
-        accumulate: parts that a process's batch is taken in, for less memory; batch normalisation then
+        accumulate: parts that a process's batch is taken in, for less memory; batch normalization then
             sees the parts.
         ema: decay of the averaged weights that are evaluated and kept in the end, or 0 for none.
         grad_compression: of gradients between processes: "none", "bf16" (NCCL only) or "powersgd".
         compile: use torch.compile where a compiler is found.
-        channels_last: memory format of pictures and weights.
+        channels_last: memory format of images and weights.
         stages: changes at given epochs, in order.
     """
 
@@ -101,7 +101,7 @@ class Recipe:
     crop: int = 224
     mean: Literal["channel", "image"] = "channel"
     std: Literal["none", "channel"] = "none"
-    colour_noise: NoiseKind = "paper"
+    color_noise: NoiseKind = "paper"
     augmentation: Augmentation = "paper"
     shuffle_buffer: int = 2048
     batch_size: int = 128
@@ -161,7 +161,7 @@ class Recipe:
             "rate_factor": 1.0,
             "bias_rate": self.bias_rate,
             "layer_rates": {},
-            "colour_noise": self.colour_noise,
+            "color_noise": self.color_noise,
         }
         for stage in self.stages:
             if stage.epoch <= epoch:

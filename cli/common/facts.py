@@ -17,16 +17,16 @@ def print_facts(out: str, manifest: "Manifest") -> None:
     rows = [
         ("dataset", f"{out} (format {manifest.format}, made by {_maker(manifest)})"),
         ("source", manifest.source.layout),
-        ("pictures", _pictures(image)),
+        ("images", _images(image)),
         ("classes", f"{len(manifest.classes)}: {names}{', …' if len(manifest.classes) > 4 else ''}"),
     ]
     for split, shards in manifest.splits.items():
         size = in_bytes(sum(shard.bytes for shard in shards))
-        rows.append((split, f"{manifest.samples(split):,} pictures in {len(shards)} shards, {size}"))
+        rows.append((split, f"{manifest.samples(split):,} images in {len(shards)} shards, {size}"))
     print_rows([*rows, *statistics_rows(manifest.statistics), ("seed", str(manifest.seed))])
 
 
-def _pictures(image: "ImageFormat") -> str:
+def _images(image: "ImageFormat") -> str:
     shape = {
         "square": f"{image.size} px squares",
         "aspect": f"shorter side {image.size} px",
@@ -36,14 +36,14 @@ def _pictures(image: "ImageFormat") -> str:
 
 
 def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
-    """Name and text of the mean and of the three colour directions."""
+    """Name and text of the mean and of the three color directions."""
     mean = "R {:.2f}  G {:.2f}  B {:.2f}".format(*statistics.mean)
     rows = [("mean", f"{mean}  (of {statistics.measured_on} pixels)")]
     for number, (deviation, vector) in enumerate(
         zip(statistics.deviations, statistics.eigenvectors, strict=True), start=1
     ):
         direction = "  ".join(f"{name} {x:+.3f}" for name, x in zip("RGB", vector, strict=True))
-        rows.append((f"colour {number}", f"deviation {deviation:6.2f} along {direction}"))
+        rows.append((f"color {number}", f"deviation {deviation:6.2f} along {direction}"))
     return rows
 
 

@@ -39,7 +39,7 @@ def feeding_options(command: F) -> F:
                 type=click.Choice(["auto", "cpu", "hybrid", "gpu"]),
                 default="auto",
                 show_default=True,
-                help="Where pictures are decoded and augmented: all on the CPU, decoded there and augmented "
+                help="Where images are decoded and augmented: all on the CPU, decoded there and augmented "
                 "on the GPU (hybrid), or all on the GPU.",
             ),
             click.option(

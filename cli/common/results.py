@@ -19,7 +19,7 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
 
     metrics = result.metrics
     click.echo(
-        f"{name_of(result)}: {metrics.samples:,} {result.split} pictures, {result.classes} classes, "
+        f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes, "
         f"{result.views}"
     )
     if len(result.checkpoints) > 1:
@@ -30,9 +30,9 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
     click.echo(f"calibration error {metrics.ece:.2%} (15 bins), mean −log probability {metrics.loss:.3f}")
     click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
     for score, found in zip(scores, labels, strict=True):
-        more = f"; {score.unlabelled:,} have none there" if score.unlabelled else ""
+        more = f"; {score.unlabeled:,} have none there" if score.unlabeled else ""
         other = f"; {found.strangers:,} of its keys are not in the data" if found.strangers else ""
-        click.echo(f"by the labels of {score.source}: {score.samples:,} pictures{more}{other}")
+        click.echo(f"by the labels of {score.source}: {score.samples:,} images{more}{other}")
         _print_share("top-1", score.top1, score.top1_interval)
         _print_share("top-5", score.top5, score.top5_interval)
 
@@ -51,7 +51,7 @@ def print_classes(result: "Evaluation") -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     for title, shown in parts.items():
         table = Table(title=title, title_justify="left")
-        for name in ("class", "pictures", "top-1", "top-5", "most often taken for"):
+        for name in ("class", "images", "top-1", "top-5", "most often taken for"):
             table.add_column(name, justify="left" if name.startswith(("class", "most")) else "right")
         for info in shown:
             table.add_row(*_cells(info, result.per_class))

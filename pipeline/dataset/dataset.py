@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def image(self) -> ImageFormat:
-        """How the pictures are stored."""
+        """How the images are stored."""
         return self.manifest.image
 
     @property
@@ -107,10 +107,10 @@ class Dataset:
         return [index_path(tar) for tar in self.tars(split)]
 
     def mean_image(self) -> NDArray[np.float32]:
-        """Mean training picture, float32 (size, size, 3), RGB, 0..255.
+        """Mean training image, float32 (size, size, 3), RGB, 0..255.
 
         Raises:
-            UsageError: the pictures are of different shapes, so there is none, or the file is damaged.
+            UsageError: the images are of different shapes, so there is none, or the file is damaged.
         """
         if self.image.mode != "square":
             raise UsageError(
@@ -128,7 +128,7 @@ class Dataset:
 
     def _why_not_square(self) -> str:
         if self.manifest.adopted:
-            return "its tars hold pictures of different shapes"
+            return "its tars hold images of different shapes"
         option = {"aspect": "--keep-aspect", "original": "--keep-original"}[self.image.mode]
         return f"prepared with {option}"
 

@@ -37,13 +37,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How pictures are stored.
+    """How images are stored.
 
     Attributes:
         size: shorter side in pixels, as stored or, in mode "original", after loading.
-        mode: "square" (centre square of `size`), "aspect" (shorter side `size`, nothing cut) or
+        mode: "square" (center square of `size`), "aspect" (shorter side `size`, nothing cut) or
             "original" (any size; the loader scales the shorter side to `size`).
-        quality: JPEG quality, 1..100, or None where the pictures were encoded elsewhere.
+        quality: JPEG quality, 1..100, or None where the images were encoded elsewhere.
         subsampling: JPEG chroma subsampling, or None where it is not known.
     """
 
@@ -59,7 +59,7 @@ ADOPTED = "adopted"
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where the pictures came from: layout, or ADOPTED, and the fingerprint of what was listed."""
+    """Where the images came from: layout, or ADOPTED, and the fingerprint of what was listed."""
 
     layout: str
     fingerprint: str
@@ -71,7 +71,7 @@ class Manifest:
 
     Attributes:
         format: version of this layout.
-        image: how pictures are stored.
+        image: how images are stored.
         classes: in label order.
         label_width: digits of every .cls member; of an adopted dataset, of its largest label.
         splits: split → shards in order.

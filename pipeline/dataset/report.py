@@ -13,7 +13,7 @@ REPORT = "report.csv"
 
 @dataclass(frozen=True)
 class Incident:
-    """A row of report.csv: which picture was skipped or repaired, and why."""
+    """A row of report.csv: which image was skipped or repaired, and why."""
 
     path: str
     reason: str

@@ -1,4 +1,4 @@
-"""Single pictures of a prepared dataset, read by their place or by their key."""
+"""Single images of a prepared dataset, read by their place or by their key."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from pipeline.storage.base import Span
 
 
 @dataclass(frozen=True)
-class StoredPicture:
+class StoredImage:
     """A sample as it lies in its shard.
 
     Attributes:
@@ -25,7 +25,7 @@ class StoredPicture:
     data: bytes
 
 
-def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[StoredPicture]:
+def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[StoredImage]:
     """Read samples by their places in a split: 0 is the first of its first shard.
 
     A loader with an `EvalView` yields a split in this order.
@@ -36,7 +36,7 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
         places: in any order, as often as wanted.
 
     Returns:
-        Pictures in the order of `places`.
+        Images in the order of `places`.
 
     Raises:
         UsageError: no such split or place, a damaged index, or a shard that cannot be read.
@@ -45,7 +45,7 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
     for number, place in enumerate(places):
         tar, offset = _shard_of(dataset, split, place)
         wanted[tar].append((offset, number))
-    found: dict[int, StoredPicture] = {}
+    found: dict[int, StoredImage] = {}
     for tar, offsets in wanted.items():
         with dataset.store.fetched(index_name(tar)) as path:
             index = read_index(path)
@@ -54,7 +54,7 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
     return [found[number] for number in range(len(places))]
 
 
-def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredPicture:
+def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredImage:
     (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
     try:
         data = dataset.store.read(Span(tar, at, size))
@@ -64,7 +64,7 @@ def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -
             f"{dataset.store.place(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
             f"{dataset.url}` checks the rest"
         ) from error
-    return StoredPicture(name.removesuffix(".jpg"), label, data)
+    return StoredImage(name.removesuffix(".jpg"), label, data)
 
 
 def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
@@ -79,7 +79,7 @@ def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
         if key not in places:
             example = next(_keys(dataset, split), "")
             raise UsageError(
-                f"{dataset.url}: no picture of {split} has the key {key!r}; its keys are such as {example!r}"
+                f"{dataset.url}: no image of {split} has the key {key!r}; its keys are such as {example!r}"
             )
     return [places[key] for key in keys]
 
@@ -98,5 +98,5 @@ def _shard_of(dataset: Dataset, split: str, place: int) -> tuple[str, int]:
                 return shard.name, offset
             offset -= shard.samples
     raise UsageError(
-        f"{dataset.url}: picture {place} of {split} was asked for, but it holds {dataset.samples(split)}"
+        f"{dataset.url}: image {place} of {split} was asked for, but it holds {dataset.samples(split)}"
     )

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
-"""Called now and then with how many pictures the tasks of this run have handled."""
+"""Called now and then with how many images the tasks of this run have handled."""
 
 
 class Engine(Protocol):

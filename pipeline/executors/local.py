@@ -59,8 +59,8 @@ class LocalEngine:
 _counter: "Synchronized[int] | None" = None
 
 
-def count_picture() -> None:
-    """In a task: tell the engine that one more picture has been handled."""
+def count_image() -> None:
+    """In a task: tell the engine that one more image has been handled."""
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += 1

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.base import Item, Result, Tick
 
-# A picture that kills every worker that touches it must not do so for ever.
+# An image that kills every worker that touches it must not do so for ever.
 _RETRIES = 5
 _PATIENCE = 10.0  # seconds
 

@@ -1,10 +1,10 @@
-"""From a source file's bytes to the RGB picture that is stored, and back to JPEG.
+"""From a source file's bytes to the RGB image that is stored, and back to JPEG.
 
 JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature
 end, is an error, because a loader would later decode such a file to garbage without a word. Only stray
 bytes between the header's segments, which touch no pixel, are removed and reported. Everything
 else (PNG, GIF, WebP, BMP, TIFF, PPM, and CMYK JPEGs of a sampling that TurboJPEG has no name for, the one
-kind whose scan is not checked) goes through Pillow. Colour profiles are ignored, as in every published
+kind whose scan is not checked) goes through Pillow. Color profiles are ignored, as in every published
 pipeline, and so is EXIF orientation unless asked for.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["DecodeError", "Decoded", "Pixels", "decode", "encode", "resize_short
 
 # The longest side that libjpeg encodes.
 _LONGEST_SIDE = 65500
-# libjpeg's own progressive script has 10 scans. Each is a pass over the whole picture (0.3 ms a megapixel),
+# libjpeg's own progressive script has 10 scans. Each is a pass over the whole image (0.3 ms a megapixel),
 # but may hold a few bytes only, so that a file of 4 MB could keep a worker busy for an hour.
 _MOST_SCANS = 100
 
@@ -43,14 +43,14 @@ _COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 
 # One thread per worker, and none of Intel's primitives: they choose kernels by processor, and the same
-# picture would differ by a grey level from host to host.
+# image would differ by a gray level from host to host.
 cv2.setNumThreads(1)
 cv2.ipp.setUseIPP(False)
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB, at full scale or at 1/2, 1/4 or 1/8 of it.
@@ -78,14 +78,14 @@ def decode(
 
     Args:
         data: the file's bytes, of any format that the module's docstring lists.
-        max_megapixels: larger pictures are refused before memory is taken for them.
-        size: shorter side that the picture will be scaled to; a JPEG more than twice as large is decoded
+        max_megapixels: larger images are refused before memory is taken for them.
+        size: shorter side that the image will be scaled to; a JPEG more than twice as large is decoded
             at 1/2, 1/4 or 1/8, the smallest that has no side below its target.
-        exif_rotate: turn and mirror the picture as its EXIF orientation asks; damaged EXIF asks nothing.
-        keep: return the bytes of colour JPEGs that need no change, to be stored untouched.
+        exif_rotate: turn and mirror the image as its EXIF orientation asks; damaged EXIF asks nothing.
+        keep: return the bytes of color JPEGs that need no change, to be stored untouched.
 
     Raises:
-        DecodeError: not a picture, truncated, corrupt, or too large; with `keep`, also what has to be
+        DecodeError: not an image, truncated, corrupt, or too large; with `keep`, also what has to be
             encoded and is longer than a JPEG can be.
     """
     if not data:
@@ -105,14 +105,14 @@ def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = No
     Area averaging when shrinking and cubic interpolation when growing, as the released source did.
 
     Args:
-        pixels: the picture.
+        pixels: the image.
         size: its future shorter side, pixels.
         shape: (height, width) that the aspect ratio is taken from where `pixels` were decoded at a
             smaller scale, which rounds: `Decoded.shape`.
 
     Raises:
         DecodeError: so narrow that the longer side would exceed what a JPEG can hold. Growing such a
-            picture, a few hundred bytes as a file, could take gigabytes.
+            image, a few hundred bytes as a file, could take gigabytes.
     """
     height, width = pixels.shape[:2]
     rows, columns = _target(shape or (height, width), size)
@@ -120,7 +120,7 @@ def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = No
 
 
 def resize_square(pixels: Pixels, size: int) -> Pixels:
-    """Scale the centre square of uint8 (H, W, 3) to (size, size, 3).
+    """Scale the center square of uint8 (H, W, 3) to (size, size, 3).
 
     It is cut out before it is scaled: what will not be kept need not be scaled, and both axes get the same
     scale, which a longer side rounded to whole pixels would not have. Filters are those of `resize_shorter`.
@@ -207,7 +207,7 @@ def _change(space: str, frame: int, keep: bool) -> str:
     if space in ("CMYK", "YCCK"):
         return "CMYK converted to RGB"
     if keep and space == "Gray":
-        return "grey JPEG converted to RGB"
+        return "gray JPEG converted to RGB"
     if keep and frame not in _COMMON_FRAMES:
         return "arithmetic-coded or lossless JPEG converted"
     return ""
@@ -226,7 +226,7 @@ def _joined(*repairs: str) -> str:
 
 
 def _target(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """(rows, columns) of a picture of (height, width) whose shorter side is scaled to `size`."""
+    """(rows, columns) of an image of (height, width) whose shorter side is scaled to `size`."""
     height, width = shape
     shorter = min(shape)
     rows, columns = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))

@@ -1,4 +1,4 @@
-"""The colours of a dataset as a small picture: how much they vary in which directions."""
+"""The colors of a dataset as a small image: how much they vary in which directions."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ _LINE = 40
 _MARGIN = 14
 _STRIP = 56
 _ROW = 2 * _LINE + _STRIP
-# The blue of Okabe and Ito's palette, told apart with any colour vision; only one colour means something.
+# The blue of Okabe and Ito's palette, told apart with any color vision; only one color means something.
 _BAR = (0, 114, 178)
 _SHARE_OF_BARS = 0.36
 # Of ImageNet, two deviations of the first direction just reach black and white.
@@ -21,10 +21,10 @@ _NARROWEST = 1300
 
 
 def draw_scree(statistics: Statistics, width: int) -> NDArray[np.uint8]:
-    """Draw the scree of the three eigenvalues, and the colours along each direction.
+    """Draw the scree of the three eigenvalues, and the colors along each direction.
 
-    Left, a bar for each direction: its standard deviation in grey levels, and its share of the variance.
-    Right, the colours from the mean minus two deviations to the mean plus two, clipped to 0..255.
+    Left, a bar for each direction: its standard deviation in gray levels, and its share of the variance.
+    Right, the colors from the mean minus two deviations to the mean plus two, clipped to 0..255.
 
     Args:
         statistics: of a dataset.
@@ -42,12 +42,12 @@ def draw_scree(statistics: Statistics, width: int) -> NDArray[np.uint8]:
     return np.asarray(canvas)
 
 
-def colours_along(statistics: Statistics, direction: int, steps: int) -> NDArray[np.uint8]:
-    """Colours from the mean − 2 to the mean + 2 deviations along an eigenvector, uint8 (steps, 3)."""
+def colors_along(statistics: Statistics, direction: int, steps: int) -> NDArray[np.uint8]:
+    """Colors from the mean − 2 to the mean + 2 deviations along an eigenvector, uint8 (steps, 3)."""
     reach = _REACH * statistics.deviations[direction]
     offsets = np.linspace(-reach, reach, steps)[:, None]
-    colours: NDArray[np.float64] = np.asarray(statistics.mean) + offsets * statistics.eigenvectors[direction]
-    return np.clip(np.rint(colours), 0, 255).astype(np.uint8)
+    colors: NDArray[np.float64] = np.asarray(statistics.mean) + offsets * statistics.eigenvectors[direction]
+    return np.clip(np.rint(colors), 0, 255).astype(np.uint8)
 
 
 def _draw_bars(draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, right: int) -> None:
@@ -59,13 +59,13 @@ def _draw_bars(draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, rig
     highest = bottom - 3 * _LINE - _MARGIN  # title, deviation and share stand above
     step = (right - left) / 3
     for number, deviation in enumerate(deviations):
-        centre = left + (number + 0.5) * step
+        center = left + (number + 0.5) * step
         top = bottom - round(highest * deviation / max(deviations[0], 1e-12))
-        draw.rectangle((centre - 0.27 * step, top, centre + 0.27 * step, bottom), _BAR)
+        draw.rectangle((center - 0.27 * step, top, center + 0.27 * step, bottom), _BAR)
         share = f"{statistics.eigenvalues[number] / total:.1%}"
         for line, text in enumerate((share, f"{deviation:.1f}")):
-            draw.text((centre, top - _MARGIN // 2 - line * _LINE), text, INK, font, anchor="mb")
-        draw.text((centre, bottom + _MARGIN), str(number + 1), INK, font, anchor="mt")
+            draw.text((center, top - _MARGIN // 2 - line * _LINE), text, INK, font, anchor="mb")
+        draw.text((center, bottom + _MARGIN), str(number + 1), INK, font, anchor="mt")
     draw.line((left, bottom, right, bottom), INK, 2)
 
 
@@ -73,11 +73,11 @@ def _draw_directions(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, right: int
 ) -> None:
     font = ImageFont.load_default(_FONT)
-    draw.text((left, 0), "Colour directions: mean ± 2 deviations", INK, font)
+    draw.text((left, 0), "Color directions: mean ± 2 deviations", INK, font)
     for number, vector in enumerate(statistics.eigenvectors):
         top = _LINE + number * _ROW
         components = "   ".join(f"{name} {x:+.2f}" for name, x in zip("RGB", vector, strict=True))
         draw.text((left, top + _LINE // 2), f"{number + 1}:   {components}", INK, font)
-        strip = colours_along(statistics, number, right - left)
-        picture = np.broadcast_to(strip, (_STRIP, *strip.shape))
-        canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (left, top + _LINE // 2 + _LINE))
+        strip = colors_along(statistics, number, right - left)
+        image = np.broadcast_to(strip, (_STRIP, *strip.shape))
+        canvas.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top + _LINE // 2 + _LINE))

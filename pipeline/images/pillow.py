@@ -1,7 +1,7 @@
-"""Pictures that TurboJPEG does not read, through Pillow, and EXIF orientation for all of them.
+"""Images that TurboJPEG does not read, through Pillow, and EXIF orientation for all of them.
 
-The first frame of an animation counts. Of 16 bits a channel the upper eight are kept (those of a colour PPM
-are rounded). Transparency is dropped, colour profiles are ignored.
+The first frame of an animation counts. Of 16 bits a channel the upper eight are kept (those of a color PPM
+are rounded). Transparency is dropped, color profiles are ignored.
 """
 
 import io
@@ -19,13 +19,13 @@ Pixels = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Besides the critical chunks, whose names start with a capital: a transparent colour, and the orientation.
+# Besides the critical chunks, whose names start with a capital: a transparent color, and the orientation.
 _PNG_OPTIONAL = (b"tRNS", b"eXIf")
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
-# EXIF 2.3, 4.6.4 A: what makes the stored picture upright.
+# EXIF 2.3, 4.6.4 A: what makes the stored image upright.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -44,11 +44,11 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class DecodeError(Exception):
-    """The bytes are not a picture that decodes completely; the message is the reason, in one line."""
+    """The bytes are not an image that decodes completely; the message is the reason, in one line."""
 
 
 def refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
-    """Raise DecodeError for a picture that is larger than the limit."""
+    """Raise DecodeError for an image that is larger than the limit."""
     if width * height > max_megapixels * 1e6:
         raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
 
@@ -57,15 +57,15 @@ def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) ->
     """Decode a file's bytes completely.
 
     Args:
-        data: a PNG, GIF, WebP, BMP, TIFF, PPM, or a JPEG of four colours.
-        max_megapixels: larger pictures are refused before memory is taken for them.
+        data: a PNG, GIF, WebP, BMP, TIFF, PPM, or a JPEG of four colors.
+        max_megapixels: larger images are refused before memory is taken for them.
         exif_rotate: whether the orientation is wanted.
 
     Returns:
         The pixels as stored, what was converted, and the EXIF orientation (1 where not wanted).
 
     Raises:
-        DecodeError: not a picture, truncated, corrupt, too large, or without a defined white.
+        DecodeError: not an image, truncated, corrupt, too large, or without a defined white.
     """
     if data.startswith(_PNG_SIGNATURE):
         data = _plain_png(data)
@@ -106,7 +106,7 @@ def _reasons() -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
     except UnidentifiedImageError as error:
-        raise DecodeError("not a picture in a known format") from error
+        raise DecodeError("not an image in a known format") from error
     except DecodeError:
         raise
     except Exception as error:
@@ -123,7 +123,7 @@ def _take_orientation(image: Image.Image) -> int:
 
 
 def _refuse_tiles(image: Image.Image, max_megapixels: float) -> None:
-    """A TIFF's tile is decoded whole, however much of it lies outside the picture."""
+    """A TIFF's tile is decoded whole, however much of it lies outside the image."""
     tags = getattr(image, "tag_v2", {})
     if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
         refuse_bomb(int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH]), max_megapixels)
@@ -132,7 +132,7 @@ def _refuse_tiles(image: Image.Image, max_megapixels: float) -> None:
 def _plain_png(data: bytes) -> bytes:
     """Check every chunk's sum, and leave out those that touch no pixel.
 
-    Pillow checks the header alone, and would inflate texts and colour profiles of any size.
+    Pillow checks the header alone, and would inflate texts and color profiles of any size.
     """
     plain, at = bytearray(_PNG_SIGNATURE), len(_PNG_SIGNATURE)
     while at + 12 <= len(data):
@@ -163,9 +163,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> Pixels:
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if wide:  # 16-bit grey: Pillow's own conversion would clip it to white
-        grey = np.asarray(image.copy())  # the copy has a turned TIFF's real size
-        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if wide:  # 16-bit gray: Pillow's own conversion would clip it to white
+        gray = np.asarray(image.copy())  # the copy has a turned TIFF's real size
+        return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise DecodeError(f"{image.format} ({image.mode}): signed or 32-bit samples have no defined white")
     return np.array(image.convert("RGB"), dtype=np.uint8)

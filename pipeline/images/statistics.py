@@ -1,4 +1,4 @@
-"""RGB statistics of the training pixels: mean, covariance and principal colour directions."""
+"""RGB statistics of the training pixels: mean, covariance and principal color directions."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Moments:
     """Running sums over pixels in 0..255.
 
     Attributes:
-        images: pictures added.
+        images: images added.
         count: pixels added.
         sums: int64 (3,), Σ of R, G and B.
         products: int64 (3, 3), Σ of the outer products of each pixel with itself.
@@ -35,18 +35,18 @@ class Moments:
         self.sums = np.zeros(3, np.int64) if sums is None else sums
         self.products = np.zeros((3, 3), np.int64) if products is None else products
         self._image_sum = image_sum
-        # Half as large as what it is added to, so that it stays in the processor's cache between pictures.
+        # Half as large as what it is added to, so that it stays in the processor's cache between images.
         self._recent = None if image_sum is None else np.zeros(image_sum.shape, np.float32)
         self._recent_images = 0
 
     @classmethod
     def for_square(cls, size: int) -> "Moments":
-        """Moments that also keep the sum image, for pictures of (size, size, 3)."""
+        """Moments that also keep the sum image, for images of (size, size, 3)."""
         return cls(image_sum=np.zeros((size, size, 3), np.int64))
 
     @property
     def image_sum(self) -> Int64 | None:
-        """int64 (H, W, 3), Σ of the pictures, or None where their sizes differ."""
+        """int64 (H, W, 3), Σ of the images, or None where their sizes differ."""
         if self._image_sum is not None and self._recent is not None and self._recent_images:
             self._image_sum += self._recent.astype(np.int64)
             self._recent[:] = 0
@@ -54,14 +54,14 @@ class Moments:
         return self._image_sum
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
-        """Add one picture, uint8 (H, W, 3).
+        """Add one image, uint8 (H, W, 3).
 
         Raises:
             ValueError: its size is not the sum image's.
         """
         if self._recent is not None:
             if pixels.shape != self._recent.shape:
-                raise ValueError(f"a picture of shape {pixels.shape} among those of {self._recent.shape}")
+                raise ValueError(f"an image of shape {pixels.shape} among those of {self._recent.shape}")
             cv2.accumulate(pixels, self._recent)
             self._recent_images += 1
             if self._recent_images == _MOST_IMAGES:
@@ -105,7 +105,7 @@ class Statistics:
     Attributes:
         pixels: how many pixels were summed.
         mean: (3,) mean of R, G, B.
-        covariance: (3, 3) population covariance, squared grey levels.
+        covariance: (3, 3) population covariance, squared gray levels.
         eigenvalues: (3,) of the covariance, largest first.
         eigenvectors: (3, 3); row i is the unit direction (R, G, B) of eigenvalue i, signed so that
             its component of largest magnitude is positive.
@@ -121,7 +121,7 @@ class Statistics:
 
     @property
     def deviations(self) -> NDArray[np.float64]:
-        """Standard deviation along each eigenvector, float64 (3,), in grey levels."""
+        """Standard deviation along each eigenvector, float64 (3,), in gray levels."""
         return np.sqrt(np.asarray(self.eigenvalues, np.float64))
 
 
@@ -142,7 +142,7 @@ def statistics_of(moments: Moments, measured_on: str = "source") -> Statistics:
     values, vectors = np.linalg.eigh(np.array(covariance))
     rows = vectors.T[::-1]
     rows = rows * np.sign(rows[np.arange(3), np.abs(rows).argmax(axis=1)])[:, None]
-    clipped = np.maximum(values[::-1], 0.0)  # rounding can leave -1e-13 for grey-only data
+    clipped = np.maximum(values[::-1], 0.0)  # rounding can leave -1e-13 for gray-only data
     return Statistics(
         pixels=n,
         mean=(sums[0] / n, sums[1] / n, sums[2] / n),
@@ -154,11 +154,11 @@ def statistics_of(moments: Moments, measured_on: str = "source") -> Statistics:
 
 
 def mean_image_of(moments: Moments) -> NDArray[np.float32]:
-    """Mean training picture, float32 (H, W, 3), 0..255.
+    """Mean training image, float32 (H, W, 3), 0..255.
 
     Raises:
-        ValueError: the moments keep no sum image or hold no picture.
+        ValueError: the moments keep no sum image or hold no image.
     """
     if moments.image_sum is None or moments.images == 0:
-        raise ValueError("no mean image: pictures of different sizes, or none")
+        raise ValueError("no mean image: images of different sizes, or none")
     return (moments.image_sum / moments.images).astype(np.float32)

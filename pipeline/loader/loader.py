@@ -85,7 +85,7 @@ class Loader:
         Args:
             dataset: an opened dataset.
             split: "train", "val" or "test".
-            view: what is made of each picture.
+            view: what is made of each image.
             batch_size: samples per batch of this process.
             placement: which process this is; alone on the CPU by default.
             seed: of order and augmentation. Ranks share the order of shards and differ in all else.
@@ -98,7 +98,7 @@ class Loader:
             epochs: how many will be asked for: nothing is made ready beyond the last. None for no end.
 
         Raises:
-            UsageError: no such split, a crop larger than the pictures, for training fewer samples
+            UsageError: no such split, a crop larger than the images, for training fewer samples
                 than one global batch, a cache too small, a batch or buffer below one sample.
         """
         for name, value in {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer}.items():
@@ -302,7 +302,7 @@ class Loader:
     def _content(self) -> dict[str, str]:
         view: dict[str, Any] = asdict(self.view)
         shown = {name: view.pop(name) for name in [*view] if name in ("name", "augmentation", "crop")}
-        colours = hashlib.sha256(json.dumps(view, default=lambda array: array.tolist()).encode())
+        colors = hashlib.sha256(json.dumps(view, default=lambda array: array.tolist()).encode())
         values: dict[str, object] = {
             "dataset": self.dataset.fingerprint,
             "split": self.split,
@@ -310,7 +310,7 @@ class Loader:
             "global_batch": self.batch_size * self.placement.world,
             "seed": self.seed,
             **shown,
-            "colours": colours.hexdigest()[:16],
+            "colors": colors.hexdigest()[:16],
             "shuffle_buffer": self._buffer,
             "segment": order.SEGMENT,
             "keys": self._output.keys,

@@ -1,4 +1,4 @@
-"""Which process of how many a loader serves, and where its pictures are decoded and augmented."""
+"""Which process of how many a loader serves, and where its images are decoded and augmented."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,10 +9,10 @@ from pipeline.host import usable_cores
 Device = Literal["cpu", "hybrid", "gpu"]
 """Where the graph runs: all on the CPU; decoding there and augmentation on the GPU; all on the GPU."""
 
-# A core decodes the crop of some 2,400 stored pictures a second (docs/benchmarks.md): with this many the CPU
+# A core decodes the crop of some 2,400 stored images a second (docs/benchmarks.md): with this many the CPU
 # decodes faster than AlexNet learns on any GPU that has no JPEG engine to do it.
 _CORES_TO_DECODE = 8
-# GPUs with a JPEG engine, by compute capability: A100, H100 and H200, Blackwell's data-centre cards.
+# GPUs with a JPEG engine, by compute capability: A100, H100 and H200, Blackwell's data-center cards.
 _JPEG_ENGINE = frozenset([(8, 0), (9, 0), (10, 0), (10, 3)])
 
 
@@ -27,7 +27,7 @@ class Placement:
         local_rank: index of the process on its host.
         threads: DALI's CPU threads, or None for this host's cores shared among `local_world`.
         local_world: processes on this host.
-        hw_decoder_load: share of pictures that a GPU's JPEG engine decodes, where it has one; the rest is
+        hw_decoder_load: share of images that a GPU's JPEG engine decodes, where it has one; the rest is
             decoded by CUDA. DALI's default.
     """
 
@@ -57,7 +57,7 @@ class Placement:
 
 
 def choose_device(cores: int, capability: tuple[int, int] | None) -> Device:
-    """Where pictures are best decoded and augmented.
+    """Where images are best decoded and augmented.
 
     Args:
         cores: of the CPU, for one process.

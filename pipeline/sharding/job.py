@@ -19,7 +19,7 @@ from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.base import Engine
 from pipeline.executors.local import LocalEngine
-from pipeline.sharding.merge import BadPicturesError, forget_skips, merge, too_many_bad
+from pipeline.sharding.merge import BadImagesError, forget_skips, merge, too_many_bad
 from pipeline.sharding.plan import (
     PLAN,
     Options,
@@ -42,7 +42,7 @@ from pipeline.storage.locks import lock
 from pipeline.storage.open import open_store
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures handled, pictures in all)."""
+"""Called with (images handled, images in all)."""
 
 
 def prepare(
@@ -63,7 +63,7 @@ def prepare(
         options: size, quality, seed and limits.
         engine: where tasks run; one process on this machine where none is given. The bytes do not
             depend on it.
-        max_bad: share of undecodable pictures above which the job fails.
+        max_bad: share of undecodable images above which the job fails.
         progress: told how far the job is.
         scratch: folder for shards on their way to a bucket and for sources that must be unpacked; in
             `out` where that is local, else in the system's temporary folder.
@@ -73,7 +73,7 @@ def prepare(
 
     Raises:
         UsageError: `out` holds something else, or the same job with other input.
-        RunError: too many bad pictures, a full disk, a dead worker.
+        RunError: too many bad images, a full disk, a dead worker.
     """
     store, origin = _absolute(open_store(out)), _absolute(open_store(source.root))
     _refuse_inside(store, origin)
@@ -97,7 +97,7 @@ def prepare(
             _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
             _remove_leftovers(store)  # of workers that Ray has replaced
             manifest = merge(store, plan, max_bad, "run the same command again to complete it")
-        except BadPicturesError:
+        except BadImagesError:
             forget_skips(store, plan)
             raise
         except (ToolkitError, OSError):
@@ -151,7 +151,7 @@ def prepare_slice(
         gave_up = _run(job, plan, mine.shards, engine or LocalEngine(), max_bad, progress, index / count)
     if gave_up:
         raise RunError(
-            f"{store}: task {index} of {count} alone skipped more pictures than --max-bad {max_bad:.2%} of "
+            f"{store}: task {index} of {count} alone skipped more images than --max-bad {max_bad:.2%} of "
             "all; raise --max-bad to leave them out, or mend them, and submit the tasks again"
         )
     return len(mine.shards)
@@ -162,7 +162,7 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
 
     Raises:
         UsageError: no job was begun at `out`, or one of its slices is still running.
-        RunError: a shard is unfinished, too many pictures were bad, or a class lost all its pictures.
+        RunError: a shard is unfinished, too many images were bad, or a class lost all its images.
     """
     store = _absolute(open_store(out))
     if not store.is_file(FILE_NAME):
@@ -212,7 +212,7 @@ def _run(
     """Unpack what must be, then make the shards of `shards` that are not finished.
 
     `start` says with which container to begin, as a share: slices then share the unpacking. Returns whether
-    it gave up, because too many pictures are bad already.
+    it gave up, because too many images are bad already.
     """
     done = finished(open_store(job.out))
     todo = [shard for shard in shards if last_name(shard.name) not in done]

@@ -26,8 +26,8 @@ from pipeline.sharding.task import Part, finished, forget, last_name, read_part,
 from pipeline.storage.base import Store
 
 
-class BadPicturesError(RunError):
-    """Too many pictures were skipped, or all of a class or split."""
+class BadImagesError(RunError):
+    """Too many images were skipped, or all of a class or split."""
 
 
 def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
@@ -36,11 +36,11 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
     Args:
         out: the dataset's folder.
         plan: the job's.
-        max_bad: share of undecodable pictures above which it fails.
+        max_bad: share of undecodable images above which it fails.
         remedy: what to do where shards are missing.
 
     Raises:
-        BadPicturesError: too many pictures were bad, or a class lost all its pictures.
+        BadImagesError: too many images were bad, or a class lost all its images.
         RunError: a shard is unfinished, or parts were made for another plan or with different libraries.
     """
     moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
@@ -63,7 +63,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
         )
     out.write(REPORT, report_csv(incidents))
     if bad:
-        raise BadPicturesError(_bad_message(out, plan, incidents, max_bad))
+        raise BadImagesError(_bad_message(out, plan, incidents, max_bad))
     splits = _shards_by_split(parts)
     _refuse_lost(plan, parts, splits)
     checksum = None
@@ -79,7 +79,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
 
 
 def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
-    """Whether more pictures of the whole job were skipped than its share `max_bad` allows."""
+    """Whether more images of the whole job were skipped than its share `max_bad` allows."""
     return skipped > max_bad * plan.samples
 
 
@@ -112,7 +112,7 @@ def _shards_by_split(parts: list[tuple[ShardOutline, Part]]) -> dict[str, tuple[
 
 
 def forget_skips(out: Store, plan: Plan) -> None:
-    """Have finished shards with skipped pictures made again: a file may be readable by then."""
+    """Have finished shards with skipped images made again: a file may be readable by then."""
     done = finished(out)
     for shard in plan.shards:
         if last_name(shard.name) in done and read_part(out, shard.name)[0].skipped:
@@ -131,7 +131,7 @@ def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: flo
     skipped = [incident for incident in incidents if incident.action == "skipped"]
     first = min(skipped, key=lambda i: i.path)
     return (
-        f"{len(skipped)} of {plan.samples} pictures cannot be decoded, more than --max-bad {max_bad:.2%} "
+        f"{len(skipped)} of {plan.samples} images cannot be decoded, more than --max-bad {max_bad:.2%} "
         f"(first: {first.path}: {first.reason}); see {out.place(REPORT)}, then raise --max-bad to leave "
         "them out, or mend them and prepare into a new folder"
     )
@@ -140,16 +140,14 @@ def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: flo
 def _refuse_lost(
     plan: Plan, parts: list[tuple[ShardOutline, Part]], splits: dict[str, tuple[Shard, ...]]
 ) -> None:
-    """Skipping may have emptied a class of its training pictures, or a whole split."""
+    """Skipping may have emptied a class of its training images, or a whole split."""
     trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost:
-        raise BadPicturesError(
-            f"no decodable training pictures are left for {', '.join(lost[:5])}; "
+        raise BadImagesError(
+            f"no decodable training images are left for {', '.join(lost[:5])}; "
             "mend the files that report.csv names, or remove the class"
         )
     empty = {s.split for s in plan.shards} - splits.keys()
     if empty:
-        raise BadPicturesError(
-            f"no decodable pictures are left in {', '.join(sorted(empty))}; see report.csv"
-        )
+        raise BadImagesError(f"no decodable images are left in {', '.join(sorted(empty))}; see report.csv")

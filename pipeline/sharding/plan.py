@@ -21,10 +21,10 @@ from pipeline.storage.base import Span, Store
 PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
 
-# A tar of 2,000 ImageNet pictures at 256 px has some 50 MB: large enough to stream, small enough to
+# A tar of 2,000 ImageNet images at 256 px has some 50 MB: large enough to stream, small enough to
 # redo. Smaller datasets get smaller tars, so that permuting tars still shuffles.
 _MOST_PER_SHARD = 2000
-# A worker holds the pictures of a shard: those of their original size may have any.
+# A worker holds the images of a shard: those of their original size may have any.
 _MOST_BYTES_PER_SHARD = 2**28
 _FEWEST_SHARDS = 16
 _FEWEST_PER_SHARD = 50
@@ -38,14 +38,14 @@ class Options:
     """Everything but the source that a shard's bytes depend on; units as on the command line.
 
     Attributes:
-        size: shorter side of stored pictures, pixels.
-        keep_aspect: keep the whole picture instead of its centre square.
+        size: shorter side of stored images, pixels.
+        keep_aspect: keep the whole image instead of its center square.
         quality: JPEG quality, 1..100.
         val_fraction: share of each class moved to "val", or None.
         seed: of the global shuffle and of `val_fraction`.
         shard_samples: samples per tar, or None to choose by the split's size.
-        max_megapixels: larger pictures are refused.
-        exif_rotate: turn pictures as their EXIF orientation says.
+        max_megapixels: larger images are refused.
+        exif_rotate: turn images as their EXIF orientation says.
         keep_original: store good RGB JPEGs byte for byte, and the rest at full size; `size` is then what
             the loader scales to.
 
@@ -66,12 +66,12 @@ class Options:
     def __post_init__(self) -> None:
         if self.keep_aspect and self.keep_original:
             raise UsageError(
-                "--keep-aspect scales pictures and --keep-original does not: give one of them, or neither"
+                "--keep-aspect scales images and --keep-original does not: give one of them, or neither"
             )
 
     @property
     def mode(self) -> str:
-        """How pictures are stored, as the manifest's `image.mode` has it."""
+        """How images are stored, as the manifest's `image.mode` has it."""
         return "original" if self.keep_original else "aspect" if self.keep_aspect else "square"
 
 
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Pictures of all shards."""
+        """Images of all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @cached_property

@@ -12,7 +12,7 @@ from pipeline.sources.spool import needs_spool, spool, spooled_span
 from pipeline.storage.base import Span, Store
 from pipeline.storage.local import LocalStore
 
-# Pictures read ahead of the decoder; from a bucket they come at the same time.
+# Images read ahead of the decoder; from a bucket they come at the same time.
 _BATCH = 32
 
 

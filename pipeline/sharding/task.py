@@ -17,7 +17,7 @@ from pipeline.dataset.report import Incident
 from pipeline.dataset.tar import describe, write_shard
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError
-from pipeline.executors.local import count_picture
+from pipeline.executors.local import count_image
 from pipeline.images import codec
 from pipeline.images.statistics import Moments
 from pipeline.sharding.plan import Options, Plan, ShardPlan, read_plan, read_shard_plan
@@ -30,7 +30,7 @@ from pipeline.storage.open import open_store
 from pipeline.storage.remote import BucketStore
 
 PARTS = f"{WORK}/parts"
-# The largest file that a picture of so many pixels can have: 16 bits in each of four channels, and what
+# The largest file that an image of so many pixels can have: 16 bits in each of four channels, and what
 # comes with it.
 _BYTES_PER_PIXEL = 8
 _METADATA = 2**26
@@ -43,8 +43,8 @@ class Part:
     Attributes:
         name: of the shard.
         plan: digest of the plan that it is of.
-        shard: the tar, or None where every picture of it was skipped.
-        incidents: rows for the report, in the order in which pictures lie in the source.
+        shard: the tar, or None where every image of it was skipped.
+        incidents: rows for the report, in the order in which images lie in the source.
         labels: label → samples written.
         versions: of the libraries that made it, and the architecture.
         image_sum: whether the sum image lies beside as NAME.npy.
@@ -65,7 +65,7 @@ class Part:
 
     @property
     def skipped(self) -> int:
-        """Pictures that were left out."""
+        """Images that were left out."""
         return sum(incident.action == "skipped" for incident in self.incidents)
 
 
@@ -102,9 +102,9 @@ def run_shard(job: Job, name: str) -> Part:
 
 
 def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
-    """Decode, scale, encode and store a shard's pictures, and note its moments.
+    """Decode, scale, encode and store a shard's images, and note its moments.
 
-    The pictures are read in the order in which they lie in the source, and written in the plan's.
+    The images are read in the order in which they lie in the source, and written in the plan's.
     """
     work = _Work(plan.options, measured=shard.split == "train")
     order = in_reading_order(shard.samples)
@@ -113,7 +113,7 @@ def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
     read = read_samples(open_store(job.source), plan.containers, job.spool, samples, largest)
     stored: dict[int, bytes] = {}
     for k, sample, data in zip(order, samples, read, strict=True):
-        count_picture()
+        count_image()
         if (jpeg := work.convert(display(plan.containers, sample), sample, data)) is not None:
             stored[k] = jpeg
     labels = Counter(shard.samples[k].label for k in stored)
@@ -188,7 +188,7 @@ def forget(out: Store, name: str) -> None:
 
 
 class _Work:
-    """Turns files into stored pictures, and keeps the moments and incidents of a shard."""
+    """Turns files into stored images, and keeps the moments and incidents of a shard."""
 
     def __init__(self, options: Options, measured: bool) -> None:
         self.options = options
@@ -205,7 +205,7 @@ class _Work:
                 raise codec.DecodeError(f"unreadable file: {data.strerror or data}")
             if sample.size not in (UNKNOWN, len(data)):
                 raise codec.DecodeError(f"has {len(data)} bytes now, but {sample.size} when it was listed")
-            picture = codec.decode(
+            image = codec.decode(
                 data,
                 options.max_megapixels,
                 size=options.size,
@@ -213,25 +213,25 @@ class _Work:
                 keep=options.keep_original,
             )
             if options.mode == "square":
-                pixels = codec.resize_square(picture.pixels, options.size)
+                pixels = codec.resize_square(image.pixels, options.size)
             else:
-                pixels = codec.resize_shorter(picture.pixels, options.size, picture.shape)
+                pixels = codec.resize_shorter(image.pixels, options.size, image.shape)
         except codec.DecodeError as error:
             self.incidents.append(Incident(path, str(error), "skipped"))
             return None
-        if picture.repair:
-            self.incidents.append(Incident(path, picture.repair, "repaired"))
+        if image.repair:
+            self.incidents.append(Incident(path, image.repair, "repaired"))
         if self.measured:
             self.moments.add(pixels)
         if options.keep_original:
-            return picture.jpeg or codec.encode(picture.pixels, options.quality)
+            return image.jpeg or codec.encode(image.pixels, options.quality)
         return codec.encode(pixels, options.quality)
 
 
 def _write_tar(
     job: Job, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
 ) -> Shard | None:
-    """Write the pictures that are left in the plan's order, and upload them where `out` is a bucket."""
+    """Write the images that are left in the plan's order, and upload them where `out` is a bucket."""
     if not isinstance(out, BucketStore):
         return _pack(Path(out.url), shard, label_width, stored)
     make_folder(Path(job.scratch))

@@ -1,4 +1,4 @@
-"""What there is to prepare: labelled samples with unique keys, and where the bytes of each one lie.
+"""What there is to prepare: labeled samples with unique keys, and where the bytes of each one lie.
 
 A reader (folders, archives, Parquet, tars) lists a source into a `Listing`; `assemble` checks it, orders
 the classes and names the keys. Sources of the same file names and classes come out with the same keys and
@@ -31,7 +31,7 @@ UNKNOWN = -1
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A picture as a reader lists it.
+    """An image as a reader lists it.
 
     Attributes:
         path: of the file below the source's root, or of the member in its container; its last part is the
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One picture of the plan: as `Entry`, with its label and its tar key."""
+    """One image of the plan: as `Entry`, with its label and its tar key."""
 
     path: str
     label: int
@@ -62,7 +62,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 @dataclass(frozen=True)
 class Container:
-    """A file that holds many pictures: its path below the root, and its size in bytes."""
+    """A file that holds many images: its path below the root, and its size in bytes."""
 
     path: str
     size: int
@@ -74,7 +74,7 @@ class Listing:
 
     Attributes:
         layout: how it was read, as in `--layout`.
-        entries: "train", and "val" and "test" where present → pictures, in any order.
+        entries: "train", and "val" and "test" where present → images, in any order.
         containers: that the entries refer to.
         names: class → name to show, where known.
         classes: every class in label order, where the source fixes one; else sorted class ids count.
@@ -127,11 +127,11 @@ def assemble(root: str, listing: Listing, val_fraction: float | None = None, see
         root: the source's address.
         listing: what its reader found; its entries are taken out of it as they are turned into samples.
         val_fraction: share of each class that becomes the "val" split, chosen by `seed`, for sources
-            that have none. A class keeps at least one training picture.
+            that have none. A class keeps at least one training image.
         seed: of the choice.
 
     Raises:
-        UsageError: no pictures; one class; a class without training pictures; a name that is not UTF-8;
+        UsageError: no images; one class; a class without training images; a name that is not UTF-8;
             a `val_fraction` beside an existing validation split or outside 0..1.
     """
     _check_fraction(root, listing, val_fraction)
@@ -154,22 +154,22 @@ def assemble(root: str, listing: Listing, val_fraction: float | None = None, see
 def rank(seed: int, purpose: str, key: str) -> bytes:
     """A sample's place in the seeded order of `purpose`: sort by it to shuffle.
 
-    A hash instead of a generator's stream: it is the same for every library version, and a picture
+    A hash instead of a generator's stream: it is the same for every library version, and an image
     more or less leaves the others' order alone.
     """
     return hashlib.blake2b(f"{seed}/{purpose}/{key}".encode(), digest_size=16).digest()
 
 
-def unique_keys(pictures: Iterable[tuple[int, str, str]]) -> list[str]:
+def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
     """Tar keys: the file's stem, made safe; its class in front where stems collide.
 
     Which of several equal names is numbered how depends on class, file name, split and path, not on their
     order; only on the path where all else is equal, since layouts differ in it.
 
     Args:
-        pictures: number of the split (training first), path and class of each.
+        images: number of the split (training first), path and class of each.
     """
-    listed = list(pictures)
+    listed = list(images)
     keys = [_safe(stem_of(path)) for _, path, _ in listed]
     taken = Counter(keys)
     if len(taken) == len(keys):
@@ -203,9 +203,7 @@ def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> di
     stems = (stem_of(e.path) for split in order for e in listing.entries[split])
     renamed = sum(key != _safe(stem) for key, stem in zip(keys, stems, strict=True))
     if renamed:
-        notes.append(
-            f"{renamed:,} pictures share a file name with another; their keys have the class in front"
-        )
+        notes.append(f"{renamed:,} images share a file name with another; their keys have the class in front")
     splits: dict[str, list[Sample]] = {}
     at = 0
     for split in order:
@@ -226,7 +224,7 @@ def _check_fraction(root: str, listing: Listing, val_fraction: float | None) -> 
     if listing.entries.get("val"):
         raise UsageError(
             f"--val-fraction {val_fraction:g} was asked for, but {root} has its own validation "
-            "pictures; leave the option out"
+            "images; leave the option out"
         )
 
 
@@ -252,7 +250,7 @@ def _check_classes(root: str, ids: list[str], listing: Listing) -> None:
     if not any(listing.entries.values()):
         suffixes = "JPEG, PNG, GIF, WebP, BMP, TIFF or PPM"
         raise UsageError(
-            f"source {root}: no pictures found; expected {suffixes} files in CLASS/ or "
+            f"source {root}: no images found; expected {suffixes} files in CLASS/ or "
             "{train,val}/CLASS/ folders, ImageNet's archives, Parquet files or WebDataset tars"
         )
     if len(ids) < 2:
@@ -261,11 +259,11 @@ def _check_classes(root: str, ids: list[str], listing: Listing) -> None:
     empty = [class_id for class_id in ids if class_id not in trained]
     if empty:
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        raise UsageError(f"source {root}: no training pictures for {shown}; add some or remove the class")
+        raise UsageError(f"source {root}: no training images for {shown}; add some or remove the class")
 
 
 def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
-    """Move `fraction` of each class to "val"; rounded, and never a class's last picture."""
+    """Move `fraction` of each class to "val"; rounded, and never a class's last image."""
     chosen: set[str] = set()
     by_class: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -276,8 +274,7 @@ def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, l
         chosen.update(s.key for s in members[:count])
     if not chosen:
         raise UsageError(
-            f"--val-fraction {fraction:g} of these {len(samples)} pictures leaves none for "
-            "validation; raise it"
+            f"--val-fraction {fraction:g} of these {len(samples)} images leaves none for validation; raise it"
         )
     return {
         "train": [s for s in samples if s.key not in chosen],
@@ -285,8 +282,8 @@ def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, l
     }
 
 
-def is_picture(path: str) -> bool:
-    """Whether a file has a picture's suffix, in any case."""
+def is_image(path: str) -> bool:
+    """Whether a file has an image's suffix, in any case."""
     name = path.rpartition("/")[2]
     dot = name.rfind(".")
     return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES

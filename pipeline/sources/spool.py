@@ -1,8 +1,8 @@
 """Sources without cheap random access are read once, in order, into flat files that are read at random.
 
-A Parquet file becomes NUMBER.bin, its pictures one after the other, and NUMBER.npy, int64 (rows + 1,), where
-each of them starts and the last one ends; a null is a picture of no bytes. A compressed tar becomes
-NUMBER.bin, the tar itself. Either takes the space of the pictures.
+A Parquet file becomes NUMBER.bin, its images one after the other, and NUMBER.npy, int64 (rows + 1,), where
+each of them starts and the last one ends; a null is an image of no bytes. A compressed tar becomes
+NUMBER.bin, the tar itself. Either takes the space of the images.
 """
 
 import fcntl
@@ -27,9 +27,9 @@ from pipeline.storage.base import Span, Store
 _PARQUET = ".parquet"
 _PACKED = (".gz", ".tgz")
 _CHUNK = 2**20
-# Rows in memory at a time, of pictures of 0.1 to 10 MB.
+# Rows in memory at a time, of images of 0.1 to 10 MB.
 _ROWS = 16
-# A shard's pictures lie in any of the containers; ImageNet's are 308.
+# A shard's images lie in any of the containers; ImageNet's are 308.
 _MOST_TABLES = 4096
 
 
@@ -140,7 +140,7 @@ def _spool_rows(store: Store, number: int, container: Container, folder: Path) -
 
 
 def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
-    """A Parquet file's pictures in order.
+    """A Parquet file's images in order.
 
     A generator, so that only its own errors, not those of writing, are put down to the Parquet file.
     """

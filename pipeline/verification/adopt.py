@@ -1,7 +1,7 @@
 """Making a dataset of tars that another tool wrote, without writing them again.
 
-Any folder of WebDataset tars of pictures with whole numbers as labels will do. Each tar is read twice: its
-headers and labels, which must be known of all before anything is promised, then its pictures.
+Any folder of WebDataset tars of images with whole numbers as labels will do. Each tar is read twice: its
+headers and labels, which must be known of all before anything is promised, then its images.
 """
 
 import os
@@ -55,25 +55,25 @@ def adopt(
     """Make a folder of other tools' WebDataset tars a dataset: indexes, statistics and a manifest.
 
     The tars stay as they are. A DALI index is written beside each, replacing one that is there; it leaves
-    out pictures that do not decode, which are rows of `report.csv`. The manifest comes last. The labels in
+    out images that do not decode, which are rows of `report.csv`. The manifest comes last. The labels in
     the tars are the dataset's labels, so they must be the numbers 0 to K - 1 of K classes.
 
     Args:
         folder: holds the tars, at any depth.
-        size: the shorter side to which pictures are scaled on loading, where their shorter sides differ.
+        size: the shorter side to which images are scaled on loading, where their shorter sides differ.
             Equal ones are used as they are.
-        max_bad: share of undecodable pictures above which the job fails.
-        max_megapixels: larger pictures count as undecodable.
+        max_bad: share of undecodable images above which the job fails.
+        max_megapixels: larger images count as undecodable.
         engine: where tars are read, each a task.
         progress: told how far the decoding is.
 
     Returns:
-        The manifest, with statistics of the decoded pictures.
+        The manifest, with statistics of the decoded images.
 
     Raises:
         UsageError: a dataset already, in a bucket, no tars, damaged or compressed ones, labels that are
             texts or leave gaps; see `pipeline.sources.listers.webdataset`.
-        RunError: too many bad pictures, a class that has none left, a place that cannot be written.
+        RunError: too many bad images, a class that has none left, a place that cannot be written.
     """
     source, tars = _listed(folder)
     root = tars[0].root
@@ -139,7 +139,7 @@ def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
 
 
 def _tars(root: Path, source: Source) -> list[ForeignTar]:
-    """A task for each tar; pictures in the order in which they lie in it."""
+    """A task for each tar; images in the order in which they lie in it."""
     grouped: dict[tuple[str, int], list[Sample]] = {}
     for split, samples in source.splits.items():
         for sample in samples:
@@ -153,7 +153,7 @@ def _tars(root: Path, source: Source) -> list[ForeignTar]:
 
 
 def _find_labels(tar: ForeignTar) -> tuple[str, list[LabelSpan]]:
-    """In a worker: where the labels of a tar's pictures are."""
+    """In a worker: where the labels of a tar's images are."""
     store = open_store(tar.root)
     container = Container(tar.name, store.size(tar.name))
     return tar.name, locate(store, container, [sample.offset for sample in tar.samples])
@@ -180,14 +180,14 @@ def _classes_by_label(
     if missing:
         more = f" or {len(missing) - 1} others" if missing[1:] else ""
         raise UsageError(
-            f"{source.root}: labels go up to {max(by_number)}, but no picture has {missing[0]}{more}; "
+            f"{source.root}: labels go up to {max(by_number)}, but no image has {missing[0]}{more}; "
             f"a net needs all from 0 on: {REMEDY}"
         )
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
 def _report(root: Path, tars: list[ForeignTar], found: dict[str, Measured], max_bad: float) -> None:
-    """Write report.csv, and refuse to leave out more than `max_bad` of the pictures."""
+    """Write report.csv, and refuse to leave out more than `max_bad` of the images."""
     incidents = [
         Incident(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
         for tar in tars
@@ -198,7 +198,7 @@ def _report(root: Path, tars: list[ForeignTar], found: dict[str, Measured], max_
     if len(incidents) > max_bad * total:
         first = min(incidents, key=lambda i: i.path)
         raise RunError(
-            f"{len(incidents)} of {total} pictures cannot be loaded, more than --max-bad {max_bad:.2%} "
+            f"{len(incidents)} of {total} images cannot be loaded, more than --max-bad {max_bad:.2%} "
             f"(first: {first.path}: {first.reason}); see {root / REPORT}, then raise --max-bad to leave "
             "them out"
         )
@@ -210,7 +210,7 @@ def _refuse_lost(
     spans: dict[str, list[LabelSpan]],
     found: dict[str, Measured],
 ) -> None:
-    """Skipping may have emptied a class of its training pictures, or a whole split."""
+    """Skipping may have emptied a class of its training images, or a whole split."""
     kept = [
         (tar.split, span.value)
         for tar in tars
@@ -221,12 +221,12 @@ def _refuse_lost(
     lost = [info.id for label, info in enumerate(classes) if label not in trained]
     if lost:
         raise RunError(
-            f"no decodable training pictures are left for {', '.join(lost[:5])}; {REPORT} names those that "
+            f"no decodable training images are left for {', '.join(lost[:5])}; {REPORT} names those that "
             "were left out: mend the tars"
         )
     empty = {tar.split for tar in tars} - {split for split, _ in kept}
     if empty:
-        raise RunError(f"no decodable pictures are left in {', '.join(sorted(empty))}; see {REPORT}")
+        raise RunError(f"no decodable images are left in {', '.join(sorted(empty))}; see {REPORT}")
 
 
 def _write_indexes(

@@ -50,13 +50,13 @@ class Verdict:
 def verify(
     root: str | Path, *, fast: bool = False, engine: Engine | None = None, progress: Progress | None = None
 ) -> Verdict:
-    """Read a dataset again: checksums, indexes against tars, labels, counts, pictures, statistics.
+    """Read a dataset again: checksums, indexes against tars, labels, counts, images, statistics.
 
     Args:
         root: the dataset's folder, here or in a bucket.
-        fast: leave out decoding; pictures' headers are looked at nevertheless.
+        fast: leave out decoding; images' headers are looked at nevertheless.
         engine: where shards are checked, each a task; one process on this machine where none is given.
-        progress: told (pictures checked, pictures in all).
+        progress: told (images checked, images in all).
 
     Raises:
         UsageError: no finished dataset there, a manifest that cannot be read, or a bucket that refuses.
@@ -144,7 +144,7 @@ def _check_one(shard: Shard, rules: Rules) -> tuple[str, Findings]:
 
 
 def _pixel_limit(manifest: Manifest) -> float:
-    """Megapixels beyond which a picture was never stored; where sizes are fixed, headers tell as much."""
+    """Megapixels beyond which an image was never stored; where sizes are fixed, headers tell as much."""
     if manifest.image.mode == "original":
         limit = manifest.settings.get("max_megapixels", _LARGEST)
         return float(limit) if isinstance(limit, int | float) else _LARGEST
@@ -165,7 +165,7 @@ def _wrong_pixels(manifest: Manifest, findings: dict[str, Findings]) -> Iterator
     if found != manifest.statistics.pixels:
         yield Fault(
             FILE_NAME,
-            f"statistics: of {manifest.statistics.pixels:,} pixels, but the training pictures have {found:,}",
+            f"statistics: of {manifest.statistics.pixels:,} pixels, but the training images have {found:,}",
         )
 
 
@@ -217,7 +217,7 @@ def _strays(store: Store, manifest: Manifest) -> tuple[list[Fault], list[Fault]]
         return [Fault(".", str(error))], []
     faults, notes = [], []
     for name in sorted((visible | hidden) - known):
-        # A folder of other tools' tars may hold some of which no picture was usable.
+        # A folder of other tools' tars may hold some of which no image was usable.
         if name.endswith((".tar", ".idx")) and not manifest.adopted:
             faults.append(Fault(name, "not in the manifest, but programs that read *.tar would; delete it"))
         else:

@@ -1,4 +1,4 @@
-"""The pictures in other tools' tars: which format they have, and what their pixels sum to."""
+"""The images in other tools' tars: which format they have, and what their pixels sum to."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ import msgspec
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import UsageError
 from pipeline.executors.base import Engine, Tick
-from pipeline.executors.local import count_picture
+from pipeline.executors.local import count_image
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.statistics import Moments
 from pipeline.sources.base import Container, Sample
@@ -36,13 +36,13 @@ class LabelSpan(NamedTuple):
     value: int
 
 
-def locate(store: Store, container: Container, pictures: Iterable[int]) -> list[LabelSpan]:
-    """Find the label of each picture in a tar.
+def locate(store: Store, container: Container, images: Iterable[int]) -> list[LabelSpan]:
+    """Find the label of each image in a tar.
 
     Args:
         store: the folder of the tar.
         container: the tar.
-        pictures: where their bytes start.
+        images: where their bytes start.
 
     Raises:
         UsageError: a damaged tar, or a label that is no whole number.
@@ -50,10 +50,10 @@ def locate(store: Store, container: Container, pictures: Iterable[int]) -> list[
     place = store.place(container.path)
     labels: dict[int, SamplePart] = {}
     for sample in read_tar(store, container):
-        picture, label = sample.get("picture"), sample.get("cls") or sample.get("json")
-        if picture and label:
-            labels[picture.member.offset] = label
-    return [_span(place, labels[offset]) for offset in pictures]
+        image, label = sample.get("image"), sample.get("cls") or sample.get("json")
+        if image and label:
+            labels[image.member.offset] = label
+    return [_span(place, labels[offset]) for offset in images]
 
 
 def _span(place: str, label: SamplePart) -> LabelSpan:
@@ -90,14 +90,14 @@ def _json_label(data: bytes) -> int | None:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures handled, pictures in all)."""
+"""Called with (images handled, images in all)."""
 
-# Of how many pictures of a tar one must decode, for the first look at their shape.
+# Of how many images of a tar one must decode, for the first look at their shape.
 _FIRST_LOOK = 100
 
 
 class ForeignTar(NamedTuple):
-    """A task: the tar `name` below `root`, its split, and its pictures in the order in which they lie."""
+    """A task: the tar `name` below `root`, its split, and its images in the order in which they lie."""
 
     root: Path
     name: str
@@ -109,9 +109,9 @@ class Measured(NamedTuple):
     """What a tar holds.
 
     Attributes:
-        moments: of its pictures, where it is for training; else empty.
+        moments: of its images, where it is for training; else empty.
         sha256, bytes: of the tar.
-        skipped: place in the tar's order → why a loader cannot have the picture.
+        skipped: place in the tar's order → why a loader cannot have the image.
     """
 
     moments: Moments
@@ -123,15 +123,15 @@ class Measured(NamedTuple):
 def measure(
     engine: Engine, tars: list[ForeignTar], size: int, max_megapixels: float, progress: Progress | None
 ) -> tuple[ImageFormat, dict[str, Measured]]:
-    """Decode every picture, strictly, and find the format that fits all of them.
+    """Decode every image, strictly, and find the format that fits all of them.
 
     Formats are tried from the strictest on; a misfit, which mostly comes early, ends a try.
 
     Args:
         engine: where tars are read, each a task.
         tars: to read.
-        size: shorter side that pictures of different shorter sides are scaled to before they count.
-        max_megapixels: larger pictures are left out.
+        size: shorter side that images of different shorter sides are scaled to before they count.
+        max_megapixels: larger images are left out.
         progress: told how far the decoding is.
 
     Returns:
@@ -159,7 +159,7 @@ def measure(
 def _try(
     engine: Engine, tars: list[ForeignTar], image: ImageFormat, max_megapixels: float, tick: Tick
 ) -> dict[str, Measured]:
-    """What each tar holds, or nothing where a picture has not the format."""
+    """What each tar holds, or nothing where an image has not the format."""
     found: dict[str, Measured] = {}
     with closing(
         engine.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, tick)
@@ -172,7 +172,7 @@ def _try(
 
 
 def _formats(tars: list[ForeignTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
-    """The formats that the pictures may all have, judged by one of them; the strictest first."""
+    """The formats that the images may all have, judged by one of them; the strictest first."""
     shapes = (
         pixels.shape[:2]
         for tar in tars
@@ -187,12 +187,12 @@ def _formats(tars: list[ForeignTar], size: int, max_megapixels: float) -> Iterat
 
 
 def _measure(tar: ForeignTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
-    """In a worker: decode a tar's pictures; None as soon as one has not the format."""
+    """In a worker: decode a tar's images; None as soon as one has not the format."""
     square = image.mode == "square" and tar.split == "train"
     moments = Moments.for_square(image.size) if square else Moments()
     skipped: dict[int, str] = {}
     for number, pixels in _decoded(tar, max_megapixels):
-        count_picture()
+        count_image()
         if isinstance(pixels, str):
             skipped[number] = pixels
             continue
@@ -212,17 +212,17 @@ def _measure(tar: ForeignTar, image: ImageFormat, max_megapixels: float) -> tupl
 
 
 def _decoded(tar: ForeignTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
-    """Each picture's place in the tar's order, and its pixels or why a loader could not have them."""
+    """Each image's place in the tar's order, and its pixels or why a loader could not have them."""
     with (tar.root / tar.name).open("rb") as file:
         for number, sample in enumerate(tar.samples):
             file.seek(sample.offset)
             data = file.read(sample.size)
             try:
-                picture = decode(data, max_megapixels)
+                image = decode(data, max_megapixels)
             except DecodeError as error:
                 yield number, str(error)
                 continue
-            yield number, _unloadable(data, picture.repair) or picture.pixels
+            yield number, _unloadable(data, image.repair) or image.pixels
 
 
 def _unloadable(data: bytes, repair: str) -> str:

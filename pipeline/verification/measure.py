@@ -1,4 +1,4 @@
-"""Statistics measured again on the pictures as the shards hold them."""
+"""Statistics measured again on the images as the shards hold them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +9,20 @@ from pipeline.dataset.index import index_path, read_index
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import RunError
 from pipeline.executors.base import Engine
-from pipeline.executors.local import LocalEngine, count_picture
+from pipeline.executors.local import LocalEngine, count_image
 from pipeline.images.codec import DecodeError, decode, resize_shorter
 from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 Progress = Callable[[int, int], None]
-"""Called with (pictures handled, pictures in all)."""
+"""Called with (images handled, images in all)."""
 
 _ONE_BY_ONE: Engine = LocalEngine()
-# The largest picture that a JPEG can hold, in megapixels: what a dataset holds was let in before.
+# The largest image that a JPEG can hold, in megapixels: what a dataset holds was let in before.
 _LARGEST = 65535**2 / 1e6
 
 
 class _Tar(NamedTuple):
-    """A task: a training tar of a dataset in `root`, and how its pictures are stored."""
+    """A task: a training tar of a dataset in `root`, and how its images are stored."""
 
     root: Path
     name: str
@@ -32,10 +32,10 @@ class _Tar(NamedTuple):
 def decoded_statistics(
     dataset: Dataset, engine: Engine = _ONE_BY_ONE, progress: Progress | None = None
 ) -> Statistics:
-    """Decode every training picture of a dataset, strictly, and measure its pixels.
+    """Decode every training image of a dataset, strictly, and measure its pixels.
 
     They differ from the manifest's statistics by what JPEG encoding did to the pixels, unless these are of
-    decoded pictures too. Pictures of their original size are scaled first, as on loading.
+    decoded images too. Images of their original size are scaled first, as on loading.
 
     Args:
         dataset: an opened dataset.
@@ -43,8 +43,8 @@ def decoded_statistics(
         progress: told how far the work is.
 
     Raises:
-        UsageError: the dataset has no training pictures, or a damaged index.
-        RunError: a picture that does not decode, or a worker that died.
+        UsageError: the dataset has no training images, or a damaged index.
+        RunError: an image that does not decode, or a worker that died.
     """
     tars = [_Tar(dataset.root.absolute(), shard.name, dataset.image) for shard in dataset.shards("train")]
     total = dataset.samples("train")
@@ -61,7 +61,7 @@ def decoded_statistics(
 
 
 def _measure(tar: _Tar) -> Moments:
-    """In a worker: the moments of a tar's pictures."""
+    """In a worker: the moments of a tar's images."""
     path = tar.root / tar.name
     moments = Moments()
     with path.open("rb") as file:
@@ -75,8 +75,8 @@ def _measure(tar: _Tar) -> Moments:
             except DecodeError as error:
                 raise RunError(
                     f"{path}: {name} does not decode ({error}); `alexnet-prep verify {tar.root}` names all "
-                    "such pictures"
+                    "such images"
                 ) from error
             moments.add(pixels)
-            count_picture()
+            count_image()
     return moments

@@ -1,4 +1,4 @@
-"""Proving one shard: its tar, its index and its pictures, against what the manifest says of them."""
+"""Proving one shard: its tar, its index and its images, against what the manifest says of them."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from pipeline.dataset.index import INDEX_VERSION, index_name, read_index
 from pipeline.dataset.manifest import ImageFormat, Shard
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
-from pipeline.executors.local import count_picture
+from pipeline.executors.local import count_image
 from pipeline.images.codec import Decoded, DecodeError, decode
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import Span, Store
@@ -43,10 +43,10 @@ class Rules:
         store: the dataset's folder.
         classes: how many; labels are below it.
         label_width: digits of every .cls.
-        image: how pictures are stored.
+        image: how images are stored.
         adopted: whether another tool wrote the tars, so that the index says what they hold.
-        max_megapixels: larger pictures are not decoded.
-        decode: whether to decode the pictures.
+        max_megapixels: larger images are not decoded.
+        decode: whether to decode the images.
     """
 
     store: Store
@@ -66,7 +66,7 @@ class Findings:
         faults: of its files, and at most MOST_FAULTS of its members.
         samples: in the tar.
         size: of the tar in bytes.
-        pixels: of all its pictures; of an adopted shard, of those that were decoded.
+        pixels: of all its images; of an adopted shard, of those that were decoded.
         labels: int64 (classes,), samples of each label.
         keys: uint64 (samples,), a hash of each key; none for an adopted shard, whose keys may repeat.
         headers: int64 (samples,), where each sample's first tar header is; see `key_at`.
@@ -155,8 +155,8 @@ class Check:
         else:
             self.member_fault(name, f"the label is {int(digits)}, but there are {self.rules.classes} classes")
 
-    def picture(self, name: str, data: bytes) -> None:
-        """Check a picture that the shard writer stored: its form, then whether it decodes as it is."""
+    def image(self, name: str, data: bytes) -> None:
+        """Check an image that the shard writer stored: its form, then whether it decodes as it is."""
         try:
             height, width, *stored = simplejpeg.decode_jpeg_header(data)
         except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
@@ -164,13 +164,13 @@ class Check:
             return
         self._pixels += height * width
         image = self.rules.image
-        if what := _wrong_size(height, width, image) or _wrong_colours(stored, image):
+        if what := _wrong_size(height, width, image) or _wrong_colors(stored, image):
             self.member_fault(name, what)
         elif (decoded := self._decode(name, data)) and decoded.repair:
             self.member_fault(name, f"does not decode as it is: {decoded.repair}")
 
-    def foreign_picture(self, name: str, data: bytes) -> None:
-        """Check a picture of another tool's: any format that decodes will do."""
+    def foreign_image(self, name: str, data: bytes) -> None:
+        """Check an image of another tool's: any format that decodes will do."""
         if decoded := self._decode(name, data):
             height, width = decoded.shape
             self._pixels += height * width
@@ -194,7 +194,7 @@ def shown(text: str) -> str:
 
 
 def _wrong_size(height: int, width: int, image: ImageFormat) -> str:
-    """What of a picture's size the manifest has otherwise, or ''."""
+    """What of an image's size the manifest has otherwise, or ''."""
     size = image.size
     if image.mode == "square" and (height, width) != (size, size):
         return f"{width}x{height} pixels; expected {size}x{size}"
@@ -203,9 +203,9 @@ def _wrong_size(height: int, width: int, image: ImageFormat) -> str:
     return ""
 
 
-def _wrong_colours(stored: list[str], image: ImageFormat) -> str:
-    """What of [colour space, subsampling] the manifest has otherwise, or ''."""
-    # Pictures of their original size were encoded by anybody.
+def _wrong_colors(stored: list[str], image: ImageFormat) -> str:
+    """What of [color space, subsampling] the manifest has otherwise, or ''."""
+    # Images of their original size were encoded by anybody.
     if image.mode == "original" or image.subsampling is None:
         return ""
     expected = ["YCbCr", image.subsampling.replace(":", "")]
@@ -264,7 +264,7 @@ def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
     try:
         for key, members in groupby(_plain(file, check), lambda member: member.name.partition(".")[0]):
             lines.append(_check_sample(file, key, list(members), check))
-            count_picture()
+            count_image()
     except UsageError as error:
         check.fault(f"{error} ({check.samples:,} samples before that were read)")
         return
@@ -301,7 +301,7 @@ def _check_sample(file: BinaryIO, key: str, members: Sequence[Member], check: Ch
         file.seek(offset)
         data = file.read(size)
         if name.endswith(".jpg"):
-            check.picture(name, data)
+            check.image(name, data)
         elif name.endswith(".cls"):
             if len(data) == check.rules.label_width and data.isdigit():
                 check.label(name, data)
@@ -321,7 +321,7 @@ def _check_indexed(file: BinaryIO, check: Check) -> None:
         return
     for sample in samples:
         _check_entries(file, sample, check)
-        count_picture()
+        count_image()
     check.count()
 
 
@@ -336,7 +336,7 @@ def _check_entries(file: BinaryIO, sample: dict[str, tuple[int, int, str]], chec
         if offset < 0 or size <= 0 or len(data) != size:
             check.member_fault(member, f"the index has {size} bytes at {offset:,}, which are not in the tar")
         elif extension == "jpg":
-            check.foreign_picture(member, data)
+            check.foreign_image(member, data)
         elif extension == "cls":
             digits = re.search(rb"[0-9]{1,%d}\Z" % check.rules.label_width, data)
             if digits:

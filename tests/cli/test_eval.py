@@ -63,7 +63,7 @@ def foreign(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenets_names(tiny_source, tmp_path_factory):
-    """The tiny source's pictures as ten WNIDs and the validation files 1 to 30."""
+    """The tiny source's images as ten WNIDs and the validation files 1 to 30."""
     source = tmp_path_factory.mktemp("names") / "source"
     number = 0
     for split in ("train", "val"):
@@ -114,7 +114,7 @@ def test_everything_at_once(net, tiny_dataset, tmp_path):
     assert f"accuracy {top1:7.2%}   error {1 - top1:7.2%}" in result.stdout
     assert f"95% interval of accuracy {100 * low:.2f}–{high:.2%}" in result.stdout
     assert f"calibration error {saved['metrics']['ece']:.2%}" in result.stdout
-    assert f"| {net} | centre | 30 |" in result.stdout
+    assert f"| {net} | center | 30 |" in result.stdout
     predictions = read_predictions(files["p.csv"])
     assert (predictions.classes[:, 0] == predictions.labels).mean() == pytest.approx(top1)
     assert (predictions.classes == predictions.labels[:, None]).any(axis=1).mean() == pytest.approx(
@@ -129,11 +129,11 @@ def test_everything_at_once(net, tiny_dataset, tmp_path):
         assert info["id"] in result.stdout
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop", "full-resize"])
+@pytest.mark.parametrize("views", ["center", "ten-crop", "full-resize"])
 def test_every_view_is_measured(net, tiny_dataset, views):
     result = invoke(net, tiny_dataset.root, "--cpus", 1, "--views", views)
     assert result.exit_code == 0, result.output
-    assert f"30 val pictures, 10 classes, {views}" in result.stdout
+    assert f"30 val images, 10 classes, {views}" in result.stdout
 
 
 def test_two_processes_write_what_one_does(net, tiny_dataset, tmp_path):
@@ -187,12 +187,12 @@ def test_labels_by_key(net, tiny_dataset, tmp_path):
     predictions = tmp_path / "p.csv"
     assert invoke(net, tiny_dataset.root, "--cpus", 1, "--predictions", predictions).exit_code == 0
     found = read_predictions(predictions)
-    labels = tmp_path / "l.csv"  # the net's own second guesses for ten pictures, and a stranger
+    labels = tmp_path / "l.csv"  # the net's own second guesses for ten images, and a stranger
     rows = [f"{key},{row[1]}" for key, row in zip(found.keys[:10], found.classes, strict=False)]
     labels.write_text("\n".join(["key,label", *rows, "nobody,0"]))
     result = invoke(net, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    assert "10 pictures; 20 have none there; 1 of its keys are not in the data" in result.stdout
+    assert "10 images; 20 have none there; 1 of its keys are not in the data" in result.stdout
     score = json.loads((tmp_path / "r.json").read_text())["labels"][0]
     assert (score["top1"], score["top5"], score["samples"]) == (0.0, 1.0, 10)
 
@@ -208,7 +208,7 @@ def test_real_labels_and_a_submission(named_net, imagenets_names, tmp_path):
         *("--predictions", tmp_path / "p.parquet"),
     )
     assert result.exit_code == 0, result.output
-    assert "real.json: 2 pictures; 28 have none there" in result.stdout
+    assert "real.json: 2 images; 28 have none there" in result.stdout
     lines = (tmp_path / "s.txt").read_text().splitlines()
     found = read_predictions(tmp_path / "p.parquet")
     assert found.keys[0] == "ILSVRC2012_val_00000001"
@@ -231,10 +231,10 @@ def test_mistakes_are_told_before_the_work(
         ((*ours, "--weights", "1;2"), ["--weights 1;2", "2,1,1"]),
         ((*ours, "--weights", "1,2"), ["2 weights for 1 checkpoint"]),
         ((*ours, "--weights=-1"), ["each must be 0 or more"]),
-        ((*ours, "--real-labels", tmp_path / "real.json"), ["1 pictures, but the split has 30"]),
-        ((*named, "--real-labels", tmp_path / "real.json"), ["1 pictures, but ImageNet has 50,000"]),
+        ((*ours, "--real-labels", tmp_path / "real.json"), ["1 images, but the split has 30"]),
+        ((*named, "--real-labels", tmp_path / "real.json"), ["1 images, but ImageNet has 50,000"]),
         ((*ours, "--real-labels", tmp_path / "none.json"), ["no such file of labels"]),
-        ((*ours, "--labels", tmp_path / "l.json"), ["labels none of the split's 30 pictures"]),
+        ((*ours, "--labels", tmp_path / "l.json"), ["labels none of the split's 30 images"]),
         ((*ours, *submission), ["--submission and --devkit go together"]),
         ((*ours, *submission, "--devkit", tmp_path / "no"), ["no development kit"]),
         (

@@ -49,18 +49,18 @@ OPTIONS = {
         show.commands["predictions"],
         "run -o --count --only-errors --seed --split --data",
     ),
-    "show neighbours": (
-        show.commands["neighbours"],
-        "run pictures -o --count --queries --among --seed --split --batch-size --data",
+    "show neighbors": (
+        show.commands["neighbors"],
+        "run images -o --count --queries --among --seed --split --batch-size --data",
     ),
     "show curves": (show.commands["curves"], "runs -o"),
     "show confusion": (show.commands["confusion"], "run -o --split --batch-size --data"),
-    "show maps": (show.commands["maps"], "run picture -o --layer --channels --split --data"),
-    "show saliency": (show.commands["saliency"], "run picture -o --class --split --data"),
+    "show maps": (show.commands["maps"], "run image -o --layer --channels --split --data"),
+    "show saliency": (show.commands["saliency"], "run image -o --class --split --data"),
     "show report": (show.commands["report"], "run -o --skip --seed --data"),
     "predict": (
         predict,
-        "checkpoint pictures --also --top --views --batch-size --exif-rotate --format --out",
+        "checkpoint images --also --top --views --batch-size --exif-rotate --format --out",
     ),
     "export": (export, "checkpoint out"),
     "train": (
@@ -92,7 +92,7 @@ def test_the_prep_group_has_these_commands():
 
 
 def test_the_show_group_has_these_commands():
-    drawn = ["confusion", "curves", "kernels", "maps", "neighbours", "predictions", "report", "saliency"]
+    drawn = ["confusion", "curves", "kernels", "maps", "neighbors", "predictions", "report", "saliency"]
     assert sorted(show.commands) == drawn
 
 

@@ -37,16 +37,16 @@ def tiny_checkpoint(tiny_dataset, tmp_path):
 
 
 @pytest.fixture
-def pictures(tiny_source):
+def images(tiny_source):
     return tiny_source / "val"
 
 
-def test_a_table_has_a_line_for_each_guess_and_the_picture_before_its_first(tiny_checkpoint, pictures):
-    result = invoke(predict, tiny_checkpoint, pictures, "--top", 3)
+def test_a_table_has_a_line_for_each_guess_and_the_image_before_its_first(tiny_checkpoint, images):
+    result = invoke(predict, tiny_checkpoint, images, "--top", 3)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert len(lines) == 3 * 30
-    assert [line.split()[0] for line in lines[::3]] == [str(p) for p in sorted(pictures.rglob("*.jpg"))]
+    assert [line.split()[0] for line in lines[::3]] == [str(p) for p in sorted(images.rglob("*.jpg"))]
     columns = {line.index("%") for line in lines}
     assert len(columns) == 1
     assert all(line.lstrip()[0].isdigit() for k, line in enumerate(lines) if k % 3)
@@ -54,8 +54,8 @@ def test_a_table_has_a_line_for_each_guess_and_the_picture_before_its_first(tiny
     assert all(a >= b >= c for a, b, c in zip(shares[::3], shares[1::3], shares[2::3], strict=True))
 
 
-def test_names_that_are_no_text_are_shown_with_escapes_and_kept_in_json(tiny_checkpoint, pictures, tmp_path):
-    data = next(pictures.rglob("*.jpg")).read_bytes()
+def test_names_that_are_no_text_are_shown_with_escapes_and_kept_in_json(tiny_checkpoint, images, tmp_path):
+    data = next(images.rglob("*.jpg")).read_bytes()
     odd = [os.fsencode(tmp_path) + name for name in (b"/caf\xe9.jpg", b"/two\nlines\x1b[31m.jpg")]
     for path in odd:
         Path(os.fsdecode(path)).write_bytes(data)
@@ -66,12 +66,12 @@ def test_names_that_are_no_text_are_shown_with_escapes_and_kept_in_json(tiny_che
     assert "caf\\udce9.jpg" in first
     assert "two\\nlines\\x1b[31m.jpg" in second
     values = json.loads(invoke(predict, tiny_checkpoint, *files, "--format", "json").stdout)
-    assert [os.fsencode(value["picture"]) for value in values] == odd
+    assert [os.fsencode(value["image"]) for value in values] == odd
 
 
-def test_exif_turns_a_picture_on_request_alone(tiny_checkpoint, pictures, tmp_path):
-    """A turned copy gives the answers of the upright picture only where its EXIF is heeded."""
-    upright = Image.open(next(pictures.rglob("*.jpg")))
+def test_exif_turns_a_image_on_request_alone(tiny_checkpoint, images, tmp_path):
+    """A turned copy gives the answers of the upright image only where its EXIF is heeded."""
+    upright = Image.open(next(images.rglob("*.jpg")))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned 90 degrees clockwise
     upright.save(tmp_path / "upright.png")
@@ -79,14 +79,14 @@ def test_exif_turns_a_picture_on_request_alone(tiny_checkpoint, pictures, tmp_pa
 
     def answers(*options):
         result = invoke(predict, tiny_checkpoint, tmp_path, "--format", "json", *options)
-        return {Path(value["picture"]).stem: value["guesses"] for value in json.loads(result.stdout)}
+        return {Path(value["image"]).stem: value["guesses"] for value in json.loads(result.stdout)}
 
     heeded, ignored = answers("--exif-rotate"), answers()
     assert heeded["turned"] == heeded["upright"] == ignored["upright"]
     assert ignored["turned"] != ignored["upright"]
 
 
-def test_predicting_needs_neither_dali_nor_a_compiler(tiny_checkpoint, pictures):
+def test_predicting_needs_neither_dali_nor_a_compiler(tiny_checkpoint, images):
     code = (
         "import sys\n"
         "sys.modules['nvidia'] = sys.modules['nvidia.dali'] = None\n"
@@ -96,35 +96,35 @@ def test_predicting_needs_neither_dali_nor_a_compiler(tiny_checkpoint, pictures)
         "from cli.predict import main\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", code, str(tiny_checkpoint), str(pictures)]
+    command = [sys.executable, "-c", code, str(tiny_checkpoint), str(images)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == invoke(predict, tiny_checkpoint, pictures).stdout
+    assert done.stdout == invoke(predict, tiny_checkpoint, images).stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_answers_that_cannot_be_printed_are_one_line(tiny_checkpoint, pictures):
-    code = f"from cli.predict import main; main({[str(tiny_checkpoint), str(pictures)]!r})"
+def test_answers_that_cannot_be_printed_are_one_line(tiny_checkpoint, images):
+    code = f"from cli.predict import main; main({[str(tiny_checkpoint), str(images)]!r})"
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["error: No space left on device"]
 
 
-def test_a_diverged_net_is_named_as_such(tiny_checkpoint, pictures):
+def test_a_diverged_net_is_named_as_such(tiny_checkpoint, images):
     content = torch.load(tiny_checkpoint, weights_only=True)
     content["model"]["net.fc8.bias"][0] = float("nan")
     torch.save(content, tiny_checkpoint)
-    result = invoke(predict, tiny_checkpoint, pictures)
+    result = invoke(predict, tiny_checkpoint, images)
     assert result.exit_code == 1
     assert "outputs are not numbers" in result.stderr
     assert result.stdout == ""
 
 
-def test_json_and_csv_say_the_same(tiny_checkpoint, pictures, tmp_path):
-    values = json.loads(invoke(predict, tiny_checkpoint, pictures, "--format", "json").stdout)
+def test_json_and_csv_say_the_same(tiny_checkpoint, images, tmp_path):
+    values = json.loads(invoke(predict, tiny_checkpoint, images, "--format", "json").stdout)
     out = tmp_path / "answers.csv"
-    assert invoke(predict, tiny_checkpoint, pictures, "--format", "csv", "--out", out).stdout == ""
+    assert invoke(predict, tiny_checkpoint, images, "--format", "csv", "--out", out).stdout == ""
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert len(rows) == 5 * len(values) == 150
     for row, guess in zip(rows, [guess for value in values for guess in value["guesses"]], strict=True):
@@ -132,10 +132,10 @@ def test_json_and_csv_say_the_same(tiny_checkpoint, pictures, tmp_path):
         assert float(row["probability"]) == pytest.approx(guess["probability"], abs=1e-6)
 
 
-def test_an_unreadable_picture_is_named_and_the_rest_done(tiny_checkpoint, pictures, tmp_path):
+def test_an_unreadable_image_is_named_and_the_rest_done(tiny_checkpoint, images, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8 no more")
-    good = sorted(pictures.rglob("*.jpg"))[0]
+    good = sorted(images.rglob("*.jpg"))[0]
     result = invoke(predict, tiny_checkpoint, bad, good, tmp_path / "none.png")
     assert result.exit_code == 1
     assert result.stdout.startswith(str(good))
@@ -150,7 +150,7 @@ def test_an_unreadable_picture_is_named_and_the_rest_done(tiny_checkpoint, pictu
         (["{run}/no.pt", "x.jpg"], "no such run or checkpoint"),
         (["{run}/plain.pt", "x.jpg"], "not a checkpoint of this toolkit"),
         (["{run}/junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint (no torch file"),
-        (["{run}/net.pt", "{run}/empty"], "holds no pictures"),
+        (["{run}/net.pt", "{run}/empty"], "holds no images"),
         (["{run}/net.pt", "x.jpg", "--out", "{run}/none/x.csv"], "does not exist"),
         (["{run}/net.pt", "x.jpg", "--top", "0"], "not in the range"),
     ],
@@ -165,12 +165,12 @@ def test_mistakes_exit_2(tiny_checkpoint, tmp_path, arguments, words):
     assert words in result.stderr
 
 
-def test_an_exported_net_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_dataset, pictures, tmp_path):
+def test_an_exported_net_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_dataset, images, tmp_path):
     out = tmp_path / "net.safetensors"
     result = invoke(export, tiny_checkpoint, out)
     assert result.exit_code == 0, result.output
     assert f"{out}: " in result.stdout
-    assert invoke(predict, out, pictures).stdout == invoke(predict, tiny_checkpoint, pictures).stdout
+    assert invoke(predict, out, images).stdout == invoke(predict, tiny_checkpoint, images).stdout
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for net, file in zip((tiny_checkpoint, out), files, strict=True):
         assert invoke(evaluate, net, tiny_dataset.root, "--cpus", 1, "--json", file).exit_code == 0

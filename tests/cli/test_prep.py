@@ -25,7 +25,7 @@ def fails(result, code, *fragments):
 
 @pytest.fixture
 def source(tmp_path):
-    """Two classes of four pictures."""
+    """Two classes of four images."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         folder = tmp_path / "source" / name
@@ -40,8 +40,8 @@ def test_shard_reports_and_info_describes(run, source, tmp_path):
     out = tmp_path / "out"
     result = run("shard", source, out, "--size", 16, "--val-fraction", 0.25, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "6 train, 2 val pictures, 2 classes" in result.stdout
-    assert "train: 6 pictures in 1 shards" in result.stdout
+    assert "6 train, 2 val images, 2 classes" in result.stdout
+    assert "train: 6 images in 1 shards" in result.stdout
     result = run("info", out)
     assert result.exit_code == 0
     assert "16 px squares, JPEG quality 95" in result.stdout
@@ -78,9 +78,9 @@ def test_preview_draws_stored_and_augmented_crops(run, tiny_dataset, tmp_path):
 
 
 def test_demo_draws_a_source(run, tmp_path):
-    result = run("demo", tmp_path / "pictures", "--images", 60)
+    result = run("demo", tmp_path / "images", "--images", 60)
     assert result.exit_code == 0
-    assert len(list((tmp_path / "pictures" / "train").iterdir())) == 10
+    assert len(list((tmp_path / "images" / "train").iterdir())) == 10
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_demo_draws_a_source(run, tmp_path):
     [
         (lambda s: None, ["does not exist"]),
         (lambda s: s.write_text("x"), ["it is a file"]),
-        (lambda s: s.mkdir(), ["no pictures found"]),
-        (lambda s: (s / "cat").mkdir(parents=True), ["no pictures found"]),
+        (lambda s: s.mkdir(), ["no images found"]),
+        (lambda s: (s / "cat").mkdir(parents=True), ["no images found"]),
     ],
 )
 def test_unusable_sources(run, tmp_path, make, fragments):
@@ -100,22 +100,22 @@ def test_unusable_sources(run, tmp_path, make, fragments):
 
 def test_one_class_and_an_empty_class(run, source, tmp_path):
     (source / "empty").mkdir()
-    fails(run("shard", source, tmp_path / "out"), 2, "no training pictures for empty")
+    fails(run("shard", source, tmp_path / "out"), 2, "no training images for empty")
     (source / "empty").rmdir()
     (source / "dog").rename(tmp_path / "dog")
     fails(run("shard", source, tmp_path / "out"), 2, "found one class (cat)")
 
 
-def test_bad_pictures_are_reported_up_to_a_limit(run, source, tmp_path):
-    (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+def test_bad_images_are_reported_up_to_a_limit(run, source, tmp_path):
+    (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
     out = tmp_path / "out"
     arguments = ("shard", source, out, "--size", 16, "--workers", 1)
     result = run(*arguments)
-    fails(result, 1, "1 of 9 pictures cannot be decoded, more than --max-bad 1.00%", "cat/broken.jpg")
+    fails(result, 1, "1 of 9 images cannot be decoded, more than --max-bad 1.00%", "cat/broken.jpg")
     assert not (out / "manifest.json").exists()
     result = run(*arguments, "--max-bad", 0.2)
     assert result.exit_code == 0, result.output
-    assert "pictures skipped: 1, converted: 0" in result.stdout
+    assert "images skipped: 1, converted: 0" in result.stdout
     header, row = (out / "report.csv").read_text().splitlines()
     assert header == "path,reason,action"
     assert row.startswith("cat/broken.jpg,")

@@ -21,7 +21,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Ten classes, 40 pictures."""
+    """Ten classes, 40 images."""
     folder = tmp_path_factory.mktemp("commands") / "source"
     draw_demo(folder, images=40)
     return folder
@@ -44,7 +44,7 @@ def test_tasks_and_finish(run, source, dataset, tmp_path):
         assert f"task {task} of 2 done, 1 shards; when all are, `alexnet-prep finish {out}`" in done.stdout
     done = run("finish", out)
     assert done.exit_code == 0
-    assert "train: 30 pictures in 1 shards" in done.stdout
+    assert "train: 30 images in 1 shards" in done.stdout
     assert (out / "manifest.json").read_bytes() == (dataset / "manifest.json").read_bytes()
 
 
@@ -60,7 +60,7 @@ def test_bad_task_numbers(run, source, tmp_path, task):
 def test_verify_finds_nothing_in_a_good_dataset(run, dataset):
     done = run("verify", dataset, "--workers", 1)
     assert done.exit_code == 0
-    assert done.stdout.startswith(f"{dataset}: no fault in 40 pictures in 2 shards, ")
+    assert done.stdout.startswith(f"{dataset}: no fault in 40 images in 2 shards, ")
     done = run("verify", dataset, "--workers", 1, "--fast")
     assert done.exit_code == 0
     assert done.stdout.endswith("; nothing was decoded\n")
@@ -73,7 +73,7 @@ def test_verify_names_each_fault(run, dataset, tmp_path):
         at = archive.getmembers()[4].offset_data
         name = archive.getmembers()[4].name
     data = bytearray(tar.read_bytes())
-    data[at + 700 : at + 702] = b"\xff\xd9"  # the picture ends here
+    data[at + 700 : at + 702] = b"\xff\xd9"  # the image ends here
     tar.write_bytes(data)
     (out / "val" / "val-000000.idx").unlink()
     done = run("verify", out, "--workers", 1)
@@ -82,7 +82,7 @@ def test_verify_names_each_fault(run, dataset, tmp_path):
     assert name.removesuffix(".jpg") in done.stdout
     assert "val/val-000000.idx: " in done.stdout
     assert done.stderr.startswith(f"error: {out}: ")
-    assert " faults (40 pictures in 2 shards" in done.stderr
+    assert " faults (40 images in 2 shards" in done.stderr
 
 
 def test_verify_without_a_dataset(run, tmp_path):
@@ -109,10 +109,10 @@ def test_stats_make_other_tools_tars_a_dataset(run, dataset, tmp_path):
         shutil.copytree(dataset / split, tmp_path / "tars" / split, ignore=shutil.ignore_patterns("*.idx"))
     done = run("stats", tmp_path / "tars", "--workers", 1)
     assert done.exit_code == 0
-    assert "train: 30 pictures in 1 shards" in done.stdout
+    assert "train: 30 images in 1 shards" in done.stdout
     assert f"indexed; `alexnet-train {tmp_path / 'tars'}` reads it" in done.stdout
     assert Dataset.open(tmp_path / "tars").samples("val") == 10
-    assert "no fault in 40 pictures" in run("verify", tmp_path / "tars", "--workers", 1).stdout
+    assert "no fault in 40 images" in run("verify", tmp_path / "tars", "--workers", 1).stdout
     assert "64 px squares" in run("info", tmp_path / "tars").stdout
 
 
@@ -132,7 +132,7 @@ def test_a_dataset_of_original_files(run, source, tmp_path):
     first = next(source.glob("train/*/*"))
     with tarfile.open(out / "train" / "train-000000.tar") as archive:
         assert archive.extractfile(f"{first.stem}.jpg").read() == first.read_bytes()
-    assert "no fault in 40 pictures" in run("verify", out, "--workers", 1).stdout
+    assert "no fault in 40 images" in run("verify", out, "--workers", 1).stdout
 
 
 def test_two_ways_of_keeping_are_refused(run, source, tmp_path):

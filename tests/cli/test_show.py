@@ -46,7 +46,7 @@ def moved(tiny_run, tmp_path):
 FIGURES = {
     "kernels": [],
     "predictions": ["--count", 3],
-    "neighbours": ["--queries", 2, "--count", 3],
+    "neighbors": ["--queries", 2, "--count", 3],
     "curves": [],
     "confusion": [],
     "maps": ["KEY", "--layer", "conv2", "--layer", "pool5", "--channels", 4],
@@ -90,9 +90,9 @@ def test_predictions_are_printed_and_only_errors_are_errors(tiny_run, tiny_datas
         assert tail.split()[0] != label
 
 
-def test_neighbours_of_keys_and_of_files(tiny_run, tiny_source, key, tmp_path):
+def test_neighbors_of_keys_and_of_files(tiny_run, tiny_source, key, tmp_path):
     file = next(tiny_source.rglob("*.jpg"))
-    result = show("neighbours", tiny_run, key, file, "--count", 2, "--out", tmp_path / "n.png")
+    result = show("neighbors", tiny_run, key, file, "--count", 2, "--out", tmp_path / "n.png")
     assert result.exit_code == 0
     one, two = result.stdout.splitlines()[1:]
     assert one.startswith(f"{key}: ")
@@ -117,7 +117,7 @@ def test_a_file_needs_no_dataset(moved, tiny_source, tmp_path):
 
 def test_a_moved_dataset_is_named(moved, tiny_dataset, key, tmp_path):
     out = ("--out", tmp_path / "f.png")
-    for command, *arguments in (("predictions",), ("neighbours",), ("confusion",), ("maps", key)):
+    for command, *arguments in (("predictions",), ("neighbors",), ("confusion",), ("maps", key)):
         fails(show(command, moved, *arguments, *out), 2, "its dataset was /gone/away", "--data")
     assert show("predictions", moved, "--count", 1, "--data", tiny_dataset.root, *out).exit_code == 0
 
@@ -136,11 +136,11 @@ def test_a_report_without_its_dataset_says_what_is_left_out(moved, tmp_path):
     assert result.exit_code == 0
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: without ")]
     parts = [note.split()[2].rstrip(":") for note in notes]
-    assert parts == ["predictions", "neighbours", "confusion", "data"]
+    assert parts == ["predictions", "neighbors", "confusion", "data"]
     assert all("/gone/away" in note for note in notes)
 
 
-@pytest.mark.parametrize("command", ["kernels", "predictions", "neighbours", "confusion", "report"])
+@pytest.mark.parametrize("command", ["kernels", "predictions", "neighbors", "confusion", "report"])
 def test_a_run_without_a_checkpoint(tmp_path, command):
     (tmp_path / "empty").mkdir()
     fails(show(command, tmp_path / "empty", "--out", tmp_path / "f.png"), 2, "holds no checkpoint")
@@ -170,7 +170,7 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pipeline.storage.atomic.os.fsync", refuse)  # root may write to any folder
     for command, file in (("kernels", "f.png"), ("report", "r.html")):
-        skip = ["--skip", "neighbours", "--skip", "confusion"] if command == "report" else []
+        skip = ["--skip", "neighbors", "--skip", "confusion"] if command == "report" else []
         fails(
             show(command, tiny_run, *skip, "--out", tmp_path / file), 1, "cannot write", "Permission denied"
         )
@@ -182,11 +182,11 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
     [
         (["maps", "RUN", "KEY", "--layer", "conv9"], ["no layer with maps is named 'conv9'", "conv1"]),
         (["maps", "RUN", "KEY", "--layer", "fc6"], ["no layer with maps is named 'fc6'"]),
-        (["maps", "RUN", "nothing"], ["no picture of val has the key 'nothing'"]),
+        (["maps", "RUN", "nothing"], ["no image of val has the key 'nothing'"]),
         (["saliency", "RUN", "KEY", "--class", "sta"], ["no class 'sta'", "did you mean 'star'"]),
-        (["saliency", "RUN", "JUNK"], ["cannot be read as a picture"]),
-        (["neighbours", "RUN", "JUNK"], ["cannot be read as a picture"]),
-        (["neighbours", "RUN", "--among", "test"], ["has no split 'test'"]),
+        (["saliency", "RUN", "JUNK"], ["cannot be read as an image"]),
+        (["neighbors", "RUN", "JUNK"], ["cannot be read as an image"]),
+        (["neighbors", "RUN", "--among", "test"], ["has no split 'test'"]),
         (["predictions", "RUN", "--split", "test"], ["has no split 'test'"]),
         (["confusion", "RUN", "--data", "/no"], ["not a prepared dataset"]),
         (["report", "RUN", "--data", "/no"], ["not a prepared dataset"]),
@@ -196,7 +196,7 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
 )
 def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
     junk = tmp_path / "junk.jpg"
-    junk.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    junk.write_bytes(b"\xff\xd8\xff\xe0 no image")
     known = {"RUN": tiny_run, "KEY": key, "JUNK": junk}
     out = tmp_path / "f.png"
     fails(show(*[known.get(a, a) for a in arguments], "--out", out), 2, *fragments)
@@ -206,7 +206,7 @@ def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
 def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.inference.neighbors.Prediction.right", True)
     result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
-    fails(result, 1, "no picture of val for another class", "leave --only-errors out")
+    fails(result, 1, "no image of val for another class", "leave --only-errors out")
 
 
 def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):

@@ -60,13 +60,13 @@ def test_a_run_leaves_its_files_and_lines(trained):
     assert "    2/2 " in result.stdout
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert [row["steps"] for row in rows] == [2, 4]  # 90 pictures in batches of 32
+    assert [row["steps"] for row in rows] == [2, 4]  # 90 images in batches of 32
     facts = json.loads((out / "run.json").read_text())
     assert facts["machine"]["processes"] == "1"
     assert facts["machine"]["torch"].startswith("2.")
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
 def test_evaluation_writes_what_it_prints(trained, tiny_dataset, tmp_path, views):
     out, _ = trained
     file = tmp_path / "result.json"
@@ -224,14 +224,14 @@ def test_an_unwritable_result_is_one_line(trained, tiny_dataset, tmp_path):
     fails(invoke(evaluate, out, tiny_dataset.root, "--cpus", 1, "--json", missing), 2, "does not exist")
 
 
-def test_the_main_job_from_pictures_to_accuracy(tmp_path):
+def test_the_main_job_from_images_to_accuracy(tmp_path):
     """Draw, shard, train, evaluate: the whole way, small."""
     assert invoke(prep, "demo", tmp_path / "p", "--images", 100).exit_code == 0
     assert invoke(prep, "shard", tmp_path / "p", tmp_path / "s", "--size", 72, "--workers", 1).exit_code == 0
     assert invoke(train, tmp_path / "s", *TINY, "--out", tmp_path / "r").exit_code == 0
     result = invoke(evaluate, tmp_path / "r", tmp_path / "s", "--cpus", 1)
     assert result.exit_code == 0
-    assert "20 val pictures, 10 classes, centre" in result.stdout
+    assert "20 val images, 10 classes, center" in result.stdout
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from pipeline.images.codec import DecodeError, decode
 
-JPEG = encoded(picture(1, 61, 83), quality=90)
+JPEG = encoded(draw_image(1, 61, 83), quality=90)
 START_OF_SCAN = JPEG.index(b"\xff\xda") + 14
 
 # 8 × 12 pixels: R = 20 x, G = 30 y, B = 10 (x + y), written by libjpeg-turbo 3 (imagecodecs) and cjpeg.
@@ -22,7 +22,7 @@ LOSSLESS = base64.b85decode(
     b"R2rx?P->vnL8^mQ28+#98mKi;YM|9Ys)JPqstr^cs5MY%ywyRfgH;Bq4OAMaHBf4x)j_I*RR)XAR2rx?P->vnL8^mQ2C5BI8mK"
     b"i;XuQ=ys)JPqstr^cs5MY(pw&UDgH;B<|Je"
 )
-LOSSLESS_GREY = base64.b85decode(
+LOSSLESS_GRAY = base64.b85decode(
     b"|JeWF01!$>Nk#wx0RR9200961|HA+a2mlBG3;_WV0RO}Q761VO0RR910000000000000F52>;pu2mt{A0RRBc>L{X$D58oeq@s"
     b"!_qKYV@ib^P=iYTIrD5Ro_D58oeqKZl=qKYV@iYTO_iYTIrD58o=D58oeqKYV_qKYV@iYTIrfB)G"
 )
@@ -35,7 +35,7 @@ ARITHMETIC = base64.b85decode(
 
 
 def coded_pixels():
-    """The pixels of LOSSLESS, LOSSLESS_GREY (R only) and, nearly, ARITHMETIC."""
+    """The pixels of LOSSLESS, LOSSLESS_GRAY (R only) and, nearly, ARITHMETIC."""
     y, x = np.mgrid[:8, :12]
     return np.stack([20 * x, 30 * y, 10 * (x + y)], axis=-1).astype(np.uint8)
 
@@ -84,13 +84,13 @@ TABLES = (0xC4, 0xDB)
 
 def planes_jpeg(planes, repeats=1):
     """A baseline JPEG of (Y, Cb, Cr), each in a scan of its own; the last scan `repeats` times."""
-    greys = [dict(segments(encoded(plane, quality=90))) for plane in planes]
+    grays = [dict(segments(encoded(plane, quality=90))) for plane in planes]
     height, width = planes[0].shape
     frame = struct.pack(">BHHB", 8, height, width, 3) + b"".join(bytes([c, 0x11, 0]) for c in (1, 2, 3))
     tables = b"".join(part for marker, part in segments(encoded(planes[0], quality=90)) if marker in TABLES)
     scans = [
-        b"\xff\xda\x00\x08\x01" + bytes([number]) + grey[0xDA][6:]
-        for number, grey in enumerate(greys, start=1)
+        b"\xff\xda\x00\x08\x01" + bytes([number]) + gray[0xDA][6:]
+        for number, gray in enumerate(grays, start=1)
     ]
     head = b"\xff\xd8\xff\xc0" + struct.pack(">H", len(frame) + 2) + frame + tables
     return head + b"".join(scans) + scans[-1] * (repeats - 1) + b"\xff\xd9"
@@ -101,13 +101,13 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(raw, height, width, depth=8, colour=0, before=b"", after=b"", level=-1):
+def png(raw, height, width, depth=8, color=0, before=b"", after=b"", level=-1):
     """A PNG of unfiltered rows, `raw` being (height, bytes) of samples; chunks before and after them."""
     rows = b"".join(b"\0" + raw[i * len(raw) // height : (i + 1) * len(raw) // height] for i in range(height))
     return b"".join(
         [
             b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)),
             before,
             chunk(b"IDAT", zlib.compress(rows, level)),
             after,
@@ -117,7 +117,7 @@ def png(raw, height, width, depth=8, colour=0, before=b"", after=b"", level=-1):
 
 
 def png_header(height, width):
-    """A PNG of 1-bit grey that claims a size and has no pixels."""
+    """A PNG of 1-bit gray that claims a size and has no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"\x78\x9c") + chunk(b"IEND", b"")
 
@@ -129,7 +129,7 @@ def netpbm(magic, maxval, samples):
 
 
 def tiff(height, width, tags, data):
-    """A little-endian TIFF of 8-bit grey, deflated; `data` follows the tags, whose values are LONGs."""
+    """A little-endian TIFF of 8-bit gray, deflated; `data` follows the tags, whose values are LONGs."""
     tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1} | tags
     start = 8 + 2 + 12 * len(tags) + 4
     found = {"data": start, "length": len(data)}
@@ -147,7 +147,7 @@ def zeros(megabytes):
 
 
 def attempt(data, **options):
-    """What decoding under a limit of one megapixel comes to: the picture, or the reason why not."""
+    """What decoding under a limit of one megapixel comes to: the image, or the reason why not."""
     try:
         return decode(data, 1, **options)
     except DecodeError as error:

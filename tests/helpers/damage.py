@@ -97,6 +97,6 @@ def first_key(folder, name=TAR):
     return members(folder / name)[0][0].removesuffix(".jpg")
 
 
-def relabelled(label):
+def relabeled(label):
     """A change for `retar`: another label for the first sample."""
     return lambda stored: [stored[0], (stored[1][0], label), *stored[2:]]

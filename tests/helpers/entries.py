@@ -90,7 +90,7 @@ def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[t
     """Two fixed global batches of a dataset's crops in turn, float64, mean subtracted."""
     dataset = Dataset.open(data)
     mean = torch.tensor(dataset.statistics.mean).view(3, 1, 1)
-    with Loader(dataset, "train", EvalView("centre", crop), size) as loader:
+    with Loader(dataset, "train", EvalView("center", crop), size) as loader:
         batches = [(b.images.double() - mean, b.labels) for b in loader]
     return [batches[step % 2] for step in range(steps)]
 
@@ -139,7 +139,7 @@ def evaluate_everywhere(
     dataset = Dataset.open(data)
     net = Answers(len(dataset.classes), 64)
     keys: list[str] = []
-    with Loader(dataset, "val", EvalView("centre", 64), 5, placement=world.placement, keys=True) as loader:
+    with Loader(dataset, "val", EvalView("center", 64), 5, placement=world.placement, keys=True) as loader:
 
         def noted():
             for batch in loader:
@@ -151,7 +151,7 @@ def evaluate_everywhere(
             "Listening", (), {"__iter__": lambda _: noted(), "__getattr__": lambda _, n: getattr(loader, n)}
         )
         metrics = [evaluate([net], listening(), world)]
-    for views in ("centre", "ten-crop"):
+    for views in ("center", "ten-crop"):
         whole = evaluate_checkpoints(world, [file], data, "val", views, 5, predict=True)
         metrics.append(whole.metrics)
     everywhere = gather_objects((metrics, keys), world)

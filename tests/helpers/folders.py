@@ -18,8 +18,8 @@ SIZE = 48
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes through /proc")
 
 
-def picture(seed, height=SIZE, width=SIZE):
-    """A smooth coloured picture with some grain, uint8 (height, width, 3)."""
+def draw_image(seed, height=SIZE, width=SIZE):
+    """A smooth colored image with some grain, uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -47,7 +47,7 @@ def write_source(root, train=8, val=4, classes=("ant", "bee", "cat"), height=SIZ
     for split, count in (("train", train), ("val", val)):
         for name in classes:
             for _ in range(count):
-                data = encoded(picture(number, height, width), quality=92)
+                data = encoded(draw_image(number, height, width), quality=92)
                 place(root / split / name / f"{name}_{number}.jpg", data)
                 number += 1
     return root

@@ -9,7 +9,7 @@ import webdataset
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def pictures(tree, split):
+def images(tree, split):
     """(class, file) of `tree/SPLIT/CLASS/*`, sorted."""
     return [(path.parent.name, path) for path in sorted((tree / split).glob("*/*"))]
 
@@ -60,7 +60,7 @@ def as_parquet(tree, out, files=2, name=hub_name, label=None, with_test=True, cl
     for split, count, word in (("train", files, "train"), ("val", 1, "validation")):
         rows = [
             (path.read_bytes(), name(path, class_id), label(class_id) if label else number[class_id])
-            for class_id, path in pictures(tree, split)
+            for class_id, path in images(tree, split)
         ]
         for part in range(count):
             file = out / "data" / f"{word}-{part:05d}-of-{count:05d}.parquet"
@@ -87,7 +87,7 @@ def as_webdataset(tree, out, kind="cls", per_tar=20, label=None, suffix=".tar"):
     for split in ("train", "val"):
         pattern = f"{out}/imagenet-{split}-%06d{suffix}"
         with webdataset.ShardWriter(pattern, maxcount=per_tar, verbose=0) as writer:
-            for class_id, path in pictures(tree, split):
+            for class_id, path in images(tree, split):
                 given = label(class_id) if label else number[class_id]
                 sample = {"__key__": path.stem}
                 if kind == "cls":

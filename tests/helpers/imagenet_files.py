@@ -24,13 +24,13 @@ FIELDS = (
 
 
 def sample_tree(root, train=3, val=2, wnids=("n01440764", "n01443537", "n02105855")):
-    """`root/{train,val}/WNID/*.JPEG` under ImageNet's kind of names; the bytes are no pictures."""
+    """`root/{train,val}/WNID/*.JPEG` under ImageNet's kind of names; the bytes are no images."""
     number = 0
     for wnid in wnids:
         for k in range(train):
             place(root / "train" / wnid / f"{wnid}_{k * 37 + 5}.JPEG", f"{wnid} {k}".encode() * (k * 50 + 1))
         for _ in range(val):
-            # Neighbouring numbers belong to different classes, as in the real set.
+            # Neighboring numbers belong to different classes, as in the real set.
             name = f"ILSVRC2012_val_{(number * 7) % 53 + 1:08d}.JPEG"
             place(root / "val" / wnid / name, f"{wnid} {number}".encode())
             number += 1
@@ -47,7 +47,7 @@ def class_ids(tree):
 
 
 def val_labels(tree):
-    """Stem → WNID of the validation pictures."""
+    """Stem → WNID of the validation images."""
     return {path.stem: path.parent.name for path in sorted(tree.glob("val/*/*.JPEG"))}
 
 
@@ -82,7 +82,7 @@ def meta_mat(classes, compressed=True):
 def devkit_files(tree, classes=None, labels=None, lines=None):
     """`meta.mat` and the ground truth of a tree's devkit.
 
-    IDs count against the sorted order, so that neither can stand in for the other. Pictures that the tree
+    IDs count against the sorted order, so that neither can stand in for the other. Images that the tree
     lacks have the last class.
     """
     wnids = classes or class_ids(tree)
@@ -127,8 +127,8 @@ def write_archives(root, tree, labels="devkit"):
         for wnid in class_ids(tree)
     ]
     place(root / "ILSVRC2012_img_train.tar", tar_bytes(inner))
-    pictures = sorted(tree.glob("val/*/*.JPEG"), key=lambda path: path.name)
-    place(root / "ILSVRC2012_img_val.tar", tar_bytes([(p.name, p.read_bytes()) for p in pictures]))
+    images = sorted(tree.glob("val/*/*.JPEG"), key=lambda path: path.name)
+    place(root / "ILSVRC2012_img_val.tar", tar_bytes([(p.name, p.read_bytes()) for p in images]))
     if labels in ("devkit", "extracted"):
         write_devkit(root, tree, extracted=labels == "extracted")
     if labels == "csv":
@@ -142,7 +142,7 @@ def write_kaggle(root, tree, base="ILSVRC/Data/CLS-LOC"):
         place(root / base / "train" / path.parent.name / path.name, path.read_bytes())
     for path in sorted(tree.glob("val/*/*.JPEG")):
         place(root / base / "val" / path.name, path.read_bytes())
-    place(root / base / "test" / "ILSVRC2012_test_00000001.JPEG", b"unlabelled")
+    place(root / base / "test" / "ILSVRC2012_test_00000001.JPEG", b"unlabeled")
     write_mapping(root, tree)
     write_solution(root, tree)
     return root
@@ -159,12 +159,12 @@ def write_folders(root, tree):
 def contents(source):
     """Split → {(key, WNID, bytes in the source)}: what must not depend on the layout."""
     return {
-        split: {(s.key, source.classes[s.label].id, picture_bytes(source, s)) for s in samples}
+        split: {(s.key, source.classes[s.label].id, image_bytes(source, s)) for s in samples}
         for split, samples in source.splits.items()
     }
 
 
-def picture_bytes(source, sample):
+def image_bytes(source, sample):
     """A sample's bytes, read with plain file operations."""
     if sample.container < 0:
         return (Path(source.root) / sample.path).read_bytes()

@@ -1,7 +1,7 @@
 """The paper's net and update in NumPy, float64, forward and backward by hand: nothing of torch.
 
 Written from the paper's text and the layer table, as loops and sums, to be read beside it. Shapes: N
-pictures, C channels, H, W maps.
+images, C channels, H, W maps.
 """
 
 import numpy as np
@@ -60,13 +60,13 @@ def convolve(x, weight, bias, stride, padding, groups):
 
 
 def response_norm(a):
-    """b = a / (k + α Σ a²)^β over n neighbouring channels."""
+    """b = a / (k + α Σ a²)^β over n neighboring channels."""
     channels = a.shape[1]
     near = np.array([[abs(i - j) <= N // 2 for j in range(channels)] for i in range(channels)], float)
     d = K + ALPHA * np.einsum("ij,njhw->nihw", near, a**2)
 
     def backward(g):
-        # ∂bᵢ/∂aⱼ = δᵢⱼ dᵢ^−β − 2αβ aᵢ aⱼ dᵢ^(−β−1) for neighbours
+        # ∂bᵢ/∂aⱼ = δᵢⱼ dᵢ^−β − 2αβ aᵢ aⱼ dᵢ^(−β−1) for neighbors
         return g * d**-BETA - 2 * ALPHA * BETA * a * np.einsum(
             "ij,nihw->njhw", near, g * a * d ** (-BETA - 1)
         )

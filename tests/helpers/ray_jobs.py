@@ -5,7 +5,7 @@
     python ray_jobs.py error SOURCE OUT     a task raises
     python ray_jobs.py parent SOURCE OUT    Ray on this machine; this process kills itself half-way
 
-Prints what was lost. The slow pictures that make the moment easy to hit come from SLOW_TASKS.
+Prints what was lost. The slow images that make the moment easy to hit come from SLOW_TASKS.
 """
 
 import os
@@ -95,7 +95,7 @@ def main(what, source, out):
 
         when_begun(out, remove)
     manifest = prepare(read_source(source), out, OPTIONS, engine=engine, max_bad=1)
-    print(f"{manifest.samples('train')} pictures")
+    print(f"{manifest.samples('train')} images")
     if what == "node":
         cluster.shutdown()
 

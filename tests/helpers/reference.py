@@ -32,14 +32,14 @@ def stored(dataset: Dataset, split: str = "val") -> list[Sample]:
 
 
 def crops(pixels: np.ndarray, side: int, views: str) -> np.ndarray:
-    """Centre, or four corners and centre and their mirrors, float32 (V, 3, side, side)."""
+    """Center, or four corners and center and their mirrors, float32 (V, 3, side, side)."""
     free = pixels.shape[0] - side
     corners = [(free // 2, free // 2)]
     if views == "ten-crop":
         corners = [(0, 0), (0, free), (free, 0), (free, free), *corners]
     cut = [pixels[y : y + side, x : x + side] for y, x in corners]
     if views == "ten-crop":
-        cut += [picture[:, ::-1] for picture in cut]
+        cut += [image[:, ::-1] for image in cut]
     return np.stack(cut).transpose(0, 3, 1, 2).astype(np.float32)
 
 

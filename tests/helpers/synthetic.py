@@ -1,4 +1,4 @@
-"""Datasets of drawn pictures whose content tells a test what the graph did to them."""
+"""Datasets of drawn images whose content tells a test what the graph did to them."""
 
 from pathlib import Path
 
@@ -14,28 +14,28 @@ CLASSES = 3
 
 
 def gradient(height, width):
-    """Red grows with x, green with y, one grey level per pixel; blue is flat."""
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[:, :, 0] = np.arange(width)[None, :]
-    picture[:, :, 1] = np.arange(height)[:, None]
-    picture[:, :, 2] = 128
-    return picture
+    """Red grows with x, green with y, one gray level per pixel; blue is flat."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, :, 0] = np.arange(width)[None, :]
+    image[:, :, 1] = np.arange(height)[:, None]
+    image[:, :, 2] = 128
+    return image
 
 
 def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
-    """Store lists of uint8 pictures as a dataset; sample k of a split has key SPLIT-k, label k % 3."""
+    """Store lists of uint8 images as a dataset; sample k of a split has key SPLIT-k, label k % 3."""
     moments = Moments()
     written = {}
-    for split, pictures in splits.items():
+    for split, images in splits.items():
         (folder / split).mkdir(parents=True)
-        for picture in pictures if split == "train" else ():
-            moments.add(picture)
-        numbers = np.array_split(np.arange(len(pictures)), min(shards, len(pictures)))
+        for image in images if split == "train" else ():
+            moments.add(image)
+        numbers = np.array_split(np.arange(len(images)), min(shards, len(images)))
         for number, members in enumerate(numbers):
             tar = folder / split / f"{split}-{number:06d}.tar"
             with write_shard(tar, 4) as writer:
                 for k in members:
-                    writer.add(f"{split}-{k}", encode(pictures[k], 95), int(k) % CLASSES)
+                    writer.add(f"{split}-{k}", encode(images[k], 95), int(k) % CLASSES)
             written.setdefault(split, []).append(describe(folder, tar, len(members)))
     manifest = Manifest(
         format=1,
@@ -53,7 +53,7 @@ def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
     return Dataset.open(folder)
 
 
-def tiny_pictures(count, size=16, seed=0):
-    """Flat pictures of random colours: quick to decode, told apart by key."""
-    colours = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), np.uint8)
-    return list(np.broadcast_to(colours, (count, size, size, 3)).copy())
+def tiny_images(count, size=16, seed=0):
+    """Flat images of random colors: quick to decode, told apart by key."""
+    colors = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), np.uint8)
+    return list(np.broadcast_to(colors, (count, size, size, 3)).copy())

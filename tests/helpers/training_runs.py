@@ -51,7 +51,7 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimiser, progress and generators of two runs, and all that they measured."""
+    """Weights, optimizer, progress and generators of two runs, and all that they measured."""
     for name in ("last.pt", "best.pt"):
         assert_same(checkpoint.load(one / name), checkpoint.load(other / name), name)
     rows = [[replace(row, **CLOCKS) for row in run_folder.read_metrics(folder)] for folder in (one, other)]

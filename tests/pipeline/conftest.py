@@ -10,7 +10,7 @@ from helpers.folders import SIZE, write_source
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """24 training and 12 validation pictures of three classes."""
+    """24 training and 12 validation images of three classes."""
     return write_source(tmp_path_factory.mktemp("verification") / "source", width=SIZE + 12)
 
 

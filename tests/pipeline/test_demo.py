@@ -24,7 +24,7 @@ def relative_files(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def colour_histograms(path: Path) -> np.ndarray:
+def color_histograms(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int64)
     red, green, blue = (pixels >> 5).T
@@ -42,9 +42,9 @@ def test_classes_are_ten_sorted_plain_words():
 @pytest.mark.parametrize("label", range(10))
 def test_draw_gives_rgb_within_the_stated_sizes(label):
     for stream in range(5):
-        picture = demo.draw(label, np.random.default_rng(stream))
-        height, width, channels = picture.shape
-        assert picture.dtype == np.uint8
+        image = demo.draw(label, np.random.default_rng(stream))
+        height, width, channels = image.shape
+        assert image.dtype == np.uint8
         assert channels == 3
         assert 160 <= min(height, width) <= 420
         assert max(height, width) <= 1.5 * min(height, width)
@@ -76,7 +76,7 @@ def test_tree_holds_every_class_in_both_splits(source):
     assert (source / "train" / "ring" / "ring_00001.jpg").is_file()
 
 
-def test_colour_modes_and_sizes_vary(source):
+def test_color_modes_and_sizes_vary(source):
     modes, sizes = Counter(), set()
     for path in (source / "train").rglob("*.jpg"):
         with Image.open(path) as image:
@@ -90,28 +90,28 @@ def test_colour_modes_and_sizes_vary(source):
     assert aspects.max() > 1.4
 
 
-def test_every_colour_mode_holds_the_same_picture(tmp_path):
+def test_every_color_mode_holds_the_same_image(tmp_path):
     for mode in ("RGB", "L", "CMYK"):
         demo._write_image(tmp_path / mode, index=3, seed=1, mode=mode)
-    pictures = {}
+    images = {}
     for mode in ("RGB", "L", "CMYK"):
         with Image.open(next((tmp_path / mode).rglob("*.jpg"))) as image:
             assert image.mode == mode
-            pictures[mode] = np.asarray(image.convert("L")).astype(float)
-    assert np.abs(pictures["L"] - pictures["RGB"]).mean() < 4
-    assert np.abs(pictures["CMYK"] - pictures["RGB"]).mean() < 4
+            images[mode] = np.asarray(image.convert("L")).astype(float)
+    assert np.abs(images["L"] - images["RGB"]).mean() < 4
+    assert np.abs(images["CMYK"] - images["RGB"]).mean() < 4
 
 
-def test_400_images_have_both_rare_colour_modes_in_train():
+def test_400_images_have_both_rare_color_modes_in_train():
     train = [index for index in range(400) if index // 10 % 5 != 1]
-    assert set(demo._colour_modes(train, seed=0).values()) == {"L", "CMYK"}
+    assert set(demo._color_modes(train, seed=0).values()) == {"L", "CMYK"}
 
 
-def test_colour_does_not_tell_the_classes_apart(source):
+def test_color_does_not_tell_the_classes_apart(source):
     features, labels = {}, {}
     for split in ("train", "val"):
         paths = sorted((source / split).rglob("*.jpg"))
-        features[split] = np.array([colour_histograms(path) for path in paths])
+        features[split] = np.array([color_histograms(path) for path in paths])
         labels[split] = [path.parent.name for path in paths]
     classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=10.0))
     classifier.fit(features["train"], labels["train"])

@@ -1,11 +1,11 @@
-"""The contact sheet: the stored pictures on the left, crops of them beside, the scree below."""
+"""The contact sheet: the stored images on the left, crops of them beside, the scree below."""
 
 import io
 
 import numpy as np
 import pytest
 import webdataset
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from helpers.synthetic import write_dataset
 from PIL import Image
 
@@ -41,20 +41,20 @@ def without_the_scree_first(sheet, data):
 @pytest.mark.parametrize(
     ("mode", "shape"), [("square", (64, 64)), ("aspect", (64, 96)), ("original", (200, 128))]
 )
-def test_every_row_is_a_stored_picture_and_crops_of_it(tmp_path, mode, shape):
-    pictures = [
-        np.full((*shape, 3), colour, np.uint8) for colour in ((200, 60, 60), (60, 90, 200), (90, 200, 90))
+def test_every_row_is_a_stored_image_and_crops_of_it(tmp_path, mode, shape):
+    images = [
+        np.full((*shape, 3), color, np.uint8) for color in ((200, 60, 60), (60, 90, 200), (90, 200, 90))
     ]
-    data = write_dataset(tmp_path / "d", {"train": pictures}, 64, shards=1, mode=mode)
-    sheet = np.asarray(draw_preview(data, pictures=3, noise="none"))
+    data = write_dataset(tmp_path / "d", {"train": images}, 64, shards=1, mode=mode)
+    sheet = np.asarray(draw_preview(data, images=3, noise="none"))
     found = cells(sheet, without_the_scree_first(sheet, data), 56, 3)
-    for row, stored in zip(found, pictures, strict=True):
+    for row, stored in zip(found, images, strict=True):
         assert np.abs(row.astype(int) - stored[0, 0]).max() <= 2
 
 
-def test_colour_noise_shifts_whole_crops(tiny_dataset):
+def test_color_noise_shifts_whole_crops(tiny_dataset):
     plain, noisy = (
-        np.asarray(draw_preview(tiny_dataset, pictures=2, noise=kind, seed=1)) for kind in ("none", "source")
+        np.asarray(draw_preview(tiny_dataset, images=2, noise=kind, seed=1)) for kind in ("none", "source")
     )
     scree = without_the_scree_first(noisy, tiny_dataset)
     a, b = (cells(sheet, scree, 63, 2).astype(int) for sheet in (plain, noisy))
@@ -66,10 +66,10 @@ def test_colour_noise_shifts_whole_crops(tiny_dataset):
 def test_a_preview_of_other_tools_tars(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "train.tar")) as writer:
         for k in range(14):
-            data = encoded(picture(k, 80, 60 + k))
+            data = encoded(draw_image(k, 80, 60 + k))
             writer.write({"__key__": f"k{k}", "jpg": data, "json": {"z": 5, "label": k % 12, "a": "7"}})
     adopt(tmp_path, size=48)
-    image = draw_preview(Dataset.open(tmp_path), pictures=13)
+    image = draw_preview(Dataset.open(tmp_path), images=13)
     with io.BytesIO() as file:
         image.save(file, "PNG")
         assert Image.open(file).size == image.size

@@ -17,8 +17,8 @@ from trainer.training.options import Debugging, Job
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    stages = (Stage(epoch=1, rate_factor=0.5), Stage(epoch=2, colour_noise="none"))
-    return replace(tiny_recipe, colour_noise="source", epochs=4, stages=stages)
+    stages = (Stage(epoch=1, rate_factor=0.5), Stage(epoch=2, color_noise="none"))
+    return replace(tiny_recipe, color_noise="source", epochs=4, stages=stages)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_noise_is_in_the_pixels_and_goes_with_its_stage(make_feed):
     noisy = images(feed, 0)
     list(feed.epoch(1))
     plain = images(feed, 2)
-    assert torch.equal(plain, plain.round())  # the mean image is subtracted later: grey levels remain
+    assert torch.equal(plain, plain.round())  # the mean image is subtracted later: gray levels remain
     assert not torch.equal(noisy, noisy.round())
 
 
@@ -129,7 +129,7 @@ def test_feeding_says_where_and_with_how_many_threads():
     assert Feeding().placement(world).device == "cpu"
 
 
-def test_ranks_get_different_pictures(make_feed):
+def test_ranks_get_different_images(make_feed):
     ranks = [make_feed(world=World(rank=rank, size=2), batch_size=45) for rank in range(2)]
     batches = [images(feed, 2) for feed in ranks]
     assert [len(batch) for batch in batches] == [45, 45]
@@ -176,7 +176,7 @@ def test_noise_trains_as_long_as_data_and_is_not_resumed(tiny_recipe, tiny_datas
     job = Job(
         tiny_dataset.root, tmp_path / "r", replace(tiny_recipe, epochs=1), debugging=Debugging(synthetic=True)
     )
-    assert train_here(job).rows[-1].steps == 2  # 90 pictures in batches of 32
+    assert train_here(job).rows[-1].steps == 2  # 90 images in batches of 32
     assert checkpoint.load(job.out / "last.pt")["one_batch"] == "--synthetic"
     with pytest.raises(UsageError, match="made with --synthetic, which is not resumed"):
         train_here(replace(job, resume="must", debugging=Debugging()))

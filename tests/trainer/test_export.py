@@ -200,9 +200,9 @@ def test_the_documented_example_classifies_as_the_net_does(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(example, names)
-    from trainer.inference.classify import classify_pictures
+    from trainer.inference.classify import classify_images
 
-    (answer,) = classify_pictures([net], [tmp_path / "cat.jpg"])
+    (answer,) = classify_images([net], [tmp_path / "cat.jpg"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(answer.guesses[0].name)
     got = [float(line.rsplit(" ", 1)[1]) for line in printed]

@@ -81,7 +81,7 @@ def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches
         assert np.linalg.norm(value.detach().numpy() - weights[name]) < 1e-8 * moved, name
 
 
-# The released run of 2012 (facts): weights' rate, factor of biases, conv1's factor, colour noise.
+# The released run of 2012 (facts): weights' rate, factor of biases, conv1's factor, color noise.
 SOURCE = {
     range(0, 25): (0.01, 2.0, 1.0, "source"),
     range(25, 51): (0.001, 1.0, 1.0, "source"),
@@ -100,7 +100,7 @@ def test_the_released_runs_rates_epoch_by_epoch():
     for epochs, (rate, bias, conv1, noise) in SOURCE.items():
         for epoch in epochs:
             stage = recipe.stage_at(epoch)
-            assert stage.colour_noise == noise
+            assert stage.color_noise == noise
             for part in (0.0, 0.5, 0.999):
                 set_rates(optimizer, schedule.rate(epoch + part), stage)
                 for group in optimizer.param_groups:

@@ -42,7 +42,7 @@ def test_paper_recipe_is_section_5():
     assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet", "paper", 128)
     assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
     assert (recipe.schedule, recipe.plateau_drops, recipe.epochs) == ("plateau", 3, 90)
-    assert (recipe.mean, recipe.std, recipe.colour_noise) == ("image", "none", "paper")
+    assert (recipe.mean, recipe.std, recipe.color_noise) == ("image", "none", "paper")
     assert (recipe.crop, recipe.width, recipe.precision) == (224, 1.0, "float32")
     assert recipe.bias_rate == 1.0
     assert recipe.stages == ()
@@ -53,7 +53,7 @@ def test_source_recipe_is_the_released_runs():
     assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet_source", "paper", 128)
     assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
     assert (recipe.decay_biases, recipe.bias_rate) == (False, 2.0)
-    assert (recipe.mean, recipe.colour_noise, recipe.epochs) == ("image", "source", 91)
+    assert (recipe.mean, recipe.color_noise, recipe.epochs) == ("image", "source", 91)
 
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Recipe).items() if get_args(kind)}
@@ -63,7 +63,7 @@ VALUES = {
     "crop": st.integers(64, 4096),
     "mean": st.sampled_from(CHOICES["mean"]),
     "std": st.sampled_from(CHOICES["std"]),
-    "colour_noise": st.sampled_from(("none", "paper", "source")),
+    "color_noise": st.sampled_from(("none", "paper", "source")),
     "augmentation": st.sampled_from(("paper", "random-resized-crop")),
     "shuffle_buffer": st.integers(1, 1 << 24),
     "epochs": st.integers(100, 100_000),
@@ -121,7 +121,7 @@ STAGES = st.lists(
         rate_factor=st.none() | st.floats(0, 10),
         bias_rate=st.none() | st.floats(0, 10),
         layer_rates=st.none() | st.dictionaries(st.text(max_size=8), st.floats(0, 10), max_size=3),
-        colour_noise=st.sampled_from((None, "none", "paper", "source")),
+        color_noise=st.sampled_from((None, "none", "paper", "source")),
     ),
     max_size=4,
     unique_by=lambda stage: stage.epoch,
@@ -218,13 +218,13 @@ def test_a_missing_required_setting_is_named(tmp_path):
         load_recipe(str(path))
 
 
-def full_stage(epoch, rate_factor, bias_rate, layer_rates, colour_noise) -> Stage:
+def full_stage(epoch, rate_factor, bias_rate, layer_rates, color_noise) -> Stage:
     return Stage(
         epoch=epoch,
         rate_factor=rate_factor,
         bias_rate=bias_rate,
         layer_rates=layer_rates,
-        colour_noise=colour_noise,
+        color_noise=color_noise,
     )
 
 
@@ -232,10 +232,10 @@ def test_a_stage_holds_until_the_next_that_names_the_same():
     recipe = Recipe(
         **MINIMUM,
         bias_rate=2.0,
-        colour_noise="source",
+        color_noise="source",
         stages=(
             Stage(epoch=2, rate_factor=0.1),
-            Stage(epoch=4, layer_rates={"conv1": 0.0}, colour_noise="none"),
+            Stage(epoch=4, layer_rates={"conv1": 0.0}, color_noise="none"),
             Stage(epoch=6, rate_factor=0.01, bias_rate=1.0),
         ),
     )

@@ -93,7 +93,7 @@ class TensorBoardReporter:
 
 
 def tiled(kernels: Tensor) -> Tensor:
-    """(N, 3, S, S) weights → one picture (3, H, W), 0..1: zero is grey, the largest weight black or white."""
+    """(N, 3, S, S) weights → one image (3, H, W), 0..1: zero is gray, the largest weight black or white."""
     scaled = 0.5 + 0.5 * kernels / kernels.abs().max().clamp_min(1e-30)
     cells = F.pad(
         scaled.repeat_interleave(_ENLARGED, 2).repeat_interleave(_ENLARGED, 3), (1, 1, 1, 1), value=1.0

@@ -27,7 +27,7 @@ from trainer.evaluation.predictions import Answers, Predictions, refuse_other_ke
 from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
 from trainer.runs.external_weights import Foreign
-from trainer.runs.load_model import load_nets, normalised
+from trainer.runs.load_model import load_nets, normalized
 
 Progress = Callable[[int, int], None]
 
@@ -38,10 +38,10 @@ class ClassMetrics:
 
     Attributes:
         id, name: of the class.
-        samples: its pictures.
+        samples: its images.
         top1, top5: shares of them, 0..1, None where there are none.
         taken_for: id of the class that most of the wrong answers name, None where there are none.
-        taken_for_share: share of the pictures, 0..1, that are taken for it.
+        taken_for_share: share of the images, 0..1, that are taken for it.
     """
 
     id: str
@@ -65,8 +65,8 @@ class Evaluation:
         metrics: over the split.
         per_class: in label order.
         notes: what a user should know of the checkpoints.
-        confusion: int64 (K, K), pictures by label (row) and likeliest class (column).
-        predictions: of every picture in the order of keys, where asked for.
+        confusion: int64 (K, K), images by label (row) and likeliest class (column).
+        predictions: of every image in the order of keys, where asked for.
     """
 
     checkpoints: tuple[str, ...]
@@ -104,20 +104,20 @@ def evaluate_checkpoints(
         root: the dataset's folder or address.
         split: usually "val".
         views: a name of `EvalView`.
-        batch_size: pictures per step of a process.
+        batch_size: images per step of a process.
         weights: of each checkpoint's probabilities, of any scale; equal where left out.
         foreign: what checkpoints that do not describe themselves leave unsaid.
         feeding: how the data comes.
-        predict: keep every picture's likeliest classes.
-        progress: is told after each batch of the pictures done and of all, by this process's share.
+        predict: keep every image's likeliest classes.
+        progress: is told after each batch of the images done and of all, by this process's share.
 
     Raises:
-        UsageError: unreadable checkpoints, ones of other classes, crops or picture sizes than the
+        UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
             dataset's, weights that do not fit them, or `foreign` where nothing is.
         RunError: the samples seen are not the split's, each once.
     """
     dataset = Dataset.open(root)
-    shares = normalised(weights, len(paths))
+    shares = normalized(weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
     nets, notes = load_nets(files, dataset, foreign)
     nets = [net.to(world.device) for net in nets]
@@ -178,14 +178,14 @@ def measure(
         world: this process among all.
         precision: of the nets' arithmetic; probabilities are float64.
         weights: of the nets' probabilities, which sum to 1; equal where left out.
-        answers: gets each picture's likeliest classes.
+        answers: gets each image's likeliest classes.
         progress: see `evaluate_checkpoints`.
 
     Raises:
         RunError: as `evaluate`.
     """
     tally = Tally(len(loader.dataset.classes), world.device)
-    shares = normalised(weights, len(nets))
+    shares = normalized(weights, len(nets))
     done = 0
     with torch.inference_mode(), _evaluating(nets):
         for batch in loader:
@@ -222,17 +222,17 @@ def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics
     np.fill_diagonal(wrong, 0)
     found = []
     for info, row, *counts in zip(classes, wrong, *tally.per_class(), strict=True):
-        pictures, top1, top5 = map(int, counts)
+        images, top1, top5 = map(int, counts)
         other = int(row.argmax())
         found.append(
             ClassMetrics(
                 info.id,
                 info.name,
-                pictures,
-                top1 / pictures if pictures else None,
-                top5 / pictures if pictures else None,
+                images,
+                top1 / images if images else None,
+                top5 / images if images else None,
                 classes[other].id if row[other] else None,
-                int(row[other]) / max(pictures, 1),
+                int(row[other]) / max(images, 1),
             )
         )
     return tuple(found)

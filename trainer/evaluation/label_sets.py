@@ -1,6 +1,6 @@
-"""Other labels than the dataset's own: ImageNet-ReaL, and files that give a picture's key its label.
+"""Other labels than the dataset's own: ImageNet-ReaL, and files that give an image's key its label.
 
-Shapes: N pictures, P answers kept of each.
+Shapes: N images, P answers kept of each.
 """
 
 import csv
@@ -18,7 +18,7 @@ from trainer.evaluation.metrics import Interval, wilson
 from trainer.evaluation.predictions import Predictions
 
 _IMAGENET_KEY = re.compile(r"ILSVRC2012_val_([0-9]{8})")
-_IMAGENET_PICTURES = 50_000
+_IMAGENET_IMAGES = 50_000
 
 Raw = int | str
 T = TypeVar("T")
@@ -26,18 +26,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels that a file gives to pictures.
+    """The labels that a file gives to images.
 
     Attributes:
         source: the file.
         labels: key → the class numbers that are right, one or more.
-        unlabelled: pictures of the split that it has no label for; they are left out.
+        unlabeled: images of the split that it has no label for; they are left out.
         strangers: keys of the file that are not in the split.
     """
 
     source: str
     labels: dict[str, frozenset[int]]
-    unlabelled: int
+    unlabeled: int
     strangers: int = 0
 
 
@@ -47,16 +47,16 @@ class LabelScore:
 
     Attributes:
         source: the labels' file.
-        samples: pictures that have a label there.
-        unlabelled: pictures left out because they have none.
+        samples: images that have a label there.
+        unlabeled: images left out because they have none.
         top1, top5: shares, 0..1, whose likeliest class is, or of whose five likeliest one is, among the
-            picture's labels.
+            image's labels.
         top1_interval, top5_interval: Wilson's 95 % intervals.
     """
 
     source: str
     samples: int
-    unlabelled: int
+    unlabeled: int
     top1: float
     top5: float
     top1_interval: Interval
@@ -67,7 +67,7 @@ def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
     """Score predictions by a label set.
 
     Raises:
-        UsageError: it has a label for none of the pictures.
+        UsageError: it has a label for none of the images.
     """
     first = among = samples = 0
     for key, row in zip(predictions.keys, predictions.classes.tolist(), strict=True):
@@ -77,7 +77,7 @@ def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
             first += row[0] in right
             among += not right.isdisjoint(row)
     if not samples:
-        raise UsageError(f"{labels.source}: has a label for none of the {len(predictions):,} pictures")
+        raise UsageError(f"{labels.source}: has a label for none of the {len(predictions):,} images")
     return LabelScore(
         labels.source,
         samples,
@@ -93,7 +93,7 @@ def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) ->
     """Read `real.json` of "Are we done with ImageNet?" (Beyer et al. 2020), or a file like it.
 
     It is a list with, for each validation file in the order of their names, a list of the class numbers
-    that are right; an empty list leaves the picture out. ImageNet's pictures are found by the number in
+    that are right; an empty list leaves the image out. ImageNet's images are found by the number in
     their key, so that a part of them can be scored too; others are taken in the order of their keys.
 
     Args:
@@ -104,18 +104,18 @@ def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) ->
     Raises:
         UsageError: unreadable, something else, of the wrong length, or with a number beyond the classes.
     """
-    lists = _decode(path, list[list[int]], "a list with a list of class numbers for each picture")
+    lists = _decode(path, list[list[int]], "a list with a list of class numbers for each image")
     numbers = [_IMAGENET_KEY.fullmatch(key) for key in keys]
     if all(numbers):
         places = {key: int(match[1]) - 1 for key, match in zip(keys, numbers, strict=True) if match}
-        expected, why = _IMAGENET_PICTURES, "ImageNet has {:,} validation pictures"
+        expected, why = _IMAGENET_IMAGES, "ImageNet has {:,} validation images"
     else:
         places = {key: place for place, key in enumerate(sorted(keys))}
-        expected, why = len(keys), "the split has {:,} pictures"
+        expected, why = len(keys), "the split has {:,} images"
     if len(lists) != expected:
         raise UsageError(
-            f"{path}: holds labels for {len(lists):,} pictures, but {why.format(expected)}; give the whole "
-            "file, in the order of the pictures' names"
+            f"{path}: holds labels for {len(lists):,} images, but {why.format(expected)}; give the whole "
+            "file, in the order of the images' names"
         )
     labels = {}
     for key, place in places.items():
@@ -136,7 +136,7 @@ def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> Labe
     CSV has a header with the columns `key` and `label`; others are ignored, and a key that comes again
     adds a label. JSON is an object of key → label, or list of labels. A label is a class id of the
     dataset (such as a WNID), else a class number. A key may be a file's name: what stands before the
-    last dot is tried too. Empty labels leave the picture out.
+    last dot is tried too. Empty labels leave the image out.
 
     Args:
         path: ends in .csv or .json.
@@ -160,7 +160,7 @@ def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> Labe
     if not labels:
         other = f", such as {min(strangers)!r}" if strangers else ""
         raise UsageError(
-            f"{path}: labels none of the split's {len(keys):,} pictures; its keys{other} are not like "
+            f"{path}: labels none of the split's {len(keys):,} images; its keys{other} are not like "
             f"{min(keys)!r}"
         )
     return LabelSet(

@@ -26,13 +26,13 @@ class Metrics:
     """Results over a split.
 
     Attributes:
-        samples: pictures measured.
-        top1, top5: shares of pictures, 0..1, whose label is the likeliest, or among the five
+        samples: images measured.
+        top1, top5: shares of images, 0..1, whose label is the likeliest, or among the five
             likeliest; of equal probabilities the lower class number counts as likelier.
         top1_interval, top5_interval: Wilson's 95 % intervals of these shares, 0..1.
         loss: mean −log of the label's probability, nats.
         ece: expected calibration error, 0..1; see `calibration_error`.
-        largest_class: share of pictures, 0..1, of the commonest label: the top-1 of always guessing it.
+        largest_class: share of images, 0..1, of the commonest label: the top-1 of always guessing it.
     """
 
     samples: int
@@ -84,19 +84,19 @@ def wilson(successes: int, total: int) -> Interval:
     if total < 1:
         raise ValueError("an interval needs at least one trial")
     share, z2 = successes / total, _Z95**2
-    centre = share + z2 / (2 * total)
+    center = share + z2 / (2 * total)
     half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     scale = 1 + z2 / total
-    low, high = (centre - half) / scale, (centre + half) / scale
+    low, high = (center - half) / scale, (center + half) / scale
     # At the ends one bound is the share itself, but for rounding.
     return (0.0 if successes == 0 else low), (1.0 if successes == total else high)
 
 
 def calibration_error(counts: Tensor, correct: Tensor, confidence: Tensor) -> float:
-    """Expected calibration error: Σ over bins of |accuracy − mean confidence|, weighted by pictures.
+    """Expected calibration error: Σ over bins of |accuracy − mean confidence|, weighted by images.
 
     Args:
-        counts: int64 (M,), pictures whose largest probability falls into each bin.
+        counts: int64 (M,), images whose largest probability falls into each bin.
         correct: int64 (M,), those of them that are right.
         confidence: float64 (M,), the sum of their largest probabilities.
     """
@@ -108,10 +108,10 @@ class Tally:
     """Sums over batches that all metrics follow from; counts are integers, so their order is no matter.
 
     Attributes:
-        confusion: int64 (K, K), pictures by label (row) and likeliest class (column).
-        top5_hits: int64 (K,), pictures of each label that have it among the five likeliest.
+        confusion: int64 (K, K), images by label (row) and likeliest class (column).
+        top5_hits: int64 (K,), images of each label that have it among the five likeliest.
         loss: float64 scalar, Σ −log probability of the label.
-        bins: int64 (2, M), pictures in each bin of confidence, and those of them that are right.
+        bins: int64 (2, M), images in each bin of confidence, and those of them that are right.
         confidence: float64 (M,), Σ of the largest probabilities in each bin.
     """
 
@@ -150,13 +150,13 @@ class Tally:
 
     @property
     def samples(self) -> int:
-        """Pictures counted."""
+        """Images counted."""
         return int(self.bins[0].sum())
 
     def per_class(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Pictures of each label, and those of them with it first, and among the first five: (K,) each."""
-        pictures, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
-        return pictures.cpu().numpy(), hits.cpu().numpy().copy(), self.top5_hits.cpu().numpy()
+        """Images of each label, and those of them with it first, and among the first five: (K,) each."""
+        images, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
+        return images.cpu().numpy(), hits.cpu().numpy().copy(), self.top5_hits.cpu().numpy()
 
     def metrics(self) -> Metrics:
         """The sums as metrics; the loss is NaN where a probability was.
@@ -164,8 +164,8 @@ class Tally:
         Raises:
             ValueError: nothing was counted.
         """
-        pictures, top1, top5 = self.per_class()
-        samples, right, among = int(pictures.sum()), int(top1.sum()), int(top5.sum())
+        images, top1, top5 = self.per_class()
+        samples, right, among = int(images.sum()), int(top1.sum()), int(top5.sum())
         if not samples:
             raise ValueError("nothing was counted")
         return Metrics(
@@ -176,5 +176,5 @@ class Tally:
             top5_interval=wilson(among, samples),
             loss=float(self.loss) / samples,
             ece=calibration_error(self.bins[0], self.bins[1], self.confidence),
-            largest_class=int(pictures.max()) / samples,
+            largest_class=int(images.max()) / samples,
         )

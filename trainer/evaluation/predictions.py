@@ -1,6 +1,6 @@
-"""What a net answered for each picture, as CSV or Parquet.
+"""What a net answered for each image, as CSV or Parquet.
 
-Shapes: N pictures, P answers kept (5, or the number of classes where there are fewer).
+Shapes: N images, P answers kept (5, or the number of classes where there are fewer).
 """
 
 from collections import Counter
@@ -23,13 +23,13 @@ from trainer.distributed.env import World, gather_objects
 from trainer.evaluation.metrics import likeliest
 
 KEPT = 5
-"""Answers kept of each picture: the paper's and the challenge's top-5."""
+"""Answers kept of each image: the paper's and the challenge's top-5."""
 SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The likeliest classes of pictures, in the order of their keys.
+    """The likeliest classes of images, in the order of their keys.
 
     Attributes:
         keys: the samples' keys.
@@ -60,7 +60,7 @@ def check_suffix(path: Path) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[ClassInfo]) -> None:
-    """Write a row for each picture, atomically.
+    """Write a row for each image, atomically.
 
     Columns: `key`; `label` (class number), `label_id` and `label_name`, empty where unknown; then for
     k = 1 to P `class_k` (number), `id_k`, `name_k` and `probability_k`, likeliest first.
@@ -144,7 +144,7 @@ def _to_table(predictions: Predictions, classes: Sequence[ClassInfo]) -> Any:
 
 
 class Answers:
-    """A process's pictures and their likeliest classes, batch by batch."""
+    """A process's images and their likeliest classes, batch by batch."""
 
     def __init__(self) -> None:
         self._keys: list[str] = []
@@ -161,7 +161,7 @@ class Answers:
         self._probabilities.append(values.float())
 
     def gather(self, world: World) -> Predictions | None:
-        """All processes' pictures in the order of their keys, on the first; elsewhere None."""
+        """All processes' images in the order of their keys, on the first; elsewhere None."""
         columns = (self._labels, self._classes, self._probabilities)
         arrays = [torch.cat(parts).cpu().numpy() for parts in columns if parts]
         everyone = [part for part in gather_objects((self._keys, arrays), world) if part[0]]
@@ -187,7 +187,7 @@ def split_keys(dataset: Dataset, split: str) -> list[str]:
 def refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None:
     """Assert that every sample was seen exactly once.
 
-    Tars of other tools may use a key in more than one tar; otherwise a key is one picture's.
+    Tars of other tools may use a key in more than one tar; otherwise a key is one image's.
 
     Args:
         seen: keys of all processes, sorted.

@@ -41,7 +41,7 @@ def as_json(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> dict[s
 
 
 def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
-    """A Markdown table of errors; beside published ones where the pictures are ImageNet's validation set.
+    """A Markdown table of errors; beside published ones where the images are ImageNet's validation set.
 
     Args:
         evaluation: what was measured.
@@ -78,7 +78,7 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
             )
             for result in RESULTS
         ]
-    head = ("net", "views", "pictures", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
+    head = ("net", "views", "images", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
     lines = [head, ("---", "---", "---:", "---:", "---:"), *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -94,7 +94,7 @@ def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] 
 
 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:
-    """The classes that have pictures, worst top-1 first; of equal ones the lower top-5, then the label."""
+    """The classes that have images, worst top-1 first; of equal ones the lower top-5, then the label."""
     measured = [info for info in per_class if info.samples]
     return sorted(measured, key=lambda info: (info.top1 or 0.0, info.top5 or 0.0))
 
@@ -122,12 +122,12 @@ def _error(accuracy: float, interval: Interval) -> str:
 
 # SHA-256 of ILSVRC 2012's 1,000 WNIDs, sorted and joined by newlines.
 _WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
-_PICTURES = 50_000
+_IMAGES = 50_000
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published result: errors are shares of the 50,000 validation pictures, 0..1."""
+    """A published result: errors are shares of the 50,000 validation images, 0..1."""
 
     name: str
     source: str
@@ -142,11 +142,11 @@ RESULTS = (
     Published("AlexNet, five nets", "the 2012 paper, table 2", "ten-crop", 0.381, 0.164),
     Published("AlexNet, the code's own run", "the log of the released code", "ten-crop", 0.40664, 0.18210),
     # 56.522 % and 79.066 % are right, as torchvision documents AlexNet_Weights.IMAGENET1K_V1.
-    Published("torchvision's alexnet", "torchvision's documentation", "centre", 0.43478, 0.20934),
+    Published("torchvision's alexnet", "torchvision's documentation", "center", 0.43478, 0.20934),
 )
 
 
-def is_imagenet_validation(class_ids: Iterable[str], pictures: int) -> bool:
+def is_imagenet_validation(class_ids: Iterable[str], images: int) -> bool:
     """Whether a split is ILSVRC 2012's validation set, by its classes' WNIDs and its size."""
     joined = "\n".join(sorted(class_ids)).encode()
-    return pictures == _PICTURES and hashlib.sha256(joined).hexdigest() == _WNIDS
+    return images == _IMAGES and hashlib.sha256(joined).hexdigest() == _WNIDS

@@ -1,9 +1,9 @@
-"""Predictions as the ImageNet challenge of 2012 took them: five ILSVRC2012_IDs a line, a line a picture.
+"""Predictions as the ImageNet challenge of 2012 took them: five ILSVRC2012_IDs a line, a line an image.
 
-The devkit's readme.txt, "Submission format", says of task 1: one line for each picture, in the alphabetical
+The devkit's readme.txt, "Submission format", says of task 1: one line for each image, in the alphabetical
 order of the file names; each holds the ILSVRC2012_IDs (1 to 1000) of the predicted categories, sorted by
 confidence in descending order, at most five. Its evaluation/demo.val.pred.txt is such a file for the
-validation pictures, and evaluation/eval_flat.m reads one.
+validation images, and evaluation/eval_flat.m reads one.
 """
 
 import re
@@ -26,7 +26,7 @@ def check_submission(keys: Sequence[str], class_ids: Sequence[str], ids: Mapping
         ids: WNID → ILSVRC2012_ID, of a devkit (`pipeline.sources.labelers.devkit.read_ids`).
 
     Raises:
-        UsageError: pictures that are not the challenge's, one that is missing among them, or a class
+        UsageError: images that are not the challenge's, one that is missing among them, or a class
             that the devkit lacks.
     """
     unknown = [class_id for class_id in class_ids if class_id not in ids]
@@ -40,12 +40,12 @@ def check_submission(keys: Sequence[str], class_ids: Sequence[str], ids: Mapping
         match = _KEY.fullmatch(key)
         if match is None:
             raise UsageError(
-                f"a submission has a line for each of the challenge's pictures, but {key} is none of them "
+                f"a submission has a line for each of the challenge's images, but {key} is none of them "
                 "(ILSVRC2012_val_00000001, …)"
             )
         if int(match[1]) != place:
             raise UsageError(
-                f"a submission has a line for each picture in order, but picture {place:,} is not in the "
+                f"a submission has a line for each image in order, but image {place:,} is not in the "
                 f"data, whose next is {key}; prepare the whole validation set"
             )
 

@@ -21,14 +21,14 @@ Matrix = NDArray[np.int64]
 # Up to so many classes, every one has its name on the axes, and up to so many its figures in the cells.
 MOST_NAMED = 40
 _MOST_NUMBERED = 16
-# Of more classes, blocks of neighbouring labels; ImageNet's sorted WNIDs put related classes together.
+# Of more classes, blocks of neighboring labels; ImageNet's sorted WNIDs put related classes together.
 _BLOCKS = 50
 _PAIRS = 25
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Pictures of the class `label` that were taken for `predicted`: how many, and of how many."""
+    """Images of the class `label` that were taken for `predicted`: how many, and of how many."""
 
     label: int
     predicted: int
@@ -37,7 +37,7 @@ class Pair:
 
 
 def most_confused(matrix: Matrix, count: int) -> list[Pair]:
-    """The pairs of different classes with the most pictures; of equal ones the lower labels first."""
+    """The pairs of different classes with the most images; of equal ones the lower labels first."""
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     totals = matrix.sum(axis=1)
@@ -52,9 +52,9 @@ def most_confused(matrix: Matrix, count: int) -> list[Pair]:
 
 @styled
 def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix in shares of each label's pictures.
+    """Draw a confusion matrix in shares of each label's images.
 
-    Up to 40 classes stand by name. Of more, cells are blocks of neighbouring labels, on a logarithmic
+    Up to 40 classes stand by name. Of more, cells are blocks of neighboring labels, on a logarithmic
     scale, and the most confused pairs are listed beside them, as bars.
 
     Args:
@@ -62,8 +62,8 @@ def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
         names: of the classes, in label order.
         title: the run, the dataset and the split.
     """
-    pictures, right = int(matrix.sum()), int(np.trace(matrix))
-    text = f"{title}: {right:,} of {pictures:,} pictures right"
+    images, right = int(matrix.sum()), int(np.trace(matrix))
+    text = f"{title}: {right:,} of {images:,} images right"
     if len(matrix) <= MOST_NAMED:
         side = max(5.6, 2.4 + 0.42 * len(matrix))
         figure = new_figure(side + 1.2, side, title=text)
@@ -85,22 +85,22 @@ def _draw_named(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     label_ticks(axes, short, x=True, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
-    _colour_bar(axes, image)
+    _color_bar(axes, image)
     if len(matrix) > _MOST_NUMBERED:
         return
     for row, column in np.argwhere(matrix):
-        colour = "white" if shares[row, column] > 0.6 else "black"
+        color = "white" if shares[row, column] > 0.6 else "black"
         number = f"{matrix[row, column]:,}"
-        axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=9)
+        axes.text(column, row, number, ha="center", va="center", color=color, fontsize=9)
 
 
-def _colour_bar(axes: Axes, image: AxesImage) -> None:
+def _color_bar(axes: Axes, image: AxesImage) -> None:
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(
         image,
         ax=axes,
-        label="share of the label's pictures",
+        label="share of the label's images",
         shrink=0.75,
         format=PercentFormatter(1.0, decimals=None),
     )
@@ -122,7 +122,7 @@ def _draw_blocks(axes: Axes, matrix: Matrix) -> None:
     axes.set_title(
         f"{len(matrix):,} classes in {_BLOCKS} × {_BLOCKS} blocks; logarithmic", fontsize=11, loc="left"
     )
-    _colour_bar(axes, image)
+    _color_bar(axes, image)
 
 
 def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     axes.set_ylim(len(pairs) - 0.3, -0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("pictures")
+    axes.set_xlabel("images")
     for number, pair in enumerate(pairs):
         words = f"{shortened(names[pair.label], 26)} → {shortened(names[pair.predicted], 26)}"
         text = drawable(f"{words}: {pair.count} of {pair.of}")

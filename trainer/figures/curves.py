@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
-from trainer.figures.style import COLOURS, INK, drawable, fonts_for, new_figure, shortened, styled
+from trainer.figures.style import COLORS, INK, drawable, fonts_for, new_figure, shortened, styled
 from trainer.runs.records import EpochRow
 from trainer.runs.run_folder import METRICS_FILE, read_metrics
 
@@ -67,7 +67,7 @@ def draw_curves(
     """Lay runs over each other, a panel for each quantity; training is dashed, validation solid.
 
     Args:
-        courses: one or more; each has its colour, and beyond seven its markers.
+        courses: one or more; each has its color, and beyond seven its markers.
         panels: what to draw, two beside each other.
         title: above; by default it names the runs and the panels.
     """
@@ -92,12 +92,12 @@ def _legend(figure: Figure, courses: Sequence[Course], panels: Sequence[Panel]) 
     handles: list[Line2D] = []
     if len(courses) > 1:
         handles += [
-            Line2D([], [], color=_colour(k), marker=_marker(k), label=drawable(shortened(course.name, 40)))
+            Line2D([], [], color=_color(k), marker=_marker(k), label=drawable(shortened(course.name, 40)))
             for k, course in enumerate(courses)
         ]
     if {"loss", "top-1"} & set(panels):
         handles += [
-            Line2D([], [], color=INK, label="validation, centre crop"),
+            Line2D([], [], color=INK, label="validation, center crop"),
             Line2D([], [], color=INK, linestyle="--", label="training, as augmented"),
         ]
     if handles:
@@ -117,18 +117,18 @@ def _line(
             epochs,
             [value(row) for row in course.rows],
             style,
-            color=_colour(number),
+            color=_color(number),
             marker=_marker(number) if len(epochs) < 30 else "",
             markersize=3.5,
         )
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _marker(number: int) -> str:
-    return _MARKERS[number // len(COLOURS) % len(_MARKERS)]
+    return _MARKERS[number // len(COLORS) % len(_MARKERS)]
 
 
 def _draw_loss(axes: Axes, courses: Sequence[Course]) -> None:
@@ -168,7 +168,7 @@ def _draw_rate(axes: Axes, courses: Sequence[Course]) -> None:
 
 def _draw_throughput(axes: Axes, courses: Sequence[Course]) -> None:
     _line(axes, courses, lambda row: row.images_per_second)
-    axes.set_title("training pictures per second", fontsize=11, loc="left")
+    axes.set_title("training images per second", fontsize=11, loc="left")
     axes.set_ylim(0, 1.08 * max(row.images_per_second for course in courses for row in course.rows))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a net has learnt and what it looks at: kernels, feature maps and saliency.
+"""Images of what a net has learnt and what it looks at: kernels, feature maps and saliency.
 
 Shapes: S crop, C channels, h, w of a kernel or map.
 """
@@ -25,14 +25,14 @@ _MAGNIFY = 6
 _TITLE_PIXELS, _CAPTION_PIXELS = 46, 30
 # Of gradients, the strongest per cent saturates: single pixels would leave the rest black.
 _SATURATED = 0.99
-_SHARE_OF_PICTURE = 0.45
+_SHARE_OF_IMAGE = 0.45
 
 
 @styled
 def draw_kernels(classifier: Classifier, name: str) -> Figure:
     """Draw the first layer's kernels in rows of 16, as the paper's figure 3 does.
 
-    All kernels share one scale, symmetric about grey, so that weak ones look weak; the strongest 0.5 %
+    All kernels share one scale, symmetric about gray, so that weak ones look weak; the strongest 0.5 %
     of weights saturate. Where the second layer is split into two towers, the first one's kernels stand
     above the second one's; one weight is 6 × 6 pixels of the PNG.
 
@@ -43,11 +43,11 @@ def draw_kernels(classifier: Classifier, name: str) -> Figure:
     weights = first_kernels(classifier.net).permute(0, 2, 3, 1).float().cpu().numpy()  # (C1, h, w, 3)
     largest = max(float(np.quantile(np.abs(weights), 0.995)), 1e-12)
     pixels = np.clip(127.5 + 127.5 * weights / largest, 0, 255).astype(np.uint8)
-    pictures = [np.kron(kernel, np.ones((_MAGNIFY, _MAGNIFY, 1), np.uint8)) for kernel in pixels]
+    images = [np.kron(kernel, np.ones((_MAGNIFY, _MAGNIFY, 1), np.uint8)) for kernel in pixels]
     count, height, width, _ = weights.shape
     towers = _towers(classifier.net)
     half = count // towers
-    sheets = [grid(pictures[t * half : (t + 1) * half], _COLUMNS, _MAGNIFY, 0) for t in range(towers)]
+    sheets = [grid(images[t * half : (t + 1) * half], _COLUMNS, _MAGNIFY, 0) for t in range(towers)]
     captions = [f"Tower {t + 1}: kernels {t * half + 1}–{(t + 1) * half}" for t in range(towers)]
     title = f"{name}: {count} kernels of the first layer, {height} × {width} × 3"
     return _sheets(title, sheets, captions if towers > 1 else [""])
@@ -88,17 +88,17 @@ def _sheets(title: str, sheets: Sequence[NDArray[np.uint8]], captions: Sequence[
 
 @styled
 def draw_maps(
-    classifier: Classifier, picture: Crop, layers: Sequence[str], name: str, most: int = 32
+    classifier: Classifier, image: Crop, layers: Sequence[str], name: str, most: int = 32
 ) -> Figure:
-    """Draw what layers make of a picture: the maps of their first channels, bright where strong.
+    """Draw what layers make of an image: the maps of their first channels, bright where strong.
 
     The maps of a layer share one scale, from their least to their greatest activation.
 
     Args:
         classifier: a trained net.
-        picture: uint8 (S, S, 3).
+        image: uint8 (S, S, 3).
         layers: names of layers with maps, such as conv1; all convolutions where there are none.
-        name: of the run and the picture, for the title.
+        name: of the run and the image, for the title.
         most: channels drawn of a layer at most.
 
     Raises:
@@ -110,15 +110,15 @@ def draw_maps(
         if layer not in known:
             raise UsageError(f"no layer with maps is named {layer!r}; there are {', '.join(known)}")
     with captured(classifier.net, chosen) as outputs, torch.inference_mode():
-        classifier.classify(as_batch([picture]).to(classifier.mean.device))
+        classifier.classify(as_batch([image]).to(classifier.mean.device))
     columns = min(_COLUMNS, most)
     rows = [math.ceil(min(outputs[layer].shape[1], most) / columns) for layer in chosen]
     figure = new_figure(11, 0.6 + sum(0.58 * count + 0.32 for count in rows), title=f"{name}: feature maps")
     parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 5.2))[0]
     axes = parts[0].subplots()
-    show_pixels(axes, picture)
+    show_pixels(axes, image)
     axes.set_anchor("N")
-    axes.set_title(f"{picture.shape[1]} × {picture.shape[0]} px", fontsize=10)
+    axes.set_title(f"{image.shape[1]} × {image.shape[0]} px", fontsize=10)
     blocks = parts[1].subplots(len(chosen), 1, squeeze=False, height_ratios=rows)[:, 0]
     for block, layer in zip(blocks, chosen, strict=True):
         maps = outputs[layer][0].float().cpu().numpy()
@@ -147,20 +147,20 @@ def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
     return sheet
 
 
-def saliency(classifier: Classifier, picture: Crop, label: int) -> NDArray[np.float32]:
+def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.float32]:
     """How much each pixel moves a class's logit: the largest |∂logit/∂pixel| of its three channels.
 
     Simonyan, Vedaldi and Zisserman, Deep Inside Convolutional Networks (2013), section 3.
 
     Args:
         classifier: in evaluation mode.
-        picture: uint8 (S, S, 3).
+        image: uint8 (S, S, 3).
         label: class number.
 
     Returns:
-        float32 (S, S), logits per grey level.
+        float32 (S, S), logits per gray level.
     """
-    pixels = as_batch([picture]).to(classifier.mean.device).requires_grad_()
+    pixels = as_batch([image]).to(classifier.mean.device).requires_grad_()
     logit = classifier.classify(pixels)[0, label]
     (gradient,) = torch.autograd.grad(logit, pixels)
     found: NDArray[np.float32] = gradient[0].abs().amax(dim=0).cpu().numpy()
@@ -168,29 +168,29 @@ def saliency(classifier: Classifier, picture: Crop, label: int) -> NDArray[np.fl
 
 
 @styled
-def draw_saliency(strength: NDArray[np.float32], picture: Crop, name: str, class_name: str) -> Figure:
-    """Draw a picture, `saliency` of it, and the latter laid over the former.
+def draw_saliency(strength: NDArray[np.float32], image: Crop, name: str, class_name: str) -> Figure:
+    """Draw an image, `saliency` of it, and the latter laid over the former.
 
     Args:
         strength: float32 (S, S).
-        picture: uint8 (S, S, 3).
-        name: of the run and the picture, for the title.
+        image: uint8 (S, S, 3).
+        name: of the run and the image, for the title.
         class_name: whose logit it is.
     """
     top = max(float(np.quantile(strength, _SATURATED)), 1e-30)
     scaled = np.clip(strength / top, 0, 1)
     figure = new_figure(10, 4.1, title=f"{name}: pixels that move “{shortened(class_name, 40)}”")
     left, middle, right = figure.subplots(1, 3)
-    show_pixels(left, picture)
-    left.set_title("picture", fontsize=11)
-    image = middle.imshow(scaled, cmap="inferno", vmin=0, vmax=1)
+    show_pixels(left, image)
+    left.set_title("image", fontsize=11)
+    heat = middle.imshow(scaled, cmap="inferno", vmin=0, vmax=1)
     middle.set_axis_off()
     middle.set_title("|gradient| of the class's logit", fontsize=11)
-    grey = picture.astype(np.float32).mean(axis=2, keepdims=True)
-    faint = np.repeat(255 - _SHARE_OF_PICTURE * (255 - grey), 3, axis=2).astype(np.uint8)
+    gray = image.astype(np.float32).mean(axis=2, keepdims=True)
+    faint = np.repeat(255 - _SHARE_OF_IMAGE * (255 - gray), 3, axis=2).astype(np.uint8)
     show_pixels(right, faint)
     right.imshow(scaled, cmap="inferno", vmin=0, vmax=1, alpha=np.sqrt(scaled))
-    right.set_title("laid over the picture", fontsize=11)
-    bar = figure.colorbar(image, ax=[left, middle, right], shrink=0.8, pad=0.01)
+    right.set_title("laid over the image", fontsize=11)
+    bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.8, pad=0.01)
     bar.set_ticks([0, 1], labels=["0", "strongest 1 %"])
     return figure

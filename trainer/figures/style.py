@@ -1,4 +1,4 @@
-"""What all figures share: Okabe and Ito's colours, letters for any class name, and writing PNG or SVG."""
+"""What all figures share: Okabe and Ito's colors, letters for any class name, and writing PNG or SVG."""
 
 import io
 import textwrap
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import write_bytes
 
-# Okabe and Ito's palette: told apart with any kind of colour vision. Yellow is left out on white.
+# Okabe and Ito's palette: told apart with any kind of color vision. Yellow is left out on white.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
-COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
-INK, GREY = "#282828", "#767676"
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+INK, GRAY = "#282828", "#767676"
 
 DPI = 100
 _LETTERS_PER_INCH = 10  # of titles
@@ -38,7 +38,7 @@ STYLE: Any = {
     "text.color": INK,
     "text.usetex": False,
     "text.parse_math": False,  # a class may be called $
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,4 +1,4 @@
-"""Pictures in, classes out: files of any format, without DALI.
+"""Images in, classes out: files of any format, without DALI.
 
 Shapes: B batch, V views, S crop, K classes.
 """
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import IMAGE_SUFFIXES, is_picture
+from pipeline.sources.base import IMAGE_SUFFIXES, is_image
 from trainer.evaluation.metrics import likeliest
 from trainer.inference.preprocess import CROPS, crops_of_file
 from trainer.models.classifier import Classifier
 
-Views = Literal["centre", "ten-crop"]
+Views = Literal["center", "ten-crop"]
 
 
 @dataclass(frozen=True)
@@ -32,47 +32,47 @@ class Guess:
 
 @dataclass(frozen=True)
 class Answer:
-    """A picture's likeliest classes in order, or why it has none.
+    """An image's likeliest classes in order, or why it has none.
 
     Attributes:
-        picture: the file.
+        image: the file.
         guesses: likeliest first; empty where `error` says why.
         error: one line, or ''.
     """
 
-    picture: Path
+    image: Path
     guesses: tuple[Guess, ...]
     error: str = ""
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as named, whatever they are called, and of folders all pictures at any depth, in order.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Files as named, whatever they are called, and of folders all images at any depth, in order.
 
-    In a folder, pictures are told by their suffix, and hidden names are left out. A link that leads nowhere
-    is kept: it is a picture that cannot be read.
+    In a folder, images are told by their suffix, and hidden names are left out. A link that leads nowhere
+    is kept: it is an image that cannot be read.
 
     Raises:
-        UsageError: a folder without pictures, or one that cannot be read.
+        UsageError: a folder without images, or one that cannot be read.
     """
     found = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(_pictures_in(path))
+        inside = sorted(_images_in(path))
         if not inside:
-            raise UsageError(f"{path}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
+            raise UsageError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); name others")
         found += inside
     return found
 
 
-def _pictures_in(folder: Path) -> Iterator[Path]:
+def _images_in(folder: Path) -> Iterator[Path]:
     for at, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(at, name)
             # A pipe would never end.
-            if not name.startswith(".") and is_picture(name) and (file.is_file() or file.is_symlink()):
+            if not name.startswith(".") and is_image(name) and (file.is_file() or file.is_symlink()):
                 yield file
 
 
@@ -80,26 +80,26 @@ def _refuse_folder(error: OSError) -> None:
     raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def classify_pictures(
+def classify_images(
     nets: Sequence[Classifier],
-    pictures: Sequence[Path],
-    views: Views = "centre",
+    images: Sequence[Path],
+    views: Views = "center",
     top: int = 5,
     batch_size: int = 32,
     exif_rotate: bool = False,
 ) -> Iterator[Answer]:
     """Classify files, one answer for each in order; probabilities are averaged over views and nets.
 
-    A picture is prepared as `alexnet-prep shard` does it: centre square, scaled by area or cubic
+    An image is prepared as `alexnet-prep shard` does it: center square, scaled by area or cubic
     interpolation to the size that the net was trained on, then cut.
 
     Args:
         nets: one, or an ensemble of the same classes, size and crop; on any device, all on one.
-        pictures: files of any format that `pipeline.images.codec` reads.
-        views: "centre", or "ten-crop".
+        images: files of any format that `pipeline.images.codec` reads.
+        views: "center", or "ten-crop".
         top: classes in each answer.
-        batch_size: pictures at a time.
-        exif_rotate: turn pictures upright as their EXIF says, which `alexnet-prep shard` does on request.
+        batch_size: images at a time.
+        exif_rotate: turn images upright as their EXIF says, which `alexnet-prep shard` does on request.
 
     Raises:
         UsageError: nets that do not share classes, size and crop.
@@ -108,11 +108,11 @@ def classify_pictures(
     first = nets[0].spec
     for net in nets:
         if (net.spec.classes, net.spec.size, net.spec.crop) != (first.classes, first.size, first.crop):
-            raise UsageError("the nets of an ensemble must share their classes, picture size and crop")
+            raise UsageError("the nets of an ensemble must share their classes, image size and crop")
         net.eval()
     names = first.names or first.classes
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
         crops: list[CROPS | str] = []
         for path in batch:
             try:
@@ -133,7 +133,7 @@ def classify_pictures(
 def _guesses(
     nets: Sequence[Classifier], crops: Sequence[CROPS], top: int
 ) -> list[tuple[list[int], list[float]]]:
-    """Class numbers and probabilities of each picture, likeliest first."""
+    """Class numbers and probabilities of each image, likeliest first."""
     if not crops:
         return []
     pixels = torch.from_numpy(np.stack(crops)).to(nets[0].mean.device)

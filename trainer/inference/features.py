@@ -1,4 +1,4 @@
-"""What a net's layers give: maps of single pictures, and features of whole splits.
+"""What a net's layers give: maps of single images, and features of whole splits.
 
 Shapes: B batch, S crop, D numbers of a feature vector.
 """
@@ -82,25 +82,25 @@ def split_features(
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the features of a whole split, float32 (n, D) a batch, in the order of `read_stored`'s places.
 
-    Centre crops through the loader, on the GPU where there is one; the classifier is moved there.
+    Center crops through the loader, on the GPU where there is one; the classifier is moved there.
 
     Args:
         classifier: in evaluation mode.
         dataset: an opened dataset.
         split: "train", "val" or "test".
-        batch_size: pictures per step.
-        progress: called with the pictures done and all of them.
+        batch_size: images per step.
+        progress: called with the images done and all of them.
 
     Raises:
         UsageError: no such split.
         RunError: the loader could not read or decode a sample.
     """
-    from pipeline.loader.loader import Loader  # DALI, which the figures of single pictures do without
+    from pipeline.loader.loader import Loader  # DALI, which the figures of single images do without
     from trainer.data import Feeding
 
     world = this_machine()
     classifier.to(world.device)
-    view = EvalView("centre", classifier.spec.crop)
+    view = EvalView("center", classifier.spec.crop)
     done = 0
     with Loader(dataset, split, view, batch_size, placement=Feeding().placement(world)) as loader:
         for batch in loader:

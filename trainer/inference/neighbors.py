@@ -1,6 +1,6 @@
-"""Exact nearest neighbours of a few vectors among many that are never held at once.
+"""Exact nearest neighbors of a few vectors among many that are never held at once.
 
-Shapes: Q queries, N rows, D numbers of a vector, k neighbours wanted.
+Shapes: Q queries, N rows, D numbers of a vector, k neighbors wanted.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.samples import StoredPicture, find_places, read_stored
+from pipeline.dataset.samples import StoredImage, find_places, read_stored
 from pipeline.errors import RunError, UsageError
 from trainer.inference.features import features, split_features, this_machine
 from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
@@ -31,7 +31,7 @@ _FLOAT32_SMALLEST = 2.0**-126
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The nearest rows of each query, nearest first.
 
     Attributes:
@@ -43,7 +43,7 @@ class Neighbours:
     distances: NDArray[np.float64]
 
 
-def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbours:
+def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbors:
     """Find the `count` nearest rows of each query by Euclidean distance, exactly.
 
     Rows are ranked by Σ(a − b)² in float64; equal sums are ranked by the lower index. Most rows never get
@@ -58,7 +58,7 @@ def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbou
     Args:
         queries: float32 (Q, D).
         chunks: arrays (n, D), n may differ; other types than float32 are converted to it.
-        count: neighbours wanted, 1 or more.
+        count: neighbors wanted, 1 or more.
 
     Raises:
         UsageError: no rows, rows of another length than the queries', or a count below 1.
@@ -93,9 +93,9 @@ class _Search:
 
     def __init__(self, queries: Vectors, count: int) -> None:
         if count < 1:
-            raise UsageError(f"{count} neighbours were asked for; ask for at least 1")
+            raise UsageError(f"{count} neighbors were asked for; ask for at least 1")
         if not len(queries):
-            raise UsageError("there is no vector to find neighbours of")
+            raise UsageError("there is no vector to find neighbors of")
         _refuse_not_finite(queries, "a query")
         self.queries = queries
         self._count, self._seen = count, 0
@@ -113,11 +113,11 @@ class _Search:
             self._add_to(query, rows, lower[query])
         self._seen += len(rows)
 
-    def result(self) -> Neighbours:
+    def result(self) -> Neighbors:
         if not self._seen:
             raise UsageError("there are no vectors to search")
         found = min(self._count, self._seen)
-        return Neighbours(self._indices[:, :found], np.sqrt(self._distances[:, :found]))
+        return Neighbors(self._indices[:, :found], np.sqrt(self._distances[:, :found]))
 
     def _lower_bounds(self, rows: Vectors) -> NDArray[np.float64]:
         """No more than the squared distances, float64 (Q, rows)."""
@@ -179,12 +179,12 @@ _LISTED = 5
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as the net is shown it.
+class NamedImage:
+    """An image as the net is shown it.
 
     Attributes:
         name: its key in the dataset, or its file's name.
-        crop: uint8 (S, S, 3) RGB, the centre.
+        crop: uint8 (S, S, 3) RGB, the center.
         label: class number, or `UNKNOWN`.
     """
 
@@ -195,31 +195,31 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A picture, and the five likeliest classes, likeliest first, with their probabilities."""
+    """An image, and the five likeliest classes, likeliest first, with their probabilities."""
 
-    picture: Picture
+    image: NamedImage
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
 
     @property
     def right(self) -> bool:
         """Whether the likeliest class is the label."""
-        return self.classes[0] == self.picture.label
+        return self.classes[0] == self.image.label
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
-    """A picture, and the nearest pictures of another split with their distances, nearest first."""
+class Neighborhood:
+    """An image, and the nearest images of another split with their distances, nearest first."""
 
-    query: Picture
-    found: tuple[Picture, ...]
+    query: NamedImage
+    found: tuple[NamedImage, ...]
     distances: tuple[float, ...]
 
 
-def named_pictures(
+def named_images(
     names: Sequence[str], spec: Spec, dataset: Dataset | None, split: str = "val"
-) -> list[Picture]:
-    """Read pictures by file names or by keys of a split; a name that is a file's is taken for that.
+) -> list[NamedImage]:
+    """Read images by file names or by keys of a split; a name that is a file's is taken for that.
 
     Args:
         names: files or keys.
@@ -228,59 +228,59 @@ def named_pictures(
         split: of the keys.
 
     Raises:
-        UsageError: neither a file nor a key, or not a picture.
+        UsageError: neither a file nor a key, or not an image.
     """
     keys = [name for name in names if not Path(name).is_file()]
     if keys and dataset is None:
         raise UsageError(f"{keys[0]}: no such file, and no dataset is known that could hold it as a key")
     stored = read_stored(dataset, split, find_places(dataset, split, keys)) if dataset and keys else []
-    by_key = {key: of_stored(picture, spec) for key, picture in zip(keys, stored, strict=True)}
+    by_key = {key: of_stored(image, spec) for key, image in zip(keys, stored, strict=True)}
     return [
-        by_key.get(name) or Picture(Path(name).name, crop_of_file(Path(name), spec), UNKNOWN)
+        by_key.get(name) or NamedImage(Path(name).name, crop_of_file(Path(name), spec), UNKNOWN)
         for name in names
     ]
 
 
-def some_pictures(dataset: Dataset, split: str, spec: Spec, count: int, seed: int) -> list[Picture]:
-    """Draw `count` pictures of a split at random, fewer where it holds fewer.
+def some_images(dataset: Dataset, split: str, spec: Spec, count: int, seed: int) -> list[NamedImage]:
+    """Draw `count` images of a split at random, fewer where it holds fewer.
 
     Raises:
-        UsageError: no such split, or a picture that does not decode.
+        UsageError: no such split, or an image that does not decode.
     """
     places = _shuffled(dataset, split, seed)[:count]
     return [of_stored(stored, spec) for stored in read_stored(dataset, split, places)]
 
 
-def of_stored(stored: StoredPicture, spec: Spec) -> Picture:
-    """A stored picture as the net is shown it."""
-    return Picture(stored.key, crop_of_stored(stored.data, spec), stored.label)
+def of_stored(stored: StoredImage, spec: Spec) -> NamedImage:
+    """A stored image as the net is shown it."""
+    return NamedImage(stored.key, crop_of_stored(stored.data, spec), stored.label)
 
 
-def predict(classifier: Classifier, pictures: Sequence[Picture]) -> list[Prediction]:
-    """Classify pictures; of equally likely classes the lower number comes first."""
+def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Prediction]:
+    """Classify images; of equally likely classes the lower number comes first."""
     found: list[Prediction] = []
-    for start in range(0, len(pictures), _BATCH):
-        batch = pictures[start : start + _BATCH]
-        pixels = as_batch([picture.crop for picture in batch]).to(classifier.mean.device)
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        pixels = as_batch([image.crop for image in batch]).to(classifier.mean.device)
         with torch.inference_mode():
             probabilities = classifier.classify(pixels).double().softmax(dim=1).cpu().numpy()
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :_LISTED]
-        for picture, classes, row in zip(batch, order, probabilities, strict=True):
+        for image, classes, row in zip(batch, order, probabilities, strict=True):
             likeliest = tuple(int(label) for label in classes)
-            found.append(Prediction(picture, likeliest, tuple(float(row[label]) for label in classes)))
+            found.append(Prediction(image, likeliest, tuple(float(row[label]) for label in classes)))
     return found
 
 
 def some_predictions(
     classifier: Classifier, dataset: Dataset, split: str, count: int, seed: int, only_errors: bool = False
 ) -> list[Prediction]:
-    """Classify pictures of a split in random order until `count` are found, or all have been seen.
+    """Classify images of a split in random order until `count` are found, or all have been seen.
 
     Args:
         classifier: in evaluation mode.
         dataset: of the classifier's classes.
         split: usually "val".
-        count: pictures wanted; fewer come where there are no more.
+        count: images wanted; fewer come where there are no more.
         seed: of the order.
         only_errors: keep those alone whose likeliest class is not the label.
     """
@@ -296,28 +296,28 @@ def some_predictions(
     return found[:count]
 
 
-def find_neighbours(
+def find_neighbors(
     classifier: Classifier,
-    queries: Sequence[Picture],
+    queries: Sequence[NamedImage],
     dataset: Dataset,
     split: str = "train",
     count: int = 6,
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> list[Neighbourhood]:
-    """Search a whole split for the pictures whose features are nearest to the queries'.
+) -> list[Neighborhood]:
+    """Search a whole split for the images whose features are nearest to the queries'.
 
     Features are the last hidden layer's behind its ReLU, distances Euclidean, the search exact: see
     `trainer.inference.neighbors.nearest`. One batch's features are held at a time.
 
     Args:
         classifier: in evaluation mode.
-        queries: pictures; one that is in the split itself finds itself first.
+        queries: images; one that is in the split itself finds itself first.
         dataset: the dataset that is searched.
         split: usually "train".
-        count: neighbours of each.
-        batch_size: pictures per step.
-        progress: called with the pictures searched and all of them.
+        count: neighbors of each.
+        batch_size: images per step.
+        progress: called with the images searched and all of them.
 
     Raises:
         UsageError: no such split.
@@ -330,11 +330,11 @@ def find_neighbours(
     wanted = np.concatenate([features(classifier, part) for part in parts])
     near = nearest(wanted, split_features(classifier, dataset, split, batch_size, progress), count)
     places = sorted(set(chain.from_iterable(near.indices.tolist())))
-    pictures = dict(
+    images = dict(
         zip(places, (of_stored(s, classifier.spec) for s in read_stored(dataset, split, places)), strict=True)
     )
     return [
-        Neighbourhood(query, tuple(pictures[place] for place in row), tuple(distances))
+        Neighborhood(query, tuple(images[place] for place in row), tuple(distances))
         for query, row, distances in zip(queries, near.indices.tolist(), near.distances.tolist(), strict=True)
     ]
 

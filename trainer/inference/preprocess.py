@@ -1,4 +1,4 @@
-"""The centre crops of single pictures, as the evaluation cuts them, without DALI.
+"""The center crops of single images, as the evaluation cuts them, without DALI.
 
 Shapes: S crop.
 """
@@ -17,48 +17,48 @@ from trainer.models.classifier import Spec
 
 Crop = NDArray[np.uint8]
 CROPS = NDArray[np.uint8]
-"""The views of a picture, (V, S, S, 3)."""
+"""The views of an image, (V, S, S, 3)."""
 
-# As `alexnet-prep shard` bounds the pictures that it reads.
+# As `alexnet-prep shard` bounds the images that it reads.
 _MOST_MEGAPIXELS = 100.0
 
 
 def crop_of_stored(data: bytes, spec: Spec) -> Crop:
-    """Cut the centre out of a picture as a dataset stores it, uint8 (S, S, 3) RGB.
+    """Cut the center out of an image as a dataset stores it, uint8 (S, S, 3) RGB.
 
     Raises:
         UsageError: it does not decode.
     """
     try:
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
-        return _centre(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
+        return _center(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
     except DecodeError as error:
         raise UsageError(
-            f"a stored picture does not decode ({error}); `alexnet-prep verify` names it"
+            f"a stored image does not decode ({error}); `alexnet-prep verify` names it"
         ) from error
 
 
 def crop_of_file(path: Path, spec: Spec) -> Crop:
-    """Prepare a picture file as `alexnet-prep shard` does, and cut its centre out, uint8 (S, S, 3) RGB.
+    """Prepare an image file as `alexnet-prep shard` does, and cut its center out, uint8 (S, S, 3) RGB.
 
     Raises:
-        UsageError: no such file, or not a picture.
+        UsageError: no such file, or not an image.
     """
-    return _centre(_square_of_file(path, spec), spec.crop)
+    return _center(_square_of_file(path, spec), spec.crop)
 
 
 def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> CROPS:
-    """The same for "centre" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`), turned on request.
+    """The same for "center" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`), turned on request.
 
     Raises:
-        UsageError: no such file, or not a picture.
+        UsageError: no such file, or not an image.
     """
     square, side = _square_of_file(path, spec, exif_rotate), spec.crop
-    if views == "centre":
-        return _centre(square, side)[None]
+    if views == "center":
+        return _center(square, side)[None]
     far = spec.size - side
     corners = [square[y : y + side, x : x + side] for y in (0, far) for x in (0, far)]
-    five = np.stack([*corners, _centre(square, side)])
+    five = np.stack([*corners, _center(square, side)])
     return np.concatenate([five, five[:, :, ::-1]])
 
 
@@ -67,9 +67,9 @@ def _square_of_file(path: Path, spec: Spec, exif_rotate: bool = False) -> Crop:
         data = path.read_bytes()
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size, exif_rotate=exif_rotate)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a picture") from error
+        raise UsageError(f"{path}: {error.strerror}; name an image") from error
     except DecodeError as error:
-        raise UsageError(f"{path}: cannot be read as a picture ({error}); name another") from error
+        raise UsageError(f"{path}: cannot be read as an image ({error}); name another") from error
     return resize_square(found.pixels, spec.size)
 
 
@@ -78,6 +78,6 @@ def as_batch(crops: Sequence[Crop]) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
 
 
-def _centre(pixels: Crop, side: int) -> Crop:
+def _center(pixels: Crop, side: int) -> Crop:
     top, left = ((length - side) // 2 for length in pixels.shape[:2])
     return pixels[top : top + side, left : left + side]

@@ -2,7 +2,7 @@
 
 `alexnet` is the paper's text, `alexnet_source` the code released with it, `alexnet_owt` the net of the
 2014 "one weird trick" paper with torchvision's parameter names, and `alexnet_bn` has batch
-normalisation in place of local response normalisation.
+normalization in place of local response normalization.
 
 Shapes: B batch, S crop. Inputs (B, 3, S, S) after preprocessing; outputs logits (B, classes).
 """
@@ -22,14 +22,14 @@ _SOURCE_DEVIATION = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
 # The released code divides α = 1e-4 by the window of 5, and keeps each GPU's half to itself.
 _SOURCE_ALPHA = 1e-4 / 5
 _BIAS_ONE = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
-# conv1 and three poolings shrink smaller pictures to nothing (`alexnet_source` pads least).
+# conv1 and three poolings shrink smaller images to nothing (`alexnet_source` pads least).
 _SMALLEST_CROP = 64
 WIDEST = 8
 """The largest `width` that `build_model` takes."""
 
 
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
-    """Build and initialise a net, drawing from torch's default generator.
+    """Build and initialize a net, drawing from torch's default generator.
 
     Args:
         arch: one of `ARCHITECTURES`.
@@ -67,7 +67,7 @@ def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
-    _initialise(net, width, {})
+    _initialize(net, width, {})
     return net
 
 
@@ -89,7 +89,7 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
-    _initialise(net, width, _SOURCE_DEVIATION)
+    _initialize(net, width, _SOURCE_DEVIATION)
     return net
 
 
@@ -153,7 +153,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
     for name, module in net.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            # conv1's scale changes nothing behind its normalisation but how fast it turns: the paper's
+            # conv1's scale changes nothing behind its normalization but how fast it turns: the paper's
             # lets it lose its initial noise within a short run. fc8 starts near chance.
             if name in ("conv1", "fc8"):
                 nn.init.normal_(module.weight, std=_PAPER_DEVIATION)
@@ -163,7 +163,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
 
 
 class AlexNetOWT(nn.Sequential):
-    """torchvision's `alexnet`: ungrouped, no normalisation, its parameter names and its init."""
+    """torchvision's `alexnet`: ungrouped, no normalization, its parameter names and its init."""
 
     def __init__(self, classes: int, width: float, _crop: int) -> None:
         c1, c2, c3, c4, c5, f6, f7 = _widths((64, 192, 384, 256, 256, 4096, 4096), width)
@@ -235,7 +235,7 @@ def _pooled_side(padded: int) -> int:
     return side
 
 
-def _initialise(net: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
+def _initialize(net: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
     """Set the paper's weights, N(0, 0.01), and biases.
 
     A layer's gain grows with deviation · √(inputs). Narrower nets have fewer inputs, so that the

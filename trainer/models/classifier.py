@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.loader.views import TrainView, check_crop, colour_noise
+from pipeline.loader.views import TrainView, check_crop, color_noise
 from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a checkpoint must say to rebuild its classifier; units are grey levels 0..255.
+    """What a checkpoint must say to rebuild its classifier; units are gray levels 0..255.
 
     Attributes:
         arch, width, crop: see `trainer.models.alexnet.build_model`.
         classes: class ids in label order.
-        size: shorter side of the pictures that crops are cut from.
+        size: shorter side of the images that crops are cut from.
         mean: (R, G, B) subtracted, or zeros where a mean image is subtracted instead.
         std: (R, G, B) divided by.
         mean_image: whether a mean image is subtracted.
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
     """Pixels → logits: `net` behind its preprocessing.
 
     `forward` takes batches as the training graph makes them: per-channel mean subtracted, divided by
-    std, colour noise added. What is left is the mean image, if the recipe has one, which is subtracted
+    std, color noise added. What is left is the mean image, if the recipe has one, which is subtracted
     first, on the device and inside the compiled graph. `classify` takes pixels 0..255.
     """
 
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
 
 
 def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
-    """Build the recipe's classifier for a dataset, freshly initialised from torch's generator.
+    """Build the recipe's classifier for a dataset, freshly initialized from torch's generator.
 
     Raises:
         UsageError: an impossible width or crop, or a mean image where the dataset has none.
@@ -103,13 +103,13 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
     classifier = Classifier(spec)
     if classifier.mean_image is not None:
         margin = (dataset.image.size - recipe.crop) // 2
-        centre = dataset.mean_image()[margin:, margin:][: recipe.crop, : recipe.crop]
-        classifier.mean_image.copy_(torch.from_numpy(centre).permute(2, 0, 1))
+        center = dataset.mean_image()[margin:, margin:][: recipe.crop, : recipe.crop]
+        classifier.mean_image.copy_(torch.from_numpy(center).permute(2, 0, 1))
     return classifier
 
 
 def train_view(classifier: Classifier, recipe: Recipe, dataset: Dataset, epoch: int) -> TrainView:
-    """What the graph makes of each training picture at an epoch; sets the classifier's divisor."""
-    noise = colour_noise(recipe.stage_at(epoch).colour_noise or "none", dataset.statistics)
+    """What the graph makes of each training image at an epoch; sets the classifier's divisor."""
+    noise = color_noise(recipe.stage_at(epoch).color_noise or "none", dataset.statistics)
     classifier.divisor = noise.divisor if noise else 1.0
     return TrainView(recipe.crop, classifier.spec.mean, classifier.spec.std, noise, recipe.augmentation)

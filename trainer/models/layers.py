@@ -22,7 +22,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class LocalResponseNorm(nn.Module):
-    """b = a / (k + α Σ a²)^0.75, the sum over `size` neighbouring channels (paper, section 3.3).
+    """b = a / (k + α Σ a²)^0.75, the sum over `size` neighboring channels (paper, section 3.3).
 
     α multiplies the sum, as the paper writes it; torch's layer of this name divides it by `size`
     first. Channels beyond the edge count as zero. With `groups`, the channels are as many separate
@@ -34,7 +34,7 @@ class LocalResponseNorm(nn.Module):
         self.size, self.alpha, self.k, self.groups = size, alpha, k, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the dtype is kept, half precision is summed in float32."""
+        """Normalize (B, C, H, W); the dtype is kept, half precision is summed in float32."""
         batch, total_channels, height, width = x.shape
         # (B, groups, C / groups, H, W)
         a = at_least_float32(x).reshape(batch, self.groups, total_channels // self.groups, height, width)
@@ -53,7 +53,7 @@ class LocalResponseNorm(nn.Module):
 class SpatialResponseNorm(nn.Module):
     """x / (1 + α · mean of x² over a size × size window)^0.75 within each channel.
 
-    The released source's second normalisation of conv2 ("rnorm"), α = 1e-3; zeros beyond the edge are
+    The released source's second normalization of conv2 ("rnorm"), α = 1e-3; zeros beyond the edge are
     counted in the mean.
     """
 
@@ -62,7 +62,7 @@ class SpatialResponseNorm(nn.Module):
         self.size, self.alpha = size, alpha
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the dtype is kept, half precision is summed in float32."""
+        """Normalize (B, C, H, W); the dtype is kept, half precision is summed in float32."""
         a = at_least_float32(x)
         mean = F.avg_pool2d(a * a, self.size, stride=1, padding=self.size // 2)
         return (a * inverse_power_3_4(1.0 + self.alpha * mean)).to(x.dtype)

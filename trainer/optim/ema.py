@@ -59,7 +59,7 @@ class Ema:
 
 
 def _averaged(classifier: Classifier) -> dict[str, Tensor]:
-    """What changes in training: weights, and batch normalisation's statistics."""
+    """What changes in training: weights, and batch normalization's statistics."""
     buffers = {name: b for name, b in classifier.named_buffers() if b.is_floating_point()}
     both = dict(classifier.named_parameters()) | buffers
     return {name: value for name, value in both.items() if name.startswith("net.")}

@@ -72,7 +72,7 @@ class LARS(torch.optim.Optimizer):
     λ = η ‖w‖ / (‖g‖ + d ‖w‖);  v ← m·v + ε λ (g + d·w);  w ← w − v
 
     with gradient g, weight decay d, rate ε and trust coefficient η. Parameters of one dimension (biases,
-    normalisation) take λ = 1, as is usual since; so do weights or gradients that are all zero.
+    normalization) take λ = 1, as is usual since; so do weights or gradients that are all zero.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimiser with one group per layer for weights and one for biases.
+    """Build the recipe's optimizer with one group per layer for weights and one for biases.
 
-    Biases and normalisation parameters (one dimension) form the bias groups. Groups carry "layer" and
+    Biases and normalization parameters (one dimension) form the bias groups. Groups carry "layer" and
     "bias" for `set_rates`.
     """
     groups: list[dict[str, Any]] = []

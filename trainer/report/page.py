@@ -25,7 +25,7 @@ SECTIONS: Mapping[str, str] = {
     "throughput": "Throughput",
     "kernels": "Kernels",
     "predictions": "Predictions",
-    "neighbours": "Nearest neighbours",
+    "neighbors": "Nearest neighbors",
     "confusion": "Confusion",
     "data": "Data",
     "recipe": "Recipe",
@@ -89,8 +89,8 @@ def write_report(
         out: the HTML file.
         data: the dataset, where it is no longer at the place that run.json names.
         skip: names of `SKIPPABLE` parts to leave out.
-        seed: of the pictures that are chosen.
-        progress: called with a part's heading, the pictures done and all of them.
+        seed: of the images that are chosen.
+        progress: called with a part's heading, the images done and all of them.
 
     Raises:
         UsageError: no run's folder, no checkpoint in it, `data` is no dataset, or an unknown part.
@@ -142,10 +142,8 @@ def _add_parts_of_data(
 
     page.add("predictions", of_data(lambda data: parts.predictions(trained, data, seed)))
     page.add(
-        "neighbours",
-        of_data(
-            lambda data: parts.neighbours(trained, data, seed, page.progress_of("neighbours")), dali=True
-        ),
+        "neighbors",
+        of_data(lambda data: parts.neighbors(trained, data, seed, page.progress_of("neighbors")), dali=True),
     )
     page.add(
         "confusion",
@@ -175,7 +173,7 @@ def _render(name: str, page: _Page) -> str:
 
 
 def _data_uri(content: bytes) -> str:
-    """A picture's bytes as an address that holds them."""
+    """An image's bytes as an address that holds them."""
     kinds = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
     kind = kinds.get(content[:2], "svg+xml")
     return f"data:image/{kind};base64,{b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""The parts of a run's page, as plain values for the template; pictures are files' bytes."""
+"""The parts of a run's page, as plain values for the template; images are files' bytes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.images.codec import encode
-from pipeline.images.pca_plot import colours_along
-from pipeline.loader.views import TrainView, colour_noise
+from pipeline.images.pca_plot import colors_along
+from pipeline.loader.views import TrainView, color_noise
 from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.figures.curves import Panel, draw_curves, read_courses
 from trainer.figures.filters import draw_kernels
 from trainer.figures.style import figure_bytes
 from trainer.inference.features import this_machine
-from trainer.inference.neighbors import Picture, find_neighbours, some_pictures, some_predictions
+from trainer.inference.neighbors import NamedImage, find_neighbors, some_images, some_predictions
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import Trained, class_names, dataset_name
 from trainer.runs.records import EpochRow
 from trainer.runs.run_folder import RECIPE_FILE
 
-_PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBOURS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
+_PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBORS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
 _BATCH_SIZE = 64
 _JPEG_QUALITY = 85
 _STRIP_STEPS = 9
@@ -35,7 +35,7 @@ Facts = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Image:
-    """A picture's bytes (JPEG, PNG or SVG) and its text for those who do not see it."""
+    """An image's bytes (JPEG, PNG or SVG) and its text for those who do not see it."""
 
     content: bytes
     alt: str
@@ -53,7 +53,7 @@ def summary(trained: Trained, facts: dict[str, Any], dataset: Dataset | None) ->
     machine = facts.get("machine", {})
     rows: Facts = [
         ("Net", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
-        ("Input", f"{spec.crop} × {spec.crop} crops of pictures with a shorter side of {spec.size} px"),
+        ("Input", f"{spec.crop} × {spec.crop} crops of images with a shorter side of {spec.size} px"),
         ("Classes", f"{len(spec.classes):,}"),
         ("Recipe", str(facts.get("recipe", "unknown"))),
         ("Dataset", _dataset_line(facts, dataset)),
@@ -105,17 +105,17 @@ def curves(run: Path) -> dict[str, Any]:
 
 
 def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Training pictures a second over the epochs, and what the time went to."""
+    """Training images a second over the epochs, and what the time went to."""
     courses = read_courses([run])
     rows = courses[0].rows
     rates = sorted(row.images_per_second for row in rows)
     middle = rates[len(rates) // 2]
     figure = draw_curves(courses, ["throughput"], "")
-    alt = f"Training pictures per second in each epoch: {rates[0]:,.0f} to {rates[-1]:,.0f}"
+    alt = f"Training images per second in each epoch: {rates[0]:,.0f} to {rates[-1]:,.0f}"
     return {
         "image": Image(figure_bytes(figure, "svg"), alt),
         "rows": [
-            ("Training pictures per second, median epoch", f"{middle:,.0f}"),
+            ("Training images per second, median epoch", f"{middle:,.0f}"),
             ("Slowest and fastest epoch", f"{rates[0]:,.0f} and {rates[-1]:,.0f}"),
             ("Training", _duration(sum(row.train_seconds for row in rows))),
             ("Validation", _duration(sum(row.val_seconds for row in rows))),
@@ -136,11 +136,11 @@ def kernels(trained: Trained) -> Image:
     """The first layer's kernels."""
     figure = draw_kernels(trained.classifier, trained.name)
     count = next(trained.classifier.net.parameters()).shape[0]
-    return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small pictures")
+    return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small images")
 
 
 def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
-    """Pictures with their likeliest classes: some of all, and some that were taken for another class."""
+    """Images with their likeliest classes: some of all, and some that were taken for another class."""
     names = class_names(trained, dataset)
     found = []
     for heading, count, errors in (
@@ -150,11 +150,11 @@ def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str,
         cases = some_predictions(trained.classifier, dataset, "val", count, seed, errors)
         cards = [
             {
-                "image": _image(case.picture, names),
-                "name": case.picture.name,
-                "label": names[case.picture.label],
+                "image": _image(case.image, names),
+                "name": case.image.name,
+                "label": names[case.image.label],
                 "bars": [
-                    (names[label], probability, label == case.picture.label)
+                    (names[label], probability, label == case.image.label)
                     for label, probability in zip(case.classes, case.probabilities, strict=True)
                 ],
             }
@@ -164,13 +164,13 @@ def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str,
     return found
 
 
-def neighbours(
+def neighbors(
     trained: Trained, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """Validation pictures with the nearest training pictures."""
+    """Validation images with the nearest training images."""
     names = class_names(trained, dataset)
-    queries = some_pictures(dataset, "val", trained.spec, _QUERIES, seed)
-    found = find_neighbours(trained.classifier, queries, dataset, count=_NEIGHBOURS, progress=progress)
+    queries = some_images(dataset, "val", trained.spec, _QUERIES, seed)
+    found = find_neighbors(trained.classifier, queries, dataset, count=_NEIGHBORS, progress=progress)
     return [
         {
             "image": _image(one.query, names),
@@ -178,13 +178,13 @@ def neighbours(
             "label": names[one.query.label],
             "found": [
                 {
-                    "image": _image(picture, names),
-                    "name": picture.name,
-                    "label": names[picture.label],
+                    "image": _image(image, names),
+                    "name": image.name,
+                    "label": names[image.label],
                     "distance": f"{distance:.4g}",
-                    "same": picture.label == one.query.label,
+                    "same": image.label == one.query.label,
                 }
-                for picture, distance in zip(one.found, one.distances, strict=True)
+                for image, distance in zip(one.found, one.distances, strict=True)
             ],
         }
         for one in found
@@ -201,17 +201,17 @@ def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int],
         [trained.checkpoint],
         dataset.url,
         "val",
-        "centre",
+        "center",
         _BATCH_SIZE,
         progress=progress,
     )
     matrix, metrics = found.confusion, found.metrics
     right, total = int(np.trace(matrix)), int(matrix.sum())
-    figure = draw_confusion(matrix, names, "val, centre crop")
+    figure = draw_confusion(matrix, names, "val, center crop")
     return {
         "image": Image(
             figure_bytes(figure, "svg"),
-            f"Confusion matrix of {len(matrix)} classes: {right} of {total} pictures lie on the diagonal",
+            f"Confusion matrix of {len(matrix)} classes: {right} of {total} images lie on the diagonal",
         ),
         "rows": [
             ("Top-1", _with_interval(metrics.top1, metrics.top1_interval)),
@@ -229,7 +229,7 @@ def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int],
 
 
 def data_facts(trained: Trained, dataset: Dataset, seed: int) -> dict[str, Any]:
-    """Splits, the mean, the colour directions, and crops as training makes them."""
+    """Splits, the mean, the color directions, and crops as training makes them."""
     statistics = dataset.statistics
     total = max(sum(statistics.eigenvalues), 1e-12)
     directions = [
@@ -239,13 +239,13 @@ def data_facts(trained: Trained, dataset: Dataset, seed: int) -> dict[str, Any]:
             "share": statistics.eigenvalues[k] / total,
             "vector": [f"{x:+.3f}" for x in statistics.eigenvectors[k]],
             "strip": [
-                "#{:02x}{:02x}{:02x}".format(*colour) for colour in colours_along(statistics, k, _STRIP_STEPS)
+                "#{:02x}{:02x}{:02x}".format(*color) for color in colors_along(statistics, k, _STRIP_STEPS)
             ],
         }
         for k in range(3)
     ]
     rows: Facts = [
-        (split, f"{dataset.samples(split):,} pictures in {len(shards):,} shards")
+        (split, f"{dataset.samples(split):,} images in {len(shards):,} shards")
         for split, shards in dataset.manifest.splits.items()
     ]
     mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
@@ -261,7 +261,7 @@ def _training_crops(trained: Trained, dataset: Dataset, seed: int) -> list[Image
 
     statistics = dataset.statistics
     recipe = _recipe(trained.folder) if trained.folder else None
-    noise = colour_noise(recipe.colour_noise if recipe else "none", statistics)
+    noise = color_noise(recipe.color_noise if recipe else "none", statistics)
     view = TrainView(trained.spec.crop, statistics.mean, noise=noise)
     count = min(_CROPS, dataset.samples("train"))
     with Loader(dataset, "train", view, count, seed=seed, keys=True) as loader:
@@ -289,8 +289,8 @@ def _recipe(run: Path) -> Recipe:
     return load_recipe(str(run / RECIPE_FILE))
 
 
-def _image(picture: Picture, names: Sequence[str]) -> Image:
-    return Image(encode(picture.crop, _JPEG_QUALITY), f"{names[picture.label]}: {picture.name}")
+def _image(image: NamedImage, names: Sequence[str]) -> Image:
+    return Image(encode(image.crop, _JPEG_QUALITY), f"{names[image.label]}: {image.name}")
 
 
 def _with_interval(share: float, interval: tuple[float, float]) -> str:

@@ -23,22 +23,22 @@ _INSIDE = ("state_dict", "model", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 5
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a net of another program wants its pictures; units are grey levels 0..255.
+    """How a net of another program wants its images; units are gray levels 0..255.
 
     Attributes:
         mean: (R, G, B) subtracted.
         std: (R, G, B) divided by.
-        size: shorter side of the pictures that crops are cut from, pixels.
+        size: shorter side of the images that crops are cut from, pixels.
         crop: side of the crops, pixels.
     """
 
-    mean: Colour
-    std: Colour
+    mean: Color
+    std: Color
     size: int = 256
     crop: int = 224
 
@@ -71,7 +71,7 @@ def describe(arch: str | None, preprocessing: str | None) -> Foreign | None:
 
     Args:
         arch: one of `ARCHITECTURES`.
-        preprocessing: a name in `PREPROCESSING`, or a .toml file with `mean` and `std` in grey levels and
+        preprocessing: a name in `PREPROCESSING`, or a .toml file with `mean` and `std` in gray levels and
             optionally `size` and `crop`.
 
     Raises:
@@ -177,7 +177,7 @@ def _preprocessing(name: str) -> Preprocessing:
         raise UsageError(f"--preprocessing {path}: cannot be read ({error.strerror})") from error
     except (ValueError, msgspec.ValidationError) as error:  # no UTF-8, no TOML, or not these values
         raise UsageError(
-            f"--preprocessing {path}: {error}; it needs mean and std, three grey levels each, and may have "
+            f"--preprocessing {path}: {error}; it needs mean and std, three gray levels each, and may have "
             "size and crop"
         ) from error
 

@@ -74,7 +74,7 @@ def dataset_of(trained: Trained, data: str | Path | None = None) -> Dataset:
     """Open the dataset that a net was trained on, or the one given.
 
     Raises:
-        UsageError: none is known or it is not there; or its pictures are of another size than those
+        UsageError: none is known or it is not there; or its images are of another size than those
             that the net was trained on.
     """
     if data is None:
@@ -88,7 +88,7 @@ def dataset_of(trained: Trained, data: str | Path | None = None) -> Dataset:
     dataset = Dataset.open(data)
     if dataset.image.size != trained.spec.size:
         raise UsageError(
-            f"{trained.checkpoint}: trained on pictures with a shorter side of {trained.spec.size} px, "
+            f"{trained.checkpoint}: trained on images with a shorter side of {trained.spec.size} px, "
             f"{dataset.url} has {dataset.image.size} px; prepare the data with --size {trained.spec.size}"
         )
     return dataset
@@ -165,7 +165,7 @@ def load_nets(
         The classifiers, on the CPU, and what a user should know of them.
 
     Raises:
-        UsageError: unreadable checkpoints, ones of other classes, crops or picture sizes than the
+        UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
             dataset's, or `foreign` where every checkpoint describes itself.
     """
     nets: list[Classifier] = []
@@ -192,7 +192,7 @@ def load_nets(
     return nets, notes
 
 
-def normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
     """Weights of `count` checkpoints that sum to 1; equal ones for None.
 
     Raises:
@@ -225,6 +225,6 @@ def _refuse_other_data(net: Classifier, file: Path, dataset: Dataset) -> None:
         )
     if spec.size != dataset.image.size:
         raise UsageError(
-            f"{file}: trained on pictures with a shorter side of {spec.size} px, {dataset.url} has "
+            f"{file}: trained on images with a shorter side of {spec.size} px, {dataset.url} has "
             f"{dataset.image.size} px; prepare the data with --size {spec.size}"
         )

@@ -17,9 +17,9 @@ class StepRow:
         done, total: this epoch's updates so far, and all of them.
         steps: updates since the start of the run.
         loss: of a recent batch of the first process.
-        top1: of the epoch's pictures so far, of the first process.
+        top1: of the epoch's images so far, of the first process.
         rate: learning rate of the last update.
-        images_per_second: training pictures of all processes, since the epoch began.
+        images_per_second: training images of all processes, since the epoch began.
         data_wait: share of the time since the epoch began, 0..1, in which the first process waited for
             batches.
         memory_mb: memory of the first process: most that torch held on a GPU, resident on the CPU.
@@ -65,9 +65,9 @@ class EpochRow:
         steps: updates since the start of the run.
         rate: learning rate of the epoch's last update.
         train_loss, train_top1: over the epoch's training batches, as they were augmented.
-        val_loss, val_top1, val_top5: centre crops of the validation split.
+        val_loss, val_top1, val_top5: center crops of the validation split.
         train_seconds, val_seconds: wall time.
-        images_per_second: training pictures over `train_seconds`, all processes together.
+        images_per_second: training images over `train_seconds`, all processes together.
         data_wait: share of `train_seconds`, 0..1, in which the first process waited for batches.
     """
 

@@ -36,7 +36,7 @@ class Part:
 
     Attributes:
         name: "loader (cpu)" and so on, "model", "exchange" or "together".
-        images_per_second: pictures that it could serve alone.
+        images_per_second: images that it could serve alone.
         cores: CPU seconds used a second.
         host_mb: resident memory of all processes, MB (pages that they share are counted in each).
         device_mb: GPU memory in use with all processes of the fullest GPU, DALI's and CUDA's own among it,
@@ -128,7 +128,7 @@ def _helps_loader(loaders: dict[str, float], placement: Device, dataset: Dataset
     if loaders[best] > 1.1 * loaders[placement]:
         return f"`--placement {best}` is {loaders[best] / loaders[placement]:.1f} times as fast"
     if dataset.image.mode == "original":
-        return f"pictures stored at {dataset.image.size} px decode faster (`alexnet-prep shard` as it is)"
+        return f"images stored at {dataset.image.size} px decode faster (`alexnet-prep shard` as it is)"
     if dataset.store.local is None:
         return "shards on a local disk come faster (`--cache DIR`)"
     return "more cores for each process (`--threads`, or a machine that has them) help"

@@ -17,7 +17,7 @@ from trainer.training.precision import Arithmetic, arithmetic_of, in_words
 from trainer.training.setup import share_of_batch
 from trainer.training.step import forward
 
-# Pictures that the activations are counted on; with more they grow in proportion.
+# Images that the activations are counted on; with more they grow in proportion.
 _TRIED = (2, 4)
 
 
@@ -55,7 +55,7 @@ class Plan:
         parameters: of the net.
         steps_per_epoch, steps: updates.
         memory: of each process.
-        samples: pictures of each split whose first batch was read.
+        samples: images of each split whose first batch was read.
     """
 
     recipe: str
@@ -111,23 +111,23 @@ def plan(job: Job, processes: int) -> Plan:
 def memory_of(
     classifier: Classifier, recipe: Recipe, batch_size: int, processes: int, precision: torch.dtype
 ) -> Memory:
-    """Estimate what a process holds, from what a forward pass in `precision` keeps of a few pictures."""
+    """Estimate what a process holds, from what a forward pass in `precision` keeps of a few images."""
     weights = sum(p.nbytes for p in classifier.parameters())
     buffers = sum(b.nbytes for b in classifier.buffers())
     copies = 2 + bool(recipe.ema)  # gradients, velocity
     copies += processes > 1 and recipe.grad_compression == "powersgd"
-    picture = 3 * recipe.crop**2 * 4
+    image = 3 * recipe.crop**2 * 4
     part = batch_size // recipe.accumulate
-    few, more = (_kept(classifier, recipe, pictures, precision) for pictures in _TRIED)
+    few, more = (_kept(classifier, recipe, images, precision) for images in _TRIED)
     return Memory(
         weights=weights + buffers,
         state=copies * weights,
         activations=few + (more - few) * (part - _TRIED[0]) // (_TRIED[1] - _TRIED[0]),
-        batches=4 * picture * batch_size,  # in use, and DALI's queue of two with one under way
+        batches=4 * image * batch_size,  # in use, and DALI's queue of two with one under way
     )
 
 
-def _kept(classifier: Classifier, recipe: Recipe, pictures: int, precision: torch.dtype) -> int:
+def _kept(classifier: Classifier, recipe: Recipe, count: int, precision: torch.dtype) -> int:
     """Bytes that autograd keeps of a forward pass, each storage once, weights left out."""
     own = {p.untyped_storage().data_ptr() for p in classifier.parameters()}
     kept: dict[int, int] = {}
@@ -139,8 +139,8 @@ def _kept(classifier: Classifier, recipe: Recipe, pictures: int, precision: torc
         return tensor
 
     images, labels = (
-        torch.zeros(pictures, 3, recipe.crop, recipe.crop),
-        torch.zeros(pictures, dtype=torch.int64),
+        torch.zeros(count, 3, recipe.crop, recipe.crop),
+        torch.zeros(count, dtype=torch.int64),
     )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss, _ = forward(classifier, images, labels, recipe, Arithmetic(precision, "cpu"))

@@ -20,18 +20,18 @@ def facts(
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {in_words(recipe, arithmetic)}",
         "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
-        f"validation pictures, {len(dataset.classes)} classes",
+        f"validation images, {len(dataset.classes)} classes",
         "processes": f"{world.size} x {world.kind.upper()}",
         "run": str(job.out),
     }
 
 
-def left_out(progress: Progress, pictures: int) -> str:
-    """Why pictures of a begun epoch are not trained on, or ''."""
-    if not pictures:
+def left_out(progress: Progress, images: int) -> str:
+    """Why images of a begun epoch are not trained on, or ''."""
+    if not images:
         return ""
     epoch = progress.epoch + 1
-    return f"epoch {epoch} was begun by other processes: its last {pictures:,} pictures are left out"
+    return f"epoch {epoch} was begun by other processes: its last {images:,} images are left out"
 
 
 def diverged(job: Job, what: str, step: int, epoch: int, saved_steps: int) -> RunError:

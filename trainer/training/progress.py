@@ -109,7 +109,7 @@ class Pace:
         epoch: counted from 0.
         epochs: of the run.
         first, total: its updates that were done before this process began, and all of them.
-        batch_size: pictures of an update, of all processes.
+        batch_size: images of an update, of all processes.
         rate: learning rate of the last update.
         val_seconds: what the last validation took; 0 where there was none yet.
         started: `time.perf_counter` at its begin here.

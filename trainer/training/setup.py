@@ -31,7 +31,7 @@ def share_of_batch(recipe: Recipe, processes: int) -> int:
     """Return one process's part of the global batch.
 
     Raises:
-        UsageError: it does not divide, or leaves too little for batch normalisation.
+        UsageError: it does not divide, or leaves too little for batch normalization.
     """
     if recipe.batch_size % processes:
         fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
@@ -44,13 +44,13 @@ def share_of_batch(recipe: Recipe, processes: int) -> int:
     if share % recipe.accumulate:
         fits = next(n for n in range(min(recipe.accumulate, share), 0, -1) if share % n == 0)
         raise UsageError(
-            f"accumulate {recipe.accumulate} does not divide a process's {share} pictures; use "
+            f"accumulate {recipe.accumulate} does not divide a process's {share} images; use "
             f"--set accumulate={fits}"
         )
     if recipe.arch == "alexnet_bn" and share == recipe.accumulate:
         raise UsageError(
-            f"batch_size {recipe.batch_size} leaves one picture for each of {processes} processes and "
-            f"{recipe.accumulate} parts, and batch normalisation needs two; use --set "
+            f"batch_size {recipe.batch_size} leaves one image for each of {processes} processes and "
+            f"{recipe.accumulate} parts, and batch normalization needs two; use --set "
             f"batch_size={2 * processes * recipe.accumulate} or more"
         )
     return share

@@ -105,7 +105,7 @@ class Trainer:
         )
         self.val = validation_loader(recipe, self.dataset, self.batch_size, world, job.feeding)
         self.saver = Saver(job.out, job.saving.keep, reporter.note)
-        self.left_out = 0  # pictures of a begun epoch that other processes began
+        self.left_out = 0  # images of a begun epoch that other processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
 

@@ -4,9 +4,9 @@
        └────► label ────────────────────────────────────────────────────────────► digits
 
 It runs in three placements. Where the CPU decodes ("cpu", "hybrid"), only the crop's part of the JPEG is
-read; "hybrid" then moves these bytes to the GPU. Where the GPU decodes ("gpu"), the whole picture is
+read; "hybrid" then moves these bytes to the GPU. Where the GPU decodes ("gpu"), the whole image is
 decoded and cropped after it, because decoding a region there may crash (nvImageCodec issue 55): every
-decoder is made by `_whole` or `_region`, and `_region` knows the CPU only. Pictures kept at their original
+decoder is made by `_whole` or `_region`, and `_region` knows the CPU only. Images kept at their original
 size are decoded whole everywhere; of them only what the crop shows is scaled.
 
 Shapes: H, W stored size; S crop; V views (10 for ten crops, else none); C = 3.
@@ -25,7 +25,7 @@ from nvidia.dali import pipeline_def
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.loader.placement import Placement
 from pipeline.loader.views import (
-    CENTRE,
+    CENTER,
     FIVE_CORNERS,
     RESIZED_AREA,
     RESIZED_RATIO,
@@ -99,7 +99,7 @@ def build(
 def raw(reader: ReaderSettings) -> tuple[Any, ...]:
     """Describe a graph that reads the same samples and decodes nothing.
 
-    Outputs are the picture's and the label's bytes and `PATH:OFFSET:NAME` of the picture, uint8 (L,) each.
+    Outputs are the image's and the label's bytes and `PATH:OFFSET:NAME` of the image, uint8 (L,) each.
     """
     jpeg, digits = _read(reader)
     return jpeg, digits, fn.get_property(jpeg, key="source_info")
@@ -107,8 +107,8 @@ def raw(reader: ReaderSettings) -> tuple[Any, ...]:
 
 def decoded(place: Placement) -> Any:
     """Describe a graph that decodes JPEGs fed to it as "jpeg", where `place` decodes."""
-    picture = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
-    return picture.cpu() if place.device != "cpu" else picture
+    image = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
+    return image.cpu() if place.device != "cpu" else image
 
 
 def _read(settings: ReaderSettings) -> Any:
@@ -140,7 +140,7 @@ def _last_digits(data: Any, width: int) -> Any:
 
 
 def _whole(jpeg: Any, place: Placement) -> Any:
-    """The whole picture, decoded on the GPU or on the CPU, and where augmentation goes on."""
+    """The whole image, decoded on the GPU or on the CPU, and where augmentation goes on."""
     if place.device == "gpu":
         load = place.hw_decoder_load
         return fn.decoders.image(jpeg, device="mixed", hw_decoder_load=load, adjust_orientation=False)
@@ -155,15 +155,15 @@ def _region(jpeg: Any, place: Placement, side: int, x: Any, y: Any) -> Any:
     return _moved(fn.decoders.image_crop(jpeg, adjust_orientation=False, **square), place)
 
 
-def _moved(picture: Any, place: Placement) -> Any:
-    return picture.gpu() if place.device == "hybrid" else picture
+def _moved(image: Any, place: Placement) -> Any:
+    return image.gpu() if place.device == "hybrid" else image
 
 
 def _train(jpeg: Any, view: TrainView, stored: ImageFormat, place: Placement, output: OutputSettings) -> Any:
     if view.augmentation == "random-resized-crop":
-        picture = _random_resized(jpeg, view.crop, place)
+        image = _random_resized(jpeg, view.crop, place)
     else:
-        picture = _random_crop(jpeg, view.crop, stored, place)
+        image = _random_crop(jpeg, view.crop, stored, place)
     mirror = fn.random.coin_flip()
     shift: Any = types.Constant(list(view.mean), dtype=types.FLOAT)
     divisor = 1.0
@@ -172,7 +172,7 @@ def _train(jpeg: Any, view: TrainView, stored: ImageFormat, place: Placement, ou
         mixing = types.Constant(view.noise.mixing)
         shift, divisor = shift - fn.reductions.sum(mixing * z, axes=1), view.noise.divisor
     std = [s * divisor for s in view.std]
-    return fn.crop_mirror_normalize(picture, mirror=mirror, mean=shift, std=std, **_layout(output))
+    return fn.crop_mirror_normalize(image, mirror=mirror, mean=shift, std=std, **_layout(output))
 
 
 def _random_crop(jpeg: Any, crop: int, stored: ImageFormat, place: Placement) -> Any:
@@ -220,13 +220,13 @@ def _random_corner(free: Any) -> Any:
 
 
 def _shape(jpeg: Any) -> tuple[Any, Any]:
-    """Height and width of an encoded picture, float32 (1,) each."""
+    """Height and width of an encoded image, float32 (1,) each."""
     shape = fn.cast(fn.peek_image_shape(jpeg, adjust_orientation=False), dtype=types.FLOAT)
     return fn.slice(shape, 0, 1, axes=[0]), fn.slice(shape, 1, 1, axes=[0])
 
 
 def _scaled_shape(jpeg: Any, size: int) -> tuple[Any, Any]:
-    """Height and width of a picture once its shorter side is `size`: whole numbers in float32 (1,) each."""
+    """Height and width of an image once its shorter side is `size`: whole numbers in float32 (1,) each."""
     height, width = _shape(jpeg)
     scale = float(size) / dali_math.min(height, width)
     return dali_math.floor(height * scale + 0.5), dali_math.floor(width * scale + 0.5)
@@ -235,10 +235,10 @@ def _scaled_shape(jpeg: Any, size: int) -> tuple[Any, Any]:
 def _scaled_crop(
     jpeg: Any, shape: tuple[Any, Any], corner: Sequence[Any], crop: int, place: Placement
 ) -> Any:
-    """Scale a picture to `shape` and cut (crop, crop) out of it at `corner` (y, x), in one go.
+    """Scale an image to `shape` and cut (crop, crop) out of it at `corner` (y, x), in one go.
 
     Antialiased linear interpolation: on ImageNet photographs as close to the area averaging of
-    preparation as cubic (mean difference 0.73 and 0.72 grey levels), with half the taps.
+    preparation as cubic (mean difference 0.73 and 0.72 gray levels), with half the taps.
     """
     full, start = fn.cat(*shape), fn.cat(*corner)
     return fn.resize(
@@ -258,12 +258,12 @@ def _evaluate(
     if view.name == "full-resize":
         squeezed = fn.resize(_whole(jpeg, place), size=(view.crop, view.crop), **_LINEAR)
         return fn.crop_mirror_normalize(squeezed, **_layout(output))
-    centre = _centre(jpeg, view, stored, place)
+    center = _center(jpeg, view, stored, place)
     corners = FIVE_CORNERS if view.name == "ten-crop" else FIVE_CORNERS[-1:]
     mirrors = (0, 1) if view.name == "ten-crop" else (0,)
     crops = [
         fn.crop_mirror_normalize(
-            centre,
+            center,
             crop=(view.crop, view.crop),
             crop_pos_x=x,
             crop_pos_y=y,
@@ -276,15 +276,15 @@ def _evaluate(
     return fn.stack(*crops) if len(crops) > 1 else crops[0]
 
 
-def _centre(jpeg: Any, view: EvalView, stored: ImageFormat, place: Placement) -> Any:
-    """The centre square that crops are cut from, or already the centre crop itself."""
+def _center(jpeg: Any, view: EvalView, stored: ImageFormat, place: Placement) -> Any:
+    """The center square that crops are cut from, or already the center crop itself."""
     if stored.mode == "original":
         shape = _scaled_shape(jpeg, stored.size)
         corner = [dali_math.floor((side - float(stored.size)) / 2.0) for side in shape]
         return _scaled_crop(jpeg, shape, corner, stored.size, place)
-    # Of a whole picture the centre square comes first, so that rounding is that of stored squares.
-    side = view.crop if stored.mode == "square" and view.name == "centre" else stored.size
-    return _region(jpeg, place, side, CENTRE, CENTRE)
+    # Of a whole image the center square comes first, so that rounding is that of stored squares.
+    side = view.crop if stored.mode == "square" and view.name == "center" else stored.size
+    return _region(jpeg, place, side, CENTER, CENTER)
 
 
 def _layout(output: OutputSettings) -> dict[str, Any]:

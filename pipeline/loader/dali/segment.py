@@ -35,7 +35,7 @@ def first_line(error: Exception) -> str:
 
 
 class RawSample(NamedTuple):
-    """A sample as stored: its shard, the path it was read from, its key, its offset, picture and label."""
+    """A sample as stored: its shard, the path it was read from, its key, its offset, image and label."""
 
     shard: str
     tar: str
@@ -66,7 +66,7 @@ class Segment:
         Args:
             taken: the pieces' tars and indexes.
             manifest: of the dataset.
-            view: what is made of each picture.
+            view: what is made of each image.
             output: its layout.
             placement: where it is made.
             batch_size: samples of a batch; the last may have fewer.
@@ -171,7 +171,7 @@ class Segment:
         return found
 
     def fault(self, jpeg: bytes) -> str:
-        """What DALI says of a picture, where this segment decodes, or ""."""
+        """What DALI says of an image, where this segment decodes, or ""."""
         pipe = pipeline_def(graph.decoded)(
             self._placement, batch_size=1, num_threads=1, device_id=self._device_id, exec_dynamic=True
         )

@@ -44,7 +44,7 @@ class Devkit:
     Attributes:
         place: where it lies.
         names: WNID → the words of its class.
-        labels: validation picture (its file's stem) → WNID.
+        labels: validation image (its file's stem) → WNID.
     """
 
     place: str

@@ -1,4 +1,4 @@
-"""What ILSVRC 2012 ships beside its pictures: class names, and labels of the validation pictures."""
+"""What ILSVRC 2012 ships beside its images: class names, and labels of the validation images."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Labels:
 
     Attributes:
         names: WNID → name to show; empty without a mapping file or a devkit.
-        tables: place of a label file → validation picture (its file's stem) → WNID.
+        tables: place of a label file → validation image (its file's stem) → WNID.
         devkit: place of the devkit, and the WNIDs of its classes; None where it was not read.
         root: the source's root.
     """
@@ -50,23 +50,23 @@ class Labels:
             )
 
     def classes_of(self, val: str, stems: Sequence[str]) -> list[str]:
-        """WNIDs of the validation pictures with these stems, which were found in `val`.
+        """WNIDs of the validation images with these stems, which were found in `val`.
 
         Raises:
-            UsageError: there is no label file, one has no label for a picture, or two disagree.
+            UsageError: there is no label file, one has no label for an image, or two disagree.
         """
         if not self.tables:
             raise UsageError(
-                f"{val}: no labels for its {len(stems):,} pictures; put {DEVKIT}.tar.gz or {SOLUTION} into "
+                f"{val}: no labels for its {len(stems):,} images; put {DEVKIT}.tar.gz or {SOLUTION} into "
                 f"{self.root}, or name a folder above it that holds one of them"
             )
         for place, table in self.tables.items():
-            unlabelled = [stem for stem in stems if stem not in table]
-            if unlabelled:
-                count = f"{len(unlabelled):,} of {len(stems):,} pictures"
+            unlabeled = [stem for stem in stems if stem not in table]
+            if unlabeled:
+                count = f"{len(unlabeled):,} of {len(stems):,} images"
                 raise UsageError(
                     f"{place} does not match {val}: {count} are not among its {len(table):,} labels, the "
-                    f"first is {min(unlabelled)}; take both from ILSVRC 2012"
+                    f"first is {min(unlabeled)}; take both from ILSVRC 2012"
                 )
         (place, table), *others = self.tables.items()
         for other, again in others:
@@ -128,10 +128,10 @@ def read_mapping(store: Store, name: str) -> dict[str, str]:
 
 
 def read_solution(store: Store, name: str) -> dict[str, str]:
-    """Validation picture (its file's stem) → WNID, of a file like `LOC_val_solution.csv`.
+    """Validation image (its file's stem) → WNID, of a file like `LOC_val_solution.csv`.
 
     Raises:
-        UsageError: it cannot be read, is no such CSV, or gives a picture two classes.
+        UsageError: it cannot be read, is no such CSV, or gives an image two classes.
     """
     place, again = store.place(name), "get the file from Kaggle again"
     rows = csv.reader(io.StringIO(_text(store, name)), strict=True)
@@ -143,7 +143,7 @@ def read_solution(store: Store, name: str) -> dict[str, str]:
             wnid = row[1].partition(" ")[0] if len(row) == 2 else ""
             if not WNID.fullmatch(wnid):
                 raise UsageError(
-                    f"{place}: line {rows.line_num:,} is not a picture, a comma and a WNID such as "
+                    f"{place}: line {rows.line_num:,} is not an image, a comma and a WNID such as "
                     f"n01440764; {again}"
                 )
             if table.setdefault(row[0], wnid) != wnid:

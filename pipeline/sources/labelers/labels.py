@@ -3,7 +3,7 @@
 A label is a number or a text. The class of a number is
 
 - what the dataset's own manifest says, where it is one of ours; else
-- the WNID that the names of its training pictures tell, where they do for every label; else
+- the WNID that the names of its training images tell, where they do for every label; else
 - its name in the ClassLabel that Hugging Face's metadata hold, with the number behind names given twice; else
 - its digits, padded with zeros to one width.
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Found(msgspec.Struct, gc=False):
-    """A picture with the label that its source gives it.
+    """An image with the label that its source gives it.
 
     Attributes:
         path, size, container, offset: as of `Entry`.
@@ -51,12 +51,12 @@ class Found(msgspec.Struct, gc=False):
 
 
 @dataclass
-class Labelled:
-    """Pictures of a source, and what it says of its labels.
+class Labeled:
+    """Images of a source, and what it says of its labels.
 
     Attributes:
         layout: how it was read.
-        found: split → pictures; emptied on the way.
+        found: split → images; emptied on the way.
         containers: that they refer to.
         names: the ClassLabel's names by number, or None.
         classes: the classes by number, of a dataset of ours, or None.
@@ -78,56 +78,56 @@ def plain_name(name: str) -> str:
 
 
 def wnid_in(name: str, split: str) -> str | None:
-    """The WNID that a file's name tells: behind its stem, or before the first _ of a training picture's."""
+    """The WNID that a file's name tells: behind its stem, or before the first _ of a training image's."""
     match = _BEHIND.search(name) or (_IN_FRONT.match(name) if split == "train" else None)
     return match[1] if match else None
 
 
-def to_listing(store: Store, labelled: Labelled) -> Listing:
+def to_listing(store: Store, labeled: Labeled) -> Listing:
     """Turn labels into classes.
 
     Names to show come from `LOC_synset_mapping.txt` in the source's root, else from the ClassLabel.
 
     Raises:
-        UsageError: pictures without labels in a split that has some, or in "train"; numbers beside texts;
+        UsageError: images without labels in a split that has some, or in "train"; numbers beside texts;
             a number beyond the names; names that contradict labels.
     """
     notes: list[str] = []
-    _leave_unlabelled_out(store, labelled, notes)
-    labels = sorted(_distinct(store, labelled))
-    classes = _classes(store, labelled, labels)
+    _leave_unlabeled_out(store, labeled, notes)
+    labels = sorted(_distinct(store, labeled))
+    classes = _classes(store, labeled, labels)
     ids = [info.id for info in classes]
     id_of = dict(zip(labels, ids, strict=True))
     entries: dict[str, list[Entry]] = {}
-    for split in list(labelled.found):
+    for split in list(labeled.found):
         entries[split] = [
             Entry(f.path, id_of[f.label], f.size, f.container, f.offset)  # type: ignore[index]
-            for f in labelled.found.pop(split)
+            for f in labeled.found.pop(split)
         ]
     return Listing(
-        labelled.layout,
+        labeled.layout,
         entries,
-        labelled.containers,
+        labeled.containers,
         {info.id: info.name for info in classes},
         tuple(sorted(ids) if all(map(WNID.fullmatch, ids)) else ids),
         notes,
     )
 
 
-def _leave_unlabelled_out(store: Store, labelled: Labelled, notes: list[str]) -> None:
-    for split, found in list(labelled.found.items()):
+def _leave_unlabeled_out(store: Store, labeled: Labeled, notes: list[str]) -> None:
+    for split, found in list(labeled.found.items()):
         without = [f for f in found if _is_missing(f.label)]
         if not without:
             continue
         if len(without) == len(found) and split != "train":
-            notes.append(f"{split}: its {len(found):,} pictures have no labels, left out")
-            del labelled.found[split]
+            notes.append(f"{split}: its {len(found):,} images have no labels, left out")
+            del labeled.found[split]
             continue
         first = without[0]
-        place = store.place(labelled.containers[first.container].path)
+        place = store.place(labeled.containers[first.container].path)
         raise UsageError(
-            f"{place}: {first.path} has no label; {len(without):,} of {len(found):,} {split} pictures have "
-            "none: add labels or remove the pictures"
+            f"{place}: {first.path} has no label; {len(without):,} of {len(found):,} {split} images have "
+            "none: add labels or remove the images"
         )
 
 
@@ -135,11 +135,11 @@ def _is_missing(label: Label | None) -> bool:
     return label is None or label == "" or (isinstance(label, int) and label < 0)
 
 
-def _distinct(store: Store, labelled: Labelled) -> Iterable[Label]:
+def _distinct(store: Store, labeled: Labeled) -> Iterable[Label]:
     """Every label that occurs: all of them numbers, or all of them texts."""
     examples: dict[type, Found] = {}
     labels: set[Label] = set()
-    for found in labelled.found.values():
+    for found in labeled.found.values():
         for f in found:
             if f.label not in labels:
                 labels.add(f.label)  # type: ignore[arg-type]  # the missing are gone
@@ -153,14 +153,14 @@ def _distinct(store: Store, labelled: Labelled) -> Iterable[Label]:
     return labels
 
 
-def _classes(store: Store, labelled: Labelled, labels: list[Label]) -> list[ClassInfo]:
+def _classes(store: Store, labeled: Labeled, labels: list[Label]) -> list[ClassInfo]:
     """The class of each label, in the order given."""
-    if labelled.classes is not None:
-        return [_named(store, labelled.classes, label) for label in labels]
+    if labeled.classes is not None:
+        return [_named(store, labeled.classes, label) for label in labels]
     given: list[str] | None = None
-    if labelled.names is not None and not any(isinstance(label, str) for label in labels):
-        given = [_named(store, labelled.names, label) for label in labels]
-    ids = _wnids(store, labelled, labels) or _ids(labels, given)
+    if labeled.names is not None and not any(isinstance(label, str) for label in labels):
+        given = [_named(store, labeled.names, label) for label in labels]
+    ids = _wnids(store, labeled, labels) or _ids(labels, given)
     shown = read_mapping(store, MAPPING) if store.is_file(MAPPING) else {}
     return [
         ClassInfo(class_id, shown.get(class_id) or name)
@@ -187,11 +187,11 @@ def _ids(labels: list[Label], given: list[str] | None) -> list[str]:
     return [label if isinstance(label, str) else f"{label:0{width}d}" for label in labels]
 
 
-def _wnids(store: Store, labelled: Labelled, labels: list[Label]) -> list[str] | None:
-    """The WNID of each number that pictures' names tell, or None where some have none."""
+def _wnids(store: Store, labeled: Labeled, labels: list[Label]) -> list[str] | None:
+    """The WNID of each number that images' names tell, or None where some have none."""
     first: dict[Label | None, Found] = {}
     contradictions: list[tuple[Found, Found]] = []
-    for found in labelled.found.values():
+    for found in labeled.found.values():
         for f in found:
             if f.wnid and first.setdefault(f.label, f).wnid != f.wnid:
                 contradictions.append((first[f.label], f))

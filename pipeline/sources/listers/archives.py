@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
-from pipeline.sources.base import Container, Entry, Listing, is_picture, stem_of
+from pipeline.sources.base import Container, Entry, Listing, is_image, stem_of
 from pipeline.sources.labelers.devkit import WNID
 from pipeline.sources.labelers.imagenet import read_labels
 from pipeline.storage.base import Store
 
 TRAIN = "ILSVRC2012_img_train.tar"
-"""A tar of one tar per class: nXXXXXXXX.tar, with the class's pictures."""
+"""A tar of one tar per class: nXXXXXXXX.tar, with the class's images."""
 VAL = "ILSVRC2012_img_val.tar"
-"""A tar of pictures: ILSVRC2012_val_XXXXXXXX.JPEG."""
+"""A tar of images: ILSVRC2012_val_XXXXXXXX.JPEG."""
 # Of the files that the ImageNet project hands out; torchvision's datasets/imagenet.py has the same.
 _MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabcf34fc5622"}
 _AGAIN = {name: f"download {name} again (its MD5 is {md5})" for name, md5 in _MD5.items()}
@@ -24,13 +24,13 @@ def is_here(store: Store) -> bool:
 
 
 def read(store: Store) -> Listing:
-    """List the archives; validation pictures get their labels from the devkit or Kaggle's CSV beside them.
+    """List the archives; validation images get their labels from the devkit or Kaggle's CSV beside them.
 
     The training archive is container 0, the validation archive container 1; offsets count from their
     starts.
 
     Raises:
-        UsageError: no training archive; a damaged archive or label file; validation pictures without a
+        UsageError: no training archive; a damaged archive or label file; validation images without a
             label; label files that match neither the archives nor each other.
     """
     if not store.is_file(TRAIN):
@@ -42,11 +42,11 @@ def read(store: Store) -> Listing:
     labels = read_labels(store, [""], labels=has_val)
     labels.check_classes(store.place(TRAIN), classes)
     if has_val:
-        pictures = _read_val(store, notes)
-        ids = labels.classes_of(store.place(VAL), [stem_of(name) for name, _, _ in pictures])
+        images = _read_val(store, notes)
+        ids = labels.classes_of(store.place(VAL), [stem_of(name) for name, _, _ in images])
         entries["val"] = [
             Entry(name, class_id, size, 1, offset)
-            for (name, offset, size), class_id in zip(pictures, ids, strict=True)
+            for (name, offset, size), class_id in zip(images, ids, strict=True)
         ]
         containers.append(Container(VAL, store.size(VAL)))
         classes |= set(ids)
@@ -54,7 +54,7 @@ def read(store: Store) -> Listing:
 
 
 def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
-    """The training pictures, and every class, those without pictures too."""
+    """The training images, and every class, those without images too."""
     place = store.place(TRAIN)
     entries: list[Entry] = []
     classes: set[str] = set()
@@ -72,9 +72,9 @@ def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
                 )
             classes.add(class_id)
             inner = scan(file, f"{place} (in {tar.name})", tar.offset, tar.offset + tar.size, _AGAIN[TRAIN])
-            pictures, skipped = _pictures(inner)
+            images, skipped = _images(inner)
             others += skipped
-            entries += (Entry(f"{tar.name}/{name}", class_id, size, 0, at) for name, at, size in pictures)
+            entries += (Entry(f"{tar.name}/{name}", class_id, size, 0, at) for name, at, size in images)
     if not classes:
         raise UsageError(
             f"{place}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
@@ -86,23 +86,23 @@ def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
 def _read_val(store: Store, notes: list[str]) -> list[Member]:
     place = store.place(VAL)
     with store.open(VAL) as file:
-        pictures, others = _pictures(scan(file, place, remedy=_AGAIN[VAL]))
-    if not pictures:
-        raise UsageError(f"{place}: holds no pictures; {_AGAIN[VAL]}, or remove it")
+        images, others = _images(scan(file, place, remedy=_AGAIN[VAL]))
+    if not images:
+        raise UsageError(f"{place}: holds no images; {_AGAIN[VAL]}, or remove it")
     _note(notes, VAL, others)
-    return pictures
+    return images
 
 
-def _pictures(members: Iterable[Member]) -> tuple[list[Member], int]:
-    """The pictures among members, and how many others there are."""
-    pictures: list[Member] = []
+def _images(members: Iterable[Member]) -> tuple[list[Member], int]:
+    """The images among members, and how many others there are."""
+    images: list[Member] = []
     others = 0
     for member in _visible(members):
-        if is_picture(member.name):
-            pictures.append(member)
+        if is_image(member.name):
+            images.append(member)
         else:
             others += 1
-    return pictures, others
+    return images, others
 
 
 def _visible(members: Iterable[Member]) -> Iterator[Member]:
@@ -113,4 +113,4 @@ def _visible(members: Iterable[Member]) -> Iterator[Member]:
 def _note(notes: list[str], name: str, others: int) -> None:
     if others:
         what = "member is" if others == 1 else "members are"
-        notes.append(f"{name}: {others:,} {what} no picture, left out")
+        notes.append(f"{name}: {others:,} {what} no image, left out")

@@ -1,7 +1,7 @@
 """Class folders: `{train,val|validation,test}/CLASS/*`, or `CLASS/*` as training data."""
 
 from pipeline.errors import UsageError
-from pipeline.sources.base import Entry, Listing, is_picture
+from pipeline.sources.base import Entry, Listing, is_image
 from pipeline.sources.labelers.imagenet import MAPPING, read_mapping
 from pipeline.storage.base import Store
 
@@ -9,9 +9,9 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "
 
 
 def read(store: Store) -> Listing:
-    """List class folders; pictures count at any depth below one, by their suffix.
+    """List class folders; images count at any depth below one, by their suffix.
 
-    Hidden files are left out; files without a picture's suffix are left out and counted in `notes`.
+    Hidden files are left out; files without an image's suffix are left out and counted in `notes`.
     Classes get their names from `LOC_synset_mapping.txt` where the source has one.
 
     Raises:
@@ -24,7 +24,7 @@ def read(store: Store) -> Listing:
     for split, folder in _split_folders(store).items():
         found, ids = read_class_folders(store, folder, notes)
         if not found and split != "train":
-            notes.append(f"{split}: no class folders with pictures, left out")
+            notes.append(f"{split}: no class folders with images, left out")
             continue
         entries[split] = found
         classes |= ids
@@ -33,7 +33,7 @@ def read(store: Store) -> Listing:
 
 
 def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], set[str]]:
-    """The pictures in `folder/CLASS/…` ("": the root), and every class, those without pictures too.
+    """The images in `folder/CLASS/…` ("": the root), and every class, those without images too.
 
     How many other files there are goes to `notes`.
     """
@@ -45,14 +45,14 @@ def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[lis
     while files:  # taken off the list, so that a million entries need not lie beside a million files
         file = files.pop()
         name, _, below = file.path[start:].partition("/")
-        if below and is_picture(below):
+        if below and is_image(below):
             entries.append(Entry(file.path, classes.setdefault(name, name), file.size))
         elif file.path != MAPPING:
             others += 1
     if others:
         plural = "file is" if others == 1 else "files are"
         place = store.place(folder) if folder else store.url
-        notes.append(f"{place}: {others:,} {plural} no picture in a class folder, left out")
+        notes.append(f"{place}: {others:,} {plural} no image in a class folder, left out")
     entries.reverse()
     return entries, set(classes)
 

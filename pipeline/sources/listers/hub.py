@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import is_picture
+from pipeline.sources.base import is_image
 from pipeline.storage.base import Store
 
 # The hub's own words: https://huggingface.co/docs/hub/datasets-file-names-and-splits
@@ -23,7 +23,7 @@ _SPLITS = {
     "evaluation": "test",
 }
 _NO_LETTERS = re.compile(r"[^a-z]+")
-# A tree of a million pictures need not be walked to see that it is one.
+# A tree of a million images need not be walked to see that it is one.
 _MOST_FOLDERS = 32
 _MOST_LOOKUPS = 64
 
@@ -45,11 +45,11 @@ def look_for(store: Store, is_wanted: Callable[[str], bool]) -> tuple[str | None
     """Look for a kind of file in the root and the folders next to it, without walking large trees.
 
     Returns:
-        The path of the first file whose name `is_wanted`, or None; and whether there are pictures in
+        The path of the first file whose name `is_wanted`, or None; and whether there are images in
         folders, as where a downloaded file lies beside what was extracted from it.
     """
     found: str | None = None
-    pictures = False
+    images = False
     folders = deque([""])
     visited = lookups = 0
     while folders and visited < _MOST_FOLDERS:
@@ -60,15 +60,15 @@ def look_for(store: Store, is_wanted: Callable[[str], bool]) -> tuple[str | None
             path = f"{folder}/{name}" if folder else name
             if name.startswith("."):
                 continue
-            if is_picture(name):
-                pictures = pictures or bool(folder)
+            if is_image(name):
+                images = images or bool(folder)
             elif is_wanted(name) and (found or store.is_file(path)):
                 found = found or path
             elif lookups < _MOST_LOOKUPS and len(folders) < _MOST_FOLDERS:
                 lookups += 1
                 if store.is_folder(path):
                     folders.append(path)
-    return found, pictures
+    return found, images
 
 
 @contextmanager

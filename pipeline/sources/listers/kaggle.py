@@ -1,7 +1,7 @@
-"""Kaggle's tree of ILSVRC 2012: class folders to train from, and flat validation pictures with a CSV."""
+"""Kaggle's tree of ILSVRC 2012: class folders to train from, and flat validation images with a CSV."""
 
 from pipeline.errors import UsageError
-from pipeline.sources.base import Entry, Listing, is_picture, stem_of
+from pipeline.sources.base import Entry, Listing, is_image, stem_of
 from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels
 from pipeline.sources.listers.folders import read_class_folders
 from pipeline.storage.base import File, Store
@@ -12,7 +12,7 @@ _BASES = (_TREE, "Data/CLS-LOC", "CLS-LOC")
 
 
 def is_here(store: Store) -> bool:
-    """Whether the tree is there, or train/ beside a val/ whose pictures lie in no class folders.
+    """Whether the tree is there, or train/ beside a val/ whose images lie in no class folders.
 
     The latter are ImageNet's by their names, or by a file of labels beside them.
     """
@@ -20,34 +20,34 @@ def is_here(store: Store) -> bool:
         return True
     if not (store.is_folder("train") and store.is_folder("val")):
         return False
-    flat = [name for name in store.names("val") if is_picture(name)]
+    flat = [name for name in store.names("val") if is_image(name)]
     return any(name.startswith("ILSVRC2012_val_") for name in flat) or (bool(flat) and has_labels(store))
 
 
 def read(store: Store) -> Listing:
     """List the tree; label files are looked for in it and in each folder above it, up to the root.
 
-    Validation pictures in class folders need no label file. Those of test/ have no labels and are left out.
+    Validation images in class folders need no label file. Those of test/ have no labels and are left out.
 
     Raises:
-        UsageError: no train/; an unreadable folder; a damaged label file; validation pictures without a
-            label; label files that match neither the pictures nor each other.
+        UsageError: no train/; an unreadable folder; a damaged label file; validation images without a
+            label; label files that match neither the images nor each other.
     """
     base = _base(store)
     train, val, test = (f"{base}/{split}".lstrip("/") for split in ("train", "val", "test"))
     if not store.is_folder(train):
         raise UsageError(f"source {store}: found no {train} folder; name the folder above ILSVRC")
     notes: list[str] = []
-    pictures, classes = read_class_folders(store, train, notes)
-    entries = {"train": pictures}
+    images, classes = read_class_folders(store, train, notes)
+    entries = {"train": images}
     sorted_in, flat = _read_val(store, val, notes)
     labels = read_labels(store, _upwards(base), labels=bool(flat))
     labels.check_classes(store.place(train), classes)
     if sorted_in or flat:
-        entries["val"] = sorted_in + _labelled(flat, labels, store.place(val))
+        entries["val"] = sorted_in + _labeled(flat, labels, store.place(val))
         classes |= {entry.class_id for entry in entries["val"]}
     if store.is_folder(test):
-        notes.append(f"{store.place(test)}: left out, its pictures have no labels")
+        notes.append(f"{store.place(test)}: left out, its images have no labels")
     return Listing("kaggle", entries, names=labels.names, classes=tuple(sorted(classes)), notes=notes)
 
 
@@ -66,7 +66,7 @@ def _upwards(base: str) -> list[str]:
 
 
 def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], list[File]]:
-    """Validation pictures that lie in class folders, and those that need a label."""
+    """Validation images that lie in class folders, and those that need a label."""
     if not store.is_folder(folder):
         return [], []
     entries: list[Entry] = []
@@ -74,7 +74,7 @@ def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry],
     others = 0
     for file in store.walk(folder)[0]:
         class_id, _, below = file.path[len(folder) + 1 :].partition("/")
-        if not is_picture(file.path):
+        if not is_image(file.path):
             others += 1
         elif below:
             entries.append(Entry(file.path, class_id, file.size))
@@ -82,13 +82,13 @@ def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry],
             flat.append(file)
     if others:
         what = "file is" if others == 1 else "files are"
-        notes.append(f"{store.place(folder)}: {others:,} {what} no picture, left out")
+        notes.append(f"{store.place(folder)}: {others:,} {what} no image, left out")
     if not entries and not flat:
-        notes.append(f"{store.place(folder)}: no pictures, left out")
+        notes.append(f"{store.place(folder)}: no images, left out")
     return entries, flat
 
 
-def _labelled(flat: list[File], labels: Labels, place: str) -> list[Entry]:
+def _labeled(flat: list[File], labels: Labels, place: str) -> list[Entry]:
     if not flat:
         return []
     ids = labels.classes_of(place, [stem_of(file.path) for file in flat])

@@ -1,12 +1,12 @@
-"""Parquet files as the Hugging Face hub lays picture datasets out, ImageNet among them.
+"""Parquet files as the Hugging Face hub lays image datasets out, ImageNet among them.
 
 A file's split is in its name or its folders' (`data/validation-00000-of-00014.parquet`,
 `default/train/0000.parquet`); a file that names none is training data. `parquet_file` beside this module
 reads the columns, `pipeline.sources.labelers.labels` turns labels into classes.
 
-A picture's name is the last part of `image.path` without the `_WNID` that the hub has put behind ImageNet's
+An image's name is the last part of `image.path` without the `_WNID` that the hub has put behind ImageNet's
 (`n01440764_10026_n01440764.JPEG` is `n01440764_10026.JPEG`); where there is none, the file's stem and the row
-(`train-00000-of-00294-000012`). A picture that is null counts as an empty file.
+(`train-00000-of-00294-000012`). An image that is null counts as an empty file.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from functools import partial
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import UNKNOWN, Container, Listing
-from pipeline.sources.labelers.labels import Found, Labelled, plain_name, to_listing, wnid_in
+from pipeline.sources.labelers.labels import Found, Labeled, plain_name, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, split_of
 from pipeline.sources.listers.parquet_file import check_embedded, class_label, columns_of, leaf, opened
 from pipeline.storage.base import Store
@@ -26,16 +26,16 @@ _FILES_AT_ONCE = 8
 
 
 def is_here(store: Store) -> bool:
-    """Whether there are Parquet files; beside folders with pictures, only such as hold pictures count."""
-    first, pictures = look_for(store, _is_parquet)
-    return first is not None and (not pictures or _has_pictures(store, first))
+    """Whether there are Parquet files; beside folders with images, only such as hold images count."""
+    first, images = look_for(store, _is_parquet)
+    return first is not None and (not images or _has_images(store, first))
 
 
 def read(store: Store) -> Listing:
-    """List the rows of every Parquet file; the pictures' bytes are not read.
+    """List the rows of every Parquet file; the images' bytes are not read.
 
     Raises:
-        UsageError: a file that is damaged, lacks columns or has paths instead of pictures; files that name
+        UsageError: a file that is damaged, lacks columns or has paths instead of images; files that name
             their labels differently; for labels see `pipeline.sources.labelers.labels.to_listing`.
         RunError: a file cannot be read.
     """
@@ -52,14 +52,14 @@ def read(store: Store) -> Listing:
                 names[container.path] = listed
     finally:
         pool.shutdown(cancel_futures=True)
-    return to_listing(store, Labelled("parquet", found, containers, _agreed(store, names)))
+    return to_listing(store, Labeled("parquet", found, containers, _agreed(store, names)))
 
 
 def _is_parquet(path: str) -> bool:
     return path.lower().endswith(SUFFIX)
 
 
-def _has_pictures(store: Store, path: str) -> bool:
+def _has_images(store: Store, path: str) -> bool:
     try:
         with opened(store, Container(path, store.size(path)), in_order=False) as parquet:
             columns_of(parquet.schema_arrow, path)
@@ -69,7 +69,7 @@ def _has_pictures(store: Store, path: str) -> bool:
 
 
 def _check_embedded(store: Store, containers: tuple[Container, ...]) -> None:
-    """Look into one file for all: an export has pictures or paths throughout."""
+    """Look into one file for all: an export has images or paths throughout."""
     for container in containers[:1]:
         with opened(store, container, in_order=True) as parquet:
             place = store.place(container.path)

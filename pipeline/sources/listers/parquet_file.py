@@ -1,4 +1,4 @@
-"""One Parquet file of pictures: opening it, and its columns.
+"""One Parquet file of images: opening it, and its columns.
 
 Its columns are
 
@@ -20,7 +20,7 @@ from pipeline.sources.base import Container
 from pipeline.sources.listers.hub import reading
 from pipeline.storage.base import Span, Store
 
-_PICTURES = ("image", "img")
+_IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
 # A row group of some writers is the whole file: large columns are read by pages, through so many bytes.
 _BUFFER = 2**22
@@ -71,9 +71,9 @@ def columns_of(schema: Any, place: str) -> Columns:
     """Choose the columns of a pyarrow schema.
 
     Raises:
-        UsageError: there is no picture or no label among them.
+        UsageError: there is no image or no label among them.
     """
-    image = next(filter(None, (_picture(schema, name) for name in _PICTURES)), None)
+    image = next(filter(None, (_image(schema, name) for name in _IMAGES)), None)
     label = next((name for name in _LABELS if name in schema.names), None)
     if image is None or label is None:
         needed = {"image (a struct of bytes and path, or bytes)": image, "label": label}
@@ -97,7 +97,7 @@ def leaf(batch: Any, path: str) -> Any:
 
 
 def check_embedded(parquet: Any, image: str, place: str) -> None:
-    """Check that pictures are in a ParquetFile, opened to be read in order, as far as its first rows show.
+    """Check that images are in a ParquetFile, opened to be read in order, as far as its first rows show.
 
     Raises:
         UsageError: the column `image` is null in all of them.
@@ -105,8 +105,8 @@ def check_embedded(parquet: Any, image: str, place: str) -> None:
     first = next(parquet.iter_batches(_FIRST_LOOK, columns=[image], use_threads=False), None)
     if first and leaf(first, image).null_count == first.num_rows:
         raise UsageError(
-            f"{place}: it has paths instead of pictures ({image} is null in its first {first.num_rows} "
-            "rows); export it again with the pictures embedded"
+            f"{place}: it has paths instead of images ({image} is null in its first {first.num_rows} "
+            "rows); export it again with the images embedded"
         )
 
 
@@ -138,8 +138,8 @@ class _Metadata(msgspec.Struct):
     info: _Info = msgspec.field(default_factory=_Info)
 
 
-def _picture(schema: Any, name: str) -> tuple[str, str | None] | None:
-    """Dotted paths of the bytes and the path of the picture column `name`, or None."""
+def _image(schema: Any, name: str) -> tuple[str, str | None] | None:
+    """Dotted paths of the bytes and the path of the image column `name`, or None."""
     import pyarrow.types as kinds
 
     flat = {field.name: field.type for field in schema}

@@ -1,4 +1,4 @@
-"""WebDataset tars: pictures beside their labels, `KEY.jpg` and `KEY.cls` or `KEY.json`.
+"""WebDataset tars: images beside their labels, `KEY.jpg` and `KEY.cls` or `KEY.json`.
 
 A tar's split is in its name or its folders' (`imagenet1k-train-0000.tar`, `val/000001.tar`); one that names
 none is training data. As for the webdataset library, a member's key is its folder and its name up to the
@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import FILE_NAME, ClassInfo
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, Container, Listing
-from pipeline.sources.labelers.labels import Found, Label, Labelled, to_listing, wnid_in
+from pipeline.sources.labelers.labels import Found, Label, Labeled, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, reading, split_of
 from pipeline.sources.spool import unpacked
 from pipeline.storage.base import Span, Store
@@ -46,7 +46,7 @@ class SamplePart(NamedTuple):
     Attributes:
         key: of the sample.
         prefix: what its extension has before the last dot.
-        kind: "picture", "cls" or "json".
+        kind: "image", "cls" or "json".
         member: where it lies.
         content: a label's bytes.
     """
@@ -63,16 +63,16 @@ TarSample = dict[str, SamplePart]
 
 
 def is_here(store: Store) -> bool:
-    """Whether there are tars; beside folders with pictures, only such as hold labels count."""
-    first, pictures = look_for(store, _is_tar)
-    return first is not None and (not pictures or _begins_labelled(store, first))
+    """Whether there are tars; beside folders with images, only such as hold labels count."""
+    first, images = look_for(store, _is_tar)
+    return first is not None and (not images or _begins_labeled(store, first))
 
 
 def read(store: Store) -> Listing:
     """List the samples of every tar.
 
     Raises:
-        UsageError: a damaged tar; samples without a picture; labels that are no labels, or see
+        UsageError: a damaged tar; samples without an image; labels that are no labels, or see
             `pipeline.sources.labelers.labels.to_listing`.
         RunError: a tar cannot be read.
     """
@@ -84,17 +84,17 @@ def read(store: Store) -> Listing:
         rows = found.setdefault(split, [])
         for sample in read_tar(store, container):
             label = _label_of(sample, store.place(container.path))
-            if picture := sample.get("picture"):
-                name, offset, size = picture.member
+            if image := sample.get("image"):
+                name, offset, size = image.member
                 wnid = wnid_in(name.rpartition("/")[2], split)
                 rows.append(Found(name, label, wnid, size, number, offset))
             elif label is not None:
                 bare.append(f"{store.place(container.path)}: {next(iter(sample.values())).member.name}")
     if bare:
         others = f", and {len(bare) - 1:,} more labels have none" if bare[1:] else ""
-        raise UsageError(f"{bare[0]} has no picture beside it{others}; add pictures or remove the labels")
+        raise UsageError(f"{bare[0]} has no image beside it{others}; add images or remove the labels")
     _unify(found)
-    return to_listing(store, Labelled("webdataset", found, containers, classes=_own_classes(store)))
+    return to_listing(store, Labeled("webdataset", found, containers, classes=_own_classes(store)))
 
 
 def _is_tar(path: str) -> bool:
@@ -102,15 +102,15 @@ def _is_tar(path: str) -> bool:
     return name.endswith(_SUFFIXES) and not name.startswith("ilsvrc2012_")  # ImageNet's own archives
 
 
-def _begins_labelled(store: Store, path: str) -> bool:
-    """Whether there is a labelled picture among a tar's first members."""
+def _begins_labeled(store: Store, path: str) -> bool:
+    """Whether there is a labeled image among a tar's first members."""
     parts: list[SamplePart | None] = []
     # What is damaged further on, or has an end, has begun all the same.
     with suppress(ToolkitError), unpacked(store, Container(path, store.size(path))) as file:
         for member in islice(scan(file, store.place(path), end=_ENDLESS), _FIRST_LOOK):
             parts.append(_part(member))
-    labelled = {part.key for part in parts if part and part.kind in _LABELS}
-    return any(part and part.kind == "picture" and part.key in labelled for part in parts)
+    labeled = {part.key for part in parts if part and part.kind in _LABELS}
+    return any(part and part.kind == "image" and part.key in labeled for part in parts)
 
 
 def read_tar(store: Store, container: Container) -> Iterator[TarSample]:
@@ -139,7 +139,7 @@ def _part(member: Member) -> SamplePart | None:
     prefix, _, kind = extension.rpartition(".")
     kind = kind.lower()
     if f".{kind}" in IMAGE_SUFFIXES:
-        kind = "picture"
+        kind = "image"
     elif kind not in _LABELS:
         return None
     return None if _SKIPPED.match(member.name) else SamplePart(f"{folder}{slash}{base}", prefix, kind, member)
@@ -171,7 +171,7 @@ def _samples(group: dict[str, SamplePart]) -> Iterator[TarSample]:
 
 
 def _is_complete(sample: TarSample) -> bool:
-    return "picture" in sample and any(kind in sample for kind in _LABELS)
+    return "image" in sample and any(kind in sample for kind in _LABELS)
 
 
 def _label_of(sample: TarSample, place: str) -> Label | None:

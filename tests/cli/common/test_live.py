@@ -241,7 +241,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dataset, tmp_path):
     for part in (
         "batch_size = 32",
         "steps      4: 2 an epoch",
-        "2, each 16 pictures a step",
+        "2, each 16 images a step",
         "train 90, val 30",
     ):
         assert part in result.stdout

@@ -1,14 +1,14 @@
 import pytest
 from helpers.buckets import upload
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import Dataset, RunError, verify_checksums
 
 
 @pytest.fixture
 def data(tmp_path):
-    pictures = tiny_pictures(20)
-    return write_dataset(tmp_path / "d", {"train": pictures, "val": pictures}, 16, 4)
+    images = tiny_images(20)
+    return write_dataset(tmp_path / "d", {"train": images, "val": images}, 16, 4)
 
 
 def flip(path, at=700):

@@ -74,11 +74,11 @@ def test_a_damaged_mean_image_is_named(copy, damage):
     [
         ("aspect", "folders", "prepared with --keep-aspect"),
         ("original", "folders", "prepared with --keep-original"),
-        ("aspect", "adopted", "its tars hold pictures of different shapes"),
-        ("original", "adopted", "its tars hold pictures of different shapes"),
+        ("aspect", "adopted", "its tars hold images of different shapes"),
+        ("original", "adopted", "its tars hold images of different shapes"),
     ],
 )
-def test_pictures_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layout, reason):
+def test_images_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layout, reason):
     manifest = dataclasses.replace(
         tiny_dataset.manifest,
         image=dataclasses.replace(tiny_dataset.image, mode=mode),

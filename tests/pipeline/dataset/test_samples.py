@@ -1,11 +1,11 @@
-"""Single pictures out of shards, compared with what Python's tarfile finds and with the loader's order."""
+"""Single images out of shards, compared with what Python's tarfile finds and with the loader's order."""
 
 import shutil
 
 import pytest
 from helpers.buckets import upload
 from helpers.folders import samples
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import Dataset, Loader, UsageError
 from pipeline.dataset.samples import find_places, read_stored
@@ -15,28 +15,28 @@ from pipeline.loader.views import EvalView
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored") / "d"
-    return write_dataset(folder, {"train": tiny_pictures(11), "val": tiny_pictures(7, seed=1)}, 16, shards=3)
+    return write_dataset(folder, {"train": tiny_images(11), "val": tiny_images(7, seed=1)}, 16, shards=3)
 
 
-def test_pictures_come_in_the_order_of_the_places_and_repeat(data):
+def test_images_come_in_the_order_of_the_places_and_repeat(data):
     inside = samples(data.root, "val")
     keys = list(inside)
     places = [6, 0, 3, 3, 5]
     found = read_stored(data, "val", places)
-    assert [picture.key for picture in found] == [keys[place] for place in places]
-    for picture in found:
-        jpeg, label = inside[picture.key]
-        assert picture.data == jpeg
-        assert picture.label == int(label)
+    assert [image.key for image in found] == [keys[place] for place in places]
+    for image in found:
+        jpeg, label = inside[image.key]
+        assert image.data == jpeg
+        assert image.label == int(label)
 
 
 def test_places_are_the_loaders_order(data):
-    with Loader(data, "train", EvalView("centre", 16), 4, keys=True) as loader:
+    with Loader(data, "train", EvalView("center", 16), 4, keys=True) as loader:
         keys = [key for batch in loader for key in batch.keys]
-    assert [picture.key for picture in read_stored(data, "train", range(11))] == keys
+    assert [image.key for image in read_stored(data, "train", range(11))] == keys
 
 
-def test_pictures_come_out_of_a_bucket_too(data, s3):
+def test_images_come_out_of_a_bucket_too(data, s3):
     upload(data.root, f"{s3}/set")
     remote = Dataset.open(f"{s3}/set")
     places = find_places(remote, "val", ["val-6", "val-0"])
@@ -53,21 +53,21 @@ def test_a_shard_that_vanished_is_one_error(data, tmp_path):
 
 def test_keys_are_found_in_any_shard(data):
     places = [10, 0, 4]
-    keys = [picture.key for picture in read_stored(data, "train", places)]
+    keys = [image.key for image in read_stored(data, "train", places)]
     assert find_places(data, "train", keys) == places
     assert find_places(data, "train", []) == []
 
 
 def test_an_unknown_key_is_answered_with_a_known_one(data):
     with pytest.raises(
-        UsageError, match=r"no picture of val has the key 'val-33'; its keys are such as 'val-0'"
+        UsageError, match=r"no image of val has the key 'val-33'; its keys are such as 'val-0'"
     ):
         find_places(data, "val", ["val-1", "val-33"])
 
 
 @pytest.mark.parametrize("place", [-1, 7])
 def test_a_place_outside_the_split(data, place):
-    with pytest.raises(UsageError, match=f"picture {place} of val was asked for, but it holds 7"):
+    with pytest.raises(UsageError, match=f"image {place} of val was asked for, but it holds 7"):
         read_stored(data, "val", [place])
 
 

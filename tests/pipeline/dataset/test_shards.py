@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers.folders import encoded, members, picture
+from helpers.folders import draw_image, encoded, members
 from hypothesis import given, strategies as st
 
 from pipeline.dataset.index import index_path, keys_in, label_in, read_index, to_index
@@ -104,16 +104,16 @@ def test_the_index_tells_the_keys(tar):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
-def test_webdataset_reads_pictures_and_integer_labels(tmp_path):
+def test_webdataset_reads_images_and_integer_labels(tmp_path):
     webdataset = pytest.importorskip("webdataset")
-    pictures = [encoded(picture(k)) for k in range(5)]
-    tar = write(tmp_path / "val-000000.tar", [(f"p{k}", data, k * 100) for k, data in enumerate(pictures)])
+    images = [encoded(draw_image(k)) for k in range(5)]
+    tar = write(tmp_path / "val-000000.tar", [(f"p{k}", data, k * 100) for k, data in enumerate(images)])
     found = list(webdataset.WebDataset(str(tar), shardshuffle=False).decode())
     gc.collect()
     assert [sample["__key__"] for sample in found] == [f"p{k}" for k in range(5)]
     assert [sample["cls"] for sample in found] == [0, 100, 200, 300, 400]
     assert all(type(sample["cls"]) is int for sample in found)
-    assert [sample["jpg"] for sample in found] == pictures
+    assert [sample["jpg"] for sample in found] == images
 
 
 @pytest.mark.parametrize(

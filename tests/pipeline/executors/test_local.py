@@ -6,16 +6,16 @@ from functools import partial
 import pytest
 
 from pipeline.errors import RunError, UsageError
-from pipeline.executors.local import LocalEngine, count_picture
+from pipeline.executors.local import LocalEngine, count_image
 
 
 def double(number):
     return 2 * number
 
 
-def handle(pictures):
-    for _ in range(pictures):
-        count_picture()
+def handle(images):
+    for _ in range(images):
+        count_image()
     return os.getpid()
 
 

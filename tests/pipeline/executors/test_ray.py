@@ -14,7 +14,7 @@ PATIENCE = 200  # seconds; Ray takes some to start
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """120 training pictures in 40 shards, 12 to validate in 4."""
+    """120 training images in 40 shards, 12 to validate in 4."""
     return write_source(tmp_path_factory.mktemp("ray") / "source", train=40, val=4)
 
 
@@ -54,7 +54,7 @@ def test_a_lost_worker_or_node_costs_nothing(source, whole, tmp_path, what, lost
     code, lines, err = job(what, source, tmp_path / "out")
     assert code == 0, err
     assert any(line.startswith(lost) for line in lines)  # among what Ray itself has to say of it
-    assert lines[-1] == "120 pictures"
+    assert lines[-1] == "120 images"
     assert tree(tmp_path / "out") == whole
 
 

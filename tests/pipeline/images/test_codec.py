@@ -6,7 +6,7 @@ from helpers.codec_files import (
     ARITHMETIC,
     JPEG,
     LOSSLESS,
-    LOSSLESS_GREY,
+    LOSSLESS_GRAY,
     START_OF_SCAN,
     coded_pixels,
     exif,
@@ -16,7 +16,7 @@ from helpers.codec_files import (
     with_sampling,
     with_segment,
 )
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from PIL import Image, JpegImagePlugin
 
 from pipeline.images.codec import DecodeError, decode, encode
@@ -38,7 +38,7 @@ from pipeline.images.codec import DecodeError, decode, encode
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpegs_decode_as_pillow_decodes_them(mode, options):
-    data = encoded(Image.fromarray(picture(2, 61, 83)).convert(mode), **options)
+    data = encoded(Image.fromarray(draw_image(2, 61, 83)).convert(mode), **options)
     found = decode(data, 1)
     assert found.repair == ""
     assert found.jpeg is None
@@ -47,18 +47,18 @@ def test_jpegs_decode_as_pillow_decodes_them(mode, options):
     assert np.array_equal(found.pixels, pillow(data))
 
 
-def test_scans_of_one_plane_each_make_a_picture():
-    planes = np.asarray(Image.fromarray(picture(2, 40, 56)).convert("YCbCr"))
+def test_scans_of_one_plane_each_make_a_image():
+    planes = np.asarray(Image.fromarray(draw_image(2, 40, 56)).convert("YCbCr"))
     data = planes_jpeg([planes[:, :, c] for c in range(3)])
     decoded = [pillow(encoded(planes[:, :, c], quality=90), "L") for c in range(3)]
     expected = Image.merge("YCbCr", [Image.fromarray(plane) for plane in decoded]).convert("RGB")
     found = decode(data, 1, keep=True)
-    assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 2  # rounding of the colours
+    assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 2  # rounding of the colors
     assert found.jpeg == data
 
 
-def test_the_colours_of_a_jpeg_in_rgb_are_its_own():
-    pixels = picture(2, 40, 56)
+def test_the_colors_of_a_jpeg_in_rgb_are_its_own():
+    pixels = draw_image(2, 40, 56)
     data = encoded(pixels, keep_rgb=True, quality=95)
     assert np.abs(decode(data, 1).pixels.astype(int) - pixels).mean() < 3
 
@@ -73,7 +73,7 @@ def test_rare_codings_decode_at_full_scale(data, size):
 
 
 APPENDED = {
-    "thumbnail": encoded(picture(3, 8, 8)),
+    "thumbnail": encoded(draw_image(3, 8, 8)),
     "scan markers": b"\xff\xda" * 300,
     "noise": np.random.default_rng(0).bytes(10_000),
 }
@@ -82,15 +82,15 @@ APPENDED = {
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("name", APPENDED)
 def test_what_follows_the_end_mark_is_not_looked_at(name, progressive):
-    data = encoded(picture(1, 61, 83), progressive=progressive)
+    data = encoded(draw_image(1, 61, 83), progressive=progressive)
     found = decode(data + APPENDED[name], 1, keep=True)
     assert np.array_equal(found.pixels, pillow(data))
     assert found.jpeg == data + APPENDED[name]
     assert found.repair == ""
 
 
-def test_pictures_of_several_frames_are_their_first():
-    frames = [Image.fromarray(picture(seed, 40, 56)) for seed in range(3)]
+def test_images_of_several_frames_are_their_first():
+    frames = [Image.fromarray(draw_image(seed, 40, 56)) for seed in range(3)]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.array_equal(decode(data, 1).pixels, pillow(encoded(frames[0])))
 
@@ -137,7 +137,7 @@ def test_a_mended_header_is_what_is_kept():
 @pytest.mark.parametrize("options", [{"subsampling": 0, "quality": 100}, {"quality": 90}])
 @pytest.mark.parametrize("marker", [True, False])
 def test_cmyk_becomes_rgb_as_in_pillow(marker, options):
-    data = encoded(Image.fromarray(picture(6, 40, 56)).convert("CMYK"), **options)
+    data = encoded(Image.fromarray(draw_image(6, 40, 56)).convert("CMYK"), **options)
     at = data.index(b"\xff\xee")
     assert data[at : at + 9] == b"\xff\xee\x00\x0eAdobe"
     if not marker:  # readers take the values as inverted all the same
@@ -160,7 +160,7 @@ def test_cmyk_inks_mean_what_they_say():
 
 @pytest.mark.parametrize("transform", [0, 2])
 def test_cmyk_of_either_transform_is_read_as_pillow_reads_it(transform):
-    data = encoded(Image.fromarray(picture(6, 40, 56)).convert("CMYK"), quality=95)
+    data = encoded(Image.fromarray(draw_image(6, 40, 56)).convert("CMYK"), quality=95)
     at = data.index(b"Adobe") + 11
     data = data[:at] + bytes([transform]) + data[at + 1 :]
     difference = np.abs(decode(data, 1).pixels.astype(int) - pillow(data))
@@ -174,8 +174,8 @@ def test_cmyk_of_either_transform_is_read_as_pillow_reads_it(transform):
     "options",
     [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}, {"exif": b"Exif\0\0" + exif(6)}],
 )
-def test_good_colour_jpegs_are_kept(options):
-    data = encoded(picture(2, 61, 83), **options)
+def test_good_color_jpegs_are_kept(options):
+    data = encoded(draw_image(2, 61, 83), **options)
     found = decode(data, 1, keep=True)
     assert found.jpeg == data
     assert found.repair == ""
@@ -185,11 +185,13 @@ def test_good_colour_jpegs_are_kept(options):
 @pytest.mark.parametrize(
     ("data", "repair"),
     [
-        pytest.param(encoded(picture(2, 61, 83)[:, :, 0]), "grey JPEG converted to RGB", id="grey"),
+        pytest.param(encoded(draw_image(2, 61, 83)[:, :, 0]), "gray JPEG converted to RGB", id="gray"),
         pytest.param(
-            encoded(Image.fromarray(picture(2, 61, 83)).convert("CMYK")), "CMYK converted to RGB", id="CMYK"
+            encoded(Image.fromarray(draw_image(2, 61, 83)).convert("CMYK")),
+            "CMYK converted to RGB",
+            id="CMYK",
         ),
-        pytest.param(encoded(picture(2, 61, 83), "PNG"), "PNG (RGB) converted", id="PNG"),
+        pytest.param(encoded(draw_image(2, 61, 83), "PNG"), "PNG (RGB) converted", id="PNG"),
         pytest.param(LOSSLESS, "arithmetic-coded or lossless JPEG converted", id="lossless"),
         pytest.param(ARITHMETIC, "arithmetic-coded or lossless JPEG converted", id="arithmetic"),
     ],
@@ -210,8 +212,8 @@ def test_what_must_be_encoded_has_to_fit_a_jpeg():
     assert decode(longer, 1).shape == (2, 65501)
 
 
-def test_kept_pictures_are_decoded_at_the_scale_of_their_statistics():
-    data = encoded(picture(2, 61, 83))
+def test_kept_images_are_decoded_at_the_scale_of_their_statistics():
+    data = encoded(draw_image(2, 61, 83))
     found = decode(data, 1, size=14, keep=True)
     assert found.jpeg == data
     assert found.pixels.shape == (16, 21, 3)
@@ -225,8 +227,8 @@ def test_kept_pictures_are_decoded_at_the_scale_of_their_statistics():
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 def test_samplings_that_cannot_be_decoded_strictly_are_refused(kind, sampling):
     """Pillow decodes these without a word, though the scan was made for another sampling: garbage."""
-    more = {"save_all": True, "append_images": [Image.fromarray(picture(2))]} if kind == "MPO" else {}
-    data = with_sampling(encoded(picture(1, 61, 83), kind, subsampling=0, **more), sampling)
+    more = {"save_all": True, "append_images": [Image.fromarray(draw_image(2))]} if kind == "MPO" else {}
+    data = with_sampling(encoded(draw_image(1, 61, 83), kind, subsampling=0, **more), sampling)
     pillow(data)
     with pytest.raises(DecodeError, match="a chroma sampling that cannot be decoded strictly"):
         decode(data, 1)
@@ -234,7 +236,7 @@ def test_samplings_that_cannot_be_decoded_strictly_are_refused(kind, sampling):
 
 def two_planes():
     """A JPEG of luma and one chroma plane."""
-    parts = list(segments(encoded(picture(1, 16, 16), subsampling=0)))
+    parts = list(segments(encoded(draw_image(1, 16, 16), subsampling=0)))
     made = [b"\xff\xd8"]
     for marker, part in parts:
         if marker == 0xC0:
@@ -253,8 +255,8 @@ def two_planes():
             "Unsupported JPEG data precision 12",
             id="12 bit",
         ),
-        pytest.param(LOSSLESS_GREY, "Unsupported color conversion request", id="lossless grey"),
-        pytest.param(two_planes(), "not a picture in a known format", id="two components"),
+        pytest.param(LOSSLESS_GRAY, "Unsupported color conversion request", id="lossless gray"),
+        pytest.param(two_planes(), "not an image in a known format", id="two components"),
         pytest.param(JPEG[:-2], "Premature end of JPEG file", id="end mark cut"),
     ],
 )
@@ -270,7 +272,7 @@ def test_jpegs_that_cannot_be_stored_are_refused(data, reason, keep):
 
 @pytest.mark.parametrize("quality", [1, 50, 90, 95, 100])
 def test_encoding_has_the_quality_and_subsampling_that_it_says(quality):
-    pixels = picture(10, 50, 70)
+    pixels = draw_image(10, 50, 70)
     with Image.open(io.BytesIO(encode(pixels, quality))) as image:
         reference = Image.open(io.BytesIO(encoded(pixels, quality=quality, subsampling=2)))
         assert image.quantization == reference.quantization  # libjpeg's tables for this quality
@@ -281,7 +283,7 @@ def test_encoding_has_the_quality_and_subsampling_that_it_says(quality):
 
 
 def test_encoding_is_repeatable_and_close():
-    pixels = picture(11, 50, 70)
+    pixels = draw_image(11, 50, 70)
     data = encode(pixels, 95)
     assert data == encode(pixels.copy(order="F"), 95)
     assert np.abs(decode(data, 1).pixels.astype(int) - pixels).mean() < 4

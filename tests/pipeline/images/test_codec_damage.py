@@ -5,7 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 from helpers.codec_files import JPEG, attempt, exif, netpbm, pillow, planes_jpeg, with_segment
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from hypothesis import example, given, strategies as st
 from PIL import Image
 
@@ -16,19 +16,19 @@ MODES = [{}, {"size": 5}, {"exif_rotate": True}, {"keep": True}, EVERYTHING]
 
 
 def small(kind="JPEG", mode="RGB", **options):
-    return encoded(Image.fromarray(picture(8, 24, 31)).convert(mode), kind, **options)
+    return encoded(Image.fromarray(draw_image(8, 24, 31)).convert(mode), kind, **options)
 
 
 JPEGS = {
     "baseline": small(),
     "no subsampling": small(subsampling=0),
     "progressive": small(progressive=True),
-    "grey": small(mode="L"),
-    "grey progressive": small(mode="L", progressive=True),
+    "gray": small(mode="L"),
+    "gray progressive": small(mode="L", progressive=True),
     "CMYK": small(mode="CMYK"),
     "restarts": small(restart_marker_blocks=1),
     "restarts progressive": small(restart_marker_blocks=1, progressive=True),
-    "planes": planes_jpeg([picture(8, 24, 31)[:, :, c] for c in range(3)]),
+    "planes": planes_jpeg([draw_image(8, 24, 31)[:, :, c] for c in range(3)]),
     "EXIF": with_segment(small(), 0xE1, b"Exif\0\0" + exif(6)),
 }
 OTHERS = {
@@ -43,8 +43,8 @@ OTHERS = {
     "JPEG in TIFF": small("TIFF", compression="jpeg"),
     "PPM": small("PPM"),
     "PGM of 10 bits": netpbm(b"P5", 1023, np.arange(744, dtype=">u2").reshape(24, 31)),
-    "MPO": small("MPO", save_all=True, append_images=[Image.fromarray(picture(9))]),
-    "animation": small("WEBP", save_all=True, append_images=[Image.fromarray(picture(9, 24, 31))]),
+    "MPO": small("MPO", save_all=True, append_images=[Image.fromarray(draw_image(9))]),
+    "animation": small("WEBP", save_all=True, append_images=[Image.fromarray(draw_image(9, 24, 31))]),
     "turned PNG": small("PNG", exif=exif(6)),
 }
 
@@ -128,4 +128,4 @@ def test_a_jpeg_decodes_exactly_where_libjpeg_has_no_warning(kind, flips, cut):
         assert np.array_equal(found.pixels, judged)
 
 
-NOT_STORED = ("a chroma sampling that cannot be decoded strictly", "not a picture in a known format")
+NOT_STORED = ("a chroma sampling that cannot be decoded strictly", "not an image in a known format")

@@ -3,13 +3,13 @@ import io
 import numpy as np
 import pytest
 from helpers.codec_files import exif, netpbm, pillow, with_segment
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from hypothesis import given, strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.images.codec import decode, resize_shorter
 
-PIXELS = picture(7, 20, 31)
+PIXELS = draw_image(7, 20, 31)
 KINDS = {
     "jpeg": {},
     "progressive": {"progressive": True},
@@ -68,7 +68,7 @@ def test_orientation_is_applied_where_asked(kind, orientation):
 
 
 def test_each_orientation_says_where_the_first_row_and_column_are():
-    """EXIF 2.3, 4.6.4 A: (row 0 is at, column 0 is at) of the upright picture."""
+    """EXIF 2.3, 4.6.4 A: (row 0 is at, column 0 is at) of the upright image."""
     sides = {
         1: ("top", "left"),
         2: ("top", "right"),
@@ -102,12 +102,12 @@ def test_deep_tiffs_are_turned_and_left_alone_too(order, orientation):
     assert np.array_equal(decode(data, 1, exif_rotate=True).pixels, upright)
 
 
-def test_a_turned_picture_is_encoded_anew_and_says_what_else_it_was():
+def test_a_turned_image_is_encoded_anew_and_says_what_else_it_was():
     found = decode(oriented("jpeg", 6), 1, exif_rotate=True, keep=True, size=4)
     assert found.jpeg is None
     assert found.pixels.shape == (31, 20, 3)
     assert found.repair == "rotated by EXIF orientation 6"
-    for mode, kept, repair in (("L", True, "grey JPEG"), ("CMYK", True, "CMYK"), ("CMYK", False, "CMYK")):
+    for mode, kept, repair in (("L", True, "gray JPEG"), ("CMYK", True, "CMYK"), ("CMYK", False, "CMYK")):
         data = with_exif(encoded(Image.fromarray(PIXELS).convert(mode)), exif(8))
         found = decode(data, 1, exif_rotate=True, keep=kept)
         assert found.repair == f"{repair} converted to RGB; rotated by EXIF orientation 8"
@@ -116,7 +116,7 @@ def test_a_turned_picture_is_encoded_anew_and_says_what_else_it_was():
     assert found.repair == "stray or odd bytes in the header removed; rotated by EXIF orientation 3"
 
 
-def test_a_kept_picture_keeps_its_orientation_unless_it_is_applied():
+def test_a_kept_image_keeps_its_orientation_unless_it_is_applied():
     data = oriented("jpeg", 6)
     assert decode(data, 1, keep=True).jpeg == data
     upright = oriented("jpeg", 1)
@@ -125,7 +125,7 @@ def test_a_kept_picture_keeps_its_orientation_unless_it_is_applied():
 
 @pytest.mark.parametrize("orientation", [1, 2, 5, 6])
 def test_a_smaller_scale_is_turned_as_the_whole_is(orientation):
-    data = with_exif(encoded(picture(3, 121, 203)), exif(orientation))
+    data = with_exif(encoded(draw_image(3, 121, 203)), exif(orientation))
     found = decode(data, 1, size=30, exif_rotate=True)
     assert sorted(found.pixels.shape[:2]) == [31, 51]
     assert found.shape == turned(data).shape[:2]

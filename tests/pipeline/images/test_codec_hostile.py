@@ -16,7 +16,7 @@ from helpers.codec_files import (
     with_size,
     zeros,
 )
-from helpers.folders import encoded, needs_proc, picture, python
+from helpers.folders import draw_image, encoded, needs_proc, python
 from PIL import Image
 
 from pipeline.images.codec import DecodeError, decode
@@ -31,10 +31,10 @@ in_every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: "+".join
     ("data", "reason"),
     [
         pytest.param(b"", "empty file", id="empty"),
-        pytest.param(bytes(1000), "not a picture in a known format", id="zeros"),
-        pytest.param(b"<html>404</html>", "not a picture in a known format", id="html"),
-        pytest.param(b"junk" + JPEG, "not a picture in a known format", id="junk before the start"),
-        pytest.param(JPEG[:2], "not a picture in a known format", id="two bytes"),
+        pytest.param(bytes(1000), "not an image in a known format", id="zeros"),
+        pytest.param(b"<html>404</html>", "not an image in a known format", id="html"),
+        pytest.param(b"junk" + JPEG, "not an image in a known format", id="junk before the start"),
+        pytest.param(JPEG[:2], "not an image in a known format", id="two bytes"),
         pytest.param(JPEG[:200], "Truncated", id="header cut"),
         pytest.param(JPEG[:-2], "Premature end of JPEG file", id="end mark cut"),
         pytest.param(JPEG[: len(JPEG) // 2], "Premature end of JPEG file", id="half"),
@@ -44,13 +44,13 @@ in_every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: "+".join
         pytest.param(
             JPEG[:START_OF_SCAN] + b"\xff\xd3" * 40 + JPEG[START_OF_SCAN + 80 :], "Corrupt JPEG", id="scan"
         ),
-        pytest.param(encoded(picture(1), "PNG")[:-400], "premature end of PNG file", id="PNG cut"),
-        pytest.param(encoded(picture(1), "GIF")[:-400], "truncated", id="GIF cut"),
-        pytest.param(encoded(picture(1), "BMP")[:-400], "truncated", id="BMP cut"),
-        pytest.param(encoded(picture(1), "WEBP")[:-200], "could not create decoder object", id="WebP cut"),
-        pytest.param(encoded(picture(1), "TIFF")[:-400], "truncated", id="TIFF cut"),
-        pytest.param(encoded(picture(1), "PPM")[:-400], "truncated", id="PPM cut"),
-        pytest.param(b"RIFF\0\0\0\0WEBPVP8X", "not a picture|decoder", id="WebP header cut"),
+        pytest.param(encoded(draw_image(1), "PNG")[:-400], "premature end of PNG file", id="PNG cut"),
+        pytest.param(encoded(draw_image(1), "GIF")[:-400], "truncated", id="GIF cut"),
+        pytest.param(encoded(draw_image(1), "BMP")[:-400], "truncated", id="BMP cut"),
+        pytest.param(encoded(draw_image(1), "WEBP")[:-200], "could not create decoder object", id="WebP cut"),
+        pytest.param(encoded(draw_image(1), "TIFF")[:-400], "truncated", id="TIFF cut"),
+        pytest.param(encoded(draw_image(1), "PPM")[:-400], "truncated", id="PPM cut"),
+        pytest.param(b"RIFF\0\0\0\0WEBPVP8X", "not an image|decoder", id="WebP header cut"),
     ],
 )
 def test_damaged_files_are_refused_with_a_reason(data, reason, mode):
@@ -64,10 +64,10 @@ def test_damaged_files_are_refused_with_a_reason(data, reason, mode):
 
 
 def test_the_limit_on_pixels_is_inclusive():
-    assert decode(encoded(picture(1, 100, 100)), 0.01).pixels.shape == (100, 100, 3)
+    assert decode(encoded(draw_image(1, 100, 100)), 0.01).pixels.shape == (100, 100, 3)
     for kind in ("JPEG", "PNG"):
         with pytest.raises(DecodeError, match=r"101x100 pixels are more than 0\.01 megapixels"):
-            decode(encoded(picture(1, 100, 101), kind), 0.01)
+            decode(encoded(draw_image(1, 100, 101), kind), 0.01)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def gif(screen, frame):
 
 
 def bmp(width, height):
-    data = bytearray(encoded(picture(1), "BMP"))
+    data = bytearray(encoded(draw_image(1), "BMP"))
     data[18:26] = struct.pack("<ii", width, height)
     return bytes(data)
 
 
 def webp(kind):
     """A WebP that claims 16,383 × 16,383 pixels, or on a canvas 60,000 × 50,000."""
-    frames = [Image.fromarray(picture(seed)) for seed in (1, 2)]
+    frames = [Image.fromarray(draw_image(seed)) for seed in (1, 2)]
     if kind == "lossy":
         data = bytearray(encoded(frames[0], "WEBP"))
         data[26:30] = struct.pack("<HH", 16383, 16383)
@@ -172,13 +172,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @pytest.mark.parametrize("kind", ["plain", "progressive"])
 def test_a_jpeg_of_very_many_scans_is_refused(kind):
-    """A few bytes each, they would take a pass over the whole picture each: hours of a worker's time."""
-    planes = [picture(2, 40, 56)[:, :, c] for c in range(3)]
+    """A few bytes each, they would take a pass over the whole image each: hours of a worker's time."""
+    planes = [draw_image(2, 40, 56)[:, :, c] for c in range(3)]
     if kind == "plain":
         assert decode(planes_jpeg(planes, repeats=98), 1).pixels.shape == (40, 56, 3)  # 100 scans
         data, count = planes_jpeg(planes, repeats=5000), 5002
     else:
-        whole = encoded(picture(2, 40, 56), progressive=True)
+        whole = encoded(draw_image(2, 40, 56), progressive=True)
         last = whole.rindex(b"\xff\xda")
         count = whole.count(b"\xff\xda") + 5000
         data = whole[:-2] + whole[last:-2] * 5000 + whole[-2:]
@@ -188,8 +188,8 @@ def test_a_jpeg_of_very_many_scans_is_refused(kind):
         assert str(refused.value) == f"{count} scans in a JPEG are more than 100"
 
 
-def test_a_thumbnail_of_many_scans_is_no_scan_of_the_picture():
-    data = encoded(picture(2, 40, 56), progressive=True)
+def test_a_thumbnail_of_many_scans_is_no_scan_of_the_image():
+    data = encoded(draw_image(2, 40, 56), progressive=True)
     found = decode(with_segment(data, 0xE1, b"\xff\xda\0\x04" * 5000), 1)
     assert np.array_equal(found.pixels, pillow(data))
 
@@ -211,7 +211,7 @@ HOSTILE = {
     "gray_1x1": (1, 1, ""),
     "gray_bad_exif_500x500": "Corrupt JPEG data: 1214 extraneous bytes before marker 0xd0",
     "junk_header": (768, 1024, "stray or odd bytes in the header removed"),
-    "null_height": "not a picture in a known format",
+    "null_height": "not an image in a known format",
     "png_rgba_with_jpeg_suffix_6x6": (6, 6, "PNG (RGBA) converted"),
     "png_with_jpeg_suffix_600x300": (300, 600, "PNG (RGB) converted"),
     "small_real_imagenet_75x56": (56, 75, ""),
@@ -226,7 +226,7 @@ TURNED = {
     "exif_orient6_portrait_600x450": 6,
     "exif_orient6_real_imagenet_can_opener": 6,
 }
-GREY = {"gray_1000x1", "gray_1x1"}
+GRAY = {"gray_1000x1", "gray_1x1"}
 
 
 def hostile(shared_data, name):
@@ -269,10 +269,10 @@ def test_hostile_file_turned_upright(shared_data, name):
 def test_hostile_file_kept(shared_data, name):
     data = hostile(shared_data, name)
     plain, found = decode(data, 100), decode(data, 100, keep=True, size=64)
-    if plain.repair.endswith("converted") or "CMYK" in plain.repair or name in GREY:
+    if plain.repair.endswith("converted") or "CMYK" in plain.repair or name in GRAY:
         assert found.jpeg is None
         assert np.array_equal(found.pixels, plain.pixels)
-        assert found.repair == (plain.repair or "grey JPEG converted to RGB")
+        assert found.repair == (plain.repair or "gray JPEG converted to RGB")
         return
     assert np.array_equal(pillow(found.jpeg), plain.pixels)
     assert (found.jpeg == data) == (plain.repair == "")

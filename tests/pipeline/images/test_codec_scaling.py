@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from helpers.codec_files import attempt
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from hypothesis import example, given, strategies as st
 from PIL import Image
 
@@ -32,7 +32,7 @@ def test_the_smallest_scale_that_holds_the_target_is_taken(height, width, size, 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
 def test_a_smaller_scale_shows_the_same_photograph(shared_data, size):
-    """1.3 to 2.8 grey levels were measured over 19 photographs; the stored JPEG's quality costs 1 to 2."""
+    """1.3 to 2.8 gray levels were measured over 19 photographs; the stored JPEG's quality costs 1 to 2."""
     data = (shared_data / "hostile" / "junk_header.JPEG").read_bytes()  # 768 × 1024
     whole, scaled = decode(data, 1), decode(data, 1, size=size)
     assert max(scaled.pixels.shape) == {256: 512, 128: 256, 64: 128, 32: 128}[size]
@@ -44,7 +44,7 @@ def test_a_smaller_scale_shows_the_same_photograph(shared_data, size):
 
 def test_an_eighth_is_the_mean_of_each_block():
     """The DC coefficient is nothing else: an independent value for the smallest scale."""
-    pixels = np.repeat(np.repeat(picture(3, 8, 12)[:, :, :1], 8, axis=0), 8, axis=1)
+    pixels = np.repeat(np.repeat(draw_image(3, 8, 12)[:, :, :1], 8, axis=0), 8, axis=1)
     data = encoded(np.repeat(pixels, 3, axis=2), quality=100, subsampling=0)
     found = decode(data, 1, size=8).pixels
     assert np.abs(found.astype(int) - pixels[::8, ::8]).max() <= 1
@@ -57,7 +57,7 @@ def test_an_eighth_is_the_mean_of_each_block():
     st.integers(0, 20),
 )
 def test_damage_is_seen_at_every_scale(options, size, flips, cut):
-    data = bytearray(encoded(picture(1, 61, 83), quality=90, **options))
+    data = bytearray(encoded(draw_image(1, 61, 83), quality=90, **options))
     for at, mask in flips:
         data[at % len(data)] ^= mask
     data = bytes(data[: len(data) - cut])
@@ -69,8 +69,8 @@ def test_damage_is_seen_at_every_scale(options, size, flips, cut):
         assert scaled.repair == whole.repair
 
 
-def test_pictures_too_narrow_for_the_target_decode_all_the_same():
-    data = encoded(picture(1, 3, 1200))
+def test_images_too_narrow_for_the_target_decode_all_the_same():
+    data = encoded(draw_image(1, 3, 1200))
     assert decode(data, 1, size=1).pixels.shape == (2, 600, 3)
     assert decode(data, 1, size=100).pixels.shape == (3, 1200, 3)
 
@@ -108,7 +108,7 @@ def test_shrinking_by_any_factor_weighs_pixels_by_their_area():
 
 
 def cubic_matrix(source, target, a=-0.75):
-    """Keys's cubic convolution with OpenCV's a, pixel centres aligned, edges repeated."""
+    """Keys's cubic convolution with OpenCV's a, pixel centers aligned, edges repeated."""
     matrix = np.zeros((target, source))
     for t in range(target):
         at = (t + 0.5) * source / target - 0.5
@@ -128,22 +128,22 @@ def test_growing_is_cubic():
 
 
 def test_nothing_happens_at_the_wanted_size():
-    pixels = picture(9, 40, 60)
+    pixels = draw_image(9, 40, 60)
     assert resize_shorter(pixels, 40) is pixels
 
 
-def test_pictures_too_narrow_for_a_jpeg_are_refused():
+def test_images_too_narrow_for_a_jpeg_are_refused():
     assert resize_shorter(np.zeros((1, 655, 3), np.uint8), 100).shape == (100, 65500, 3)
     for shape in ((1, 656, 3), (656, 1, 3), (100, 65501, 3), (200, 200_000, 3)):
         with pytest.raises(DecodeError, match="too narrow to scale to a shorter side of 100"):
             resize_shorter(np.zeros(shape, np.uint8), 100)
 
 
-# The centre square
+# The center square
 
 
 @pytest.mark.parametrize(("height", "width", "top", "left"), [(8, 8, 0, 0), (8, 13, 0, 2), (15, 8, 3, 0)])
-def test_the_centre_square_leaves_equal_margins(height, width, top, left):
+def test_the_center_square_leaves_equal_margins(height, width, top, left):
     pixels = np.arange(height * width * 3, dtype=np.uint32).astype(np.uint8).reshape(height, width, 3)
     square = resize_square(pixels, 8)
     assert np.array_equal(square, pixels[top : top + 8, left : left + 8])
@@ -151,7 +151,7 @@ def test_the_centre_square_leaves_equal_margins(height, width, top, left):
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60))
-def test_the_centre_square_is_scaled_alone(height, width, size):
+def test_the_center_square_is_scaled_alone(height, width, size):
     pixels = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), np.uint8)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers.folders import picture
+from helpers.folders import draw_image
 from PIL import Image
 
 from pipeline.errors import RunError
@@ -14,15 +14,15 @@ from pipeline.images.grid import grid, save_png, stacked, titled
         (6, 3, 0, 0, (8, 18)),
         (6, 3, 2, 0, (10, 22)),
         (5, 3, 2, 3, (16, 28)),
-        (2, 8, 1, 0, (4, 13)),  # no more columns than pictures
+        (2, 8, 1, 0, (4, 13)),  # no more columns than images
     ],
 )
 def test_grid(count, columns, gap, margin, shape):
-    pictures = [picture(k, 4, 6) for k in range(count)]
-    sheet = grid(pictures, columns, gap, margin)
+    images = [draw_image(k, 4, 6) for k in range(count)]
+    sheet = grid(images, columns, gap, margin)
     assert sheet.shape == (*shape, 3)
     covered = np.zeros(shape, bool)
-    for k, pixels in enumerate(pictures):
+    for k, pixels in enumerate(images):
         row, column = divmod(k, min(columns, count))
         top, left = margin + row * (4 + gap), margin + column * (6 + gap)
         assert np.array_equal(sheet[top : top + 4, left : left + 6], pixels)
@@ -30,8 +30,8 @@ def test_grid(count, columns, gap, margin, shape):
     assert (sheet[~covered] == 255).all()
 
 
-def test_stacked_pictures_stand_in_the_middle():
-    wide, narrow = picture(0, 5, 20), picture(1, 7, 9)
+def test_stacked_images_stand_in_the_middle():
+    wide, narrow = draw_image(0, 5, 20), draw_image(1, 7, 9)
     sheet = stacked([wide, narrow], gap=3)
     assert sheet.shape == (15, 20, 3)
     assert np.array_equal(sheet[:5], wide)
@@ -41,8 +41,8 @@ def test_stacked_pictures_stand_in_the_middle():
     assert (sheet[8:, 14:] == 255).all()
 
 
-def test_a_title_stands_above_the_picture():
-    pixels = picture(0, 40, 300)
+def test_a_title_stands_above_the_image():
+    pixels = draw_image(0, 40, 300)
     sheet = np.asarray(titled(pixels, ["one", "two"], size=20))
     above = 2 * 29 + 20
     assert sheet.shape == (above + 40, 300, 3)
@@ -52,8 +52,8 @@ def test_a_title_stands_above_the_picture():
         assert (sheet[top : top + 29] < 128).any()
 
 
-def test_a_long_title_widens_the_sheet_and_the_picture_stays_in_the_middle():
-    pixels = picture(0, 10, 10)
+def test_a_long_title_widens_the_sheet_and_the_image_stays_in_the_middle():
+    pixels = draw_image(0, 10, 10)
     sheet = np.asarray(titled(pixels, ["a title that is much wider than ten pixels"], size=12))
     left = (sheet.shape[1] - 10) // 2
     assert sheet.shape[1] > 100
@@ -65,7 +65,7 @@ def test_a_long_title_widens_the_sheet_and_the_picture_stays_in_the_middle():
 
 
 def test_save_png(tmp_path):
-    pixels = picture(0, 9, 7)
+    pixels = draw_image(0, 9, 7)
     save_png(Image.fromarray(pixels), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"

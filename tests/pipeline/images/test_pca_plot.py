@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
-from helpers.folders import picture
+from helpers.folders import draw_image
 
-from pipeline.images.pca_plot import colours_along, draw_scree
+from pipeline.images.pca_plot import colors_along, draw_scree
 from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 BLUE = (0, 114, 178)
 
 
-def along_grey(deviations=(60.0, 20.0, 5.0), mean=(128.0, 128.0, 128.0)):
-    """Statistics whose directions are grey, red against blue, and green against both."""
+def along_gray(deviations=(60.0, 20.0, 5.0), mean=(128.0, 128.0, 128.0)):
+    """Statistics whose directions are gray, red against blue, and green against both."""
     vectors = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
     return Statistics(
         pixels=1,
@@ -31,7 +31,7 @@ def bars(sheet):
 
 
 def test_the_bars_are_as_high_as_the_deviations():
-    sheet = draw_scree(along_grey(), 1858)
+    sheet = draw_scree(along_gray(), 1858)
     found = bars(sheet)
     assert len(found) == 3
     bottom = found[0][1]
@@ -42,37 +42,37 @@ def test_the_bars_are_as_high_as_the_deviations():
 
 
 def test_the_strips_run_from_two_deviations_below_the_mean_to_two_above():
-    statistics = along_grey()
-    first, middle, last = colours_along(statistics, 1, 101)[[0, 50, 100]].astype(int)
+    statistics = along_gray()
+    first, middle, last = colors_along(statistics, 1, 101)[[0, 50, 100]].astype(int)
     reach = 2 * 20 / 2**0.5
     assert np.abs(first - [128 - reach, 128, 128 + reach]).max() <= 0.5
     assert middle.tolist() == [128, 128, 128]
     assert np.abs(last - [128 + reach, 128, 128 - reach]).max() <= 0.5
-    assert colours_along(along_grey((900.0, 1.0, 0.0)), 0, 3).tolist() == [[0] * 3, [128] * 3, [255] * 3]
+    assert colors_along(along_gray((900.0, 1.0, 0.0)), 0, 3).tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
 
 def test_the_sheet_shows_the_strips_with_nothing_cut_off():
-    statistics = along_grey()
+    statistics = along_gray()
     sheet = draw_scree(statistics, 1858)
     assert sheet.dtype == np.uint8
     assert sheet.shape[1:] == (1858, 3)
-    ends = {tuple(colours_along(statistics, k, 2)[end].tolist()) for k in range(3) for end in (0, 1)}
-    shown = {tuple(colour) for colour in np.unique(sheet.reshape(-1, 3), axis=0).tolist()}
+    ends = {tuple(colors_along(statistics, k, 2)[end].tolist()) for k in range(3) for end in (0, 1)}
+    shown = {tuple(color) for color in np.unique(sheet.reshape(-1, 3), axis=0).tolist()}
     assert ends <= shown
     for edge in (sheet[-8:], sheet[:, :8], sheet[:, -8:]):
         assert (edge == 255).all()
 
 
-def test_text_does_not_run_into_its_neighbour_at_the_narrowest():
-    sheet = draw_scree(along_grey((114.3, 33.8, 16.9)), 10)
+def test_text_does_not_run_into_its_neighbor_at_the_narrowest():
+    sheet = draw_scree(along_gray((114.3, 33.8, 16.9)), 10)
     assert sheet.shape[1] == 1300
     ink = (sheet[:40] < 128).any(axis=(0, 2))  # the two titles
     gaps = np.diff(np.flatnonzero(ink))
     assert (gaps > 18).sum() == 1
 
 
-@pytest.mark.parametrize("pixels", [np.full((4, 4, 3), 77, np.uint8), picture(0)])
-def test_flat_and_ordinary_pictures(pixels):
+@pytest.mark.parametrize("pixels", [np.full((4, 4, 3), 77, np.uint8), draw_image(0)])
+def test_flat_and_ordinary_images(pixels):
     moments = Moments()
     moments.add(pixels)
     statistics = statistics_of(moments)

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 from helpers.codec_files import chunk, netpbm, png, tiff, zeros
-from helpers.folders import encoded, picture
+from helpers.folders import draw_image, encoded
 from PIL import Image
 
 from pipeline.images.codec import DecodeError, decode
@@ -15,7 +15,7 @@ DEEP_RGB = RNG.integers(0, 65536, (20, 31, 3)).astype(">u2")
 SHADES = (np.arange(620).reshape(20, 31) % 128).astype(np.uint8)
 
 
-def grey(values):
+def gray(values):
     return np.repeat(np.asarray(values)[:, :, None], 3, axis=2)
 
 
@@ -24,7 +24,7 @@ def grey(values):
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
 def test_lossless_formats_keep_every_pixel_whatever_the_file_is_called(kind):
-    pixels = picture(3, 20, 31)
+    pixels = draw_image(3, 20, 31)
     found = decode(encoded(pixels, kind, **({"lossless": True} if kind == "WEBP" else {})), 1)
     assert np.array_equal(found.pixels, pixels)
     assert found.shape == (20, 31)
@@ -35,43 +35,43 @@ def test_lossless_formats_keep_every_pixel_whatever_the_file_is_called(kind):
 @pytest.mark.parametrize("size", [None, 4])
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
 def test_only_jpegs_are_decoded_at_a_smaller_scale(kind, size):
-    assert decode(encoded(picture(3, 20, 31), kind), 1, size=size).pixels.shape == (20, 31, 3)
+    assert decode(encoded(draw_image(3, 20, 31), kind), 1, size=size).pixels.shape == (20, 31, 3)
 
 
 def test_gif_palette_is_resolved():
-    indexed = Image.fromarray(picture(4)).quantize(16)
+    indexed = Image.fromarray(draw_image(4)).quantize(16)
     found = decode(encoded(indexed, "GIF"), 1)
     assert np.array_equal(found.pixels, np.asarray(indexed.convert("RGB")))
     assert found.repair == "GIF (P) converted"
 
 
-def test_alpha_is_dropped_and_colours_stay():
-    rgba = np.dstack([picture(5), np.full((48, 48), 7, np.uint8)])
+def test_alpha_is_dropped_and_colors_stay():
+    rgba = np.dstack([draw_image(5), np.full((48, 48), 7, np.uint8)])
     for kind in ("PNG", "TIFF"):
         found = decode(encoded(rgba, kind), 1)
         assert np.array_equal(found.pixels, rgba[:, :, :3])
         assert found.repair == f"{kind} (RGBA) converted"
 
 
-def test_grey_with_alpha_is_grey():
+def test_gray_with_alpha_is_gray():
     pixels = np.dstack([SHADES, np.full_like(SHADES, 7)])
     found = decode(encoded(Image.fromarray(pixels, "LA"), "PNG"), 1)
-    assert np.array_equal(found.pixels, grey(SHADES))
+    assert np.array_equal(found.pixels, gray(SHADES))
     assert found.repair == "PNG (LA) converted"
 
 
-def test_a_transparent_colour_is_that_colour():
-    pixels = picture(5, 20, 31)
+def test_a_transparent_color_is_that_color():
+    pixels = draw_image(5, 20, 31)
     key = chunk(b"tRNS", b"".join(bytes([0, value]) for value in pixels[0, 0]))
-    assert np.array_equal(decode(png(pixels.tobytes(), 20, 31, colour=2, before=key), 1).pixels, pixels)
+    assert np.array_equal(decode(png(pixels.tobytes(), 20, 31, color=2, before=key), 1).pixels, pixels)
     key = chunk(b"tRNS", b"\0\x05")
-    assert np.array_equal(decode(png(SHADES.tobytes(), 20, 31, before=key), 1).pixels, grey(SHADES))
+    assert np.array_equal(decode(png(SHADES.tobytes(), 20, 31, before=key), 1).pixels, gray(SHADES))
 
 
-def test_a_palette_with_transparency_keeps_its_colours():
+def test_a_palette_with_transparency_keeps_its_colors():
     palette = RNG.integers(0, 256, (128, 3), np.uint8)
     before = chunk(b"PLTE", palette.tobytes()) + chunk(b"tRNS", bytes(range(100)))
-    found = decode(png(SHADES.tobytes(), 20, 31, colour=3, before=before), 1)
+    found = decode(png(SHADES.tobytes(), 20, 31, color=3, before=before), 1)
     assert np.array_equal(found.pixels, palette[SHADES])
     assert found.repair == "PNG (P) converted"
 
@@ -80,59 +80,61 @@ def test_a_palette_with_transparency_keeps_its_colours():
 def test_one_bit_is_black_and_white(kind):
     bits = SHADES % 3 == 0
     found = decode(encoded(Image.fromarray(bits), kind), 1)
-    assert np.array_equal(found.pixels, grey(bits * np.uint8(255)))
+    assert np.array_equal(found.pixels, gray(bits * np.uint8(255)))
     assert found.repair == f"{kind} (1) converted"
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_keeps_its_upper_byte(kind, dark):
+def test_16_bit_gray_keeps_its_upper_byte(kind, dark):
     values = DEEP & 255 if dark else DEEP
     found = decode(encoded(values, kind), 1)
-    assert np.array_equal(found.pixels, grey(values >> 8))
+    assert np.array_equal(found.pixels, gray(values >> 8))
 
 
 @pytest.mark.parametrize("maxval", [256, 1023, 4095, 65535])
 def test_pgm_of_any_depth_is_scaled(maxval):
     values = (DEEP.astype(int) % (maxval + 1)).astype(">u2")
     found = decode(netpbm(b"P5", maxval, values), 1).pixels
-    assert np.array_equal(found, grey(np.rint(values / maxval * 65535).astype(int) >> 8))
+    assert np.array_equal(found, gray(np.rint(values / maxval * 65535).astype(int) >> 8))
 
 
 @pytest.mark.parametrize("maxval", [1, 100, 127, 254])
 def test_pgm_of_few_shades_is_scaled(maxval):
     values = SHADES % (maxval + 1)
     found = decode(netpbm(b"P5", maxval, values), 1).pixels
-    assert np.array_equal(found, grey(np.rint(values / maxval * 255)))
+    assert np.array_equal(found, gray(np.rint(values / maxval * 255)))
 
 
-def test_16_bit_colours_keep_their_upper_byte():
-    found = decode(png(DEEP_RGB.tobytes(), 20, 31, depth=16, colour=2), 1)
+def test_16_bit_colors_keep_their_upper_byte():
+    found = decode(png(DEEP_RGB.tobytes(), 20, 31, depth=16, color=2), 1)
     assert np.array_equal(found.pixels, DEEP_RGB >> 8)
     alpha = np.dstack([DEEP_RGB, DEEP_RGB[:, :, :1]]).astype(">u2")
-    found = decode(png(alpha.tobytes(), 20, 31, depth=16, colour=6), 1)
+    found = decode(png(alpha.tobytes(), 20, 31, depth=16, color=6), 1)
     assert np.array_equal(found.pixels, DEEP_RGB >> 8)
-    found = decode(png(alpha[:, :, 2:].tobytes(), 20, 31, depth=16, colour=4), 1)
-    assert np.array_equal(found.pixels, grey(DEEP_RGB[:, :, 2] >> 8))
+    found = decode(png(alpha[:, :, 2:].tobytes(), 20, 31, depth=16, color=4), 1)
+    assert np.array_equal(found.pixels, gray(DEEP_RGB[:, :, 2] >> 8))
     found = decode(netpbm(b"P6", 65535, DEEP_RGB), 1)
     assert np.abs(found.pixels - (DEEP_RGB / 257)).max() <= 0.5
 
 
 def test_inks_of_a_tiff_are_not_inverted():
-    found = decode(encoded(Image.fromarray(picture(6)).convert("CMYK"), "TIFF"), 1)
-    assert np.array_equal(found.pixels, picture(6))
+    found = decode(encoded(Image.fromarray(draw_image(6)).convert("CMYK"), "TIFF"), 1)
+    assert np.array_equal(found.pixels, draw_image(6))
     assert found.repair == "TIFF (CMYK) converted"
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "tiff_deflate"])
 def test_compressed_tiffs_keep_every_pixel(compression):
-    assert np.array_equal(decode(encoded(picture(6), "TIFF", compression=compression), 1).pixels, picture(6))
+    assert np.array_equal(
+        decode(encoded(draw_image(6), "TIFF", compression=compression), 1).pixels, draw_image(6)
+    )
 
 
 @pytest.mark.parametrize("default", [False, True])
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_the_first_frame_of_an_animation_counts(kind, default):
-    frames = [Image.new("RGB", (31, 20), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (31, 20), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {"default_image": default} if kind == "PNG" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (decode(data, 1).pixels == [255, 0, 0]).all()
@@ -152,11 +154,11 @@ def test_the_first_frame_of_an_animation_counts(kind, default):
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_metadata_of_a_png_cost_it_nothing(place, metadata):
     data = png(SHADES.tobytes(), 20, 31, **{place: metadata})
-    assert np.array_equal(decode(data, 1).pixels, grey(SHADES))
+    assert np.array_equal(decode(data, 1).pixels, gray(SHADES))
 
 
 def test_bytes_behind_a_png_are_not_looked_at():
-    assert np.array_equal(decode(encoded(picture(3), "PNG") + b"junk", 1).pixels, picture(3))
+    assert np.array_equal(decode(encoded(draw_image(3), "PNG") + b"junk", 1).pixels, draw_image(3))
 
 
 # What is refused
@@ -177,8 +179,8 @@ def test_other_formats_are_unknown_though_pillow_reads_some(kind):
     if kind not in Image.SAVE:
         pytest.skip(f"this Pillow does not write {kind}")
     with pytest.raises(DecodeError) as refused:
-        decode(encoded(picture(1, 64, 64), kind), 1)
-    assert str(refused.value) == "not a picture in a known format"
+        decode(encoded(draw_image(1, 64, 64), kind), 1)
+    assert str(refused.value) == "not an image in a known format"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_other_formats_are_unknown_though_pillow_reads_some(kind):
 def test_formats_that_are_none_of_ours_are_unknown(data):
     with pytest.raises(DecodeError) as refused:
         decode(data, 1)
-    assert str(refused.value) == "not a picture in a known format"
+    assert str(refused.value) == "not an image in a known format"
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -213,7 +215,7 @@ def test_a_changed_byte_in_a_png_is_found_even_where_it_inflates(stored):
 @pytest.mark.parametrize("cut", [1, 4, 12, 13, 200])
 def test_a_png_without_its_end_mark_is_refused(cut):
     with pytest.raises(DecodeError) as refused:
-        decode(encoded(picture(1), "PNG")[:-cut], 1)
+        decode(encoded(draw_image(1), "PNG")[:-cut], 1)
     assert str(refused.value) == "premature end of PNG file"
 
 
@@ -222,7 +224,7 @@ def test_a_png_without_its_end_mark_is_refused(cut):
     [
         (netpbm(b"P5", 0, SHADES), "ValueError: maxval must be greater than 0 and less than 65536"),
         (netpbm(b"P5", 70000, SHADES), "ValueError: maxval must be greater than 0 and less than 65536"),
-        (b"P5 0 20 255\n" + bytes(20), "not a picture in a known format"),
+        (b"P5 0 20 255\n" + bytes(20), "not an image in a known format"),
         (tiff(8, 8, {273: "data", 278: 8, 279: "length"}, b"no deflate"), "OSError: decoder error -2"),
     ],
     ids=["maxval 0", "maxval 70000", "width 0", "TIFF"],
@@ -255,11 +257,11 @@ def test_nothing_is_said_besides_the_reason(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_colour_profiles_are_ignored():
+def test_color_profiles_are_ignored():
     profile = b"not a profile" * 100
     for kind in ("PNG", "TIFF", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
-        data = encoded(picture(3), kind, icc_profile=profile, **options)
+        data = encoded(draw_image(3), kind, icc_profile=profile, **options)
         with Image.open(io.BytesIO(data)) as image:
             assert image.info["icc_profile"] == profile
-        assert np.array_equal(decode(data, 1).pixels, picture(3))
+        assert np.array_equal(decode(data, 1).pixels, draw_image(3))

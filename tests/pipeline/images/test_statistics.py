@@ -8,18 +8,18 @@ from pipeline import LocalEngine, Options, prepare, read_source
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 
 
-def reference(pictures):
+def reference(images):
     """Python's own integers: count, sums, products."""
-    pixels = [tuple(map(int, pixel)) for picture in pictures for pixel in picture.reshape(-1, 3)]
+    pixels = [tuple(map(int, pixel)) for image in images for pixel in image.reshape(-1, 3)]
     sums = [sum(p[i] for p in pixels) for i in range(3)]
     products = [[sum(p[i] * p[j] for p in pixels) for j in range(3)] for i in range(3)]
     return len(pixels), sums, products
 
 
-def moments_of(pictures, square=None):
+def moments_of(images, square=None):
     moments = Moments() if square is None else Moments.for_square(square)
-    for picture in pictures:
-        moments.add(picture)
+    for image in images:
+        moments.add(image)
     return moments
 
 
@@ -28,15 +28,15 @@ def bits(moments):
     return moments.images, moments.count, moments.sums.tobytes(), moments.products.tobytes(), image
 
 
-def random_picture(seed, height=9, width=7):
+def random_image(seed, height=9, width=7):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40))
 def test_sums_equal_those_of_python_integers(seed, height, width):
-    pictures = [random_picture(seed, height, width), random_picture(seed + 1, width, 3)]
-    moments = moments_of(pictures)
-    count, sums, products = reference(pictures)
+    images = [random_image(seed, height, width), random_image(seed + 1, width, 3)]
+    moments = moments_of(images)
+    count, sums, products = reference(images)
     assert (moments.images, moments.count) == (2, count)
     assert moments.sums.tolist() == sums
     assert moments.products.tolist() == products
@@ -50,38 +50,37 @@ def test_white_is_the_worst_case_and_exact(pixels):
     assert moments.products.tolist() == [[255 * 255 * pixels] * 3] * 3
 
 
-def test_large_pictures_equal_numpy_in_int64():
-    picture = random_picture(0, 613, 509)
-    flat = picture.reshape(-1, 3).astype(np.int64)
-    moments = moments_of([picture])
+def test_large_images_equal_numpy_in_int64():
+    image = random_image(0, 613, 509)
+    flat = image.reshape(-1, 3).astype(np.int64)
+    moments = moments_of([image])
     assert np.array_equal(moments.products, flat.T @ flat)
     assert np.array_equal(moments.sums, flat.sum(axis=0))
     assert moments.products.dtype == moments.sums.dtype == np.int64
 
 
-def test_views_and_transposed_pictures_count_alike():
-    picture = random_picture(1, 30, 20)
-    turned = np.ascontiguousarray(picture[::-1, ::-1])
-    assert bits(moments_of([picture[::-1, ::-1]])) == bits(moments_of([turned]))
-    assert bits(moments_of([picture])) == bits(moments_of([picture.transpose(1, 0, 2)]))
+def test_views_and_transposed_images_count_alike():
+    image = random_image(1, 30, 20)
+    turned = np.ascontiguousarray(image[::-1, ::-1])
+    assert bits(moments_of([image[::-1, ::-1]])) == bits(moments_of([turned]))
+    assert bits(moments_of([image])) == bits(moments_of([image.transpose(1, 0, 2)]))
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.permutations(range(4)), st.integers(0, 99))
 def test_any_partition_merged_in_any_order_gives_the_same_bits(workers, order, seed):
-    pictures = [random_picture(seed * 100 + k, 8, 8) for k in range(len(workers))]
+    images = [random_image(seed * 100 + k, 8, 8) for k in range(len(workers))]
     parts = [
-        moments_of([p for p, worker in zip(pictures, workers, strict=True) if worker == w], 8)
-        for w in range(4)
+        moments_of([p for p, worker in zip(images, workers, strict=True) if worker == w], 8) for w in range(4)
     ]
     merged = Moments.for_square(8)
     for w in order:
         merged.merge(parts[w])
-    assert bits(merged) == bits(moments_of(pictures, 8))
-    assert np.array_equal(merged.image_sum, np.sum(pictures, axis=0, dtype=np.int64))
+    assert bits(merged) == bits(moments_of(images, 8))
+    assert np.array_equal(merged.image_sum, np.sum(images, axis=0, dtype=np.int64))
 
 
 def test_parts_without_a_sum_image_leave_it_alone():
-    merged = moments_of([random_picture(0, 8, 8)], 8)
+    merged = moments_of([random_image(0, 8, 8)], 8)
     before = merged.image_sum.copy()
     merged.merge(Moments())
     assert np.array_equal(merged.image_sum, before)
@@ -89,36 +88,36 @@ def test_parts_without_a_sum_image_leave_it_alone():
 
 def test_moments_do_not_share_their_arrays():
     a, b = Moments(), Moments()
-    a.add(random_picture(0, 2, 2))
+    a.add(random_image(0, 2, 2))
     assert not b.sums.any()
     assert not b.products.any()
 
 
-def test_a_picture_of_another_size_has_no_place_in_the_sum_image():
+def test_a_image_of_another_size_has_no_place_in_the_sum_image():
     with pytest.raises(ValueError, match=r"shape \(8, 9, 3\) among those of \(8, 8, 3\)"):
-        Moments.for_square(8).add(random_picture(0, 8, 9))
+        Moments.for_square(8).add(random_image(0, 8, 9))
 
 
-def test_more_pictures_than_float32_could_sum_are_exact(monkeypatch):
+def test_more_images_than_float32_could_sum_are_exact(monkeypatch):
     monkeypatch.setattr("pipeline.images.statistics._MOST_IMAGES", 7)
-    pictures = [random_picture(k, 4, 4) for k in range(30)]
-    assert np.array_equal(moments_of(pictures, 4).image_sum, np.sum(pictures, axis=0, dtype=np.int64))
+    images = [random_image(k, 4, 4) for k in range(30)]
+    assert np.array_equal(moments_of(images, 4).image_sum, np.sum(images, axis=0, dtype=np.int64))
     assert 2**24 // 255 * 255 <= 2**24 < (2**24 // 255 + 1) * 255
 
 
-def test_reading_the_sum_image_between_pictures_changes_nothing():
-    pictures = [random_picture(k, 4, 4) for k in range(5)]
+def test_reading_the_sum_image_between_images_changes_nothing():
+    images = [random_image(k, 4, 4) for k in range(5)]
     moments = Moments.for_square(4)
-    for picture in pictures:
-        moments.add(picture)
+    for image in images:
+        moments.add(image)
         assert moments.image_sum.dtype == np.int64
-    assert np.array_equal(moments.image_sum, np.sum(pictures, axis=0, dtype=np.int64))
+    assert np.array_equal(moments.image_sum, np.sum(images, axis=0, dtype=np.int64))
 
 
-def test_pictures_of_changing_sizes_leave_nothing_behind():
-    pictures = [random_picture(k, *shape) for k, shape in enumerate([(20, 30), (19, 30), (3, 3), (20, 30)])]
-    _, _, products = reference(pictures)
-    assert moments_of(pictures).products.tolist() == products
+def test_images_of_changing_sizes_leave_nothing_behind():
+    images = [random_image(k, *shape) for k, shape in enumerate([(20, 30), (19, 30), (3, 3), (20, 30)])]
+    _, _, products = reference(images)
+    assert moments_of(images).products.tolist() == products
 
 
 # The released source's data, as its authors ship them: standard deviations along three directions, and
@@ -131,9 +130,9 @@ SOURCE_VECTORS = np.array(
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12))
 def test_mean_and_covariance_are_the_nearest_doubles_to_the_exact_values(seed, height, width):
-    picture = random_picture(seed, height, width)
-    found = statistics_of(moments_of([picture]))
-    pixels = [[Fraction(int(v)) for v in pixel] for pixel in picture.reshape(-1, 3)]
+    image = random_image(seed, height, width)
+    found = statistics_of(moments_of([image]))
+    pixels = [[Fraction(int(v)) for v in pixel] for pixel in image.reshape(-1, 3)]
     n = len(pixels)
     mean = [sum(p[i] for p in pixels) / n for i in range(3)]
     covariance = [
@@ -154,16 +153,16 @@ def test_no_precision_is_lost_over_as_many_pixels_as_imagenet_has():
 
 
 def test_numpy_agrees():
-    pictures = [random_picture(k) for k in range(5)]
-    found = statistics_of(moments_of(pictures))
-    flat = np.concatenate([p.reshape(-1, 3) for p in pictures]).astype(float)
+    images = [random_image(k) for k in range(5)]
+    found = statistics_of(moments_of(images))
+    flat = np.concatenate([p.reshape(-1, 3) for p in images]).astype(float)
     assert np.allclose(found.mean, flat.mean(axis=0), rtol=1e-14)
     assert np.allclose(found.covariance, np.cov(flat.T, bias=True), rtol=1e-12)
 
 
 @given(st.integers(0, 2**32))
 def test_the_eigenvectors_rebuild_the_covariance(seed):
-    found = statistics_of(moments_of([random_picture(seed)]))
+    found = statistics_of(moments_of([random_image(seed)]))
     vectors, values = np.array(found.eigenvectors), np.array(found.eigenvalues)
     assert np.allclose(vectors.T @ np.diag(values) @ vectors, found.covariance, rtol=1e-10, atol=1e-7)
     assert np.allclose(vectors @ vectors.T, np.eye(3), atol=1e-12)
@@ -173,7 +172,7 @@ def test_the_eigenvectors_rebuild_the_covariance(seed):
         assert row[np.abs(row).argmax()] > 0
 
 
-def test_a_picture_along_one_direction():
+def test_a_image_along_one_direction():
     # The pixels lie 6 apart along (2, 1, -2) / 3, so 3 from their mean: a variance of 9.
     found = statistics_of(moments_of([np.array([[[10, 20, 30], [14, 22, 26]]], np.uint8)]))
     assert found.mean == (12, 21, 28)
@@ -185,17 +184,17 @@ def test_a_picture_along_one_direction():
 
 
 @pytest.mark.parametrize("level", range(0, 256, 15))
-def test_grey_and_flat_pictures_have_no_negative_variance(level):
-    grey = np.repeat(random_picture(level)[:, :, :1], 3, axis=2)
-    for picture in (grey, np.full((4, 4, 3), level)):
-        found = statistics_of(moments_of([picture]))
+def test_gray_and_flat_images_have_no_negative_variance(level):
+    gray = np.repeat(random_image(level)[:, :, :1], 3, axis=2)
+    for image in (gray, np.full((4, 4, 3), level)):
+        found = statistics_of(moments_of([image]))
         assert min(found.eigenvalues) >= 0
         assert np.isfinite(found.deviations).all()
 
 
 def test_measured_on_is_kept():
-    assert statistics_of(moments_of([random_picture(0)])).measured_on == "source"
-    assert statistics_of(moments_of([random_picture(0)]), "decoded").measured_on == "decoded"
+    assert statistics_of(moments_of([random_image(0)])).measured_on == "source"
+    assert statistics_of(moments_of([random_image(0)]), "decoded").measured_on == "decoded"
 
 
 def test_no_pixels_no_statistics():
@@ -204,14 +203,14 @@ def test_no_pixels_no_statistics():
 
 
 def test_mean_image():
-    pictures = [random_picture(k, 8, 8) for k in range(7)]
-    found = mean_image_of(moments_of(pictures, 8))
+    images = [random_image(k, 8, 8) for k in range(7)]
+    found = mean_image_of(moments_of(images, 8))
     assert found.dtype == np.float32
-    assert np.array_equal(found, np.mean(pictures, axis=0, dtype=np.float64).astype(np.float32))
+    assert np.array_equal(found, np.mean(images, axis=0, dtype=np.float64).astype(np.float32))
 
 
-@pytest.mark.parametrize("moments", [Moments(), Moments.for_square(8), moments_of([random_picture(0)])])
-def test_no_mean_image_without_square_pictures(moments):
+@pytest.mark.parametrize("moments", [Moments(), Moments.for_square(8), moments_of([random_image(0)])])
+def test_no_mean_image_without_square_images(moments):
     with pytest.raises(ValueError, match="no mean image"):
         mean_image_of(moments)
 

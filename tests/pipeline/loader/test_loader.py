@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers.synthetic import CLASSES, tiny_pictures, write_dataset
+from helpers.synthetic import CLASSES, tiny_images, write_dataset
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError
@@ -25,7 +25,7 @@ def datasets(tmp_path_factory):
 
     def get(samples, shards=3):
         if (samples, shards) not in made:
-            splits = dict.fromkeys(("train", "val"), tiny_pictures(samples))
+            splits = dict.fromkeys(("train", "val"), tiny_images(samples))
             made[samples, shards] = write_dataset(folder / f"{samples}-{shards}", splits, 16, shards)
         return made[samples, shards]
 
@@ -216,7 +216,7 @@ def test_cuts_of_many_kinds(datasets, monkeypatch, samples, world, batch, most, 
         ({"shuffle_buffer": 9}, "shuffle_buffer was 2048, now 9"),
         ({"view": TrainView(crop=12)}, "crop was 16, now 12"),
         ({"view": TrainView(16, augmentation="random-resized-crop")}, "augmentation was paper, now random"),
-        ({"view": TrainView(16, (1.0, 2.0, 3.0))}, "colours was"),
+        ({"view": TrainView(16, (1.0, 2.0, 3.0))}, "colors was"),
         ({"samples": 24}, "dataset was .*samples was 40, now 24"),
     ],
 )
@@ -292,7 +292,7 @@ def test_batches_outlive_the_steps_and_the_loader(datasets):
     assert all(torch.equal(image, copy) for image, copy in kept)
 
 
-def test_neighbours_do_not_stay_neighbours(datasets):
+def test_neighbors_do_not_stay_neighbors(datasets):
     """Of 4,000 samples in 8 shards, two in a row in one epoch are in the next apart as if thrown."""
     with Loader(datasets(4000, 8), "train", TrainView(8), 100, shuffle_buffer=1000, keys=True) as loader:
         epochs = [np.array([int(key.split("-")[1]) for key in keys_of(loader)]) for _ in range(4)]
@@ -389,7 +389,7 @@ def test_every_pipeline_gives_its_memory_back(datasets, short_segments, monkeypa
         assert len(given_back) == 5  # of eight samples each
 
 
-def test_a_crop_larger_than_the_pictures_is_refused(datasets):
+def test_a_crop_larger_than_the_images_is_refused(datasets):
     with pytest.raises(UsageError, match="crop of 17 px"):
         Loader(datasets(8), "train", TrainView(crop=17), 2)
 

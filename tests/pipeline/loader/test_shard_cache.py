@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import RunError
 from pipeline.loader import shard_cache as cache_module
@@ -21,7 +21,7 @@ from pipeline.storage.local import LocalStore
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A dataset of eight training shards."""
-    return write_dataset(tmp_path_factory.mktemp("cached") / "data", {"train": tiny_pictures(40)}, 16, 8)
+    return write_dataset(tmp_path_factory.mktemp("cached") / "data", {"train": tiny_images(40)}, 16, 8)
 
 
 class CountingStore(LocalStore):

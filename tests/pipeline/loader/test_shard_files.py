@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.buckets import start_gcs, upload
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
 from pipeline.dataset.index import index_path, read_index
@@ -15,8 +15,8 @@ from pipeline.loader.shard_files import Shelf
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    pictures = tiny_pictures(60)
-    return write_dataset(tmp_path_factory.mktemp("access") / "d", {"train": pictures, "val": pictures}, 16, 5)
+    images = tiny_images(60)
+    return write_dataset(tmp_path_factory.mktemp("access") / "d", {"train": images, "val": images}, 16, 5)
 
 
 def epochs(dataset, access=None, view=None, count=2):
@@ -86,7 +86,7 @@ def test_a_part_of_a_shard_has_an_index_of_its_own(data):
 
 def test_an_index_that_the_manifest_does_not_know_is_an_error(data, tmp_path):
     """One sample less in an index: read in part it is seen by Python, as a whole by DALI."""
-    copy = write_dataset(tmp_path / "d", {"train": tiny_pictures(12)}, 16, 2)
+    copy = write_dataset(tmp_path / "d", {"train": tiny_images(12)}, 16, 2)
     path = copy.indexes("train")[0]
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["v1.2 5", *lines[1:-1], ""]))

@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.loader.views import check_crop, colour_noise
+from pipeline.loader.views import check_crop, color_noise
 
 # The released source's eigenvectors (columns) and deviations, as facts of the paper's code.
 V = np.array([[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]])
@@ -23,8 +23,8 @@ def statistics():
     )
 
 
-def test_source_noise_has_a_tenth_of_the_pictures_deviation(statistics):
-    noise = colour_noise("source", statistics)
+def test_source_noise_has_a_tenth_of_the_images_deviation(statistics):
+    noise = color_noise("source", statistics)
     assert noise.divisor == 1.1
     # cov(mixing z) = 0.1² V diag(σ²) Vᵀ, whatever the order and signs of the directions
     np.testing.assert_allclose(
@@ -33,17 +33,17 @@ def test_source_noise_has_a_tenth_of_the_pictures_deviation(statistics):
 
 
 def test_paper_noise_is_scaled_by_eigenvalues_of_unit_pixels(statistics):
-    noise = colour_noise("paper", statistics)
+    noise = color_noise("paper", statistics)
     assert noise.divisor == 1.0
     unit = (SIGMA / 255) ** 2
     expected = 0.01 * V @ np.diag((unit * 255) ** 2) @ V.T
     np.testing.assert_allclose(noise.mixing @ noise.mixing.T, expected, rtol=1e-3, atol=0.05)
-    # the first direction moves the picture by 0.1 · 121.78² / 255 = 5.8 grey levels
+    # the first direction moves the image by 0.1 · 121.78² / 255 = 5.8 gray levels
     assert np.linalg.norm(noise.mixing[:, 0]) == pytest.approx(5.816, abs=0.01)
 
 
 def test_no_noise(statistics):
-    assert colour_noise("none", statistics) is None
+    assert color_noise("none", statistics) is None
 
 
 @pytest.mark.parametrize(("crop", "size"), [(225, 224), (0, 224), (-1, 224)])
@@ -52,5 +52,5 @@ def test_impossible_crops_are_refused(crop, size):
         check_crop(crop, size)
 
 
-def test_a_crop_may_fill_the_picture():
+def test_a_crop_may_fill_the_image():
     check_crop(256, 256)

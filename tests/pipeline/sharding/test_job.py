@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from helpers.folders import (
     SIZE,
+    draw_image,
     encoded,
     is_running,
     needs_proc,
-    picture,
     place,
     python,
     samples,
@@ -52,10 +52,10 @@ def make(source, out, options=OPTIONS, workers=1, **settings):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """24 training and 12 validation pictures of three classes, all of the size that they are stored in."""
+    """24 training and 12 validation images of three classes, all of the size that they are stored in."""
     root = write_source(tmp_path_factory.mktemp("preparation") / "source")
-    grey = Image.fromarray(picture(0)[:, :, 0])
-    place(root / "train" / "ant" / "ant_0.jpg", encoded(grey))
+    gray = Image.fromarray(draw_image(0)[:, :, 0])
+    place(root / "train" / "ant" / "ant_0.jpg", encoded(gray))
     return root
 
 
@@ -69,12 +69,12 @@ def whole(source, tmp_path_factory):
 
 @pytest.fixture
 def bad_source(tmp_path):
-    """24 pictures, of which two of class ant do not decode and one of class bee is a PNG."""
+    """24 images, of which two of class ant do not decode and one of class bee is a PNG."""
     root = write_source(tmp_path / "bad", train=8, val=0)
     (root / "val").rmdir() if (root / "val").exists() else None
-    place(root / "train" / "ant" / "ant_1.jpg", encoded(picture(1))[:-50])
+    place(root / "train" / "ant" / "ant_1.jpg", encoded(draw_image(1))[:-50])
     place(root / "train" / "ant" / "ant_2.jpg", b"")
-    place(root / "train" / "bee" / "bee_9.jpg", encoded(picture(9), "PNG"))
+    place(root / "train" / "bee" / "bee_9.jpg", encoded(draw_image(9), "PNG"))
     return root
 
 
@@ -89,7 +89,7 @@ def test_the_folder_holds_exactly_what_the_design_says(whole):
     assert not (whole / ".work").exists()
 
 
-def test_every_picture_is_stored_once_under_its_stem_with_its_label(source, whole):
+def test_every_image_is_stored_once_under_its_stem_with_its_label(source, whole):
     for split in ("train", "val"):
         stored = samples(whole, split)
         labels = {
@@ -100,7 +100,7 @@ def test_every_picture_is_stored_once_under_its_stem_with_its_label(source, whol
         assert {key: label for key, (_, label) in stored.items()} == labels
 
 
-def test_stored_pictures_are_the_sources(source, whole):
+def test_stored_images_are_the_sources(source, whole):
     for split in ("train", "val"):
         originals = {path.stem: path for path in (source / split).rglob("*.jpg")}
         for key, (data, _) in samples(whole, split).items():
@@ -112,14 +112,14 @@ def test_stored_pictures_are_the_sources(source, whole):
 
 
 def test_statistics_and_mean_image_are_those_of_the_training_pixels(source, whole):
-    pictures = []
+    images = []
     for path in (source / "train").rglob("*.jpg"):
         with Image.open(path) as image:
-            pictures.append(np.asarray(image.convert("RGB"), np.int64))
-    mean_image = (np.sum(pictures, axis=0) / len(pictures)).astype(np.float32)
+            images.append(np.asarray(image.convert("RGB"), np.int64))
+    mean_image = (np.sum(images, axis=0) / len(images)).astype(np.float32)
     assert np.array_equal(np.load(whole / "mean_image.npy"), mean_image)
     found = read_manifest(whole).statistics
-    pixels = np.reshape(pictures, (-1, 3))
+    pixels = np.reshape(images, (-1, 3))
     assert found.pixels == len(pixels) == 24 * SIZE * SIZE
     assert found.mean == tuple(int(s) / len(pixels) for s in pixels.sum(axis=0))
     assert np.allclose(found.covariance, np.cov(pixels.T, bias=True), rtol=1e-12)
@@ -191,7 +191,7 @@ def test_every_byte_is_the_same_for_any_number_of_workers(tiny_source, tmp_path)
     assert len(tree(tmp_path / "1")) == 2 * (10 + 4) + 3
 
 
-def test_progress_counts_every_picture_once(source, tmp_path):
+def test_progress_counts_every_image_once(source, tmp_path):
     seen = []
     make(source, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
@@ -248,7 +248,7 @@ def test_a_finished_job_with_another_source_is_refused(bad_source, whole):
 
 @pytest.fixture
 def unfinished(bad_source, tmp_path):
-    """The output of a job on `bad_source` that failed for its bad pictures."""
+    """The output of a job on `bad_source` that failed for its bad images."""
     with pytest.raises(RunError):
         make(bad_source, tmp_path / "out", max_bad=0.08)
     return tmp_path / "out"
@@ -269,19 +269,19 @@ def test_an_unfinished_job_with_another_source_or_version_is_refused(bad_source,
     with pytest.raises(UsageError, match="architecture was PDP-"):
         make(bad_source, unfinished)
     path.write_bytes(plan)
-    place(bad_source / "train" / "ant" / "more.jpg", encoded(picture(77)))
+    place(bad_source / "train" / "ant" / "more.jpg", encoded(draw_image(77)))
     with pytest.raises(UsageError, match="the source's files differ"):
         make(bad_source, unfinished)
 
 
-# Bad pictures
+# Bad images
 
 
-def test_too_many_bad_pictures_fail_the_job(bad_source, unfinished):
+def test_too_many_bad_images_fail_the_job(bad_source, unfinished):
     with pytest.raises(RunError) as failed:
         make(bad_source, unfinished, max_bad=0.08)
     assert str(failed.value) == (
-        "2 of 24 pictures cannot be decoded, more than --max-bad 8.00% (first: train/ant/ant_1.jpg: "
+        "2 of 24 images cannot be decoded, more than --max-bad 8.00% (first: train/ant/ant_1.jpg: "
         f"Premature end of JPEG file); see {unfinished / 'report.csv'}, then raise --max-bad to leave them "
         "out, or mend them and prepare into a new folder"
     )
@@ -292,15 +292,15 @@ def test_too_many_bad_pictures_fail_the_job(bad_source, unfinished):
     }
 
 
-def test_a_picture_mended_in_place_is_read_again(bad_source, unfinished):
-    with pytest.raises(RunError, match="2 of 24 pictures"):
+def test_a_image_mended_in_place_is_read_again(bad_source, unfinished):
+    with pytest.raises(RunError, match="2 of 24 images"):
         make(bad_source, unfinished, max_bad=0)
     path = bad_source / "train" / "ant" / "ant_1.jpg"
-    good = encoded(picture(5), quality=20)
+    good = encoded(draw_image(5), quality=20)
     size = path.stat().st_size
     assert len(good) <= size
     path.write_bytes(good + bytes(size - len(good)))  # of the same size: the source's fingerprint stands
-    with pytest.raises(RunError, match="1 of 24 pictures"):
+    with pytest.raises(RunError, match="1 of 24 images"):
         make(bad_source, unfinished, max_bad=0)
     assert make(bad_source, unfinished, max_bad=1 / 24).samples("train") == 23
 
@@ -332,7 +332,7 @@ def test_only_what_is_missing_is_done_again(bad_source, unfinished, tmp_path):
         assert times(unfinished)[f"train/{name}.tar"] == before[f"train/{name}.tar"]
 
 
-def test_a_shard_of_bad_pictures_only_leaves_no_file(tmp_path):
+def test_a_shard_of_bad_images_only_leaves_no_file(tmp_path):
     source = write_source(tmp_path / "source", train=3, val=1)
     for path in (source / "val" / "bee").iterdir():
         path.write_bytes(b"")
@@ -345,14 +345,14 @@ def test_a_shard_of_bad_pictures_only_leaves_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("train/bee", "no decodable training pictures are left for bee;"),
-        ("val", "no decodable pictures are left in val; see report.csv"),
+        ("train/bee", "no decodable training images are left for bee;"),
+        ("val", "no decodable images are left in val; see report.csv"),
     ],
 )
-def test_a_class_or_split_may_not_lose_all_its_pictures(tmp_path, lost, message):
+def test_a_class_or_split_may_not_lose_all_its_images(tmp_path, lost, message):
     source = write_source(tmp_path / "source", train=3, val=1)
     for path in (source / lost).rglob("*.jpg"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(RunError) as failed:
         make(source, tmp_path / "out", max_bad=1)
     assert message in str(failed.value)
@@ -365,14 +365,14 @@ def test_odd_names_reach_the_report(tmp_path):
     place(source / "train" / "ant" / odd, b"bad")
     make(source, tmp_path / "out", max_bad=1)
     assert read_report(tmp_path / "out") == [
-        {"path": f"train/ant/{odd}", "reason": "not a picture in a known format", "action": "skipped"}
+        {"path": f"train/ant/{odd}", "reason": "not an image in a known format", "action": "skipped"}
     ]
 
 
 def test_real_hostile_files_are_prepared_or_reported(shared_data, tmp_path):
     source = tmp_path / "source" / "train"
     shutil.copytree(shared_data / "hostile", source / "hostile")
-    place(source / "good" / "good.jpg", encoded(picture(0)))
+    place(source / "good" / "good.jpg", encoded(draw_image(0)))
     manifest = make(tmp_path / "source", tmp_path / "out", Options(size=256), max_bad=1)
     report = read_report(tmp_path / "out")
     skipped = {row["path"].split("/")[-1] for row in report if row["action"] == "skipped"}
@@ -501,7 +501,7 @@ def finished_parts(out):
 
 @pytest.fixture(scope="module")
 def blocked(tmp_path_factory):
-    """A source with one picture that takes seconds: all the other shards are finished long before it."""
+    """A source with one image that takes seconds: all the other shards are finished long before it."""
     root = write_source(tmp_path_factory.mktemp("blocked") / "source", train=8, val=0)
     huge = Image.fromarray(np.zeros((9900, 9900, 3), np.uint8))
     place(root / "train" / "bee" / "huge.jpg", encoded(huge, "PNG", compress_level=1))
@@ -674,10 +674,10 @@ def test_a_full_disk_is_one_line_and_completes_when_there_is_space(source, whole
     assert tree(tmp_path / "after") == tree(whole)
 
 
-# What is no picture, and what is none any more
+# What is no image, and what is none any more
 
 
-def test_a_pipe_among_the_pictures_is_left_out(tmp_path):
+def test_a_pipe_among_the_images_is_left_out(tmp_path):
     source = write_source(tmp_path / "source", train=3, val=0)
     os.mkfifo(source / "train" / "ant" / "pipe.jpg")
     assert make(source, tmp_path / "out").samples("train") == 9
@@ -703,7 +703,7 @@ def test_a_class_that_was_lost_is_found_again_once_its_files_are_mended(tmp_path
     for path, data in kept.items():
         path.write_bytes(bytes(len(data)))
     for _ in range(2):
-        with pytest.raises(RunError, match="no decodable training pictures are left for bee"):
+        with pytest.raises(RunError, match="no decodable training images are left for bee"):
             make(source, tmp_path / "out", max_bad=1)
     for path, data in kept.items():
         path.write_bytes(data)
@@ -714,9 +714,9 @@ def test_jobs_that_share_a_scratch_folder_share_nothing_in_it(tmp_path):
     trees = {}
     for name in ("a", "b"):
         source = write_source(tmp_path / name / "source", train=4, val=2)
-        if name == "b":  # the same names, other pictures
+        if name == "b":  # the same names, other images
             for number, path in enumerate(sorted(source.rglob("*.jpg"))):
-                path.write_bytes(encoded(picture(100 + number), quality=90))
+                path.write_bytes(encoded(draw_image(100 + number), quality=90))
         as_parquet(source, tmp_path / name / "parquet", name=lambda path, _: path.name)
         make(tmp_path / name / "parquet", tmp_path / name / "alone")
         make(tmp_path / name / "parquet", tmp_path / name / "shared", scratch=tmp_path / "scratch")

@@ -83,7 +83,7 @@ def test_shards_of_original_files_are_bounded_in_bytes():
     assert len(make_plan(listed, Options())[1]) == 2
     assert len(make_plan(listed, Options(keep_original=True))[1]) == 4  # of 250 MB
     assert len(make_plan(listed, Options(keep_original=True, shard_samples=100))[1]) == 1
-    # In Parquet files pictures' sizes are not known, but the files' are.
+    # In Parquet files images' sizes are not known, but the files' are.
     containers = (Container("train-0.parquet", 10**9),)
     rows = [Sample(s.path, s.label, s.key, UNKNOWN, 0, n) for n, s in enumerate(large)]
     packed = Source("nowhere", "parquet", listed.classes, {"train": rows}, containers)
@@ -102,7 +102,7 @@ def test_the_order_is_shuffled_by_the_seed_alone():
     assert 35 <= early <= 65
 
 
-def test_a_picture_more_leaves_the_order_of_the_others():
+def test_a_image_more_leaves_the_order_of_the_others():
     longer = order(make_plan(source(201), Options()))
     assert [key for key in longer if key != "train200"] == order(make_plan(source(200), Options()))
 
@@ -220,7 +220,7 @@ def test_source_and_versions_that_differ_are_named(tmp_path):
 
 
 def test_two_ways_of_keeping_more_exclude_each_other():
-    with pytest.raises(UsageError, match="--keep-aspect scales pictures and --keep-original does not"):
+    with pytest.raises(UsageError, match="--keep-aspect scales images and --keep-original does not"):
         Options(keep_aspect=True, keep_original=True)
     assert [Options().mode, Options(keep_aspect=True).mode, Options(keep_original=True).mode] == [
         "square",

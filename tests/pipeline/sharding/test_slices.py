@@ -5,7 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers.folders import SIZE, encoded, picture, place, times, tree, write_source
+from helpers.folders import SIZE, draw_image, encoded, place, times, tree, write_source
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
 from pipeline.errors import RunError, UsageError
@@ -15,7 +15,7 @@ OPTIONS = Options(size=SIZE, shard_samples=5)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """24 training and 12 validation pictures: 5 and 3 shards."""
+    """24 training and 12 validation images: 5 and 3 shards."""
     return write_source(tmp_path_factory.mktemp("slices") / "source")
 
 
@@ -139,11 +139,11 @@ def test_a_part_of_another_machines_libraries_is_refused(source, tmp_path):
     assert not (out / "manifest.json").exists()
 
 
-def test_a_picture_that_changes_between_slices_is_skipped_and_reported(tmp_path):
+def test_a_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
     source = write_source(tmp_path / "source")
     prepare_slice(source, tmp_path / "out", OPTIONS, 0, 8)
     changed = sorted((source / "val" / "bee").iterdir())[0]
-    changed.write_bytes(encoded(picture(99), "PNG"))
+    changed.write_bytes(encoded(draw_image(99), "PNG"))
     for k in range(1, 8):
         prepare_slice(source, tmp_path / "out", OPTIONS, k, 8, max_bad=1)
     finish(tmp_path / "out", max_bad=1)
@@ -170,12 +170,12 @@ def test_a_container_that_changed_since_is_refused(source, tmp_path):
         prepare_slice(dataset, tmp_path / "out", OPTIONS, 1, 2)
 
 
-def test_a_slice_with_too_many_bad_pictures_fails_and_can_be_submitted_again(tmp_path):
+def test_a_slice_with_too_many_bad_images_fails_and_can_be_submitted_again(tmp_path):
     source = write_source(tmp_path / "source")
     kept = {path: path.read_bytes() for path in sorted((source / "train" / "ant").iterdir())}
     for path, data in kept.items():
         path.write_bytes(bytes(len(data)))
-    with pytest.raises(RunError, match=r"task 0 of 1 alone skipped more pictures than --max-bad 5\.00%"):
+    with pytest.raises(RunError, match=r"task 0 of 1 alone skipped more images than --max-bad 5\.00%"):
         prepare_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
     for path, data in kept.items():
         path.write_bytes(data)
@@ -183,11 +183,11 @@ def test_a_slice_with_too_many_bad_pictures_fails_and_can_be_submitted_again(tmp
     assert finish(tmp_path / "out", max_bad=0).samples("train") == 24
 
 
-def test_a_finish_that_failed_for_bad_pictures_succeeds_with_a_higher_limit(tmp_path):
+def test_a_finish_that_failed_for_bad_images_succeeds_with_a_higher_limit(tmp_path):
     source = write_source(tmp_path / "source")
     next((source / "train" / "ant").iterdir()).write_bytes(b"bad")
     for k in range(2):
         prepare_slice(source, tmp_path / "out", OPTIONS, k, 2, max_bad=0.5)
-    with pytest.raises(RunError, match="1 of 36 pictures cannot be decoded"):
+    with pytest.raises(RunError, match="1 of 36 images cannot be decoded"):
         finish(tmp_path / "out", max_bad=0)
     assert finish(tmp_path / "out", max_bad=0.5).samples("train") == 23

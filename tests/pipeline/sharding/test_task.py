@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import crashing
-from helpers.folders import SIZE, encoded, is_root, members, picture, place, tree, write_source
+from helpers.folders import SIZE, draw_image, encoded, is_root, members, place, tree, write_source
 from PIL import Image
 
 from pipeline import prepare, read_source
@@ -39,7 +39,7 @@ def run(tmp_path, shard, containers=(), **options):
 
 def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
     for name in ("b.jpg", "a.jpg"):
-        place(tmp_path / name, encoded(picture(name == "a.jpg")))
+        place(tmp_path / name, encoded(draw_image(name == "a.jpg")))
     part = run(tmp_path, plan_for("b.jpg", "a.jpg"))
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert [name for name, _ in stored] == ["key0.jpg", "key0.cls", "key1.jpg", "key1.cls"]
@@ -50,11 +50,11 @@ def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
     assert part.incidents == ()
 
 
-def test_bad_pictures_are_skipped_with_their_reason(tmp_path):
+def test_bad_images_are_skipped_with_their_reason(tmp_path):
     narrow = Image.fromarray(np.zeros((1, 2000), np.uint8))
-    place(tmp_path / "good.jpg", encoded(picture(0)))
-    place(tmp_path / "cut.jpg", encoded(picture(1))[:-2])
-    place(tmp_path / "converted.jpg", encoded(picture(2), "PNG"))
+    place(tmp_path / "good.jpg", encoded(draw_image(0)))
+    place(tmp_path / "cut.jpg", encoded(draw_image(1))[:-2])
+    place(tmp_path / "converted.jpg", encoded(draw_image(2), "PNG"))
     place(tmp_path / "narrow.jpg", encoded(narrow))
     (tmp_path / "folder.jpg").mkdir()
     plan = plan_for("cut.jpg", "good.jpg", "gone.jpg", "converted.jpg", "narrow.jpg", "folder.jpg")
@@ -72,11 +72,11 @@ def test_bad_pictures_are_skipped_with_their_reason(tmp_path):
 
 @pytest.mark.skipif(is_root(), reason="root may read anything")
 def test_a_file_without_permission_is_skipped(tmp_path):
-    place(tmp_path / "a.jpg", encoded(picture(0))).chmod(0)
+    place(tmp_path / "a.jpg", encoded(draw_image(0))).chmod(0)
     assert run(tmp_path, plan_for("a.jpg")).incidents[0].reason == "unreadable file: Permission denied"
 
 
-def test_a_shard_of_bad_pictures_only_is_finished_without_a_tar(tmp_path):
+def test_a_shard_of_bad_images_only_is_finished_without_a_tar(tmp_path):
     place(tmp_path / "a.jpg")
     plan = plan_for("a.jpg")
     assert run(tmp_path, plan).shard is None
@@ -87,14 +87,14 @@ def test_a_shard_of_bad_pictures_only_is_finished_without_a_tar(tmp_path):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("keep_aspect", [False, True])
 def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, split, keep_aspect):
-    pictures = [picture(k, SIZE, SIZE + 10 * k) for k in range(3)]
-    for k, pixels in enumerate(pictures):
+    images = [draw_image(k, SIZE, SIZE + 10 * k) for k in range(3)]
+    for k, pixels in enumerate(images):
         place(tmp_path / f"{k}.png", encoded(pixels, "PNG"))
     plan = plan_for("0.png", "1.png", "2.png", split=split)
     part = run(tmp_path, plan, keep_aspect=keep_aspect)
     expected = Moments() if keep_aspect or split != "train" else Moments.for_square(SIZE)
     if split == "train":
-        for k, pixels in enumerate(pictures):
+        for k, pixels in enumerate(images):
             expected.add(pixels if keep_aspect else pixels[:, 5 * k : 5 * k + SIZE])
     stored, moments = read_part(open_store(tmp_path / "out"), plan.name)
     assert stored == part
@@ -109,26 +109,26 @@ def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, spli
 
 
 @pytest.mark.parametrize(("keep_aspect", "shape"), [(False, (20, 20)), (True, (20, 30))])
-def test_pictures_are_stored_at_the_size_asked_for(tmp_path, keep_aspect, shape):
-    place(tmp_path / "a.png", encoded(picture(0, 40, 60), "PNG"))
+def test_images_are_stored_at_the_size_asked_for(tmp_path, keep_aspect, shape):
+    place(tmp_path / "a.png", encoded(draw_image(0, 40, 60), "PNG"))
     run(tmp_path, plan_for("a.png"), size=20, keep_aspect=keep_aspect, quality=98)
     data = members(tmp_path / "out" / "train" / "train-000000.tar")[0][1]
     found = np.asarray(Image.open(io.BytesIO(data))).astype(float)
     assert found.shape == (*shape, 3)
-    halved = picture(0, 40, 60).reshape(20, 2, 30, 2, 3).mean(axis=(1, 3))
+    halved = draw_image(0, 40, 60).reshape(20, 2, 30, 2, 3).mean(axis=(1, 3))
     expected = halved if keep_aspect else halved[:, 5:25]
-    assert np.abs(found - expected).mean() < 6  # what JPEG loses of the grain's colour
+    assert np.abs(found - expected).mean() < 6  # what JPEG loses of the grain's color
     assert np.abs(found.mean(axis=(0, 1)) - expected.mean(axis=(0, 1))).max() < 1.5
 
 
-def test_larger_pictures_than_allowed_are_skipped(tmp_path):
-    place(tmp_path / "a.jpg", encoded(picture(0, 100, 101)))
+def test_larger_images_than_allowed_are_skipped(tmp_path):
+    place(tmp_path / "a.jpg", encoded(draw_image(0, 100, 101)))
     part = run(tmp_path, plan_for("a.jpg"), max_megapixels=0.01)
     assert part.incidents[0].reason == "101x100 pixels are more than 0.01 megapixels"
 
 
 def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
-    data = encoded(picture(0))
+    data = encoded(draw_image(0))
     place(tmp_path / "a.jpg", data)
     plan = ShardPlan("train/train-000000", "train", (Sample("a.jpg", 0, "a", len(data) + 1),))
     part = run(tmp_path, plan)
@@ -137,10 +137,10 @@ def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
 
 
 def test_members_of_a_container_are_read_at_their_place(tmp_path):
-    pictures = [encoded(picture(k), "PNG") for k in range(3)]
-    place(tmp_path / "all.bin", b"head" + b"".join(pictures))
+    images = [encoded(draw_image(k), "PNG") for k in range(3)]
+    place(tmp_path / "all.bin", b"head" + b"".join(images))
     samples, at = [], 4
-    for k, data in enumerate(pictures):
+    for k, data in enumerate(images):
         samples.append(Sample(f"{k}.png", k, f"key{k}", len(data), 0, at))
         at += len(data)
     samples.append(Sample("beyond.png", 3, "key3", 100, 0, at))
@@ -148,29 +148,29 @@ def test_members_of_a_container_are_read_at_their_place(tmp_path):
     part = run(tmp_path, plan, (Container("all.bin", at),))
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert [name for name, _ in stored[::2]] == ["key2.jpg", "key1.jpg", "key0.jpg"]  # the plan's order
-    assert [data for _, data in stored[::2]] == [encode(picture(k), 95) for k in (2, 1, 0)]
+    assert [data for _, data in stored[::2]] == [encode(draw_image(k), 95) for k in (2, 1, 0)]
     skipped = [incident for incident in part.incidents if incident.action == "skipped"]
     assert [incident.path for incident in skipped] == ["all.bin/beyond.png"]
     assert part.labels == {0: 1, 1: 1, 2: 1}
 
 
 def test_original_bytes_are_stored_untouched(tmp_path):
-    jpeg = encoded(picture(0, 60, 90), quality=80, comment=b"kept")
-    png = encoded(picture(1, 60, 90), "PNG")
+    jpeg = encoded(draw_image(0, 60, 90), quality=80, comment=b"kept")
+    png = encoded(draw_image(1, 60, 90), "PNG")
     place(tmp_path / "a.jpg", jpeg)
     place(tmp_path / "b.png", png)
     part = run(tmp_path, plan_for("a.jpg", "b.png"), keep_original=True)
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert stored[0] == ("key0.jpg", jpeg)
-    assert stored[2] == ("key1.jpg", encode(picture(1, 60, 90), 95))
+    assert stored[2] == ("key1.jpg", encode(draw_image(1, 60, 90), 95))
     assert part.incidents == (Incident("b.png", "PNG (RGB) converted", "repaired"),)
-    # Statistics are of the pictures scaled as on loading: 48 by 72 pixels each.
+    # Statistics are of the images scaled as on loading: 48 by 72 pixels each.
     assert part.count == 2 * SIZE * SIZE * 3 // 2
     assert not part.image_sum
 
 
 def test_rotation_is_applied_on_request_and_reported(tmp_path):
-    wide = Image.fromarray(picture(0, 40, 60))
+    wide = Image.fromarray(draw_image(0, 40, 60))
     exif = wide.getexif()
     exif[0x0112] = 6
     place(tmp_path / "a.png", encoded(wide, "PNG", exif=exif))
@@ -189,7 +189,7 @@ def size_of_first(tmp_path):
 
 def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
     for label in range(2):
-        place(tmp_path / "source" / str(label) / f"{label}.jpg", encoded(picture(label)))
+        place(tmp_path / "source" / str(label) / f"{label}.jpg", encoded(draw_image(label)))
     plan, shards = make_plan(read_source(tmp_path / "source"), Options(size=SIZE))
     out = open_store(tmp_path / "out")
     store_plan(out, replace(plan, versions=plan.versions | {"pillow": "1.0"}), shards)
@@ -206,7 +206,7 @@ def test_a_damaged_part_is_one_line(tmp_path):
 
 
 def test_what_is_forgotten_is_unfinished(tmp_path):
-    place(tmp_path / "a.jpg", encoded(picture(0)))
+    place(tmp_path / "a.jpg", encoded(draw_image(0)))
     out = open_store(tmp_path / "out")
     assert finished(out) == set()
     run(tmp_path, plan_for("a.jpg"))
@@ -216,7 +216,7 @@ def test_what_is_forgotten_is_unfinished(tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_a_run_error(tmp_path):
-    place(tmp_path / "a.jpg", encoded(picture(0)))
+    place(tmp_path / "a.jpg", encoded(draw_image(0)))
     place(tmp_path / "out" / "train")
     with pytest.raises(RunError, match=r"cannot create the folder .*out/train"):
         run(tmp_path, plan_for("a.jpg"))

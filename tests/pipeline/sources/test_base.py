@@ -13,7 +13,7 @@ from pipeline.sources.base import (
     Listing,
     Sample,
     assemble,
-    is_picture,
+    is_image,
     rank,
     stem_of,
     unique_keys,
@@ -120,7 +120,7 @@ def test_val_fraction_depends_on_the_seed_and_nothing_else():
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.9, 0.999])
-def test_val_fraction_leaves_each_class_a_training_picture(fraction):
+def test_val_fraction_leaves_each_class_a_training_image(fraction):
     source = assemble("/data", listing(entries(ant=1, bee=2, cat=9)), val_fraction=fraction)
     assert {s.label for s in source.splits["train"]} == {0, 1, 2}
     assert 0 not in {s.label for s in source.splits["val"]}
@@ -138,13 +138,13 @@ def test_val_fraction_keeps_a_test_split():
     assert {k: len(v) for k, v in source.splits.items()} == {"train": 16, "val": 4, "test": 2}
 
 
-def test_val_fraction_beside_validation_pictures():
+def test_val_fraction_beside_validation_images():
     found = listing(entries(ant=2, bee=2), val=entries("val", ant=2))
     refused("--val-fraction 0.1 was asked for, but /data has its own", found, val_fraction=0.1)
 
 
 def test_val_fraction_that_rounds_to_nothing():
-    refused("--val-fraction 0.1 of these 6 pictures", listing(entries(ant=3, bee=3)), val_fraction=0.1)
+    refused("--val-fraction 0.1 of these 6 images", listing(entries(ant=3, bee=3)), val_fraction=0.1)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 1.5, float("nan")])
@@ -156,8 +156,8 @@ def test_val_fraction_outside_its_range(fraction):
 # Bad listings
 
 
-def test_no_pictures():
-    refused("source /data: no pictures found", listing([]))
+def test_no_images():
+    refused("source /data: no images found", listing([]))
 
 
 def test_one_class():
@@ -166,14 +166,12 @@ def test_one_class():
 
 def test_classes_that_are_in_validation_only():
     val = entries("val", **{f"c{k}": 1 for k in range(7)})
-    refused(
-        "no training pictures for c0, c1, c2, c3, c4 and 2 more;", listing(entries(ant=1, bee=1), val=val)
-    )
+    refused("no training images for c0, c1, c2, c3, c4 and 2 more;", listing(entries(ant=1, bee=1), val=val))
 
 
-def test_a_class_without_any_pictures():
+def test_a_class_without_any_images():
     found = Listing("folders", {"train": entries(bee=2, cat=2)}, classes=("ant", "bee", "cat"))
-    refused("no training pictures for ant;", found)
+    refused("no training images for ant;", found)
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.jpg", "caf\udce9/1.jpg"])
@@ -207,7 +205,7 @@ def test_class_names_that_are_not_utf8(classes):
 )
 def test_stems_and_suffixes(path, stem, is_one):
     assert stem_of(path) == stem
-    assert is_picture(path) is is_one
+    assert is_image(path) is is_one
 
 
 # Keys
@@ -269,19 +267,19 @@ def test_a_prefixed_key_yields_to_a_file_of_that_name():
 
 
 def test_colliding_names_are_numbered_alike_whatever_the_layout():
-    pictures = [("train", "ant", "1.jpg"), ("train", "bee", "1.jpg"), ("val", "ant", "1.jpg")]
+    images = [("train", "ant", "1.jpg"), ("train", "bee", "1.jpg"), ("val", "ant", "1.jpg")]
     layouts = [
         lambda split, name, file: f"{split}/{name}/{file}",
         lambda split, name, file: f"{name}.tar/{file}" if split == "train" else file,
         lambda split, name, file: f"{'z' if split == 'train' else 'a'}/{file}",
     ]
-    found = [unique_keys((s == "val", place(s, n, f), n) for s, n, f in pictures) for place in layouts]
+    found = [unique_keys((s == "val", place(s, n, f), n) for s, n, f in images) for place in layouts]
     assert found == [["ant-1", "bee-1", "ant-1-2"]] * 3
 
 
-def test_renamed_pictures_are_noted():
+def test_renamed_images_are_noted():
     source = assemble("/data", listing([Entry("1.jpg", "ant", 1), Entry("b/1.jpg", "bee", 1)]))
-    assert source.notes == ["2 pictures share a file name with another; their keys have the class in front"]
+    assert source.notes == ["2 images share a file name with another; their keys have the class in front"]
 
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60)

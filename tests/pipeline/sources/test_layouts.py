@@ -1,4 +1,4 @@
-"""The same pictures in every layout that people have: the same shards, byte for byte."""
+"""The same images in every layout that people have: the same shards, byte for byte."""
 
 import contextlib
 import json

@@ -87,10 +87,10 @@ def test_from_a_bucket(tmp_path, s3):
     assert [read_back(tmp_path / "spool", 0, which, k) for k in range(len(rows))] == [r[0] for r in rows]
 
 
-PICTURES = st.lists(st.none() | st.binary(max_size=30), min_size=1, max_size=40)
+IMAGES = st.lists(st.none() | st.binary(max_size=30), min_size=1, max_size=40)
 
 
-@given(PICTURES, st.integers(1, 50), st.sampled_from(["zstd", "snappy", "none"]), st.booleans())
+@given(IMAGES, st.integers(1, 50), st.sampled_from(["zstd", "snappy", "none"]), st.booleans())
 def test_any_rows_in_any_row_groups_are_read_back(tmp_path_factory, images, row_group, compression, large):
     root = tmp_path_factory.mktemp("rows")
     kind = pa.struct([("bytes", pa.large_binary() if large else pa.binary()), ("path", pa.string())])

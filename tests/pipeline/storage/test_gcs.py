@@ -10,14 +10,14 @@ from pipeline.storage.open import open_store
 
 @pytest.fixture(scope="module")
 def server():
-    with start_gcs("pictures") as address:
+    with start_gcs("images") as address:
         yield address
 
 
 def test_a_bucket_of_googles_works_as_a_store(server, tmp_path, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    store = open_store("gs://pictures/set")
+    store = open_store("gs://images/set")
     assert store.names() == set()
     store.write("train/a.bin", b"0123456789")
     store.take(place(tmp_path / "b.tar", bytes(500_000)), "b.tar")

@@ -60,8 +60,8 @@ def test_a_bucket_gets_the_same_bytes_and_the_disk_is_freed(source, whole, s3, t
 
 
 def test_a_source_in_a_bucket_gives_the_same_bytes(source, whole, s3, tmp_path):
-    upload(source, f"{s3}/pictures")
-    prepare(read_source(f"{s3}/pictures"), tmp_path / "out", OPTIONS, max_bad=1)
+    upload(source, f"{s3}/images")
+    prepare(read_source(f"{s3}/images"), tmp_path / "out", OPTIONS, max_bad=1)
     found = tree(tmp_path / "out")
     assert {n: d for n, d in found.items() if n != "manifest.json"} == {
         n: d for n, d in whole.items() if n != "manifest.json"
@@ -94,10 +94,10 @@ def test_other_peoples_objects_are_kept(source, s3):
 
 
 def test_an_output_inside_the_source_is_refused(source, s3):
-    upload(source / "train" / "ant", f"{s3}/pictures/ant")
-    upload(source / "train" / "bee", f"{s3}/pictures/bee")
+    upload(source / "train" / "ant", f"{s3}/images/ant")
+    upload(source / "train" / "bee", f"{s3}/images/bee")
     with pytest.raises(UsageError, match="lies inside the source"):
-        prepare(read_source(f"{s3}/pictures"), f"{s3}/pictures/out", OPTIONS)
+        prepare(read_source(f"{s3}/images"), f"{s3}/images/out", OPTIONS)
 
 
 def command(*words):
@@ -116,7 +116,7 @@ def test_the_commands_take_buckets(source, s3):
     assert f"see {out}/report.csv" in done.stdout
     done = command("verify", out, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no fault in 35 pictures" in done.stdout
+    assert "no fault in 35 images" in done.stdout
     done = command("info", out, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["samples"] == {"train": 23, "val": 12}

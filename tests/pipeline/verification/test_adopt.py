@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from helpers.folders import encoded, is_root, picture, place, tree
+from helpers.folders import draw_image, encoded, is_root, place, tree
 from PIL import Image
 
 from pipeline import Dataset, EvalView, Loader, LocalEngine, TrainView
@@ -51,7 +51,7 @@ def by_tarfile(path, members, **options):
 
 
 def jpeg(seed, height=48, width=48):
-    return encoded(picture(seed, height, width), quality=90)
+    return encoded(draw_image(seed, height, width), quality=90)
 
 
 def rows(count, classes, shape=lambda k: (48, 48), first=0):
@@ -63,7 +63,7 @@ def rows(count, classes, shape=lambda k: (48, 48), first=0):
 def labels_through_dali(root, split, crop=32):
     """Key → label as the loader gives it."""
     found = {}
-    with Loader(Dataset.open(root), split, EvalView("centre", crop), 5, keys=True) as loader:
+    with Loader(Dataset.open(root), split, EvalView("center", crop), 5, keys=True) as loader:
         for batch in loader:
             found.update(zip(batch.keys, batch.labels.tolist(), strict=True))
     return found
@@ -116,12 +116,12 @@ def test_statistics_and_mean_image_are_numpys(tmp_path):
     train = rows(9, 3)
     by_webdataset(tmp_path / "train.tar", train)
     found = adopt(tmp_path, engine=Here()).statistics
-    pictures = [decoded(fields["jpg"]) for _, fields in train]
-    flat = np.concatenate(pictures).reshape(-1, 3)
+    images = [decoded(fields["jpg"]) for _, fields in train]
+    flat = np.concatenate(images).reshape(-1, 3)
     assert (found.measured_on, found.pixels) == ("decoded", 9 * 48 * 48)
     np.testing.assert_allclose(found.mean, flat.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(flat.T, bias=True), rtol=1e-9)
-    np.testing.assert_allclose(Dataset.open(tmp_path).mean_image(), np.mean(pictures, axis=0), atol=1e-4)
+    np.testing.assert_allclose(Dataset.open(tmp_path).mean_image(), np.mean(images, axis=0), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_statistics_and_mean_image_are_numpys(tmp_path):
         (lambda k: (30 + 3 * k, 80 - k), "original", 36),
     ],
 )
-def test_the_mode_is_what_fits_all_pictures(tmp_path, shape, mode, size):
+def test_the_mode_is_what_fits_all_images(tmp_path, shape, mode, size):
     samples = rows(12, 3, shape)
     by_webdataset(tmp_path / "train-a.tar", samples[:6])
     by_webdataset(tmp_path / "train-b.tar", samples[6:])
@@ -143,7 +143,7 @@ def test_the_mode_is_what_fits_all_pictures(tmp_path, shape, mode, size):
     assert (tmp_path / "mean_image.npy").is_file() == (mode == "square")
     assert labels_through_dali(tmp_path, "train") == {key: int(f["cls"]) for key, f in samples}
     if mode == "original":
-        with pytest.raises(UsageError, match="hold pictures of different shapes, so it has no mean image"):
+        with pytest.raises(UsageError, match="hold images of different shapes, so it has no mean image"):
             Dataset.open(tmp_path).mean_image()
         sides = [(max(shape(k)), min(shape(k))) for k in range(12)]
         assert manifest.statistics.pixels == sum(size * round(long * size / short) for long, short in sides)
@@ -224,7 +224,7 @@ def damaged(data):
 
 
 def gif():
-    return encoded(picture(9), "GIF")
+    return encoded(draw_image(9), "GIF")
 
 
 def junk():
@@ -233,13 +233,13 @@ def junk():
     return data[:20] + b"stray" + data[20:]
 
 
-def test_pictures_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(tmp_path):
+def test_images_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(tmp_path):
     samples = rows(40, 4)
     samples[3][1]["jpg"] = damaged(samples[3][1]["jpg"])
     samples[11][1]["jpg"] = gif()
     samples[20][1]["jpg"] = junk()
-    samples[21][1]["jpg"] = encoded(picture(21), "PNG")
-    samples[22][1]["jpg"] = encoded(Image.fromarray(picture(22)).convert("CMYK"), quality=95)
+    samples[21][1]["jpg"] = encoded(draw_image(21), "PNG")
+    samples[22][1]["jpg"] = encoded(Image.fromarray(draw_image(22)).convert("CMYK"), quality=95)
     by_webdataset(tmp_path / "train.tar", samples)
     manifest = adopt(tmp_path, engine=Here(), max_bad=0.1)
     assert manifest.samples("train") == 37
@@ -254,11 +254,11 @@ def test_pictures_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(t
     }
 
 
-def test_too_many_bad_pictures_fail_and_leave_no_manifest(tmp_path):
+def test_too_many_bad_images_fail_and_leave_no_manifest(tmp_path):
     samples = rows(40, 4)
     samples[3][1]["jpg"] = damaged(samples[3][1]["jpg"])
     by_webdataset(tmp_path / "train.tar", samples)
-    with pytest.raises(RunError, match=r"1 of 40 pictures .*train\.tar/pic0003\.jpg.*--max-bad"):
+    with pytest.raises(RunError, match=r"1 of 40 images .*train\.tar/pic0003\.jpg.*--max-bad"):
         adopt(tmp_path, engine=Here())
     assert len(report(tmp_path)) == 1
     assert not (tmp_path / "manifest.json").exists()
@@ -266,12 +266,12 @@ def test_too_many_bad_pictures_fail_and_leave_no_manifest(tmp_path):
     assert adopt(tmp_path, engine=Here(), max_bad=0.05).samples("train") == 39
 
 
-def test_a_class_that_lost_its_pictures_fails(tmp_path):
+def test_a_class_that_lost_its_images_fails(tmp_path):
     samples = rows(40, 20)
     for k in (7, 27):
-        samples[k][1]["jpg"] = b"\xff\xd8 no picture"
+        samples[k][1]["jpg"] = b"\xff\xd8 no image"
     by_webdataset(tmp_path / "train.tar", samples)
-    with pytest.raises(RunError, match="no decodable training pictures are left for 07"):
+    with pytest.raises(RunError, match="no decodable training images are left for 07"):
         adopt(tmp_path, engine=Here(), max_bad=0.5)
 
 
@@ -288,8 +288,8 @@ def test_a_tar_with_nothing_left_is_no_shard(tmp_path):
     ("labels", "message"),
     [
         (["cat", "dog"], r"train\.tar: .*\.cls has no whole number as its label .*--layout webdataset"),
-        ([1, 2], r"labels go up to 2, but no picture has 0; .*--layout webdataset"),
-        ([0, 1, 4], r"labels go up to 4, but no picture has 2 or 1 others"),
+        ([1, 2], r"labels go up to 2, but no image has 0; .*--layout webdataset"),
+        ([0, 1, 4], r"labels go up to 4, but no image has 2 or 1 others"),
     ],
 )
 def test_labels_that_cannot_be_read_in_place_are_one_line(tmp_path, labels, message):
@@ -329,7 +329,7 @@ def test_a_dataset_of_ours_is_refused(tmp_path, name, message):
 def test_no_folder_no_tars_and_a_bucket(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         adopt(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="no pictures found"):
+    with pytest.raises(UsageError, match="no images found"):
         adopt(tmp_path)
     with pytest.raises(UsageError, match="copy them here first"):
         adopt("s3://bucket/set")

@@ -12,7 +12,7 @@ from helpers.damage import (
     first_key,
     listed,
     prepared,
-    relabelled,
+    relabeled,
     replace_tar,
     retar,
 )
@@ -162,7 +162,7 @@ def test_a_link_to_nowhere_is_told_without_an_end_to_the_check(data):
 def test_a_broken_shard_does_not_hide_another(data):
     replace_tar(data, TAR, b"no tar")
     (data / "train/train-000003.tar").unlink()
-    retar(data, relabelled(b"0009"), "val/val-000002.tar")
+    retar(data, relabeled(b"0009"), "val/val-000002.tar")
     assert sorted(place.partition(".")[0] for place in faults(data)) == [
         "train/train-000001", "train/train-000003", "val/val-000002",
     ]  # fmt: skip
@@ -208,7 +208,7 @@ def test_no_training_split(data):
     change_manifest(data, lambda m: m["splits"].pop("train"))
     found = faults(data)
     assert found["train"] == "no samples of ant, bee, cat"
-    assert "the training pictures have 0" in found["manifest.json"]
+    assert "the training images have 0" in found["manifest.json"]
     assert TAR in found
 
 
@@ -317,7 +317,7 @@ def uneven(rows):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (change_statistics("pixels", lambda n: n + 1), "the training pictures have 55,296"),
+        (change_statistics("pixels", lambda n: n + 1), "the training images have 55,296"),
         (change_statistics("mean", lambda m: [m[0] + 300, *m[1:]]), "is not within 0..255"),
         (change_statistics("covariance", scaled), "are not the covariance's"),
         (change_statistics("covariance", uneven), "is not symmetric"),
@@ -341,8 +341,8 @@ def test_the_mean_image_must_have_the_mean(data):
     assert "but the manifest says" in faults(data)["mean_image.npy"]
 
 
-def test_statistics_of_flat_pictures_hold(tmp_path):
-    """No colour varies: eigenvalues are all zero."""
+def test_statistics_of_flat_images_hold(tmp_path):
+    """No color varies: eigenvalues are all zero."""
     root = tmp_path / "flat"
     for k, name in enumerate("abab"):
         place(root / "train" / name / f"{k}.jpg", encoded(np.full((SIZE, SIZE, 3), 99, np.uint8)))

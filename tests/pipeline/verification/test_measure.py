@@ -1,12 +1,12 @@
-"""Statistics of the stored pictures, against NumPy over what Pillow decodes."""
+"""Statistics of the stored images, against NumPy over what Pillow decodes."""
 
 import io
 import shutil
 
 import numpy as np
 import pytest
-from helpers.folders import encoded, picture, samples, write_source
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.folders import draw_image, encoded, samples, write_source
+from helpers.synthetic import tiny_images, write_dataset
 from PIL import Image
 
 from pipeline import Dataset, LocalEngine, Options, prepare, read_source
@@ -15,9 +15,9 @@ from pipeline.errors import RunError, UsageError
 from pipeline.verification.measure import decoded_statistics
 
 
-def numpy_statistics(pictures):
+def numpy_statistics(images):
     """Mean and population covariance over all pixels, in float64."""
-    flat = np.concatenate([p.reshape(-1, 3) for p in pictures]).astype(np.float64)
+    flat = np.concatenate([p.reshape(-1, 3) for p in images]).astype(np.float64)
     return flat.mean(axis=0), np.cov(flat.T, bias=True)
 
 
@@ -36,7 +36,7 @@ def test_numpy_agrees(tiny_dataset):
 
 
 def test_any_number_of_workers_gives_the_same_bits_and_all_progress(tmp_path):
-    data = write_dataset(tmp_path / "d", {"train": tiny_pictures(23), "val": tiny_pictures(5)}, 16, shards=4)
+    data = write_dataset(tmp_path / "d", {"train": tiny_images(23), "val": tiny_images(5)}, 16, shards=4)
     told = []
     one = decoded_statistics(data, LocalEngine(1), lambda done, total: told.append((done, total)))
     assert one == decoded_statistics(data, LocalEngine(3))
@@ -44,10 +44,10 @@ def test_any_number_of_workers_gives_the_same_bits_and_all_progress(tmp_path):
     assert all(0 <= done <= total == 23 for done, total in told)
 
 
-def test_pictures_of_their_original_size_count_as_they_are_loaded(tmp_path):
-    """A large and a small picture weigh the same, and aspect ratios are kept."""
-    pictures = [picture(1, 300, 400), picture(2, 30, 40), picture(3, 64, 48)]
-    data = write_dataset(tmp_path / "d", {"train": pictures}, 60, shards=1, mode="original")
+def test_images_of_their_original_size_count_as_they_are_loaded(tmp_path):
+    """A large and a small image weigh the same, and aspect ratios are kept."""
+    images = [draw_image(1, 300, 400), draw_image(2, 30, 40), draw_image(3, 64, 48)]
+    data = write_dataset(tmp_path / "d", {"train": images}, 60, shards=1, mode="original")
     found = decoded_statistics(data)
     assert found.pixels == 60 * 80 * 3
     reference = [
@@ -59,19 +59,19 @@ def test_pictures_of_their_original_size_count_as_they_are_loaded(tmp_path):
     np.testing.assert_allclose(found.covariance, covariance, rtol=0.05, atol=15)
 
 
-def test_validation_pictures_do_not_count(tmp_path):
-    train = tiny_pictures(4)
-    both = write_dataset(tmp_path / "a", {"train": train, "val": tiny_pictures(9, seed=1)}, 16)
+def test_validation_images_do_not_count(tmp_path):
+    train = tiny_images(4)
+    both = write_dataset(tmp_path / "a", {"train": train, "val": tiny_images(9, seed=1)}, 16)
     alone = write_dataset(tmp_path / "b", {"train": train}, 16)
     assert decoded_statistics(both) == decoded_statistics(alone)
 
 
 @pytest.mark.parametrize("mode", ["square", "aspect"])
 def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp_path, mode):
-    """Encoding at quality 95 keeps the mean to rounding, and loses fine colour.
+    """Encoding at quality 95 keeps the mean to rounding, and loses fine color.
 
-    Measured on this sample and on `clothing`: means move by at most 0.026 grey levels; the deviation along
-    the first direction, brightness, grows by 0.2 %; along the other two, which are colour, it shrinks by
+    Measured on this sample and on `clothing`: means move by at most 0.026 gray levels; the deviation along
+    the first direction, brightness, grows by 0.2 %; along the other two, which are color, it shrinks by
     0.6 to 1.7 %, because 4:2:0 keeps one chroma value for four pixels; directions turn by 0.03 degrees
     (cosines of 0.9999998). The bounds are about twice that.
     """
@@ -90,8 +90,8 @@ def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp
     assert cosines.min() > 0.999999
 
 
-def test_a_damaged_picture_is_one_line_that_names_it(tmp_path):
-    data = write_dataset(tmp_path / "d", {"train": tiny_pictures(6)}, 16, shards=2)
+def test_a_damaged_image_is_one_line_that_names_it(tmp_path):
+    data = write_dataset(tmp_path / "d", {"train": tiny_images(6)}, 16, shards=2)
     tar = data.tars("train")[1]
     sample = read_index(index_path(tar))[1]
     at, size, name = sample["jpg"]
@@ -103,21 +103,21 @@ def test_a_damaged_picture_is_one_line_that_names_it(tmp_path):
 
 
 def test_a_damaged_index_is_one_line_that_names_it(tmp_path):
-    data = write_dataset(tmp_path / "d", {"train": tiny_pictures(4)}, 16, shards=1)
+    data = write_dataset(tmp_path / "d", {"train": tiny_images(4)}, 16, shards=1)
     data.indexes("train")[0].write_text("v1.2 9\n")
     with pytest.raises(UsageError, match=r"train-000000\.idx: not a complete v1\.2 index"):
         decoded_statistics(data)
 
 
 def test_no_training_split(tmp_path):
-    data = write_dataset(tmp_path / "d", {"train": tiny_pictures(4), "val": tiny_pictures(4)}, 16)
+    data = write_dataset(tmp_path / "d", {"train": tiny_images(4), "val": tiny_images(4)}, 16)
     shutil.rmtree(data.root / "train")
     del data.manifest.splits["train"]
     with pytest.raises(UsageError, match="has no split 'train'"):
         decoded_statistics(data)
 
 
-def test_grey_pictures_have_one_direction(tmp_path):
+def test_gray_images_have_one_direction(tmp_path):
     root = write_source(tmp_path / "s", train=2, val=1)
     for path in root.rglob("*.jpg"):
         with Image.open(path) as image:
@@ -125,5 +125,5 @@ def test_grey_pictures_have_one_direction(tmp_path):
     prepare(read_source(root), tmp_path / "d", Options(size=48))
     found = decoded_statistics(Dataset.open(tmp_path / "d"))
     assert found.deviations[0] > 10
-    assert found.deviations[1:].max() < 1.5  # grey is stored as colour: a level of rounding
+    assert found.deviations[1:].max() < 1.5  # gray is stored as color: a level of rounding
     np.testing.assert_allclose(found.eigenvectors[0], 3**-0.5, atol=0.01)

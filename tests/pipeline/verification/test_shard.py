@@ -13,12 +13,12 @@ from helpers.damage import (
     faults,
     first_key,
     listed,
-    relabelled,
+    relabeled,
     replace_tar,
     retar,
     tar_of,
 )
-from helpers.folders import SIZE, encoded, members, picture, place
+from helpers.folders import SIZE, draw_image, encoded, members, place
 from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
@@ -117,7 +117,7 @@ def test_a_shard_written_again_with_the_same_members_has_no_faults(data):
     ],
 )
 def test_a_wrong_label(data, label, what):
-    retar(data, relabelled(label))
+    retar(data, relabeled(label))
     assert faults(data) == {f"{TAR}/{first_key(data)}.cls": what}
 
 
@@ -133,7 +133,7 @@ def test_a_wrong_label(data, label, what):
         (lambda jpg, cls: [(jpg[0][:-4] + ".x.jpg", jpg[1]), cls], "{0}.x.jpg, {0}.cls"),
     ],
 )
-def test_members_that_are_not_a_picture_and_its_label(data, change, members_found):
+def test_members_that_are_not_a_image_and_its_label(data, change, members_found):
     key = first_key(data)
     retar(data, lambda stored: change(*stored[:2]) + stored[2:])
     found = faults(data)
@@ -192,10 +192,10 @@ def test_zeros_in_the_place_of_a_member_do_not_pass_as_an_end(data):
     assert "after the end mark" in faults(data)[TAR]
 
 
-# Pictures
+# Images
 
 
-def with_picture(data):
+def with_image(data):
     return lambda stored: [(stored[0][0], data), *stored[1:]]
 
 
@@ -214,17 +214,17 @@ def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (encoded(picture(1, SIZE, SIZE + 1), subsampling="4:2:0"), "49x48 pixels; expected 48x48"),
-        (encoded(picture(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "48x96 pixels; expected 48x48"),
-        (encoded(picture(1), subsampling="4:4:4"), "stored as YCbCr 444; expected YCbCr 420"),
-        (encoded(picture(1)[:, :, 0]), "stored as Gray Gray; expected YCbCr 420"),
-        (encoded(picture(1), "PNG"), "no JPEG of the shard writer's"),
+        (encoded(draw_image(1, SIZE, SIZE + 1), subsampling="4:2:0"), "49x48 pixels; expected 48x48"),
+        (encoded(draw_image(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "48x96 pixels; expected 48x48"),
+        (encoded(draw_image(1), subsampling="4:4:4"), "stored as YCbCr 444; expected YCbCr 420"),
+        (encoded(draw_image(1)[:, :, 0]), "stored as Gray Gray; expected YCbCr 420"),
+        (encoded(draw_image(1), "PNG"), "no JPEG of the shard writer's"),
         (b"text", "no JPEG of the shard writer's"),
         (b"", "no JPEG of the shard writer's"),
     ],
 )
-def test_a_picture_of_another_form(data, content, what, fast):
-    retar(data, with_picture(content))
+def test_a_image_of_another_form(data, content, what, fast):
+    retar(data, with_image(content))
     found = faults(data, fast=fast)
     assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
     assert what in found[f"{TAR}/{first_key(data)}.jpg"]
@@ -233,7 +233,7 @@ def test_a_picture_of_another_form(data, content, what, fast):
 def test_stray_bytes_that_preparation_would_have_removed_are_found(data):
     def stray(stored):
         jpeg = stored[0][1]
-        return with_picture(jpeg[:20] + b"\0\0" + jpeg[20:])(stored)
+        return with_image(jpeg[:20] + b"\0\0" + jpeg[20:])(stored)
 
     retar(data, stray)
     assert "2 extraneous bytes" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
@@ -241,21 +241,21 @@ def test_stray_bytes_that_preparation_would_have_removed_are_found(data):
 
 def test_the_shorter_side_is_checked_where_the_aspect_is_kept(whole_aspect, tmp_path):
     data = Path(shutil.copytree(whole_aspect, tmp_path / "data"))
-    retar(data, with_picture(encoded(picture(1, SIZE + 2, SIZE + 1), subsampling="4:2:0")))
+    retar(data, with_image(encoded(draw_image(1, SIZE + 2, SIZE + 1), subsampling="4:2:0")))
     key = first_key(data)
     assert faults(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
-    retar(data, with_picture(encoded(picture(1, SIZE, 99), subsampling="4:2:0")))
+    retar(data, with_image(encoded(draw_image(1, SIZE, 99), subsampling="4:2:0")))
     assert list(faults(data)) == ["manifest.json"]  # statistics of fewer pixels
 
 
 def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original, tmp_path):
     data = Path(shutil.copytree(whole_original, tmp_path / "data"))
-    retar(data, with_picture(encoded(picture(1, 33, 77), subsampling="4:4:4", progressive=True)))
+    retar(data, with_image(encoded(draw_image(1, 33, 77), subsampling="4:4:4", progressive=True)))
     assert faults(data) == {}
-    retar(data, with_picture(encoded(picture(1, 33, 77))[:-30]))
+    retar(data, with_image(encoded(draw_image(1, 33, 77))[:-30]))
     assert "does not decode" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
-    retar(data, with_picture(encoded(picture(1)[:, :, 0])))
-    assert "does not decode as it is: grey" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    retar(data, with_image(encoded(draw_image(1)[:, :, 0])))
+    assert "does not decode as it is: gray" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 def test_many_faults_of_a_shard_are_counted(data):
@@ -305,11 +305,11 @@ def test_an_index_that_differs_in_any_way(data, change):
 # Tars of other tools
 
 
-def foreign_tar(path, first, label_member, count=6, **picture_options):
+def foreign_tar(path, first, label_member, count=6, **image_options):
     """A PAX tar as other tools write them: JPEGs and labels of three classes, with odd names."""
     stored = []
     for k in range(first, first + count):
-        jpeg = encoded(picture(k, **picture_options))
+        jpeg = encoded(draw_image(k, **image_options))
         stored += [
             (f"./some.folder/{k:05d}.jpeg", jpeg),
             (f"./some.folder/{k:05d}.{label_member[0]}", label_member[1](k % 3)),
@@ -323,7 +323,7 @@ CLS = ("cls", lambda label: b"%d\n" % label)
 
 @pytest.fixture(params=[(JSON, {}), (CLS, {"width": SIZE + 5}), (JSON, {"height": 77, "width": 52})])
 def adopted(request, tmp_path):
-    """An adopted dataset: squares, pictures of one shorter side, or of another."""
+    """An adopted dataset: squares, images of one shorter side, or of another."""
     label_member, options = request.param
     root = tmp_path / "foreign"
     for number in range(3):
@@ -367,7 +367,7 @@ def test_files_beside_adopted_tars_are_notes(adopted):
 
 
 def change_entry(folder, extension, offset=0, size=0):
-    """Change the first picture's or label's place in an index, which stays of the right form."""
+    """Change the first image's or label's place in an index, which stays of the right form."""
     index = (folder / FOREIGN_INDEX).read_text().split("\n")
     words = index[1].split()
     at = words.index(extension)

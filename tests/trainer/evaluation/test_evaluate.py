@@ -1,4 +1,4 @@
-"""Top-1 and top-5 against NumPy and scikit-learn, and against pictures read with tarfile and Pillow."""
+"""Top-1 and top-5 against NumPy and scikit-learn, and against images read with tarfile and Pillow."""
 
 import shutil
 from dataclasses import replace
@@ -37,7 +37,7 @@ def probabilities_of(net: Classifier, samples: list[Sample], views: str) -> np.n
 
 
 def opinionated(net: Classifier) -> Classifier:
-    """Scale the last layer so that logits spread by 2 and answers differ between pictures and crops."""
+    """Scale the last layer so that logits spread by 2 and answers differ between images and crops."""
     pixels = 255 * torch.rand(16, 3, net.spec.crop, net.spec.crop)
     with torch.no_grad():
         net.net.fc8.weight *= 2 / net.eval().classify(pixels).std()
@@ -115,7 +115,7 @@ def test_nets_without_numbers_are_an_error_not_a_perfect_score():
 def test_evaluation_uses_eval_mode_and_leaves_the_mode_as_it_was(tiny_classifier, tiny_dataset, training):
     tiny_classifier.train(training)
     before = {name: buffer.clone() for name, buffer in tiny_classifier.named_buffers()}
-    with Loader(tiny_dataset, "val", EvalView("centre", 64), 7) as loader:
+    with Loader(tiny_dataset, "val", EvalView("center", 64), 7) as loader:
         first, second = (evaluate([tiny_classifier], loader, World()) for _ in range(2))
     assert first == second  # neither dropout nor batch statistics
     assert tiny_classifier.training == training
@@ -123,7 +123,7 @@ def test_evaluation_uses_eval_mode_and_leaves_the_mode_as_it_was(tiny_classifier
     assert all(torch.equal(before[name], buffer) for name, buffer in tiny_classifier.named_buffers())
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
 @pytest.mark.parametrize("settings", [{}, {"mean": "channel", "std": "channel"}, {"arch": "alexnet"}])
 def test_a_checkpoints_metrics_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views, settings
@@ -147,9 +147,9 @@ def test_an_ensemble_of_different_preprocessing_averages_probabilities(tiny_reci
         nets.append(opinionated(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
         files.append(tmp_path / f"{number}.pt")
         checkpoint.save(files[-1], nets[-1])
-    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8)
+    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8)
     samples = stored(tiny_dataset)
-    expected = np.mean([probabilities_of(net, samples, "centre") for net in nets], axis=0)
+    expected = np.mean([probabilities_of(net, samples, "center") for net in nets], axis=0)
     labels = np.array([sample.label for sample in samples])
     assert got.checkpoints == tuple(map(str, files))
     assert got.metrics.loss == pytest.approx(measured(expected, labels)[2], rel=1e-4)
@@ -163,9 +163,9 @@ def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_
         files.append(tmp_path / f"{number}.pt")
         checkpoint.save(files[-1], nets[-1])
     weights = [2, 1, 0.5]
-    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8, weights, predict=True)
+    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
     samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
-    expected = np.average([probabilities_of(net, samples, "centre") for net in nets], axis=0, weights=weights)
+    expected = np.average([probabilities_of(net, samples, "center") for net in nets], axis=0, weights=weights)
     assert got.weights == pytest.approx([4 / 7, 2 / 7, 1 / 7])
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
     assert np.array_equal(got.predictions.classes, order)
@@ -179,12 +179,12 @@ def test_a_checkpoint_of_weight_zero_does_not_count(tiny_recipe, tiny_dataset, t
         torch.manual_seed(number)
         checkpoint.save(tmp_path / f"{number}.pt", opinionated(new_classifier(tiny_recipe, tiny_dataset)))
     files = [tmp_path / "0.pt", tmp_path / "1.pt"]
-    one = evaluate_checkpoints(World(), files[:1], tiny_dataset.root, "val", "centre", 8)
-    both = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8, [3, 0])
+    one = evaluate_checkpoints(World(), files[:1], tiny_dataset.root, "val", "center", 8)
+    both = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8, [3, 0])
     assert both.metrics == one.metrics
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop"])
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
 def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views
 ):
@@ -218,7 +218,7 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
 
 
 def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_dataset):
-    got = evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
+    got = evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
     assert got.predictions is None
 
 
@@ -226,7 +226,7 @@ def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_da
     keys = split_keys(tiny_dataset, "val")
     monkeypatch.setattr("trainer.evaluation.predictions.split_keys", lambda *_: ["other", *keys[1:]])
     with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8)
+        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
 
 
 def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, tiny_dataset, tmp_path):
@@ -237,7 +237,7 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
     head, first, _, *rest = index.read_text().split("\n")
     index.write_text("\n".join([head, first, first, *rest]))
     with pytest.raises(RunError, match=r"missed 0 of 30 samples and saw 1 keys again.*alexnet-prep verify"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], folder, "val", "centre", 8)
+        evaluate_checkpoints(World(), [tiny_checkpoint], folder, "val", "center", 8)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
 )
 def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, words):
     with pytest.raises(UsageError, match=words):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8, weights)
+        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, weights)
 
 
 def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe, tiny_dataset, tmp_path):
@@ -265,7 +265,7 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
     }
     samples = stored(tiny_dataset)
     weight = Answers(10, 64).weight.double().numpy()
-    pixels = np.stack([crops(sample.pixels, 64, "centre")[0].ravel() for sample in samples])
+    pixels = np.stack([crops(sample.pixels, 64, "center")[0].ravel() for sample in samples])
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(softmax(pixels.astype(np.float64) @ weight), labels)
     assert len({sample.key for sample in samples}) == tiny_dataset.samples("val")
@@ -299,14 +299,14 @@ def test_other_data_is_refused_naming_the_difference(tiny_classifier, tiny_datas
     other = Classifier(replace(tiny_classifier.spec, **change))
     checkpoint.save(tmp_path / "net.pt", other)
     with pytest.raises(UsageError, match=words):
-        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "centre", 8)
+        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_classes_in_another_order_are_refused(tiny_classifier, tiny_dataset, tmp_path):
     backwards = tuple(reversed(tiny_classifier.spec.classes))
     checkpoint.save(tmp_path / "net.pt", Classifier(replace(tiny_classifier.spec, classes=backwards)))
     with pytest.raises(UsageError, match="in another order"):
-        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "centre", 8)
+        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_path):
@@ -315,12 +315,12 @@ def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_
         files.append(tmp_path / f"{crop}.pt")
         checkpoint.save(files[-1], Classifier(replace(tiny_classifier.spec, crop=crop)))
     with pytest.raises(UsageError, match=r"70\.pt takes 70 px crops, but .*64\.pt takes 64"):
-        evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "centre", 8)
+        evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8)
 
 
 def test_a_missing_split_is_named(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="no split 'test'"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "test", "centre", 8)
+        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "test", "center", 8)
 
 
 def test_a_label_beyond_the_classes_is_named(tiny_classifier, tiny_dataset):

@@ -39,7 +39,7 @@ def decoders(node, found=()):
 
 @pytest.mark.parametrize("mode", ["square", "aspect", "original"])
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_ten_crops_are_cut_from_one_decoded_picture(device, mode):
+def test_ten_crops_are_cut_from_one_decoded_image(device, mode):
     reader = graph.ReaderSettings(["a.tar"], ["a.idx"], 4)
     with Pipeline(batch_size=2, num_threads=1, device_id=None if device == "cpu" else 0):
         arguments = (ImageFormat(256, mode, 95), Placement(device=device), graph.OutputSettings())
@@ -48,7 +48,7 @@ def test_ten_crops_are_cut_from_one_decoded_picture(device, mode):
 
 
 def ten_crops(pixels, side):
-    """(H, W, 3) → (10, side, side, 3): corners and centre, then their mirrors."""
+    """(H, W, 3) → (10, side, side, 3): corners and center, then their mirrors."""
     free = np.array(pixels.shape[:2]) - side
     corners = [(0, 0), (0, free[1]), (free[0], 0), tuple(free), tuple(free // 2)]
     cut = [pixels[y : y + side, x : x + side] for y, x in corners]
@@ -58,26 +58,26 @@ def ten_crops(pixels, side):
 def forward(w, x):
     """`alexnet_bn` from its weights by name, in evaluation mode."""
 
-    def normalised(x, name):
+    def normalized(x, name):
         view = (1, -1) + (1,) * (x.ndim - 2)
         scale = w[f"{name}.weight"] / torch.sqrt(w[f"{name}.running_var"] + 1e-5)
         return (x - w[f"{name}.running_mean"].view(view)) * scale.view(view) + w[f"{name}.bias"].view(view)
 
     def conv(x, number, groups, **how):
         x = F.conv2d(x, w[f"conv{number}.weight"], groups=groups, **how)
-        return F.relu(normalised(x, f"bn{number}"))
+        return F.relu(normalized(x, f"bn{number}"))
 
     x = F.max_pool2d(conv(x, 1, 1, stride=4, padding=2), 3, 2)
     x = F.max_pool2d(conv(x, 2, 2, padding=2), 3, 2)
     x = conv(conv(x, 3, 1, padding=1), 4, 2, padding=1)
     x = F.max_pool2d(conv(x, 5, 2, padding=1), 3, 2).flatten(1)
     for number in (6, 7):
-        x = F.relu(normalised(F.linear(x, w[f"fc{number}.weight"]), f"bn{number}"))
+        x = F.relu(normalized(F.linear(x, w[f"fc{number}.weight"]), f"bn{number}"))
     return F.linear(x, w["fc8.weight"], w["fc8.bias"])
 
 
 def answers(content, pixels, side):
-    """Mean softmax over the ten crops of a picture, float64 (K,)."""
+    """Mean softmax over the ten crops of an image, float64 (K,)."""
     weights = {name.removeprefix("net."): value for name, value in content["model"].items()}
     crops = ten_crops(pixels, side).astype(np.float32)
     prepared = (crops - np.float32(content["spec"]["mean"])) / np.float32(content["spec"]["std"])
@@ -87,7 +87,7 @@ def answers(content, pixels, side):
     return (exponents / exponents.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
-def stored_pictures(folder):
+def stored_images(folder):
     """Key → (label, pixels) of the validation shards, by tarfile and Pillow."""
     members = {}
     for path in sorted((folder / "val").glob("*.tar")):
@@ -104,7 +104,7 @@ def stored_pictures(folder):
 
 
 def squares_of(source, size):
-    """Stem → pixels of the photographs themselves: centre square, scaled by Pillow, not encoded again."""
+    """Stem → pixels of the photographs themselves: center square, scaled by Pillow, not encoded again."""
     squares = {}
     for path in source.glob("*/*.jpg"):
         image = Image.open(path).convert("RGB")
@@ -130,7 +130,7 @@ def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
 
     content = torch.load(net, weights_only=True)
     side, size = content["spec"]["crop"], content["spec"]["size"]
-    stored = stored_pictures(tmp_path / "s")
+    stored = stored_images(tmp_path / "s")
     assert sorted(stored) == list(found.keys)
     expected = np.array([answers(content, stored[key][1], side) for key in found.keys])
     labels = np.array([stored[key][0] for key in found.keys])

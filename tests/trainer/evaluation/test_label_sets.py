@@ -28,7 +28,7 @@ def predictions(keys, classes):
 
 
 def real_accuracy(answers, lists):
-    """As the file's authors publish it: among pictures with labels, those whose guess is in the list."""
+    """As the file's authors publish it: among images with labels, those whose guess is in the list."""
     return np.mean([guess in lists[i] for i, guess in enumerate(answers) if lists[i]])
 
 
@@ -48,25 +48,25 @@ def test_real_labels_score_as_their_authors_do(tmp_path_factory, rows):
     assert got.top1 == real_accuracy(answers[:, 0], lists)
     among = [bool({*answer} & {*labels}) for answer, labels in zip(answers, lists, strict=True) if labels]
     assert got.top5 == np.mean(among)
-    assert (got.samples, got.unlabelled) == (len(among), len(rows) - len(among))
+    assert (got.samples, got.unlabeled) == (len(among), len(rows) - len(among))
     assert got.top1_interval[0] <= got.top1 <= got.top1_interval[1]
 
 
-def test_imagenets_pictures_are_found_by_their_number(tmp_path):
+def test_imagenets_images_are_found_by_their_number(tmp_path):
     lists = [[0]] * 50_000
     lists[292], lists[49_999] = [1, 2], []
     path = written(tmp_path, "real.json", lists)
     keys = ["ILSVRC2012_val_00050000", "ILSVRC2012_val_00000293", "ILSVRC2012_val_00000001"]
     found = read_real_labels(path, keys, CLASSES)
     assert found.labels == {keys[1]: {1, 2}, keys[2]: {0}}
-    assert found.unlabelled == 1
+    assert found.unlabeled == 1
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([[0], [1], [2]], "labels for 3 pictures, but the split has 4 pictures"),
-        ([[0]] * 5, "labels for 5 pictures, but the split has 4"),
+        ([[0], [1], [2]], "labels for 3 images, but the split has 4 images"),
+        ([[0]] * 5, "labels for 5 images, but the split has 4"),
         ([[0], [1], [4], []], r"class 4 for c\.d, but the data has the classes 0 to 3"),
         ([[0], [1], [-1], []], "class -1"),
         ({"a": 1}, "not a list with a list of class numbers"),
@@ -82,7 +82,7 @@ def test_real_labels_that_do_not_fit(tmp_path, content, words):
 
 def test_imagenets_file_must_be_whole(tmp_path):
     path = written(tmp_path, "real.json", [[0]] * 49_999)
-    with pytest.raises(UsageError, match=r"49,999 pictures, but ImageNet has 50,000 validation"):
+    with pytest.raises(UsageError, match=r"49,999 images, but ImageNet has 50,000 validation"):
         read_real_labels(path, ["ILSVRC2012_val_00000001"], CLASSES)
 
 
@@ -106,17 +106,17 @@ def test_a_missing_file_is_named(tmp_path):
 def test_labels_by_key(tmp_path, name, content):
     found = read_labels(written(tmp_path, name, content), KEYS, CLASSES)
     assert found.labels == {"a": {1}, "b": {2}, "c.d": {0}}
-    assert (found.unlabelled, found.strangers) == (1, 0)
+    assert (found.unlabeled, found.strangers) == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [("l.csv", "key,label\na,dog\nx,cat\na,cat\n"), ("l.json", {"a": ["cat", 1], "x": 0})],
 )
-def test_a_picture_may_have_several_labels_and_a_file_other_pictures(tmp_path, name, content):
+def test_a_image_may_have_several_labels_and_a_file_other_images(tmp_path, name, content):
     found = read_labels(written(tmp_path, name, content), KEYS, CLASSES)
     assert found.labels == {"a": {0, 1}}
-    assert (found.unlabelled, found.strangers) == (3, 1)
+    assert (found.unlabeled, found.strangers) == (3, 1)
 
 
 def test_a_class_id_of_digits_comes_before_a_number(tmp_path):
@@ -137,8 +137,8 @@ def test_a_class_id_of_digits_comes_before_a_number(tmp_path):
         ("l.json", {"a": -1}, "label -1"),
         ("l.json", {"a": 1.5}, "not an object of key and label"),
         ("l.json", [["a", 1]], "not an object"),
-        ("l.csv", "key,label\nx,1\ny,2\n", r"none of the split's 4 pictures.*such as 'x'.*like 'a'"),
-        ("l.csv", "key,label\n", "none of the split's 4 pictures"),
+        ("l.csv", "key,label\nx,1\ny,2\n", r"none of the split's 4 images.*such as 'x'.*like 'a'"),
+        ("l.csv", "key,label\n", "none of the split's 4 images"),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path, name, content, words):
@@ -152,7 +152,7 @@ def test_bytes_that_are_no_text(tmp_path):
         read_labels(tmp_path / "l.csv", KEYS, CLASSES)
 
 
-def test_a_score_of_no_picture_is_refused():
+def test_a_score_of_no_image_is_refused():
     labels = LabelSet("l.csv", {}, 1)
-    with pytest.raises(UsageError, match="none of the 1 pictures"):
+    with pytest.raises(UsageError, match="none of the 1 images"):
         score_labels(predictions(["a"], [[0, 1]]), labels)

@@ -92,8 +92,8 @@ def test_metrics_are_scikit_learns(classes, levels):
     expected = confusion_matrix(labels, guesses, labels=range(classes))
     assert got.confusion.dtype == torch.int64
     assert np.array_equal(got.confusion.numpy(), expected)
-    pictures, top1, top5 = got.per_class()
-    assert np.array_equal(pictures, np.bincount(labels, minlength=classes))
+    images, top1, top5 = got.per_class()
+    assert np.array_equal(images, np.bincount(labels, minlength=classes))
     assert np.array_equal(top1, np.diag(expected))
     among = (order(rows)[:, :5] == labels[:, None]).any(axis=1)
     assert np.array_equal(top5, np.bincount(labels[among], minlength=classes))

@@ -105,7 +105,7 @@ def test_imagenets_validation_set_is_known_by_its_wnids(shared_data):
     assert not is_imagenet_validation(wnids[:10], 50_000)
 
 
-def test_classes_are_sorted_worst_first_without_those_of_no_picture():
+def test_classes_are_sorted_worst_first_without_those_of_no_image():
     assert [info.id for info in by_accuracy(result().per_class)] == ["dog|s", "cat"]
 
 

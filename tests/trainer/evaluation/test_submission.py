@@ -23,13 +23,13 @@ def drawn(count: int) -> Predictions:
 
 
 def flat_error(lines: list[str], truth: list[int], guesses: int) -> float:
-    """eval_flat: the share of pictures whose ID is not among the first guesses of its line."""
+    """eval_flat: the share of images whose ID is not among the first guesses of its line."""
     return np.mean(
         [label not in [*map(int, line.split())][:guesses] for line, label in zip(lines, truth, strict=True)]
     )
 
 
-def test_lines_are_pictures_in_order_and_numbers_the_devkits(tmp_path):
+def test_lines_are_images_in_order_and_numbers_the_devkits(tmp_path):
     predictions = drawn(40)
     write_submission(tmp_path / "s.txt", predictions, WNIDS, IDS)
     text = (tmp_path / "s.txt").read_text()
@@ -51,9 +51,9 @@ def test_lines_are_pictures_in_order_and_numbers_the_devkits(tmp_path):
         (
             ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000003"],
             WNIDS,
-            "picture 2 is not in the data",
+            "image 2 is not in the data",
         ),
-        (["ILSVRC2012_val_00000002"], WNIDS, "picture 1 is not in the data"),
+        (["ILSVRC2012_val_00000002"], WNIDS, "image 1 is not in the data"),
         (
             ["ILSVRC2012_val_00000001"],
             ["n00000011", "cat", "dog"],

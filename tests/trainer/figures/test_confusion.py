@@ -27,11 +27,11 @@ def test_few_classes_stand_by_name_with_their_numbers():
     assert [t.get_text() for t in axes.get_yticklabels()][:2] == ["$a_1$", "<b>"]
     assert texts_of(axes) == ["8", "2", "5", "1"]
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [1, 0, 0]])
-    assert "13 of 16 pictures right" in figure.get_suptitle()
+    assert "13 of 16 images right" in figure.get_suptitle()
     assert figure_bytes(figure, "png")
 
 
-def test_a_class_without_pictures_is_no_division_by_zero():
+def test_a_class_without_images_is_no_division_by_zero():
     assert figure_bytes(draw_confusion(np.zeros((3, 3), np.int64), list("abc"), "t"), "svg")
 
 

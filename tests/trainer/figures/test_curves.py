@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from pipeline import UsageError
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
-from trainer.figures.style import COLOURS, figure_bytes
+from trainer.figures.style import COLORS, figure_bytes
 from trainer.runs.records import EpochRow
 from trainer.runs.run_folder import add_metrics
 
@@ -47,7 +47,7 @@ def lines_of(axes):
 
 def test_every_panel_holds_the_runs_numbers(folders):
     axes = draw_curves(read_courses(folders)).axes
-    one, two = (colour.lower() for colour in COLOURS[:2])
+    one, two = (color.lower() for color in COLORS[:2])
     loss, top1, top5, rate = (lines_of(panel) for panel in axes[: len(PANELS)])
     assert loss == [
         (one, "--", [1, 2, 3], [2.0, 1.0, 2.0 / 3]),
@@ -70,7 +70,7 @@ def test_equal_folder_names_are_told_apart(folders, tmp_path):
 def test_the_legend_names_the_runs_and_kinds_of_lines(folders):
     (legend,) = draw_curves(read_courses(folders)).legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert texts == ["a/run", "b/run", "validation, centre crop", "training, as augmented"]
+    assert texts == ["a/run", "b/run", "validation, center crop", "training, as augmented"]
     (legend,) = draw_curves(read_courses(folders[:1]), ["loss"]).legends
     assert len(legend.get_texts()) == 2
 
@@ -86,8 +86,8 @@ def test_a_rate_that_changes_much_gets_a_logarithmic_axis(rates, scale):
     assert not any("$" in label or "mathdefault" in label for label in labels)
 
 
-def test_more_runs_than_colours_differ_in_markers():
-    courses = [Course(f"r{k}", (row(1), row(2))) for k in range(len(COLOURS) + 1)]
+def test_more_runs_than_colors_differ_in_markers():
+    courses = [Course(f"r{k}", (row(1), row(2))) for k in range(len(COLORS) + 1)]
     lines = draw_curves(courses, ["top-5"]).axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(courses)
 

@@ -1,4 +1,4 @@
-"""Kernels, maps and saliency: what is on the picture, pixel by pixel where it can be told."""
+"""Kernels, maps and saliency: what is on the image, pixel by pixel where it can be told."""
 
 import io
 
@@ -23,9 +23,9 @@ def pixels_of(figure):
         return np.asarray(image.convert("RGB"))
 
 
-def place_of(picture, colour):
-    """(top, left) of the one cell of a colour."""
-    found = (picture == colour).all(axis=2)
+def place_of(image, color):
+    """(top, left) of the one cell of a color."""
+    found = (image == color).all(axis=2)
     rows, columns = found.any(axis=1).nonzero()[0], found.any(axis=0).nonzero()[0]
     assert found.sum() == CELL**2
     assert len(rows) == len(columns) == CELL
@@ -33,7 +33,7 @@ def place_of(picture, colour):
 
 
 def paint(classifier):
-    """Kernels of two towers of two: grey, red; blue down, grey."""
+    """Kernels of two towers of two: gray, red; blue down, gray."""
     weights = classifier.net.conv1.weight
     assert len(weights) == 4
     with torch.no_grad():
@@ -42,29 +42,29 @@ def paint(classifier):
         weights[2, 2] = -1.0
 
 
-def test_kernels_are_drawn_magnified_on_one_grey_centred_scale(tiny_classifier):
+def test_kernels_are_drawn_magnified_on_one_gray_centered_scale(tiny_classifier):
     paint(tiny_classifier)
-    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
-    assert (picture == 127).all(axis=2).sum() >= 2 * CELL**2
-    place_of(picture, (255, 127, 127))
-    place_of(picture, (127, 127, 0))
+    image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    assert (image == 127).all(axis=2).sum() >= 2 * CELL**2
+    place_of(image, (255, 127, 127))
+    place_of(image, (127, 127, 0))
 
 
 def test_the_second_towers_kernels_stand_below_the_first_ones(tiny_classifier):
     paint(tiny_classifier)
-    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
-    (upper, right), (lower, left) = place_of(picture, (255, 127, 127)), place_of(picture, (127, 127, 0))
+    image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    (upper, right), (lower, left) = place_of(image, (255, 127, 127)), place_of(image, (127, 127, 0))
     assert lower - upper >= CELL + 20  # a gap that can be seen, and a caption in it
     assert right - left == CELL + 6  # the second of its row, and the first
-    between = picture[upper + CELL : lower]
+    between = image[upper + CELL : lower]
     assert (between < 100).any()
 
 
 def test_a_net_without_towers_has_one_block(tiny_classifier):
     tiny_classifier.net.conv2 = nn.Conv2d(4, 14, 5, padding=2)
     paint(tiny_classifier)
-    picture = pixels_of(draw_kernels(tiny_classifier, "tiny"))
-    (one, left), (other, right) = place_of(picture, (255, 127, 127)), place_of(picture, (127, 127, 0))
+    image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
+    (one, left), (other, right) = place_of(image, (255, 127, 127)), place_of(image, (127, 127, 0))
     assert one == other
     assert right - left == CELL + 6
 
@@ -86,7 +86,7 @@ def test_an_untrained_or_zero_net_can_be_drawn(tiny_classifier):
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
 
@@ -96,13 +96,13 @@ def images_of(figure):
     return [image.get_array() for axes in dict.fromkeys(parts) for image in axes.get_images()]
 
 
-def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, picture):
+def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, image):
     tiny_classifier.eval()
-    figure = draw_maps(tiny_classifier, picture, ["conv1", "pool2"], "tiny, a picture", most=3)
+    figure = draw_maps(tiny_classifier, image, ["conv1", "pool2"], "tiny, an image", most=3)
     with captured(tiny_classifier.net, ["conv1", "pool2"]) as outputs, torch.inference_mode():
-        tiny_classifier.classify(as_batch([picture]))
+        tiny_classifier.classify(as_batch([image]))
     shown, conv1, pool2 = images_of(figure)
-    np.testing.assert_array_equal(shown, picture)
+    np.testing.assert_array_equal(shown, image)
     for sheet, name in ((conv1, "conv1"), (pool2, "pool2")):
         maps = outputs[name][0, :3].numpy()
         side = maps.shape[1]
@@ -112,14 +112,14 @@ def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, picture):
             np.testing.assert_array_equal(tile, one)
 
 
-def test_all_convolutions_are_drawn_where_none_is_named(tiny_classifier, picture):
-    assert len(images_of(draw_maps(tiny_classifier.eval(), picture, [], "tiny"))) == 1 + 5
+def test_all_convolutions_are_drawn_where_none_is_named(tiny_classifier, image):
+    assert len(images_of(draw_maps(tiny_classifier.eval(), image, [], "tiny"))) == 1 + 5
 
 
 @pytest.mark.parametrize("layer", ["conv9", "fc6"])
-def test_layers_without_maps_are_refused(tiny_classifier, picture, layer):
+def test_layers_without_maps_are_refused(tiny_classifier, image, layer):
     with pytest.raises(UsageError, match=f"no layer with maps is named '{layer}'; there are conv1, bn1"):
-        draw_maps(tiny_classifier.eval(), picture, [layer], "tiny")
+        draw_maps(tiny_classifier.eval(), image, [layer], "tiny")
 
 
 class OneWeight(nn.Module):
@@ -129,22 +129,22 @@ class OneWeight(nn.Module):
         return torch.stack([(k + 1) * (3 * x[:, 0, 5, 7] - 2 * x[:, 2, 9, 1]) for k in range(10)], dim=1)
 
 
-def test_saliency_is_the_gradient_in_grey_levels(tiny_classifier, picture):
+def test_saliency_is_the_gradient_in_gray_levels(tiny_classifier, image):
     classifier = Classifier(tiny_classifier.spec)
     classifier.net = OneWeight()
     classifier.std.fill_(2.0)
-    found = saliency(classifier.eval(), picture, 4)
+    found = saliency(classifier.eval(), image, 4)
     expected = np.zeros((64, 64), np.float32)
     expected[5, 7], expected[9, 1] = 5 * 3 / 2, 5 * 2 / 2
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_saliency_agrees_with_finite_differences(tiny_classifier, picture):
+def test_saliency_agrees_with_finite_differences(tiny_classifier, image):
     classifier = tiny_classifier.double().eval()
-    found = saliency(classifier.float(), picture, 2)
+    found = saliency(classifier.float(), image, 2)
     classifier.double()
     row, column = np.unravel_index(found.argmax(), found.shape)
-    pixels = as_batch([picture]).double()
+    pixels = as_batch([image]).double()
     slopes = []
     for channel in range(3):
         moved = [pixels.clone(), pixels.clone()]
@@ -156,15 +156,15 @@ def test_saliency_agrees_with_finite_differences(tiny_classifier, picture):
     assert found.max() == pytest.approx(max(slopes), rel=1e-3)
 
 
-def test_saliency_is_drawn_beside_and_over_the_picture(picture):
+def test_saliency_is_drawn_beside_and_over_the_image(image):
     strength = np.zeros((64, 64), np.float32)
     strength[:32] = 1.0
-    shown, alone, faint, over = images_of(draw_saliency(strength, picture, "tiny, a picture", "$cat_1$"))[:4]
-    np.testing.assert_array_equal(shown, picture)
+    shown, alone, faint, over = images_of(draw_saliency(strength, image, "tiny, an image", "$cat_1$"))[:4]
+    np.testing.assert_array_equal(shown, image)
     np.testing.assert_array_equal(alone, strength)
     np.testing.assert_array_equal(over, strength)
     assert (faint[..., 0] == faint[..., 2]).all()
 
 
-def test_saliency_of_nothing_can_be_drawn(picture):
-    assert figure_bytes(draw_saliency(np.zeros((64, 64), np.float32), picture, "t", "c"), "png")
+def test_saliency_of_nothing_can_be_drawn(image):
+    assert figure_bytes(draw_saliency(np.zeros((64, 64), np.float32), image, "t", "c"), "png")

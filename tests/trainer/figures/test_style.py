@@ -1,4 +1,4 @@
-"""Letters, files and colours that all figures share."""
+"""Letters, files and colors that all figures share."""
 
 import io
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import RunError, UsageError
 from trainer.figures.style import (
-    COLOURS,
+    COLORS,
     check_figure_file,
     drawable,
     figure_bytes,
@@ -113,14 +113,14 @@ def test_cutting_a_long_name():
     assert shortened("abcd efg", 6) == "abcd…"
 
 
-def test_colours_differ_for_those_who_see_no_red_or_no_green():
+def test_colors_differ_for_those_who_see_no_red_or_no_green():
     """Viénot, Brettel and Mollon's (1999) simulation on linear RGB; distances in CIE Lab."""
     blind = {
         "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
         "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
     }
-    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in COLOURS])
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    colors = np.array([matplotlib.colors.to_rgb(color) for color in COLORS])
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     for matrix in (np.eye(3), *map(np.array, blind.values())):
         lab = to_lab(np.clip(linear @ matrix.T, 0, 1))
         distances = np.linalg.norm(lab[:, None] - lab[None], axis=2)

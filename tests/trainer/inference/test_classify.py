@@ -12,11 +12,11 @@ from PIL import Image
 
 from pipeline import EvalView, Loader, UsageError
 from pipeline.images.codec import encode
-from trainer.inference.classify import classify_pictures, find_pictures
+from trainer.inference.classify import classify_images, find_images
 from trainer.inference.preprocess import crop_of_file
 
 
-def stored_pictures(dataset, folder):
+def stored_images(dataset, folder):
     """A dataset's validation JPEGs as files KEY.jpg."""
     for tar in dataset.tars("val"):
         with tarfile.open(tar) as file:
@@ -26,10 +26,10 @@ def stored_pictures(dataset, folder):
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop"])
-def test_stored_pictures_get_the_evaluations_probabilities(tiny_dataset, tiny_classifier, tmp_path, views):
-    files = stored_pictures(tiny_dataset, tmp_path)
-    answers = {a.picture.stem: a for a in classify_pictures([tiny_classifier], files, views, batch_size=7)}
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
+def test_stored_images_get_the_evaluations_probabilities(tiny_dataset, tiny_classifier, tmp_path, views):
+    files = stored_images(tiny_dataset, tmp_path)
+    answers = {a.image.stem: a for a in classify_images([tiny_classifier], files, views, batch_size=7)}
     assert len(answers) == 30
     crop = tiny_classifier.spec.crop
     with Loader(tiny_dataset, "val", EvalView(views, crop), 30, keys=True) as loader:
@@ -48,12 +48,12 @@ def test_stored_pictures_get_the_evaluations_probabilities(tiny_dataset, tiny_cl
         np.testing.assert_allclose([g.probability for g in guesses], sorted(row, reverse=True)[:5], atol=1e-6)
 
 
-@pytest.mark.parametrize("views", ["centre", "ten-crop"])
-def test_stored_pictures_get_the_probabilities_of_pillow_and_numpy(
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
+def test_stored_images_get_the_probabilities_of_pillow_and_numpy(
     tiny_dataset, tiny_classifier, tmp_path, views
 ):
     """Decoded by Pillow, cut and prepared in NumPy; only the layers behind are the net's own."""
-    files = stored_pictures(tiny_dataset, tmp_path)[:5]
+    files = stored_images(tiny_dataset, tmp_path)[:5]
     net, side = tiny_classifier.eval(), tiny_classifier.spec.crop
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float32)
     far = pixels.shape[1] - side
@@ -68,22 +68,22 @@ def test_stored_pictures_get_the_probabilities_of_pillow_and_numpy(
         logits = np.stack([net.net(torch.from_numpy(crop)).numpy() for crop in prepared]).astype(np.float64)
     powers = np.exp(logits - logits.max(axis=2, keepdims=True))
     expected = (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
-    for answer, row in zip(classify_pictures([net], files, views, top=10), expected, strict=True):
+    for answer, row in zip(classify_images([net], files, views, top=10), expected, strict=True):
         found = {guess.id: guess.probability for guess in answer.guesses}
         np.testing.assert_allclose([found[name] for name in net.spec.classes], row, rtol=1e-12)
 
 
-def test_a_source_file_differs_from_its_stored_picture_by_the_encoding_alone(
+def test_a_source_file_differs_from_its_stored_image_by_the_encoding_alone(
     tiny_source, tiny_dataset, tiny_classifier, tmp_path
 ):
-    stored = {path.stem: path for path in stored_pictures(tiny_dataset, tmp_path)}
+    stored = {path.stem: path for path in stored_images(tiny_dataset, tmp_path)}
     files = sorted((tiny_source / "val").rglob("*.jpg"))
     whole = replace(tiny_classifier.spec, crop=tiny_classifier.spec.size)
     for file in files:
         assert encode(crop_of_file(file, whole), 95) == stored[file.stem].read_bytes()
     pairs = zip(
-        classify_pictures([tiny_classifier], files, top=10),
-        classify_pictures([tiny_classifier], [stored[file.stem] for file in files], top=10),
+        classify_images([tiny_classifier], files, top=10),
+        classify_images([tiny_classifier], [stored[file.stem] for file in files], top=10),
         strict=True,
     )
     differences = []
@@ -96,15 +96,15 @@ def test_a_source_file_differs_from_its_stored_picture_by_the_encoding_alone(
 def test_an_ensemble_averages_probabilities(tiny_dataset, tiny_classifier, tmp_path):
     import copy
 
-    files = stored_pictures(tiny_dataset, tmp_path)[:3]
+    files = stored_images(tiny_dataset, tmp_path)[:3]
     other = copy.deepcopy(tiny_classifier)
     torch.nn.init.normal_(other.net.fc8.weight, std=0.5)
     single = [
         {g.id: g.probability for g in a.guesses}
         for net in (tiny_classifier, other)
-        for a in classify_pictures([net], files, top=10)
+        for a in classify_images([net], files, top=10)
     ]
-    for k, answer in enumerate(classify_pictures([tiny_classifier, other], files, top=10)):
+    for k, answer in enumerate(classify_images([tiny_classifier, other], files, top=10)):
         for guess in answer.guesses:
             mean = (single[k][guess.id] + single[k + 3][guess.id]) / 2
             assert guess.probability == pytest.approx(mean, abs=1e-9)
@@ -119,10 +119,10 @@ def test_what_cannot_be_read_is_said_in_its_place(tiny_classifier, tmp_path):
     for name, data in (("a.png", png("L")), ("b.jpg", b"no"), ("c.tif", png("CMYK")), ("d.jpg", b"")):
         (tmp_path / name).write_bytes(data)
     files = [*sorted(tmp_path.iterdir()), tmp_path / "gone.jpg"]
-    answers = list(classify_pictures([tiny_classifier], files, batch_size=2))
-    assert [a.picture for a in answers] == files
+    answers = list(classify_images([tiny_classifier], files, batch_size=2))
+    assert [a.image for a in answers] == files
     assert [bool(a.guesses) for a in answers] == [True, False, True, False, False]
-    assert "b.jpg: cannot be read as a picture" in answers[1].error
+    assert "b.jpg: cannot be read as an image" in answers[1].error
     assert "gone.jpg: No such file" in answers[4].error
 
 
@@ -131,7 +131,7 @@ def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    found = find_pictures([tmp_path / "odd.name", tmp_path / "in"])
+    found = find_images([tmp_path / "odd.name", tmp_path / "in"])
     assert [str(path.relative_to(tmp_path)) for path in found] == [
         "odd.name",
         "in/a.webp",
@@ -139,15 +139,15 @@ def test_folders_are_searched_and_hidden_files_left_out(tmp_path):
         "in/b/z.JPG",
     ]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty: holds no pictures"):
-        find_pictures([tmp_path / "empty"])
+    with pytest.raises(UsageError, match="empty: holds no images"):
+        find_images([tmp_path / "empty"])
 
 
 def test_of_a_folder_pipes_are_left_out_and_dead_links_kept(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpe").symlink_to(tmp_path / "gone")
     (tmp_path / "folder.jpg").mkdir()
-    assert find_pictures([tmp_path]) == [tmp_path / "link.jpe"]
+    assert find_images([tmp_path]) == [tmp_path / "link.jpe"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
@@ -156,4 +156,4 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.scandir", scandir)
     with pytest.raises(UsageError, match=r"cannot be read \(Permission denied\)"):
-        find_pictures([tmp_path])
+        find_images([tmp_path])

@@ -1,4 +1,4 @@
-"""Predictions and neighbours of single pictures, against plain references over the whole split."""
+"""Predictions and neighbors of single images, against plain references over the whole split."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from trainer import open_trained
 from trainer.inference.features import features
 from trainer.inference.neighbors import (
     UNKNOWN,
-    Picture,
-    find_neighbours,
-    named_pictures,
+    NamedImage,
+    find_neighbors,
+    named_images,
     predict,
-    some_pictures,
+    some_images,
     some_predictions,
 )
 from trainer.inference.preprocess import as_batch, crop_of_stored
@@ -42,7 +42,7 @@ def reference(trained, crop):
 
 def test_predictions_are_softmaxes_five_likeliest(trained, tiny_dataset):
     for one in some_predictions(trained.classifier, tiny_dataset, "val", 30, seed=0):
-        shares = reference(trained, one.picture.crop)
+        shares = reference(trained, one.image.crop)
         assert list(one.classes) == np.argsort(-shares, kind="stable")[:5].tolist()
         np.testing.assert_allclose(one.probabilities, np.sort(shares)[::-1][:5], rtol=1e-4)
 
@@ -51,8 +51,8 @@ def test_equally_likely_classes_come_by_number(trained):
     with torch.no_grad():
         trained.classifier.net.fc8.weight.zero_()
         trained.classifier.net.fc8.bias.zero_()
-    picture = Picture("p", np.zeros((64, 64, 3), np.uint8), 3)
-    (found,) = predict(trained.classifier, [picture])
+    image = NamedImage("p", np.zeros((64, 64, 3), np.uint8), 3)
+    (found,) = predict(trained.classifier, [image])
     assert found.classes == (0, 1, 2, 3, 4)
     assert found.probabilities == pytest.approx([0.1] * 5)
     assert not found.right
@@ -61,25 +61,25 @@ def test_equally_likely_classes_come_by_number(trained):
 def test_the_choice_is_the_seeds(trained, tiny_dataset):
     def keys(seed, count=6):
         found = some_predictions(trained.classifier, tiny_dataset, "val", count, seed)
-        return [one.picture.name for one in found]
+        return [one.image.name for one in found]
 
     assert keys(1) == keys(1) != keys(2)
     assert len(set(keys(3, 30))) == len(keys(3, 100)) == 30
-    pictures = some_pictures(tiny_dataset, "val", trained.spec, 6, 1)
-    assert [picture.name for picture in pictures] == keys(1)
+    images = some_images(tiny_dataset, "val", trained.spec, 6, 1)
+    assert [image.name for image in images] == keys(1)
 
 
 def test_only_errors_are_all_of_them_when_asked_for_many(trained, tiny_dataset, everything):
     found = some_predictions(trained.classifier, tiny_dataset, "val", 30, 0, only_errors=True)
     wrong = {key for key, (label, crop) in everything.items() if reference(trained, crop).argmax() != label}
-    assert {one.picture.name for one in found} == wrong
+    assert {one.image.name for one in found} == wrong
     assert 0 < len(wrong) < 30
 
 
-def test_neighbours_are_scikit_learns_over_the_whole_split(trained, tiny_dataset):
-    queries = some_pictures(tiny_dataset, "val", trained.spec, 4, 0)
+def test_neighbors_are_scikit_learns_over_the_whole_split(trained, tiny_dataset):
+    queries = some_images(tiny_dataset, "val", trained.spec, 4, 0)
     seen = []
-    found = find_neighbours(
+    found = find_neighbors(
         trained.classifier, queries, tiny_dataset, count=5, batch_size=16, progress=lambda *d: seen.append(d)
     )
     stored = read_stored(tiny_dataset, "train", range(90))
@@ -88,24 +88,24 @@ def test_neighbours_are_scikit_learns_over_the_whole_split(trained, tiny_dataset
     distances, indices = NearestNeighbors(algorithm="brute").fit(rows).kneighbors(wanted, 5)
     for one, query, near, far in zip(found, queries, indices, distances, strict=True):
         assert one.query is query
-        assert [picture.name for picture in one.found] == [stored[place].key for place in near]
-        assert [picture.label for picture in one.found] == [stored[place].label for place in near]
+        assert [image.name for image in one.found] == [stored[place].key for place in near]
+        assert [image.label for image in one.found] == [stored[place].label for place in near]
         np.testing.assert_allclose(one.distances, far, rtol=1e-3)
     assert seen[-1] == (90, 90)
 
 
-def test_a_picture_of_the_split_itself_is_its_own_nearest(trained, tiny_dataset):
-    (query,) = some_pictures(tiny_dataset, "train", trained.spec, 1, 5)
-    (found,) = find_neighbours(trained.classifier, [query], tiny_dataset, count=1)
+def test_a_image_of_the_split_itself_is_its_own_nearest(trained, tiny_dataset):
+    (query,) = some_images(tiny_dataset, "train", trained.spec, 1, 5)
+    (found,) = find_neighbors(trained.classifier, [query], tiny_dataset, count=1)
     assert found.found[0].name == query.name
     assert found.distances[0] == pytest.approx(0, abs=1e-3)
 
 
-def test_pictures_by_key_and_by_file(trained, tiny_dataset, tiny_source, everything):
+def test_images_by_key_and_by_file(trained, tiny_dataset, tiny_source, everything):
     file = next(tiny_source.rglob("*.jpg"))
     key = list(everything)[3]
-    found = named_pictures([str(file), key], trained.spec, tiny_dataset)
-    assert [(picture.name, picture.label) for picture in found] == [
+    found = named_images([str(file), key], trained.spec, tiny_dataset)
+    assert [(image.name, image.label) for image in found] == [
         (file.name, UNKNOWN),
         (key, everything[key][0]),
     ]
@@ -113,7 +113,7 @@ def test_pictures_by_key_and_by_file(trained, tiny_dataset, tiny_source, everyth
 
 
 def test_names_that_are_neither(trained, tiny_dataset):
-    with pytest.raises(UsageError, match="no picture of val has the key 'nothing'"):
-        named_pictures(["nothing"], trained.spec, tiny_dataset)
+    with pytest.raises(UsageError, match="no image of val has the key 'nothing'"):
+        named_images(["nothing"], trained.spec, tiny_dataset)
     with pytest.raises(UsageError, match="nothing: no such file, and no dataset is known"):
-        named_pictures(["nothing"], trained.spec, None)
+        named_images(["nothing"], trained.spec, None)

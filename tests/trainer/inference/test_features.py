@@ -79,14 +79,14 @@ def test_layers_with_maps_end_before_the_units(tiny_classifier):
     assert "fc6" not in names
 
 
-def test_a_whole_splits_features_are_its_pictures_in_order(tiny_classifier, tiny_dataset):
+def test_a_whole_splits_features_are_its_images_in_order(tiny_classifier, tiny_dataset):
     tiny_classifier.eval()
     seen = []
     chunks = list(split_features(tiny_classifier, tiny_dataset, "val", 8, lambda *d: seen.append(d)))
     assert [len(chunk) for chunk in chunks] == [8, 8, 8, 6]
     assert seen[-1] == (30, 30)
     stored = read_stored(tiny_dataset, "val", range(30))
-    crops = [crop_of_stored(picture.data, tiny_classifier.spec) for picture in stored]
+    crops = [crop_of_stored(image.data, tiny_classifier.spec) for image in stored]
     alone = features(tiny_classifier, as_batch(crops))
     # Batches of another size are summed in another order, so a small feature is as inexact as a large one.
     atol = 1e-5 * alone.max()

@@ -92,7 +92,7 @@ def test_the_bound_holds_for_float32s_expansion(seed, length, shift):
     assert error <= rounding_bound(length) * float((exact_a**2).sum() + (exact_b**2).sum())
 
 
-def test_fewer_rows_than_neighbours_give_fewer_columns():
+def test_fewer_rows_than_neighbors_give_fewer_columns():
     found = nearest(normal(0, 2, 4), [normal(1, 3, 4)], 10)
     assert found.indices.shape == found.distances.shape == (2, 3)
     assert found.indices.dtype == np.int64
@@ -124,7 +124,7 @@ def test_a_memory_mapped_file_is_searched_in_blocks(tmp_path):
     [
         (np.ones((1, 4)), [np.ones((2, 5))], 1, UsageError, "shape (2, 5) among rows of 4"),
         (np.ones((1, 4)), [np.ones(4)], 1, UsageError, "shape (4,)"),
-        (np.ones((1, 4)), [np.ones((2, 4))], 0, UsageError, "0 neighbours"),
+        (np.ones((1, 4)), [np.ones((2, 4))], 0, UsageError, "0 neighbors"),
         (np.ones((1, 4)), [], 1, UsageError, "no vectors to search"),
         (np.ones((0, 4)), [np.ones((2, 4))], 1, UsageError, "no vector to find"),
         (np.full((1, 4), np.nan), [np.ones((2, 4))], 1, RunError, "a query is not of finite numbers"),

@@ -1,4 +1,4 @@
-"""Centre crops of single pictures, against the loader's and Pillow's."""
+"""Center crops of single images, against the loader's and Pillow's."""
 
 import io
 from dataclasses import replace
@@ -18,15 +18,15 @@ def spec(tiny_classifier):
     return tiny_classifier.spec
 
 
-def test_stored_pictures_are_cut_as_the_loader_cuts_them(tiny_dataset, spec):
-    with Loader(tiny_dataset, "val", EvalView("centre", spec.crop), 30) as loader:
+def test_stored_images_are_cut_as_the_loader_cuts_them(tiny_dataset, spec):
+    with Loader(tiny_dataset, "val", EvalView("center", spec.crop), 30) as loader:
         images = next(iter(loader)).images
-    crops = [crop_of_stored(picture.data, spec) for picture in read_stored(tiny_dataset, "val", range(30))]
+    crops = [crop_of_stored(image.data, spec) for image in read_stored(tiny_dataset, "val", range(30))]
     np.testing.assert_array_equal(as_batch(crops).numpy(), images.numpy())
 
 
 @pytest.mark.parametrize("shape", [(72, 101), (100, 72), (73, 73)])
-def test_the_centre_of_a_picture_of_any_shape(spec, shape):
+def test_the_center_of_a_image_of_any_shape(spec, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -37,14 +37,14 @@ def test_the_centre_of_a_picture_of_any_shape(spec, shape):
     )
 
 
-def test_a_file_is_prepared_as_its_stored_picture_was(tiny_source, tiny_dataset, spec):
-    stored = {picture.key: picture for picture in read_stored(tiny_dataset, "val", range(30))}
+def test_a_file_is_prepared_as_its_stored_image_was(tiny_source, tiny_dataset, spec):
+    stored = {image.key: image for image in read_stored(tiny_dataset, "val", range(30))}
     files = [path for path in tiny_source.rglob("*.jpg") if path.stem in stored]
     assert len(files) == 30
     for path in files:
         fresh, again = crop_of_file(path, spec), crop_of_stored(stored[path.stem].data, spec)
-        grey = (fresh.astype(int) - again) @ [0.299, 0.587, 0.114]  # 4:2:0 spares brightness
-        assert np.abs(grey).mean() < 2
+        gray = (fresh.astype(int) - again) @ [0.299, 0.587, 0.114]  # 4:2:0 spares brightness
+        assert np.abs(gray).mean() < 2
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_a_file_is_prepared_as_its_stored_picture_was(tiny_source, tiny_dataset,
     [
         (None, "No such file"),
         (b"", "empty file"),
-        (b"\xff\xd8\xff no picture", "cannot be read as a picture"),
+        (b"\xff\xd8\xff no image", "cannot be read as an image"),
     ],
 )
-def test_files_that_are_no_pictures(tmp_path, spec, content, text):
-    path = tmp_path / "picture.jpg"
+def test_files_that_are_no_images(tmp_path, spec, content, text):
+    path = tmp_path / "image.jpg"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=f"{path}: .*{text}"):
         crop_of_file(path, spec)
 
 
-def test_a_damaged_stored_picture(spec):
+def test_a_damaged_stored_image(spec):
     with pytest.raises(UsageError, match=r"does not decode .*alexnet-prep verify"):
         crop_of_stored(b"junk", spec)

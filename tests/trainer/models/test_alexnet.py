@@ -117,7 +117,7 @@ def test_initial_weights_and_biases_are_the_published(arch):
         assert torch.all(module.bias == (1.0 if name in BIAS_ONE else 0.0)), name
 
 
-def test_initialisation_draws_from_torchs_generator():
+def test_initialization_draws_from_torchs_generator():
     nets = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -209,7 +209,7 @@ def test_logits_equal_a_functional_reference(arch, reference, crop):
         torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_bn_normalises_every_hidden_layer_and_none_else():
+def test_bn_normalizes_every_hidden_layer_and_none_else():
     net = build_model("alexnet_bn", 10, 0.1, 64)
     assert [n for n, m in net.named_children() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)] == [
         f"bn{k}" for k in range(1, 8)
@@ -217,7 +217,7 @@ def test_bn_normalises_every_hidden_layer_and_none_else():
     biased = [
         n for n, m in net.named_children() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None
     ]
-    assert biased == ["fc8"]  # a bias before batch normalisation would change nothing
+    assert biased == ["fc8"]  # a bias before batch normalization would change nothing
 
 
 def test_only_the_papers_nets_use_its_dropout():
@@ -284,7 +284,7 @@ def overfit(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: i
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
 def test_a_narrow_net_learns_from_our_init_but_not_from_the_papers(tiny_dataset, arch):
-    with Loader(tiny_dataset, "train", EvalView("centre", 64), 40) as loader:
+    with Loader(tiny_dataset, "train", EvalView("center", 64), 40) as loader:
         batch = next(iter(loader))
     images = batch.images - torch.tensor(tiny_dataset.statistics.mean).view(3, 1, 1)
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ def seen_by_net(classifier: Classifier, call, images: np.ndarray) -> np.ndarray:
     return seen[0].numpy()
 
 
-def centre_of_mean_image(dataset) -> np.ndarray:
+def center_of_mean_image(dataset) -> np.ndarray:
     """Rows and columns 4..67 of 72, channels first."""
     return np.load(dataset.root / "mean_image.npy").astype(np.float64)[4:68, 4:68].transpose(2, 0, 1)
 
@@ -36,11 +36,11 @@ def deviation(dataset) -> np.ndarray:
 
 
 def test_mean_image_is_subtracted_in_the_scale_of_each_mode(tiny_recipe, tiny_dataset, pixels):
-    recipe = replace(tiny_recipe, std="channel", colour_noise="source")
+    recipe = replace(tiny_recipe, std="channel", color_noise="source")
     classifier = new_classifier(recipe, tiny_dataset)
     view = train_view(classifier, recipe, tiny_dataset, 0)
     assert view.noise.divisor == 1.1
-    mean, std = centre_of_mean_image(tiny_dataset), deviation(tiny_dataset)
+    mean, std = center_of_mean_image(tiny_dataset), deviation(tiny_dataset)
     # The training graph divides by std and by the source's 1.1; forward does the same to the mean image.
     got = seen_by_net(classifier.train(), classifier, pixels / (std * 1.1))
     np.testing.assert_allclose(got, (pixels - mean) / (std * 1.1), rtol=1e-4, atol=1e-4)
@@ -48,11 +48,11 @@ def test_mean_image_is_subtracted_in_the_scale_of_each_mode(tiny_recipe, tiny_da
     np.testing.assert_allclose(got, (pixels - mean) / std, rtol=1e-4, atol=1e-4)
 
 
-def test_without_std_and_noise_the_paper_subtracts_grey_levels(tiny_recipe, tiny_dataset, pixels):
+def test_without_std_and_noise_the_paper_subtracts_gray_levels(tiny_recipe, tiny_dataset, pixels):
     classifier = new_classifier(tiny_recipe, tiny_dataset)
     for mode in (classifier.train(), classifier.eval()):
         got = seen_by_net(mode, classifier, pixels)
-        np.testing.assert_allclose(got, pixels - centre_of_mean_image(tiny_dataset), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(got, pixels - center_of_mean_image(tiny_dataset), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("std", ["none", "channel"])
@@ -75,7 +75,7 @@ def test_channel_mean_is_left_to_the_graph_in_training_and_done_in_classify(
 def test_classify_with_a_mean_image_is_the_manual_preprocessing(tiny_recipe, tiny_dataset, pixels, std):
     classifier = new_classifier(replace(tiny_recipe, std=std), tiny_dataset).eval()
     divisor = deviation(tiny_dataset) if std == "channel" else 1.0
-    prepared = torch.from_numpy((pixels - centre_of_mean_image(tiny_dataset)) / divisor).float()
+    prepared = torch.from_numpy((pixels - center_of_mean_image(tiny_dataset)) / divisor).float()
     with torch.no_grad():
         expected = classifier.net(prepared)
         torch.testing.assert_close(
@@ -86,7 +86,7 @@ def test_classify_with_a_mean_image_is_the_manual_preprocessing(tiny_recipe, tin
 def test_divisor_and_noise_follow_the_recipes_stages(tiny_recipe, tiny_dataset):
     from trainer.recipe import Stage
 
-    recipe = replace(tiny_recipe, colour_noise="source", stages=(Stage(epoch=2, colour_noise="none"),))
+    recipe = replace(tiny_recipe, color_noise="source", stages=(Stage(epoch=2, color_noise="none"),))
     classifier = new_classifier(recipe, tiny_dataset)
     assert train_view(classifier, recipe, tiny_dataset, 1).noise is not None
     assert classifier.divisor == 1.1

@@ -17,7 +17,7 @@ from trainer.models.layers import (
 
 
 def random_maps(*shape: int, scale: float = 30.0, seed: int = 0) -> torch.Tensor:
-    """Float64 maps large enough for the normalisation to bite."""
+    """Float64 maps large enough for the normalization to bite."""
     return torch.from_numpy(np.random.default_rng(seed).normal(0, scale, shape))
 
 

@@ -106,7 +106,7 @@ def test_source_recipes_table_is_the_released_runs():
         conv1 = 1.0 if epoch < 67 else 0.1 if epoch < 72 else 0.0
         assert stage.layer_rates.get("conv1", 1.0) == conv1, epoch
         assert set(stage.layer_rates) <= {"conv1"}
-        assert stage.colour_noise == ("source" if epoch < 67 else "none"), epoch
+        assert stage.color_noise == ("source" if epoch < 67 else "none"), epoch
         assert stage.bias_rate == (2.0 if epoch < 25 else 1.0), epoch
 
 

@@ -212,7 +212,7 @@ def test_groups_hold_every_parameter_once_under_its_layer(arch):
         for p in group["params"]:
             layer, kind = names[id(p)].rsplit(".", 1)
             assert group["layer"] == layer
-            # Weights of batch normalisation have one dimension and go with the biases.
+            # Weights of batch normalization have one dimension and go with the biases.
             assert group["bias"] == (kind == "bias" or ".bn" in f".{layer}")
 
 
@@ -249,13 +249,13 @@ def test_rates_are_the_schedules_times_the_layers_times_the_biases():
 def test_a_frozen_layer_keeps_its_weights_though_it_has_velocity_and_decay(optimizer):
     torch.manual_seed(0)
     net = small_net()
-    optimiser = build_optimizer(net, small_recipe(optimizer=optimizer))
+    built = build_optimizer(net, small_recipe(optimizer=optimizer))
 
     def step(stage):
-        set_rates(optimiser, 0.01, stage)
+        set_rates(built, 0.01, stage)
         net(60 * torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        built.step()
+        built.zero_grad()
         return {name: p.detach().clone() for name, p in net.named_parameters()}
 
     before = step(Stage(epoch=0))

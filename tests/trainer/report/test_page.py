@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing overflows, every picture loads, and a keyboard gets everywhere."""
+"""The page in a real browser: nothing overflows, every image loads, and a keyboard gets everywhere."""
 
 import re
 from itertools import pairwise
@@ -66,7 +66,7 @@ def test_it_fits_and_is_whole_at_any_width(browser, page, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_pictures_keep_their_aspect_and_can_be_seen(browser, page, width):
+def test_images_keep_their_aspect_and_can_be_seen(browser, page, width):
     browser.open(page, width)
     shapes = browser.evaluate(
         "[...document.images].map(i => { const s = getComputedStyle(i), b = parseFloat(s.borderLeftWidth);"
@@ -164,7 +164,7 @@ def test_what_scrolls_inside_can_be_reached_by_keyboard(browser, page):
 
 
 def test_a_page_with_parts_left_out_is_whole_too(browser, tiny_run, tmp_path):
-    skip = ["curves", "throughput", "kernels", "predictions", "neighbours", "confusion", "data", "recipe"]
+    skip = ["curves", "throughput", "kernels", "predictions", "neighbors", "confusion", "data", "recipe"]
     browser.open(write_report(tiny_run, tmp_path / "r.html", skip=skip).file.as_uri(), 360)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.scrollWidth") == 360

@@ -69,7 +69,7 @@ def test_the_numbers_are_the_runs(made, tiny_run, tiny_dataset):
         assert re.search(rf"\n{key}\s*{value}|{key}{value}", page.text)
 
 
-def test_pictures_are_in_the_page_and_have_texts(made):
+def test_images_are_in_the_page_and_have_texts(made):
     _, page = open_page(made.file)
     images = page.all("img")
     assert len(images) > 50
@@ -118,7 +118,7 @@ def test_a_missing_dataset_leaves_out_what_needs_it(tiny_run, tmp_path):
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"dataset": "/gone/<away>"}))
     done = write_report(folder, tmp_path / "r.html")
-    assert list(done.left_out) == ["predictions", "neighbours", "confusion", "data"]
+    assert list(done.left_out) == ["predictions", "neighbors", "confusion", "data"]
     html, page = open_page(done.file)
     assert "/gone/<away>, which is not there" in page.text
     headings = re.findall(r'<h2 id="([\w-]+)">', html)
@@ -130,10 +130,10 @@ def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
     shutil.copytree(tiny_run, folder)
     (folder / "metrics.jsonl").unlink()
     (folder / "recipe.toml").write_text("epochs = ")
-    skip = ("predictions", "neighbours", "confusion", "data")
+    skip = ("predictions", "neighbors", "confusion", "data")
     done = write_report(folder, tmp_path / "r.html", skip=skip)
     assert list(done.left_out) == ["curves", "throughput", *skip, "recipe"]
-    assert done.left_out["neighbours"] == "not asked for (--skip)"
+    assert done.left_out["neighbors"] == "not asked for (--skip)"
     assert "not valid TOML" in done.left_out["recipe"]
     _, page = open_page(done.file)
     assert "top-1 accuracy" not in page.text
@@ -143,10 +143,10 @@ def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch)
     monkeypatch.setattr("trainer.report.page.has_dali", lambda: False)
     monkeypatch.setattr("trainer.report.parts.has_dali", lambda: False)
     done = write_report(tiny_run, tmp_path / "r.html")
-    assert list(done.left_out) == ["neighbours", "confusion"]
+    assert list(done.left_out) == ["neighbors", "confusion"]
     assert "DALI" in done.left_out["confusion"]
     _, page = open_page(done.file)
-    assert "Colour directions" in page.text
+    assert "Color directions" in page.text
     assert "Training crops" not in page.text
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_reported_on(tiny_run, tmp_path):
         ((tiny_run, out, tmp_path / "empty"), UsageError, "not a prepared dataset"),
         ((tiny_run, tmp_path / "no" / "r.html"), RunError, "cannot write"),
     ):
-        skip = ("neighbours", "confusion") if error is RunError else ()
+        skip = ("neighbors", "confusion") if error is RunError else ()
         with pytest.raises(error, match=text):
             write_report(*arguments, skip=skip)
     with pytest.raises(UsageError, match="--skip summary: no such part"):

@@ -236,7 +236,7 @@ def test_descriptions_that_say_too_little(tmp_path, arch, preprocessing, words):
 
 
 def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dataset, tmp_path):
-    """End to end on 72 px pictures, against the net run here on Pillow's pixels."""
+    """End to end on 72 px images, against the net run here on Pillow's pixels."""
     torch.manual_seed(0)
     net = build_model("alexnet_owt", 10, 0.125)
     net.classifier[6].weight.data *= 40
@@ -247,7 +247,7 @@ def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dat
         [tmp_path / "net.pth"],
         tiny_dataset.root,
         "val",
-        "centre",
+        "center",
         8,
         None,
         Foreign("alexnet_owt", how),
@@ -269,13 +269,13 @@ def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dat
 def test_a_description_where_every_checkpoint_has_its_own_is_refused(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="says its architecture and preprocessing itself"):
         evaluate_checkpoints(
-            World(), [tiny_checkpoint], tiny_dataset.root, "val", "centre", 8, None, torchvision()
+            World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )
 
 
-def test_pictures_of_another_size_than_the_preprocessings_are_refused(tiny_dataset, tmp_path):
+def test_images_of_another_size_than_the_preprocessings_are_refused(tiny_dataset, tmp_path):
     torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "net.pth")
     with pytest.raises(UsageError, match=r"shorter side of 256 px.*has 72 px"):
         evaluate_checkpoints(
-            World(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "centre", 8, None, torchvision()
+            World(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )

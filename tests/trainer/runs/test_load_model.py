@@ -69,7 +69,7 @@ def changed(dataset, folder, **changes):
     return folder
 
 
-def test_pictures_of_another_size_are_refused(tiny_run, tiny_dataset, tmp_path):
+def test_images_of_another_size_are_refused(tiny_run, tiny_dataset, tmp_path):
     image = dataclasses.replace(tiny_dataset.image, size=80)
     folder = changed(tiny_dataset, tmp_path / "d", image=image)
     with pytest.raises(UsageError, match=r"shorter side of 72 px, .* has 80 px"):

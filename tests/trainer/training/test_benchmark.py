@@ -77,7 +77,7 @@ def test_a_slow_model_is_told_what_is_left(tiny_recipe, tiny_dataset, monkeypatc
     assert "channels_last=true" in told(compile=True)
 
 
-def test_large_or_distant_pictures_are_told_to_come_nearer(tiny_recipe, tiny_dataset):
+def test_large_or_distant_images_are_told_to_come_nearer(tiny_recipe, tiny_dataset):
     def told(dataset):
         return advise(parts(cpu=1, model=9, together=1), tiny_recipe, dataset, "cpu", "cpu")
 

@@ -58,7 +58,7 @@ def test_only_waiting_for_batches_is_counted(clock):
 
 
 def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
-    """From update 40 of 100 on, 20 updates of 128 pictures in 10 s."""
+    """From update 40 of 100 on, 20 updates of 128 images in 10 s."""
     pace = Pace(
         epoch=2, epochs=5, first=40, total=100, batch_size=128, rate=0.01, val_seconds=7.0, started=100
     )

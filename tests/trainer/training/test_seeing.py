@@ -76,21 +76,21 @@ def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen,
     assert "updates/conv1.weight" in events.Tags()["histograms"]
 
 
-def test_kernels_are_a_picture(seen, events):
-    pictures = events.Images("kernels")
-    assert [picture.step for picture in pictures] == [9, 18, 27]
-    assert pictures[0].width == 12 * (11 * 4 + 2)
+def test_kernels_are_a_image(seen, events):
+    images = events.Images("kernels")
+    assert [image.step for image in images] == [9, 18, 27]
+    assert images[0].width == 12 * (11 * 4 + 2)
 
 
-def test_kernels_are_tiled_in_rows_with_zero_as_grey():
+def test_kernels_are_tiled_in_rows_with_zero_as_gray():
     kernels = torch.zeros(13, 3, 2, 2)
     kernels[12, 0, 1, 1] = -4.0
-    picture = tiled(kernels)
+    image = tiled(kernels)
     side = 2 * 4 + 2
-    assert picture.shape == (3, 2 * side, 12 * side)
-    assert picture[:, 1, 1].tolist() == [0.5, 0.5, 0.5]
-    assert picture[0, side + 8, 8] == 0.0
-    assert picture[:, side + 5, side + 5].tolist() == [1.0, 1.0, 1.0]  # no kernel there
+    assert image.shape == (3, 2 * side, 12 * side)
+    assert image[:, 1, 1].tolist() == [0.5, 0.5, 0.5]
+    assert image[0, side + 8, 8] == 0.0
+    assert image[:, side + 5, side + 5].tolist() == [1.0, 1.0, 1.0]  # no kernel there
 
 
 def test_a_trace_holds_the_recorded_updates(seen):
@@ -241,7 +241,7 @@ print((memory.weights + memory.activations) / 1e6, most[0] - before)
 
 @pytest.mark.parametrize(("arch", "parts"), [("alexnet", 1), ("alexnet_bn", 1), ("alexnet_source", 4)])
 def test_the_memory_estimate_is_near_what_a_step_takes(arch, parts):
-    """Gradients and activations of 64 pictures, in a process of its own.
+    """Gradients and activations of 64 images, in a process of its own.
 
     What convolutions need for a moment, and what the allocator keeps, comes on top.
     """

@@ -40,7 +40,7 @@ def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precisi
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
 def test_a_batch_in_parts_moves_the_weights_as_a_whole_one(parts):
-    """In float64, without what depends on the parts: dropout and batch normalisation."""
+    """In float64, without what depends on the parts: dropout and batch normalization."""
     torch.manual_seed(0)
     net = without_dropout(build_model("alexnet", 10, 0.1, 64)).double()
     start = {name: value.clone() for name, value in net.state_dict().items()}

@@ -58,7 +58,7 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
     best = max(rows, key=lambda row: row.val_top1)  # the first of equals
     for name, row in (("last.pt", rows[-1]), ("best.pt", best)):
         metrics = evaluate_checkpoints(
-            World(), [folder / name], tiny_dataset.root, "val", "centre", 8
+            World(), [folder / name], tiny_dataset.root, "val", "center", 8
         ).metrics
         assert metrics.top1 == pytest.approx(row.val_top1)
         assert metrics.loss == pytest.approx(row.val_loss, rel=1e-4)
@@ -86,7 +86,7 @@ def test_runs_repeat_bit_for_bit_and_the_seed_matters(tiny_recipe, tiny_dataset,
 def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
     tiny_recipe, tiny_dataset, tmp_path, arch
 ):
-    stages = (Stage(epoch=2, colour_noise="none"), Stage(epoch=3, layer_rates={"conv1": 0.0}))
+    stages = (Stage(epoch=2, color_noise="none"), Stage(epoch=3, layer_rates={"conv1": 0.0}))
     recipe = replace(
         tiny_recipe,
         arch=arch,
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
         schedule="plateau",
         plateau_patience=1,
         rate=0.002,
-        colour_noise="source",
+        color_noise="source",
         stages=stages,
     )
     job = Job(tiny_dataset.root, tmp_path / "whole", recipe)
@@ -154,8 +154,8 @@ def pretend_two_processes(folder: Path) -> None:
 
 
 def test_another_process_count_goes_on_with_the_next_epoch(tiny_recipe, tiny_dataset, tmp_path):
-    stages = (Stage(epoch=3, colour_noise="none"),)
-    recipe = replace(tiny_recipe, epochs=4, colour_noise="source", stages=stages)
+    stages = (Stage(epoch=3, color_noise="none"),)
+    recipe = replace(tiny_recipe, epochs=4, color_noise="source", stages=stages)
     whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(whole, stop_after=1)
     pretend_two_processes(whole.out)
@@ -212,7 +212,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
     stopped_after(7, job, monkeypatch)
     pretend_two_processes(job.out)
     recorder = train_here(replace(job, resume="must"))
-    assert "epoch 2 was begun by other processes: its last 22 pictures are left out" in recorder.notes[1]
+    assert "epoch 2 was begun by other processes: its last 22 images are left out" in recorder.notes[1]
     assert recorder.losses == []
     (row,) = recorder.rows
     assert (row.epoch, row.steps, row.images_per_second) == (2, 7, 0)
@@ -298,8 +298,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_remedies(tiny_recipe, batc
         share_of_batch(replace(tiny_recipe, batch_size=batch), processes)
 
 
-def test_one_picture_a_process_is_too_few_for_batch_norm(tiny_recipe):
-    with pytest.raises(UsageError, match="batch normalisation needs two; use --set batch_size=64"):
+def test_one_image_a_process_is_too_few_for_batch_norm(tiny_recipe):
+    with pytest.raises(UsageError, match="batch normalization needs two; use --set batch_size=64"):
         share_of_batch(tiny_recipe, 32)
     assert share_of_batch(replace(tiny_recipe, arch="alexnet"), 32) == 1
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers.synthetic import tiny_pictures, write_dataset
+from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import Access, EvalView, Loader, Placement, RunError, TrainView
 from pipeline.dataset.index import index_path, read_index
@@ -15,8 +15,8 @@ SAMPLES = 40
 
 @pytest.fixture
 def data(tmp_path):
-    pictures = tiny_pictures(SAMPLES, size=24)
-    return write_dataset(tmp_path / "d", {"train": pictures, "val": pictures}, 24, 3)
+    images = tiny_images(SAMPLES, size=24)
+    return write_dataset(tmp_path / "d", {"train": images, "val": images}, 24, 3)
 
 
 def overwrite(dataset, split, number, extension, at, content):
@@ -126,7 +126,7 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
 
 
 def test_random_damage_always_names_the_sample(data):
-    """One byte of the first picture's header at a time, at random: batches, or the one error."""
+    """One byte of the first image's header at a time, at random: batches, or the one error."""
     original = data.tars("train")[0].read_bytes()
     rng = np.random.default_rng(0)
     (offset, size, _) = read_index(data.indexes("train")[0])[0]["jpg"]

@@ -11,7 +11,7 @@ from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
 
-from pipeline import EvalView, Loader, Placement, TrainView, colour_noise
+from pipeline import EvalView, Loader, Placement, TrainView, color_noise
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.loader.dali import graph
 
@@ -19,29 +19,29 @@ CROP, SIZE = 224, 256
 MEAN = (120.5, 110.25, 100.125)
 
 
-def pillow_pictures(dataset, split):
+def pillow_images(dataset, split):
     """Key → float64 (H, W, 3), decoded by Pillow from the tars."""
-    pictures = {}
+    images = {}
     for path in dataset.tars(split):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".jpg"):
                     data = tar.extractfile(member).read()
                     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64)
-                    pictures[member.name.removesuffix(".jpg")] = image
-    return pictures
+                    images[member.name.removesuffix(".jpg")] = image
+    return images
 
 
-def find_crop(picture, seen, crop):
+def find_crop(image, seen, crop):
     """The corner and flip whose crop differs from `seen` by one shift per channel, and that shift."""
     rows, columns = np.random.default_rng(0).integers(0, crop, (2, 40))
-    free_y, free_x = picture.shape[0] - crop, picture.shape[1] - crop
+    free_y, free_x = image.shape[0] - crop, image.shape[1] - crop
     best = (np.inf,)
     for flip in (False, True):
         probe = seen[rows, crop - 1 - columns if flip else columns]
         for top in range(free_y + 1):
             for left in range(free_x + 1):
-                difference = probe - picture[top + rows, left + columns]
+                difference = probe - image[top + rows, left + columns]
                 spread = np.ptp(difference, axis=0).max()
                 if spread < best[0]:
                     best = (spread, top, left, flip, difference.mean(axis=0))
@@ -49,7 +49,7 @@ def find_crop(picture, seen, crop):
 
 
 def photographs(count, height, width, seed=0):
-    """Smooth random colour fields: no two crops of one are alike."""
+    """Smooth random color fields: no two crops of one are alike."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
     return [np.asarray(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC)) for s in small]
@@ -65,11 +65,11 @@ def fields(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["none", "paper", "source"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_training_tensors_equal_the_reference(fields, kind, channels_last):
-    noise = colour_noise(kind, fields.statistics)
+    noise = color_noise(kind, fields.statistics)
     view = TrainView(CROP, MEAN, (1.0, 2.0, 4.0), noise)
     divisor = noise.divisor if noise else 1.0
     std = np.array([1.0, 2.0, 4.0])
-    pictures = pillow_pictures(fields, "train")
+    images = pillow_images(fields, "train")
     with Loader(fields, "train", view, 3, keys=True, channels_last=channels_last) as loader:
         batches = list(loader)
     assert sum(len(b.keys) for b in batches) == 6
@@ -77,9 +77,9 @@ def test_training_tensors_equal_the_reference(fields, kind, channels_last):
         assert batch.images.shape == (3, 3, CROP, CROP)
         assert batch.images.permute(0, 2, 3, 1).is_contiguous() == channels_last
         for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).double().numpy(), strict=True):
-            grey = image * std * divisor + MEAN  # back to grey levels, noise still in it
-            top, left, flip, shift = find_crop(pictures[key], grey, CROP)
-            crop = pictures[key][top : top + CROP, left : left + CROP]
+            gray = image * std * divisor + MEAN  # back to gray levels, noise still in it
+            top, left, flip, shift = find_crop(images[key], gray, CROP)
+            crop = images[key][top : top + CROP, left : left + CROP]
             if noise is None:
                 np.testing.assert_allclose(shift, 0, atol=1e-3)
                 alpha = np.zeros(3)
@@ -93,7 +93,7 @@ def test_training_tensors_equal_the_reference(fields, kind, channels_last):
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """Pictures that tell where a crop was cut: red is x, green is y."""
+    """Images that tell where a crop was cut: red is x, green is y."""
     folder = tmp_path_factory.mktemp("gradients") / "data"
     return write_dataset(folder, {"train": [gradient(SIZE, SIZE)] * 400}, SIZE)
 
@@ -143,8 +143,8 @@ def test_crops_of_unequal_sides_are_uniform(tmp_path, height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(80, 125), (125, 80)])
-def test_crops_of_pictures_of_original_size_are_uniform(tmp_path, height, width):
-    """Stored at half the size: a grey level is two pixels once they are loaded."""
+def test_crops_of_images_of_original_size_are_uniform(tmp_path, height, width):
+    """Stored at half the size: a gray level is two pixels once they are loaded."""
     size, crop = 160, 150
     data = write_dataset(tmp_path / "d", {"train": [gradient(height, width)] * 400}, size, mode="original")
     found = []
@@ -163,18 +163,18 @@ def test_crops_of_pictures_of_original_size_are_uniform(tmp_path, height, width)
 
 
 @pytest.mark.parametrize("kind", ["paper", "source"])
-def test_colour_noise_is_normal(tmp_path, kind):
+def test_color_noise_is_normal(tmp_path, kind):
     rng = np.random.default_rng(1)
     flat = [np.full((32, 32, 3), c, np.uint8) for c in rng.integers(60, 200, (400, 1, 1, 3))]
     data = write_dataset(tmp_path / "d", {"train": flat}, 32)
-    noise = colour_noise(kind, data.statistics)
-    pictures = pillow_pictures(data, "train")
+    noise = color_noise(kind, data.statistics)
+    images = pillow_images(data, "train")
     alphas = []
     with Loader(data, "train", TrainView(32, noise=noise), 100, keys=True) as loader:
         for _ in range(5):
             for batch in loader:
                 for key, image in zip(batch.keys, batch.images.double().numpy(), strict=True):
-                    shift = image.mean(axis=(1, 2)) * noise.divisor - pictures[key].mean(axis=(0, 1))
+                    shift = image.mean(axis=(1, 2)) * noise.divisor - images[key].mean(axis=(0, 1))
                     alphas.append(np.linalg.solve(noise.mixing.astype(np.float64), shift))
     alphas = np.array(alphas)
     assert alphas.shape == (2000, 3)
@@ -194,18 +194,18 @@ def test_evaluation_views_equal_slices(tmp_path, height, width, mode):
         64,
         mode=mode,
     )
-    pictures = pillow_pictures(data, "val")
+    images = pillow_images(data, "val")
     with (
-        Loader(data, "val", EvalView("centre", crop), 3, keys=True) as centre,
+        Loader(data, "val", EvalView("center", crop), 3, keys=True) as center,
         Loader(data, "val", EvalView("ten-crop", crop), 3, keys=True) as ten,
     ):
-        for one, many in zip(centre, ten, strict=True):
+        for one, many in zip(center, ten, strict=True):
             assert one.keys == many.keys
             assert many.images.shape[1:] == (10, 3, crop, crop)
             for number, key in enumerate(one.keys):
-                picture = pictures[key]
+                image = images[key]
                 top, left = (height - 64) // 2, (width - 64) // 2
-                square = picture[top : top + 64, left : left + 64]
+                square = image[top : top + 64, left : left + 64]
                 far = 64 - crop
                 middle = far // 2
                 corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
@@ -218,43 +218,43 @@ def test_evaluation_views_equal_slices(tmp_path, height, width, mode):
                 np.testing.assert_array_equal(single, got[4])
 
 
-def scaled_by_pillow(picture, size):
-    """A picture's centre square once Pillow has scaled its shorter side to `size`."""
-    height, width = picture.shape[:2]
+def scaled_by_pillow(image, size):
+    """An image's center square once Pillow has scaled its shorter side to `size`."""
+    height, width = image.shape[:2]
     shorter = min(height, width)
     target = (round(width * size / shorter), round(height * size / shorter))
-    image = Image.fromarray(picture.astype(np.uint8)).resize(target, Image.Resampling.BILINEAR)
+    scaled = Image.fromarray(image.astype(np.uint8)).resize(target, Image.Resampling.BILINEAR)
     top, left = (target[1] - size) // 2, (target[0] - size) // 2
-    return np.asarray(image, np.float64)[top : top + size, left : left + size]
+    return np.asarray(scaled, np.float64)[top : top + size, left : left + size]
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Grainy pictures of many sizes: more than twice as large as they are loaded, as large, and smaller."""
+    """Grainy images of many sizes: more than twice as large as they are loaded, as large, and smaller."""
     sizes = [(300, 431), (260, 170), (64, 64), (64, 99), (41, 30), (20, 333), (128, 128), (65, 64)]
     rng = np.random.default_rng(5)
-    pictures = [
+    images = [
         np.clip(photographs(1, *shape, k)[0] + rng.normal(0, 12, (*shape, 3)), 0, 255).astype(np.uint8)
         for k, shape in enumerate(sizes)
     ]
     folder = tmp_path_factory.mktemp("originals") / "data"
-    return write_dataset(folder, {"train": pictures, "val": pictures}, 64, mode="original")
+    return write_dataset(folder, {"train": images, "val": images}, 64, mode="original")
 
 
-def test_pictures_of_original_size_are_scaled_as_by_pillow(originals):
+def test_images_of_original_size_are_scaled_as_by_pillow(originals):
     crop = 57
-    pictures = pillow_pictures(originals, "val")
+    images = pillow_images(originals, "val")
     with (
-        Loader(originals, "val", EvalView("centre", crop), 3, keys=True) as centre,
+        Loader(originals, "val", EvalView("center", crop), 3, keys=True) as center,
         Loader(originals, "val", EvalView("ten-crop", crop), 3, keys=True) as ten,
     ):
         seen = 0
-        for one, many in zip(centre, ten, strict=True):
+        for one, many in zip(center, ten, strict=True):
             for number, key in enumerate(one.keys):
-                square = scaled_by_pillow(pictures[key], 64)
+                square = scaled_by_pillow(images[key], 64)
                 got = many.images[number].permute(0, 2, 3, 1).double().numpy()
                 for view, (y, x) in zip(got[:5], [(0, 0), (0, 7), (7, 0), (7, 7), (3, 3)], strict=True):
-                    # Pillow rounds to grey levels between the two axes, DALI at the end only.
+                    # Pillow rounds to gray levels between the two axes, DALI at the end only.
                     difference = np.abs(view - square[y : y + crop, x : x + crop])
                     assert difference.max() <= 2
                     assert difference.mean() < 0.3
@@ -265,10 +265,10 @@ def test_pictures_of_original_size_are_scaled_as_by_pillow(originals):
     assert seen == 8
 
 
-def test_training_crops_of_pictures_of_original_size_are_crops_of_the_scaled_picture(originals):
-    crop = 64  # all of a square picture: what is left of chance is the flip
-    pictures = pillow_pictures(originals, "train")
-    squares = [key for key, picture in pictures.items() if picture.shape[0] == picture.shape[1]]
+def test_training_crops_of_images_of_original_size_are_crops_of_the_scaled_image(originals):
+    crop = 64  # all of a square image: what is left of chance is the flip
+    images = pillow_images(originals, "train")
+    squares = [key for key, pixels in images.items() if pixels.shape[0] == pixels.shape[1]]
     assert len(squares) == 2
     flips = set()
     with Loader(originals, "train", TrainView(crop, MEAN, (1.0, 2.0, 4.0)), 8, keys=True) as loader:
@@ -277,9 +277,9 @@ def test_training_crops_of_pictures_of_original_size_are_crops_of_the_scaled_pic
                 assert batch.images.shape == (8, 3, crop, crop)
                 for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).double(), strict=True):
                     if key in squares:
-                        grey = image.numpy() * [1, 2, 4] + MEAN
-                        reference = scaled_by_pillow(pictures[key], 64)
-                        off = [np.abs(grey - r).max() for r in (reference, reference[:, ::-1])]
+                        gray = image.numpy() * [1, 2, 4] + MEAN
+                        reference = scaled_by_pillow(images[key], 64)
+                        off = [np.abs(gray - r).max() for r in (reference, reference[:, ::-1])]
                         assert min(off) <= 2
                         flips.add((key, off[1] < off[0]))
     assert len(flips) == 4
@@ -310,7 +310,7 @@ def torchvision_boxes(count, size, rng):
 
 
 def test_random_resized_crops_are_torchvisions(tmp_path):
-    """On gradients the corners' grey levels tell which part was cut, and the slope how large it was."""
+    """On gradients the corners' gray levels tell which part was cut, and the slope how large it was."""
     size, crop = 256, 64
     data = write_dataset(tmp_path / "d", {"train": [gradient(size, size)] * 300}, size)
     boxes, flips = [], 0
@@ -347,7 +347,7 @@ def test_random_resized_crops_are_torchvisions(tmp_path):
     assert stats.binomtest(flips, 3000).pvalue > 1e-3
 
 
-def test_random_resized_crops_take_normalisation_and_any_size(fields):
+def test_random_resized_crops_take_normalization_and_any_size(fields):
     plain = TrainView(300, augmentation="random-resized-crop")  # larger than the 256 px stored
     shifted = TrainView(300, MEAN, (2.0, 4.0, 5.0), augmentation="random-resized-crop")
     with Loader(fields, "train", plain, 4) as a, Loader(fields, "train", shifted, 4) as b:
@@ -361,10 +361,10 @@ def test_random_resized_crops_take_normalisation_and_any_size(fields):
     ("height", "width", "mode"), [(64, 64, "square"), (64, 97, "aspect"), (90, 130, "original")]
 )
 @pytest.mark.parametrize("crop", [48, 64, 80])
-def test_full_resize_is_the_whole_picture_squeezed(tmp_path, height, width, mode, crop):
-    pictures = photographs(3, height, width, 3)
-    data = write_dataset(tmp_path / "d", {"train": pictures, "val": pictures}, 64, mode=mode)
-    stored = pillow_pictures(data, "val")
+def test_full_resize_is_the_whole_image_squeezed(tmp_path, height, width, mode, crop):
+    images = photographs(3, height, width, 3)
+    data = write_dataset(tmp_path / "d", {"train": images, "val": images}, 64, mode=mode)
+    stored = pillow_images(data, "val")
     with Loader(data, "val", EvalView("full-resize", crop), 2, keys=True) as loader:
         for batch in loader:
             for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).numpy(), strict=True):

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container, assemble
-from pipeline.sources.labelers.labels import Found, Labelled, plain_name, to_listing, wnid_in
+from pipeline.sources.labelers.labels import Found, Labeled, plain_name, to_listing, wnid_in
 from pipeline.storage.open import open_store
 
 
@@ -15,7 +15,7 @@ def found(*labels, wnids=None):
 
 
 def listing(root, splits, **options):
-    return to_listing(open_store(root), Labelled("any", splits, (Container("a.tar", 1),), **options))
+    return to_listing(open_store(root), Labeled("any", splits, (Container("a.tar", 1),), **options))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_classes_are_those_that_occur_in_any_split(tmp_path):
         "val": ["c"],
         "test": ["b"],
     }
-    with pytest.raises(UsageError, match="no training pictures for c"):
+    with pytest.raises(UsageError, match="no training images for c"):
         assemble("x", made)
 
 
@@ -88,7 +88,7 @@ def test_texts_that_are_wnids_get_the_mapping_files_names(tmp_path):
 def test_a_split_without_labels_is_left_out_and_noted(tmp_path):
     made = listing(tmp_path, {"train": found(0, 1), "val": found(-1, None)})
     assert list(made.entries) == ["train"]
-    assert made.notes == ["val: its 2 pictures have no labels, left out"]
+    assert made.notes == ["val: its 2 images have no labels, left out"]
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30))

@@ -61,7 +61,7 @@ def test_archives_kaggle_and_folders_hold_the_same(tmp_path, tree, labels):
     assert kaggle.classes == folders.classes
 
 
-def test_real_pictures_in_all_layouts(tmp_path, shared_data):
+def test_real_images_in_all_layouts(tmp_path, shared_data):
     tree = shared_data / "imagenet-sample"
     archives = read_source(write_archives(tmp_path / "a", tree))
     kaggle = read_source(write_kaggle(tmp_path / "k", tree))
@@ -148,7 +148,7 @@ def test_other_members_are_noted_and_hidden_ones_do_not_exist(tmp_path, root):
         "n01440764.tar/n01440764_1.JPEG",
         "n01443537.tar/sub/n01443537_9.JPEG",
     ]
-    assert source.notes == [f"{TRAIN}: 2 members are no picture, left out"]
+    assert source.notes == [f"{TRAIN}: 2 members are no image, left out"]
 
 
 def test_colliding_names_get_their_class_in_front_as_in_folders(tmp_path):
@@ -160,7 +160,7 @@ def test_colliding_names_get_their_class_in_front_as_in_folders(tmp_path):
     archives = read_source(write_archives(tmp_path / "a", tree))
     assert contents(archives) == contents(read_source(write_folders(tmp_path / "f", tree)))
     assert "n01443537-1" in {s.key for s in archives.splits["train"]}
-    assert archives.notes == ["6 pictures share a file name with another; their keys have the class in front"]
+    assert archives.notes == ["6 images share a file name with another; their keys have the class in front"]
 
 
 # Bad archives
@@ -208,32 +208,32 @@ def test_a_tar_of_another_name(root):
     refused(root, "member cats.tar at offset 512 is not named nXXXXXXXX.tar")
 
 
-def test_an_archive_of_pictures_instead_of_tars(root):
+def test_an_archive_of_images_instead_of_tars(root):
     place(root / TRAIN, tar_bytes([("n01440764/n01440764_1.JPEG", b"1")]))
     refused(root, "holds 1 files, but no tar of a class (nXXXXXXXX.tar)")
 
 
-def test_validation_pictures_where_the_training_tars_should_be(root):
+def test_validation_images_where_the_training_tars_should_be(root):
     shutil.copy(root / VAL, root / TRAIN)
     refused(root, "holds 6 files, but no tar of a class")
 
 
-def test_a_validation_archive_without_pictures(root):
+def test_a_validation_archive_without_images(root):
     shutil.copy(root / TRAIN, root / VAL)
-    refused(root, f"{root / VAL}: holds no pictures", VAL_MD5)
+    refused(root, f"{root / VAL}: holds no images", VAL_MD5)
 
 
-def test_a_class_without_pictures(root, tree):
+def test_a_class_without_images(root, tree):
     inner = [(f"{wnid}.tar", tar_bytes([])) for wnid in ("n01440764",)]
     full = [(f"{w}.tar", tar_bytes([(f"{w}_1.JPEG", b"1")])) for w in ("n01443537", "n02105855")]
     place(root / TRAIN, tar_bytes(inner + full))
-    refused(root, "no training pictures for n01440764;")
+    refused(root, "no training images for n01440764;")
 
 
-def test_validation_pictures_of_classes_that_are_not_in_training(root):
+def test_validation_images_of_classes_that_are_not_in_training(root):
     inner = tar_bytes([("n01440764_1.JPEG", b"1")])
     place(root / TRAIN, tar_bytes([("n01440764.tar", inner)]))
-    refused(root, "no training pictures for n01443537, n02105855;")
+    refused(root, "no training images for n01443537, n02105855;")
 
 
 # Bad labels
@@ -243,7 +243,7 @@ def test_no_label_file(root):
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     refused(
         root,
-        f"{root / VAL}: no labels for its 6 pictures; put ILSVRC2012_devkit_t12.tar.gz or "
+        f"{root / VAL}: no labels for its 6 images; put ILSVRC2012_devkit_t12.tar.gz or "
         f"LOC_val_solution.csv into {root}",
     )
 
@@ -251,22 +251,22 @@ def test_no_label_file(root):
 def test_a_devkit_that_is_too_short(root, tree):
     last = max(val_labels(tree))
     write_devkit(root, tree, lines=int(last[-8:]) - 1)
-    count = f"1 of 6 pictures are not among its {int(last[-8:]) - 1} labels, the first is {last};"
+    count = f"1 of 6 images are not among its {int(last[-8:]) - 1} labels, the first is {last};"
     refused(root, "devkit_t12.tar.gz does not match", count)
 
 
-def test_a_csv_that_lacks_a_picture(tmp_path, tree):
+def test_a_csv_that_lacks_a_image(tmp_path, tree):
     root = write_archives(tmp_path / "csv", tree, "csv")
     labels = val_labels(tree)
     first, second, *_ = sorted(labels)
     write_solution(root, tree, {stem: wnid for stem, wnid in labels.items() if stem not in (first, second)})
-    count = f"2 of 6 pictures are not among its 4 labels, the first is {first};"
+    count = f"2 of 6 images are not among its 4 labels, the first is {first};"
     refused(root, "LOC_val_solution.csv does not match", count)
 
 
-def test_a_validation_picture_of_another_name(tmp_path, tree, root):
+def test_a_validation_image_of_another_name(tmp_path, tree, root):
     place(root / VAL, tar_bytes([("ILSVRC2012_val_00000001.JPEG", b"1"), ("holiday.JPEG", b"2")]))
-    refused(root, "1 of 2 pictures are not among its 36 labels, the first is holiday;")
+    refused(root, "1 of 2 images are not among its 36 labels, the first is holiday;")
 
 
 def test_labels_that_agree_and_labels_that_do_not(root, tree):

@@ -72,7 +72,7 @@ def test_labels_are_places_in_the_sorted_names(tmp_path):
     }
 
 
-def test_pictures_are_found_at_any_depth_and_in_every_format(tmp_path):
+def test_images_are_found_at_any_depth_and_in_every_format(tmp_path):
     flat(tmp_path, bee=1)
     suffixes = ["jpg", "JPG", "Jpeg", "JPEG", "jpe", "png", "gif", "webp", "bmp", "tif", "TIFF", "ppm", "pgm"]
     for number, suffix in enumerate(suffixes):
@@ -83,7 +83,7 @@ def test_pictures_are_found_at_any_depth_and_in_every_format(tmp_path):
     assert {s.label for s in source.splits["train"] if s.path.startswith("ant/")} == {0}
 
 
-def test_a_folder_named_like_a_picture_is_a_folder(tmp_path):
+def test_a_folder_named_like_a_image_is_a_folder(tmp_path):
     flat(tmp_path, bee=1)
     place(tmp_path / "ant" / "album.jpg" / "1.jpg")
     assert paths(read_source(tmp_path), "train") == ["ant/album.jpg/1.jpg", "bee/bee_00.jpg"]
@@ -97,10 +97,10 @@ def test_hidden_files_do_not_exist_and_others_are_noted(tmp_path):
     assert len(source.splits["train"]) == 2
     assert source.notes == []
     place(tmp_path / "labels.csv")
-    assert read_source(tmp_path).notes == [f"{tmp_path}: 1 file is no picture in a class folder, left out"]
+    assert read_source(tmp_path).notes == [f"{tmp_path}: 1 file is no image in a class folder, left out"]
     place(tmp_path / "ant" / "Thumbs.db")
     place(tmp_path / "loose.jpg")
-    assert read_source(tmp_path).notes == [f"{tmp_path}: 3 files are no picture in a class folder, left out"]
+    assert read_source(tmp_path).notes == [f"{tmp_path}: 3 files are no image in a class folder, left out"]
 
 
 def test_an_empty_validation_folder_is_noted_and_left_out(tmp_path):
@@ -108,7 +108,7 @@ def test_an_empty_validation_folder_is_noted_and_left_out(tmp_path):
     (tmp_path / "val" / "ant").mkdir(parents=True)
     source = read_source(tmp_path)
     assert list(source.splits) == ["train"]
-    assert source.notes == ["val: no class folders with pictures, left out"]
+    assert source.notes == ["val: no class folders with images, left out"]
     assert list(read_source(tmp_path, val_fraction=0.5).splits) == ["train", "val"]
 
 
@@ -148,14 +148,14 @@ def test_names_come_from_the_mapping_file(tmp_path, prefix):
     assert source.notes == []
 
 
-def test_validation_pictures_in_no_class_folder_are_noted(tmp_path):
+def test_validation_images_in_no_class_folder_are_noted(tmp_path):
     flat(tmp_path / "train", ant=1, bee=1)
     place(tmp_path / "val" / "1.jpg")
     source = read_source(tmp_path)
     assert list(source.splits) == ["train"]
     assert source.notes == [
-        f"{tmp_path}/val: 1 file is no picture in a class folder, left out",
-        "val: no class folders with pictures, left out",
+        f"{tmp_path}/val: 1 file is no image in a class folder, left out",
+        "val: no class folders with images, left out",
     ]
 
 
@@ -168,7 +168,7 @@ def test_a_bucket(tmp_path, s3):
         open_store(s3).write(f"some/{path.relative_to(tmp_path)}", path.read_bytes())
     source, here = read_source(f"{s3}/some/"), read_source(tmp_path)
     assert (source.layout, source.splits, source.classes) == ("folders", here.splits, here.classes)
-    assert source.notes[0] == f"{s3}/some/train: 1 file is no picture in a class folder, left out"
+    assert source.notes[0] == f"{s3}/some/train: 1 file is no image in a class folder, left out"
     assert source.notes[1:] == here.notes[1:]
     assert source.fingerprint() == here.fingerprint()
 
@@ -186,10 +186,10 @@ def bad(tmp_path, message, **options):
 @pytest.mark.parametrize(
     "files", [[], ["notes.txt"], ["1.jpg", "2.jpg"], ["a/x.txt", "b/y.txt"], ["train/1.jpg"]]
 )
-def test_no_pictures_in_class_folders(tmp_path, files):
+def test_no_images_in_class_folders(tmp_path, files):
     for name in files:
         place(tmp_path / name)
-    bad(tmp_path, f"source {tmp_path}: no pictures found")
+    bad(tmp_path, f"source {tmp_path}: no images found")
 
 
 def test_one_class(tmp_path):
@@ -197,16 +197,16 @@ def test_one_class(tmp_path):
 
 
 @pytest.mark.parametrize("fraction", [None, 0.5])
-def test_a_class_without_training_pictures(tmp_path, fraction):
+def test_a_class_without_training_images(tmp_path, fraction):
     flat(tmp_path, bee=2, cat=2)
     (tmp_path / "ant").mkdir()
-    bad(tmp_path, "no training pictures for ant;", val_fraction=fraction)
+    bad(tmp_path, "no training images for ant;", val_fraction=fraction)
 
 
 def test_classes_that_are_in_validation_only(tmp_path):
     flat(tmp_path / "train", ant=1, bee=1)
     flat(tmp_path / "val", **{f"c{k}": 1 for k in range(7)})
-    bad(tmp_path, "no training pictures for c0, c1, c2, c3, c4 and 2 more;")
+    bad(tmp_path, "no training images for c0, c1, c2, c3, c4 and 2 more;")
 
 
 def test_val_and_validation(tmp_path):

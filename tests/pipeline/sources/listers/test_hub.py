@@ -54,7 +54,7 @@ def test_hidden_files_and_folders_of_that_name_are_none(tmp_path):
     assert look_for(open_store(tmp_path), wanted) == ("b.tar/part-0.tar", False)
 
 
-def test_pictures_count_in_folders_alone(tmp_path):
+def test_images_count_in_folders_alone(tmp_path):
     place(tmp_path / "a.tar")
     place(tmp_path / "logo.png")
     assert look_for(open_store(tmp_path), wanted) == ("a.tar", False)

@@ -56,7 +56,7 @@ def test_the_tree_as_downloaded(root, tree):
     assert [(c.id, c.name) for c in source.classes] == [(wnid, named(wnid)) for wnid in wnids]
     assert source.splits["train"][0].path == f"{BASE}/train/n01440764/n01440764_42.JPEG"
     assert source.splits["val"][0].path == f"{BASE}/val/{min(val_labels(tree))}.JPEG"
-    assert source.notes == [f"{root}/{BASE}/test: left out, its pictures have no labels"]
+    assert source.notes == [f"{root}/{BASE}/test: left out, its images have no labels"]
 
 
 @pytest.mark.parametrize("below", ["ILSVRC", "ILSVRC/Data", BASE])
@@ -77,7 +77,7 @@ def test_the_nearest_label_file_counts(root, tree):
 
 
 @pytest.mark.parametrize("labels", [write_solution, write_devkit])
-def test_flat_validation_pictures_beside_train(tmp_path, tree, labels):
+def test_flat_validation_images_beside_train(tmp_path, tree, labels):
     root = write_kaggle(tmp_path / "plain", tree, base="")
     (root / "LOC_val_solution.csv").unlink()
     labels(root, tree)
@@ -86,7 +86,7 @@ def test_flat_validation_pictures_beside_train(tmp_path, tree, labels):
     assert contents(source) == files(tree)
 
 
-def test_validation_pictures_in_class_folders_need_no_labels(root, tree):
+def test_validation_images_in_class_folders_need_no_labels(root, tree):
     shutil.rmtree(root / BASE / "val")
     shutil.copytree(tree / "val", root / BASE / "val")
     (root / "LOC_val_solution.csv").unlink()
@@ -108,8 +108,8 @@ def test_other_files_are_noted(root):
     place(root / BASE / "val" / ".DS_Store")
     place(root / BASE / "train" / "list.txt")
     assert read_source(root).notes[:2] == [
-        f"{root}/{BASE}/train: 1 file is no picture in a class folder, left out",
-        f"{root}/{BASE}/val: 1 file is no picture, left out",
+        f"{root}/{BASE}/train: 1 file is no image in a class folder, left out",
+        f"{root}/{BASE}/val: 1 file is no image, left out",
     ]
 
 
@@ -118,7 +118,7 @@ def test_an_empty_validation_folder_is_noted(root):
     (root / BASE / "val").mkdir()
     source = read_source(root)
     assert list(source.splits) == ["train"]
-    assert source.notes[0] == f"{root}/{BASE}/val: no pictures, left out"
+    assert source.notes[0] == f"{root}/{BASE}/val: no images, left out"
 
 
 def test_a_bucket(root, s3):
@@ -127,7 +127,7 @@ def test_a_bucket(root, s3):
     source, here = read_source(f"{s3}/kaggle"), read_source(root)
     assert source.layout == "kaggle"
     assert (source.splits, source.classes) == (here.splits, here.classes)
-    assert source.notes == [f"{s3}/kaggle/{BASE}/test: left out, its pictures have no labels"]
+    assert source.notes == [f"{s3}/kaggle/{BASE}/test: left out, its images have no labels"]
 
 
 # Bad input
@@ -142,33 +142,33 @@ def test_no_label_file(root):
     (root / "LOC_val_solution.csv").unlink()
     refused(
         root,
-        f"{root}/{BASE}/val: no labels for its 6 pictures; put ILSVRC2012_devkit_t12.tar.gz or "
+        f"{root}/{BASE}/val: no labels for its 6 images; put ILSVRC2012_devkit_t12.tar.gz or "
         f"LOC_val_solution.csv into {root}",
     )
 
 
 def test_the_innermost_folder_without_the_csv_above_it(root):
-    refused(root / BASE, "no labels for its 6 pictures", "or name a folder above it that holds one of them")
+    refused(root / BASE, "no labels for its 6 images", "or name a folder above it that holds one of them")
 
 
-def test_a_validation_picture_without_a_label(root):
+def test_a_validation_image_without_a_label(root):
     place(root / BASE / "val" / "ILSVRC2012_val_00000099.JPEG")
     refused(
         root,
         "LOC_val_solution.csv does not match",
-        "1 of 7 pictures are not among its 6 labels, the first is ILSVRC2012_val_00000099;",
+        "1 of 7 images are not among its 6 labels, the first is ILSVRC2012_val_00000099;",
     )
 
 
-def test_labels_of_classes_without_training_pictures(root):
+def test_labels_of_classes_without_training_images(root):
     shutil.rmtree(root / BASE / "train" / "n01443537")
-    refused(root, "no training pictures for n01443537;")
+    refused(root, "no training images for n01443537;")
 
 
 def test_an_empty_class_folder(root):
     (root / BASE / "train" / "n00000001").mkdir()
-    refused(root, "no training pictures for n00000001;")
+    refused(root, "no training images for n00000001;")
 
 
-def test_a_validation_fraction_beside_validation_pictures(root):
+def test_a_validation_fraction_beside_validation_images(root):
     refused(root, "--val-fraction 0.1 was asked for", val_fraction=0.1)

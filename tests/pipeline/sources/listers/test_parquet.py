@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.folders import place, python, write_source
-from helpers.hub_files import as_parquet, classes_of, flattened, pictures, write_parquet
+from helpers.hub_files import as_parquet, classes_of, flattened, images, write_parquet
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
@@ -22,11 +22,11 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Class folders under ImageNet's names: three classes, eight pictures each to train and four to test."""
+    """Class folders under ImageNet's names: three classes, eight images each to train and four to test."""
     root = write_source(tmp_path_factory.mktemp("tree") / "tree", classes=WNIDS, height=16, width=16)
-    for number, (class_id, path) in enumerate(pictures(root, "train")):
+    for number, (class_id, path) in enumerate(images(root, "train")):
         path.rename(path.with_name(f"{class_id}_{number}.JPEG"))
-    for number, (_, path) in enumerate(pictures(root, "val")):
+    for number, (_, path) in enumerate(images(root, "val")):
         path.rename(path.with_name(f"ILSVRC2012_val_{number:08d}.JPEG"))
     return root
 
@@ -54,7 +54,7 @@ def test_the_hubs_imagenet_is_the_class_folders(tree, tmp_path):
     assert source.layout == "parquet"
     assert source.classes == tuple(map(ClassInfo, WNIDS, names))
     assert flattened(source)[1] == flattened(folders)[1]
-    assert source.notes == ["test: its 3 pictures have no labels, left out"]
+    assert source.notes == ["test: its 3 images have no labels, left out"]
 
 
 def test_names_of_the_mapping_file_come_first(tree, tmp_path):
@@ -174,7 +174,7 @@ def test_class_folders_beside_files_of_other_columns_are_class_folders(tmp_path)
     assert not is_here(open_store(tmp_path))
 
 
-def test_parquet_beside_pictures_of_a_readme(tmp_path):
+def test_parquet_beside_images_of_a_readme(tmp_path):
     one_file(tmp_path / "data", [0, 1])
     place(tmp_path / "assets" / "figure.png")
     place(tmp_path / "logo.png")
@@ -310,21 +310,21 @@ def test_a_test_split_with_labels_stays(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, None, 1, None], "a1.jpg has no label; 2 of 4 train pictures"),
-        ([0, 1, -1], "a2.jpg has no label; 1 of 3 train pictures"),
-        (["ant", "", "bee"], "a1.jpg has no label; 1 of 3 train pictures"),
-        ([-1, -1], "a0.jpg has no label; 2 of 2 train pictures"),
+        ([0, None, 1, None], "a1.jpg has no label; 2 of 4 train images"),
+        ([0, 1, -1], "a2.jpg has no label; 1 of 3 train images"),
+        (["ant", "", "bee"], "a1.jpg has no label; 1 of 3 train images"),
+        ([-1, -1], "a0.jpg has no label; 2 of 2 train images"),
     ],
 )
-def test_training_pictures_without_labels_are_refused(tmp_path, labels, message):
+def test_training_images_without_labels_are_refused(tmp_path, labels, message):
     with pytest.raises(UsageError, match=rf"^{tmp_path}/train.parquet: {message} have none: add labels"):
         read_source(one_file(tmp_path, labels))
 
 
-def test_a_validation_picture_without_a_label_is_refused(tmp_path):
+def test_a_validation_image_without_a_label_is_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", rows([0, 1]))
     write_parquet(tmp_path / "val.parquet", rows([0, None], "v{}.jpg"))
-    with pytest.raises(UsageError, match=r"val.parquet: v1.jpg has no label; 1 of 2 val pictures"):
+    with pytest.raises(UsageError, match=r"val.parquet: v1.jpg has no label; 1 of 2 val images"):
         read_source(tmp_path)
 
 
@@ -346,7 +346,7 @@ def test_two_labels_of_one_wnid_are_refused(tmp_path):
         read_source(tmp_path)
 
 
-def test_texts_group_pictures_of_several_wnids(tmp_path):
+def test_texts_group_images_of_several_wnids(tmp_path):
     names = ["n00000001_1.JPEG", "n00000002_1.JPEG", "n00000003_2.JPEG"]
     table = [(b"", name, label) for name, label in zip(names, ["cat", "dog", "dog"], strict=True)]
     write_parquet(tmp_path / "train.parquet", table)
@@ -407,15 +407,15 @@ def test_a_git_lfs_pointer_is_no_parquet_file(tmp_path):
         read_source(tmp_path)
 
 
-def test_paths_instead_of_pictures_are_refused(tmp_path):
+def test_paths_instead_of_images_are_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", [(None, f"a{k}.jpg", k % 2) for k in range(12)])
     with pytest.raises(
-        UsageError, match=r"paths instead of pictures \(image.bytes is null in its first 12 rows\)"
+        UsageError, match=r"paths instead of images \(image.bytes is null in its first 12 rows\)"
     ):
         read_source(tmp_path)
 
 
-def test_a_null_picture_is_an_empty_one(tmp_path):
+def test_a_null_image_is_an_empty_one(tmp_path):
     table = [(b"a", "a.jpg", 0), (None, None, 1), (None, "c.jpg", 0), (b"d", "d.jpg", 1)]
     write_parquet(tmp_path / "train.parquet", table)
     source = read_source(tmp_path)
@@ -440,8 +440,8 @@ def test_other_metadata_are_left_alone(tmp_path):
         assert [c.id for c in read_source(tmp_path).classes] == ["0", "1"]
 
 
-def test_no_files_are_no_pictures(tmp_path):
-    with pytest.raises(UsageError, match="no pictures found"):
+def test_no_files_are_no_images(tmp_path):
+    with pytest.raises(UsageError, match="no images found"):
         read_source(tmp_path, "parquet")
 
 

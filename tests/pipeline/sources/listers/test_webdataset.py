@@ -6,8 +6,8 @@ import tarfile
 
 import fsspec
 import pytest
-from helpers.folders import encoded, picture, place, write_source
-from helpers.hub_files import as_webdataset, classes_of, flattened, pictures, write_tar
+from helpers.folders import draw_image, encoded, place, write_source
+from helpers.hub_files import as_webdataset, classes_of, flattened, images, write_tar
 from hypothesis import given, strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -23,11 +23,11 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Class folders under ImageNet's names: three classes, eight pictures each to train and four to test."""
+    """Class folders under ImageNet's names: three classes, eight images each to train and four to test."""
     root = write_source(tmp_path_factory.mktemp("tree") / "tree", classes=WNIDS, height=16, width=16)
-    for number, (class_id, path) in enumerate(pictures(root, "train")):
+    for number, (class_id, path) in enumerate(images(root, "train")):
         path.rename(path.with_name(f"{class_id}_{number}.JPEG"))
-    for number, (_, path) in enumerate(pictures(root, "val")):
+    for number, (_, path) in enumerate(images(root, "val")):
         path.rename(path.with_name(f"ILSVRC2012_val_{number:08d}.JPEG"))
     return root
 
@@ -175,7 +175,7 @@ def test_class_folders_beside_the_archive_they_came_in_are_class_folders(tmp_pat
     assert not is_here(open_store(tmp_path))
 
 
-def test_tars_of_samples_beside_pictures_are_webdataset(tree, tmp_path):
+def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
     root = as_webdataset(tree, tmp_path)
     place(root / "examples" / "some.jpg")
     assert is_here(open_store(root))
@@ -251,7 +251,7 @@ def test_digits_are_texts_beside_other_texts(tmp_path):
     assert listed(tmp_path) == [("a.jpg", "007"), ("b.jpg", "bond")]
 
 
-def test_equal_keys_in_one_tar_stay_two_pictures(tmp_path):
+def test_equal_keys_in_one_tar_stay_two_images(tmp_path):
     members = [("a.jpg", b"1"), ("a.cls", b"x"), ("a.jpg", b"2"), ("a.cls", b"y")]
     tar(tmp_path / "train.tar", *members)
     source = read_source(tmp_path)
@@ -259,7 +259,7 @@ def test_equal_keys_in_one_tar_stay_two_pictures(tmp_path):
     assert [source.classes[s.label].id for s in source.splits["train"]] == ["x", "y"]
 
 
-def test_pictures_that_go_with_another(tmp_path):
+def test_images_that_go_with_another(tmp_path):
     names = ["a.jpg", "a.mask.png", "a.png", "a.cls", "b.image.jpg", "b.cls", "c.cls", "c.thumb.jpg", "c.jpg"]
     tar(tmp_path / "t.tar", *[(name, b"x" if name[0] == "a" else b"y") for name in names])
     assert listed(tmp_path) == [("a.jpg", "x"), ("b.image.jpg", "y"), ("c.jpg", "y")]
@@ -305,7 +305,7 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
     samples = []
     for number, key in enumerate(keys):
         suffix = data.draw(st.sampled_from(["jpg", "jpeg", "png", "JPG", "webp"]))
-        content = encoded(picture(number, 8, 8))[: data.draw(st.integers(0, 400))]
+        content = encoded(draw_image(number, 8, 8))[: data.draw(st.integers(0, 400))]
         extra = data.draw(
             st.dictionaries(st.sampled_from(["txt", "npy", "a.b", "seg.bin"]), st.binary(max_size=9))
         )
@@ -331,7 +331,7 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
 
 def test_a_sample_without_a_label_is_named(tmp_path):
     path = tar(tmp_path / "train.tar", ("a.jpg", b""), ("b.jpg", b""), ("b.cls", b"0"), ("c.jpg", b""))
-    with pytest.raises(UsageError, match=rf"^{path}: a.jpg has no label; 2 of 3 train pictures"):
+    with pytest.raises(UsageError, match=rf"^{path}: a.jpg has no label; 2 of 3 train images"):
         read_source(tmp_path)
 
 
@@ -346,15 +346,15 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
     tar(tmp_path / "test.tar", ("t0.jpg", b""), ("t1.jpg", b""))
     source = read_source(tmp_path)
     assert list(source.splits) == ["train"]
-    assert source.notes == ["test: its 2 pictures have no labels, left out"]
+    assert source.notes == ["test: its 2 images have no labels, left out"]
 
 
-def test_a_sample_without_a_picture_is_named(tmp_path):
+def test_a_sample_without_a_image_is_named(tmp_path):
     first = tar(tmp_path / "a-train.tar", ("a.jpg", b""), ("a.cls", b"0"), ("b.cls", b"1"))
     tar(tmp_path / "b-train.tar", ("c.cls", b"1"), ("d.json", b'{"label": 1}'))
     with pytest.raises(
         UsageError,
-        match=rf"^{first}: b.cls has no picture beside it, and 2 more labels have none; add pictures",
+        match=rf"^{first}: b.cls has no image beside it, and 2 more labels have none; add images",
     ):
         read_source(tmp_path)
 
@@ -433,7 +433,7 @@ def test_offsets_in_compressed_tars_are_of_the_tar_itself(tree, tmp_path):
     source = read_source(root)
     inside = gzip.decompress((root / "imagenet-val-000000.tar.gz").read_bytes())
     number = [c.path for c in source.containers].index("imagenet-val-000000.tar.gz")
-    originals = {path.stem: path.read_bytes() for _, path in pictures(tree, "val")}
+    originals = {path.stem: path.read_bytes() for _, path in images(tree, "val")}
     assert classes_of(tree) == [c.id for c in source.classes]
     for sample in source.splits["val"]:
         assert sample.container == number

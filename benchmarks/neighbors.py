@@ -1,6 +1,6 @@
-"""Nearest neighbours beside a chunked `torch.cdist` + `topk`, in one run, each in a process of its own.
+"""Nearest neighbors beside a chunked `torch.cdist` + `topk`, in one run, each in a process of its own.
 
-    python benchmarks/neighbours.py
+    python benchmarks/neighbors.py
 
 Rows are features as ReLU leaves them (half of the numbers zero), drawn chunk by chunk from a seed, so that
 neither contender can hold them all; drawing is not counted. Some rows are near-duplicates of the queries.
@@ -85,7 +85,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--rows", type=int, default=100_000, help="vectors to search")
     options.add_argument("--length", type=int, default=4096, help="numbers of a vector")
     options.add_argument("--queries", type=int, default=64, help="vectors to search for")
-    options.add_argument("--count", type=int, default=10, help="neighbours of each")
+    options.add_argument("--count", type=int, default=10, help="neighbors of each")
     options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     options.add_argument("--json", type=Path, help="write every measurement")
     options.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
