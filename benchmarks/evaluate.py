@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, b
 import torch
 
 from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
-from trainer.data import Feeding
-from trainer.distributed.env import World
+from trainer.data import LoaderOptions
+from trainer.distributed.env import DistEnv
 from trainer.evaluation.evaluate import measure
-from trainer.evaluation.predictions import Answers
+from trainer.evaluation.predictions import PredictionCollector
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 
@@ -59,19 +59,19 @@ class Held:
 
 def main() -> int:
     options = _options()
-    world = World(kind=options.device)
+    env = DistEnv(kind=options.device)
     with common.work_folder(options.work) as work:
         common.print_facts(common.versions("alexnet-toolkit", "torch", "numpy", "nvidia-dali-cuda130"))
-        if world.kind == "gpu":
-            print(f"GPU: {torch.cuda.get_device_name(world.device)}\n")
+        if env.kind == "gpu":
+            print(f"GPU: {torch.cuda.get_device_name(env.device)}\n")
         dataset = Dataset.open(options.data) if options.data else _prepared(options, work)
-        net = _net(options, dataset).to(world.device)
-        rates = {}
+        model = _model(options, dataset).to(env.device)
+        throughputs = {}
         for views in options.views:
-            rates[views] = _measure(net, dataset, views, options, world)
-        met = _report(rates, dataset.samples(options.split), options)
+            throughputs[views] = _measure(model, dataset, views, options, env)
+        met = _report(throughputs, dataset.samples(options.split), options)
         if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "images/s": rates}
+            facts = {"command": common.command_line(), "machine": common.machine(), "images/s": throughputs}
             options.json.write_text(json.dumps(facts, indent=1))
     return 0 if met else 1
 
@@ -90,16 +90,14 @@ def _prepared(options: argparse.Namespace, work: Path) -> Dataset:
     return Dataset.open(out)
 
 
-def _net(options: argparse.Namespace, dataset: Dataset) -> Classifier:
+def _model(options: argparse.Namespace, dataset: Dataset) -> Classifier:
     torch.manual_seed(0)
-    recipe = Recipe(
-        name="benchmark", arch=options.arch, epochs=1, rate=0.1, width=options.width, compile=False
-    )
+    recipe = Recipe(name="benchmark", arch=options.arch, epochs=1, lr=0.1, width=options.width, compile=False)
     return new_classifier(recipe, dataset)
 
 
 def _measure(
-    net: Classifier, dataset: Dataset, views: str, options: argparse.Namespace, world: World
+    model: Classifier, dataset: Dataset, views: str, options: argparse.Namespace, env: DistEnv
 ) -> dict[str, list[float]]:
     """Images a second of each part, round by round."""
 
@@ -107,9 +105,9 @@ def _measure(
         return Loader(
             dataset,
             options.split,
-            EvalView(views, net.spec.crop),  # type: ignore[arg-type]
+            EvalView(views, model.spec.crop),  # type: ignore[arg-type]
             options.batch_size,
-            placement=Feeding().placement(world),
+            placement=LoaderOptions().placement(env),
             keys=True,
         )
 
@@ -121,35 +119,35 @@ def _measure(
                 torch.cuda.synchronize()
 
     def compute() -> None:
-        measure([net], held, world, answers=Answers())  # type: ignore[arg-type]
+        measure([model], held, env, collector=PredictionCollector())  # type: ignore[arg-type]
 
     def evaluate() -> None:
         with new_loader() as loader:
-            measure([net], loader, world, answers=Answers())
+            measure([model], loader, env, collector=PredictionCollector())
 
     with new_loader() as loader:
         held = Held(loader)
     parts: dict[str, Callable[[], None]] = {"loader": load, "model": compute, "evaluation": evaluate}
-    rates: dict[str, list[float]] = {name: [] for name in parts}
+    throughputs: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(options.rounds + 1):  # the first warms up and is not counted
         for name, part in parts.items():
             started = time.perf_counter()
             part()
-            rate = dataset.samples(options.split) / (time.perf_counter() - started)
+            throughput = dataset.samples(options.split) / (time.perf_counter() - started)
             if number:
-                rates[name].append(rate)
+                throughputs[name].append(throughput)
         print(f"{views}, round {number} of {options.rounds}", file=sys.stderr)
-    return rates
+    return throughputs
 
 
 def _bound(loader: float, model: float, device: str) -> float:
     return min(loader, model) if device == "gpu" else 1 / (1 / loader + 1 / model)
 
 
-def _report(rates: dict[str, dict[str, list[float]]], images: int, options: argparse.Namespace) -> bool:
-    net = f"{options.arch} at width {options.width:g}, {options.device.upper()}"
+def _report(throughputs: dict[str, dict[str, list[float]]], images: int, options: argparse.Namespace) -> bool:
+    network = f"{options.arch} at width {options.width:g}, {options.device.upper()}"
     print(
-        f"{net}, {images:,} images, batches of {options.batch_size}; medians of {options.rounds} rounds, "
+        f"{network}, {images:,} images, batches of {options.batch_size}; medians of {options.rounds} rounds, "
         "with the least and the most\n"
     )
     bound = "min(loader, model)" if options.device == "gpu" else "1 / (1/loader + 1/model)"
@@ -163,7 +161,7 @@ def _report(rates: dict[str, dict[str, list[float]]], images: int, options: argp
         "target",
     ]
     rows, met = [], True
-    for views, found in rates.items():
+    for views, found in throughputs.items():
         # Each round against its own bound: the machine drifts between rounds.
         shares = [
             together / _bound(loader, model, options.device)
@@ -197,8 +195,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a prepared dataset, instead of --source")
     parser.add_argument("--split", default="val", help="of the dataset")
     parser.add_argument("--images", type=int, default=2000, help="to evaluate")
-    parser.add_argument("--arch", default="alexnet", help="of the net")
-    parser.add_argument("--width", type=float, default=1.0, help="of the net")
+    parser.add_argument("--arch", default="alexnet", help="of the network")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network")
     parser.add_argument("--views", nargs="+", default=["center"], help="center, ten-crop, full-resize")
     parser.add_argument("--batch-size", type=int, default=64, help="images per step")
     parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="where to compute")

@@ -19,7 +19,7 @@ import common
 
 _SEEDS = (1, 2, 3)
 _EPOCHS = 40
-# A net that trains for 40 epochs in half a minute on two cores.
+# A network that trains for 40 epochs in half a minute on two cores.
 _BASE = {"epochs": _EPOCHS, "crop": 112, "width": 0.25, "warmup_epochs": 3.0}
 _PREPARE = {"plain": 128, "no jitter": 112}
 _TRUSTS = (0.05, 0.2, 0.8)
@@ -51,12 +51,16 @@ def _large_batches(work: Path) -> list[Setting]:
     """Batches of 32 and 256: SGD scaled linearly, and LARS with the trust that a search at one seed likes."""
     settings = []
     for batch in (32, 256):
-        rate = 0.05 * batch / 64
-        common_part: dict[str, object] = {"batch_size": batch, "rate": rate}
-        settings.append(Setting(f"batch {batch}, SGD, rate {rate:g}", "plain", common_part))
+        lr = 0.05 * batch / 64
+        common_part: dict[str, object] = {"batch_size": batch, "lr": lr}
+        settings.append(Setting(f"batch {batch}, SGD, rate {lr:g}", "plain", common_part))
         tried = [
-            Setting(f"batch {batch}, LARS, trust {trust:g}", "plain", common_part | _lars(trust))
-            for trust in _TRUSTS
+            Setting(
+                f"batch {batch}, LARS, trust {trust_coefficient:g}",
+                "plain",
+                common_part | _lars(trust_coefficient),
+            )
+            for trust_coefficient in _TRUSTS
         ]
         found = [_accuracy(setting, 0, work) for setting in tried]
         print(
@@ -66,8 +70,8 @@ def _large_batches(work: Path) -> list[Setting]:
     return settings
 
 
-def _lars(trust: float) -> dict[str, object]:
-    return {"optimizer": "lars", "trust": trust, "schedule": "polynomial"}
+def _lars(trust_coefficient: float) -> dict[str, object]:
+    return {"optimizer": "lars", "trust_coefficient": trust_coefficient, "schedule": "polynomial"}
 
 
 def _ablation() -> list[Setting]:

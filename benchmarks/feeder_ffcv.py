@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from feeding import AREA, CROP, RATIO, Order, read_order, serve
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip
 from ffcv.writer import DatasetWriter
+from loader_options import AREA, CROP, RATIO, Order, read_order, serve
 from PIL import Image
 
 

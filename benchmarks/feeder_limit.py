@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import simplejpeg
-from feeding import Order, read_order, serve
+from loader_options import Order, read_order, serve
 
 _images: list[bytes] = []
 

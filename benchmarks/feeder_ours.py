@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import nvidia.dali.fn as fn
-from feeding import CROP, Order, read_order, serve
+from loader_options import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise

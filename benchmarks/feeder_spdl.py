@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import spdl.io
-from feeding import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from loader_options import AREA, CROP, RATIO, SIZE, Order, read_order, serve
 from spdl.pipeline import PipelineBuilder
 
 

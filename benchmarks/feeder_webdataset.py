@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-from feeding import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from loader_options import AREA, CROP, RATIO, SIZE, Order, read_order, serve
 from PIL import Image
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)

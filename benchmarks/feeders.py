@@ -57,7 +57,7 @@ class Row:
 
     feeder: Feeder
     setting: Setting
-    rates: list[float] = field(default_factory=list)
+    throughputs: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
 
@@ -114,7 +114,7 @@ class Running:
             answer = json.loads(self._answer())
         except json.JSONDecodeError:
             raise self._failed() from None
-        self.row.rates.append(answer["images"] / answer["seconds"])
+        self.row.throughputs.append(answer["images"] / answer["seconds"])
         self.row.cpu.append((self._cpu_seconds() - before) / answer["images"] * 1e6)
 
     def end(self) -> None:

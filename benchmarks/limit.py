@@ -76,7 +76,7 @@ def _time(tried: list[Candidate], inputs: list[Any], rounds: int) -> list[Timing
             for item in inputs:
                 candidate.work(item)
             seconds[candidate].append(time.perf_counter() - started)
-    return [Timing(c, float(np.median(taken)) / len(inputs) * 1e6) for c, taken in seconds.items()]
+    return [Timing(c, float(np.median(times)) / len(inputs) * 1e6) for c, times in seconds.items()]
 
 
 def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:

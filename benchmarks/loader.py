@@ -50,7 +50,7 @@ def main() -> int:
                 for threads in options.threads:
                     setting = Setting(data, size == "original", augmentation, threads, options.batch)
                     rows += _measure(found, setting, options)
-        faults = loader_report.show(rows)
+        problems = loader_report.show(rows)
         profile = {size: loader_profile.profile(data, options.rounds) for size, data in shards.items()}
         if options.json:
             facts = {"command": common.command_line(), "machine": common.machine(), "profile": profile}
@@ -58,7 +58,7 @@ def main() -> int:
             options.json.write_text(json.dumps(facts | {"rows": rounds}, indent=1))
         if options.chart:
             loader_report.draw(rows, options.chart)
-    return 1 if faults else 0
+    return 1 if problems else 0
 
 
 def _options() -> argparse.Namespace:
@@ -111,7 +111,7 @@ def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace)
                 each.measure(count)
                 print(
                     f"{loader_report.describe(setting)}, round {number + 1}: {each.row.feeder.name}: "
-                    f"{each.row.rates[-1]:,.0f} images/s",
+                    f"{each.row.throughputs[-1]:,.0f} images/s",
                     file=sys.stderr,
                 )
     return rows
@@ -119,7 +119,12 @@ def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace)
 
 def _plain(row: Row) -> dict[str, object]:
     setting = asdict(row.setting) | {"data": row.setting.data.name}
-    return {"kind": row.feeder.kind, "setting": setting, "rates": row.rates, "cpu_microseconds": row.cpu}
+    return {
+        "kind": row.feeder.kind,
+        "setting": setting,
+        "rates": row.throughputs,
+        "cpu_microseconds": row.cpu,
+    }
 
 
 if __name__ == "__main__":

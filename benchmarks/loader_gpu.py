@@ -8,7 +8,7 @@ from statistics import median
 import common
 import torch
 from common import BenchmarkError
-from feeding import CROP
+from loader_options import CROP
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
 
@@ -37,8 +37,8 @@ def sweep(data: Path, rounds: int, images: int) -> None:
     ]
     rows = []
     for place, batch in product(settings, _BATCHES):
-        rates = _rates(dataset, place, batch, rounds, images)
-        rows.append((place, batch, rates))
+        throughputs = _throughputs(dataset, place, batch, rounds, images)
+        rows.append((place, batch, throughputs))
     rows.sort(key=lambda row: -median(row[2]))
     table = [
         (
@@ -46,20 +46,23 @@ def sweep(data: Path, rounds: int, images: int) -> None:
             str(batch),
             str(place.threads),
             f"{place.hw_decoder_load:.2f}" if place.device == "gpu" else "–",
-            f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})",
+            f"{median(throughputs):,.0f} ({min(throughputs):,.0f}–{max(throughputs):,.0f})",
         )
-        for place, batch, rates in rows
+        for place, batch, throughputs in rows
     ]
     print(common.markdown(("placement", "batch", "threads", "engine's share", "images/s"), table))
     for device in ("cpu", "hybrid", "gpu"):
-        place, batch, rates = next(row for row in rows if row[0].device == device)
+        place, batch, throughputs = next(row for row in rows if row[0].device == device)
         load = f", engine's share {place.hw_decoder_load:.2f}" if device == "gpu" else ""
-        print(f"best {device}: batch {batch}, {place.threads} threads{load}: {median(rates):,.0f} images/s")
+        print(
+            f"best {device}: batch {batch}, {place.threads} threads{load}: "
+            f"{median(throughputs):,.0f} images/s"
+        )
 
 
-def _rates(dataset: Dataset, place: Placement, batch: int, rounds: int, count: int) -> list[float]:
+def _throughputs(dataset: Dataset, place: Placement, batch: int, rounds: int, count: int) -> list[float]:
     view = TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
-    rates = []
+    throughputs = []
     with Loader(dataset, "train", view, batch, placement=place, half=place.device != "cpu") as loader:
         for number in range(rounds + 1):
             given, started = 0, time.perf_counter()
@@ -68,5 +71,5 @@ def _rates(dataset: Dataset, place: Placement, batch: int, rounds: int, count: i
                     given += len(images.labels)
             torch.cuda.synchronize()
             if number:  # the first warms up
-                rates.append(given / (time.perf_counter() - started))
-    return rates
+                throughputs.append(given / (time.perf_counter() - started))
+    return throughputs

@@ -11,7 +11,7 @@ import common
 import nvidia.dali.fn as fn
 import simplejpeg
 from feeder_ours import long
-from feeding import CROP
+from loader_options import CROP
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
@@ -29,12 +29,12 @@ def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
     steps = {name: _pipeline(stage) for name, stage in _stages(dataset).items()}
     steps["the loader: the paper's crops and labels, as tensors"] = _loader(dataset)
     steps["libjpeg-turbo alone, whole images in memory: the limit"] = _limit(dataset)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            taken[name].append(_time(step))
+            measured[name].append(_time(step))
     found = [
-        (name, *(median(values) for values in zip(*times, strict=True))) for name, times in taken.items()
+        (name, *(median(values) for values in zip(*times, strict=True))) for name, times in measured.items()
     ]
     size = "original size" if dataset.image.mode == "original" else f"{dataset.image.size} px"
     print(f"Where the time goes: {size}, one thread, pipelines that end after each stage.\n")

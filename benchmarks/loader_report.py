@@ -33,7 +33,7 @@ def show(rows: list[Row]) -> bool:
             (
                 row.feeder.name,
                 row.feeder.output,
-                f"{median(row.rates):,.0f} ({min(row.rates):,.0f}–{max(row.rates):,.0f})",
+                f"{median(row.throughputs):,.0f} ({min(row.throughputs):,.0f}–{max(row.throughputs):,.0f})",
                 _ratio(row, by_kind.get("ours")),
                 _ratio(row, by_kind.get("limit")),
                 f"{median(row.cpu):,.0f}",
@@ -42,19 +42,19 @@ def show(rows: list[Row]) -> bool:
         ]
         print(common.markdown(header, table))
         print()
-        for line, met in _verdicts(by_kind, found[0].setting):
+        for line, met in _targets(by_kind, found[0].setting):
             print(line)
             missed |= not met
         print()
     return missed
 
 
-def _verdicts(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
+def _targets(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
     lines = []
     ours = rows.get("ours")
     peers = [row for kind, row in rows.items() if kind in ("webdataset", "spdl", "ffcv")]
     if ours is not None and peers:
-        best = max(peers, key=lambda row: median(row.rates))
+        best = max(peers, key=lambda row: median(row.throughputs))
         ratio = _paired(best, ours)
         place = "first" if ratio <= 1 else f"behind {best.feeder.name} by a factor of {ratio:.2f}"
         lines.append((f"ours is {place}", True))
@@ -64,17 +64,17 @@ def _verdicts(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
         if above in rows and below in rows:
             ratio = _paired(rows[above], rows[below])
             text = f"{rows[above].feeder.name} / {rows[below].feeder.name}: {ratio:.2f}"
-            lines.append((f"{text}, target ≥ {target}: {_verdict(ratio >= target)}", ratio >= target))
+            lines.append((f"{text}, target ≥ {target}: {_met_or_missed(ratio >= target)}", ratio >= target))
     return lines
 
 
-def _verdict(met: bool) -> str:
+def _met_or_missed(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
 def _paired(above: Row, below: Row) -> float:
     """Median of the ratios within rounds, which drift little."""
-    return median(a / b for a, b in zip(above.rates, below.rates, strict=True))
+    return median(a / b for a, b in zip(above.throughputs, below.throughputs, strict=True))
 
 
 def _ratio(row: Row, other: Row | None) -> str:
@@ -92,13 +92,13 @@ def draw(rows: list[Row], path: Path) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         for number, row in enumerate(panel):
-            middle = median(row.rates)
+            middle = median(row.throughputs)
             axis.barh(number, middle, color=colors.get(row.feeder.kind, common.ORANGE), height=0.7)
-            spread = [[middle - min(row.rates)], [max(row.rates) - middle]]
+            spread = [[middle - min(row.throughputs)], [max(row.throughputs) - middle]]
             axis.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
             axis.annotate(
                 f"{middle:,.0f}",
-                (max(row.rates), number),
+                (max(row.throughputs), number),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",

@@ -108,11 +108,11 @@ def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Tr
 
 def _go_through(way: str, data: str, cache: Path, epochs: int, batch: int) -> None:
     """In a process of its own: print RSS after each epoch."""
-    from pipeline import Access, Dataset, Loader, TrainView, color_noise
+    from pipeline import Dataset, Loader, ReadOptions, TrainView, color_noise
 
     dataset = Dataset.open(data)
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
-    access = Access(mmap=way != "read", cache=cache if way == "cached" else None)
+    access = ReadOptions(mmap=way != "read", cache=cache if way == "cached" else None)
 
     def new_loader() -> Loader:
         return Loader(dataset, "train", view, batch, access=access, keys=True)
@@ -161,8 +161,8 @@ def _report(traces: list[Trace], options: argparse.Namespace) -> bool:
         options.json.write_text(json.dumps(facts, indent=1))
     growth = max(map(_growth, traces))
     flat = growth <= _MOST_GROWTH
-    verdict = "met" if flat else "MISSED"
-    print(f"\nfrom the first quarter to the last {growth:+.0%}, target ≤ {_MOST_GROWTH:.0%}: {verdict}")
+    judged = "met" if flat else "MISSED"
+    print(f"\nfrom the first quarter to the last {growth:+.0%}, target ≤ {_MOST_GROWTH:.0%}: {judged}")
     return flat
 
 

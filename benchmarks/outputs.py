@@ -47,7 +47,7 @@ def look(folder: Path) -> Output:
     return Output(len(sizes), sum(sizes) / max(len(sizes), 1), odd_sizes, odd_quality)
 
 
-def faults(output: Output, images: int, squares: bool) -> list[str]:
+def problems(output: Output, images: int, squares: bool) -> list[str]:
     """What makes a run's output no fair comparison."""
     found = []
     if output.samples != images:

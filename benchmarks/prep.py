@@ -49,7 +49,7 @@ def main() -> int:
             raise BenchmarkError("no contender is left to measure")
         rows = _measure(found, images, few, options.rounds, work)
         peer = contenders.img2dataset_versions(work)
-        faults = report.show(rows, images.count, options.rounds, peer)
+        problems = report.show(rows, images.count, options.rounds, peer)
         if options.json:
             facts = report.as_json(rows, candidates, images.count, peer)
             options.json.write_text(json.dumps(facts, indent=1))
@@ -57,7 +57,7 @@ def main() -> int:
             report.draw(rows, images.count, options.chart)
         for folder in (images.source, few.source, work / "originals", work / "out"):
             common.fresh(folder)
-    return 1 if faults else 0
+    return 1 if problems else 0
 
 
 def _options() -> argparse.Namespace:
@@ -125,9 +125,10 @@ def _measure(found: list[Contender], images: Images, few: Images, rounds: int, w
             usage, output = _run(row.contender, images, work)
             row.rounds.append(usage)
             row.output = output
-            rate = images.count / usage.wall
+            throughput = images.count / usage.wall
             print(
-                f"round {number + 1}: {row.contender.name}, {row.contender.workers}: {rate:,.0f} images/s",
+                f"round {number + 1}: {row.contender.name}, {row.contender.workers}: "
+                f"{throughput:,.0f} images/s",
                 file=sys.stderr,
             )
     return rows

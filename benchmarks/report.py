@@ -27,7 +27,7 @@ class Row:
     rounds: list[Usage]
     output: outputs.Output | None
 
-    def rates(self, images: int) -> list[float]:
+    def throughputs(self, images: int) -> list[float]:
         """Images a second of each round."""
         return [images / usage.wall for usage in self.rounds]
 
@@ -53,27 +53,27 @@ def show(rows: list[Row], images: int, rounds: int, peer: str) -> list[str]:
     ours = _row(rows, "ours", max(row.contender.workers for row in rows))
     print(f"Medians of {rounds} rounds (least to most); memory is {processes.memory_kind()}\n")
     print(common.markdown(_HEADER, [_cells(row, images, ours) for row in rows]) + "\n")
-    faults = []
+    problems = []
     for row in rows:
         c = row.contender
         print(f"{c.name}, {c.workers}: {c.note}")
         if c.server_cpu:
             print(f"  its server took {median(c.server_cpu) * 1000:.2f} ms of CPU an image more")
         if row.output is not None:
-            faults += [
-                f"{c.name}, {c.workers}: {fault}"
-                for fault in outputs.faults(row.output, images, c.writes_squares)
+            problems += [
+                f"{c.name}, {c.workers}: {problem}"
+                for problem in outputs.problems(row.output, images, c.writes_squares)
             ]
     if peer:
         print(f"in the peer's environment: {peer}")
     print()
-    for line in _verdicts(rows, images):
+    for line in _targets(rows, images):
         print(line)
-    for fault in faults:
-        print(f"NOT COMPARABLE: {fault}")
-    if not faults:
+    for problem in problems:
+        print(f"NOT COMPARABLE: {problem}")
+    if not problems:
         print(f"outputs: {images:,} samples each, as asked for")
-    return faults
+    return problems
 
 
 _HEADER = (
@@ -90,13 +90,13 @@ _HEADER = (
 
 
 def _cells(row: Row, images: int, ours: Row | None) -> tuple[str, ...]:
-    rates = row.rates(images)
+    throughputs = row.throughputs(images)
     writes = row.contender.writes
-    ratio = median(rates) / median(ours.rates(images)) if ours else None
+    ratio = median(throughputs) / median(ours.throughputs(images)) if ours else None
     return (
         row.contender.name,
         str(row.contender.workers),
-        f"{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})",
+        f"{median(throughputs):,.0f} ({min(throughputs):,.0f}–{max(throughputs):,.0f})",
         f"{row.rate_without_start(images):,.0f}",
         f"{row.few.wall:.1f}" if writes else "–",
         f"{row.cpu(images) * 1000:.2f} ({row.cpu_without_start(images) * 1000:.2f})",
@@ -114,7 +114,7 @@ def _row(rows: list[Row], kind: str, workers: int) -> Row | None:
     return next((r for r in rows if r.contender.kind == kind and r.contender.workers == workers), None)
 
 
-def _verdicts(rows: list[Row], images: int) -> list[str]:
+def _targets(rows: list[Row], images: int) -> list[str]:
     """The ratios that were promised: medians of the rounds' own ratios, as the machine drifts."""
     workers = sorted({row.contender.workers for row in rows})
     most = workers[-1]
@@ -132,16 +132,16 @@ def _verdicts(rows: list[Row], images: int) -> list[str]:
         first, second = _row(rows, *above), _row(rows, *below)
         if first is None or second is None:
             continue
-        ratios = [a / b for a, b in zip(first.rates(images), second.rates(images), strict=True)]
+        ratios = [a / b for a, b in zip(first.throughputs(images), second.throughputs(images), strict=True)]
         steady = first.rate_without_start(images) / second.rate_without_start(images)
         lines.append(
             f"{name}: {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}); "
-            f"without start-up {steady:.2f}{_verdict(median(ratios), target)}"
+            f"without start-up {steady:.2f}{_met_or_missed(median(ratios), target)}"
         )
     return lines
 
 
-def _verdict(ratio: float, target: float | None) -> str:
+def _met_or_missed(ratio: float, target: float | None) -> str:
     if target is None:
         return ""
     return f"; target ≥ {target}: {'met' if ratio >= target else 'MISSED'}"
@@ -176,7 +176,7 @@ def as_json(rows: list[Row], candidates: list[Timing], images: int, peer: str) -
             }
             for row in rows
         ],
-        "verdicts": _verdicts(rows, images),
+        "verdicts": _targets(rows, images),
     }
 
 
@@ -189,14 +189,18 @@ def draw(rows: list[Row], images: int, path: Path) -> None:
     colors = {"ours": common.BLUE, "keep-original": common.BLUE, "limit": common.GRAY}
     figure, axes = common.new_axes(8.5, 1.2 + 0.5 * len(rows))
     for number, row in enumerate(rows):
-        rates = row.rates(images)
-        middle = median(rates)
+        throughputs = row.throughputs(images)
+        middle = median(throughputs)
         color = colors.get(row.contender.kind, common.ORANGE)
-        spread = [[middle - min(rates)], [max(rates) - middle]]
+        spread = [[middle - min(throughputs)], [max(throughputs) - middle]]
         axes.barh(number, middle, color=color, height=0.62)
         axes.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
         axes.annotate(
-            f"{middle:,.0f}", (max(rates), number), xytext=(6, 0), textcoords="offset points", va="center"
+            f"{middle:,.0f}",
+            (max(throughputs), number),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
         )
     names = [f"{row.contender.name}, {_processes(row.contender.workers)}" for row in rows]
     axes.set_yticks(range(len(rows)), names)

@@ -44,8 +44,8 @@ def main() -> int:
         originals = common.copy_originals(
             common.jpegs_below(options.source), common.fresh(work / "originals")
         )
-        rate, size = _trial(originals, options, work)
-        images = options.images or round(rate * options.minutes * 60)
+        throughput, size = _trial(originals, options, work)
+        images = options.images or round(throughput * options.minutes * 60)
         _check_room(work, images, size)
         source = common.fresh(work / "images")
         common.repeat(originals, source, images)
@@ -113,9 +113,9 @@ def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tu
     common.repeat(originals, source, _TRIAL_IMAGES)
     usage = processes.measure(_command(source, work / "out", options))
     written = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
-    rate = _TRIAL_IMAGES / usage.wall
-    print(f"trial: {_TRIAL_IMAGES:,} images in {usage.wall:.1f} s, {rate:,.0f} images/s")
-    return rate, written / _TRIAL_IMAGES
+    throughput = _TRIAL_IMAGES / usage.wall
+    print(f"trial: {_TRIAL_IMAGES:,} images in {usage.wall:.1f} s, {throughput:,.0f} images/s")
+    return throughput, written / _TRIAL_IMAGES
 
 
 def _check_room(work: Path, images: int, size: float) -> None:

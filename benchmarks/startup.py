@@ -48,7 +48,7 @@ class Task:
     data: str
     batch: int
     rank: int = 0
-    world: int = 1
+    env: int = 1
     state: dict[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -100,11 +100,11 @@ def _options() -> argparse.Namespace:
 def _cases(options: argparse.Namespace, data: Path) -> dict[str, Task]:
     """What is measured, by name."""
     cases = {}
-    for name, rank, world in (("one process", 0, 1), ("rank 3 of 8", 3, 8)):
-        start = Task("first", str(data), options.batch, rank, world)
+    for name, rank, env in (("one process", 0, 1), ("rank 3 of 8", 3, 8)):
+        start = Task("first", str(data), options.batch, rank, env)
         cases[f"{name}: start"] = start
         state = _run(replace(start, kind="state"))
-        share = state["batch"] * options.batch * world / options.samples
+        share = state["batch"] * options.batch * env / options.samples
         cases[f"{name}: resume at {share:.0%}"] = replace(start, state=state)
     return cases
 
@@ -224,7 +224,7 @@ def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
     from pipeline import Loader, Placement, TrainView, color_noise
 
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
-    place = Placement(task.rank, task.world)
+    place = Placement(task.rank, task.env)
     return Loader(dataset, "train", view, task.batch, placement=place, keys=keys)
 
 
@@ -258,7 +258,7 @@ def _segment_ends(loader: Any) -> Iterator[int]:
 
     sizes = [shard.samples for shard in loader.dataset.shards(loader.split)]
     place, size = loader.placement, loader.batch_size
-    share = order.training_share(sizes, loader.seed, _EPOCH, place.rank, place.world, size)
+    share = order.training_share(sizes, loader.seed, _EPOCH, place.rank, place.world_size, size)
     end = 0
     yield end
     for pieces in order.segments(share, size):

@@ -12,13 +12,13 @@ from typing import Any
 
 import common
 
-from cli.common.live import ConsoleReporter
+from cli.common.live import ConsoleCallback
 from pipeline.host import keep_freed_memory
-from trainer.callbacks.base import Reporters
-from trainer.distributed.env import World
+from trainer.callbacks.base import Callbacks
+from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
-from trainer.runs.status import StatusReporter
-from trainer.training.options import Debugging, Job, Saving
+from trainer.runs.status import StatusCallback
+from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.trainer import Trainer
 
 _WAYS = ("off", "reports", "and a checkpoint")
@@ -31,7 +31,7 @@ _TARGET = 0.02
 
 
 def measure_overhead(rounds: int) -> int:
-    """Time updates of the paper's net with all of it, with reports alone and with nothing; 1 if missed.
+    """Time updates of the paper's network with all of it, with reports alone and with nothing; 1 if missed.
 
     A run switches every ten updates of 16 images: a machine's drift within minutes is larger than what
     is measured. Reports are the console, status.json, and the sums of losses and correct guesses. A
@@ -47,10 +47,12 @@ def measure_overhead(rounds: int) -> int:
         _run("shard", str(work / "images"), str(work / "shards"))
         recipe = replace(load_recipe("paper"), batch_size=_BATCH, mean="channel", epochs=1)
         debugging = Debugging(synthetic=True, steps=steps)
-        job = Job(work / "shards", work / "run", recipe, saving=Saving(minutes=None), debugging=debugging)
-        reporters = Reporters([ConsoleReporter(recipe.epochs), StatusReporter(job.out)])
+        job = TrainJob(
+            work / "shards", work / "run", recipe, saving=Saving(minutes=None), debugging=debugging
+        )
+        callbacks = Callbacks([ConsoleCallback(recipe.epochs), StatusCallback(job.out)])
         keep_freed_memory()
-        trainer = _Switching(World(), job, reporters)
+        trainer = _Switching(DistEnv(), job, callbacks)
         trainer.runs.run_folder()
     seconds = trainer.seconds(blocks)
     off, reports, saving = (seconds[way] for way in _WAYS)
@@ -62,11 +64,11 @@ def measure_overhead(rounds: int) -> int:
     minutes = Saving().minutes
     assert minutes is not None
     share = of_reports + checkpoint / (60 * minutes)
-    verdict = "met" if share < _TARGET else "MISSED"
+    judged = "met" if share < _TARGET else "MISSED"
     print(
         f"\nreports and metrics {of_reports:+.2%} of an update; a checkpoint {checkpoint:.2f} s, one in "
         f"{minutes:g} minutes {checkpoint / (60 * minutes):+.2%}; together {share:+.2%}, target < "
-        f"{_TARGET:.0%}: {verdict}"
+        f"{_TARGET:.0%}: {judged}"
     )
     return int(share >= _TARGET)
 
@@ -83,8 +85,8 @@ class _Switching(Trainer):
     def seconds(self, blocks: int) -> dict[str, list[float]]:
         """Seconds of an update, of each block of each way."""
         borders = self._moments[_SKIPPED::_BLOCK][: blocks + 1]
-        taken = [(end - start) / _BLOCK for start, end in pairwise(borders)]
-        return {way: taken[number :: len(_WAYS)] for number, way in enumerate(_WAYS)}
+        seconds = [(end - start) / _BLOCK for start, end in pairwise(borders)]
+        return {way: seconds[number :: len(_WAYS)] for number, way in enumerate(_WAYS)}
 
     @property
     def _way(self) -> str:
@@ -93,7 +95,7 @@ class _Switching(Trainer):
     def _update(self, step: int, batch: Any) -> None:
         number = len(self._moments) - _SKIPPED
         if number >= 0 and number % _BLOCK == 0:
-            self.saver.finish()  # what is still being written belongs to the block before
+            self.checkpointer.finish()  # what is still being written belongs to the block before
         self._moments.append(time.perf_counter())
         super()._update(step, batch)
         if number >= 0 and number % _BLOCK == 0 and self._way == _WAYS[2]:

@@ -39,7 +39,7 @@ from trainer.models.classifier import Classifier, Spec
 from trainer.models.layers import LocalResponseNorm
 from trainer.optim.optimizers import build_optimizer
 from trainer.recipe import Recipe
-from trainer.training.precision import Arithmetic, cpu_has_bfloat16
+from trainer.training.precision import Precision, cpu_has_bfloat16
 from trainer.training.setup import compile_in_place
 from trainer.training.step import forward, train_step
 
@@ -47,7 +47,7 @@ _CLASSES = 1000
 _CROP = 224
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SIDE = 4096
-# On two cores, of `alexnet` at batch 128, against the eager float32 net with torch's layer.
+# On two cores, of `alexnet` at batch 128, against the eager float32 network with torch's layer.
 _TARGETS = {"float32": 2.0, "bfloat16": 3.0}
 
 
@@ -81,22 +81,27 @@ def main() -> int:
     if options.device == "cpu" and not cpu_has_bfloat16():
         del precisions["bfloat16"]
         print("bfloat16 is not measured: this processor has none, and the trainer takes float32 instead\n")
-    limits = {name: _matrix_rate(dtype, options.device) for name, dtype in precisions.items()}
+    limits = {name: _matrix_throughput(dtype, options.device) for name, dtype in precisions.items()}
     print(
-        ", ".join(f"{name} matrix product {rate / 1e9:,.0f} GFLOP/s" for name, rate in limits.items()) + "\n"
+        ", ".join(
+            f"{name} matrix product {throughput / 1e9:,.0f} GFLOP/s" for name, throughput in limits.items()
+        )
+        + "\n"
     )
     rows, missed = [], False
     for arch in options.arch:
         torch.compiler.reset()  # torch gives up on a function that was compiled eight ways
         found = _measure(arch, list(precisions), options)
         flops = _flops(arch)
-        base = next((rate for v, rate in found.items() if v.torchs_norm and not v.memory_kept), None)
-        for variant, rate in found.items():
+        base = next(
+            (throughput for v, throughput in found.items() if v.torchs_norm and not v.memory_kept), None
+        )
+        for variant, throughput in found.items():
             limit = limits[variant.precision] / flops
-            ratio = rate / base if base else None
-            rows.append((arch, variant, rate, ratio, rate / limit))
+            ratio = throughput / base if base else None
+            rows.append((arch, variant, throughput, ratio, throughput / limit))
         if arch == "alexnet" and base and options.device == "cpu":
-            missed |= _misses({variant: rate / base for variant, rate in found.items()})
+            missed |= _misses({variant: throughput / base for variant, throughput in found.items()})
     print("\n" + _table(rows))
     if options.json:
         plain = [
@@ -181,7 +186,7 @@ def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object
     torch.manual_seed(0)
     classifier = Classifier(_spec(variant.arch)).to(device)
     if variant.torchs_norm:
-        _use_torchs_norm(classifier.net)
+        _use_torchs_norm(classifier.model)
     images = torch.randn(batch, 3, _CROP, _CROP, device=device)
     if variant.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,23 +194,23 @@ def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object
     if variant.compiled:
         compile_in_place(classifier, "gpu" if device == "cuda" else "cpu")
     labels = torch.randint(_CLASSES, (batch,), device=device)
-    recipe = Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6, precision=variant.precision)  # type: ignore[arg-type]
-    optimizer = build_optimizer(classifier.net, recipe)
-    arithmetic = Arithmetic(_PRECISIONS[variant.precision], device)
-    return lambda: train_step(classifier, optimizer, images, labels, recipe, arithmetic)
+    recipe = Recipe(name="t", arch="alexnet", epochs=1, lr=1e-6, precision=variant.precision)  # type: ignore[arg-type]
+    optimizer = build_optimizer(classifier.model, recipe)
+    precision = Precision(_PRECISIONS[variant.precision], device)
+    return lambda: train_step(classifier, optimizer, images, labels, recipe, precision)
 
 
 def _spec(arch: str) -> Spec:
-    """Of a net on images whose channels' means are subtracted."""
+    """Of a network on images whose channels' means are subtracted."""
     classes = tuple(str(number) for number in range(_CLASSES))
     return Spec(arch, 1.0, _CROP, classes, 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mean_image=False)
 
 
-def _use_torchs_norm(net: nn.Module) -> None:
-    for name, module in net.named_children():
+def _use_torchs_norm(model: nn.Module) -> None:
+    for name, module in model.named_children():
         if isinstance(module, LocalResponseNorm):
             size = module.size
-            setattr(net, name, nn.LocalResponseNorm(size, module.alpha * size, 0.75, module.k))
+            setattr(model, name, nn.LocalResponseNorm(size, module.alpha * size, 0.75, module.k))
 
 
 def _time(step: Callable[[], object], steps: int, device: str) -> float:
@@ -218,7 +223,7 @@ def _time(step: Callable[[], object], steps: int, device: str) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def _matrix_rate(dtype: torch.dtype, device: str) -> float:
+def _matrix_throughput(dtype: torch.dtype, device: str) -> float:
     """Floating-point operations a second of a large product, the best of some."""
     a, b = (torch.randn(_SIDE, _SIDE, device=device).to(dtype) for _ in range(2))
     seconds = min(_time(lambda: a @ b, 1, device) for _ in range(6))
@@ -227,19 +232,26 @@ def _matrix_rate(dtype: torch.dtype, device: str) -> float:
 
 def _flops(arch: str) -> float:
     """Of an image's forward and backward pass: matrix products and convolutions, as torch counts them."""
-    net, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, rate=1e-6)
+    model, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, lr=1e-6)
     images, labels = torch.zeros(2, 3, _CROP, _CROP), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        forward(net, images, labels, recipe, Arithmetic(torch.float32, "cpu"))[0].backward()  # type: ignore[no-untyped-call]
+        forward(model, images, labels, recipe, Precision(torch.float32, "cpu"))[0].backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() / 2
 
 
 def _table(rows: list[tuple[str, Variant, float, float | None, float]]) -> str:
     cells = [
-        (arch, v.precision, v.name, f"{rate:,.1f}", f"{ratio:.2f}" if ratio else "–", f"{of:.0%}")
-        for arch, v, rate, ratio, of in rows
+        (arch, v.precision, v.name, f"{throughput:,.1f}", f"{ratio:.2f}" if ratio else "–", f"{of:.0%}")
+        for arch, v, throughput, ratio, of in rows
     ]
-    head = ("net", "precision", "how", "images/s", "against eager, torch's norm", "of the arithmetic limit")
+    head = (
+        "network",
+        "precision",
+        "how",
+        "images/s",
+        "against eager, torch's norm",
+        "of the arithmetic limit",
+    )
     return common.markdown(head, cells)
 
 

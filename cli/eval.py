@@ -1,4 +1,4 @@
-"""`alexnet-eval`: how good a trained net is."""
+"""`alexnet-eval`: how good a trained network is."""
 
 import os
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import check_folder, complain, one_line_errors, progress_bar, require_dali
-from cli.common.options import feeding_of, feeding_options
+from cli.common.options import data_options, loader_options_of
 from cli.common.results import print_classes, print_results
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import Evaluation, Foreign, World
+    from trainer import DistEnv, Evaluation, ExternalWeights
 
 _OUTPUT = click.Path(path_type=Path, dir_okay=False)
 
@@ -35,7 +35,7 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="What is shown of each image: the center crop, ten crops, or all of it squeezed into a square.",
 )
-@click.option("--weights", metavar="W,W,…", help="Weights of an ensemble's nets, such as 2,1,1.")
+@click.option("--weights", metavar="W,W,…", help="Weights of an ensemble's networks, such as 2,1,1.")
 @click.option("--split", default="val", show_default=True, help="The split to measure.")
 @click.option(
     "--real-labels",
@@ -79,7 +79,7 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     "--kernels",
     "kernels_file",
     type=_OUTPUT,
-    help="Save an image of the (first) net's first-layer kernels as PNG.",
+    help="Save an image of the (first) network's first-layer kernels as PNG.",
 )
 @click.option(
     "--batch-size",
@@ -90,7 +90,7 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--gpus", type=int, help="Evaluate on this many GPUs.  [default: all visible ones]")
 @click.option("--cpus", type=int, help="Evaluate in this many CPU processes.")
-@feeding_options
+@data_options
 @one_line_errors
 def main(
     checkpoints: tuple[Path, ...],
@@ -113,11 +113,11 @@ def main(
     batch_size: int,
     gpus: int | None,
     cpus: int | None,
-    **feeding: Any,
+    **loader_options: Any,
 ) -> None:
-    """Measure trained nets on DATA, a folder or address made by `alexnet-prep shard`.
+    """Measure trained networks on DATA, a folder or address made by `alexnet-prep shard`.
 
-    Several checkpoints are an ensemble. Probabilities, not logits, are averaged over crops and nets. Of
+    Several checkpoints are an ensemble. Probabilities, not logits, are averaged over crops and networks. Of
     a run's folder the best checkpoint is taken.
     """
     require_dali()
@@ -143,7 +143,7 @@ def main(
         check_suffix(predictions_file)
     for file in (json_file, predictions_file, confusion_file, submission_file, kernels_file):
         check_folder(file)
-    foreign = describe(arch, preprocessing)
+    external = describe(arch, preprocessing)
     shares = None if weights is None else normalized(_numbers(weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
@@ -159,18 +159,18 @@ def main(
     if not launched_outside():
         click.echo(f"evaluating on {processes.reason}", err=True)
     predict = bool(label_sets or predictions_file or submission_file)
-    how = feeding_of(feeding)
+    how = loader_options_of(loader_options)
     result = launch(
         processes,
-        partial(_evaluate, weights=shares, foreign=foreign, feeding=how, predict=predict),
+        partial(_evaluate, weights=shares, external=external, loader_options=how, predict=predict),
         *(checkpoints, data, split, views, batch_size),
     )
     if result is None or not first_of_all():
         return
     for line in result.notes:
         click.echo(f"note: {line}", err=True)
-    answers = result.predictions
-    scores = [] if answers is None else [score_labels(answers, labels) for labels in label_sets]
+    predictions = result.predictions
+    scores = [] if predictions is None else [score_labels(predictions, labels) for labels in label_sets]
     print_results(result, scores, label_sets)
     if per_class:
         print_classes(result)
@@ -179,12 +179,12 @@ def main(
     outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
         (json_file, lambda file: write_json(file, result, scores)),
         (confusion_file, lambda file: write_confusion(file, result)),
-        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, foreign)),
+        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, external)),
     ]
-    if answers is not None:
+    if predictions is not None:
         outputs += [
-            (predictions_file, lambda file: write_predictions(file, answers, dataset.manifest.classes)),
-            (submission_file, lambda file: write_submission(file, answers, dataset.classes, ids)),
+            (predictions_file, lambda file: write_predictions(file, predictions, dataset.manifest.classes)),
+            (submission_file, lambda file: write_submission(file, predictions, dataset.classes, ids)),
         ]
     _write(outputs)
 
@@ -200,15 +200,15 @@ def _numbers(text: str) -> list[float]:
         ) from error
 
 
-def _evaluate(world: "World", *what: Any, **how: Any) -> "Evaluation":
+def _evaluate(env: "DistEnv", *what: Any, **how: Any) -> "Evaluation":
     """In every process: evaluate, the first one with a bar on the console."""
     from trainer import evaluate_checkpoints
 
-    if not world.is_first:
-        return evaluate_checkpoints(world, *what, **how)
+    if not env.is_first:
+        return evaluate_checkpoints(env, *what, **how)
     with progress_bar("evaluating", "images") as show:
         how["progress"] = show
-        return evaluate_checkpoints(world, *what, **how)
+        return evaluate_checkpoints(env, *what, **how)
 
 
 def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
@@ -227,15 +227,17 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
         raise SystemExit(RunError.exit_code)
 
 
-def _draw_kernels(run_or_checkpoint: Path, file: Path, dataset: "Dataset", foreign: "Foreign | None") -> None:
+def _draw_kernels(
+    run_or_checkpoint: Path, file: Path, dataset: "Dataset", external: "ExternalWeights | None"
+) -> None:
     from pipeline.storage.atomic import write_bytes
     from trainer import draw_kernels
     from trainer.figures.style import figure_bytes
     from trainer.runs import checkpoint
-    from trainer.runs.external_weights import is_foreign
-    from trainer.runs.load_model import load_nets
+    from trainer.runs.external_weights import is_external
+    from trainer.runs.load_model import load_models
 
     path = checkpoint.find(run_or_checkpoint)
-    (classifier,), _ = load_nets([path], dataset, foreign if is_foreign(path) else None)
+    (classifier,), _ = load_models([path], dataset, external if is_external(path) else None)
     write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))
     click.echo(f"kernels: {file}")

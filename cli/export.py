@@ -1,4 +1,4 @@
-"""`alexnet-export`: a trained net for other programs."""
+"""`alexnet-export`: a trained network for other programs."""
 
 from pathlib import Path
 
@@ -13,18 +13,18 @@ from cli.common.console import check_folder, one_line_errors
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @one_line_errors
 def main(checkpoint: Path, out: Path) -> None:
-    """Write a trained net to OUT, in the format that its suffix names.
+    """Write a trained network to OUT, in the format that its suffix names.
 
     .safetensors holds weights and description, and loads wherever a checkpoint does. .onnx takes pixels
-    0..255 and gives logits and probabilities, for any batch size; it is compared with the net before it is
-    written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt, and has its
+    0..255 and gives logits and probabilities, for any batch size; it is compared with the network before
+    it is written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt, and has its
     preprocessing beside it in a .preprocessing.json file. Preprocessing and classes travel with each.
     """
     from trainer.export import export
-    from trainer.runs.load_model import open_trained
+    from trainer.runs.load_model import load_model
 
     check_folder(out)
-    notes = export(open_trained(checkpoint).classifier, out)
+    notes = export(load_model(checkpoint).classifier, out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     for note in notes:
         click.echo(f"note: {note}", err=True)

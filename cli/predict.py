@@ -1,4 +1,4 @@
-"""`alexnet-predict`: what a trained net sees in images."""
+"""`alexnet-predict`: what a trained network sees in images."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import click
 from cli.common.console import check_folder, complain, one_line_errors, progress_bar
 
 if TYPE_CHECKING:
-    from trainer.inference.classify import Answer
+    from trainer.inference.classify import ImagePrediction
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="RUN_OR_CHECKPOINT",
-    help="Average the probabilities of this net too; repeatable.",
+    help="Average the probabilities of this network too; repeatable.",
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes of each image.")
 @click.option(
@@ -59,7 +59,7 @@ def main(
     form: str,
     out: Path | None,
 ) -> None:
-    """Classify images, or folders of them, with a trained net.
+    """Classify images, or folders of them, with a trained network.
 
     Files may be of any format that `alexnet-prep` reads, and are prepared as it does. An image that cannot
     be read is named on stderr, the others are done all the same, and the exit code is 1. Needs no DALI; takes
@@ -70,41 +70,41 @@ def main(
     from pipeline.host import keep_freed_memory
     from pipeline.storage.atomic import write_bytes
     from trainer.inference.classify import classify_images, find_images
-    from trainer.runs.load_model import open_trained
+    from trainer.runs.load_model import load_model
 
     check_folder(out)
     files = find_images(images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    nets = [open_trained(path).classifier.to(device) for path in (checkpoint, *also)]
-    answers = []
+    models = [load_model(path).classifier.to(device) for path in (checkpoint, *also)]
+    predictions = []
     with progress_bar("classifying", "images") as show:
-        found = classify_images(nets, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
-        for done, answer in enumerate(found, start=1):
-            if answer.error:
-                complain(answer.error)
+        found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
+        for done, prediction in enumerate(found, start=1):
+            if prediction.error:
+                complain(prediction.error)
             else:
-                answers.append(answer)
+                predictions.append(prediction)
             show(done, len(files))
-    text = {"table": _table, "json": _json, "csv": _csv}[form](answers)
+    text = {"table": _table, "json": _json, "csv": _csv}[form](predictions)
     # A file's name may hold bytes that are no UTF-8; written so, JSON gives them back.
     data = text.encode(errors="backslashreplace")
     if out is None:
         click.echo(data, nl=False)
     else:
         write_bytes(out, data)
-    if len(answers) < len(files):
+    if len(predictions) < len(files):
         sys.exit(1)
 
 
-def _table(answers: "list[Answer]") -> str:
+def _table(predictions: "list[ImagePrediction]") -> str:
     """A line for each guess; the image's name stands before its likeliest."""
-    names = [_printable(str(answer.image)) for answer in answers]
+    names = [_printable(str(prediction.image)) for prediction in predictions]
     width = max(map(len, names), default=0)
     lines = []
-    for name, answer in zip(names, answers, strict=True):
-        for rank, guess in enumerate(answer.guesses):
+    for name, prediction in zip(names, predictions, strict=True):
+        for rank, guess in enumerate(prediction.guesses):
             shown = "" if rank else name
             lines.append(f"{shown:<{width}}  {guess.probability:6.1%}  {_printable(guess.name)}\n")
     return "".join(lines)
@@ -115,25 +115,25 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _json(answers: "list[Answer]") -> str:
+def _json(predictions: "list[ImagePrediction]") -> str:
     values = [
         {
-            "image": str(answer.image),
+            "image": str(prediction.image),
             "guesses": [
                 {"id": guess.id, "name": guess.name, "probability": guess.probability}
-                for guess in answer.guesses
+                for guess in prediction.guesses
             ],
         }
-        for answer in answers
+        for prediction in predictions
     ]
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _csv(answers: "list[Answer]") -> str:
+def _csv(predictions: "list[ImagePrediction]") -> str:
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["image", "rank", "id", "name", "probability"])
-    for answer in answers:
-        for rank, guess in enumerate(answer.guesses, start=1):
-            rows.writerow([answer.image, rank, guess.id, guess.name, f"{guess.probability:.6f}"])
+    for prediction in predictions:
+        for rank, guess in enumerate(prediction.guesses, start=1):
+            rows.writerow([prediction.image, rank, guess.id, guess.name, f"{guess.probability:.6f}"])
     return text.getvalue()

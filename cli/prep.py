@@ -13,7 +13,7 @@ from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, stat
 from pipeline.host import usable_cores
 
 if TYPE_CHECKING:
-    from pipeline import Engine, Manifest, Options
+    from pipeline import Executor, Manifest, Options
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -150,7 +150,7 @@ def shard(
     Parquet files, or WebDataset tars. Every image is decoded completely, scaled, cut to its center square
     and shuffled into tars. A stopped job goes on where it was when the same command runs again.
     """
-    from pipeline import LocalEngine, Options, open_store, prepare, read_source
+    from pipeline import LocalExecutor, Options, open_store, prepare, read_source
 
     options = Options(
         size=size,
@@ -163,11 +163,11 @@ def shard(
         exif_rotate=exif_rotate,
         keep_original=keep_original,
     )
-    runner: Engine = LocalEngine(workers)
+    runner: Executor = LocalExecutor(workers)
     if engine == "ray":
-        from pipeline.executors.ray import RayEngine
+        from pipeline.executors.ray import RayExecutor
 
-        runner = RayEngine(ray_address, workers)
+        runner = RayExecutor(ray_address, workers)
     started = time.perf_counter()
     if task is not None:
         _run_slice(source, out, options, task, layout, runner, max_bad, scratch)
@@ -195,7 +195,7 @@ def _run_slice(
     options: "Options",
     task: str,
     layout: str,
-    engine: "Engine",
+    engine: "Executor",
     max_bad: float,
     scratch: Path | None,
 ) -> None:
@@ -248,21 +248,19 @@ def verify(out: str, fast: bool, workers: int) -> None:
     Checksums, indexes, labels, counts, statistics, and every image's decoding. The exit code is 1 if there
     is a fault.
     """
-    from pipeline import LocalEngine, verify as verify_dataset
+    from pipeline import LocalExecutor, verify as verify_dataset
 
     started = time.perf_counter()
     with progress_bar("verifying", "images") as show:
-        verdict = verify_dataset(out, fast=fast, engine=LocalEngine(workers), progress=show)
-    for note in verdict.notes:
+        found = verify_dataset(out, fast=fast, engine=LocalExecutor(workers), progress=show)
+    for note in found.notes:
         click.echo(f"note: {note.place}: {note.what}")
-    for fault in verdict.faults:
-        click.echo(f"{fault.place}: {fault.what}")
+    for problem in found.problems:
+        click.echo(f"{problem.place}: {problem.what}")
     seconds = time.perf_counter() - started
-    read = (
-        f"{verdict.samples:,} images in {verdict.shards} shards, {in_bytes(verdict.bytes)}, {seconds:.1f} s"
-    )
-    if verdict.faults:
-        fail(f"{out}: {len(verdict.faults)} faults ({read})", 1)
+    read = f"{found.samples:,} images in {found.shards} shards, {in_bytes(found.bytes)}, {seconds:.1f} s"
+    if found.problems:
+        fail(f"{out}: {len(found.problems)} faults ({read})", 1)
     click.echo(f"{out}: no fault in {read}{'; nothing was decoded' if fast else ''}")
 
 
@@ -286,9 +284,9 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     A dataset of `shard` keeps its own, of the pixels before encoding; both are printed. A folder of another
     tool's WebDataset tars becomes a dataset: each tar gets an index beside it, and the folder a manifest.
     """
-    from pipeline import Dataset, LocalEngine, adopt, decoded_statistics, open_store
+    from pipeline import Dataset, LocalExecutor, adopt, decoded_statistics, open_store
 
-    engine = LocalEngine(workers)
+    engine = LocalExecutor(workers)
     with progress_bar("measuring", "images") as show:
         if open_store(out).is_file("manifest.json"):
             manifest = Dataset.open(out).manifest

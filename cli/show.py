@@ -1,4 +1,4 @@
-"""`alexnet-show`: images of what a net has learnt, and the report of a run."""
+"""`alexnet-show`: images of what a network has learnt, and the report of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipeline import Dataset
-    from trainer import Trained
+    from trainer import LoadedModel
     from trainer.inference.neighbors import NamedImage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ _RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-show")
 def main() -> None:
-    """Draw what a net has learnt, or write a run's report.
+    """Draw what a network has learnt, or write a run's report.
 
     Figures are PNG or SVG, as the file's suffix says. Of a run's folder the best checkpoint is taken, and
     the dataset that run.json names.
@@ -70,9 +70,9 @@ def kernels(run: Path, out: Path) -> None:
     The first tower's stand above the second's, as in the paper.
     """
     _check(out)
-    from trainer import draw_kernels, open_trained
+    from trainer import draw_kernels, load_model
 
-    trained = open_trained(run)
+    trained = load_model(run)
     _save(draw_kernels(trained.classifier, trained.name), out)
 
 
@@ -91,7 +91,7 @@ def predictions(
     """Draw images with their top-5 (figure 4).
 
     Bars are probabilities, the label's in orange; images are drawn from --split in an order of --seed. What
-    the net takes each for is printed too.
+    the network takes each for is printed too.
     """
     _check(out)
     from pipeline import RunError
@@ -103,13 +103,13 @@ def predictions(
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
-            f"{dataset.url}: the net takes no image of {split} for another class; leave --only-errors out"
+            f"{dataset.url}: the network takes no image of {split} for another class; leave --only-errors out"
         )
     names = class_names(trained, dataset)
     _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
     for one in found:
-        likeliest = names[one.classes[0]]
-        click.echo(f"{one.image.name} ({names[one.image.label]}): {likeliest} {one.probabilities[0]:.1%}")
+        topk_stable = names[one.classes[0]]
+        click.echo(f"{one.image.name} ({names[one.image.label]}): {topk_stable} {one.probabilities[0]:.1%}")
 
 
 @main.command()
@@ -316,23 +316,23 @@ def _save(figure: "Figure", out: Path) -> None:
     click.echo(str(out))
 
 
-def _open(run: Path, data: str | None) -> "tuple[Trained, Dataset]":
-    from trainer import open_trained
+def _open(run: Path, data: str | None) -> "tuple[LoadedModel, Dataset]":
+    from trainer import load_model
     from trainer.runs.load_model import dataset_of
 
-    trained = open_trained(run)
+    trained = load_model(run)
     return trained, dataset_of(trained, data)
 
 
 def _open_image(
     run: Path, image: str, split: str, data: str | None
-) -> "tuple[Trained, Dataset | None, NamedImage]":
-    """A net, its dataset if it is known, and an image by file or key."""
-    from trainer import open_trained
+) -> "tuple[LoadedModel, Dataset | None, NamedImage]":
+    """A network, its dataset if it is known, and an image by file or key."""
+    from trainer import load_model
     from trainer.inference.neighbors import named_images
     from trainer.runs.load_model import dataset_if_any, dataset_of
 
-    trained = open_trained(run)
+    trained = load_model(run)
     needed = data is not None or not Path(image).is_file()
     dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
     return trained, dataset, named_images([image], trained.spec, dataset, split)[0]

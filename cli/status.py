@@ -10,7 +10,7 @@ from cli.common.console import one_line_errors
 from cli.common.live import facts_of, in_words
 
 if TYPE_CHECKING:
-    from trainer.runs.status import Look
+    from trainer.runs.status import RunState
 
 _EPOCHS_SHOWN = 5
 _HEAD = "epoch       rate  train loss   top-1  val loss   top-1   top-5  images/s"
@@ -24,9 +24,9 @@ def status(run: Path, as_json: bool) -> None:
     """Show where the RUN in a folder is, and whether it lives."""
     import msgspec
 
-    from trainer.runs.status import look
+    from trainer.runs.status import read_run
 
-    found = look(run)
+    found = read_run(run)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
         return
@@ -36,14 +36,14 @@ def status(run: Path, as_json: bool) -> None:
         click.secho(f"\n{_HEAD}", bold=True)
     for row in found.rows[-_EPOCHS_SHOWN:]:
         click.echo(
-            f"{row.epoch:>5} {row.rate:>10.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
+            f"{row.epoch:>5} {row.lr:>10.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
             f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} {row.images_per_second:>9,.0f}"
         )
 
 
-def _lines(run: Path, found: "Look") -> list[tuple[str, str]]:
+def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:
     facts, status = found.facts, found.status
-    lines = [("run", str(run)), ("state", found.verdict)]
+    lines = [("run", str(run)), ("state", found.health)]
     for name in ("recipe", "dataset", "git", "started", "command"):
         if facts.get(name):
             lines.append((name, str(facts[name])))

@@ -1,4 +1,4 @@
-"""`alexnet-train`: from shards to a trained net."""
+"""`alexnet-train`: from shards to a trained model."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ from cli.common.console import one_line_errors, progress_bar, require_dali
 from cli.common.options import (
     cluster_of,
     cluster_options,
+    data_options,
     debugging_of,
     debugging_options,
-    feeding_of,
-    feeding_options,
+    loader_options_of,
     saving_of,
     saving_options,
 )
@@ -22,7 +22,7 @@ from cli.status import status
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import Job, Outcome, Recipe, World
+    from trainer import DistEnv, Recipe, TrainJob, TrainResult
     from trainer.distributed.env import Processes
     from trainer.distributed.launch import Cluster
 
@@ -73,7 +73,7 @@ class _TrainOrStatus(click.Command):
 )
 @cluster_options
 @saving_options
-@feeding_options
+@data_options
 @debugging_options
 @click.option(
     "--grad-compression",
@@ -127,8 +127,8 @@ def main(
     from trainer.distributed.env import adopt_slurm, choose_processes, launched_outside
     from trainer.distributed.launch import launch
     from trainer.runs.run_folder import RECIPE_FILE, is_run
-    from trainer.training.options import Job
-    from trainer.training.setup import share_of_batch
+    from trainer.training.options import TrainJob
+    from trainer.training.setup import local_batch_size
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
@@ -143,12 +143,12 @@ def main(
     if tensorboard:
         require_tensorboard()
     processes = choose_processes(gpus, cpus)
-    job = Job(
+    job = TrainJob(
         data,
         out or Path("runs") / chosen.name,
         chosen,
         resume or "no",
-        feeding_of(options),
+        loader_options_of(options),
         saving_of(options),
         debugging_of(options),
         cuda_graphs,
@@ -162,7 +162,7 @@ def main(
     if not launched_outside():
         if verify_shards:
             _verify(dataset)
-        share_of_batch(chosen, processes.count * cluster.nodes)
+        local_batch_size(chosen, processes.count * cluster.nodes)
         doing = "measuring" if bench else "planning" if dry_run else "training"
         click.echo(f"{doing} on {processes.reason}", err=True)
     if dry_run:
@@ -171,14 +171,14 @@ def main(
     if bench:
         _bench(processes, job, cluster)
         return
-    outcome = launch(
+    result = launch(
         processes, _train, job, tensorboard, verify_shards and launched_outside(), cluster=cluster
     )
-    if outcome is not None and outcome.ending == "stopped":
+    if result is not None and result.ending == "stopped":
         sys.exit(STOPPED)
 
 
-def _check(job: "Job", processes: "Processes") -> None:
+def _check(job: "TrainJob", processes: "Processes") -> None:
     """Refuse options that fit neither the processes nor each other."""
     from pipeline import UsageError
     from trainer.distributed.comm_hooks import check_compression
@@ -196,7 +196,7 @@ def _keep_compiled() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
 
 
-def _refuse_idle(job: "Job", tensorboard: bool, instead: str) -> None:
+def _refuse_idle(job: "TrainJob", tensorboard: bool, instead: str) -> None:
     """Refuse options that do nothing where nothing is trained."""
     from pipeline import UsageError
 
@@ -213,36 +213,34 @@ def _refuse_idle(job: "Job", tensorboard: bool, instead: str) -> None:
 
 def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:
     """Say what another batch size made of the rate, which nobody asked for by name."""
-    if written.rate != chosen.rate and not any(
-        text.partition("=")[0].strip() == "rate" for text in overrides
-    ):
+    if written.lr != chosen.lr and not any(text.partition("=")[0].strip() == "lr" for text in overrides):
         click.echo(
-            f"rate {written.rate:g} for batch_size {written.batch_size} becomes {chosen.rate:g} for "
+            f"rate {written.lr:g} for batch_size {written.batch_size} becomes {chosen.lr:g} for "
             f"{chosen.batch_size} (scaling: {chosen.scaling})",
             err=True,
         )
 
 
-def _train(world: "World", job: "Job", tensorboard: bool, verify: bool) -> "Outcome":
+def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> "TrainResult":
     """In every process: train, rank 0 reporting to the console and the run's folder.
 
     With `verify`, one process of each host compares the shards' checksums first.
     """
-    from cli.common.live import ConsoleReporter
+    from cli.common.live import ConsoleCallback
     from pipeline import Dataset
     from trainer import train
-    from trainer.callbacks.base import Reporter, Reporters
-    from trainer.callbacks.tensorboard import TensorBoardReporter
+    from trainer.callbacks.base import Callback, Callbacks
+    from trainer.callbacks.tensorboard import TensorBoardCallback
     from trainer.distributed.failures import raise_together
-    from trainer.runs.status import StatusReporter
+    from trainer.runs.status import StatusCallback
 
     if verify:
         dataset = Dataset.open(job.data)
-        raise_together(lambda: _verify(dataset) if world.local_rank == 0 else None, world)
-    with ConsoleReporter(job.recipe.epochs) as console:
-        reporters: list[Reporter] = [console, StatusReporter(job.out)]
-        reporters += [TensorBoardReporter(job.out)] if tensorboard else []
-        return train(world, job, Reporters(reporters))
+        raise_together(lambda: _verify(dataset) if env.local_rank == 0 else None, env)
+    with ConsoleCallback(job.recipe.epochs) as console:
+        callbacks: list[Callback] = [console, StatusCallback(job.out)]
+        callbacks += [TensorBoardCallback(job.out)] if tensorboard else []
+        return train(env, job, Callbacks(callbacks))
 
 
 def _verify(dataset: "Dataset") -> None:
@@ -253,7 +251,7 @@ def _verify(dataset: "Dataset") -> None:
         verify_checksums(dataset, progress=show)
 
 
-def _dry_run(job: "Job", processes: int) -> None:
+def _dry_run(job: "TrainJob", processes: int) -> None:
     """Print what the run would be."""
     from cli.plan import print_plan
     from trainer.training.dry_run import plan
@@ -261,7 +259,7 @@ def _dry_run(job: "Job", processes: int) -> None:
     print_plan(plan(job, processes))
 
 
-def _bench(processes: "Processes", job: "Job", cluster: "Cluster") -> None:
+def _bench(processes: "Processes", job: "TrainJob", cluster: "Cluster") -> None:
     """Measure the parts and print the table."""
     from cli.bench import print_measured
     from trainer.distributed.env import first_of_all

@@ -6,13 +6,13 @@ from .dataset.manifest import Manifest as Manifest, read_manifest as read_manife
 from .dataset.report import read_report as read_report
 from .demo import draw_demo as draw_demo
 from .errors import RunError as RunError, ToolkitError as ToolkitError, UsageError as UsageError
-from .executors.base import Engine as Engine
-from .executors.local import LocalEngine as LocalEngine
-from .executors.ray import RayEngine as RayEngine
+from .executors.base import Executor as Executor
+from .executors.local import LocalExecutor as LocalExecutor
+from .executors.ray import RayExecutor as RayExecutor
 from .images.statistics import Statistics as Statistics
 from .loader.loader import Batch as Batch, Loader as Loader
 from .loader.placement import Placement as Placement, choose_device as choose_device
-from .loader.shard_files import Access as Access
+from .loader.shard_files import ReadOptions as ReadOptions
 from .loader.views import (
     ColorNoise as ColorNoise,
     EvalView as EvalView,

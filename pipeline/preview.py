@@ -14,7 +14,7 @@ from pipeline.dataset.samples import read_stored
 from pipeline.dataset.tar import describe, write_shard
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.grid import grid, stacked, titled
-from pipeline.images.pca_plot import draw_scree
+from pipeline.images.pca_plot import draw_pca_plot
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import NoiseKind, TrainView, color_noise
 
@@ -27,7 +27,7 @@ def draw_preview(
     """Draw a row for each of some training images: as stored, then as the network will see it.
 
     The crops come out of the training graph itself; the mean is added back for display. Below are the
-    directions in which the training pixels' colors vary: see `pipeline.images.pca_plot.draw_scree`.
+    directions in which the training pixels' colors vary: see `pipeline.images.pca_plot.draw_pca_plot`.
 
     Args:
         dataset: an opened dataset.
@@ -45,8 +45,8 @@ def draw_preview(
     cells = []
     for key, (jpeg, _) in stored.items():
         cells += [_thumbnail(jpeg, crop), *seen[key]]
-    sheet = grid(cells, columns=1 + _CROPS, gap=6, margin=12)
-    sheet = stacked([sheet, draw_scree(dataset.statistics, sheet.shape[1])], gap=24)
+    canvas = grid(cells, columns=1 + _CROPS, gap=6, margin=12)
+    canvas = stacked([canvas, draw_pca_plot(dataset.statistics, canvas.shape[1])], gap=24)
     names = {info.id: info.name for info in dataset.manifest.classes}
     labels = ", ".join(dict.fromkeys(names[dataset.classes[label]] for _, label in stored.values()))
     title = f"{len(stored)} training images ({_short(labels)})"
@@ -54,7 +54,7 @@ def draw_preview(
         f"Left: as stored, {_size(dataset)}. Right: {_CROPS} random {crop} px crops, mirrored or not, "
         f"color noise: {noise}; mean added back."
     )
-    return titled(sheet, [title, explanation], size=24)
+    return titled(canvas, [title, explanation], size=24)
 
 
 def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]:

@@ -61,13 +61,13 @@ class _Silent:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of two epochs on the tiny dataset. Read-only."""
-    from trainer import Job, Recipe, World, train
+    from trainer import DistEnv, Recipe, TrainJob, train
 
     recipe = Recipe(
         name="tiny",
         arch="alexnet_bn",
         epochs=2,
-        rate=0.02,
+        lr=0.02,
         width=0.05,
         crop=64,
         batch_size=32,
@@ -75,7 +75,7 @@ def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
         compile=False,
     )
     folder = tmp_path_factory.mktemp("runs") / "tiny-run"
-    train(World(), Job(tiny_dataset.root, folder, recipe), _Silent())
+    train(DistEnv(), TrainJob(tiny_dataset.root, folder, recipe), _Silent())
     return folder
 
 

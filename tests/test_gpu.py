@@ -19,8 +19,8 @@ from pipeline import (
     prepare,
     read_source,
 )
-from trainer.distributed.env import World
-from trainer.training.progress import Meter
+from trainer.distributed.env import DistEnv
+from trainer.training.progress import RunningTotals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,8 +122,8 @@ def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
 @pytest.mark.parametrize(
     "more",
     [
-        ("--set", "precision=float16", "--set", "ema=0.9"),
-        ("--set", "accumulate=2", "--set", "optimizer=lars"),
+        ("--set", "precision=float16", "--set", "ema_decay=0.9"),
+        ("--set", "accumulation_steps=2", "--set", "optimizer=lars"),
         ("--set", "tf32=true", "--set", "channels_last=true"),
         ("--set", "compile=true", "--cuda-graphs"),
     ],
@@ -143,7 +143,7 @@ def test_every_way_to_train_stops_and_goes_on(tiny_dataset, tmp_path, more):
 
 
 def test_losses_are_read_late_and_sums_are_right():
-    meter = Meter(World(kind="gpu"))
+    meter = RunningTotals(DistEnv(kind="gpu"))
     one = torch.tensor(1.0, device="cuda")
     meter.add(2 * one, 3 * one, 8, 1)
     assert meter.peek() is None

@@ -1,7 +1,7 @@
 """The public names of `trainer`, each with the module that it comes from."""
 
-from .callbacks.base import Reporter as Reporter
-from .distributed.env import World as World
+from .callbacks.base import Callback as Callback
+from .distributed.env import DistEnv as DistEnv
 from .evaluation.evaluate import (
     ClassMetrics as ClassMetrics,
     Evaluation as Evaluation,
@@ -45,8 +45,8 @@ from .models.classifier import Classifier as Classifier
 from .optim.optimizers import PaperSGD as PaperSGD
 from .recipe import Recipe as Recipe, load_recipe as load_recipe
 from .report.page import write_report as write_report
-from .runs.external_weights import Foreign as Foreign, Preprocessing as Preprocessing
-from .runs.load_model import Trained as Trained, open_trained as open_trained
-from .runs.records import EpochRow as EpochRow, Progress as Progress
-from .training.options import Job as Job, Outcome as Outcome
+from .runs.external_weights import ExternalWeights as ExternalWeights, Preprocessing as Preprocessing
+from .runs.load_model import LoadedModel as LoadedModel, load_model as load_model
+from .runs.records import EpochMetrics as EpochMetrics, Progress as Progress
+from .training.options import TrainJob as TrainJob, TrainResult as TrainResult
 from .training.trainer import train as train

@@ -10,16 +10,16 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device, Placement, choose_device
-from pipeline.loader.shard_files import Access
+from pipeline.loader.shard_files import ReadOptions
 from pipeline.loader.views import EvalView
 from pipeline.seeds import derive_seed
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier, train_view
 from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Feeding:
+class LoaderOptions:
     """How data comes to the processes; none of it changes which batches there are.
 
     Attributes:
@@ -30,16 +30,16 @@ class Feeding:
 
     device: Device | Literal["auto"] = "auto"
     threads: int | None = None
-    access: Access = field(default_factory=Access)
+    access: ReadOptions = field(default_factory=ReadOptions)
 
-    def placement(self, world: World) -> Placement:
+    def placement(self, env: DistEnv) -> Placement:
         """The loader's place for a process.
 
         Raises:
             UsageError: augmentation on a GPU for processes on the CPU.
         """
-        place = replace(world.placement, threads=self.threads)
-        if world.kind == "cpu":
+        place = replace(env.placement, threads=self.threads)
+        if env.kind == "cpu":
             if self.device not in ("auto", "cpu"):
                 raise UsageError(
                     f"--placement {self.device} makes batches on a GPU, but these are CPU processes; "
@@ -47,13 +47,13 @@ class Feeding:
                 )
             return place
         if self.device == "auto":
-            capability = torch.cuda.get_device_capability(world.device)
+            capability = torch.cuda.get_device_capability(env.device)
             return replace(place, device=choose_device(place.thread_count, capability))
         return replace(place, device=self.device)
 
 
 def validation_loader(
-    recipe: Recipe, dataset: Dataset, batch_size: int, world: World, feeding: Feeding
+    recipe: Recipe, dataset: Dataset, batch_size: int, env: DistEnv, loader_options: LoaderOptions
 ) -> Loader:
     """Center crops of the validation split."""
     return Loader(
@@ -61,13 +61,13 @@ def validation_loader(
         "val",
         EvalView("center", recipe.crop),
         batch_size,
-        placement=feeding.placement(world),
+        placement=loader_options.placement(env),
         channels_last=recipe.channels_last,
-        access=feeding.access,
+        access=loader_options.access,
     )
 
 
-class OneBatch:
+class RepeatedBatch:
     """Epochs of a single batch, as long as the data's.
 
     Attributes:
@@ -94,17 +94,17 @@ class OneBatch:
         self.epoch, self.batch = epoch, 0
 
 
-def noise(recipe: Recipe, batch_size: int, classes: int, world: World) -> Batch:
+def noise(recipe: Recipe, batch_size: int, classes: int, env: DistEnv) -> Batch:
     """Images of gray levels' spread without any content, and labels to match."""
-    generator = torch.Generator().manual_seed(recipe.seed + world.rank)
+    generator = torch.Generator().manual_seed(recipe.seed + env.rank)
     images = torch.randn(batch_size, 3, recipe.crop, recipe.crop, generator=generator)
     images = images if recipe.std == "channel" else images.mul_(64.0)  # some deviation of ImageNet's pixels
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return Batch(images.to(world.device), torch.randint(classes, (batch_size,), generator=generator), [])
+    return Batch(images.to(env.device), torch.randint(classes, (batch_size,), generator=generator), [])
 
 
-class Feed:
+class TrainData:
     """Gives each epoch its loader: a new one where a stage changes the graph's color noise."""
 
     def __init__(
@@ -113,19 +113,19 @@ class Feed:
         dataset: Dataset,
         classifier: Classifier,
         batch_size: int,
-        world: World,
-        feeding: Feeding | None = None,
+        env: DistEnv,
+        loader_options: LoaderOptions | None = None,
         one_batch: str = "",
     ) -> None:
         """`one_batch` is "--synthetic" or "--overfit-batch" where one batch takes the data's place."""
         self._recipe, self._dataset, self._classifier = recipe, dataset, classifier
-        self._batch_size, self._world, self._feeding = batch_size, world, feeding or Feeding()
+        self._batch_size, self._env, self._loader_options = batch_size, env, loader_options or LoaderOptions()
         self._one_batch = one_batch
         self._noise: str | None = None
         self._loader: Loader | None = None
-        self._one: OneBatch | None = None
+        self._one: RepeatedBatch | None = None
 
-    def epoch(self, epoch: int) -> Loader | OneBatch:
+    def epoch(self, epoch: int) -> Loader | RepeatedBatch:
         """Return the loader for an epoch, counted from 0; its next iteration is that epoch."""
         if not self._one_batch:
             return self._of_data(epoch)
@@ -136,12 +136,12 @@ class Feed:
             self._one.set_epoch(epoch)
         return self._one
 
-    def _make_one(self, loader: Loader) -> OneBatch:
+    def _make_one(self, loader: Loader) -> RepeatedBatch:
         if self._one_batch == "--overfit-batch":
             batch = next(iter(loader))
-            return OneBatch(replace(batch, images=batch.images.clone()), len(loader))
+            return RepeatedBatch(replace(batch, images=batch.images.clone()), len(loader))
         classes = len(self._dataset.classes)
-        return OneBatch(noise(self._recipe, self._batch_size, classes, self._world), len(loader))
+        return RepeatedBatch(noise(self._recipe, self._batch_size, classes, self._env), len(loader))
 
     def _of_data(self, epoch: int) -> Loader:
         colors = self._recipe.stage_at(epoch).color_noise
@@ -153,12 +153,12 @@ class Feed:
                 "train",
                 train_view(self._classifier, self._recipe, self._dataset, epoch),
                 self._batch_size,
-                placement=self._feeding.placement(self._world),
+                placement=self._loader_options.placement(self._env),
                 seed=derive_seed(self._recipe.seed, "data"),
                 shuffle_buffer=self._recipe.shuffle_buffer,
-                half=self._world.kind == "gpu" and self._recipe.precision != "float32",
+                half=self._env.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
-                access=self._feeding.access,
+                access=self._loader_options.access,
                 epochs=self._last_with(colors, epoch),
             )
         if self._loader.epoch != epoch:
@@ -174,7 +174,7 @@ class Feed:
         """This rank's place in the data and random generators."""
         place = {} if self._loader is None else self._loader.state_dict()
         state: dict[str, Any] = {"loader": place, "rng": torch.get_rng_state()}
-        if self._world.kind == "gpu":
+        if self._env.kind == "gpu":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         return state
 
@@ -193,7 +193,7 @@ class Feed:
     def restore_generators(self, state: dict[str, Any]) -> None:
         """Put this rank's random generators where `rank_state` found them."""
         torch.set_rng_state(state["rng"])
-        if self._world.kind == "gpu":
+        if self._env.kind == "gpu":
             torch.cuda.set_rng_state(state["cuda_rng"])
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class Feed:
             self._loader.close()
             self._loader = None
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "TrainData":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A trained net for other programs: safetensors, ONNX, and torchvision's layout.
+"""A trained network for other programs: safetensors, ONNX, and torchvision's layout.
 
 Shapes: B batch, K classes, S crop.
 """
@@ -37,8 +37,8 @@ def export(classifier: Classifier, path: Path) -> list[str]:
         What a user should know of the file.
 
     Raises:
-        UsageError: another suffix, a net that the format cannot hold, or a package that is missing.
-        RunError: it cannot be written, or the ONNX graph does not answer as the net does.
+        UsageError: another suffix, a network that the format cannot hold, or a package that is missing.
+        RunError: it cannot be written, or the ONNX graph does not answer as the network does.
     """
     if path.suffix not in _WRITERS:
         raise UsageError(f"{path}: no known format; name a file that ends in {', '.join(_WRITERS)}")
@@ -66,13 +66,13 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
     The metadata holds crop, size, how to cut, and the classes.
 
     Raises:
-        UsageError: the packages of the extra `export` are missing, or the net is larger than 2 GiB.
+        UsageError: the packages of the extra `export` are missing, or the network is larger than 2 GiB.
         RunError: it cannot be written, or ONNX Runtime answers otherwise than torch.
     """
     size = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     if size > _LARGEST_ONNX:
         raise UsageError(
-            f"{path}: an ONNX file holds 2 GiB at most, this net has {size / 2**30:.1f}; export it as "
+            f"{path}: an ONNX file holds 2 GiB at most, this network has {size / 2**30:.1f}; export it as "
             ".safetensors"
         )
     try:
@@ -159,7 +159,7 @@ def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
     """Write a plain state dict with torchvision's keys, and the preprocessing as NAME.preprocessing.json.
 
     torchvision scales pixels to 0..1 before it normalizes; mean and deviation are given on that scale, so
-    that its `Normalize` does what the net was trained with.
+    that its `Normalize` does what the network was trained with.
 
     Raises:
         UsageError: another architecture than `alexnet_owt` at width 1, or one with a mean image.
@@ -168,15 +168,15 @@ def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
     spec = classifier.spec
     if spec.arch != "alexnet_owt" or spec.width != 1:
         raise UsageError(
-            f"{path}: torchvision's alexnet is alexnet_owt at width 1, this net is {spec.arch} at width "
+            f"{path}: torchvision's alexnet is alexnet_owt at width 1, this network is {spec.arch} at width "
             f"{spec.width:g}; export it as .safetensors or .onnx"
         )
     if spec.mean_image:
         raise UsageError(
-            f"{path}: the net subtracts a mean image, which torchvision's transforms cannot; export it as "
-            ".safetensors or .onnx, or train with --set mean=channel"
+            f"{path}: the network subtracts a mean image, which torchvision's transforms cannot; export it "
+            "as .safetensors or .onnx, or train with --set mean=channel"
         )
-    state = {name: tensor.contiguous() for name, tensor in classifier.net.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in classifier.model.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)
     facts = {

@@ -35,14 +35,18 @@ class Stage:
     """
 
     epoch: int
-    rate_factor: float | None = None
-    bias_rate: float | None = None
-    layer_rates: dict[str, float] | None = None
+    lr_factor: float | None = None
+    bias_lr_factor: float | None = None
+    layer_lr_factors: dict[str, float] | None = None
     color_noise: NoiseKind | None = None
 
     def __post_init__(self) -> None:
-        layers = {f"layer_rates.{layer}": rate for layer, rate in (self.layer_rates or {}).items()}
-        for name, value in {"rate_factor": self.rate_factor, "bias_rate": self.bias_rate, **layers}.items():
+        layers = {f"layer_lr_factors.{layer}": lr for layer, lr in (self.layer_lr_factors or {}).items()}
+        for name, value in {
+            "lr_factor": self.lr_factor,
+            "bias_lr_factor": self.bias_lr_factor,
+            **layers,
+        }.items():
             if value is not None and not 0 <= value <= 1e6:
                 raise ValueError(f"{name} is {value:g}, not within 0..1e+06")
 
@@ -77,16 +81,16 @@ class Recipe:
         schedule: "constant", "plateau" (÷ 10 when validation error stops improving), "cosine" or
             "polynomial" ((1 − t)^power, t from 0 after the warm-up to 1 at the end).
         power: of the polynomial.
-        warmup_epochs: linear rise from 0 to `rate` first.
+        warmup_epochs: linear rise from 0 to `lr` first.
         plateau_patience: epochs without improvement before a drop.
         plateau_drops: drops at most.
         label_smoothing: share of the target spread over all classes.
         precision: arithmetic of the forward and backward pass; "bfloat16" is float16 with loss scaling on
             GPUs that lack it, and float32 on processors that do.
         tf32: let GPUs round float32 factors to TensorFloat-32's 10 bits.
-        accumulate: parts that a process's batch is taken in, for less memory; batch normalization then
-            sees the parts.
-        ema: decay of the averaged weights that are evaluated and kept in the end, or 0 for none.
+        accumulation_steps: parts in which a process takes its batch, for less memory; batch normalization
+            then sees the parts.
+        ema_decay: decay of the averaged weights that are evaluated and kept in the end, or 0 for none.
         grad_compression: of gradients between processes: "none", "bf16" (NCCL only) or "powersgd".
         compile: use torch.compile where a compiler is found.
         channels_last: memory format of images and weights.
@@ -96,7 +100,7 @@ class Recipe:
     name: str
     arch: Literal["alexnet", "alexnet_source", "alexnet_owt", "alexnet_bn"]
     epochs: int
-    rate: float
+    lr: float
     width: float = 1.0
     crop: int = 224
     mean: Literal["channel", "image"] = "channel"
@@ -107,12 +111,12 @@ class Recipe:
     batch_size: int = 128
     seed: int = 2012
     optimizer: Literal["paper", "sgd", "lars"] = "paper"
-    trust: float = 0.001
+    trust_coefficient: float = 0.001
     scaling: Literal["none", "linear", "sqrt"] = "none"
     momentum: float = 0.9
     weight_decay: float = 0.0005
     decay_biases: bool = True
-    bias_rate: float = 1.0
+    bias_lr_factor: float = 1.0
     schedule: Literal["constant", "plateau", "cosine", "polynomial"] = "constant"
     power: float = 2.0
     warmup_epochs: float = 0.0
@@ -121,8 +125,8 @@ class Recipe:
     label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     tf32: bool = False
-    accumulate: int = 1
-    ema: float = 0.0
+    accumulation_steps: int = 1
+    ema_decay: float = 0.0
     grad_compression: Literal["none", "bf16", "powersgd"] = "none"
     compile: bool = True
     channels_last: bool = False
@@ -131,22 +135,22 @@ class Recipe:
     def __post_init__(self) -> None:
         limits: dict[str, tuple[float, float]] = {
             "epochs": (1, 100_000),
-            "rate": (1e-12, 1e6),
+            "lr": (1e-12, 1e6),
             "width": (0.01, 8),
             "crop": (64, 4096),
             "shuffle_buffer": (1, 1 << 24),
             "batch_size": (1, 1 << 20),
-            "trust": (1e-12, 1e6),
+            "trust_coefficient": (1e-12, 1e6),
             "power": (0, 100),
             "momentum": (0, 1),
             "weight_decay": (0, 1),
-            "bias_rate": (0, 1e6),
+            "bias_lr_factor": (0, 1e6),
             "warmup_epochs": (0, 100_000),
             "plateau_patience": (1, 100_000),
             "plateau_drops": (0, 100),
             "label_smoothing": (0, 1),
-            "accumulate": (1, 1 << 20),
-            "ema": (0, 0.999999),
+            "accumulation_steps": (1, 1 << 20),
+            "ema_decay": (0, 0.999999),
         }
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
@@ -158,9 +162,9 @@ class Recipe:
     def stage_at(self, epoch: int) -> Stage:
         """The settings in force at an epoch, with every attribute filled in."""
         now: dict[str, Any] = {
-            "rate_factor": 1.0,
-            "bias_rate": self.bias_rate,
-            "layer_rates": {},
+            "lr_factor": 1.0,
+            "bias_lr_factor": self.bias_lr_factor,
+            "layer_lr_factors": {},
             "color_noise": self.color_noise,
         }
         for stage in self.stages:
@@ -196,17 +200,17 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     if not changes:
         return recipe
     changed = recipe_of(values | changes, "--set")
-    return changed if "rate" in changes else replace(changed, rate=scaled_rate(changed, recipe.batch_size))
+    return changed if "lr" in changes else replace(changed, lr=scaled_lr(changed, recipe.batch_size))
 
 
-def scaled_rate(recipe: Recipe, batch_size: int) -> float:
+def scaled_lr(recipe: Recipe, batch_size: int) -> float:
     """A recipe's rate, which is for `batch_size`, as its scaling rule makes it for its own batch.
 
     "linear" is Goyal et al. 2017's rule, "sqrt" Krizhevsky's of 2014 ("One weird trick", section 5), which
     keeps the variance of the gradient.
     """
     factor = recipe.batch_size / batch_size
-    return recipe.rate * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[recipe.scaling]
+    return recipe.lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[recipe.scaling]
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:

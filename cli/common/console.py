@@ -79,14 +79,14 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
         return
     started = time.perf_counter()
     first: int | None = None  # what an earlier run had done
-    with new_bar("{task.fields[rate]}") as bar:
-        task = bar.add_task(description, total=None, rate="")
+    with new_bar("{task.fields[speed]}") as bar:
+        task = bar.add_task(description, total=None, speed="")
 
         def show(done: int, total: int) -> None:
             nonlocal first
             first = done if first is None else first
-            rate = (done - first) / max(time.perf_counter() - started, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s")
+            speed = (done - first) / max(time.perf_counter() - started, 1e-9)
+            bar.update(task, completed=done, total=total, speed=f"{speed:,.0f} {unit}/s")
 
         yield show
 

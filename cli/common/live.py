@@ -11,8 +11,8 @@ import click
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from trainer import EpochRow
-    from trainer.runs.records import Ending, StepRow, Weights
+    from trainer import EpochMetrics
+    from trainer.runs.records import Ending, StepMetrics, Weights
 
 # A log that shows life, without being full of it.
 _LOG_SECONDS = 60.0
@@ -25,11 +25,11 @@ class _Column(NamedTuple):
     head: str
     width: int
     rank: int
-    text: Callable[["EpochRow"], str]
+    text: Callable[["EpochMetrics"], str]
 
 
 _COLUMNS = (
-    _Column("rate", 8, 2, lambda row: f"{row.rate:.2g}"),
+    _Column("lr", 8, 2, lambda row: f"{row.lr:.2g}"),
     _Column("train loss", 10, 5, lambda row: f"{row.train_loss:.3f}"),
     _Column("top-1", 7, 4, lambda row: f"{row.train_top1:.2%}"),
     _Column("val loss", 9, 7, lambda row: f"{row.val_loss:.3f}"),
@@ -62,7 +62,7 @@ class EpochLines:
         """Names of the columns."""
         return " ".join([f"{'epoch':<10}", *(f"{column.head:>{column.width}}" for column in self._shown)])
 
-    def line(self, row: "EpochRow", epochs: int, best: bool) -> str:
+    def line(self, row: "EpochMetrics", epochs: int, best: bool) -> str:
         """An epoch's numbers."""
         texts = [f"{column.text(row):>{column.width}}" for column in self._shown]
         return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
@@ -73,10 +73,10 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-class ConsoleReporter:
+class ConsoleCallback:
     """Each epoch's line on stdout; within it, on stderr, a view of a terminal or a line a minute.
 
-    A `Reporter` of `trainer.callbacks.base`.
+    A `Callback` of `trainer.callbacks.base`.
 
     Args:
         epochs: of the run.
@@ -94,24 +94,24 @@ class ConsoleReporter:
         self._epochs = epochs
         self._spoke = time.monotonic()
 
-    def __enter__(self) -> "ConsoleReporter":
+    def __enter__(self) -> "ConsoleCallback":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._clear()
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         """Print the run's facts and the head of the epochs' lines."""
         for name, text in facts.items():
             click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
         click.secho(self._lines.head, bold=True)
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         """Print a note on stderr."""
         self._clear()
         click.echo(f"note: {line}", err=True)
 
-    def step(self, row: "StepRow") -> None:
+    def on_step(self, row: "StepMetrics") -> None:
         """Show where the epoch is."""
         if self._on_terminal:
             self._show(view(row, self._epochs))
@@ -120,16 +120,16 @@ class ConsoleReporter:
             facts = [f"{name} {text}" for name, text in facts_of(row)]
             click.echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
-    def epoch(self, row: "EpochRow", epochs: int, best: bool) -> None:
+    def on_epoch(self, row: "EpochMetrics", epochs: int, best: bool) -> None:
         """Print the epoch's line in place of the view."""
         self._clear()
         self._spoke = time.monotonic()
         click.echo(self._lines.line(row, epochs, best))
 
-    def weights(self, weights: "Weights") -> None:
+    def on_weights(self, weights: "Weights") -> None:
         """Nothing of them is shown."""
 
-    def ended(self, how: "Ending", line: str) -> None:
+    def on_end(self, how: "Ending", line: str) -> None:
         """Say how a run ended, unless it failed: the error says that."""
         self._clear()
         if how != "failed":
@@ -153,7 +153,7 @@ class ConsoleReporter:
             self._live = None
 
 
-def view(row: "StepRow", epochs: int) -> Any:
+def view(row: "StepMetrics", epochs: int) -> Any:
     """What a terminal shows of a moment of so many epochs, as something that rich prints at any width."""
     from rich.columns import Columns
     from rich.console import Group
@@ -171,13 +171,13 @@ def view(row: "StepRow", epochs: int) -> Any:
     return Group(bar, Columns(facts, padding=(0, 3)))
 
 
-def facts_of(row: "StepRow") -> list[tuple[str, str]]:
+def facts_of(row: "StepMetrics") -> list[tuple[str, str]]:
     """The numbers of a moment: (name, text with its unit)."""
     return [
         ("images/s", f"{row.images_per_second:,.0f}"),
         ("loss", f"{row.loss:.3f}"),
         ("top-1", f"{row.top1:.1%}"),
-        ("rate", f"{row.rate:.2g}"),
+        ("lr", f"{row.lr:.2g}"),
         ("data wait", f"{row.data_wait:.0%}"),
         ("memory", f"{row.memory_mb:,.0f} MB"),
         ("left", "…" if row.seconds_left is None else in_words(row.seconds_left)),
@@ -198,6 +198,6 @@ def in_words(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def _heading(row: "StepRow", epochs: int) -> list[str]:
+def _heading(row: "StepMetrics", epochs: int) -> list[str]:
     updates = "validating" if row.done == row.total else f"{row.done:,}/{row.total:,} updates"
     return [f"epoch {row.epoch}/{epochs}", updates]

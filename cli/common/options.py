@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from trainer.data import Feeding
+    from trainer.data import LoaderOptions
     from trainer.distributed.launch import Cluster
     from trainer.training.options import Debugging, Saving
 
@@ -30,8 +30,8 @@ class Size(click.ParamType[int]):
         return int(float(found[1]) * _UNITS[found[2]])
 
 
-def feeding_options(command: F) -> F:
-    """Add the options that `feeding_of` reads."""
+def data_options(command: F) -> F:
+    """Add the options that `loader_options_of` reads."""
     for option in reversed(
         [
             click.option(
@@ -69,19 +69,21 @@ def feeding_options(command: F) -> F:
     return command
 
 
-def feeding_of(options: dict[str, Any]) -> "Feeding":
+def loader_options_of(options: dict[str, Any]) -> "LoaderOptions":
     """What these options ask for.
 
     Raises:
         UsageError: a limit of a cache that there is not.
     """
-    from pipeline import Access, UsageError
-    from trainer.data import Feeding
+    from pipeline import ReadOptions, UsageError
+    from trainer.data import LoaderOptions
 
     cache, limit = options["cache"], options["cache_limit"]
     if limit is not None and cache is None:
         raise UsageError("--cache-limit needs --cache with the folder that it limits")
-    return Feeding(options["placement"], options["threads"], Access(not options["no_mmap"], cache, limit))
+    return LoaderOptions(
+        options["placement"], options["threads"], ReadOptions(not options["no_mmap"], cache, limit)
+    )
 
 
 def cluster_options(command: F) -> F:

@@ -63,7 +63,7 @@ def _cells(info: "ClassMetrics", classes: Sequence["ClassMetrics"]) -> list[str]
     from rich.markup import escape
 
     names = {other.id: _named(other) for other in classes}
-    mistake = f"{names[info.taken_for]} ({info.taken_for_share:.0%})" if info.taken_for else "–"
+    mistake = f"{names[info.confused_with]} ({info.confused_share:.0%})" if info.confused_with else "–"
     shares = [f"{share:.1%}" for share in (info.top1, info.top5) if share is not None]
     return [escape(_named(info)), f"{info.samples:,}", *shares, escape(mistake)]
 

@@ -25,7 +25,7 @@ def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | No
     wrong = []
 
     def check(shard: Shard) -> tuple[Shard, bool]:
-        with dataset.store.fetched(shard.name) as path:
+        with dataset.store.as_local_path(shard.name) as path:
             return shard, sha256_of(path) == shard.sha256
 
     with ThreadPoolExecutor(usable_cores()) as threads:

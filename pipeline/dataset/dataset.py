@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, Shard, 
 from pipeline.dataset.tar import check_sizes
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 
 
@@ -118,10 +118,10 @@ class Dataset:
                 "per-channel mean (`--set mean=channel`)"
             )
         try:
-            image = np.load(io.BytesIO(self.store.read(Span(MEAN_IMAGE))), allow_pickle=False)
+            image = np.load(io.BytesIO(self.store.read(ByteRange(MEAN_IMAGE))), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(
-                f"{self.store.place(MEAN_IMAGE)}: unreadable ({error}); `alexnet-prep verify {self.url}` "
+                f"{self.store.url_of(MEAN_IMAGE)}: unreadable ({error}); `alexnet-prep verify {self.url}` "
                 "checks the rest; prepare the dataset again"
             ) from error
         return np.asarray(image, np.float32)

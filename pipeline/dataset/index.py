@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.dataset.manifest import Shard
 from pipeline.errors import UsageError
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 
 INDEX_VERSION = "v1.2"
 
@@ -45,10 +45,10 @@ def keys_in(store: Store, shard: Shard) -> list[str]:
     """
     name = index_name(shard.name)
     try:
-        samples = _parse_index(store.read(Span(name)).decode())
+        samples = _parse_index(store.read(ByteRange(name)).decode())
         return [sample["jpg"][2].removesuffix(".jpg") for sample in samples]
     except (OSError, ValueError, KeyError) as error:
-        raise _incomplete(store.place(name), error) from error
+        raise _incomplete(store.url_of(name), error) from error
 
 
 def _incomplete(place: str, error: Exception) -> UsageError:

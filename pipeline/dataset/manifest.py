@@ -9,7 +9,7 @@ import msgspec
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 from pipeline.storage.atomic import write_bytes
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 
 FORMAT_VERSION = 1
@@ -129,9 +129,9 @@ def read_manifest(root: Store | Path | str) -> Manifest:
         raise UsageError(
             f"{store}: not a prepared dataset (no {FILE_NAME}); make one with `alexnet-prep shard`"
         )
-    path = store.place(FILE_NAME)
+    path = store.url_of(FILE_NAME)
     try:
-        raw = msgspec.json.decode(store.read(Span(FILE_NAME)))
+        raw = msgspec.json.decode(store.read(ByteRange(FILE_NAME)))
         version = raw.get("format") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION:
             raise UsageError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import index_name, keys_in, label_in, read_index
 from pipeline.errors import UsageError
-from pipeline.storage.base import Span
+from pipeline.storage.base import ByteRange
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
         wanted[tar].append((offset, number))
     found: dict[int, StoredImage] = {}
     for tar, offsets in wanted.items():
-        with dataset.store.fetched(index_name(tar)) as path:
+        with dataset.store.as_local_path(index_name(tar)) as path:
             index = read_index(path)
         for offset, number in sorted(offsets):
             found[number] = _read(dataset, tar, index[offset])
@@ -57,11 +57,11 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
 def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredImage:
     (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
     try:
-        data = dataset.store.read(Span(tar, at, size))
-        label = label_in(dataset.store.read(Span(tar, label_at, width)))
+        data = dataset.store.read(ByteRange(tar, at, size))
+        label = label_in(dataset.store.read(ByteRange(tar, label_at, width)))
     except OSError as error:
         raise UsageError(
-            f"{dataset.store.place(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
+            f"{dataset.store.url_of(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
             f"{dataset.url}` checks the rest"
         ) from error
     return StoredImage(name.removesuffix(".jpg"), label, data)

@@ -251,12 +251,13 @@ def check_sizes(store: Store, shards: Sequence[Shard]) -> None:
         for name in (shard.name, index_name(shard.name)):
             if name not in found:
                 raise UsageError(
-                    f"{store.place(name)}: missing, but the manifest lists it; `alexnet-prep verify {store}` "
-                    "names all that is; prepare the dataset again in a new folder"
+                    f"{store.url_of(name)}: missing, but the manifest lists it; "
+                    f"`alexnet-prep verify {store}` names all that is; "
+                    "prepare the dataset again in a new folder"
                 )
         if found[shard.name] != shard.bytes:
             raise UsageError(
-                f"{store.place(shard.name)}: {found[shard.name]:,} bytes, but the manifest says "
+                f"{store.url_of(shard.name)}: {found[shard.name]:,} bytes, but the manifest says "
                 f"{shard.bytes:,}; it was cut or changed after it was written: `alexnet-prep verify {store}` "
                 "names all such shards; prepare the dataset again in a new folder"
             )

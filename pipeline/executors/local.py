@@ -12,25 +12,25 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import ClassVar
 
 from pipeline.errors import RunError
-from pipeline.executors.base import Item, Result, Tick
+from pipeline.executors.base import Item, OnProgress, Result
 
 _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class LocalEngine:
+class LocalExecutor:
     """A pool of new interpreters on this machine.
 
     A script that uses it needs `if __name__ == "__main__":`.
     """
 
     workers: int = 1
-    ticks: ClassVar[bool] = True
+    reports_progress: ClassVar[bool] = True
 
     def run(
-        self, work: Callable[[Item], Result], items: Sequence[Item], tick: Tick | None = None
+        self, work: Callable[[Item], Result], items: Sequence[Item], on_progress: OnProgress | None = None
     ) -> Generator[Result, None, None]:
-        """See `Engine.run`."""
+        """See `Executor.run`."""
         if not items:
             return
         context = multiprocessing.get_context("spawn")
@@ -42,8 +42,8 @@ class LocalEngine:
             pending: set[Future[Result]] = {pool.submit(work, item) for item in items}
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-                if tick:
-                    tick(counter.value)
+                if on_progress:
+                    on_progress(counter.value)
                 for future in finished:
                     yield future.result()
         except BrokenProcessPool as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.base import Item, Result, Tick
+from pipeline.executors.base import Item, OnProgress, Result
 
 # An image that kills every worker that touches it must not do so for ever.
 _RETRIES = 5
@@ -21,20 +21,20 @@ _PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
-class RayEngine:
+class RayExecutor:
     """Ray, at `address`, or started on this machine with `workers` processes where it is None."""
 
     address: str | None = None
     workers: int = 1
-    ticks: ClassVar[bool] = False
+    reports_progress: ClassVar[bool] = False
 
     def run(
         self,
         work: Callable[[Item], Result],
         items: Sequence[Item],
-        tick: Tick | None = None,  # finished tasks are all that is known
+        on_progress: OnProgress | None = None,  # finished tasks are all that is known
     ) -> Generator[Result, None, None]:
-        """See `pipeline.executors.base.Engine.run`.
+        """See `pipeline.executors.base.Executor.run`.
 
         Raises:
             UsageError: Ray is not installed, or no cluster answers at the address.

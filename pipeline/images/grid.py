@@ -22,7 +22,7 @@ def grid(images: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: in
     height, width = images[0].shape[:2]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    sheet = np.full(
+    canvas = np.full(
         (rows * (height + gap) - gap + 2 * margin, columns * (width + gap) - gap + 2 * margin, 3),
         255,
         np.uint8,
@@ -30,21 +30,21 @@ def grid(images: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: in
     for number, image in enumerate(images):
         top = margin + number // columns * (height + gap)
         left = margin + number % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+        canvas[top : top + height, left : left + width] = image
+    return canvas
 
 
 def stacked(images: Sequence[NDArray[np.uint8]], gap: int) -> NDArray[np.uint8]:
     """Put uint8 (h, w, 3) images of any size under each other on white, in the middle."""
     width = max(image.shape[1] for image in images)
     height = sum(image.shape[0] for image in images) + gap * (len(images) - 1)
-    sheet = np.full((height, width, 3), 255, np.uint8)
+    canvas = np.full((height, width, 3), 255, np.uint8)
     top = 0
     for image in images:
         left = (width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
         top += image.shape[0] + gap
-    return sheet
+    return canvas
 
 
 def titled(image: NDArray[np.uint8], lines: Sequence[str], size: int = 20) -> Image.Image:

@@ -20,7 +20,7 @@ _REACH = 2.0
 _NARROWEST = 1300
 
 
-def draw_scree(statistics: Statistics, width: int) -> NDArray[np.uint8]:
+def draw_pca_plot(statistics: Statistics, width: int) -> NDArray[np.uint8]:
     """Draw the scree of the three eigenvalues, and the colors along each direction.
 
     Left, a bar for each direction: its standard deviation in gray levels, and its share of the variance.

@@ -19,12 +19,12 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.loader import order
 from pipeline.loader.dali import graph
-from pipeline.loader.dali.diagnosis import blame
+from pipeline.loader.dali.diagnosis import diagnose_batch
 from pipeline.loader.dali.prefetch import Ahead, Place
-from pipeline.loader.dali.segment import Segment, first_line
+from pipeline.loader.dali.segment import Segment, dali_message
 from pipeline.loader.order import Piece
 from pipeline.loader.placement import Placement
-from pipeline.loader.shard_files import Access, Shelf
+from pipeline.loader.shard_files import ReadOptions, ShardFiles
 from pipeline.loader.state import Position
 from pipeline.loader.views import EvalView, TrainView, check_view
 from pipeline.seeds import derive_seed
@@ -77,7 +77,7 @@ class Loader:
         half: bool = False,
         channels_last: bool = False,
         keys: bool = False,
-        access: Access | None = None,
+        access: ReadOptions | None = None,
         epochs: int | None = None,
     ) -> None:
         """Check everything that can be checked; the first iteration builds the first pipeline.
@@ -118,9 +118,9 @@ class Loader:
         check_view(view, dataset.image.size)
         self._check_enough()
         self._epochs = epochs
-        self._shelf = Shelf(dataset, split, access or Access())
+        self._shard_files = ShardFiles(dataset, split, access or ReadOptions())
         most = min(len(self), max(order.SEGMENT // batch_size, 1)) * batch_size
-        self._shelf.check_limit(most, _SEGMENTS_IN_CACHE * self.placement.local_world)
+        self._shard_files.check_limit(most, _SEGMENTS_IN_CACHE * self.placement.local_world_size)
         self._place = Position(self._content(), self._process(), epoch=0, batch=0)
         self._enter_at: Position | None = None
         self._segment: Segment | None = None
@@ -130,7 +130,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch of this rank."""
         if self._training:
-            return self.samples // (self.placement.world * self.batch_size)
+            return self.samples // (self.placement.world_size * self.batch_size)
         return math.ceil(sum(piece.samples for piece in self._share(0)) / self.batch_size)
 
     @property
@@ -182,10 +182,10 @@ class Loader:
     def close(self) -> None:
         """Free the pipelines' memory; the loader cannot be used afterwards."""
         self._closed = True
-        self._shelf.stop()
+        self._shard_files.stop()
         self._ahead.close()
         self._close_segment()
-        self._shelf.close()
+        self._shard_files.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data, after the last batch that was given: strings, numbers and dicts."""
@@ -242,14 +242,14 @@ class Loader:
         try:
             outputs = next(batches, None)
         except RuntimeError as error:
-            raise blame(error, self.dataset, segment, segment.done) from error
+            raise diagnose_batch(error, self.dataset, segment, segment.done) from error
         if outputs is None:
             return None
         images, digits, *keys = outputs
         labels = _labels(digits)
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.dataset.classes):
             wrong = ValueError(f"labels {labels.tolist()}")
-            raise blame(wrong, self.dataset, segment, segment.done - 1)
+            raise diagnose_batch(wrong, self.dataset, segment, segment.done - 1)
         if self._output.channels_last:
             images = images.movedim(-1, -3)
         return Batch(images, labels, [_key(row) for row in keys[0]] if keys else [])
@@ -257,14 +257,18 @@ class Loader:
     def _share(self, epoch: int) -> list[Piece]:
         place = self.placement
         if not self._training:
-            return order.evaluation_share(self._sizes, place.rank, place.world)
-        return order.training_share(self._sizes, self.seed, epoch, place.rank, place.world, self.batch_size)
+            return order.evaluation_share(self._sizes, place.rank, place.world_size)
+        return order.training_share(
+            self._sizes, self.seed, epoch, place.rank, place.world_size, self.batch_size
+        )
 
     def _build(self, place: Place, checkpoint: bytes = b"", done: int = 0) -> Segment:
-        taken = self._shelf.take(order.segments(self._share(place.epoch), self.batch_size)[place.number])
+        opened = self._shard_files.acquire(
+            order.segments(self._share(place.epoch), self.batch_size)[place.number]
+        )
         try:
             return Segment(
-                taken,
+                opened,
                 self.dataset.manifest,
                 self.view,
                 self._output,
@@ -276,11 +280,11 @@ class Loader:
                 done=done,
             )
         except BaseException as error:
-            taken.release()
+            opened.release()
             if isinstance(error, RuntimeError):
                 raise RunError(
-                    f"{self.dataset.url}: DALI cannot read {self.split}: {first_line(error)}; `alexnet-prep "
-                    f"verify {self.dataset.url}` names what is wrong with it"
+                    f"{self.dataset.url}: DALI cannot read {self.split}: {dali_message(error)}; "
+                    f"`alexnet-prep verify {self.dataset.url}` names what is wrong with it"
                 ) from error
             raise
 
@@ -307,7 +311,7 @@ class Loader:
             "dataset": self.dataset.fingerprint,
             "split": self.split,
             "samples": self.samples,
-            "global_batch": self.batch_size * self.placement.world,
+            "global_batch": self.batch_size * self.placement.world_size,
             "seed": self.seed,
             **shown,
             "colors": colors.hexdigest()[:16],
@@ -320,7 +324,7 @@ class Loader:
 
     def _process(self) -> dict[str, str]:
         place = self.placement
-        return {"rank": str(place.rank), "world": str(place.world), "device": place.device}
+        return {"rank": str(place.rank), "world_size": str(place.world_size), "device": place.device}
 
     def _check_enough(self) -> None:
         if self.samples == 0:
@@ -328,7 +332,7 @@ class Loader:
         if self._training and len(self) == 0:
             raise UsageError(
                 f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global "
-                f"batch of {self.batch_size * self.placement.world}; choose a smaller batch_size"
+                f"batch of {self.batch_size * self.placement.world_size}; choose a smaller batch_size"
             )
 
 

@@ -33,7 +33,7 @@ class Piece(NamedTuple):
 
 
 def training_share(
-    sizes: Sequence[int], seed: int, epoch: int, rank: int, world: int, batch_size: int
+    sizes: Sequence[int], seed: int, epoch: int, rank: int, world_size: int, batch_size: int
 ) -> list[Piece]:
     """What a rank sees in a training epoch: as many full batches as every other rank.
 
@@ -46,24 +46,24 @@ def training_share(
         seed: of the order.
         epoch: counted from 0.
         rank: which process.
-        world: of how many.
+        world_size: number of processes.
         batch_size: samples of a batch of one process.
 
     Returns:
-        Pieces in reading order, of `sum(sizes) // (world * batch_size)` batches together.
+        Pieces in reading order, of `sum(sizes) // (world_size * batch_size)` batches together.
     """
     order = sorted(range(len(sizes)), key=lambda shard: (derive_seed(seed, "order", epoch, shard), shard))
     total = sum(sizes)
-    share = total // (world * batch_size) * batch_size
+    share = total // (world_size * batch_size) * batch_size
     start = derive_seed(seed, "start", epoch) % max(total, 1) + rank * share
     return _cut(sizes, order, start, share)
 
 
-def evaluation_share(sizes: Sequence[int], rank: int, world: int) -> list[Piece]:
+def evaluation_share(sizes: Sequence[int], rank: int, world_size: int) -> list[Piece]:
     """What a rank measures: an even part of the split, in order; every sample is in one rank's part."""
     total = sum(sizes)
-    start = total * rank // world
-    return _cut(sizes, range(len(sizes)), start, total * (rank + 1) // world - start)
+    start = total * rank // world_size
+    return _cut(sizes, range(len(sizes)), start, total * (rank + 1) // world_size - start)
 
 
 def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> list[list[Piece]]:
@@ -99,11 +99,11 @@ def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
         run: samples in a row.
     """
     densest = sorted(range(len(sizes)), key=lambda k: sizes[k] / max(samples[k], 1), reverse=True)
-    total, taken = 0, 0
+    total, picked = 0, 0
     for shard in densest:
-        if taken >= run:
+        if picked >= run:
             break
-        total, taken = total + sizes[shard], taken + samples[shard]
+        total, picked = total + sizes[shard], picked + samples[shard]
     return min(total + 2 * max(sizes, default=0), sum(sizes))  # and at each end one of which it is a part
 
 

@@ -25,30 +25,30 @@ class Placement:
         world: number of processes.
         device: "cpu", or "hybrid" or "gpu" for batches on CUDA device `local_rank`.
         local_rank: index of the process on its host.
-        threads: DALI's CPU threads, or None for this host's cores shared among `local_world`.
+        threads: DALI's CPU threads, or None for this host's cores shared among `local_world_size`.
         local_world: processes on this host.
         hw_decoder_load: share of images that a GPU's JPEG engine decodes, where it has one; the rest is
             decoded by CUDA. DALI's default.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: Device = "cpu"
     local_rank: int = 0
     threads: int | None = None
-    local_world: int = 1
+    local_world_size: int = 1
     hw_decoder_load: float = 0.65
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
+        if not 0 <= self.rank < self.world_size:
             raise UsageError(
-                f"rank {self.rank} of {self.world} processes: ranks go from 0 to {self.world - 1}"
+                f"rank {self.rank} of {self.world_size} processes: ranks go from 0 to {self.world_size - 1}"
             )
 
     @property
     def thread_count(self) -> int:
         """DALI's CPU threads in this process."""
-        return self.threads or max(1, usable_cores() // self.local_world)
+        return self.threads or max(1, usable_cores() // self.local_world_size)
 
     @property
     def device_id(self) -> int | None:

@@ -56,7 +56,7 @@ class Cache:
     _proven: set[tuple[str, int]] = field(default_factory=set, repr=False)
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def hold(self, shards: Sequence[Shard]) -> "Hold":
+    def lease(self, shards: Sequence[Shard]) -> "Lease":
         """Fetch what is missing, check what this process has not checked yet, and keep all of it.
 
         Raises:
@@ -72,7 +72,7 @@ class Cache:
                     stack.enter_context(future.result())
             for future in begun:
                 future.result()  # the first error, with the other shards let go
-            return Hold([str(self._path(shard)) for shard in shards], stack.pop_all())
+            return Lease([str(self._path(shard)) for shard in shards], stack.pop_all())
 
     def stop(self) -> None:
         """Let those who wait or are about to fetch give up: what is fetched would not be used."""
@@ -144,13 +144,13 @@ class Cache:
                     return
         except OSError as error:
             raise RunError(
-                f"cannot bring {self.store.place(shard.name)} to {path}: {error.strerror or error}; check "
+                f"cannot bring {self.store.url_of(shard.name)} to {path}: {error.strerror or error}; check "
                 "both places, or choose another --cache"
             ) from error
         finally:
             _remove_both(partial, reserved)
         raise RunError(
-            f"{self.store.place(shard.name)}: its SHA-256 is not the manifest's, {_TRIES} times over; "
+            f"{self.store.url_of(shard.name)}: its SHA-256 is not the manifest's, {_TRIES} times over; "
             f"`alexnet-prep verify {self.store}` names all such shards"
         )
 
@@ -193,7 +193,7 @@ class Cache:
 
 
 @dataclass
-class Hold:
+class Lease:
     """Shards that stay in the cache until `release`: their paths, in the order asked for."""
 
     paths: list[str]

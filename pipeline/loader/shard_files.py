@@ -15,14 +15,14 @@ from pipeline.dataset.index import index_name, to_index
 from pipeline.errors import RunError, UsageError
 from pipeline.loader.order import Piece, most_bytes
 from pipeline.loader.shard_cache import Cache
-from pipeline.storage.base import Span
+from pipeline.storage.base import ByteRange
 
 # Protocols that DALI's reader opens itself.
 _DALI_READS = ("s3://", "gs://")
 
 
 @dataclass(frozen=True)
-class Access:
+class ReadOptions:
     """How shards are read.
 
     Attributes:
@@ -39,7 +39,7 @@ class Access:
 
 
 @dataclass(frozen=True)
-class Taken:
+class OpenShards:
     """Tars and indexes of a segment, in place until `release`.
 
     Attributes:
@@ -58,10 +58,10 @@ class Taken:
     release: Callable[[], None]
 
 
-class Shelf:
+class ShardFiles:
     """Hands out a split's pieces, as files that DALI opens."""
 
-    def __init__(self, dataset: Dataset, split: str, access: Access) -> None:
+    def __init__(self, dataset: Dataset, split: str, access: ReadOptions) -> None:
         """Look at nothing yet.
 
         Raises:
@@ -86,7 +86,7 @@ class Shelf:
         # A tar that two pieces share is next to itself, or opens and ends the epoch.
         self._index = lru_cache(maxsize=4)(self._read_index)
 
-    def take(self, pieces: Sequence[Piece]) -> Taken:
+    def acquire(self, pieces: Sequence[Piece]) -> OpenShards:
         """Bring a segment's tars and indexes in place.
 
         Raises:
@@ -97,13 +97,13 @@ class Shelf:
         shards = [self._shards[number] for number in numbers]
         with ExitStack() as held:
             if self._cache is None:
-                paths = [self._store.place(shard.name) for shard in shards]
+                paths = [self._store.url_of(shard.name) for shard in shards]
             else:
-                hold = self._cache.hold(shards)
-                held.callback(hold.release)
-                paths = hold.paths
+                lease = self._cache.lease(shards)
+                held.callback(lease.release)
+                paths = lease.paths
             where = dict(zip(numbers, paths, strict=True))
-            return Taken(
+            return OpenShards(
                 tars=[where[piece.shard] for piece in pieces],
                 indexes=[self._index_of(piece, held) for piece in pieces],
                 names=[self._shards[piece.shard].name for piece in pieces],
@@ -153,7 +153,7 @@ class Shelf:
         """Path of an index of this piece alone; one that is made goes with `held`."""
         shard = self._shards[piece.shard]
         if self._store.local is not None and piece.samples == shard.samples:
-            return self._store.place(index_name(shard.name))
+            return self._store.url_of(index_name(shard.name))
         lines = self._index(piece.shard)[piece.first : piece.last]
         try:
             path = self._folder / f"{next(self._numbers)}.idx"
@@ -170,15 +170,15 @@ class Shelf:
         shard = self._shards[number]
         name = index_name(shard.name)
         try:
-            lines = self._store.read(Span(name)).decode().splitlines()[1:]
+            lines = self._store.read(ByteRange(name)).decode().splitlines()[1:]
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"{self._store.place(name)}: unreadable ({error}); `alexnet-prep verify {self._store}` names "
-                "all such files; prepare the dataset again"
+                f"{self._store.url_of(name)}: unreadable ({error}); "
+                f"`alexnet-prep verify {self._store}` names all such files; prepare the dataset again"
             ) from error
         if len(lines) != shard.samples:
             raise UsageError(
-                f"{self._store.place(name)}: lists {len(lines)} samples, but the manifest says "
+                f"{self._store.url_of(name)}: lists {len(lines)} samples, but the manifest says "
                 f"{shard.samples}; `alexnet-prep verify {self._store}` names what differs"
             )
         return lines

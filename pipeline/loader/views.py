@@ -55,7 +55,7 @@ class TrainView:
     """A random part of the image, mirrored with probability ½.
 
     Attributes:
-        crop: side of what the net sees, pixels.
+        crop: side of what the network sees, pixels.
         mean: (R, G, B) subtracted from each pixel, 0..255; zeros where a mean image is subtracted
             later.
         std: (R, G, B) each channel is divided by.
@@ -75,16 +75,16 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvalView:
-    """What a net is shown of each image when it is measured: the pixels as stored, 0..255.
+    """What a network is shown of each image when it is measured: the pixels as stored, 0..255.
 
-    Nothing is subtracted, so that nets with different preprocessing can share one pass; each applies
+    Nothing is subtracted, so that networks with different preprocessing can share one pass; each applies
     its own.
 
     Attributes:
         name: "center" (one crop), "ten-crop" (four corners and center of the center square, then
             their mirror images in the same order), or "full-resize" (the whole image, squeezed into
             a square).
-        crop: side of what the net sees, pixels.
+        crop: side of what the network sees, pixels.
     """
 
     name: ViewName = "center"

@@ -17,14 +17,14 @@ from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.dataset.tar import check_sizes
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.base import Engine
-from pipeline.executors.local import LocalEngine
+from pipeline.executors.base import Executor
+from pipeline.executors.local import LocalExecutor
 from pipeline.sharding.merge import BadImagesError, forget_skips, merge, too_many_bad
 from pipeline.sharding.plan import (
     PLAN,
     Options,
     Plan,
-    ShardOutline,
+    ShardSummary,
     identity,
     make_plan,
     option_names,
@@ -32,7 +32,7 @@ from pipeline.sharding.plan import (
     refuse_difference,
     store_plan,
 )
-from pipeline.sharding.task import Job, finished, last_name, run_shard, run_spool
+from pipeline.sharding.task import ShardJob, finished, last_name, run_shard, run_spool
 from pipeline.sources.base import Source
 from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
@@ -50,7 +50,7 @@ def prepare(
     out: str | Path,
     options: Options,
     *,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
     max_bad: float = 0.01,
     progress: Progress | None = None,
     scratch: Path | None = None,
@@ -94,7 +94,7 @@ def prepare(
         del shards  # the tasks read their own
         job = _job(origin, store, plan, scratch)
         try:
-            _run(job, plan, plan.shards, engine or LocalEngine(), max_bad, progress)
+            _run(job, plan, plan.shards, engine or LocalExecutor(), max_bad, progress)
             _remove_leftovers(store)  # of workers that Ray has replaced
             manifest = merge(store, plan, max_bad, "run the same command again to complete it")
         except BadImagesError:
@@ -117,7 +117,7 @@ def prepare_slice(
     count: int,
     *,
     layout: str = "auto",
-    engine: Engine | None = None,
+    engine: Executor | None = None,
     max_bad: float = 0.01,
     progress: Progress | None = None,
     scratch: Path | None = None,
@@ -148,7 +148,7 @@ def prepare_slice(
         mine = replace(plan, shards=plan.shards[index::count])
         forget_skips(store, mine)  # whoever submits a task again may have mended files
         job = _job(origin, store, plan, scratch)
-        gave_up = _run(job, plan, mine.shards, engine or LocalEngine(), max_bad, progress, index / count)
+        gave_up = _run(job, plan, mine.shards, engine or LocalExecutor(), max_bad, progress, index / count)
     if gave_up:
         raise RunError(
             f"{store}: task {index} of {count} alone skipped more images than --max-bad {max_bad:.2%} of "
@@ -192,8 +192,8 @@ def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> 
     for container in plan.containers:
         if (size := origin.size(container.path)) != container.size:
             raise UsageError(
-                f"{origin.place(container.path)}: {size:,} bytes, but {container.size:,} when it was listed; "
-                "restore it, or start again in another folder"
+                f"{origin.url_of(container.path)}: {size:,} bytes, but {container.size:,} when it was "
+                "listed; restore it, or start again in another folder"
             )
     if layout not in ("auto", plan.layout):
         raise UsageError(f"{store}: was planned with --layout {plan.layout}, not {layout}")
@@ -201,10 +201,10 @@ def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> 
 
 
 def _run(
-    job: Job,
+    job: ShardJob,
     plan: Plan,
-    shards: tuple[ShardOutline, ...],
-    engine: Engine,
+    shards: tuple[ShardSummary, ...],
+    engine: Executor,
     max_bad: float,
     progress: Progress | None,
     start: float = 0.0,
@@ -231,18 +231,18 @@ def _run(
 
     names = [shard.name for shard in todo]
     skipped = written = 0
-    with closing(engine.run(partial(run_shard, job), names, show)) as parts:
-        for part in parts:
-            skipped += part.skipped
-            written += sum(part.labels.values())
-            if not engine.ticks:
+    with closing(engine.run(partial(run_shard, job), names, show)) as results:
+        for result in results:
+            skipped += result.skipped
+            written += sum(result.labels.values())
+            if not engine.reports_progress:
                 show(written + skipped)
             if too_many_bad(plan, skipped, max_bad):
                 return True  # no need to read the rest to know
     return False
 
 
-def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> Job:
+def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJob:
     """The job, with a scratch folder that no other job has: what is unpacked there is of this source."""
     if scratch is None and out.local is not None:
         folder = out.local / WORK / "scratch"
@@ -250,7 +250,7 @@ def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> Job:
         name = hashlib.sha256(f"{plan.digest}{source.url}{out.url}".encode()).hexdigest()[:16]
         above = scratch or Path(tempfile.gettempdir())
         folder = above.absolute() / f"alexnet-prep-{os.getuid()}-{name}"
-    return Job(source.url, out.url, str(folder))
+    return ShardJob(source.url, out.url, str(folder))
 
 
 def _absolute(store: Store) -> Store:

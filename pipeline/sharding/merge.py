@@ -17,12 +17,12 @@ from pipeline.dataset.manifest import (
     SourceInfo,
     to_json,
 )
-from pipeline.dataset.report import REPORT, Incident, report_csv
+from pipeline.dataset.report import REPORT, ReportRow, report_csv
 from pipeline.dataset.work import WORK
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sharding.plan import Plan, ShardOutline
-from pipeline.sharding.task import Part, finished, forget, last_name, read_part, refuse_versions
+from pipeline.sharding.plan import Plan, ShardSummary
+from pipeline.sharding.task import ShardResult, finished, forget, last_name, read_result, refuse_versions
 from pipeline.storage.base import Store
 
 
@@ -45,27 +45,27 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
     """
     moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
     done = finished(out)
-    parts: list[tuple[ShardOutline, Part]] = []
+    results: list[tuple[ShardSummary, ShardResult]] = []
     for shard in plan.shards:
         if last_name(shard.name) in done:
-            part, sums = read_part(out, shard.name)
-            _refuse_other_plan(out, plan, part)
-            refuse_versions(out, plan, part.versions, shard.name)
-            parts.append((shard, part))
+            result, sums = read_result(out, shard.name)
+            _refuse_other_plan(out, plan, result)
+            refuse_versions(out, plan, result.versions, shard.name)
+            results.append((shard, result))
             moments.merge(sums)
-    incidents = [incident for _, part in parts for incident in part.incidents]
-    bad = too_many_bad(plan, sum(part.skipped for _, part in parts), max_bad)
-    if len(parts) < len(plan.shards) and not bad:
+    report_rows = [report_row for _, result in results for report_row in result.report_rows]
+    bad = too_many_bad(plan, sum(result.skipped for _, result in results), max_bad)
+    if len(results) < len(plan.shards) and not bad:
         missing = next(shard.name for shard in plan.shards if last_name(shard.name) not in done)
         raise RunError(
-            f"{out}: {len(parts)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
+            f"{out}: {len(results)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
             f"{remedy}"
         )
-    out.write(REPORT, report_csv(incidents))
+    out.write(REPORT, report_csv(report_rows))
     if bad:
-        raise BadImagesError(_bad_message(out, plan, incidents, max_bad))
-    splits = _shards_by_split(parts)
-    _refuse_lost(plan, parts, splits)
+        raise BadImagesError(_bad_message(out, plan, report_rows, max_bad))
+    splits = _shards_by_split(results)
+    _refuse_lost(plan, results, splits)
     checksum = None
     if plan.options.mode == "square":
         mean_image = io.BytesIO()
@@ -103,11 +103,11 @@ def _manifest(
     )
 
 
-def _shards_by_split(parts: list[tuple[ShardOutline, Part]]) -> dict[str, tuple[Shard, ...]]:
+def _shards_by_split(results: list[tuple[ShardSummary, ShardResult]]) -> dict[str, tuple[Shard, ...]]:
     splits: dict[str, list[Shard]] = {}
-    for shard, part in parts:
-        if part.shard is not None:
-            splits.setdefault(shard.split, []).append(part.shard)
+    for shard, result in results:
+        if result.shard is not None:
+            splits.setdefault(shard.split, []).append(result.shard)
     return {split: tuple(shards) for split, shards in splits.items()}
 
 
@@ -115,33 +115,33 @@ def forget_skips(out: Store, plan: Plan) -> None:
     """Have finished shards with skipped images made again: a file may be readable by then."""
     done = finished(out)
     for shard in plan.shards:
-        if last_name(shard.name) in done and read_part(out, shard.name)[0].skipped:
+        if last_name(shard.name) in done and read_result(out, shard.name)[0].skipped:
             forget(out, shard.name)
 
 
-def _refuse_other_plan(out: Store, plan: Plan, part: Part) -> None:
-    if part.plan != plan.digest:
+def _refuse_other_plan(out: Store, plan: Plan, result: ShardResult) -> None:
+    if result.plan != plan.digest:
         raise RunError(
-            f"{out}: {part.name} was made for another plan, by a job that ran at the same time; remove {out} "
-            "and start again, one job at a time"
+            f"{out}: {result.name} was made for another plan, by a job that ran at the same time; remove "
+            f"{out} and start again, one job at a time"
         )
 
 
-def _bad_message(out: Store, plan: Plan, incidents: list[Incident], max_bad: float) -> str:
-    skipped = [incident for incident in incidents if incident.action == "skipped"]
+def _bad_message(out: Store, plan: Plan, report_rows: list[ReportRow], max_bad: float) -> str:
+    skipped = [report_row for report_row in report_rows if report_row.action == "skipped"]
     first = min(skipped, key=lambda i: i.path)
     return (
         f"{len(skipped)} of {plan.samples} images cannot be decoded, more than --max-bad {max_bad:.2%} "
-        f"(first: {first.path}: {first.reason}); see {out.place(REPORT)}, then raise --max-bad to leave "
+        f"(first: {first.path}: {first.reason}); see {out.url_of(REPORT)}, then raise --max-bad to leave "
         "them out, or mend them and prepare into a new folder"
     )
 
 
 def _refuse_lost(
-    plan: Plan, parts: list[tuple[ShardOutline, Part]], splits: dict[str, tuple[Shard, ...]]
+    plan: Plan, results: list[tuple[ShardSummary, ShardResult]], splits: dict[str, tuple[Shard, ...]]
 ) -> None:
     """Skipping may have emptied a class of its training images, or a whole split."""
-    trained = {label for shard, part in parts if shard.split == "train" for label in part.labels}
+    trained = {label for shard, result in results if shard.split == "train" for label in result.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost:
         raise BadImagesError(

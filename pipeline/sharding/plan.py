@@ -15,8 +15,8 @@ import msgspec
 from pipeline.dataset.manifest import to_json
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import UsageError
-from pipeline.sources.base import UNKNOWN, Container, Sample, Source, rank
-from pipeline.storage.base import Span, Store
+from pipeline.sources.base import UNKNOWN, Container, Sample, Source, shuffle_key
+from pipeline.storage.base import ByteRange, Store
 
 PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
@@ -85,7 +85,7 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class ShardOutline:
+class ShardSummary:
     """A task without its samples: their number."""
 
     name: str
@@ -104,7 +104,7 @@ class Plan:
     classes: tuple[tuple[str, str], ...]
     containers: tuple[Container, ...]
     versions: dict[str, str]
-    shards: tuple[ShardOutline, ...]
+    shards: tuple[ShardSummary, ...]
 
     @property
     def label_width(self) -> int:
@@ -126,7 +126,7 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
     """Shuffle each split globally by the seed and cut it into shards of nearly equal length."""
     shards: list[ShardPlan] = []
     for split, samples in sorted(source.splits.items()):
-        shuffled = sorted(samples, key=lambda s: rank(options.seed, split, s.key))
+        shuffled = sorted(samples, key=lambda s: shuffle_key(options.seed, split, s.key))
         size = _bytes(source, shuffled) if options.keep_original else 0
         count = _shard_count(len(shuffled), options.shard_samples, size)
         for number in range(count):
@@ -141,7 +141,7 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
         classes=tuple((c.id, c.name) for c in source.classes),
         containers=source.containers,
         versions=versions(),
-        shards=tuple(ShardOutline(s.name, s.split, len(s.samples)) for s in shards),
+        shards=tuple(ShardSummary(s.name, s.split, len(s.samples)) for s in shards),
     )
     return plan, shards
 
@@ -214,10 +214,10 @@ def option_names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decode(out: Store, name: str, kind: type[Kind]) -> Kind:
     try:
-        return msgspec.json.decode(out.read(Span(name)), type=kind)
+        return msgspec.json.decode(out.read(ByteRange(name)), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{out.place(name)}: unreadable plan ({error}); remove the unfinished output and start again"
+            f"{out.url_of(name)}: unreadable plan ({error}); remove the unfinished output and start again"
         ) from error
 
 

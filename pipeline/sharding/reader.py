@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.sources.base import FILE, Container, Sample
 from pipeline.sources.spool import needs_spool, spool, spooled_span
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.local import LocalStore
 
 # Images read ahead of the decoder; from a bucket they come at the same time.
@@ -48,16 +48,16 @@ def read_samples(
         if needs_spool(containers[number]):
             spool(source, number, containers[number], spool_folder)
 
-    def located(sample: Sample) -> tuple[Store, Span]:
+    def located(sample: Sample) -> tuple[Store, ByteRange]:
         if sample.container == FILE:
-            return source, Span(sample.path)
+            return source, ByteRange(sample.path)
         container = containers[sample.container]
         if needs_spool(container):
             span = spooled_span(spool_folder, sample.container, container, sample.offset, sample.size)
             return spooled, span
-        return source, Span(container.path, sample.offset, sample.size)
+        return source, ByteRange(container.path, sample.offset, sample.size)
 
-    def measured(sample: Sample) -> tuple[Store, bool, Span]:
+    def measured(sample: Sample) -> tuple[Store, bool, ByteRange]:
         store, span = located(sample)
         return store, max(span.size or 0, sample.size) > largest, span
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.index import index_path
 from pipeline.dataset.manifest import Shard, to_json
-from pipeline.dataset.report import Incident
+from pipeline.dataset.report import ReportRow
 from pipeline.dataset.tar import describe, write_shard
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError
@@ -25,11 +25,11 @@ from pipeline.sharding.reader import display, in_reading_order, read_samples
 from pipeline.sources.base import UNKNOWN, Sample
 from pipeline.sources.spool import spool
 from pipeline.storage.atomic import make_folder
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
-from pipeline.storage.remote import BucketStore
+from pipeline.storage.remote import RemoteStore
 
-PARTS = f"{WORK}/parts"
+RESULTS = f"{WORK}/results"
 # The largest file that an image of so many pixels can have: 16 bits in each of four channels, and what
 # comes with it.
 _BYTES_PER_PIXEL = 8
@@ -37,8 +37,8 @@ _METADATA = 2**26
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one finished shard contributes; `.work/parts/NAME.json`, written after the shard.
+class ShardResult:
+    """What one finished shard contributes; `.work/results/NAME.json`, written after the shard.
 
     Attributes:
         name: of the shard.
@@ -54,7 +54,7 @@ class Part:
     name: str
     plan: str
     shard: Shard | None
-    incidents: tuple[Incident, ...]
+    report_rows: tuple[ReportRow, ...]
     labels: dict[int, int]
     versions: dict[str, str]
     image_sum: bool = False
@@ -66,11 +66,11 @@ class Part:
     @property
     def skipped(self) -> int:
         """Images that were left out."""
-        return sum(incident.action == "skipped" for incident in self.incidents)
+        return sum(report_row.action == "skipped" for report_row in self.report_rows)
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """Where a worker, on whatever machine, finds the source and the plan.
 
     Attributes:
@@ -90,7 +90,7 @@ class Job:
         return Path(self.scratch) / "spool"
 
 
-def run_shard(job: Job, name: str) -> Part:
+def run_shard(job: ShardJob, name: str) -> ShardResult:
     """In a worker: make the shard `name` of the job's plan, and store it with its part.
 
     Raises:
@@ -101,7 +101,7 @@ def run_shard(job: Job, name: str) -> Part:
     return run_task(job, out, plan, read_shard_plan(out, name))
 
 
-def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
+def run_task(job: ShardJob, out: Store, plan: Plan, shard: ShardPlan) -> ShardResult:
     """Decode, scale, encode and store a shard's images, and note its moments.
 
     The images are read in the order in which they lie in the source, and written in the plan's.
@@ -118,11 +118,11 @@ def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
             stored[k] = jpeg
     labels = Counter(shard.samples[k].label for k in stored)
     moments = work.moments
-    part = Part(
+    result = ShardResult(
         shard.name,
         plan.digest,
         _write_tar(job, out, shard, plan.label_width, stored),
-        tuple(work.incidents),
+        tuple(work.report_rows),
         dict(sorted(labels.items())),
         versions(),
         moments.image_sum is not None,
@@ -131,8 +131,8 @@ def run_task(job: Job, out: Store, plan: Plan, shard: ShardPlan) -> Part:
         moments.sums.tolist(),
         moments.products.tolist(),
     )
-    _write_part(out, shard.name, part, moments)
-    return part
+    _write_result(out, shard.name, result, moments)
+    return result
 
 
 def refuse_versions(out: Store, plan: Plan, found: dict[str, str], where: str) -> None:
@@ -149,32 +149,32 @@ def refuse_versions(out: Store, plan: Plan, found: dict[str, str], where: str) -
         )
 
 
-def run_spool(job: Job, number: int) -> None:
+def run_spool(job: ShardJob, number: int) -> None:
     """In a worker: make one container of the source readable at random."""
     container = _plan_of(job.out).containers[number]
     spool(open_store(job.source), number, container, job.spool)
 
 
-def read_part(out: Store, name: str) -> tuple[Part, Moments]:
+def read_result(out: Store, name: str) -> tuple[ShardResult, Moments]:
     """Return a finished shard's part.
 
     Raises:
         RunError: it is unreadable, or of another release.
     """
     try:
-        part = msgspec.json.decode(out.read(Span(_part_file(name))), type=Part)
-        image_sum = _read_sum(out, name) if part.image_sum else None
+        result = msgspec.json.decode(out.read(ByteRange(_result_file(name))), type=ShardResult)
+        image_sum = _read_sum(out, name) if result.image_sum else None
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise RunError(
-            f"{out.place(_part_file(name))}: damaged ({error}); delete it and run the same command again"
+            f"{out.url_of(_result_file(name))}: damaged ({error}); delete it and run the same command again"
         ) from error
-    sums, products = np.array(part.sums, np.int64), np.array(part.products, np.int64)
-    return part, Moments(part.images, part.count, sums, products, image_sum)
+    sums, products = np.array(result.sums, np.int64), np.array(result.products, np.int64)
+    return result, Moments(result.images, result.count, sums, products, image_sum)
 
 
 def finished(out: Store) -> set[str]:
     """Last names (`train-000000`) of the shards whose part was written, after everything else of them."""
-    return {name.removesuffix(".json") for name in out.names(PARTS) if name.endswith(".json")}
+    return {name.removesuffix(".json") for name in out.names(RESULTS) if name.endswith(".json")}
 
 
 def last_name(name: str) -> str:
@@ -184,7 +184,7 @@ def last_name(name: str) -> str:
 
 def forget(out: Store, name: str) -> None:
     """Have a finished shard made again by the next run."""
-    out.remove(_part_file(name))
+    out.remove(_result_file(name))
 
 
 class _Work:
@@ -195,7 +195,7 @@ class _Work:
         self.measured = measured
         square = options.mode == "square" and measured
         self.moments = Moments.for_square(options.size) if square else Moments()
-        self.incidents: list[Incident] = []
+        self.report_rows: list[ReportRow] = []
 
     def convert(self, path: str, sample: Sample, data: bytes | OSError) -> bytes | None:
         """The JPEG to store, or None where the file is unusable, which becomes an incident."""
@@ -217,10 +217,10 @@ class _Work:
             else:
                 pixels = codec.resize_shorter(image.pixels, options.size, image.shape)
         except codec.DecodeError as error:
-            self.incidents.append(Incident(path, str(error), "skipped"))
+            self.report_rows.append(ReportRow(path, str(error), "skipped"))
             return None
         if image.repair:
-            self.incidents.append(Incident(path, image.repair, "repaired"))
+            self.report_rows.append(ReportRow(path, image.repair, "repaired"))
         if self.measured:
             self.moments.add(pixels)
         if options.keep_original:
@@ -229,10 +229,10 @@ class _Work:
 
 
 def _write_tar(
-    job: Job, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
+    job: ShardJob, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
 ) -> Shard | None:
     """Write the images that are left in the plan's order, and upload them where `out` is a bucket."""
-    if not isinstance(out, BucketStore):
+    if not isinstance(out, RemoteStore):
         return _pack(Path(out.url), shard, label_width, stored)
     make_folder(Path(job.scratch))
     # Of this task alone: another try of it may run on this machine too.
@@ -240,8 +240,8 @@ def _write_tar(
         described = _pack(Path(folder), shard, label_width, stored)
         if described:
             tar = Path(folder) / described.name
-            out.take(tar, described.name)
-            out.take(index_path(tar), f"{shard.name}.idx")
+            out.upload(tar, described.name)
+            out.upload(index_path(tar), f"{shard.name}.idx")
         return described
 
 
@@ -255,16 +255,16 @@ def _pack(root: Path, shard: ShardPlan, label_width: int, stored: dict[int, byte
     return describe(root, tar, writer.samples) if writer.samples else None
 
 
-def _write_part(out: Store, name: str, part: Part, moments: Moments) -> None:
+def _write_result(out: Store, name: str, result: ShardResult, moments: Moments) -> None:
     if moments.image_sum is not None:
         buffer = io.BytesIO()
         np.save(buffer, moments.image_sum)
         out.write(_sum_file(name), buffer.getvalue())
-    out.write(_part_file(name), to_json(part))
+    out.write(_result_file(name), to_json(result))
 
 
 def _read_sum(out: Store, name: str) -> NDArray[np.int64]:
-    stored = np.load(io.BytesIO(out.read(Span(_sum_file(name)))), allow_pickle=False)
+    stored = np.load(io.BytesIO(out.read(ByteRange(_sum_file(name)))), allow_pickle=False)
     return np.asarray(stored, np.int64)
 
 
@@ -274,9 +274,9 @@ def _plan_of(out: str) -> Plan:
     return read_plan(open_store(out))
 
 
-def _part_file(name: str) -> str:
-    return f"{PARTS}/{last_name(name)}.json"
+def _result_file(name: str) -> str:
+    return f"{RESULTS}/{last_name(name)}.json"
 
 
 def _sum_file(name: str) -> str:
-    return f"{PARTS}/{last_name(name)}.npy"
+    return f"{RESULTS}/{last_name(name)}.npy"

@@ -1,6 +1,6 @@
 """What there is to prepare: labeled samples with unique keys, and where the bytes of each one lie.
 
-A reader (folders, archives, Parquet, tars) lists a source into a `Listing`; `assemble` checks it, orders
+A reader (folders, archives, Parquet, tars) lists a source into a `Listing`; `build_source` checks it, orders
 the classes and names the keys. Sources of the same file names and classes come out with the same keys and
 labels, so that the same shards are made of them.
 """
@@ -120,7 +120,7 @@ class Source:
         return digest.hexdigest()
 
 
-def assemble(root: str, listing: Listing, val_fraction: float | None = None, seed: int = 0) -> Source:
+def build_source(root: str, listing: Listing, val_fraction: float | None = None, seed: int = 0) -> Source:
     """Check a listing, order its classes, name its keys and split a validation set off where asked.
 
     Args:
@@ -151,7 +151,7 @@ def assemble(root: str, listing: Listing, val_fraction: float | None = None, see
     return Source(root, listing.layout, classes, splits, listing.containers, notes)
 
 
-def rank(seed: int, purpose: str, key: str) -> bytes:
+def shuffle_key(seed: int, purpose: str, key: str) -> bytes:
     """A sample's place in the seeded order of `purpose`: sort by it to shuffle.
 
     A hash instead of a generator's stream: it is the same for every library version, and an image
@@ -171,11 +171,11 @@ def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
     """
     listed = list(images)
     keys = [_safe(stem_of(path)) for _, path, _ in listed]
-    taken = Counter(keys)
-    if len(taken) == len(keys):
+    uses = Counter(keys)
+    if len(uses) == len(keys):
         return keys
-    used = {stem for stem, count in taken.items() if count == 1}
-    colliding = [number for number, stem in enumerate(keys) if taken[stem] > 1]
+    used = {stem for stem, count in uses.items() if count == 1}
+    colliding = [number for number, stem in enumerate(keys) if uses[stem] > 1]
 
     def name_of(number: int) -> tuple[str, str, int, str]:
         split, path, class_id = listed[number]
@@ -269,7 +269,7 @@ def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, l
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     for members in by_class.values():
-        members.sort(key=lambda s: rank(seed, "val-fraction", s.key))
+        members.sort(key=lambda s: shuffle_key(seed, "val-fraction", s.key))
         count = min(round(len(members) * fraction), len(members) - 1)
         chosen.update(s.key for s in members[:count])
     if not chosen:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UsageError
-from pipeline.sources.base import Listing, Source, assemble
+from pipeline.sources.base import Listing, Source, build_source
 from pipeline.sources.listers import archives, folders, kaggle, parquet, webdataset
 from pipeline.storage.base import Store
 from pipeline.storage.open import open_store
@@ -15,35 +15,35 @@ class Layout(NamedTuple):
     """A form in which people have their images: what it looks like, how to tell it, how to list it."""
 
     description: str
-    is_here: Callable[[Store], bool]
-    read: Callable[[Store], Listing]
+    detect: Callable[[Store], bool]
+    list_samples: Callable[[Store], Listing]
 
 
 LAYOUTS = {
     "archives": Layout(
         "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as downloaded, with the devkit",
-        archives.is_here,
-        archives.read,
+        archives.detect,
+        archives.list_samples,
     ),
     "kaggle": Layout(
         "Kaggle's tree ILSVRC/Data/CLS-LOC/{train,val} with its CSV of labels",
-        kaggle.is_here,
-        kaggle.read,
+        kaggle.detect,
+        kaggle.list_samples,
     ),
     "parquet": Layout(
         "Parquet files with image.bytes and label, as the Hugging Face hub has them",
-        parquet.is_here,
-        parquet.read,
+        parquet.detect,
+        parquet.list_samples,
     ),
     "webdataset": Layout(
         "tars of images with .cls or .json labels",
-        webdataset.is_here,
-        webdataset.read,
+        webdataset.detect,
+        webdataset.list_samples,
     ),
     "folders": Layout(
         "{train,val|validation,test}/CLASS/* or CLASS/*",
         lambda _: True,  # whatever is none of the others
-        folders.read,
+        folders.list_samples,
     ),
 }
 """Layouts in the order in which they are looked for."""
@@ -69,12 +69,12 @@ def read_source(
     try:
         store = _open(root)
         if layout == "auto":
-            layout = next(name for name, known in LAYOUTS.items() if known.is_here(store))
-        listing = LAYOUTS[layout].read(store)
+            layout = next(name for name, known in LAYOUTS.items() if known.detect(store))
+        listing = LAYOUTS[layout].list_samples(store)
     except OSError as error:
         what, reason = error.filename or root, error.strerror or error
         raise UsageError(f"cannot read {what}: {reason}; restore it or check its permissions") from error
-    return assemble(store.url, listing, val_fraction, seed)
+    return build_source(store.url, listing, val_fraction, seed)
 
 
 def _open(root: str | Path) -> Store:

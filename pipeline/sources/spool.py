@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 from pipeline.sources.base import Container
 from pipeline.sources.listers.hub import reading
 from pipeline.storage.atomic import atomic_write, make_folder, write_array
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 
 _PARQUET = ".parquet"
 _PACKED = (".gz", ".tgz")
@@ -65,7 +65,7 @@ def spool(store: Store, number: int, container: Container, folder: Path) -> None
                 _spool_tar(store, number, container, folder)
 
 
-def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> Span:
+def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> ByteRange:
     """Where the bytes of a sample of a spooled container lie, in a file below `folder`.
 
     Args:
@@ -79,7 +79,7 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
         UsageError: the Parquet file has no such row.
     """
     if not _is_parquet(container):
-        return Span(f"{number:05d}.bin", offset, size)
+        return ByteRange(f"{number:05d}.bin", offset, size)
     table = folder / f"{number:05d}.npy"
     starts = _starts(str(table), table.stat().st_mtime_ns)
     if offset >= len(starts) - 1:
@@ -88,7 +88,7 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
             "changed since: restore it, or start again in another folder"
         )
     start, end = int(starts[offset]), int(starts[offset + 1])
-    return Span(f"{number:05d}.bin", start, end - start)
+    return ByteRange(f"{number:05d}.bin", start, end - start)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def unpacked(store: Store, container: Container) -> Iterator[BinaryIO]:
     """
     packed = container.path.lower().endswith(_PACKED)
     with (
-        reading(store.place(container.path), "gzip file", EOFError, zlib.error),
+        reading(store.url_of(container.path), "gzip file", EOFError, zlib.error),
         store.open(container.path) as file,
     ):
         if not packed:
@@ -121,11 +121,11 @@ def _is_finished(folder: Path, number: int, container: Container) -> bool:
 
 
 def _check_unchanged(store: Store, container: Container) -> None:
-    with reading(store.place(container.path), "file"):
+    with reading(store.url_of(container.path), "file"):
         size = store.size(container.path)
     if size != container.size:
         raise UsageError(
-            f"{store.place(container.path)}: {size:,} bytes, but {container.size:,} when it was listed; it "
+            f"{store.url_of(container.path)}: {size:,} bytes, but {container.size:,} when it was listed; it "
             "has changed since: restore it, or start again in another folder"
         )
 
@@ -147,7 +147,7 @@ def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
     from pipeline.sources.listers.parquet_file import columns_of, leaf, opened
 
     with opened(store, container, in_order=True) as parquet:
-        image = columns_of(parquet.schema_arrow, store.place(container.path)).image
+        image = columns_of(parquet.schema_arrow, store.url_of(container.path)).image
         for batch in parquet.iter_batches(_ROWS, columns=[image], use_threads=False):
             for value in leaf(batch, image):
                 yield memoryview(value.as_buffer()) if value.is_valid else b""

@@ -16,7 +16,7 @@ class File(NamedTuple):
     size: int
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes to read: a file below the root, where they start, and how many (None: to its end)."""
 
     path: str
@@ -44,7 +44,7 @@ class Store(ABC):
         """The folder's path where it is on this machine, else None."""
         return None
 
-    def place(self, name: str) -> str:
+    def url_of(self, name: str) -> str:
         """Where `name` lies, for messages."""
         return f"{self.url.rstrip('/')}/{name}"
 
@@ -75,14 +75,14 @@ class Store(ABC):
         """Bytes of a file."""
 
     @abstractmethod
-    def read(self, span: Span) -> bytes:
+    def read(self, span: ByteRange) -> bytes:
         """Read a span.
 
         Raises:
             OSError: the file is missing, unreadable or shorter.
         """
 
-    def read_many(self, spans: Sequence[Span]) -> Iterator[bytes | OSError]:
+    def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
         """Read spans in order; an unreadable one gives its error in its place."""
         for span in spans:
             try:
@@ -103,7 +103,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def fetched(self, name: str) -> Any:
+    def as_local_path(self, name: str) -> Any:
         """Context of a local path to `name`'s content: itself, or a temporary download."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import make_folder, remove_leftovers, write_bytes
-from pipeline.storage.base import File, Span, Store
+from pipeline.storage.base import ByteRange, File, Store
 
 
 class LocalStore(Store):
@@ -72,7 +72,7 @@ class LocalStore(Store):
         return (self.local / name).stat().st_size
 
     @override
-    def read(self, span: Span) -> bytes:
+    def read(self, span: ByteRange) -> bytes:
         with (self.local / span.path).open("rb") as file:
             if span.offset:
                 file.seek(span.offset)
@@ -93,7 +93,7 @@ class LocalStore(Store):
 
     @override
     @contextmanager
-    def fetched(self, name: str) -> Iterator[Path]:
+    def as_local_path(self, name: str) -> Iterator[Path]:
         yield self.local / name
 
     @override

@@ -20,6 +20,6 @@ def open_store(url: str | Path | Store) -> Store:
     protocol, _, rest = text.partition("://")
     if protocol == "file":
         return LocalStore("/" + rest.lstrip("/"))
-    from pipeline.storage.remote import BucketStore
+    from pipeline.storage.remote import RemoteStore
 
-    return BucketStore(text)
+    return RemoteStore(text)

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.storage.atomic import sha256_of
-from pipeline.storage.base import File, Span, Store
+from pipeline.storage.base import ByteRange, File, Store
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _UPLOAD_TRIES = 3
@@ -25,7 +25,7 @@ _BLOCK = 2**24
 _BUFFER = 2**16
 
 
-class BucketStore(Store):
+class RemoteStore(Store):
     """A prefix in a bucket."""
 
     @cached_property
@@ -100,14 +100,14 @@ class BucketStore(Store):
             return int(self._fs.info(self._at(name))["size"])
 
     @override
-    def read(self, span: Span) -> bytes:
+    def read(self, span: ByteRange) -> bytes:
         data = next(self.read_many([span]))
         if isinstance(data, OSError):
             raise data
         return data
 
     @override
-    def read_many(self, spans: Sequence[Span]) -> Iterator[bytes | OSError]:
+    def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
         with self.errors("read"):
             wanted = [span for span in spans if span.size != 0]  # no server grants an empty range
             found = iter(
@@ -144,7 +144,7 @@ class BucketStore(Store):
             file.flush()
             self._upload(Path(file.name), name)
 
-    def take(self, file: Path, name: str) -> None:
+    def upload(self, file: Path, name: str) -> None:
         """Upload a finished local file as `name`, compare checksums, delete the local copy.
 
         Raises:
@@ -155,7 +155,7 @@ class BucketStore(Store):
 
     @override
     @contextmanager
-    def fetched(self, name: str) -> Iterator[Path]:
+    def as_local_path(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
             path = Path(folder) / name.rpartition("/")[2]
             self.copy_to(name, path)
@@ -181,7 +181,7 @@ class BucketStore(Store):
                     return
             if last:
                 raise RunError(
-                    f"{self.place(name)}: what the bucket holds differs from what was sent, "
+                    f"{self.url_of(name)}: what the bucket holds differs from what was sent, "
                     f"{_UPLOAD_TRIES} times; run the same command again"
                 )
 
@@ -194,7 +194,7 @@ class BucketStore(Store):
         if str(details.get("ETag", "")).strip('"') == md5.hexdigest():
             return True
         # An ETag is the MD5 for plain objects only: uploads in parts and other stores are read back.
-        with self.fetched(name) as back:
+        with self.as_local_path(name) as back:
             return sha256_of(back) == sha256_of(file)
 
     @contextmanager
@@ -203,7 +203,7 @@ class BucketStore(Store):
 
         FileNotFoundError passes where it reads: what is missing is for the caller to say.
         """
-        place = self.place(name) if name else self.url
+        place = self.url_of(name) if name else self.url
         try:
             yield
         except ToolkitError:
@@ -220,7 +220,7 @@ class BucketStore(Store):
                     f"cannot {doing} {place}: no credentials ({text}); set them as the cloud's own tools "
                     "read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
-            if isinstance(error, PermissionError) or "Forbidden" in text or "Access Denied" in text:
+            if isinstance(error, PermissionError) or "Forbidden" in text or "ReadOptions Denied" in text:
                 raise UsageError(
                     f"cannot {doing} {place}: access refused ({text}); check the credentials and the bucket"
                 ) from error
@@ -232,7 +232,7 @@ class BucketStore(Store):
 class _Guarded(io.RawIOBase):
     """An open object whose later reads fail in one line too."""
 
-    def __init__(self, store: BucketStore, name: str, file: Any) -> None:
+    def __init__(self, store: RemoteStore, name: str, file: Any) -> None:
         self._store, self._name, self._file = store, name, file
 
     @override

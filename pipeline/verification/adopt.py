@@ -19,20 +19,20 @@ from pipeline.dataset.manifest import (
     SourceInfo,
     write_manifest,
 )
-from pipeline.dataset.report import REPORT, Incident, report_csv
+from pipeline.dataset.report import REPORT, ReportRow, report_csv
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
-from pipeline.executors.base import Engine
-from pipeline.executors.local import LocalEngine
+from pipeline.executors.base import Executor
+from pipeline.executors.local import LocalExecutor
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sources.base import Container, Sample, Source, assemble
+from pipeline.sources.base import Container, Sample, Source, build_source
 from pipeline.sources.listers import webdataset
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
-from pipeline.storage.base import Span
+from pipeline.storage.base import ByteRange
 from pipeline.storage.open import open_store
 from pipeline.verification.external_tars import (
     REMEDY,
-    ForeignTar,
+    ExternalTar,
     LabelSpan,
     Measured,
     Progress,
@@ -40,7 +40,7 @@ from pipeline.verification.external_tars import (
     measure,
 )
 
-_ONE_BY_ONE: Engine = LocalEngine()
+_ONE_BY_ONE: Executor = LocalExecutor()
 
 
 def adopt(
@@ -49,7 +49,7 @@ def adopt(
     size: int = 256,
     max_bad: float = 0.01,
     max_megapixels: float = 100.0,
-    engine: Engine = _ONE_BY_ONE,
+    engine: Executor = _ONE_BY_ONE,
     progress: Progress | None = None,
 ) -> Manifest:
     """Make a folder of other tools' WebDataset tars a dataset: indexes, statistics and a manifest.
@@ -107,7 +107,7 @@ def adopt(
     return manifest
 
 
-def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
+def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
     """List the tars and refuse what cannot be adopted."""
     store = open_store(folder)
     if store.local is None:
@@ -120,9 +120,9 @@ def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
     for name, what in ((FILE_NAME, "is a dataset already"), (WORK, "holds an unfinished preparation")):
         if name in store.names():
             raise UsageError(f"{folder}: {what} ({name}); tars of other tools have none: name another folder")
-    if REPORT in store.names() and not store.read(Span(REPORT)).startswith(b"path,reason,action"):
+    if REPORT in store.names() and not store.read(ByteRange(REPORT)).startswith(b"path,reason,action"):
         raise UsageError(f"{folder}: has a {REPORT} of another kind, which would be replaced; move it away")
-    source = assemble(store.url, webdataset.read(store))
+    source = build_source(store.url, webdataset.list_samples(store))
     tars = _tars(store.local.absolute(), source)
     for tar in tars:
         beside = (tar.root / tar.name).parent
@@ -138,21 +138,21 @@ def _listed(folder: str | Path) -> tuple[Source, list[ForeignTar]]:
     return source, tars
 
 
-def _tars(root: Path, source: Source) -> list[ForeignTar]:
+def _tars(root: Path, source: Source) -> list[ExternalTar]:
     """A task for each tar; images in the order in which they lie in it."""
     grouped: dict[tuple[str, int], list[Sample]] = {}
     for split, samples in source.splits.items():
         for sample in samples:
             grouped.setdefault((split, sample.container), []).append(sample)
     return [
-        ForeignTar(
+        ExternalTar(
             root, source.containers[number].path, split, tuple(sorted(samples, key=lambda s: s.offset))
         )
         for (split, number), samples in grouped.items()
     ]
 
 
-def _find_labels(tar: ForeignTar) -> tuple[str, list[LabelSpan]]:
+def _find_labels(tar: ExternalTar) -> tuple[str, list[LabelSpan]]:
     """In a worker: where the labels of a tar's images are."""
     store = open_store(tar.root)
     container = Container(tar.name, store.size(tar.name))
@@ -160,7 +160,7 @@ def _find_labels(tar: ForeignTar) -> tuple[str, list[LabelSpan]]:
 
 
 def _classes_by_label(
-    source: Source, tars: list[ForeignTar], spans: dict[str, list[LabelSpan]]
+    source: Source, tars: list[ExternalTar], spans: dict[str, list[LabelSpan]]
 ) -> tuple[ClassInfo, ...]:
     """The classes in the order of the numbers in the tars, whatever order their names would have.
 
@@ -181,24 +181,24 @@ def _classes_by_label(
         more = f" or {len(missing) - 1} others" if missing[1:] else ""
         raise UsageError(
             f"{source.root}: labels go up to {max(by_number)}, but no image has {missing[0]}{more}; "
-            f"a net needs all from 0 on: {REMEDY}"
+            f"a network needs all from 0 on: {REMEDY}"
         )
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def _report(root: Path, tars: list[ForeignTar], found: dict[str, Measured], max_bad: float) -> None:
+def _report(root: Path, tars: list[ExternalTar], found: dict[str, Measured], max_bad: float) -> None:
     """Write report.csv, and refuse to leave out more than `max_bad` of the images."""
-    incidents = [
-        Incident(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
+    report_rows = [
+        ReportRow(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
         for tar in tars
         for number, reason in found[tar.name].skipped.items()
     ]
-    write_bytes(root / REPORT, report_csv(incidents))
+    write_bytes(root / REPORT, report_csv(report_rows))
     total = sum(len(tar.samples) for tar in tars)
-    if len(incidents) > max_bad * total:
-        first = min(incidents, key=lambda i: i.path)
+    if len(report_rows) > max_bad * total:
+        first = min(report_rows, key=lambda i: i.path)
         raise RunError(
-            f"{len(incidents)} of {total} images cannot be loaded, more than --max-bad {max_bad:.2%} "
+            f"{len(report_rows)} of {total} images cannot be loaded, more than --max-bad {max_bad:.2%} "
             f"(first: {first.path}: {first.reason}); see {root / REPORT}, then raise --max-bad to leave "
             "them out"
         )
@@ -206,7 +206,7 @@ def _report(root: Path, tars: list[ForeignTar], found: dict[str, Measured], max_
 
 def _refuse_lost(
     classes: tuple[ClassInfo, ...],
-    tars: list[ForeignTar],
+    tars: list[ExternalTar],
     spans: dict[str, list[LabelSpan]],
     found: dict[str, Measured],
 ) -> None:
@@ -230,7 +230,7 @@ def _refuse_lost(
 
 
 def _write_indexes(
-    tars: list[ForeignTar], spans: dict[str, list[LabelSpan]], found: dict[str, Measured]
+    tars: list[ExternalTar], spans: dict[str, list[LabelSpan]], found: dict[str, Measured]
 ) -> dict[str, tuple[Shard, ...]]:
     """Write a DALI index beside each tar, of what is not skipped; a tar with nothing left is no shard."""
     splits: dict[str, list[Shard]] = {}

@@ -15,12 +15,20 @@ from pipeline.dataset.index import index_name
 from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, Shard, read_manifest
 from pipeline.dataset.report import REPORT
 from pipeline.errors import ToolkitError
-from pipeline.executors.base import Engine
-from pipeline.executors.local import LocalEngine
+from pipeline.executors.base import Executor
+from pipeline.executors.local import LocalExecutor
 from pipeline.images.statistics import Statistics
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
-from pipeline.verification.shard import MOST_FAULTS, Fault, Findings, Rules, check_shard, key_at, limited
+from pipeline.verification.shard import (
+    MOST_PROBLEMS,
+    Problem,
+    ShardReport,
+    ShardSpec,
+    check_shard,
+    key_at,
+    limited,
+)
 
 # Megapixels of the largest JPEG that there can be.
 _LARGEST = 65535**2 / 1e6
@@ -29,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifyReport:
     """What `verify` found.
 
     Attributes:
@@ -43,13 +51,13 @@ class Verdict:
     shards: int
     samples: int
     bytes: int
-    faults: tuple[Fault, ...]
-    notes: tuple[Fault, ...] = ()
+    problems: tuple[Problem, ...]
+    notes: tuple[Problem, ...] = ()
 
 
 def verify(
-    root: str | Path, *, fast: bool = False, engine: Engine | None = None, progress: Progress | None = None
-) -> Verdict:
+    root: str | Path, *, fast: bool = False, engine: Executor | None = None, progress: Progress | None = None
+) -> VerifyReport:
     """Read a dataset again: checksums, indexes against tars, labels, counts, images, statistics.
 
     Args:
@@ -68,30 +76,30 @@ def verify(
         store = open_store(store.local.absolute())
     shards = _listed(manifest)
     if outside := tuple(_wrong_names(shards)):  # nothing that such a manifest names is looked at
-        return Verdict(len(shards), 0, 0, outside)
-    findings = _check_shards(store, manifest, fast, engine or LocalEngine(), progress)
+        return VerifyReport(len(shards), 0, 0, outside)
+    reports = _check_shards(store, manifest, fast, engine or LocalExecutor(), progress)
     strays, notes = _strays(store, manifest)
-    faults = (
+    problems = (
         *check_manifest(manifest),
         *check_statistics(manifest.statistics),
-        *(() if fast and manifest.adopted else _wrong_pixels(manifest, findings)),
+        *(() if fast and manifest.adopted else _wrong_pixels(manifest, reports)),
         *check_mean_image(store, manifest),
         *check_report(store),
-        *(fault for found in findings.values() for fault in found.faults),
-        *_untrained(manifest, findings),
-        *_duplicates(store, findings),
+        *(problem for found in reports.values() for problem in found.problems),
+        *_untrained(manifest, reports),
+        *_duplicates(store, reports),
         *limited(strays, "."),
     )
-    samples = sum(found.samples for found in findings.values())
-    size = sum(found.size for found in findings.values())
-    return Verdict(len(shards), samples, size, faults, limited(notes, "."))
+    samples = sum(found.samples for found in reports.values())
+    size = sum(found.size for found in reports.values())
+    return VerifyReport(len(shards), samples, size, problems, limited(notes, "."))
 
 
 def _listed(manifest: Manifest) -> list[Shard]:
     return [shard for shards in manifest.splits.values() for shard in shards]
 
 
-def _wrong_names(shards: list[Shard]) -> Iterator[Fault]:
+def _wrong_names(shards: list[Shard]) -> Iterator[Problem]:
     """Shards listed twice, or under names that lead out of the folder or are no tar's."""
     seen: set[str] = set()
     for name in (shard.name for shard in shards):
@@ -103,24 +111,24 @@ def _wrong_names(shards: list[Shard]) -> Iterator[Fault]:
             or path.suffix != ".tar"
             or str(path) != name
         ):
-            yield Fault(FILE_NAME, f"lists a shard {name!r}, which is no name of a tar below this folder")
+            yield Problem(FILE_NAME, f"lists a shard {name!r}, which is no name of a tar below this folder")
         if name in seen:
-            yield Fault(FILE_NAME, f"lists the shard {name} twice")
+            yield Problem(FILE_NAME, f"lists the shard {name} twice")
         seen.add(name)
 
 
 def _check_shards(
-    store: Store, manifest: Manifest, fast: bool, engine: Engine, progress: Progress | None
-) -> dict[str, Findings]:
+    store: Store, manifest: Manifest, fast: bool, engine: Executor, progress: Progress | None
+) -> dict[str, ShardReport]:
     """Check every shard on the engine; shard name → findings, in the manifest's order."""
     shards = _listed(manifest)
     total = sum(shard.samples for shard in shards)
 
-    def tick(done: int) -> None:
+    def on_progress(done: int) -> None:
         if progress:
             progress(min(done, total), total)
 
-    rules = Rules(
+    spec = ShardSpec(
         store=store,
         classes=len(manifest.classes),
         label_width=manifest.label_width,
@@ -129,18 +137,18 @@ def _check_shards(
         max_megapixels=_pixel_limit(manifest),
         decode=not fast,
     )
-    found: dict[str, Findings] = {}
-    with closing(engine.run(partial(_check_one, rules=rules), shards, tick)) as run:
-        for name, findings in run:
-            found[name] = findings
-            if not engine.ticks:
-                tick(sum(shard.samples for shard in found.values()))
-    tick(total)
+    found: dict[str, ShardReport] = {}
+    with closing(engine.run(partial(_check_one, spec=spec), shards, on_progress)) as run:
+        for name, reports in run:
+            found[name] = reports
+            if not engine.reports_progress:
+                on_progress(sum(shard.samples for shard in found.values()))
+    on_progress(total)
     return {shard.name: found[shard.name] for shard in shards}
 
 
-def _check_one(shard: Shard, rules: Rules) -> tuple[str, Findings]:
-    return shard.name, check_shard(shard, rules)
+def _check_one(shard: Shard, spec: ShardSpec) -> tuple[str, ShardReport]:
+    return shard.name, check_shard(shard, spec)
 
 
 def _pixel_limit(manifest: Manifest) -> float:
@@ -151,61 +159,61 @@ def _pixel_limit(manifest: Manifest) -> float:
     return _LARGEST
 
 
-def _training(manifest: Manifest, findings: dict[str, Findings]) -> list[Findings] | None:
+def _training(manifest: Manifest, reports: dict[str, ShardReport]) -> list[ShardReport] | None:
     """The training shards' findings, or None where a damaged one leaves their sums unknown."""
-    found = [findings[shard.name] for shard in manifest.splits.get("train", ())]
-    return None if any(shard.faults for shard in found) else found
+    found = [reports[shard.name] for shard in manifest.splits.get("train", ())]
+    return None if any(shard.problems for shard in found) else found
 
 
-def _wrong_pixels(manifest: Manifest, findings: dict[str, Findings]) -> Iterator[Fault]:
-    training = _training(manifest, findings)
+def _wrong_pixels(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
+    training = _training(manifest, reports)
     if training is None or manifest.image.mode == "original":  # such are scaled before they are measured
         return
     found = sum(shard.pixels for shard in training)
     if found != manifest.statistics.pixels:
-        yield Fault(
+        yield Problem(
             FILE_NAME,
             f"statistics: of {manifest.statistics.pixels:,} pixels, but the training images have {found:,}",
         )
 
 
-def _untrained(manifest: Manifest, findings: dict[str, Findings]) -> Iterator[Fault]:
-    training = _training(manifest, findings)
+def _untrained(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
+    training = _training(manifest, reports)
     if training is None:
         return
     labels = sum((shard.labels for shard in training), np.zeros(len(manifest.classes), np.int64))
     lost = [info.id for info, count in zip(manifest.classes, labels, strict=True) if not count]
     if lost:
-        more = f" and {len(lost) - MOST_FAULTS:,} more" if len(lost) > MOST_FAULTS else ""
-        yield Fault("train", f"no samples of {', '.join(lost[:MOST_FAULTS])}{more}")
+        more = f" and {len(lost) - MOST_PROBLEMS:,} more" if len(lost) > MOST_PROBLEMS else ""
+        yield Problem("train", f"no samples of {', '.join(lost[:MOST_PROBLEMS])}{more}")
 
 
-def _duplicates(store: Store, findings: dict[str, Findings]) -> Iterator[Fault]:
+def _duplicates(store: Store, reports: dict[str, ShardReport]) -> Iterator[Problem]:
     """Keys that occur twice, told once for each pair of shards.
 
     Eight bytes of a hash stand for a key: a million and a half of them collide with a chance of 1e-7.
     """
-    names = list(findings)
+    names = list(reports)
     if not names:
         return
-    keys = np.concatenate([found.keys for found in findings.values()])
-    owners = np.repeat(np.arange(len(names)), [len(found.keys) for found in findings.values()])
-    headers = np.concatenate([found.headers for found in findings.values()])
+    keys = np.concatenate([found.keys for found in reports.values()])
+    owners = np.repeat(np.arange(len(names)), [len(found.keys) for found in reports.values()])
+    headers = np.concatenate([found.headers for found in reports.values()])
     order = np.argsort(keys, kind="stable")
     twice = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     pairs: dict[tuple[int, int], list[int]] = {}
     for first, second in zip(order[twice], order[twice + 1], strict=True):
         pairs.setdefault((int(owners[first]), int(owners[second])), []).append(int(headers[second]))
-    faults = []
+    problems = []
     for (one, other), offsets in sorted(pairs.items()):
         key = key_at(store, names[other], min(offsets))
         more = f", and {len(offsets) - 1:,} more keys" if len(offsets) > 1 else ""
         also = "twice in it" if one == other else f"also in {names[one]}"
-        faults.append(Fault(names[other], f"key {key} is {also}{more}"))
-    yield from limited(faults, ".")
+        problems.append(Problem(names[other], f"key {key} is {also}{more}"))
+    yield from limited(problems, ".")
 
 
-def _strays(store: Store, manifest: Manifest) -> tuple[list[Fault], list[Fault]]:
+def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Problem]]:
     """Files that the manifest does not know: those that a reader of tars might take, and harmless ones."""
     known = {shard.name for shard in _listed(manifest)}
     known |= {index_name(name) for name in known} | {FILE_NAME, MEAN_IMAGE, REPORT}
@@ -214,15 +222,17 @@ def _strays(store: Store, manifest: Manifest) -> tuple[list[Fault], list[Fault]]
         folders = {"", *(name.rpartition("/")[0] for name in known)}
         hidden = {f"{f}/{n}".lstrip("/") for f in folders for n in store.names(f) if n.startswith(".")}
     except ToolkitError as error:
-        return [Fault(".", str(error))], []
-    faults, notes = [], []
+        return [Problem(".", str(error))], []
+    problems, notes = [], []
     for name in sorted((visible | hidden) - known):
         # A folder of other tools' tars may hold some of which no image was usable.
         if name.endswith((".tar", ".idx")) and not manifest.adopted:
-            faults.append(Fault(name, "not in the manifest, but programs that read *.tar would; delete it"))
+            problems.append(
+                Problem(name, "not in the manifest, but programs that read *.tar would; delete it")
+            )
         else:
-            notes.append(Fault(name, _left(name)))
-    return faults, notes
+            notes.append(Problem(name, _left(name)))
+    return problems, notes
 
 
 def _left(name: str) -> str:
@@ -240,22 +250,22 @@ _TOLERANCE = 1e-9
 _MEAN_TOLERANCE = 2.0**-16
 
 
-def check_manifest(manifest: Manifest) -> Iterator[Fault]:
+def check_manifest(manifest: Manifest) -> Iterator[Problem]:
     """What the manifest says that cannot be, apart from its statistics."""
     classes, width, mode = len(manifest.classes), manifest.label_width, manifest.image.mode
     if mode not in _MODES:
-        yield Fault(FILE_NAME, f"image mode {mode!r} is none of {', '.join(_MODES)}")
+        yield Problem(FILE_NAME, f"image mode {mode!r} is none of {', '.join(_MODES)}")
     if width < len(str(classes - 1)):
-        yield Fault(FILE_NAME, f"labels of {width} digits are too short for {classes} classes")
+        yield Problem(FILE_NAME, f"labels of {width} digits are too short for {classes} classes")
     limit = manifest.settings.get("max_megapixels", 0)
     if not isinstance(limit, int | float):
-        yield Fault(FILE_NAME, f"a limit of {limit!r} megapixels is no number")
+        yield Problem(FILE_NAME, f"a limit of {limit!r} megapixels is no number")
     ids = [info.id for info in manifest.classes]
     for repeated in sorted({i for i in ids if ids.count(i) > 1}):
-        yield Fault(FILE_NAME, f"lists the class {repeated} twice")
+        yield Problem(FILE_NAME, f"lists the class {repeated} twice")
 
 
-def check_statistics(statistics: Statistics) -> Iterator[Fault]:
+def check_statistics(statistics: Statistics) -> Iterator[Problem]:
     """Whether shapes and ranges are right, and eigenvalues and eigenvectors the covariance's."""
     rows = (*statistics.covariance, *statistics.eigenvectors)
     if [len(statistics.covariance), *map(len, rows)] != [3] * 7:
@@ -276,64 +286,64 @@ def check_statistics(statistics: Statistics) -> Iterator[Fault]:
         yield _statistics("eigenvalues and eigenvectors are not the covariance's")
 
 
-def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Fault]:
+def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
     """Whether a dataset of squares has its mean image, of the right form and the statistics' mean."""
     if manifest.image.mode != "square":
         return
     try:
-        data = store.read(Span(MEAN_IMAGE))
+        data = store.read(ByteRange(MEAN_IMAGE))
     except FileNotFoundError:
-        yield Fault(MEAN_IMAGE, "missing; a dataset of squares has one")
+        yield Problem(MEAN_IMAGE, "missing; a dataset of squares has one")
         return
     except OSError as error:
-        yield Fault(MEAN_IMAGE, f"unreadable: {error.strerror or error}")
+        yield Problem(MEAN_IMAGE, f"unreadable: {error.strerror or error}")
         return
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy reads the header as Python, and raises whatever that does
-        yield Fault(MEAN_IMAGE, f"no array: {' '.join(str(error).split())}")
+        yield Problem(MEAN_IMAGE, f"no array: {' '.join(str(error).split())}")
         return
     size = manifest.image.size
     if image.shape != (size, size, 3) or image.dtype != np.float32:
         shape = "x".join(map(str, image.shape))
-        yield Fault(MEAN_IMAGE, f"{image.dtype} {shape}; expected float32 {size}x{size}x3")
+        yield Problem(MEAN_IMAGE, f"{image.dtype} {shape}; expected float32 {size}x{size}x3")
         return
     mean = image.mean(axis=(0, 1), dtype=np.float64)
     if not np.abs(mean - manifest.statistics.mean).max() <= _MEAN_TOLERANCE:  # NaN is not
         expected = _numbers(np.array(manifest.statistics.mean))
-        yield Fault(MEAN_IMAGE, f"its mean is {_numbers(mean)}, but the manifest says {expected}")
+        yield Problem(MEAN_IMAGE, f"its mean is {_numbers(mean)}, but the manifest says {expected}")
         return
     checksum = hashlib.sha256(data).hexdigest()
     if manifest.mean_image_sha256 not in (None, checksum):
-        yield Fault(
+        yield Problem(
             MEAN_IMAGE, f"its SHA-256 is {checksum}, but the manifest says {manifest.mean_image_sha256}"
         )
 
 
-def check_report(store: Store) -> Iterator[Fault]:
+def check_report(store: Store) -> Iterator[Problem]:
     """Whether the report is there and every row has its columns."""
     try:
-        text = store.read(Span(REPORT)).decode()
+        text = store.read(ByteRange(REPORT)).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except FileNotFoundError:
-        yield Fault(REPORT, "missing")
+        yield Problem(REPORT, "missing")
         return
     except OSError as error:
-        yield Fault(REPORT, f"unreadable: {error.strerror or error}")
+        yield Problem(REPORT, f"unreadable: {error.strerror or error}")
         return
     except (ValueError, csv.Error) as error:  # not UTF-8, empty, or not CSV
-        yield Fault(REPORT, f"not a report: {error}")
+        yield Problem(REPORT, f"not a report: {error}")
         return
     if header != _REPORT_COLUMNS:
-        yield Fault(REPORT, f"its columns are {', '.join(header)}; expected {', '.join(_REPORT_COLUMNS)}")
+        yield Problem(REPORT, f"its columns are {', '.join(header)}; expected {', '.join(_REPORT_COLUMNS)}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(_REPORT_COLUMNS):
-            yield Fault(REPORT, f"row {number} has {len(row)} columns instead of {len(_REPORT_COLUMNS)}")
+            yield Problem(REPORT, f"row {number} has {len(row)} columns instead of {len(_REPORT_COLUMNS)}")
             return
 
 
-def _statistics(what: str) -> Fault:
-    return Fault(FILE_NAME, f"statistics: {what}")
+def _statistics(what: str) -> Problem:
+    return Problem(FILE_NAME, f"statistics: {what}")
 
 
 def _close(found: np.ndarray, expected: np.ndarray, scale: float) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import UsageError
-from pipeline.executors.base import Engine, Tick
+from pipeline.executors.base import Executor, OnProgress
 from pipeline.executors.local import count_image
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.statistics import Moments
@@ -47,7 +47,7 @@ def locate(store: Store, container: Container, images: Iterable[int]) -> list[La
     Raises:
         UsageError: a damaged tar, or a label that is no whole number.
     """
-    place = store.place(container.path)
+    place = store.url_of(container.path)
     labels: dict[int, SamplePart] = {}
     for sample in read_tar(store, container):
         image, label = sample.get("image"), sample.get("cls") or sample.get("json")
@@ -96,7 +96,7 @@ Progress = Callable[[int, int], None]
 _FIRST_LOOK = 100
 
 
-class ForeignTar(NamedTuple):
+class ExternalTar(NamedTuple):
     """A task: the tar `name` below `root`, its split, and its images in the order in which they lie."""
 
     root: Path
@@ -121,7 +121,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    engine: Engine, tars: list[ForeignTar], size: int, max_megapixels: float, progress: Progress | None
+    engine: Executor, tars: list[ExternalTar], size: int, max_megapixels: float, progress: Progress | None
 ) -> tuple[ImageFormat, dict[str, Measured]]:
     """Decode every image, strictly, and find the format that fits all of them.
 
@@ -142,27 +142,31 @@ def measure(
     """
     total = sum(len(tar.samples) for tar in tars)
 
-    def tick(done: int) -> None:
+    def on_progress(done: int) -> None:
         if progress:
             progress(min(done, total), total)
 
     *likely, any_size = _formats(tars, size, max_megapixels)
     for image in likely:
-        if found := _try(engine, tars, image, max_megapixels, tick):
+        if found := _try(engine, tars, image, max_megapixels, on_progress):
             break
     else:
-        image, found = any_size, _try(engine, tars, any_size, max_megapixels, tick)
-    tick(total)
+        image, found = any_size, _try(engine, tars, any_size, max_megapixels, on_progress)
+    on_progress(total)
     return image, found
 
 
 def _try(
-    engine: Engine, tars: list[ForeignTar], image: ImageFormat, max_megapixels: float, tick: Tick
+    engine: Executor,
+    tars: list[ExternalTar],
+    image: ImageFormat,
+    max_megapixels: float,
+    on_progress: OnProgress,
 ) -> dict[str, Measured]:
     """What each tar holds, or nothing where an image has not the format."""
     found: dict[str, Measured] = {}
     with closing(
-        engine.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, tick)
+        engine.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, on_progress)
     ) as run:
         for name, measured in run:
             if measured is None:
@@ -171,7 +175,7 @@ def _try(
     return found
 
 
-def _formats(tars: list[ForeignTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
+def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
     """The formats that the images may all have, judged by one of them; the strictest first."""
     shapes = (
         pixels.shape[:2]
@@ -186,7 +190,7 @@ def _formats(tars: list[ForeignTar], size: int, max_megapixels: float) -> Iterat
     yield ImageFormat(size, "original", None, None)
 
 
-def _measure(tar: ForeignTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
+def _measure(tar: ExternalTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
     """In a worker: decode a tar's images; None as soon as one has not the format."""
     square = image.mode == "square" and tar.split == "train"
     moments = Moments.for_square(image.size) if square else Moments()
@@ -211,7 +215,7 @@ def _measure(tar: ForeignTar, image: ImageFormat, max_megapixels: float) -> tupl
     return tar.name, Measured(moments, sha256_of(path), path.stat().st_size, skipped)
 
 
-def _decoded(tar: ForeignTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
+def _decoded(tar: ExternalTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
     """Each image's place in the tar's order, and its pixels or why a loader could not have them."""
     with (tar.root / tar.name).open("rb") as file:
         for number, sample in enumerate(tar.samples):

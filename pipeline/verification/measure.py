@@ -8,15 +8,15 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import index_path, read_index
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.errors import RunError
-from pipeline.executors.base import Engine
-from pipeline.executors.local import LocalEngine, count_image
+from pipeline.executors.base import Executor
+from pipeline.executors.local import LocalExecutor, count_image
 from pipeline.images.codec import DecodeError, decode, resize_shorter
 from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 Progress = Callable[[int, int], None]
 """Called with (images handled, images in all)."""
 
-_ONE_BY_ONE: Engine = LocalEngine()
+_ONE_BY_ONE: Executor = LocalExecutor()
 # The largest image that a JPEG can hold, in megapixels: what a dataset holds was let in before.
 _LARGEST = 65535**2 / 1e6
 
@@ -30,7 +30,7 @@ class _Tar(NamedTuple):
 
 
 def decoded_statistics(
-    dataset: Dataset, engine: Engine = _ONE_BY_ONE, progress: Progress | None = None
+    dataset: Dataset, engine: Executor = _ONE_BY_ONE, progress: Progress | None = None
 ) -> Statistics:
     """Decode every training image of a dataset, strictly, and measure its pixels.
 
@@ -49,14 +49,14 @@ def decoded_statistics(
     tars = [_Tar(dataset.root.absolute(), shard.name, dataset.image) for shard in dataset.shards("train")]
     total = dataset.samples("train")
 
-    def tick(done: int) -> None:
+    def on_progress(done: int) -> None:
         if progress:
             progress(min(done, total), total)
 
     moments = Moments()
-    for part in engine.run(_measure, tars, tick):
+    for part in engine.run(_measure, tars, on_progress):
         moments.merge(part)
-    tick(total)
+    on_progress(total)
     return statistics_of(moments, "decoded")
 
 

@@ -21,14 +21,14 @@ from pipeline.errors import UsageError
 from pipeline.executors.local import count_image
 from pipeline.images.codec import Decoded, DecodeError, decode
 from pipeline.storage.atomic import sha256_of
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 
-MOST_FAULTS = 20
+MOST_PROBLEMS = 20
 """Faults of members that are told one by one for each shard; more are counted."""
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """Something wrong: the file or tar member (`place`, below the dataset's root), and `what`, one line."""
 
     place: str
@@ -36,7 +36,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Rules:
+class ShardSpec:
     """What every shard of a dataset has to obey.
 
     Attributes:
@@ -59,7 +59,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ShardReport:
     """What one shard was found to be.
 
     Attributes:
@@ -72,7 +72,7 @@ class Findings:
         headers: int64 (samples,), where each sample's first tar header is; see `key_at`.
     """
 
-    faults: tuple[Fault, ...]
+    problems: tuple[Problem, ...]
     samples: int
     size: int
     pixels: int
@@ -81,41 +81,41 @@ class Findings:
     headers: NDArray[np.int64]
 
 
-def limited(faults: Iterable[Fault], place: str) -> tuple[Fault, ...]:
+def limited(problems: Iterable[Problem], place: str) -> tuple[Problem, ...]:
     """The first MOST_FAULTS of them, and how many more there are."""
-    listed = tuple(faults)
-    if len(listed) <= MOST_FAULTS:
+    listed = tuple(problems)
+    if len(listed) <= MOST_PROBLEMS:
         return listed
-    return (*listed[:MOST_FAULTS], Fault(place, f"and {len(listed) - MOST_FAULTS:,} faults more"))
+    return (*listed[:MOST_PROBLEMS], Problem(place, f"and {len(listed) - MOST_PROBLEMS:,} faults more"))
 
 
 class Check:
     """What was found so far of a shard, while it is checked.
 
     Attributes:
-        samples, size, keys, headers: see `Findings`.
+        samples, size, keys, headers: see `ShardReport`.
     """
 
-    def __init__(self, shard: Shard, rules: Rules) -> None:
+    def __init__(self, shard: Shard, spec: ShardSpec) -> None:
         self.shard = shard
-        self.rules = rules
+        self.spec = spec
         self.samples = 0
         self.keys = array("Q")
         self.headers = array("q")
-        self._faults: list[Fault] = []
-        self._member_faults: list[Fault] = []
+        self._problems: list[Problem] = []
+        self._member_problems: list[Problem] = []
         self._labels = array("q")
         self._pixels = 0
         self.size = 0
 
-    def findings(self) -> Findings:
+    def report(self) -> ShardReport:
         """Sum up."""
-        return Findings(
-            faults=(*self._faults, *limited(self._member_faults, self.shard.name)),
+        return ShardReport(
+            problems=(*self._problems, *limited(self._member_problems, self.shard.name)),
             samples=self.samples,
             size=self.size,
             pixels=self._pixels,
-            labels=np.bincount(np.array(self._labels, np.int64), minlength=self.rules.classes),
+            labels=np.bincount(np.array(self._labels, np.int64), minlength=self.spec.classes),
             keys=np.array(self.keys, np.uint64),
             headers=np.array(self.headers, np.int64),
         )
@@ -131,59 +131,61 @@ class Check:
         try:
             yield
         except FileNotFoundError:
-            self.fault("missing", name)
+            self.problem("missing", name)
         except OSError as error:
-            self.fault(f"unreadable: {error.strerror or error}", name)
+            self.problem(f"unreadable: {error.strerror or error}", name)
 
-    def fault(self, what: str, name: str | None = None) -> None:
+    def problem(self, what: str, name: str | None = None) -> None:
         """Note a fault of the tar, or of the file `name`."""
-        self._faults.append(Fault(name or self.shard.name, what))
+        self._problems.append(Problem(name or self.shard.name, what))
 
-    def member_fault(self, name: str, what: str) -> None:
+    def member_problem(self, name: str, what: str) -> None:
         """Note a fault of a member or of a sample."""
-        self._member_faults.append(Fault(f"{self.shard.name}/{shown(name)}", what))
+        self._member_problems.append(Problem(f"{self.shard.name}/{shown(name)}", what))
 
     def count(self) -> None:
         """Compare the number of samples, once all are known."""
         if self.samples != self.shard.samples:
-            self.fault(f"{self.samples:,} samples, but the manifest says {self.shard.samples:,}")
+            self.problem(f"{self.samples:,} samples, but the manifest says {self.shard.samples:,}")
 
     def label(self, name: str, digits: bytes) -> None:
         """Check a label's value and count it."""
-        if int(digits) < self.rules.classes:
+        if int(digits) < self.spec.classes:
             self._labels.append(int(digits))
         else:
-            self.member_fault(name, f"the label is {int(digits)}, but there are {self.rules.classes} classes")
+            self.member_problem(
+                name, f"the label is {int(digits)}, but there are {self.spec.classes} classes"
+            )
 
     def image(self, name: str, data: bytes) -> None:
         """Check an image that the shard writer stored: its form, then whether it decodes as it is."""
         try:
             height, width, *stored = simplejpeg.decode_jpeg_header(data)
         except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
-            self.member_fault(name, f"no JPEG of the shard writer's: {error}")
+            self.member_problem(name, f"no JPEG of the shard writer's: {error}")
             return
         self._pixels += height * width
-        image = self.rules.image
+        image = self.spec.image
         if what := _wrong_size(height, width, image) or _wrong_colors(stored, image):
-            self.member_fault(name, what)
+            self.member_problem(name, what)
         elif (decoded := self._decode(name, data)) and decoded.repair:
-            self.member_fault(name, f"does not decode as it is: {decoded.repair}")
+            self.member_problem(name, f"does not decode as it is: {decoded.repair}")
 
-    def foreign_image(self, name: str, data: bytes) -> None:
+    def external_image(self, name: str, data: bytes) -> None:
         """Check an image of another tool's: any format that decodes will do."""
         if decoded := self._decode(name, data):
             height, width = decoded.shape
             self._pixels += height * width
-            if what := _wrong_size(height, width, self.rules.image):
-                self.member_fault(name, what)
+            if what := _wrong_size(height, width, self.spec.image):
+                self.member_problem(name, what)
 
     def _decode(self, name: str, data: bytes) -> Decoded | None:
-        if not self.rules.decode:
+        if not self.spec.decode:
             return None
         try:
-            return decode(data, self.rules.max_megapixels, keep=self.rules.image.mode == "original")
+            return decode(data, self.spec.max_megapixels, keep=self.spec.image.mode == "original")
         except DecodeError as error:
-            self.member_fault(name, f"does not decode: {error}")
+            self.member_problem(name, f"does not decode: {error}")
             return None
 
 
@@ -220,7 +222,7 @@ _PLAIN = (b"0", b"ustar\x0000")
 _MEMBER = re.compile(r"[!-.0-~]+\.(jpg|cls)")
 
 
-def check_shard(shard: Shard, rules: Rules) -> Findings:
+def check_shard(shard: Shard, spec: ShardSpec) -> ShardReport:
     """Read a shard's files again and compare everything with the manifest.
 
     Damage is told and not raised, so that one shard's does not hide another's.
@@ -228,23 +230,23 @@ def check_shard(shard: Shard, rules: Rules) -> Findings:
     Raises:
         UsageError, RunError: a bucket refuses or cannot be reached.
     """
-    check = Check(shard, rules)
+    check = Check(shard, spec)
     index = None
     with check.reading(check.index_name):
-        index = rules.store.read(Span(check.index_name))
-    with check.reading(shard.name), rules.store.fetched(shard.name) as path:
+        index = spec.store.read(ByteRange(check.index_name))
+    with check.reading(shard.name), spec.store.as_local_path(shard.name) as path:
         _check_bytes(path, check)
         with path.open("rb") as file:
-            if not rules.adopted:
+            if not spec.adopted:
                 _check_written(file, index, check)
             elif index is not None:
                 _check_indexed(file, check)
-    return check.findings()
+    return check.report()
 
 
 def key_at(store: Store, tar: str, header: int) -> str:
     """Read the key of the sample whose first header is at an offset of a tar."""
-    block = store.read(Span(tar, header, _BLOCK))
+    block = store.read(ByteRange(tar, header, _BLOCK))
     return block[_NAME].partition(b".")[0].decode("ascii", "backslashreplace")
 
 
@@ -253,9 +255,9 @@ def _check_bytes(tar: Path, check: Check) -> None:
     shard, checksum = check.shard, sha256_of(tar)
     check.size = tar.stat().st_size
     if check.size != shard.bytes:
-        check.fault(f"{check.size:,} bytes, but the manifest says {shard.bytes:,}")
+        check.problem(f"{check.size:,} bytes, but the manifest says {shard.bytes:,}")
     if checksum != shard.sha256:
-        check.fault(f"its SHA-256 is {checksum}, but the manifest says {shard.sha256}")
+        check.problem(f"its SHA-256 is {checksum}, but the manifest says {shard.sha256}")
 
 
 def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
@@ -266,12 +268,12 @@ def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
             lines.append(_check_sample(file, key, list(members), check))
             count_image()
     except UsageError as error:
-        check.fault(f"{error} ({check.samples:,} samples before that were read)")
+        check.problem(f"{error} ({check.samples:,} samples before that were read)")
         return
     check.count()
     expected = [f"{INDEX_VERSION} {len(lines)}", *lines, ""]
     if index is not None and index != "\n".join(expected).encode("utf-8", "surrogateescape"):
-        check.fault(_first_difference(index, expected), check.index_name)
+        check.problem(_first_difference(index, expected), check.index_name)
 
 
 def _plain(file: BinaryIO, check: Check) -> Iterator[Member]:
@@ -281,9 +283,9 @@ def _plain(file: BinaryIO, check: Check) -> Iterator[Member]:
         file.seek(member.offset - _BLOCK)
         header = file.read(_BLOCK)
         if member.offset - _BLOCK != at:
-            check.member_fault(member.name, f"behind a PAX, GNU or folder header at offset {at:,}")
+            check.member_problem(member.name, f"behind a PAX, GNU or folder header at offset {at:,}")
         elif (header[_KIND], header[_MAGIC]) != _PLAIN:
-            check.member_fault(member.name, f"its header at offset {at:,} is not USTAR's for a plain file")
+            check.member_problem(member.name, f"its header at offset {at:,} is not USTAR's for a plain file")
         yield member
         at = member.offset + -(-member.size // _BLOCK) * _BLOCK
 
@@ -296,28 +298,30 @@ def _check_sample(file: BinaryIO, key: str, members: Sequence[Member], check: Ch
     check.headers.append(members[0].offset - _BLOCK)
     found = [member.name for member in members]
     if found != [f"{key}.jpg", f"{key}.cls"] or not all(map(_MEMBER.fullmatch, found)):
-        check.member_fault(key, f"its members are {', '.join(map(shown, found))}; expected KEY.jpg, KEY.cls")
+        check.member_problem(
+            key, f"its members are {', '.join(map(shown, found))}; expected KEY.jpg, KEY.cls"
+        )
     for name, offset, size in members:
         file.seek(offset)
         data = file.read(size)
         if name.endswith(".jpg"):
             check.image(name, data)
         elif name.endswith(".cls"):
-            if len(data) == check.rules.label_width and data.isdigit():
+            if len(data) == check.spec.label_width and data.isdigit():
                 check.label(name, data)
             else:
-                label, width = shown(data.decode("latin-1")), check.rules.label_width
-                check.member_fault(name, f"the label is '{label}'; expected {width} digits")
+                label, width = shown(data.decode("latin-1")), check.spec.label_width
+                check.member_problem(name, f"the label is '{label}'; expected {width} digits")
     return " ".join(f"{m.name.partition('.')[2]} {m.offset} {m.size} {m.name}" for m in members)
 
 
 def _check_indexed(file: BinaryIO, check: Check) -> None:
     """Check every sample that the index of an adopted tar lists."""
     try:
-        with check.rules.store.fetched(check.index_name) as path:
+        with check.spec.store.as_local_path(check.index_name) as path:
             samples = read_index(path)
     except UsageError as error:
-        check.fault(f"not a complete {INDEX_VERSION} index: {error.__cause__}", check.index_name)
+        check.problem(f"not a complete {INDEX_VERSION} index: {error.__cause__}", check.index_name)
         return
     for sample in samples:
         _check_entries(file, sample, check)
@@ -329,20 +333,22 @@ def _check_entries(file: BinaryIO, sample: dict[str, tuple[int, int, str]], chec
     check.samples += 1
     name = next(iter(sample.values()))[2] if sample else f"sample {check.samples}"
     if sorted(sample) != ["cls", "jpg"]:
-        check.member_fault(name, f"the index has {', '.join(sample) or 'nothing'} of it; expected jpg, cls")
+        check.member_problem(name, f"the index has {', '.join(sample) or 'nothing'} of it; expected jpg, cls")
     for extension, (offset, size, member) in sample.items():
         file.seek(max(offset, 0))
         data = file.read(max(size, 0))
         if offset < 0 or size <= 0 or len(data) != size:
-            check.member_fault(member, f"the index has {size} bytes at {offset:,}, which are not in the tar")
+            check.member_problem(
+                member, f"the index has {size} bytes at {offset:,}, which are not in the tar"
+            )
         elif extension == "jpg":
-            check.foreign_image(member, data)
+            check.external_image(member, data)
         elif extension == "cls":
-            digits = re.search(rb"[0-9]{1,%d}\Z" % check.rules.label_width, data)
+            digits = re.search(rb"[0-9]{1,%d}\Z" % check.spec.label_width, data)
             if digits:
                 check.label(member, digits[0])
             else:
-                check.member_fault(member, "no digits of a label end the bytes that the index points to")
+                check.member_problem(member, "no digits of a label end the bytes that the index points to")
 
 
 def _first_difference(found: bytes, expected: list[str]) -> str:

@@ -21,7 +21,7 @@ from trainer.models.classifier import new_classifier
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
 
-RECIPE = Recipe(name="t", arch="alexnet_bn", epochs=1, rate=0.1, width=0.05, crop=64, compile=False)
+RECIPE = Recipe(name="t", arch="alexnet_bn", epochs=1, lr=0.1, width=0.05, crop=64, compile=False)
 
 
 def invoke(*arguments):
@@ -39,18 +39,18 @@ def fails(result, code, *fragments):
 
 
 @pytest.fixture(scope="module")
-def net(tiny_dataset, tmp_path_factory):
+def model(tiny_dataset, tmp_path_factory):
     """A checkpoint of the tiny dataset with opinions."""
     torch.manual_seed(0)
     classifier = new_classifier(RECIPE, tiny_dataset)
-    classifier.net.fc8.weight.data *= 100
-    path = tmp_path_factory.mktemp("net") / "net.pt"
+    classifier.model.fc8.weight.data *= 100
+    path = tmp_path_factory.mktemp("network") / "net.pt"
     checkpoint.save(path, classifier)
     return path
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
+def external(tmp_path_factory):
     """A plain state dict of ten classes, and the preprocessing that its user knows."""
     folder = tmp_path_factory.mktemp("foreign")
     torch.manual_seed(1)
@@ -79,10 +79,10 @@ def imagenets_names(tiny_source, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def named_net(imagenets_names, tmp_path_factory):
+def named_model(imagenets_names, tmp_path_factory):
     torch.manual_seed(0)
     classifier = new_classifier(RECIPE, imagenets_names)
-    classifier.net.fc8.weight.data *= 100
+    classifier.model.fc8.weight.data *= 100
     path = tmp_path_factory.mktemp("named") / "net.pt"
     checkpoint.save(path, classifier)
     return path
@@ -102,10 +102,10 @@ def test_the_choice_of_views_is_the_loaders():
     assert set(option.type.choices) == set(get_args(ViewName))
 
 
-def test_everything_at_once(net, tiny_dataset, tmp_path):
+def test_everything_at_once(model, tiny_dataset, tmp_path):
     files = {name: tmp_path / name for name in ("r.json", "p.csv", "c.csv")}
     result = invoke(
-        *(net, tiny_dataset.root, "--cpus", 1, "--per-class", "--table"),
+        *(model, tiny_dataset.root, "--cpus", 1, "--per-class", "--table"),
         *("--json", files["r.json"], "--predictions", files["p.csv"], "--confusion", files["c.csv"]),
     )
     assert result.exit_code == 0, result.output
@@ -114,7 +114,7 @@ def test_everything_at_once(net, tiny_dataset, tmp_path):
     assert f"accuracy {top1:7.2%}   error {1 - top1:7.2%}" in result.stdout
     assert f"95% interval of accuracy {100 * low:.2f}–{high:.2%}" in result.stdout
     assert f"calibration error {saved['metrics']['ece']:.2%}" in result.stdout
-    assert f"| {net} | center | 30 |" in result.stdout
+    assert f"| {model} | center | 30 |" in result.stdout
     predictions = read_predictions(files["p.csv"])
     assert (predictions.classes[:, 0] == predictions.labels).mean() == pytest.approx(top1)
     assert (predictions.classes == predictions.labels[:, None]).any(axis=1).mean() == pytest.approx(
@@ -130,16 +130,16 @@ def test_everything_at_once(net, tiny_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("views", ["center", "ten-crop", "full-resize"])
-def test_every_view_is_measured(net, tiny_dataset, views):
-    result = invoke(net, tiny_dataset.root, "--cpus", 1, "--views", views)
+def test_every_view_is_measured(model, tiny_dataset, views):
+    result = invoke(model, tiny_dataset.root, "--cpus", 1, "--views", views)
     assert result.exit_code == 0, result.output
     assert f"30 val images, 10 classes, {views}" in result.stdout
 
 
-def test_two_processes_write_what_one_does(net, tiny_dataset, tmp_path):
+def test_two_processes_write_what_one_does(model, tiny_dataset, tmp_path):
     for count in (1, 2):
         result = invoke(
-            *(net, tiny_dataset.root, "--cpus", count, "--batch-size", 4),
+            *(model, tiny_dataset.root, "--cpus", count, "--batch-size", 4),
             *("--predictions", tmp_path / f"{count}.csv", "--json", tmp_path / f"{count}.json"),
         )
         assert result.exit_code == 0, result.output
@@ -150,26 +150,26 @@ def test_two_processes_write_what_one_does(net, tiny_dataset, tmp_path):
     assert one["per_class"] == two["per_class"]
 
 
-def test_weights_of_an_ensemble(net, tiny_dataset, foreign, tmp_path):
-    file, how = foreign
-    arguments = (net, file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
+def test_weights_of_an_ensemble(model, tiny_dataset, external, tmp_path):
+    file, how = external
+    arguments = (model, file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
     result = invoke(*arguments, "--weights", "3,1", "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    assert f"0.750 × {net}" in result.stdout
+    assert f"0.750 × {model}" in result.stdout
     assert json.loads((tmp_path / "r.json").read_text())["weights"] == [0.75, 0.25]
     assert "10 outputs are taken as the data's 10 classes" in result.stderr
 
 
-def test_kernels_of_a_foreign_checkpoint(foreign, tiny_dataset, tmp_path):
-    file, how = foreign
+def test_kernels_of_a_foreign_checkpoint(external, tiny_dataset, tmp_path):
+    file, how = external
     arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
     result = invoke(*arguments, "--kernels", tmp_path / "k.png")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_foreign_checkpoint_needs_its_preprocessing(foreign, tiny_dataset):
-    file, how = foreign
+def test_a_foreign_checkpoint_needs_its_preprocessing(external, tiny_dataset):
+    file, how = external
     fails(invoke(file, tiny_dataset.root, "--cpus", 1), 2, "--arch alexnet_owt --preprocessing torchvision")
     fails(invoke(file, tiny_dataset.root, "--arch", "alexnet_owt"), 2, "--arch needs --preprocessing too")
     arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet", "--preprocessing", how)
@@ -183,27 +183,27 @@ def test_a_foreign_checkpoint_needs_its_preprocessing(foreign, tiny_dataset):
     )
 
 
-def test_labels_by_key(net, tiny_dataset, tmp_path):
+def test_labels_by_key(model, tiny_dataset, tmp_path):
     predictions = tmp_path / "p.csv"
-    assert invoke(net, tiny_dataset.root, "--cpus", 1, "--predictions", predictions).exit_code == 0
+    assert invoke(model, tiny_dataset.root, "--cpus", 1, "--predictions", predictions).exit_code == 0
     found = read_predictions(predictions)
-    labels = tmp_path / "l.csv"  # the net's own second guesses for ten images, and a stranger
+    labels = tmp_path / "l.csv"  # the network's own second guesses for ten images, and a stranger
     rows = [f"{key},{row[1]}" for key, row in zip(found.keys[:10], found.classes, strict=False)]
     labels.write_text("\n".join(["key,label", *rows, "nobody,0"]))
-    result = invoke(net, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
+    result = invoke(model, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     assert "10 images; 20 have none there; 1 of its keys are not in the data" in result.stdout
     score = json.loads((tmp_path / "r.json").read_text())["labels"][0]
     assert (score["top1"], score["top5"], score["samples"]) == (0.0, 1.0, 10)
 
 
-def test_real_labels_and_a_submission(named_net, imagenets_names, tmp_path):
+def test_real_labels_and_a_submission(named_model, imagenets_names, tmp_path):
     lists = [[] for _ in range(50_000)]
     lists[0], lists[29] = [*range(10)], [*range(10)]
     (tmp_path / "real.json").write_text(json.dumps(lists))
     write_meta(tmp_path / "meta.mat", imagenets_names.classes)
     result = invoke(
-        *(named_net, imagenets_names.root, "--cpus", 1, "--real-labels", tmp_path / "real.json"),
+        *(named_model, imagenets_names.root, "--cpus", 1, "--real-labels", tmp_path / "real.json"),
         *("--submission", tmp_path / "s.txt", "--devkit", tmp_path / "meta.mat"),
         *("--predictions", tmp_path / "p.parquet"),
     )
@@ -215,15 +215,15 @@ def test_real_labels_and_a_submission(named_net, imagenets_names, tmp_path):
     assert lines == [" ".join(str(10 - answer) for answer in row) for row in found.classes]
 
 
-def test_mistakes_are_told_before_the_work(
-    net, named_net, tiny_dataset, imagenets_names, tmp_path, monkeypatch
+def test_mistakes_are_reported_before_the_work(
+    model, named_model, tiny_dataset, imagenets_names, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("trainer.distributed.launch.launch", lambda *_: pytest.fail("the work began"))
     (tmp_path / "real.json").write_text("[[0]]")
     (tmp_path / "l.json").write_text('{"x": 1}')
     write_meta(tmp_path / "meta.mat", imagenets_names.classes[1:])
     submission = ("--submission", tmp_path / "s.txt")
-    ours, named = (net, tiny_dataset.root), (named_net, imagenets_names.root)
+    ours, named = (model, tiny_dataset.root), (named_model, imagenets_names.root)
     for arguments, fragments in (
         ((*ours, "--json", tmp_path / "no" / "r.json"), ["folder", "does not exist"]),
         ((*ours, "--confusion", "/proc/c.csv"), ["/proc/c.csv: cannot be written"]),
@@ -248,7 +248,7 @@ def test_mistakes_are_told_before_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l.json", "meta.mat", "real.json"]
 
 
-def test_a_file_that_cannot_be_written_does_not_keep_others_back(net, tiny_dataset, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_does_not_keep_others_back(model, tiny_dataset, tmp_path, monkeypatch):
     """A folder that vanishes during the work is met after it: one line, exit code 1, the rest written."""
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -260,7 +260,7 @@ def test_a_file_that_cannot_be_written_does_not_keep_others_back(net, tiny_datas
 
     monkeypatch.setattr("trainer.evaluation.results.write_bytes", writing)
     result = invoke(
-        *(net, tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
+        *(model, tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
         *("--confusion", tmp_path / "c.csv", "--predictions", tmp_path / "p.csv"),
     )
     fails(result, 1, f"cannot write {gone / 'r.json'}")

@@ -28,7 +28,7 @@ def invoke(command, *arguments):
 
 @pytest.fixture
 def tiny_checkpoint(tiny_dataset, tmp_path):
-    """An untrained net of the tiny dataset."""
+    """An untrained network of the tiny dataset."""
     recipe = load_recipe("demo", ["crop=64", "width=0.05"])
     torch.manual_seed(0)
     path = tmp_path / "tiny.pt"
@@ -77,11 +77,11 @@ def test_exif_turns_a_image_on_request_alone(tiny_checkpoint, images, tmp_path):
     upright.save(tmp_path / "upright.png")
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
 
-    def answers(*options):
+    def predictions(*options):
         result = invoke(predict, tiny_checkpoint, tmp_path, "--format", "json", *options)
         return {Path(value["image"]).stem: value["guesses"] for value in json.loads(result.stdout)}
 
-    heeded, ignored = answers("--exif-rotate"), answers()
+    heeded, ignored = predictions("--exif-rotate"), predictions()
     assert heeded["turned"] == heeded["upright"] == ignored["upright"]
     assert ignored["turned"] != ignored["upright"]
 
@@ -103,7 +103,7 @@ def test_predicting_needs_neither_dali_nor_a_compiler(tiny_checkpoint, images):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_answers_that_cannot_be_printed_are_one_line(tiny_checkpoint, images):
+def test_predictions_that_cannot_be_printed_are_one_line(tiny_checkpoint, images):
     code = f"from cli.predict import main; main({[str(tiny_checkpoint), str(images)]!r})"
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
@@ -113,7 +113,7 @@ def test_answers_that_cannot_be_printed_are_one_line(tiny_checkpoint, images):
 
 def test_a_diverged_net_is_named_as_such(tiny_checkpoint, images):
     content = torch.load(tiny_checkpoint, weights_only=True)
-    content["model"]["net.fc8.bias"][0] = float("nan")
+    content["model"]["model.fc8.bias"][0] = float("nan")
     torch.save(content, tiny_checkpoint)
     result = invoke(predict, tiny_checkpoint, images)
     assert result.exit_code == 1
@@ -172,15 +172,15 @@ def test_an_exported_net_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_da
     assert f"{out}: " in result.stdout
     assert invoke(predict, out, images).stdout == invoke(predict, tiny_checkpoint, images).stdout
     files = [tmp_path / "a.json", tmp_path / "b.json"]
-    for net, file in zip((tiny_checkpoint, out), files, strict=True):
-        assert invoke(evaluate, net, tiny_dataset.root, "--cpus", 1, "--json", file).exit_code == 0
+    for model, file in zip((tiny_checkpoint, out), files, strict=True):
+        assert invoke(evaluate, model, tiny_dataset.root, "--cpus", 1, "--json", file).exit_code == 0
     a, b = (json.loads(file.read_text())["metrics"] for file in files)
     assert a == b
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
 def test_a_disk_that_takes_no_more_leaves_the_old_file(tiny_checkpoint, tmp_path, suffix):
-    out = tmp_path / f"net.{suffix}"
+    out = tmp_path / f"model.{suffix}"
     out.write_bytes(b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # Python ignores SIGXFSZ
@@ -194,7 +194,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(tiny_checkpoint, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, tiny_checkpoint.name]
 
 
-def test_an_onnx_file_that_answers_otherwise_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
+def test_an_onnx_file_with_other_outputs_is_not_written(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.export.TOLERANCE", -1.0)
     result = invoke(export, tiny_checkpoint, tmp_path / "net.onnx")
     assert result.exit_code == 1
@@ -217,9 +217,9 @@ def test_onnx_from_the_command_line(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("net.h5", "no known format"),
+        ("model.h5", "no known format"),
         ("none/net.onnx", "does not exist"),
-        ("net.pth", "alexnet_owt at width 1, this net is alexnet_bn"),
+        ("net.pth", "alexnet_owt at width 1, this network is alexnet_bn"),
     ],
 )
 def test_what_cannot_be_exported_exits_2_and_leaves_nothing(tiny_checkpoint, tmp_path, name, words):

@@ -134,8 +134,8 @@ def test_kernels_are_drawn(trained, tiny_dataset, tmp_path):
         (["--cpus", "2", "--grad-compression", "bf16"], ["bf16 needs GPUs and NCCL"]),
         (["--synthetic", "--overfit-batch"], ["--synthetic and --overfit-batch were both given"]),
         (
-            ["--set", "batch_size=32", "--set", "accumulate=5", "--cpus", "1"],
-            ["accumulate 5", "accumulate=4"],
+            ["--set", "batch_size=32", "--set", "accumulation_steps=5", "--cpus", "1"],
+            ["accumulation_steps 5", "accumulation_steps=4"],
         ),
         (["--resume"], ["no run to resume"]),
     ],

@@ -18,7 +18,7 @@ from pathlib import Path
 from helpers.folders import SIZE
 from pipeline.sharding.merge import merge
 from pipeline.sharding.plan import Options, make_plan
-from pipeline.sharding.task import Job, run_task
+from pipeline.sharding.task import ShardJob, run_task
 from pipeline.sources.detection import read_source
 from pipeline.storage.open import open_store
 
@@ -50,7 +50,7 @@ def main(step, source, start, folder):
         if child == 0:
             die_at(number)
             if step == "task":
-                job = Job(str(source), str(out), str(out / ".work"))
+                job = ShardJob(str(source), str(out), str(out / ".work"))
                 run_task(job, open_store(out), plan, shards[0])
             else:
                 merge(open_store(out), plan, 1, "run again")

@@ -15,9 +15,9 @@ TAR, INDEX = "train/train-000001.tar", "train/train-000001.idx"
 class Here:
     """An engine that runs tasks in this process: no interpreter to start for each of many calls."""
 
-    ticks = False
+    reports_progress = False
 
-    def run(self, work, items, tick=None):
+    def run(self, work, items, on_progress=None):
         for item in reversed(items):  # an engine's results come in any order
             yield work(item)
 
@@ -26,13 +26,13 @@ def check(folder, **settings):
     return verify(folder, engine=Here(), **settings)
 
 
-def faults(folder, **settings):
+def problems(folder, **settings):
     """place → what, of a dataset with no more than one fault in each place."""
-    found = check(folder, **settings).faults
-    told = {fault.place: fault.what for fault in found}
-    assert len(told) == len(found), found
-    assert not any("\n" in what for what in told.values())
-    return told
+    found = check(folder, **settings).problems
+    problems = {problem.place: problem.what for problem in found}
+    assert len(problems) == len(found), found
+    assert not any("\n" in what for what in problems.values())
+    return problems
 
 
 def prepared(source, out, **options):

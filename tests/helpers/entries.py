@@ -16,22 +16,22 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import Dataset, EvalView, Loader
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import comm_hooks, failures
-from trainer.distributed.consensus import Agreement
-from trainer.distributed.env import World, gather_objects
+from trainer.distributed.consensus import Consensus
+from trainer.distributed.env import DistEnv, gather_objects
 from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import Predictions
 from trainer.models.alexnet import build_model
-from trainer.optim.optimizers import build_optimizer, set_rates
+from trainer.optim.optimizers import build_optimizer, set_lrs
 from trainer.recipe import Recipe
-from trainer.runs.records import Ending, EpochRow, StepRow, Weights
-from trainer.training.options import Job
-from trainer.training.precision import Arithmetic
+from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.training.options import TrainJob
+from trainer.training.precision import Precision
 from trainer.training.step import train_step
 from trainer.training.trainer import train
 
-FLOAT32 = Arithmetic(torch.float32, "cpu")
+FLOAT32 = Precision(torch.float32, "cpu")
 
 
 class Recorder:
@@ -42,48 +42,48 @@ class Recorder:
         self.facts: dict[str, str] = {}
         self.notes: list[str] = []
         self.losses: list[float] = []
-        self.rows: list[EpochRow] = []
-        self.steps: list[StepRow] = []
+        self.rows: list[EpochMetrics] = []
+        self.steps: list[StepMetrics] = []
         self.looks: list[Weights] = []
         self.endings: list[tuple[Ending, str]] = []
         self.wants_weights = False
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         self.facts = facts
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         self.notes.append(line)
 
-    def step(self, row: StepRow) -> None:
+    def on_step(self, row: StepMetrics) -> None:
         self.steps.append(row)
         self.losses.append(row.loss)
 
-    def weights(self, weights: Weights) -> None:
+    def on_weights(self, weights: Weights) -> None:
         self.looks.append(weights)
 
-    def ended(self, how: Ending, line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         self.endings.append((how, line))
 
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         self.rows.append(row)
         if row.epoch == self.stop_after:
             raise RunError("stopped here by the test")
 
 
-def run_job(world: World, job: Job, stop_after: int = 0) -> list[str]:
+def run_job(env: DistEnv, job: TrainJob, stop_after: int = 0) -> list[str]:
     """Train; return the notes."""
     torch.set_num_threads(1)
     recorder = Recorder(stop_after)
-    train(world, job, recorder)
+    train(env, job, recorder)
     return recorder.notes
 
 
-def without_dropout(net: nn.Sequential) -> nn.Sequential:
+def without_dropout(model: nn.Sequential) -> nn.Sequential:
     """Replace dropout by the identity, which is the same for every split of a batch."""
-    for name, module in net.named_children():
+    for name, module in model.named_children():
         if "Dropout" in type(module).__name__:
-            setattr(net, name, nn.Identity())
-    return net
+            setattr(model, name, nn.Identity())
+    return model
 
 
 def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -96,31 +96,31 @@ def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[t
 
 
 def train_on_slices(
-    world: World, recipe: Recipe, data: Path, steps: int
+    env: DistEnv, recipe: Recipe, data: Path, steps: int
 ) -> tuple[list[float], dict[str, torch.Tensor], bool]:
     """Train on each global batch's slice; return mean losses, weights, and whether all ranks' agree."""
     torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed + world.rank)  # DDP hands rank 0's initial weights to all
-    net = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
-    model = DistributedDataParallel(net) if world.size > 1 else net
-    optimizer = build_optimizer(net, recipe)
-    set_rates(optimizer, recipe.rate, recipe.stage_at(0))
-    share = recipe.batch_size // world.size
-    mine = slice(world.rank * share, (world.rank + 1) * share)
+    torch.manual_seed(recipe.seed + env.rank)  # DDP hands rank 0's initial weights to all
+    network = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
+    model = DistributedDataParallel(network) if env.world_size > 1 else network
+    optimizer = build_optimizer(network, recipe)
+    set_lrs(optimizer, recipe.lr, recipe.stage_at(0))
+    share = recipe.batch_size // env.world_size
+    mine = slice(env.rank * share, (env.rank + 1) * share)
     losses = []
     for images, labels in global_batches(data, recipe.crop, steps, recipe.batch_size):
         loss, _ = train_step(model, optimizer, images[mine], labels[mine], recipe, FLOAT32)
         losses.append(loss)
     mean = torch.stack(losses)
-    if world.size > 1:
+    if env.world_size > 1:
         dist.all_reduce(mean)
-    gathered = gather_objects({name: p.detach() for name, p in net.named_parameters()}, world)
+    gathered = gather_objects({name: p.detach() for name, p in network.named_parameters()}, env)
     agree = all(torch.equal(gathered[0][name], other[name]) for other in gathered for name in other)
-    return (mean / world.size).tolist(), gathered[0] if gathered else {}, agree
+    return (mean / env.world_size).tolist(), gathered[0] if gathered else {}, agree
 
 
-class Answers(nn.Module):
-    """A net whose logits are made of the pixels themselves, so that every sample has its own."""
+class LinearModel(nn.Module):
+    """A network whose logits are made of the pixels themselves, so that every sample has its own."""
 
     def __init__(self, classes: int, crop: int) -> None:
         super().__init__()
@@ -132,14 +132,14 @@ class Answers(nn.Module):
 
 
 def evaluate_everywhere(
-    world: World, file: Path, data: Path
+    env: DistEnv, file: Path, data: Path
 ) -> tuple[list[Metrics], list[str], Predictions | None]:
-    """Of `Answers` and a checkpoint in batches of five: metrics, the keys that all ranks saw, predictions."""
+    """Evaluate `LinearModel` and a checkpoint in batches of five: metrics, keys that all ranks saw, predictions."""
     torch.set_num_threads(1)
     dataset = Dataset.open(data)
-    net = Answers(len(dataset.classes), 64)
+    model = LinearModel(len(dataset.classes), 64)
     keys: list[str] = []
-    with Loader(dataset, "val", EvalView("center", 64), 5, placement=world.placement, keys=True) as loader:
+    with Loader(dataset, "val", EvalView("center", 64), 5, placement=env.placement, keys=True) as loader:
 
         def noted():
             for batch in loader:
@@ -150,92 +150,92 @@ def evaluate_everywhere(
         listening = type(
             "Listening", (), {"__iter__": lambda _: noted(), "__getattr__": lambda _, n: getattr(loader, n)}
         )
-        metrics = [evaluate([net], listening(), world)]
+        metrics = [evaluate([model], listening(), env)]
     for views in ("center", "ten-crop"):
-        whole = evaluate_checkpoints(world, [file], data, "val", views, 5, predict=True)
+        whole = evaluate_checkpoints(env, [file], data, "val", views, 5, predict=True)
         metrics.append(whole.metrics)
-    everywhere = gather_objects((metrics, keys), world)
+    everywhere = gather_objects((metrics, keys), env)
     assert all(other == metrics for other, _ in everywhere)  # all processes get the same result
     return metrics, [key for _, keys in everywhere for key in keys], whole.predictions
 
 
-def tally_share(world: World, rows: np.ndarray, labels: np.ndarray) -> tuple[Tally, bool]:
+def tally_share(env: DistEnv, rows: np.ndarray, labels: np.ndarray) -> tuple[Tally, bool]:
     """Every other row counted by each of two processes, merged; and whether both have the same metrics."""
     tally = Tally(rows.shape[1])
-    mine = slice(world.rank, None, world.size)
+    mine = slice(env.rank, None, env.world_size)
     tally.add(torch.from_numpy(rows[mine].copy()), torch.from_numpy(labels[mine].copy()))
     tally.merge()
-    everywhere = gather_objects(tally.metrics(), world)
+    everywhere = gather_objects(tally.metrics(), env)
     return tally, all(metrics == tally.metrics() for metrics in everywhere)
 
 
-def describe(world: World, *args: object) -> tuple[object, ...]:
+def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
     """What a process knows of itself, and its sum over all."""
-    total = torch.tensor([float(world.rank + 1)])
-    if world.size > 1:
+    total = torch.tensor([float(env.rank + 1)])
+    if env.world_size > 1:
         dist.all_reduce(total)
-    return world, args, total.item(), gather_objects(world.rank, world)
+    return env, args, total.item(), gather_objects(env.rank, env)
 
 
-def refuse(world: World, rank: int) -> None:
+def refuse(env: DistEnv, rank: int) -> None:
     """One rank refuses the input while the others wait for it."""
-    if world.rank == rank:
+    if env.rank == rank:
         raise UsageError("recipe: of another kind: not usable")
     dist.barrier()
 
 
-def fail(world: World, rank: int) -> None:
+def fail(env: DistEnv, rank: int) -> None:
     """One rank fails while the others wait for it, and ends a second after they have lost it."""
-    if world.rank == rank:
-        if world.size > 1:
+    if env.rank == rank:
+        if env.world_size > 1:
             dist.destroy_process_group()
             atexit.register(time.sleep, 1.0)
         raise RunError("the disk is full")
     dist.barrier()
 
 
-def stumble(world: World, rank: int) -> None:
+def stumble(env: DistEnv, rank: int) -> None:
     """One rank meets a bug while the others wait for it."""
-    if world.rank == rank:
+    if env.rank == rank:
         raise KeyError("a bug")
     dist.barrier()
 
 
-def die(world: World, rank: int) -> None:
+def die(env: DistEnv, rank: int) -> None:
     """One rank is killed while the others wait for it."""
-    if world.rank == rank:
+    if env.rank == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
 
 
-def wish(world: World, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
+def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
     """Make `calls` calls of an agreement on two things, where a rank wishes (at call, which); all answers."""
-    agreement = Agreement(world)
-    at, which = wishes.get(world.rank, (0, 0))
-    answers = [
-        agreement(*(call == at and thing == which for thing in range(2))) for call in range(1, calls + 1)
+    consensus = Consensus(env)
+    at, which = wishes.get(env.rank, (0, 0))
+    found_classes = [
+        consensus(*(call == at and thing == which for thing in range(2))) for call in range(1, calls + 1)
     ]
-    agreement.finish()
-    return gather_objects(answers, world)
+    consensus.finish()
+    return gather_objects(found_classes, env)
 
 
-def run_compressed(world: World, job: Job) -> None:
+def run_compressed(env: DistEnv, job: TrainJob) -> None:
     """Train with PowerSGD from its second update on."""
     comm_hooks._FIRST_UPDATES = 2
     torch.set_num_threads(1)
-    train(world, job, Recorder())
+    train(env, job, Recorder())
 
 
-def hang(world: World, rank: int, how: str) -> int:
+def hang(env: DistEnv, rank: int, how: str) -> int:
     """One rank stops within the fourth update, or sleeps before it, if it was not started again.
 
     Silence of six seconds is enough; returns the restarts.
     """
     failures._SILENT_SECONDS = 6.0
-    with failures.Watch(world, 2.0) as seen:
+    with failures.HangWatchdog(env, 2.0) as seen:
         for step in range(10):
             seen.at(step, "waiting for data")
-            bad = world.rank == rank and step == 3 and not world.restarts
+            bad = env.rank == rank and step == 3 and not env.restarts
             if bad and how == "sleep":
                 time.sleep(1000)
             seen.at(step, "training")
@@ -243,46 +243,46 @@ def hang(world: World, rank: int, how: str) -> int:
                 time.sleep(2)  # a sign of it is out
                 os.kill(os.getpid(), signal.SIGSTOP)
             dist.barrier()
-    return world.restarts
+    return env.restarts
 
 
-def unlike(world: World) -> None:
+def unlike(env: DistEnv) -> None:
     """The second process has another torch."""
-    refuse_unlike(world, {"torch": "2.12" if world.rank else "2.13", "numpy": "2"})
+    refuse_unlike(env, {"torch": "2.12" if env.rank else "2.13", "numpy": "2"})
 
 
-def die_once(world: World, marks: Path, rank: int) -> tuple[int, int]:
+def die_once(env: DistEnv, marks: Path, rank: int) -> tuple[int, int]:
     """One rank is killed at the first try; return the restarts and the tries."""
-    (marks / f"{world.rank}-{world.restarts}").touch()
-    if world.rank == rank and not world.restarts:
+    (marks / f"{env.rank}-{env.restarts}").touch()
+    if env.rank == rank and not env.restarts:
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
-    return world.restarts, len(list(marks.iterdir()))
+    return env.restarts, len(list(marks.iterdir()))
 
 
-def refuse_every_time(world: World, marks: Path) -> None:
+def refuse_every_time(env: DistEnv, marks: Path) -> None:
     """The input is bad, and a restart would not mend it."""
-    (marks / f"{world.rank}-{world.restarts}").touch()
+    (marks / f"{env.rank}-{env.restarts}").touch()
     dist.barrier()
     raise UsageError("the input is bad")
 
 
-def run_with_other_data(world: World, job: Job, other: Path) -> None:
+def run_with_other_data(env: DistEnv, job: TrainJob, other: Path) -> None:
     """The second process trains on another dataset."""
-    train(world, replace(job, data=other if world.rank else job.data), Recorder())
+    train(env, replace(job, data=other if env.rank else job.data), Recorder())
 
 
-def fail_together(world: World, folder: Path) -> None:
+def fail_together(env: DistEnv, folder: Path) -> None:
     """The second of three processes fails; each writes down what it is told."""
 
     def work() -> None:
-        if world.rank == 1:
+        if env.rank == 1:
             raise UsageError("process 1 cannot")
 
     try:
-        raise_together(work, world)
+        raise_together(work, env)
     except UsageError as error:
-        (folder / str(world.rank)).write_text(error_to_text(error))
+        (folder / str(env.rank)).write_text(error_to_text(error))
         dist.barrier()
         raise

@@ -1,4 +1,4 @@
-"""The paper's net and update in NumPy, float64, forward and backward by hand: nothing of torch.
+"""The paper's network and update in NumPy, float64, forward and backward by hand: nothing of torch.
 
 Written from the paper's text and the layer table, as loops and sums, to be read beside it. Shapes: N
 images, C channels, H, W maps.
@@ -91,9 +91,9 @@ def relu(x):
 
 
 def loss_and_gradients(weights, images, labels):
-    """The mean cross-entropy of the net on a batch, dropout off, and the gradient of every weight.
+    """The mean cross-entropy of the network on a batch, dropout off, and the gradient of every weight.
 
-    Without dropout the net in training is as the paper's text has it, every unit kept.
+    Without dropout the network in training is as the paper's text has it, every unit kept.
     """
     backs, x = [], images
     for name in LAYERS[:5]:
@@ -133,13 +133,13 @@ def loss_and_gradients(weights, images, labels):
     return loss, gradients
 
 
-def update(weights, velocities, gradients, rate, *, bias_factor=1.0, decay_biases=True, frozen=()):
+def update(weights, velocities, gradients, lr, *, bias_factor=1.0, decay_biases=True, frozen=()):
     """Section 5, in place: v ← 0.9 v − 0.0005 ε w − ε ∂L/∂w; w ← w + v."""
     for name, gradient in gradients.items():
         layer, kind = name.split(".")
         if layer in frozen:
             continue
-        epsilon = rate * (bias_factor if kind == "bias" else 1.0)
+        epsilon = lr * (bias_factor if kind == "bias" else 1.0)
         decay = 0.0005 if decay_biases or kind == "weight" else 0.0
         velocities[name] = 0.9 * velocities[name] - decay * epsilon * weights[name] - epsilon * gradient
         weights[name] = weights[name] + velocities[name]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.executors.ray import RayEngine
+from pipeline.executors.ray import RayExecutor
 from pipeline.sharding.job import prepare
 from pipeline.sharding.plan import Options
 from pipeline.sources.detection import read_source
@@ -70,7 +70,7 @@ def refuse(number):
 
 
 def main(what, source, out):
-    engine = RayEngine(None, 2)
+    engine = RayExecutor(None, 2)
     if what == "error":
         try:
             list(engine.run(refuse, [7]))
@@ -87,7 +87,7 @@ def main(what, source, out):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        engine = RayEngine(cluster.address)
+        engine = RayExecutor(cluster.address)
 
         def remove():
             cluster.remove_node(node, allow_graceful=False)

@@ -13,23 +13,23 @@ import torch
 
 from helpers.entries import Recorder
 from pipeline.errors import RunError
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.runs import checkpoint, run_folder
-from trainer.training.options import Job
+from trainer.training.options import TrainJob
 from trainer.training.trainer import train
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 
 
-def train_here(job: Job, stop_after: int = 0, looks: bool = False) -> Recorder:
+def train_here(job: TrainJob, stop_after: int = 0, looks: bool = False) -> Recorder:
     """Train in this process; with `stop_after`, until that epoch's checkpoint."""
     recorder = Recorder(stop_after)
     recorder.wants_weights = looks
     if stop_after:
         with pytest.raises(RunError, match="stopped here"):
-            train(World(), job, recorder)
+            train(DistEnv(), job, recorder)
     else:
-        train(World(), job, recorder)
+        train(DistEnv(), job, recorder)
     return recorder
 
 

@@ -10,17 +10,17 @@ from helpers.synthetic import write_dataset
 from PIL import Image
 
 from pipeline import Dataset, draw_preview
-from pipeline.images.pca_plot import draw_scree
+from pipeline.images.pca_plot import draw_pca_plot
 from pipeline.verification.adopt import adopt
 
 GAP, MARGIN, BELOW = 6, 12, 24
 
 
-def cells(sheet, scree, side, rows):
+def cells(sheet, plot, side, rows):
     """The (rows, 8, side, side, 3) cells of a sheet that has the scree at its bottom."""
     height = rows * (side + GAP) - GAP + 2 * MARGIN
     width = 8 * (side + GAP) - GAP + 2 * MARGIN
-    top = sheet.shape[0] - scree.shape[0] - BELOW - height + MARGIN
+    top = sheet.shape[0] - plot.shape[0] - BELOW - height + MARGIN
     left = (sheet.shape[1] - width) // 2 + MARGIN
     return np.array(
         [
@@ -30,12 +30,12 @@ def cells(sheet, scree, side, rows):
     )
 
 
-def without_the_scree_first(sheet, data):
+def without_the_pca_plot(sheet, data):
     """Check that the scree of the dataset is at the bottom, in the middle; return it."""
-    scree = draw_scree(data.statistics, 0)
-    left = (sheet.shape[1] - scree.shape[1]) // 2
-    np.testing.assert_array_equal(sheet[-scree.shape[0] :, left : left + scree.shape[1]], scree)
-    return scree
+    plot = draw_pca_plot(data.statistics, 0)
+    left = (sheet.shape[1] - plot.shape[1]) // 2
+    np.testing.assert_array_equal(sheet[-plot.shape[0] :, left : left + plot.shape[1]], plot)
+    return plot
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_every_row_is_a_stored_image_and_crops_of_it(tmp_path, mode, shape):
     ]
     data = write_dataset(tmp_path / "d", {"train": images}, 64, shards=1, mode=mode)
     sheet = np.asarray(draw_preview(data, images=3, noise="none"))
-    found = cells(sheet, without_the_scree_first(sheet, data), 56, 3)
+    found = cells(sheet, without_the_pca_plot(sheet, data), 56, 3)
     for row, stored in zip(found, images, strict=True):
         assert np.abs(row.astype(int) - stored[0, 0]).max() <= 2
 
@@ -56,8 +56,8 @@ def test_color_noise_shifts_whole_crops(tiny_dataset):
     plain, noisy = (
         np.asarray(draw_preview(tiny_dataset, images=2, noise=kind, seed=1)) for kind in ("none", "source")
     )
-    scree = without_the_scree_first(noisy, tiny_dataset)
-    a, b = (cells(sheet, scree, 63, 2).astype(int) for sheet in (plain, noisy))
+    plot = without_the_pca_plot(noisy, tiny_dataset)
+    a, b = (cells(sheet, plot, 63, 2).astype(int) for sheet in (plain, noisy))
     np.testing.assert_array_equal(a[:, 0], b[:, 0])
     difference = b[:, 1:] - a[:, 1:]
     assert np.abs(np.median(difference, axis=(2, 3))).max() > 3
@@ -74,4 +74,4 @@ def test_a_preview_of_other_tools_tars(tmp_path):
         image.save(file, "PNG")
         assert Image.open(file).size == image.size
     sheet = np.asarray(image)
-    assert without_the_scree_first(sheet, Dataset.open(tmp_path)).shape[0] < sheet.shape[0]
+    assert without_the_pca_plot(sheet, Dataset.open(tmp_path)).shape[0] < sheet.shape[0]

@@ -22,12 +22,12 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
-    """A net that trains for three epochs of the tiny dataset in seconds."""
+    """A network that trains for three epochs of the tiny dataset in seconds."""
     return Recipe(
         name="tiny",
         arch="alexnet_bn",
         epochs=3,
-        rate=0.02,
+        lr=0.02,
         width=0.05,
         crop=64,
         batch_size=32,

@@ -7,64 +7,64 @@ import torch
 from helpers.training_runs import train_here
 
 from pipeline import Placement, UsageError
-from trainer.data import Feed, Feeding, OneBatch, noise
-from trainer.distributed.env import World
+from trainer.data import LoaderOptions, RepeatedBatch, TrainData, noise
+from trainer.distributed.env import DistEnv
 from trainer.models.classifier import new_classifier
 from trainer.recipe import Stage
 from trainer.runs import checkpoint
-from trainer.training.options import Debugging, Job
+from trainer.training.options import Debugging, TrainJob
 
 
 @pytest.fixture
 def recipe(tiny_recipe):
-    stages = (Stage(epoch=1, rate_factor=0.5), Stage(epoch=2, color_noise="none"))
+    stages = (Stage(epoch=1, lr_factor=0.5), Stage(epoch=2, color_noise="none"))
     return replace(tiny_recipe, color_noise="source", epochs=4, stages=stages)
 
 
 @pytest.fixture
-def make_feed(recipe, tiny_dataset):
+def make_train_data(recipe, tiny_dataset):
     """Make feeds that are closed in the end; keywords replace the defaults."""
     feeds = []
 
     def make(**changes):
         torch.manual_seed(0)
         classifier = new_classifier(recipe, tiny_dataset)
-        arguments = {"recipe": recipe, "batch_size": 30, "world": World()} | changes
-        feeds.append(Feed(dataset=tiny_dataset, classifier=classifier, **arguments))
+        arguments = {"recipe": recipe, "batch_size": 30, "world": DistEnv()} | changes
+        feeds.append(TrainData(dataset=tiny_dataset, classifier=classifier, **arguments))
         feeds[-1].classifier = classifier
         return feeds[-1]
 
     yield make
-    for feed in feeds:
-        feed.close()
+    for train_data in feeds:
+        train_data.close()
 
 
-def images(feed, epoch):
-    return torch.cat([batch.images for batch in feed.epoch(epoch)])
+def images(train_data, epoch):
+    return torch.cat([batch.images for batch in train_data.epoch(epoch)])
 
 
-def test_epochs_share_a_loader_until_the_noise_changes(make_feed):
-    feed = make_feed()
-    first = feed.epoch(0)
-    assert feed.classifier.divisor == 1.1
-    assert feed.epoch(1) is first  # a change of rate is none of the loader's
-    second = feed.epoch(2)
+def test_epochs_share_a_loader_until_the_noise_changes(make_train_data):
+    train_data = make_train_data()
+    first = train_data.epoch(0)
+    assert train_data.classifier.divisor == 1.1
+    assert train_data.epoch(1) is first  # a change of rate is none of the loader's
+    second = train_data.epoch(2)
     assert second is not first
-    assert feed.epoch(3) is second
-    assert feed.classifier.divisor == 1.0
+    assert train_data.epoch(3) is second
+    assert train_data.classifier.divisor == 1.0
 
 
-def test_noise_is_in_the_pixels_and_goes_with_its_stage(make_feed):
-    feed = make_feed()
-    noisy = images(feed, 0)
-    list(feed.epoch(1))
-    plain = images(feed, 2)
+def test_noise_is_in_the_pixels_and_goes_with_its_stage(make_train_data):
+    train_data = make_train_data()
+    noisy = images(train_data, 0)
+    list(train_data.epoch(1))
+    plain = images(train_data, 2)
     assert torch.equal(plain, plain.round())  # the mean image is subtracted later: gray levels remain
     assert not torch.equal(noisy, noisy.round())
 
 
-def test_epochs_differ_and_the_same_feed_gives_them_again(make_feed):
-    one, other = make_feed(), make_feed()
+def test_epochs_differ_and_the_same_data_gives_them_again(make_train_data):
+    one, other = make_train_data(), make_train_data()
     first = [images(one, epoch) for epoch in range(4)]
     second = [images(other, epoch) for epoch in range(4)]
     for a, b in zip(first, second, strict=True):
@@ -75,9 +75,9 @@ def test_epochs_differ_and_the_same_feed_gives_them_again(make_feed):
 
 @pytest.mark.parametrize("finished", [1, 2, 3])
 @pytest.mark.parametrize("begun", [0, 1, 2])
-def test_a_restored_feed_goes_on_as_one_never_stopped(make_feed, finished, begun):
+def test_restored_data_goes_on_as_if_never_stopped(make_train_data, finished, begun):
     """Three batches an epoch; the place is between two epochs, or within one."""
-    whole = make_feed()
+    whole = make_train_data()
     for epoch in range(finished):
         list(whole.epoch(epoch))
     stream = iter(whole.epoch(finished))
@@ -89,7 +89,7 @@ def test_a_restored_feed_goes_on_as_one_never_stopped(make_feed, finished, begun
     expected = [images(whole, epoch) for epoch in range(finished + 1, 4)]
     torch.manual_seed(77)
     drawn = torch.rand(3)
-    resumed = make_feed()
+    resumed = make_train_data()
     assert resumed.restore(state, finished) == 0
     resumed.restore_generators(state)
     assert torch.equal(torch.rand(3), drawn)
@@ -98,51 +98,51 @@ def test_a_restored_feed_goes_on_as_one_never_stopped(make_feed, finished, begun
         assert torch.equal(images(resumed, epoch), images_then)
 
 
-def test_other_data_or_another_batch_is_refused(make_feed):
-    feed = make_feed()
-    list(feed.epoch(0))
-    state = feed.rank_state()
+def test_other_data_or_another_batch_is_refused(make_train_data):
+    train_data = make_train_data()
+    list(train_data.epoch(0))
+    state = train_data.rank_state()
     with pytest.raises(UsageError, match="global_batch was 30, now 15"):
-        make_feed(batch_size=15).restore(state, 1)
+        make_train_data(batch_size=15).restore(state, 1)
 
 
-def test_other_processes_leave_out_what_was_begun(make_feed):
-    feed = make_feed()
-    list(feed.epoch(0))
-    between = feed.rank_state()
-    next(iter(feed.epoch(1)))
-    begun = feed.rank_state()
-    two = {"world": World(rank=1, size=2), "batch_size": 15}
-    assert make_feed(**two).restore(between, 1) == 0
-    assert make_feed(**two).restore(begun, 1) == 60
+def test_other_processes_leave_out_what_was_begun(make_train_data):
+    train_data = make_train_data()
+    list(train_data.epoch(0))
+    between = train_data.rank_state()
+    next(iter(train_data.epoch(1)))
+    begun = train_data.rank_state()
+    two = {"world": DistEnv(rank=1, world_size=2), "batch_size": 15}
+    assert make_train_data(**two).restore(between, 1) == 0
+    assert make_train_data(**two).restore(begun, 1) == 60
 
 
 @pytest.mark.parametrize("device", ["gpu", "hybrid"])
 def test_processes_on_the_cpu_have_no_gpu_to_augment_on(device):
     with pytest.raises(UsageError, match=f"--placement {device} makes batches on a GPU"):
-        Feeding(device).placement(World())
+        LoaderOptions(device).placement(DistEnv())
 
 
-def test_feeding_says_where_and_with_how_many_threads():
-    world = World(rank=3, size=4, local_rank=1, local_size=2)
-    assert Feeding("cpu", 5).placement(world) == Placement(3, 4, "cpu", 1, 5, 2)
-    assert Feeding().placement(world).device == "cpu"
+def test_loader_options_say_where_and_with_how_many_threads():
+    env = DistEnv(rank=3, world_size=4, local_rank=1, local_world_size=2)
+    assert LoaderOptions("cpu", 5).placement(env) == Placement(3, 4, "cpu", 1, 5, 2)
+    assert LoaderOptions().placement(env).device == "cpu"
 
 
-def test_ranks_get_different_images(make_feed):
-    ranks = [make_feed(world=World(rank=rank, size=2), batch_size=45) for rank in range(2)]
-    batches = [images(feed, 2) for feed in ranks]
+def test_ranks_get_different_images(make_train_data):
+    ranks = [make_train_data(env=DistEnv(rank=rank, world_size=2), batch_size=45) for rank in range(2)]
+    batches = [images(train_data, 2) for train_data in ranks]
     assert [len(batch) for batch in batches] == [45, 45]
     assert not torch.equal(*batches)
 
 
-def test_a_batch_larger_than_the_split_is_refused(make_feed):
+def test_a_batch_larger_than_the_split_is_refused(make_train_data):
     with pytest.raises(UsageError, match="90 samples, fewer than one global batch of 91"):
-        make_feed(batch_size=91).epoch(0)
+        make_train_data(batch_size=91).epoch(0)
 
 
 def test_an_epoch_is_as_long_as_the_datas(tiny_recipe):
-    one = OneBatch(noise(tiny_recipe, 4, 10, World()), 3)
+    one = RepeatedBatch(noise(tiny_recipe, 4, 10, DistEnv()), 3)
     assert len(one) == 3
     batches = []
     for batch in one:
@@ -153,10 +153,10 @@ def test_an_epoch_is_as_long_as_the_datas(tiny_recipe):
 
 
 def test_noise_is_like_pixels_and_differs_between_ranks(tiny_recipe):
-    plain = noise(tiny_recipe, 16, 10, World())
+    plain = noise(tiny_recipe, 16, 10, DistEnv())
     assert plain.images.shape == (16, 3, 64, 64)
     assert plain.images.std().item() == pytest.approx(64, rel=0.02)
-    divided = noise(replace(tiny_recipe, std="channel", channels_last=True), 16, 10, World(1, 2))
+    divided = noise(replace(tiny_recipe, std="channel", channels_last=True), 16, 10, DistEnv(1, 2))
     assert divided.images.std().item() == pytest.approx(1, rel=0.02)
     assert divided.images.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(divided.labels, plain.labels)
@@ -165,15 +165,15 @@ def test_noise_is_like_pixels_and_differs_between_ranks(tiny_recipe):
 
 def test_a_single_batch_is_learnt_by_heart(tiny_recipe, tiny_dataset, tmp_path):
     """Without dropout's noise in the way: alexnet_bn's loss on it falls to a tenth."""
-    recipe = replace(tiny_recipe, width=0.25, epochs=20, batch_size=8, rate=0.02)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(overfit_batch=True))
+    recipe = replace(tiny_recipe, width=0.25, epochs=20, batch_size=8, lr=0.02)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(overfit_batch=True))
     rows = train_here(job).rows
     assert rows[-1].train_loss < 0.1 * rows[0].train_loss
     assert rows[-1].train_top1 == 1.0
 
 
 def test_noise_trains_as_long_as_data_and_is_not_resumed(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(
+    job = TrainJob(
         tiny_dataset.root, tmp_path / "r", replace(tiny_recipe, epochs=1), debugging=Debugging(synthetic=True)
     )
     assert train_here(job).rows[-1].steps == 2  # 90 images in batches of 32

@@ -1,4 +1,4 @@
-"""Exported nets answer as the net does, elsewhere and with their preprocessing."""
+"""Exported networks answer as the network does, elsewhere and with their preprocessing."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from trainer.export import TOLERANCE, export, onnx_difference
 from trainer.models.alexnet import ARCHITECTURES
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
-from trainer.runs.load_model import open_trained
+from trainer.runs.load_model import load_model
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
@@ -44,7 +44,7 @@ def pixels(count, crop=64):
     return np.random.default_rng(count).uniform(0, 255, (count, 3, crop, crop)).astype(np.float32)
 
 
-def answers(classifier, x):
+def outputs(classifier, x):
     with torch.inference_mode():
         return classifier.eval().classify(torch.from_numpy(x)).softmax(dim=1)
 
@@ -52,24 +52,24 @@ def answers(classifier, x):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("mean_image", [False, True])
 def test_safetensors_load_as_a_checkpoint_does(tmp_path, arch, mean_image):
-    net, path = make(arch, mean_image=mean_image), tmp_path / "net.safetensors"
-    assert "loads wherever a checkpoint does" in export(net, path)[0]
-    back = open_trained(path).classifier
-    assert back.spec == net.spec
-    assert torch.equal(answers(back, pixels(2)), answers(net, pixels(2)))
+    model, path = make(arch, mean_image=mean_image), tmp_path / "net.safetensors"
+    assert "loads wherever a checkpoint does" in export(model, path)[0]
+    back = load_model(path).classifier
+    assert back.spec == model.spec
+    assert torch.equal(outputs(back, pixels(2)), outputs(model, pixels(2)))
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("mean_image", [False, True])
-def test_onnx_answers_as_torch_for_any_batch(tmp_path, arch, mean_image):
+def test_onnx_gives_torchs_outputs_for_any_batch(tmp_path, arch, mean_image):
     import onnx
 
-    net, path = make(arch, mean_image=mean_image), tmp_path / "net.onnx"
-    notes = export(net, path)
+    model, path = make(arch, mean_image=mean_image), tmp_path / "net.onnx"
+    notes = export(model, path)
     assert any("ONNX Runtime agrees within" in note for note in notes)
     for count in (1, 3, 7):
-        assert onnx_difference(path, net, pixels(count)) <= TOLERANCE
+        assert onnx_difference(path, model, pixels(count)) <= TOLERANCE
     facts = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     assert json.loads(facts["classes"]) == ["n1", "n2", "n3", "n4"]
     assert json.loads(facts["names"]) == ["cat", "dog", "œuf", "a, b"]
@@ -79,19 +79,19 @@ def test_onnx_answers_as_torch_for_any_batch(tmp_path, arch, mean_image):
 def test_onnx_agrees_on_photographs(tmp_path, shared_data):
     from trainer.inference.preprocess import as_batch, crop_of_file
 
-    net = make("alexnet", crop=64)
+    model = make("alexnet", crop=64)
     files = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[:12]
-    x = as_batch([crop_of_file(file, net.spec) for file in files]).numpy()
-    export(net, tmp_path / "net.onnx")
-    assert onnx_difference(tmp_path / "net.onnx", net, x) <= TOLERANCE
+    x = as_batch([crop_of_file(file, model.spec) for file in files]).numpy()
+    export(model, tmp_path / "net.onnx")
+    assert onnx_difference(tmp_path / "net.onnx", model, x) <= TOLERANCE
 
 
 def test_wrong_logits_differ_even_where_probabilities_hardly_do(tmp_path):
-    net = make("alexnet_bn")
-    export(net, tmp_path / "net.onnx")
+    model = make("alexnet_bn")
+    export(model, tmp_path / "net.onnx")
     with torch.no_grad():
-        net.net.fc8.bias += 0.01  # of every class: the probabilities stay
-    assert onnx_difference(tmp_path / "net.onnx", net) == pytest.approx(0.01, rel=0.05)
+        model.model.fc8.bias += 0.01  # of every class: the probabilities stay
+    assert onnx_difference(tmp_path / "net.onnx", model) == pytest.approx(0.01, rel=0.05)
 
 
 @pytest.mark.slow
@@ -99,57 +99,57 @@ def test_wrong_logits_differ_even_where_probabilities_hardly_do(tmp_path):
 def test_onnx_of_full_size_agrees_on_photographs(tmp_path, shared_data, arch):
     from trainer.inference.preprocess import as_batch, crop_of_file
 
-    net = make(arch, width=1, crop=224)
+    model = make(arch, width=1, crop=224)
     files = sorted((shared_data / "imagenet-sample" / "val").rglob("*.JPEG"))[:7]
-    x = as_batch([crop_of_file(file, replace(net.spec, size=256)) for file in files]).numpy()
-    export(net, tmp_path / "net.onnx")
+    x = as_batch([crop_of_file(file, replace(model.spec, size=256)) for file in files]).numpy()
+    export(model, tmp_path / "net.onnx")
     for count in (1, 3, 7):
-        assert onnx_difference(tmp_path / "net.onnx", net, x[:count]) <= TOLERANCE
+        assert onnx_difference(tmp_path / "net.onnx", model, x[:count]) <= TOLERANCE
 
 
 def test_torchvisions_layout_with_its_transforms_gives_the_same_logits(tmp_path):
     """Its pipeline in torch: pixels to 0..1, Normalize with the numbers of the file beside."""
-    net = make("alexnet_owt", width=1, crop=224)
-    (note,) = export(net, tmp_path / "net.pth")
+    model = make("alexnet_owt", width=1, crop=224)
+    (note,) = export(model, tmp_path / "net.pth")
     state = torch.load(tmp_path / "net.pth", weights_only=True)
     assert list(state)[:2] == ["features.0.weight", "features.0.bias"]
     assert {name: tuple(t.shape) for name, t in state.items()}["classifier.6.weight"] == (4, 4096)
-    facts = json.loads((tmp_path / "net.preprocessing.json").read_text())
-    assert "net.preprocessing.json" in note
+    facts = json.loads((tmp_path / "model.preprocessing.json").read_text())
+    assert "model.preprocessing.json" in note
     mean, std = (
         torch.tensor(facts["transforms"][f"normalize_{name}"]).view(3, 1, 1) for name in ("mean", "std")
     )
     x = pixels(2, 224)
     with torch.inference_mode():
-        theirs = net.net((torch.from_numpy(x) / 255 - mean) / std)
-        ours = net.classify(torch.from_numpy(x))
+        theirs = model.model((torch.from_numpy(x) / 255 - mean) / std)
+        ours = model.classify(torch.from_numpy(x))
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
     assert facts["classes"] == ["n1", "n2", "n3", "n4"]
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("network", "words"),
     [
-        (make("alexnet_bn"), "alexnet_owt at width 1, this net is alexnet_bn at width 0.1"),
-        (make("alexnet_owt"), "this net is alexnet_owt at width 0.1"),
+        (make("alexnet_bn"), "alexnet_owt at width 1, this network is alexnet_bn at width 0.1"),
+        (make("alexnet_owt"), "this network is alexnet_owt at width 0.1"),
     ],
 )
-def test_other_nets_have_no_place_in_torchvision(tmp_path, net, words):
+def test_other_nets_have_no_place_in_torchvision(tmp_path, model, words):
     with pytest.raises(UsageError, match=re.escape(words)):
-        export(net, tmp_path / "net.pth")
+        export(model, tmp_path / "net.pth")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mean_image_is_more_than_torchvisions_transforms_can(tmp_path):
-    net = make("alexnet_owt")
-    net.spec = replace(net.spec, width=1, mean_image=True)
+    model = make("alexnet_owt")
+    model.spec = replace(model.spec, width=1, mean_image=True)
     with pytest.raises(UsageError, match="subtracts a mean image"):
-        export(net, tmp_path / "net.pth")
+        export(model, tmp_path / "net.pth")
 
 
 def test_an_unknown_suffix_names_the_known(tmp_path):
     with pytest.raises(UsageError, match=r"ends in \.safetensors, \.onnx, \.pth"):
-        export(make("alexnet_bn"), tmp_path / "net.h5")
+        export(make("alexnet_bn"), tmp_path / "model.h5")
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
@@ -173,12 +173,12 @@ def test_without_onnxruntime_the_file_is_written_and_said_to_be_untried(tmp_path
 
 
 def test_names_of_classes_are_no_reason_to_refuse_a_run(tmp_path):
-    net = make("alexnet_bn")
-    checkpoint.save(tmp_path / "old.pt", net)
+    model = make("alexnet_bn")
+    checkpoint.save(tmp_path / "old.pt", model)
     content = checkpoint.load(tmp_path / "old.pt")
     del content["spec"]["names"]  # as checkpoints were before they had any
     assert checkpoint.spec_of(content, tmp_path / "old.pt").names == ()
-    checkpoint.refuse_other_spec(content, net.spec, tmp_path / "old.pt")
+    checkpoint.refuse_other_spec(content, model.spec, tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize(("prepared", "tolerance"), [(True, 1e-3), (False, 0.02)])
@@ -188,10 +188,10 @@ def test_the_documented_example_classifies_as_the_net_does(
     """Of a prepared square only cutting is left to it; of a photograph its filter and decoder are others."""
     example = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 15
-    net = make("alexnet_bn")
+    model = make("alexnet_bn")
     with torch.no_grad():
-        net.net.fc8.weight *= 2 / net.classify(torch.from_numpy(pixels(8))).std()  # distinct answers
-    export(net, tmp_path / "net.onnx")
+        model.model.fc8.weight *= 2 / model.classify(torch.from_numpy(pixels(8))).std()  # distinct answers
+    export(model, tmp_path / "net.onnx")
     source = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[0]
     if prepared:
         Image.open(source).resize((72, 72)).save(tmp_path / "cat.jpg", "PNG")
@@ -202,7 +202,7 @@ def test_the_documented_example_classifies_as_the_net_does(
     exec(example, names)
     from trainer.inference.classify import classify_images
 
-    (answer,) = classify_images([net], [tmp_path / "cat.jpg"])
+    (answer,) = classify_images([model], [tmp_path / "cat.jpg"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(answer.guesses[0].name)
     got = [float(line.rsplit(" ", 1)[1]) for line in printed]

@@ -10,12 +10,12 @@ from helpers.numpy_alexnet import loss_and_gradients, update
 
 from trainer.models.alexnet import build_model
 from trainer.optim.lr_schedule import Schedule
-from trainer.optim.optimizers import build_optimizer, set_rates
+from trainer.optim.optimizers import build_optimizer, set_lrs
 from trainer.recipe import Recipe, Stage, load_recipe
 from trainer.training.step import train_step
 
 STEPS = 20
-RECIPE = Recipe(name="t", arch="alexnet", epochs=4, rate=0.001, width=0.05, crop=64, batch_size=6)
+RECIPE = Recipe(name="t", arch="alexnet", epochs=4, lr=0.001, width=0.05, crop=64, batch_size=6)
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +24,25 @@ def batches():
     return [(10 * rng.normal(size=(6, 3, 64, 64)), rng.integers(0, 10, 6)) for _ in range(STEPS)]
 
 
-def torch_net():
+def torch_model():
     torch.manual_seed(4)
-    net = without_dropout(build_model("alexnet", 10, 0.05, 64)).double()
+    model = without_dropout(build_model("alexnet", 10, 0.05, 64)).double()
     with torch.no_grad():  # signals that reach the end: steps change the loss visibly
-        for name, value in net.named_parameters():
+        for name, value in model.named_parameters():
             if name.endswith("weight"):
                 value.mul_(2.0)
-    return net
+    return model
 
 
 def test_gradients_are_those_of_numpy(batches):
-    net = torch_net()
+    model = torch_model()
     images, labels = batches[0]
-    weights = {name: value.detach().numpy().copy() for name, value in net.named_parameters()}
+    weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     loss, gradients = loss_and_gradients(weights, images, labels)
-    theirs = torch.nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels))
+    theirs = torch.nn.functional.cross_entropy(model(torch.from_numpy(images)), torch.from_numpy(labels))
     theirs.backward()
     assert theirs.item() == pytest.approx(loss, rel=1e-12)
-    for name, value in net.named_parameters():
+    for name, value in model.named_parameters():
         assert np.abs(gradients[name]).max() > 0
         np.testing.assert_allclose(value.grad.numpy(), gradients[name], rtol=1e-9, atol=1e-14, err_msg=name)
 
@@ -51,31 +51,31 @@ def test_gradients_are_those_of_numpy(batches):
     ("changes", "options"),
     [
         ({}, {}),
-        ({"decay_biases": False, "bias_rate": 2.0}, {"decay_biases": False, "bias_factor": 2.0}),
+        ({"decay_biases": False, "bias_lr_factor": 2.0}, {"decay_biases": False, "bias_factor": 2.0}),
     ],
 )
 def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches, changes, options):
     """Epochs of five updates: the rate falls tenfold after the first, conv1 is frozen in the last."""
-    stages = (Stage(epoch=1, rate_factor=0.1), Stage(epoch=3, layer_rates={"conv1": 0.0}))
+    stages = (Stage(epoch=1, lr_factor=0.1), Stage(epoch=3, layer_lr_factors={"conv1": 0.0}))
     recipe = replace(RECIPE, stages=stages, **changes)
-    net = torch_net()
-    optimizer, schedule = build_optimizer(net, recipe), Schedule(recipe)
-    weights = {name: value.detach().numpy().copy() for name, value in net.named_parameters()}
+    model = torch_model()
+    optimizer, schedule = build_optimizer(model, recipe), Schedule(recipe)
+    weights = {name: value.detach().numpy().copy() for name, value in model.named_parameters()}
     start = {name: value.copy() for name, value in weights.items()}
     velocities = {name: np.zeros_like(value) for name, value in weights.items()}
     losses = []
     for step, (images, labels) in enumerate(batches):
         epoch = step // 5
-        rate = 0.001 if epoch == 0 else 0.0001
+        lr = 0.001 if epoch == 0 else 0.0001
         loss, gradients = loss_and_gradients(weights, images, labels)
-        update(weights, velocities, gradients, rate, frozen=("conv1",) if epoch == 3 else (), **options)
-        set_rates(optimizer, schedule.rate(step / 5), recipe.stage_at(epoch))
+        update(weights, velocities, gradients, lr, frozen=("conv1",) if epoch == 3 else (), **options)
+        set_lrs(optimizer, schedule.lr(step / 5), recipe.stage_at(epoch))
         x, y = torch.from_numpy(images), torch.from_numpy(labels)
-        theirs, _ = train_step(net, optimizer, x, y, recipe, FLOAT32)
+        theirs, _ = train_step(model, optimizer, x, y, recipe, FLOAT32)
         assert theirs.item() == pytest.approx(loss, rel=1e-9)
         losses.append(loss)
     assert len({round(loss, 6) for loss in losses}) == STEPS
-    for name, value in net.named_parameters():
+    for name, value in model.named_parameters():
         moved = np.linalg.norm(weights[name] - start[name])
         assert moved > 0
         assert np.linalg.norm(value.detach().numpy() - weights[name]) < 1e-8 * moved, name
@@ -94,17 +94,17 @@ SOURCE = {
 
 def test_the_released_runs_rates_epoch_by_epoch():
     recipe = load_recipe("source")
-    net = build_model("alexnet_source", 10, 0.05, 64)
-    optimizer, schedule = build_optimizer(net, recipe), Schedule(recipe)
+    model = build_model("alexnet_source", 10, 0.05, 64)
+    optimizer, schedule = build_optimizer(model, recipe), Schedule(recipe)
     assert sorted(epoch for epochs in SOURCE for epoch in epochs) == list(range(recipe.epochs))
-    for epochs, (rate, bias, conv1, noise) in SOURCE.items():
+    for epochs, (lr, bias, conv1, noise) in SOURCE.items():
         for epoch in epochs:
             stage = recipe.stage_at(epoch)
             assert stage.color_noise == noise
             for part in (0.0, 0.5, 0.999):
-                set_rates(optimizer, schedule.rate(epoch + part), stage)
+                set_lrs(optimizer, schedule.lr(epoch + part), stage)
                 for group in optimizer.param_groups:
-                    expected = rate * (bias if group["bias"] else 1.0)
+                    expected = lr * (bias if group["bias"] else 1.0)
                     expected *= conv1 if group["layer"] == "conv1" else 1.0
                     assert group["lr"] == pytest.approx(expected, rel=1e-12)
                     assert group["weight_decay"] == (0.0 if group["bias"] else 0.0005)

@@ -13,7 +13,7 @@ from trainer.models.alexnet import ARCHITECTURES, build_model, layer_names
 from trainer.recipe import RECIPES, Recipe, Stage, load_recipe, recipe_of
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
-MINIMUM = {"name": "test", "arch": "alexnet", "epochs": 90, "rate": 0.01}
+MINIMUM = {"name": "test", "arch": "alexnet", "epochs": 90, "lr": 0.01}
 
 
 def test_the_shipped_recipes_are_these():
@@ -34,25 +34,25 @@ def test_shipped_recipes_load_and_round_trip(name, tmp_path):
 def test_shipped_recipes_name_layers_that_their_net_has(name):
     recipe = load_recipe(name)
     known = layer_names(build_model(recipe.arch, 10, 0.05, 64))
-    assert {layer for stage in recipe.stages for layer in stage.layer_rates or {}} <= set(known)
+    assert {layer for stage in recipe.stages for layer in stage.layer_lr_factors or {}} <= set(known)
 
 
 def test_paper_recipe_is_section_5():
     recipe = load_recipe("paper")
     assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet", "paper", 128)
-    assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
     assert (recipe.schedule, recipe.plateau_drops, recipe.epochs) == ("plateau", 3, 90)
     assert (recipe.mean, recipe.std, recipe.color_noise) == ("image", "none", "paper")
     assert (recipe.crop, recipe.width, recipe.precision) == (224, 1.0, "float32")
-    assert recipe.bias_rate == 1.0
+    assert recipe.bias_lr_factor == 1.0
     assert recipe.stages == ()
 
 
 def test_source_recipe_is_the_released_runs():
     recipe = load_recipe("source")
     assert (recipe.arch, recipe.optimizer, recipe.batch_size) == ("alexnet_source", "paper", 128)
-    assert (recipe.rate, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
-    assert (recipe.decay_biases, recipe.bias_rate) == (False, 2.0)
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
+    assert (recipe.decay_biases, recipe.bias_lr_factor) == (False, 2.0)
     assert (recipe.mean, recipe.color_noise, recipe.epochs) == ("image", "source", 91)
 
 
@@ -70,14 +70,14 @@ VALUES = {
     "batch_size": st.integers(1, 1 << 20),
     "seed": st.integers(-(2**63), 2**63 - 1),
     "optimizer": st.sampled_from(CHOICES["optimizer"]),
-    "trust": st.floats(1e-12, 1e6),
+    "trust_coefficient": st.floats(1e-12, 1e6),
     "scaling": st.sampled_from(CHOICES["scaling"]),
     "power": st.floats(0, 100),
-    "rate": st.floats(1e-12, 1e6),
+    "lr": st.floats(1e-12, 1e6),
     "momentum": st.floats(0, 1),
     "weight_decay": st.floats(0, 1),
     "decay_biases": st.booleans(),
-    "bias_rate": st.floats(0, 1e6),
+    "bias_lr_factor": st.floats(0, 1e6),
     "schedule": st.sampled_from(CHOICES["schedule"]),
     "warmup_epochs": st.floats(0, 90),
     "plateau_patience": st.integers(1, 100_000),
@@ -85,8 +85,8 @@ VALUES = {
     "label_smoothing": st.floats(0, 1),
     "precision": st.sampled_from(CHOICES["precision"]),
     "tf32": st.booleans(),
-    "accumulate": st.integers(1, 1 << 20),
-    "ema": st.floats(0, 0.999999),
+    "accumulation_steps": st.integers(1, 1 << 20),
+    "ema_decay": st.floats(0, 0.999999),
     "grad_compression": st.sampled_from(CHOICES["grad_compression"]),
     "compile": st.booleans(),
     "channels_last": st.booleans(),
@@ -106,10 +106,10 @@ def test_the_property_below_knows_every_setting():
 def test_overrides_arrive_and_survive_toml(values):
     recipe = load_recipe("paper", [as_override(name, value) for name, value in values.items()])
     expected = replace(load_recipe("paper"), **values)
-    if "rate" not in values:
+    if "lr" not in values:
         factor = expected.batch_size / 128
         by = {"none": 1.0, "linear": factor, "sqrt": factor**0.5}[expected.scaling]
-        expected = replace(expected, rate=0.01 * by)
+        expected = replace(expected, lr=0.01 * by)
     assert recipe == expected
     assert recipe_of(tomllib.loads(recipe.to_toml()), "copy") == recipe
 
@@ -118,9 +118,9 @@ STAGES = st.lists(
     st.builds(
         Stage,
         epoch=st.integers(0, 1000),
-        rate_factor=st.none() | st.floats(0, 10),
-        bias_rate=st.none() | st.floats(0, 10),
-        layer_rates=st.none() | st.dictionaries(st.text(max_size=8), st.floats(0, 10), max_size=3),
+        lr_factor=st.none() | st.floats(0, 10),
+        bias_lr_factor=st.none() | st.floats(0, 10),
+        layer_lr_factors=st.none() | st.dictionaries(st.text(max_size=8), st.floats(0, 10), max_size=3),
         color_noise=st.sampled_from((None, "none", "paper", "source")),
     ),
     max_size=4,
@@ -135,11 +135,11 @@ def test_stages_survive_toml(stages):
 
 
 def test_overrides_come_after_the_file_and_the_last_wins():
-    assert load_recipe("paper", ["rate=0.5", "rate=0.25"]).rate == 0.25
+    assert load_recipe("paper", ["lr=0.5", "lr=0.25"]).lr == 0.25
     assert load_recipe("paper", [" arch = alexnet_bn "]).arch == "alexnet_bn"
     assert load_recipe("paper", ['arch="alexnet_bn"']).arch == "alexnet_bn"
     assert load_recipe("paper", ["stages=[{epoch=3, rate_factor=0.1}]"]).stages == (
-        Stage(epoch=3, rate_factor=0.1),
+        Stage(epoch=3, lr_factor=0.1),
     )
 
 
@@ -173,17 +173,17 @@ def test_a_file_without_a_name_is_named_after_itself(tmp_path):
         (["stages=[{epoch=1, layer_rates={conv1=inf}}]"], "conv1.* is inf"),
         (["epochs=0"], r"epochs is 0, not within 1\.\.100000"),
         (["batch_size=0"], "batch_size is 0"),
-        (["rate=0"], "rate is 0"),
-        (["rate=-0.1"], "rate is -0.1"),
-        (["rate=nan"], "rate is nan"),
-        (["rate=inf"], "rate is inf"),
+        (["lr=0"], "lr is 0"),
+        (["lr=-0.1"], "lr is -0.1"),
+        (["lr=nan"], "lr is nan"),
+        (["lr=inf"], "lr is inf"),
         (["crop=63"], r"crop is 63, not within 64\.\."),
         (["width=0"], "width is 0"),
         (["momentum=1.5"], "momentum is 1.5"),
         (["warmup_epochs=-1"], "warmup_epochs is -1"),
         (["label_smoothing=2"], "label_smoothing is 2"),
         (["plateau_patience=0"], "plateau_patience is 0"),
-        (["rate"], "--set 'rate': expected key=value"),
+        (["lr"], "--set 'rate': expected key=value"),
         (["=3"], "--set '=3': expected key=value"),
         ([""], "--set '': expected key=value"),
     ],
@@ -214,16 +214,16 @@ def test_unreadable_toml_is_named(tmp_path, content):
 def test_a_missing_required_setting_is_named(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('arch = "alexnet"\nepochs = 3\n', encoding="utf-8")
-    with pytest.raises(UsageError, match="rate"):
+    with pytest.raises(UsageError, match="lr"):
         load_recipe(str(path))
 
 
-def full_stage(epoch, rate_factor, bias_rate, layer_rates, color_noise) -> Stage:
+def full_stage(epoch, lr_factor, bias_lr_factor, layer_lr_factors, color_noise) -> Stage:
     return Stage(
         epoch=epoch,
-        rate_factor=rate_factor,
-        bias_rate=bias_rate,
-        layer_rates=layer_rates,
+        lr_factor=lr_factor,
+        bias_lr_factor=bias_lr_factor,
+        layer_lr_factors=layer_lr_factors,
         color_noise=color_noise,
     )
 
@@ -231,12 +231,12 @@ def full_stage(epoch, rate_factor, bias_rate, layer_rates, color_noise) -> Stage
 def test_a_stage_holds_until_the_next_that_names_the_same():
     recipe = Recipe(
         **MINIMUM,
-        bias_rate=2.0,
+        bias_lr_factor=2.0,
         color_noise="source",
         stages=(
-            Stage(epoch=2, rate_factor=0.1),
-            Stage(epoch=4, layer_rates={"conv1": 0.0}, color_noise="none"),
-            Stage(epoch=6, rate_factor=0.01, bias_rate=1.0),
+            Stage(epoch=2, lr_factor=0.1),
+            Stage(epoch=4, layer_lr_factors={"conv1": 0.0}, color_noise="none"),
+            Stage(epoch=6, lr_factor=0.01, bias_lr_factor=1.0),
         ),
     )
     assert recipe.stage_at(0) == full_stage(0, 1.0, 2.0, {}, "source")
@@ -246,8 +246,8 @@ def test_a_stage_holds_until_the_next_that_names_the_same():
 
 
 def test_modern_scales_its_rate_with_the_batch_and_paper_does_not():
-    assert load_recipe("modern", ["batch_size=4096"]).rate == pytest.approx(8.0)
-    assert load_recipe("modern", ["batch_size=4096", "scaling=sqrt"]).rate == pytest.approx(4.0)
-    assert load_recipe("modern", ["batch_size=4096", "rate=0.5"]).rate == 0.5
-    assert load_recipe("modern", ["epochs=3"]).rate == 2.0
-    assert load_recipe("paper", ["batch_size=256"]).rate == 0.01
+    assert load_recipe("modern", ["batch_size=4096"]).lr == pytest.approx(8.0)
+    assert load_recipe("modern", ["batch_size=4096", "scaling=sqrt"]).lr == pytest.approx(4.0)
+    assert load_recipe("modern", ["batch_size=4096", "lr=0.5"]).lr == 0.5
+    assert load_recipe("modern", ["epochs=3"]).lr == 2.0
+    assert load_recipe("paper", ["batch_size=256"]).lr == 0.01

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from trainer.runs.records import Ending, EpochRow, StepRow, Weights
+from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
 
 
-class Reporter(Protocol):
+class Callback(Protocol):
     """Is told on rank 0 how a run goes.
 
     Attributes:
@@ -15,59 +15,59 @@ class Reporter(Protocol):
 
     wants_weights: bool
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         """Describe the run before its first step."""
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         """Say something that the user should know."""
 
-    def step(self, row: StepRow) -> None:
+    def on_step(self, row: StepMetrics) -> None:
         """Report on an epoch under way, every few updates and after its last."""
 
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Report a finished epoch."""
 
-    def weights(self, weights: Weights) -> None:
-        """Look at the net after an epoch."""
+    def on_weights(self, weights: Weights) -> None:
+        """Look at the network after an epoch."""
 
-    def ended(self, how: Ending, line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         """Say how the run ended, last of all."""
 
 
-class Reporters:
+class Callbacks:
     """Several reporters as one."""
 
-    def __init__(self, reporters: Sequence[Reporter]) -> None:
-        self._all = reporters
-        self.wants_weights = any(reporter.wants_weights for reporter in reporters)
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._all = callbacks
+        self.wants_weights = any(callback.wants_weights for callback in callbacks)
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         """Tell all."""
-        for reporter in self._all:
-            reporter.started(facts)
+        for callback in self._all:
+            callback.on_start(facts)
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         """Tell all."""
-        for reporter in self._all:
-            reporter.note(line)
+        for callback in self._all:
+            callback.on_log(line)
 
-    def step(self, row: StepRow) -> None:
+    def on_step(self, row: StepMetrics) -> None:
         """Tell all."""
-        for reporter in self._all:
-            reporter.step(row)
+        for callback in self._all:
+            callback.on_step(row)
 
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Tell all."""
-        for reporter in self._all:
-            reporter.epoch(row, epochs, best)
+        for callback in self._all:
+            callback.on_epoch(row, epochs, best)
 
-    def weights(self, weights: Weights) -> None:
+    def on_weights(self, weights: Weights) -> None:
         """Tell those that want it."""
-        for reporter in self._all:
-            if reporter.wants_weights:
-                reporter.weights(weights)
+        for callback in self._all:
+            if callback.wants_weights:
+                callback.on_weights(weights)
 
-    def ended(self, how: Ending, line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         """Tell all."""
-        for reporter in self._all:
-            reporter.ended(how, line)
+        for callback in self._all:
+            callback.on_end(how, line)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from trainer.runs.records import Ending, EpochRow, StepRow, Weights
+from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -32,7 +32,7 @@ def require_tensorboard() -> None:
         )
 
 
-class TensorBoardReporter:
+class TensorBoardCallback:
     """Writes RUN/tensorboard; the x axis counts updates. A resumed run replaces what it does again."""
 
     wants_weights = True
@@ -41,25 +41,25 @@ class TensorBoardReporter:
         self._folder = run / FOLDER
         self._opened: SummaryWriter | None = None
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         """Nothing: the first event tells from where on older ones are replaced."""
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         """Nothing of it is kept."""
 
-    def step(self, row: StepRow) -> None:
+    def on_step(self, row: StepMetrics) -> None:
         """Scalars of a moment."""
         writer = self._writer(row.steps)
         for name, value in {
             "train/loss": row.loss,
-            "train/rate": row.rate,
+            "train/lr": row.lr,
             "speed/images per second": row.images_per_second,
             "speed/data wait": row.data_wait,
             "speed/memory MB": row.memory_mb,
         }.items():
             writer.add_scalar(name, value, row.steps)
 
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Scalars of an epoch."""
         writer = self._writer(row.steps)
         for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
@@ -67,7 +67,7 @@ class TensorBoardReporter:
             writer.add_scalar(f"epoch/{part} {what}", getattr(row, name), row.steps)
         writer.flush()
 
-    def weights(self, weights: Weights) -> None:
+    def on_weights(self, weights: Weights) -> None:
         """Kernels, histograms, and each layer's last update against its weights, as lengths."""
         writer, steps = self._writer(weights.steps), weights.steps
         kernels = next(value for value in weights.weights.values() if value.ndim == 4)
@@ -79,7 +79,7 @@ class TensorBoardReporter:
             ratio = float(update.norm() / value.norm().clamp_min(1e-30))
             writer.add_scalar(f"update to weight/{name}", ratio, steps)
 
-    def ended(self, how: Ending, line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         """Close the file."""
         if self._opened is not None:
             self._opened.close()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 
 STOPPED = 75
 """Exit code of a run that was asked to end and left a checkpoint: BSD's EX_TEMPFAIL, "try again"."""
@@ -17,7 +17,7 @@ STOPPED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Agreement:
+class Consensus:
     """Lets every process know in the same step what any of them wants.
 
     Each call exchanges this process's wishes, and returns what all wished at the call before: the exchange
@@ -25,8 +25,8 @@ class Agreement:
     step after it was made, everywhere.
     """
 
-    def __init__(self, world: World) -> None:
-        self._alone = world.size == 1
+    def __init__(self, env: DistEnv) -> None:
+        self._alone = env.world_size == 1
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._sent: tuple[torch.Tensor, Any] | None = None
 

@@ -18,20 +18,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
+class DistEnv:
     """This process among all.
 
     Attributes:
-        rank, size: global rank and number of processes.
-        local_rank, local_size: the same on this host.
+        rank, world_size: global rank and number of processes.
+        local_rank, local_world_size: the same on this host.
         kind: "gpu" or "cpu".
         restarts: times that the processes were started anew after one was lost.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
     kind: Kind = "cpu"
     restarts: int = 0
 
@@ -56,24 +56,24 @@ class World:
         """The same for the loader, all on one device."""
         return Placement(
             rank=self.rank,
-            world=self.size,
+            world_size=self.world_size,
             device=self.kind,
             local_rank=self.gpu if self.kind == "gpu" else self.local_rank,
-            local_world=self.local_size,
+            local_world_size=self.local_world_size,
         )
 
 
-def world_of_environment(kind: Kind) -> World:
+def read_dist_env(kind: Kind) -> DistEnv:
     """What torch's launchers, or a script in their place, say in the environment.
 
     Raises:
         KeyError: RANK or WORLD_SIZE is not set.
     """
-    return World(
+    return DistEnv(
         rank=int(os.environ["RANK"]),
-        size=int(os.environ["WORLD_SIZE"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         kind=kind,
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
@@ -86,20 +86,20 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
-def all_most(value: float, world: World) -> float:
+def all_most(value: float, env: DistEnv) -> float:
     """The largest of all processes' values."""
-    if world.size == 1:
+    if env.world_size == 1:
         return value
-    shared = torch.tensor([value], dtype=torch.float64, device=world.device)
+    shared = torch.tensor([value], dtype=torch.float64, device=env.device)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return float(shared)
 
 
-def gather_objects(value: T, world: World) -> list[T]:
+def gather_objects(value: T, env: DistEnv) -> list[T]:
     """Every rank's value in rank order, on rank 0; elsewhere an empty list."""
-    if world.size == 1:
+    if env.world_size == 1:
         return [value]
-    gathered: list[Any] | None = [None] * world.size if world.is_first else None
+    gathered: list[Any] | None = [None] * env.world_size if env.is_first else None
     dist.gather_object(value, gathered)
     return gathered or []
 

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer.distributed.env import World, launched_outside
+from trainer.distributed.env import DistEnv, launched_outside
 
 FAILURE_FILE = "ALEXNET_FAILURE"
 """Environment variable with the file in which a launcher's workers find it."""
@@ -46,13 +46,13 @@ def recorded_failure() -> ToolkitError | RuntimeError | None:
     return error_from_text(text) or RuntimeError(text)
 
 
-def announce_failure(error: ToolkitError, world: World) -> None:
+def announce_failure(error: ToolkitError, env: DistEnv) -> None:
     """Tell the other processes why this one ends, and wait a moment until they know.
 
     Else they would know no more than that it is gone; and the first process holds what they ask.
     """
-    if world.size > 1 and not isinstance(error, LostPeerError):
-        finishes_within(_TELL_SECONDS, lambda: _tell(error, world.size))
+    if env.world_size > 1 and not isinstance(error, LostPeerError):
+        finishes_within(_TELL_SECONDS, lambda: _tell(error, env.world_size))
 
 
 def announced_failure(store: Any) -> ToolkitError | None:
@@ -67,7 +67,7 @@ def announced_failure(store: Any) -> ToolkitError | None:
     return error_from_text(store.get(_CAUSE).decode())
 
 
-def raise_together(work: Callable[[], None], world: World) -> None:
+def raise_together(work: Callable[[], None], env: DistEnv) -> None:
     """Do some work in every process, and wait until all have done theirs.
 
     Raises:
@@ -79,8 +79,8 @@ def raise_together(work: Callable[[], None], world: World) -> None:
     except ToolkitError as error:
         found = error_to_text(error)
     everyone = [found]
-    if world.size > 1:
-        everyone = [""] * world.size
+    if env.world_size > 1:
+        everyone = [""] * env.world_size
         dist.all_gather_object(everyone, found)
     if failed := next(filter(None, everyone), ""):
         raise error_from_text(failed) or ToolkitError(failed)
@@ -152,7 +152,7 @@ class Sign:
     since: float
 
 
-class Watch:
+class HangWatchdog:
     """Lets processes that wait in vain name the one that hangs, or say why another ended, and end.
 
     Within the block a thread publishes where this process is. When it has made no progress for `seconds`,
@@ -160,9 +160,9 @@ class Watch:
     else behind. Where another process told why it ended, this one ends with the same line.
     """
 
-    def __init__(self, world: World, seconds: float) -> None:
-        """Watch `world`'s processes; a single one has nobody to wait for."""
-        self._world, self._seconds = world, seconds
+    def __init__(self, env: DistEnv, seconds: float) -> None:
+        """Watch `env`'s processes; a single one has nobody to wait for."""
+        self._env, self._seconds = env, seconds
         self._step, self._doing, self._moved = 0, "starting", time.monotonic()
         self._limit = max(seconds, _START_SECONDS)
         self._ended = threading.Event()
@@ -172,8 +172,8 @@ class Watch:
         """Note progress: after `step` updates this process begins something."""
         self._step, self._doing, self._moved, self._limit = step, doing, time.monotonic(), self._seconds
 
-    def __enter__(self) -> "Watch":
-        if self._world.size > 1:
+    def __enter__(self) -> "HangWatchdog":
+        if self._env.world_size > 1:
             # A connection of its own: the process group's is held while a collective waits.
             self._store = _get_default_store().clone()  # type: ignore[attr-defined]
             self._thread.start()
@@ -197,7 +197,7 @@ class Watch:
     def _publish(self) -> None:
         since = time.monotonic() - self._moved
         sign = Sign(socket.gethostname(), time.time(), self._step, self._doing, since)
-        self._store.set(_key(self._world.rank), msgspec.json.encode(sign))
+        self._store.set(_key(self._env.rank), msgspec.json.encode(sign))
         if error := announced_failure(self._store):
             self._end(error)
 
@@ -208,12 +208,12 @@ class Watch:
             self._publish()  # as others may be asking too, who must not find this one silent
         signs = self._read()
         silent = [rank for rank in before if signs[rank] == before[rank]]
-        line = blame(self._world.rank, signs, silent, self._limit)
+        line = describe_hang(self._env.rank, signs, silent, self._limit)
         if self._is_late() and line:
             self._end(RunError(line))
 
     def _read(self) -> dict[int, Sign]:
-        ranks = [rank for rank in range(self._world.size) if self._store.check([_key(rank)])]
+        ranks = [rank for rank in range(self._env.world_size) if self._store.check([_key(rank)])]
         return {rank: msgspec.json.decode(self._store.get(_key(rank)), type=Sign) for rank in ranks}
 
     def _end(self, error: ToolkitError) -> None:
@@ -225,7 +225,7 @@ class Watch:
         os._exit(error.exit_code)
 
 
-def blame(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) -> str:
+def describe_hang(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) -> str:
     """Say which processes the others wait for; "" where `rank` itself is one of them.
 
     Args:
@@ -264,20 +264,20 @@ def _key(rank: int) -> str:
 _ECHO_SECONDS = 5.0
 
 
-def refuse_unlike(world: World, facts: dict[str, str]) -> None:
+def refuse_unlike(env: DistEnv, facts: dict[str, str]) -> None:
     """Compare facts of all processes with the first one's.
 
     Raises:
         UsageError: on every process, of the first that differs: its rank and host, and what differs.
     """
-    if world.size == 1:
+    if env.world_size == 1:
         return
-    everyone: list[tuple[str, dict[str, str]]] = [("", {})] * world.size
+    everyone: list[tuple[str, dict[str, str]]] = [("", {})] * env.world_size
     dist.all_gather_object(everyone, (socket.gethostname(), facts))
     first = everyone[0][1]
     for rank, (host, found) in enumerate(everyone):
         unlike = [name for name in first if found.get(name) != first[name]]
-        if unlike and not world.is_first and launched_outside():
+        if unlike and not env.is_first and launched_outside():
             time.sleep(_ECHO_SECONDS)  # the first says it for all
             sys.exit(UsageError.exit_code)
         if unlike:

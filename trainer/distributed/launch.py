@@ -28,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.host import keep_freed_memory, usable_cores
-from trainer.distributed.env import Kind, Processes, World, launched_outside, world_of_environment
+from trainer.distributed.env import DistEnv, Kind, Processes, launched_outside, read_dist_env
 from trainer.distributed.failures import (
     FAILURE_FILE,
     LostPeerError,
@@ -76,7 +76,7 @@ class Cluster:
 def launch(
     processes: Processes, entry: Callable[..., T], *args: Any, cluster: Cluster | None = None
 ) -> T | None:
-    """Run `entry(world, *args)` in every process and return the result of the first on this host.
+    """Run `entry(env, *args)` in every process and return the result of the first on this host.
 
     One process runs here; several, or one that shall be restarted, are started by torch's elastic
     launcher. Under torchrun or srun, this process is one of those that it started, and each returns its own
@@ -93,14 +93,14 @@ def launch(
     if processes.count == together.nodes == 1 and not together.max_restarts:
         if processes.kind == "cpu":
             keep_freed_memory()
-        return entry(World(kind=processes.kind), *args)
+        return entry(DistEnv(kind=processes.kind), *args)
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
     with (
         _environment_kept(),
         tempfile.TemporaryDirectory(prefix="alexnet-") as folder,
         _Relay(Path(folder)) as relay,
     ):
-        os.environ[FAILURE_FILE] = str(relay.verdict)
+        os.environ[FAILURE_FILE] = str(relay.failure_file)
         # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
         config = _config(processes, together, folder)
@@ -148,7 +148,7 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
     host, port = parse_rendezvous(cluster.rendezvous)
     here = is_this_host(host)
     if here:
-        refuse_taken_port(host, port)
+        refuse_port_in_use(host, port)
     address = address_towards(host, port)
     if interface := interface_of(address):
         # Else gloo takes the one that this host's name leads to, which is often the loopback.
@@ -174,7 +174,7 @@ class _Relay:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.verdict = folder / "verdict"
+        self.failure_file = folder / "failure"
         self._asked: tuple[str, float] | None = None
         self._before: dict[int, Any] = {}
 
@@ -199,7 +199,7 @@ class _Relay:
         if not workers or (again and number == signal.SIGTERM):
             raise SignalException(f"got {name}", sigval=signal.Signals(number))
         self._asked = self._asked or (name, now)
-        self.verdict.write_text(error_to_text(_stopped_by(name)))  # none is to be started after this
+        self.failure_file.write_text(error_to_text(_stopped_by(name)))  # none is to be started after this
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
@@ -227,7 +227,7 @@ def _silence(*packages: str) -> None:
 
 
 @contextmanager
-def process_group(kind: Kind) -> Iterator[World]:
+def process_group(kind: Kind) -> Iterator[DistEnv]:
     """Join the group that the environment describes, and leave it in the end, unless by an error.
 
     After an error others may be inside a collective, and an orderly leave could wait for them for ever.
@@ -235,15 +235,15 @@ def process_group(kind: Kind) -> Iterator[World]:
     Raises:
         KeyError: RANK or WORLD_SIZE is not set.
     """
-    world = world_of_environment(kind)
+    env = read_dist_env(kind)
     if kind == "gpu":
-        torch.cuda.set_device(world.gpu)
-        dist.init_process_group("nccl", device_id=world.device, timeout=_COLLECTIVE_TIMEOUT)
+        torch.cuda.set_device(env.gpu)
+        dist.init_process_group("nccl", device_id=env.device, timeout=_COLLECTIVE_TIMEOUT)
     else:
         keep_freed_memory()
-        torch.set_num_threads(max(1, usable_cores() // world.local_size))
+        torch.set_num_threads(max(1, usable_cores() // env.local_world_size))
         dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
-    yield world
+    yield env
     dist.destroy_process_group()
 
 
@@ -258,21 +258,21 @@ def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) 
 
 @record
 def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
-    with process_group(kind) as world:
+    with process_group(kind) as env:
         try:
-            result = entry(world, *args)
+            result = entry(env, *args)
         except LostPeerError:
             raise
         except ToolkitError as error:
             record_failure(error)
-            announce_failure(error, world)
+            announce_failure(error, env)
             raise
         except RuntimeError as error:
             if not any(words in str(error) for words in _LOST_PEER):
                 raise
             time.sleep(_ECHO_SECONDS)
             raise LostPeerError(
-                f"process {world.rank} lost another one; what that says of itself is the cause, else its "
+                f"process {env.rank} lost another one; what that says of itself is the cause, else its "
                 "host or the network is gone: continue with --resume"
             ) from error
         return result
@@ -336,7 +336,7 @@ def is_this_host(host: str) -> bool:
     return False
 
 
-def refuse_taken_port(host: str, port: int) -> None:
+def refuse_port_in_use(host: str, port: int) -> None:
     """Refuse a port of this host that another program listens on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One net or an ensemble measured on a split, every sample exactly once.
+"""One network or an ensemble measured on a split, every sample exactly once.
 
 Shapes: B batch, V views (10 for ten crops), K classes, S crop.
 """
@@ -20,14 +20,14 @@ from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
-from trainer.data import Feeding
-from trainer.distributed.env import World
+from trainer.data import LoaderOptions
+from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics, Tally
-from trainer.evaluation.predictions import Answers, Predictions, refuse_other_keys
+from trainer.evaluation.predictions import PredictionCollector, Predictions, refuse_other_keys
 from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
-from trainer.runs.external_weights import Foreign
-from trainer.runs.load_model import load_nets, normalized
+from trainer.runs.external_weights import ExternalWeights
+from trainer.runs.load_model import load_models, normalized
 
 Progress = Callable[[int, int], None]
 
@@ -49,8 +49,8 @@ class ClassMetrics:
     samples: int
     top1: float | None
     top5: float | None
-    taken_for: str | None
-    taken_for_share: float
+    confused_with: str | None
+    confused_share: float
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class Evaluation:
 
 
 def evaluate_checkpoints(
-    world: World,
+    env: DistEnv,
     paths: Sequence[Path],
     root: str | Path,
     split: str,
     views: ViewName,
     batch_size: int,
     weights: Sequence[float] | None = None,
-    foreign: Foreign | None = None,
-    feeding: Feeding | None = None,
+    external: ExternalWeights | None = None,
+    loader_options: LoaderOptions | None = None,
     predict: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -99,35 +99,35 @@ def evaluate_checkpoints(
     All processes take part; the first one's result is whole, the others' lack `predictions`.
 
     Args:
-        world: this process among all; each measures its share.
+        env: this process among all; each measures its share.
         paths: run directories or checkpoint files; several are an ensemble.
         root: the dataset's folder or address.
         split: usually "val".
         views: a name of `EvalView`.
         batch_size: images per step of a process.
         weights: of each checkpoint's probabilities, of any scale; equal where left out.
-        foreign: what checkpoints that do not describe themselves leave unsaid.
-        feeding: how the data comes.
+        external: what checkpoints that do not describe themselves leave unsaid.
+        loader_options: how the data comes.
         predict: keep every image's likeliest classes.
         progress: is told after each batch of the images done and of all, by this process's share.
 
     Raises:
         UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
-            dataset's, weights that do not fit them, or `foreign` where nothing is.
+            dataset's, weights that do not fit them, or `external` where nothing is.
         RunError: the samples seen are not the split's, each once.
     """
     dataset = Dataset.open(root)
     shares = normalized(weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
-    nets, notes = load_nets(files, dataset, foreign)
-    nets = [net.to(world.device) for net in nets]
-    view = EvalView(views, nets[0].spec.crop)
-    answers = Answers()
-    how = feeding or Feeding()
-    place = how.placement(world)
+    models, notes = load_models(files, dataset, external)
+    models = [model.to(env.device) for model in models]
+    view = EvalView(views, models[0].spec.crop)
+    collector = PredictionCollector()
+    how = loader_options or LoaderOptions()
+    place = how.placement(env)
     with Loader(dataset, split, view, batch_size, placement=place, keys=True, access=how.access) as loader:
-        tally = measure(nets, loader, world, weights=shares, answers=answers, progress=progress)
-    predictions = answers.gather(world)
+        tally = measure(models, loader, env, weights=shares, collector=collector, progress=progress)
+    predictions = collector.gather(env)
     if predictions is not None:
         refuse_other_keys(predictions.keys, dataset, split)
     return Evaluation(
@@ -145,63 +145,63 @@ def evaluate_checkpoints(
 
 
 def evaluate(
-    nets: Sequence[Classifier],
+    models: Sequence[Classifier],
     loader: Loader,
-    world: World,
+    env: DistEnv,
     precision: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Metrics:
-    """Measure the mean of the nets' probabilities, over views and nets, on a loader's split.
+    """Measure the mean of the networks' probabilities, over views and networks, on a loader's split.
 
     All processes take part and get the same result.
 
     Raises:
-        RunError: the samples seen are not as many as the split's; or the net gives no numbers.
+        RunError: the samples seen are not as many as the split's; or the network gives no numbers.
     """
-    return measure(nets, loader, world, precision, progress=progress).metrics()
+    return measure(models, loader, env, precision, progress=progress).metrics()
 
 
 def measure(
-    nets: Sequence[Classifier],
+    models: Sequence[Classifier],
     loader: Loader,
-    world: World,
+    env: DistEnv,
     precision: torch.dtype = torch.float32,
     weights: Sequence[float] | None = None,
-    answers: Answers | None = None,
+    collector: PredictionCollector | None = None,
     progress: Progress | None = None,
 ) -> Tally:
     """As `evaluate`, but return the sums over all processes that every metric follows from.
 
     Args:
-        nets: one, or an ensemble.
-        loader: of evaluation batches, with keys where `answers` is given.
-        world: this process among all.
-        precision: of the nets' arithmetic; probabilities are float64.
-        weights: of the nets' probabilities, which sum to 1; equal where left out.
-        answers: gets each image's likeliest classes.
+        models: one, or an ensemble.
+        loader: of evaluation batches, with keys where `collector` is given.
+        env: this process among all.
+        precision: of the networks' arithmetic; probabilities are float64.
+        weights: of the networks' probabilities, which sum to 1; equal where left out.
+        collector: gets each image's likeliest classes.
         progress: see `evaluate_checkpoints`.
 
     Raises:
         RunError: as `evaluate`.
     """
-    tally = Tally(len(loader.dataset.classes), world.device)
-    shares = normalized(weights, len(nets))
+    tally = Tally(len(loader.dataset.classes), env.device)
+    shares = normalized(weights, len(models))
     done = 0
-    with torch.inference_mode(), _evaluating(nets):
+    with torch.inference_mode(), _evaluating(models):
         for batch in loader:
-            images = batch.images.to(world.device, torch.float32)
-            labels = batch.labels.to(world.device)
+            images = batch.images.to(env.device, torch.float32)
+            labels = batch.labels.to(env.device)
             probabilities = sum(
-                share * _probabilities(net, images, loader.batch_size, precision)
-                for share, net in zip(shares, nets, strict=True)
+                share * _probabilities(model, images, loader.batch_size, precision)
+                for share, model in zip(shares, models, strict=True)
             )
             assert isinstance(probabilities, Tensor)
             tally.add(probabilities, labels)
-            if answers is not None:
-                answers.add(batch.keys, batch.labels, probabilities)
+            if collector is not None:
+                collector.add(batch.keys, batch.labels, probabilities)
             done += len(batch.labels)
             if progress is not None:
-                progress(min(done * world.size, loader.samples), loader.samples)
+                progress(min(done * env.world_size, loader.samples), loader.samples)
     tally.merge()
     if tally.samples != loader.samples:
         raise RunError(
@@ -211,8 +211,8 @@ def measure(
     # NaN compares as neither likelier nor less likely: it would count as right
     if not math.isfinite(float(tally.loss)):
         raise RunError(
-            f"the net's outputs on {loader.split} are not numbers: its weights diverged in training; train "
-            "again with a lower rate"
+            f"the network's outputs on {loader.split} are not numbers: its weights diverged in training; "
+            "train again with a lower learning rate"
         )
     return tally
 
@@ -238,27 +238,27 @@ def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics
     return tuple(found)
 
 
-def _probabilities(net: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
+def _probabilities(model: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
     """Softmax averaged over views: (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
     count = images.shape[0]
-    if count < batch_size:  # filled up, so that a compiled net meets one shape only
+    if count < batch_size:  # filled up, so that a compiled network meets one shape only
         images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
     views = images if images.ndim == 5 else images[:, None]
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
         # One view at a time: memory stays that of a training step.
         for view in views.unbind(dim=1):
-            total = total + net.classify(view).double().softmax(dim=1)
+            total = total + model.classify(view).double().softmax(dim=1)
     return (total / views.shape[1])[:count]
 
 
 @contextmanager
-def _evaluating(nets: Sequence[nn.Module]) -> Iterator[None]:
-    training = [net.training for net in nets]
-    for net in nets:
-        net.eval()
+def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        for net, mode in zip(nets, training, strict=True):
-            net.train(mode)
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)

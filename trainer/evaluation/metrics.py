@@ -56,7 +56,7 @@ def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
     return ahead.sum(dim=1)
 
 
-def likeliest(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def topk_stable(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest probabilities of each row, and their classes, int64: (B, count) each, in order.
 
     Fewer where there are fewer classes.

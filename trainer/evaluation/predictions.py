@@ -1,4 +1,4 @@
-"""What a net answered for each image, as CSV or Parquet.
+"""What a network answered for each image, as CSV or Parquet.
 
 Shapes: N images, P answers kept (5, or the number of classes where there are fewer).
 """
@@ -19,8 +19,8 @@ from pipeline.dataset.index import keys_in
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import atomic_write
-from trainer.distributed.env import World, gather_objects
-from trainer.evaluation.metrics import likeliest
+from trainer.distributed.env import DistEnv, gather_objects
+from trainer.evaluation.metrics import topk_stable
 
 KEPT = 5
 """Answers kept of each image: the paper's and the challenge's top-5."""
@@ -68,7 +68,7 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[Cl
     Args:
         path: ends in .csv or .parquet.
         predictions: what to write.
-        classes: of the net, in label order.
+        classes: of the network, in label order.
 
     Raises:
         UsageError: another suffix.
@@ -133,17 +133,17 @@ def _to_table(predictions: Predictions, classes: Sequence[ClassInfo]) -> Any:
         "label_name": pa.array(names[labels], pa.string(), mask=~known),
     }
     for k in range(predictions.classes.shape[1]):
-        answers = predictions.classes[:, k]
+        guesses = predictions.classes[:, k]
         columns |= {
-            f"class_{k + 1}": pa.array(answers),
-            f"id_{k + 1}": pa.array(ids[answers], pa.string()),
-            f"name_{k + 1}": pa.array(names[answers], pa.string()),
+            f"class_{k + 1}": pa.array(guesses),
+            f"id_{k + 1}": pa.array(ids[guesses], pa.string()),
+            f"name_{k + 1}": pa.array(names[guesses], pa.string()),
             f"probability_{k + 1}": pa.array(predictions.probabilities[:, k]),
         }
     return pa.table(columns)
 
 
-class Answers:
+class PredictionCollector:
     """A process's images and their likeliest classes, batch by batch."""
 
     def __init__(self) -> None:
@@ -156,15 +156,15 @@ class Answers:
         """Note a batch of (B,) labels and (B, K) probabilities, where they are: nothing waits here."""
         self._keys += keys
         self._labels.append(labels)
-        values, classes = likeliest(probabilities, KEPT)
+        values, classes = topk_stable(probabilities, KEPT)
         self._classes.append(classes)
         self._probabilities.append(values.float())
 
-    def gather(self, world: World) -> Predictions | None:
+    def gather(self, env: DistEnv) -> Predictions | None:
         """All processes' images in the order of their keys, on the first; elsewhere None."""
         columns = (self._labels, self._classes, self._probabilities)
         arrays = [torch.cat(parts).cpu().numpy() for parts in columns if parts]
-        everyone = [part for part in gather_objects((self._keys, arrays), world) if part[0]]
+        everyone = [part for part in gather_objects((self._keys, arrays), env) if part[0]]
         if not everyone:
             return None
         keys = [key for part, _ in everyone for key in part]

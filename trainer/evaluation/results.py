@@ -17,8 +17,8 @@ from trainer.evaluation.metrics import Interval
 
 def name_of(evaluation: Evaluation) -> str:
     """What was measured, in a word: the checkpoint, or an ensemble of so many."""
-    nets = len(evaluation.checkpoints)
-    return evaluation.checkpoints[0] if nets == 1 else f"ensemble of {nets}"
+    models = len(evaluation.checkpoints)
+    return evaluation.checkpoints[0] if models == 1 else f"ensemble of {models}"
 
 
 def as_json(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
             )
             for result in RESULTS
         ]
-    head = ("net", "views", "images", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
+    head = ("network", "views", "images", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
     lines = [head, ("---", "---", "---:", "---:", "---:"), *rows]
     cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -137,9 +137,9 @@ class Published:
 
 
 RESULTS = (
-    # Krizhevsky et al. 2012, table 2. Its other rows are of nets trained on more than ILSVRC 2012.
-    Published("AlexNet, one net", "the 2012 paper, table 2", "ten-crop", 0.407, 0.182),
-    Published("AlexNet, five nets", "the 2012 paper, table 2", "ten-crop", 0.381, 0.164),
+    # Krizhevsky et al. 2012, table 2. Its other rows are of networks trained on more than ILSVRC 2012.
+    Published("AlexNet, one network", "the 2012 paper, table 2", "ten-crop", 0.407, 0.182),
+    Published("AlexNet, five networks", "the 2012 paper, table 2", "ten-crop", 0.381, 0.164),
     Published("AlexNet, the code's own run", "the log of the released code", "ten-crop", 0.40664, 0.18210),
     # 56.522 % and 79.066 % are right, as torchvision documents AlexNet_Weights.IMAGENET1K_V1.
     Published("torchvision's alexnet", "torchvision's documentation", "center", 0.43478, 0.20934),

@@ -62,5 +62,5 @@ def write_submission(
     check_submission(predictions.keys, class_ids, ids)
     numbers = [ids[class_id] for class_id in class_ids]
     rows = sorted(zip(predictions.keys, predictions.classes.tolist(), strict=True))
-    lines = [" ".join(str(numbers[answer]) for answer in answers) for _, answers in rows]
+    lines = [" ".join(str(numbers[guess]) for guess in guesses) for _, guesses in rows]
     write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
 from trainer.figures.style import COLORS, INK, drawable, fonts_for, new_figure, shortened, styled
-from trainer.runs.records import EpochRow
+from trainer.runs.records import EpochMetrics
 from trainer.runs.run_folder import METRICS_FILE, read_metrics
 
-Panel = Literal["loss", "top-1", "top-5", "rate", "throughput"]
-PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "rate")
+Panel = Literal["loss", "top-1", "top-5", "lr", "throughput"]
+PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")
 
 # A rate that changes more than this is drawn on a logarithmic axis.
 _WIDE = 20.0
@@ -28,7 +28,7 @@ class Course:
     """A run's name and its epochs."""
 
     name: str
-    rows: tuple[EpochRow, ...]
+    rows: tuple[EpochMetrics, ...]
 
 
 def read_courses(folders: Sequence[Path]) -> list[Course]:
@@ -108,7 +108,7 @@ def _legend(figure: Figure, courses: Sequence[Course], panels: Sequence[Panel]) 
 def _line(
     axes: Axes,
     courses: Sequence[Course],
-    value: Callable[[EpochRow], float],
+    value: Callable[[EpochMetrics], float],
     style: str = "-",
 ) -> None:
     for number, course in enumerate(courses):
@@ -156,9 +156,9 @@ def _in_percent(axes: Axes, title: str) -> None:
 
 
 def _draw_rate(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.rate)
-    rates = [row.rate for course in courses for row in course.rows]
-    if min(rates) > 0 and max(rates) > _WIDE * min(rates):
+    _line(axes, courses, lambda row: row.lr)
+    lrs = [row.lr for course in courses for row in course.rows]
+    if min(lrs) > 0 and max(lrs) > _WIDE * min(lrs):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
@@ -176,6 +176,6 @@ _DRAW: dict[Panel, Callable[[Axes, Sequence[Course]], None]] = {
     "loss": _draw_loss,
     "top-1": _draw_top1,
     "top-5": _draw_top5,
-    "rate": _draw_rate,
+    "lr": _draw_rate,
     "throughput": _draw_throughput,
 }

@@ -1,4 +1,4 @@
-"""Images of what a net has learnt and what it looks at: kernels, feature maps and saliency.
+"""Images of what a network has learnt and what it looks at: kernels, feature maps and saliency.
 
 Shapes: S crop, C channels, h, w of a kernel or map.
 """
@@ -37,52 +37,52 @@ def draw_kernels(classifier: Classifier, name: str) -> Figure:
     above the second one's; one weight is 6 × 6 pixels of the PNG.
 
     Args:
-        classifier: a trained net.
+        classifier: a trained network.
         name: of the run, for the title.
     """
-    weights = first_kernels(classifier.net).permute(0, 2, 3, 1).float().cpu().numpy()  # (C1, h, w, 3)
+    weights = first_kernels(classifier.model).permute(0, 2, 3, 1).float().cpu().numpy()  # (C1, h, w, 3)
     largest = max(float(np.quantile(np.abs(weights), 0.995)), 1e-12)
     pixels = np.clip(127.5 + 127.5 * weights / largest, 0, 255).astype(np.uint8)
     images = [np.kron(kernel, np.ones((_MAGNIFY, _MAGNIFY, 1), np.uint8)) for kernel in pixels]
     count, height, width, _ = weights.shape
-    towers = _towers(classifier.net)
+    towers = _towers(classifier.model)
     half = count // towers
-    sheets = [grid(images[t * half : (t + 1) * half], _COLUMNS, _MAGNIFY, 0) for t in range(towers)]
+    grids = [grid(images[t * half : (t + 1) * half], _COLUMNS, _MAGNIFY, 0) for t in range(towers)]
     captions = [f"Tower {t + 1}: kernels {t * half + 1}–{(t + 1) * half}" for t in range(towers)]
     title = f"{name}: {count} kernels of the first layer, {height} × {width} × 3"
-    return _sheets(title, sheets, captions if towers > 1 else [""])
+    return _stacked_figure(title, grids, captions if towers > 1 else [""])
 
 
-def _towers(net: nn.Module) -> int:
+def _towers(model: nn.Module) -> int:
     """Groups of the second convolution: each sees the kernels of one tower only."""
-    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     return convolutions[1].groups
 
 
-def _sheets(title: str, sheets: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Figure:
+def _stacked_figure(title: str, grids: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Figure:
     """Put sheets under each other, pixel for pixel, each below its caption."""
     margin, caption = 2 * _MAGNIFY, _CAPTION_PIXELS if any(captions) else 0
-    width = max(sheet.shape[1] for sheet in sheets) + 2 * margin
+    width = max(canvas.shape[1] for canvas in grids) + 2 * margin
     width = max(width, 10 * len(title))
-    height = _TITLE_PIXELS + sum(sheet.shape[0] + caption + margin for sheet in sheets)
+    height = _TITLE_PIXELS + sum(canvas.shape[0] + caption + margin for canvas in grids)
     figure = new_figure(width / DPI, height / DPI)
     figure.set_layout_engine("none")
     figure.text(
         margin / width, 1 - 12 / height, drawable(title), va="top", fontsize=13, family=fonts_for(title)
     )
     top = _TITLE_PIXELS
-    for sheet, text in zip(sheets, captions, strict=True):
+    for canvas, text in zip(grids, captions, strict=True):
         figure.text(margin / width, 1 - top / height, text, va="top", fontsize=11)
         top += caption
         place = (
             margin / width,
-            1 - (top + sheet.shape[0]) / height,
-            sheet.shape[1] / width,
-            sheet.shape[0] / height,
+            1 - (top + canvas.shape[0]) / height,
+            canvas.shape[1] / width,
+            canvas.shape[0] / height,
         )
         axes = figure.add_axes(place)
-        show_pixels(axes, sheet)
-        top += sheet.shape[0] + margin
+        show_pixels(axes, canvas)
+        top += canvas.shape[0] + margin
     return figure
 
 
@@ -95,7 +95,7 @@ def draw_maps(
     The maps of a layer share one scale, from their least to their greatest activation.
 
     Args:
-        classifier: a trained net.
+        classifier: a trained network.
         image: uint8 (S, S, 3).
         layers: names of layers with maps, such as conv1; all convolutions where there are none.
         name: of the run and the image, for the title.
@@ -105,11 +105,11 @@ def draw_maps(
         UsageError: a layer that there is not, or one without maps.
     """
     known = map_layers(classifier)
-    chosen = list(layers) or [layer for layer in known if _is_convolution(classifier.net, layer)]
+    chosen = list(layers) or [layer for layer in known if _is_convolution(classifier.model, layer)]
     for layer in chosen:
         if layer not in known:
             raise UsageError(f"no layer with maps is named {layer!r}; there are {', '.join(known)}")
-    with captured(classifier.net, chosen) as outputs, torch.inference_mode():
+    with captured(classifier.model, chosen) as outputs, torch.inference_mode():
         classifier.classify(as_batch([image]).to(classifier.mean.device))
     columns = min(_COLUMNS, most)
     rows = [math.ceil(min(outputs[layer].shape[1], most) / columns) for layer in chosen]
@@ -131,8 +131,8 @@ def draw_maps(
     return figure
 
 
-def _is_convolution(net: nn.Module, layer: str) -> bool:
-    return isinstance(net.get_submodule(layer), nn.Conv2d)
+def _is_convolution(model: nn.Module, layer: str) -> bool:
+    return isinstance(model.get_submodule(layer), nn.Conv2d)
 
 
 def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
@@ -140,11 +140,11 @@ def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
     count, height, width = maps.shape
     gap = max(1, round(width / 14))
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan, np.float32)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan, np.float32)
     for number, one in enumerate(maps):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = one
-    return sheet
+        canvas[top : top + height, left : left + width] = one
+    return canvas
 
 
 def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.float32]:

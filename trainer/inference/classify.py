@@ -14,7 +14,7 @@ import torch
 
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, is_image
-from trainer.evaluation.metrics import likeliest
+from trainer.evaluation.metrics import topk_stable
 from trainer.inference.preprocess import CROPS, crops_of_file
 from trainer.models.classifier import Classifier
 
@@ -31,7 +31,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImagePrediction:
     """An image's likeliest classes in order, or why it has none.
 
     Attributes:
@@ -81,20 +81,20 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def classify_images(
-    nets: Sequence[Classifier],
+    models: Sequence[Classifier],
     images: Sequence[Path],
     views: Views = "center",
     top: int = 5,
     batch_size: int = 32,
     exif_rotate: bool = False,
-) -> Iterator[Answer]:
-    """Classify files, one answer for each in order; probabilities are averaged over views and nets.
+) -> Iterator[ImagePrediction]:
+    """Classify files, one answer for each in order; probabilities are averaged over views and networks.
 
     An image is prepared as `alexnet-prep shard` does it: center square, scaled by area or cubic
-    interpolation to the size that the net was trained on, then cut.
+    interpolation to the size that the network was trained on, then cut.
 
     Args:
-        nets: one, or an ensemble of the same classes, size and crop; on any device, all on one.
+        models: one, or an ensemble of the same classes, size and crop; on any device, all on one.
         images: files of any format that `pipeline.images.codec` reads.
         views: "center", or "ten-crop".
         top: classes in each answer.
@@ -102,14 +102,14 @@ def classify_images(
         exif_rotate: turn images upright as their EXIF says, which `alexnet-prep shard` does on request.
 
     Raises:
-        UsageError: nets that do not share classes, size and crop.
-        RunError: a net's outputs are not numbers.
+        UsageError: networks that do not share classes, size and crop.
+        RunError: a network's outputs are not numbers.
     """
-    first = nets[0].spec
-    for net in nets:
-        if (net.spec.classes, net.spec.size, net.spec.crop) != (first.classes, first.size, first.crop):
-            raise UsageError("the nets of an ensemble must share their classes, image size and crop")
-        net.eval()
+    first = models[0].spec
+    for model in models:
+        if (model.spec.classes, model.spec.size, model.spec.crop) != (first.classes, first.size, first.crop):
+            raise UsageError("the networks of an ensemble must share their classes, image size and crop")
+        model.eval()
     names = first.names or first.classes
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -120,28 +120,28 @@ def classify_images(
             except UsageError as error:
                 crops.append(str(error))
         good = [each for each in crops if not isinstance(each, str)]
-        guesses = iter(_guesses(nets, good, top))
+        guesses = iter(_guesses(models, good, top))
         for path, each in zip(batch, crops, strict=True):
             if isinstance(each, str):
-                yield Answer(path, (), each)
+                yield ImagePrediction(path, (), each)
                 continue
             numbers, values = next(guesses)
             found = (Guess(first.classes[k], names[k], p) for k, p in zip(numbers, values, strict=True))
-            yield Answer(path, tuple(found))
+            yield ImagePrediction(path, tuple(found))
 
 
 def _guesses(
-    nets: Sequence[Classifier], crops: Sequence[CROPS], top: int
+    models: Sequence[Classifier], crops: Sequence[CROPS], top: int
 ) -> list[tuple[list[int], list[float]]]:
     """Class numbers and probabilities of each image, likeliest first."""
     if not crops:
         return []
-    pixels = torch.from_numpy(np.stack(crops)).to(nets[0].mean.device)
+    pixels = torch.from_numpy(np.stack(crops)).to(models[0].mean.device)
     views = pixels.permute(1, 0, 4, 2, 3).contiguous().float()  # (V, B, 3, S, S)
     with torch.inference_mode():
-        each = [[net.classify(view).double().softmax(dim=1) for view in views] for net in nets]
+        each = [[model.classify(view).double().softmax(dim=1) for view in views] for model in models]
         total = torch.stack([torch.stack(one).mean(dim=0) for one in each]).mean(dim=0)
     if not bool(total.isfinite().all()):
-        raise RunError("the net's outputs are not numbers: its weights diverged in training; use another")
-    values, classes = likeliest(total, top)
+        raise RunError("the network's outputs are not numbers: its weights diverged in training; use another")
+    values, classes = topk_stable(total, top)
     return list(zip(classes.tolist(), values.tolist(), strict=True))

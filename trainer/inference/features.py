@@ -1,4 +1,4 @@
-"""What a net's layers give: maps of single images, and features of whole splits.
+"""What a network's layers give: maps of single images, and features of whole splits.
 
 Shapes: B batch, S crop, D numbers of a feature vector.
 """
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.views import EvalView
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 
 
 @contextmanager
-def captured(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Copy the outputs of named layers of every forward pass within the block into the dict yielded.
 
     Raises:
         UsageError: no layer has that name; those that there are are listed.
     """
-    layers = _leaves(net)
+    layers = _leaves(model)
     for name in names:
         if name not in layers:
             raise UsageError(f"no layer is named {name!r}; there are {', '.join(layers)}")
@@ -47,30 +47,30 @@ def captured(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
 
 def map_layers(classifier: Classifier) -> list[str]:
     """Names of the layers whose outputs are maps, in the order of the forward pass."""
-    names = list(_leaves(classifier.net))
+    names = list(_leaves(classifier.model))
     spec = classifier.spec
-    with captured(classifier.net, names) as outputs, torch.inference_mode():
+    with captured(classifier.model, names) as outputs, torch.inference_mode():
         classifier.classify(torch.zeros(1, 3, spec.crop, spec.crop))
     return [name for name, output in outputs.items() if output.ndim == 4]
 
 
-def feature_layer(net: nn.Module) -> str:
+def feature_layer(model: nn.Module) -> str:
     """The last hidden layer behind its ReLU, which the paper's figure 4 compares: `relu7` for fc7."""
-    return [name for name, module in _leaves(net).items() if isinstance(module, nn.ReLU)][-1]
+    return [name for name, module in _leaves(model).items() if isinstance(module, nn.ReLU)][-1]
 
 
 def features(classifier: Classifier, pixels: Tensor) -> NDArray[np.float32]:
     """Pixels (B, 3, S, S), 0..255 → the last hidden layer's activations, float32 (B, D)."""
-    name = feature_layer(classifier.net)
-    with captured(classifier.net, [name]) as outputs, torch.inference_mode():
+    name = feature_layer(classifier.model)
+    with captured(classifier.model, [name]) as outputs, torch.inference_mode():
         classifier.classify(pixels)
     found: NDArray[np.float32] = outputs[name].float().cpu().numpy()
     return found
 
 
-def this_machine() -> World:
+def this_machine() -> DistEnv:
     """One process on this machine's first GPU, or on the CPU where there is none."""
-    return World(kind="gpu" if torch.cuda.is_available() else "cpu")
+    return DistEnv(kind="gpu" if torch.cuda.is_available() else "cpu")
 
 
 def split_features(
@@ -96,18 +96,18 @@ def split_features(
         RunError: the loader could not read or decode a sample.
     """
     from pipeline.loader.loader import Loader  # DALI, which the figures of single images do without
-    from trainer.data import Feeding
+    from trainer.data import LoaderOptions
 
-    world = this_machine()
-    classifier.to(world.device)
+    env = this_machine()
+    classifier.to(env.device)
     view = EvalView("center", classifier.spec.crop)
     done = 0
-    with Loader(dataset, split, view, batch_size, placement=Feeding().placement(world)) as loader:
+    with Loader(dataset, split, view, batch_size, placement=LoaderOptions().placement(env)) as loader:
         for batch in loader:
-            yield features(classifier, batch.images.to(world.device, torch.float32))
+            yield features(classifier, batch.images.to(env.device, torch.float32))
             done += len(batch.labels)
             progress(done, loader.samples)
 
 
-def _leaves(net: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in net.named_modules() if not list(module.children())}
+def _leaves(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if not list(module.children())}

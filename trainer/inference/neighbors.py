@@ -69,7 +69,7 @@ def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbor
         if chunk.ndim != 2 or chunk.shape[1] != search.queries.shape[1]:
             raise UsageError(
                 f"vectors of shape {chunk.shape} among rows of {search.queries.shape[1]} numbers; compare "
-                "features of one layer of one net"
+                "features of one layer of one network"
             )
         for block in _blocks(chunk):
             search.add(_in_rows(block))
@@ -170,7 +170,9 @@ def _in_rows(vectors: Vectors) -> Vectors:
 
 def _refuse_not_finite(vectors: Vectors, what: str) -> None:
     if not np.isfinite(vectors).all():
-        raise RunError(f"{what} is not of finite numbers; the net's weights may have diverged in training")
+        raise RunError(
+            f"{what} is not of finite numbers; the network's weights may have diverged in training"
+        )
 
 
 UNKNOWN = -1
@@ -180,7 +182,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image as the net is shown it.
+    """An image as the network is shown it.
 
     Attributes:
         name: its key in the dataset, or its file's name.
@@ -223,7 +225,7 @@ def named_images(
 
     Args:
         names: files or keys.
-        spec: what the net takes.
+        spec: what the network takes.
         dataset: where keys are looked up, or None where there is none.
         split: of the keys.
 
@@ -252,7 +254,7 @@ def some_images(dataset: Dataset, split: str, spec: Spec, count: int, seed: int)
 
 
 def of_stored(stored: StoredImage, spec: Spec) -> NamedImage:
-    """A stored image as the net is shown it."""
+    """A stored image as the network is shown it."""
     return NamedImage(stored.key, crop_of_stored(stored.data, spec), stored.label)
 
 
@@ -266,8 +268,8 @@ def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Predic
             probabilities = classifier.classify(pixels).double().softmax(dim=1).cpu().numpy()
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :_LISTED]
         for image, classes, row in zip(batch, order, probabilities, strict=True):
-            likeliest = tuple(int(label) for label in classes)
-            found.append(Prediction(image, likeliest, tuple(float(row[label]) for label in classes)))
+            topk_stable = tuple(int(label) for label in classes)
+            found.append(Prediction(image, topk_stable, tuple(float(row[label]) for label in classes)))
     return found
 
 
@@ -321,7 +323,7 @@ def find_neighbors(
 
     Raises:
         UsageError: no such split.
-        RunError: a sample could not be read, or the net gives no numbers.
+        RunError: a sample could not be read, or the network gives no numbers.
     """
     device = this_machine().device
     classifier.to(device)  # before the queries' features: those of another device differ in rounding

@@ -1,6 +1,6 @@
 """Four AlexNets, each written as the list of layers it is.
 
-`alexnet` is the paper's text, `alexnet_source` the code released with it, `alexnet_owt` the net of the
+`alexnet` is the paper's text, `alexnet_source` the code released with it, `alexnet_owt` the network of the
 2014 "one weird trick" paper with torchvision's parameter names, and `alexnet_bn` has batch
 normalization in place of local response normalization.
 
@@ -29,12 +29,12 @@ WIDEST = 8
 
 
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
-    """Build and initialize a net, drawing from torch's default generator.
+    """Build and initialize a network, drawing from torch's default generator.
 
     Args:
         arch: one of `ARCHITECTURES`.
         classes: number of logits.
-        width: multiplies every hidden layer's channels and units; 1 is the published net.
+        width: multiplies every hidden layer's channels and units; 1 is the published network.
         crop: side of the input in pixels; 224 is the published one.
 
     Raises:
@@ -54,7 +54,7 @@ def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) ->
 def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
     c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
     side = _pooled_side(crop + 4)
-    net = nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2),
             relu1=nn.ReLU(inplace=True),
@@ -67,14 +67,14 @@ def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
-    _initialize(net, width, {})
-    return net
+    _initialize(model, width, {})
+    return model
 
 
 def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
     c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
     side = _pooled_side(crop + 3)
-    net = nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(
             pad1=nn.ZeroPad2d((0, 3, 0, 3)),
             conv1=nn.Conv2d(3, c1, 11, stride=4),
@@ -89,8 +89,8 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
         )
         | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
     )
-    _initialize(net, width, _SOURCE_DEVIATION)
-    return net
+    _initialize(model, width, _SOURCE_DEVIATION)
+    return model
 
 
 def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, nn.Module]:
@@ -118,7 +118,7 @@ def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, 
 def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
     c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
     side = _pooled_side(crop + 4)
-    net = nn.Sequential(
+    model = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2, bias=False),
             bn1=nn.BatchNorm2d(c1),
@@ -150,7 +150,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
             fc8=nn.Linear(f7, classes),
         )
     )
-    for name, module in net.named_children():
+    for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             # conv1's scale changes nothing behind its normalization but how fast it turns: the paper's
@@ -159,7 +159,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
                 nn.init.normal_(module.weight, std=_PAPER_DEVIATION)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return net
+    return model
 
 
 class AlexNetOWT(nn.Sequential):
@@ -209,16 +209,16 @@ ARCHITECTURES: dict[str, Callable[[int, float, int], nn.Sequential]] = {
 }
 
 
-def first_kernels(net: nn.Sequential) -> Tensor:
+def first_kernels(model: nn.Sequential) -> Tensor:
     """The first convolution's weights, (C1, 3, 11, 11): what the paper's figure 3 shows."""
-    conv = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     return conv.weight.detach()
 
 
-def layer_names(net: nn.Module) -> list[str]:
-    """Names that a recipe's `layer_rates` may use: the modules that own parameters, in order."""
+def layer_names(model: nn.Module) -> list[str]:
+    """Names that a recipe's `layer_lr_factors` may use: the modules that own parameters, in order."""
     return [
-        name for name, module in net.named_modules() if any(True for _ in module.parameters(recurse=False))
+        name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))
     ]
 
 
@@ -235,17 +235,17 @@ def _pooled_side(padded: int) -> int:
     return side
 
 
-def _initialize(net: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
+def _initialize(model: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
     """Set the paper's weights, N(0, 0.01), and biases.
 
-    A layer's gain grows with deviation · √(inputs). Narrower nets have fewer inputs, so that the
+    A layer's gain grows with deviation · √(inputs). Narrower networks have fewer inputs, so that the
     published deviation leaves them at chance; their hidden layers behind conv1, whose inputs stay 363
     pixels, get √(1 / inputs) where that is larger. Measured on 40 crops of 64 px at widths 0.1, 0.25
     and 0.5: the loss starts near ln(classes) and is below 0.2 after 120 to 240 steps of rate 0.01;
     He et al.'s √(2 / inputs), to which the biases of 1 add, starts at 4 to 9 and falls more slowly.
     Full width keeps the published numbers.
     """
-    for name, module in net.named_children():
+    for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             deviation = deviations.get(name, _PAPER_DEVIATION)
             if width < 1 and name not in ("conv1", "fc8"):

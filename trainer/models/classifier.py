@@ -1,4 +1,4 @@
-"""A net together with the preprocessing it was trained with, so that neither travels alone.
+"""A network together with the preprocessing it was trained with, so that neither travels alone.
 
 Shapes: B batch, S crop.
 """
@@ -44,7 +44,7 @@ class Spec:
 
 
 class Classifier(nn.Module):
-    """Pixels → logits: `net` behind its preprocessing.
+    """Pixels → logits: `model` behind its preprocessing.
 
     `forward` takes batches as the training graph makes them: per-channel mean subtracted, divided by
     std, color noise added. What is left is the mean image, if the recipe has one, which is subtracted
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.net = build_model(spec.arch, len(spec.classes), spec.width, spec.crop)
+        self.model = build_model(spec.arch, len(spec.classes), spec.width, spec.crop)
         self.divisor = 1.0  # what the training graph divided by, besides std; 1 outside training
         image = torch.zeros(3, spec.crop, spec.crop) if spec.mean_image else None
         self.register_buffer("mean_image", image)
@@ -69,7 +69,7 @@ class Classifier(nn.Module):
         if self.mean_image is not None:
             divisor = self.divisor if self.training else 1.0
             x = x - self.mean_image / (self.std * divisor)
-        logits: Tensor = self.net(x)
+        logits: Tensor = self.model(x)
         return logits
 
     def classify(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers of the 2012 net that torch lacks, or has only slowly.
+"""Layers of the 2012 network that torch lacks, or has only slowly.
 
 Shapes: B batch, C channels, H, W map.
 """

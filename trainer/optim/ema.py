@@ -14,7 +14,7 @@ class Ema:
     """A classifier's weights and floating-point buffers, averaged over its updates.
 
     a ← d·a + (1 − d)·w, with d = min(decay, (1 + t) / (10 + t)) after t updates, so that the first ones,
-    of a net that has learnt little, are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+    of a network that has learnt little, are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
@@ -62,4 +62,4 @@ def _averaged(classifier: Classifier) -> dict[str, Tensor]:
     """What changes in training: weights, and batch normalization's statistics."""
     buffers = {name: b for name, b in classifier.named_buffers() if b.is_floating_point()}
     both = dict(classifier.named_parameters()) | buffers
-    return {name: value for name, value in both.items() if name.startswith("net.")}
+    return {name: value for name, value in both.items() if name.startswith("model.")}

@@ -22,12 +22,12 @@ class Schedule:
     waited: int = 0
     drops: int = 0
 
-    def rate(self, epoch: float) -> float:
+    def lr(self, epoch: float) -> float:
         """Rate at a point of the run, in epochs from 0 (2.5 is halfway through the third)."""
         recipe = self.recipe
         if epoch < recipe.warmup_epochs:
-            return recipe.rate * epoch / recipe.warmup_epochs
-        factor = recipe.stage_at(int(epoch)).rate_factor or 0.0
+            return recipe.lr * epoch / recipe.warmup_epochs
+        factor = recipe.stage_at(int(epoch)).lr_factor or 0.0
         length = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
         done = min((epoch - recipe.warmup_epochs) / length, 1.0)
         if recipe.schedule == "cosine":
@@ -36,7 +36,7 @@ class Schedule:
             factor *= (1.0 - done) ** recipe.power
         elif recipe.schedule == "plateau":
             factor *= 0.1**self.drops
-        return recipe.rate * factor
+        return recipe.lr * factor
 
     def end_epoch(self, error: float) -> None:
         """Note an epoch's validation error, 0..1; a plateau may drop the rate.

@@ -54,14 +54,14 @@ class PaperSGD(torch.optim.SGD):
         return loss
 
     def _rescale(self, group: dict[str, Any]) -> None:
-        rate, before = group["lr"], group["velocity_lr"]
-        if rate in (0, before):
+        lr, before = group["lr"], group["velocity_lr"]
+        if lr in (0, before):
             return
         states = [self.state[weight] for weight in group["params"] if weight in self.state]
         momenta = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
         if momenta:
-            torch._foreach_mul_(momenta, before / rate)
-        group["velocity_lr"] = rate
+            torch._foreach_mul_(momenta, before / lr)
+        group["velocity_lr"] = lr
 
 
 class LARS(torch.optim.Optimizer):
@@ -81,10 +81,16 @@ class LARS(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0005,
-        trust: float = 0.001,
+        trust_coefficient: float = 0.001,
     ) -> None:
         super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "trust_coefficient": trust_coefficient,
+            },
         )
 
     @overload
@@ -119,14 +125,14 @@ class LARS(torch.optim.Optimizer):
         weight.sub_(state["velocity"])
 
 
-def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Build the recipe's optimizer with one group per layer for weights and one for biases.
 
     Biases and normalization parameters (one dimension) form the bias groups. Groups carry "layer" and
-    "bias" for `set_rates`.
+    "bias" for `set_lrs`.
     """
     groups: list[dict[str, Any]] = []
-    for layer, module in net.named_modules():
+    for layer, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         for bias in (False, True):
             params = [p for p in own if (p.ndim == 1) == bias]
@@ -134,10 +140,12 @@ def build_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
                 decay = recipe.weight_decay if recipe.decay_biases or not bias else 0.0
                 groups.append({"params": params, "layer": layer, "bias": bias, "weight_decay": decay})
     if recipe.optimizer == "lars":
-        return LARS(groups, lr=recipe.rate, momentum=recipe.momentum, trust=recipe.trust)
+        return LARS(
+            groups, lr=recipe.lr, momentum=recipe.momentum, trust_coefficient=recipe.trust_coefficient
+        )
     if recipe.optimizer == "paper":
-        return _with_momentum(PaperSGD(groups, lr=recipe.rate, momentum=recipe.momentum))
-    return _with_momentum(torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum, fused=True))
+        return _with_momentum(PaperSGD(groups, lr=recipe.lr, momentum=recipe.momentum))
+    return _with_momentum(torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True))
 
 
 def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
@@ -148,26 +156,26 @@ def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
     return optimizer
 
 
-def check_layers(net: nn.Module, recipe: Recipe) -> None:
-    """Refuse `layer_rates` that name no layer of the net.
+def check_layers(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse `layer_lr_factors` that name no layer of the network.
 
     Raises:
         UsageError: names the layer and the known ones.
     """
-    known = layer_names(net)
+    known = layer_names(model)
     for stage in recipe.stages:
-        for layer in stage.layer_rates or {}:
+        for layer in stage.layer_lr_factors or {}:
             if layer not in known:
                 raise UsageError(
-                    f"recipe {recipe.name}: layer_rates names {layer!r}, which {recipe.arch} has not; "
+                    f"recipe {recipe.name}: layer_lr_factors names {layer!r}, which {recipe.arch} has not; "
                     f"its layers are {', '.join(known)}"
                 )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, rate: float, stage: Stage) -> None:
+def set_lrs(optimizer: torch.optim.Optimizer, lr: float, stage: Stage) -> None:
     """Give every group its rate: the schedule's, times the layer's and the bias's factors."""
     for group in optimizer.param_groups:
-        factor = (stage.layer_rates or {}).get(group["layer"], 1.0)
+        factor = (stage.layer_lr_factors or {}).get(group["layer"], 1.0)
         if group["bias"]:
-            factor *= 1.0 if stage.bias_rate is None else stage.bias_rate
-        group["lr"] = rate * factor
+            factor *= 1.0 if stage.bias_lr_factor is None else stage.bias_lr_factor
+        group["lr"] = lr * factor

@@ -1,4 +1,4 @@
-"""One self-contained page about a run: what it is, how it went, what the net learnt and what it sees."""
+"""One self-contained page about a run: what it is, how it went, what the network learnt and what it sees."""
 
 import re
 from base64 import b64encode
@@ -15,7 +15,7 @@ from pipeline.errors import ToolkitError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer.report import parts
 from trainer.report.parts import has_dali
-from trainer.runs.load_model import Trained, dataset_of, open_trained, refuse_other_classes, run_facts
+from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
 
 Progress = Callable[[str, int, int], None]
 
@@ -101,7 +101,7 @@ def write_report(
             raise UsageError(f"--skip {name}: no such part; there are {', '.join(SKIPPABLE)}")
     if run.is_file():
         raise UsageError(f"{run}: a report is about a whole run; name the run's folder, {run.parent}")
-    trained = open_trained(run)
+    trained = load_model(run)
     facts = run_facts(run)
     page = _Page(progress, skip)
     dataset, no_dataset = _dataset(trained, data)
@@ -115,7 +115,7 @@ def write_report(
     return Report(out, page.left_out)
 
 
-def _dataset(trained: Trained, data: str | Path | None) -> tuple[Dataset | None, str]:
+def _dataset(trained: LoadedModel, data: str | Path | None) -> tuple[Dataset | None, str]:
     """The dataset, or why there is none; one that was named must be usable."""
     try:
         dataset = dataset_of(trained, data)
@@ -128,7 +128,7 @@ def _dataset(trained: Trained, data: str | Path | None) -> tuple[Dataset | None,
 
 
 def _add_parts_of_data(
-    page: _Page, trained: Trained, dataset: Dataset | None, no_dataset: str, seed: int
+    page: _Page, trained: LoadedModel, dataset: Dataset | None, no_dataset: str, seed: int
 ) -> None:
     def of_data(make: Callable[[Dataset], Any], *, dali: bool = False) -> Callable[[], Any]:
         def made() -> Any:

@@ -21,8 +21,8 @@ from trainer.figures.style import figure_bytes
 from trainer.inference.features import this_machine
 from trainer.inference.neighbors import NamedImage, find_neighbors, some_images, some_predictions
 from trainer.recipe import Recipe, load_recipe
-from trainer.runs.load_model import Trained, class_names, dataset_name
-from trainer.runs.records import EpochRow
+from trainer.runs.load_model import LoadedModel, class_names, dataset_name
+from trainer.runs.records import EpochMetrics
 from trainer.runs.run_folder import RECIPE_FILE
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBORS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
@@ -46,13 +46,13 @@ def has_dali() -> bool:
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
-def summary(trained: Trained, facts: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+def summary(trained: LoadedModel, facts: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
     """What was trained on what, how far it came, and where."""
     spec = trained.spec
-    parameters = sum(p.numel() for p in trained.classifier.net.parameters())
+    parameters = sum(p.numel() for p in trained.classifier.model.parameters())
     machine = facts.get("machine", {})
     rows: Facts = [
-        ("Net", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
+        ("Network", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
         ("Input", f"{spec.crop} × {spec.crop} crops of images with a shorter side of {spec.size} px"),
         ("Classes", f"{len(spec.classes):,}"),
         ("Recipe", str(facts.get("recipe", "unknown"))),
@@ -71,7 +71,7 @@ def summary(trained: Trained, facts: dict[str, Any], dataset: Dataset | None) ->
     return {"rows": [(name, text) for name, text in rows if text], "results": _results(trained)}
 
 
-def _results(trained: Trained) -> Facts:
+def _results(trained: LoadedModel) -> Facts:
     """The figures of the epoch that the checkpoint is of, as far as they were kept."""
     assert trained.folder is not None
     try:
@@ -96,7 +96,7 @@ def curves(run: Path) -> dict[str, Any]:
         ("loss", f"Loss over {len(rows)} epochs: validation ends at {rows[-1].val_loss:.3f} nats"),
         ("top-1", f"Top-1 accuracy: validation ends at {rows[-1].val_top1:.1%}"),
         ("top-5", f"Top-5 accuracy: validation ends at {rows[-1].val_top5:.1%}"),
-        ("rate", f"Learning rate: from {rows[0].rate:.2g} to {rows[-1].rate:.2g}"),
+        ("lr", f"Learning rate: from {rows[0].lr:.2g} to {rows[-1].lr:.2g}"),
     )
     return {
         "images": [Image(figure_bytes(draw_curves(courses, [name], ""), "svg"), alt) for name, alt in panels],
@@ -108,15 +108,15 @@ def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Training images a second over the epochs, and what the time went to."""
     courses = read_courses([run])
     rows = courses[0].rows
-    rates = sorted(row.images_per_second for row in rows)
-    middle = rates[len(rates) // 2]
+    speeds = sorted(row.images_per_second for row in rows)
+    middle = speeds[len(speeds) // 2]
     figure = draw_curves(courses, ["throughput"], "")
-    alt = f"Training images per second in each epoch: {rates[0]:,.0f} to {rates[-1]:,.0f}"
+    alt = f"Training images per second in each epoch: {speeds[0]:,.0f} to {speeds[-1]:,.0f}"
     return {
         "image": Image(figure_bytes(figure, "svg"), alt),
         "rows": [
             ("Training images per second, median epoch", f"{middle:,.0f}"),
-            ("Slowest and fastest epoch", f"{rates[0]:,.0f} and {rates[-1]:,.0f}"),
+            ("Slowest and fastest epoch", f"{speeds[0]:,.0f} and {speeds[-1]:,.0f}"),
             ("Training", _duration(sum(row.train_seconds for row in rows))),
             ("Validation", _duration(sum(row.val_seconds for row in rows))),
             *_wait(rows),
@@ -125,27 +125,27 @@ def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _wait(rows: Sequence[EpochRow]) -> Facts:
+def _wait(rows: Sequence[EpochMetrics]) -> Facts:
     """The share of the training time in which steps waited for batches; nothing of runs that noted none."""
     waited = sum(row.data_wait * row.train_seconds for row in rows)
     share = waited / max(sum(row.train_seconds for row in rows), 1e-9)
     return [("Waiting for data", f"{share:.1%} of the training time")] if waited else []
 
 
-def kernels(trained: Trained) -> Image:
+def kernels(trained: LoadedModel) -> Image:
     """The first layer's kernels."""
     figure = draw_kernels(trained.classifier, trained.name)
-    count = next(trained.classifier.net.parameters()).shape[0]
+    count = next(trained.classifier.model.parameters()).shape[0]
     return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small images")
 
 
-def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
+def predictions(trained: LoadedModel, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
     """Images with their likeliest classes: some of all, and some that were taken for another class."""
     names = class_names(trained, dataset)
     found = []
     for heading, count, errors in (
         ("Drawn at random", _PREDICTIONS, False),
-        ("Taken for another class", _ERRORS, True),
+        ("OpenShards for another class", _ERRORS, True),
     ):
         cases = some_predictions(trained.classifier, dataset, "val", count, seed, errors)
         cards = [
@@ -165,7 +165,7 @@ def predictions(trained: Trained, dataset: Dataset, seed: int) -> list[dict[str,
 
 
 def neighbors(
-    trained: Trained, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
+    trained: LoadedModel, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
     """Validation images with the nearest training images."""
     names = class_names(trained, dataset)
@@ -191,7 +191,7 @@ def neighbors(
     ]
 
 
-def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """The matrix of the validation split, and its worst pairs."""
     names = class_names(trained, dataset)
     from trainer.evaluation.evaluate import evaluate_checkpoints  # DALI
@@ -228,7 +228,7 @@ def confusion(trained: Trained, dataset: Dataset, progress: Callable[[int, int],
     }
 
 
-def data_facts(trained: Trained, dataset: Dataset, seed: int) -> dict[str, Any]:
+def data_facts(trained: LoadedModel, dataset: Dataset, seed: int) -> dict[str, Any]:
     """Splits, the mean, the color directions, and crops as training makes them."""
     statistics = dataset.statistics
     total = max(sum(statistics.eigenvalues), 1e-12)
@@ -253,7 +253,7 @@ def data_facts(trained: Trained, dataset: Dataset, seed: int) -> dict[str, Any]:
     return {"rows": rows, "directions": directions, "crops": _training_crops(trained, dataset, seed)}
 
 
-def _training_crops(trained: Trained, dataset: Dataset, seed: int) -> list[Image]:
+def _training_crops(trained: LoadedModel, dataset: Dataset, seed: int) -> list[Image]:
     """Crops out of the training graph with the mean added back; none where there is no DALI."""
     if not has_dali():
         return []

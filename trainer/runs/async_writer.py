@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from trainer.runs import checkpoint
 
 
-class Saver:
+class AsyncCheckpointer:
     """Writes a run's checkpoints one after the other while the training goes on.
 
     What is given is copied to the CPU first, so that later updates do not reach it. At most one is being
@@ -48,7 +48,7 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "AsyncCheckpointer":
         return self
 
     def __exit__(self, *_: object) -> None:

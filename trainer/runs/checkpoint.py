@@ -18,7 +18,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import PARTIAL, atomic_write
 from trainer.models.classifier import Classifier, Spec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best.pt"
 _STEP = "step-{:08d}.pt"
@@ -134,7 +134,7 @@ def load(path: Path) -> dict[str, Any]:
     if version is None:
         raise UsageError(
             f"{path}: not a checkpoint of this toolkit, though torch can read it: it says nothing of its "
-            "net and preprocessing; `alexnet-eval --arch ... --preprocessing ...` measures such weights"
+            "network and preprocessing; `alexnet-eval --arch ... --preprocessing ...` measures such weights"
         )
     if version != FORMAT_VERSION:
         raise UsageError(
@@ -191,11 +191,11 @@ def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
     """
     classifier = Classifier(spec_of(content, path))
     try:
-        averaged = (content.get("ema") or {}).get("mean", {})
+        averaged = (content.get("ema_weights") or {}).get("mean", {})
         classifier.load_state_dict(content["model"] | averaged)
     except (KeyError, RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"{path}: weights do not fit the described net ({first[:160]})") from error
+        raise UsageError(f"{path}: weights do not fit the described network ({first[:160]})") from error
     return classifier
 
 
@@ -208,7 +208,7 @@ def spec_of(content: dict[str, Any], path: Path) -> Spec:
     try:
         return msgspec.convert(content.get("spec"), Spec)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path}: does not describe its net ({error})") from error
+        raise UsageError(f"{path}: does not describe its network ({error})") from error
 
 
 def refuse_other_spec(content: dict[str, Any], wanted: Spec, path: Path) -> None:

@@ -28,7 +28,7 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a net of another program wants its images; units are gray levels 0..255.
+    """How a network of another program wants its images; units are gray levels 0..255.
 
     Attributes:
         mean: (R, G, B) subtracted.
@@ -59,14 +59,14 @@ PREPROCESSING = {
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalWeights:
     """What a checkpoint of another program does not say: its architecture and its preprocessing."""
 
     arch: str
     preprocessing: Preprocessing
 
 
-def describe(arch: str | None, preprocessing: str | None) -> Foreign | None:
+def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | None:
     """What a user says of checkpoints that do not describe themselves, None where nothing is said.
 
     Args:
@@ -86,11 +86,11 @@ def describe(arch: str | None, preprocessing: str | None) -> Foreign | None:
         raise UsageError(f"{given} needs {other} too: give both, or neither for checkpoints of this toolkit")
     if arch not in ARCHITECTURES:
         raise UsageError(f"--arch {arch}: unknown; known are {', '.join(ARCHITECTURES)}")
-    return Foreign(arch, _preprocessing(preprocessing))
+    return ExternalWeights(arch, _preprocessing(preprocessing))
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether a file can be read but does not describe its net, as every checkpoint of ours does."""
+def is_external(path: Path) -> bool:
+    """Whether a file can be read but does not describe its network, as every checkpoint of ours does."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -103,15 +103,15 @@ def is_foreign(path: Path) -> bool:
     return not (isinstance(content, dict) and "format" in content and "spec" in content)
 
 
-def load_foreign(
-    path: Path, foreign: Foreign | None, classes: tuple[str, ...]
+def load_external(
+    path: Path, external: ExternalWeights | None, classes: tuple[str, ...]
 ) -> tuple[Classifier, list[str]]:
     """Load weights by name into a classifier of the given classes.
 
     Args:
         path: of the checkpoint.
-        foreign: what it does not say.
-        classes: class ids in label order; the net's outputs are taken as these, in this order.
+        external: what it does not say.
+        classes: class ids in label order; the network's outputs are taken as these, in this order.
 
     Returns:
         The classifier, and what a user should know: how the outputs were taken, and keys that were ignored.
@@ -120,16 +120,16 @@ def load_foreign(
         UsageError: nothing was said of it, no state dict inside, or weights that do not fit the
             architecture or the number of classes.
     """
-    if foreign is None:
+    if external is None:
         raise UsageError(
             f"{path}: says neither its architecture nor its preprocessing; give both, such as "
             "--arch alexnet_owt --preprocessing torchvision"
         )
     state = _state_of(path)
-    used = foreign.preprocessing
+    used = external.preprocessing
     spec = Spec(
-        arch=foreign.arch,
-        width=_width(state, foreign.arch),
+        arch=external.arch,
+        width=_width(state, external.arch),
         crop=used.crop,
         classes=classes,
         size=used.size,
@@ -138,7 +138,7 @@ def load_foreign(
         mean_image=False,
     )
     classifier = Classifier(spec)
-    wanted = classifier.net.state_dict()
+    wanted = classifier.model.state_dict()
     _refuse_other_classes(path, state, wanted, classes)
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -150,13 +150,13 @@ def load_foreign(
     if missing or misshapen:
         found = (("missing", missing), ("of another shape", misshapen), ("unexpected", unexpected))
         detail = "; ".join(f"{_counted(keys)} {what}: {_capped(keys)}" for what, keys in found if keys)
-        raise UsageError(f"{path}: does not fit {foreign.arch}: {detail}; choose another --arch")
-    classifier.net.load_state_dict(state, strict=False)
+        raise UsageError(f"{path}: does not fit {external.arch}: {detail}; choose another --arch")
+    classifier.model.load_state_dict(state, strict=False)
     notes = [
         f"{path}: its {len(classes):,} outputs are taken as the data's {len(classes):,} classes, in order"
     ]
     if unexpected:
-        notes.append(f"{path}: {_counted(unexpected)} ignored, not in {foreign.arch}: {_capped(unexpected)}")
+        notes.append(f"{path}: {_counted(unexpected)} ignored, not in {external.arch}: {_capped(unexpected)}")
     return classifier, notes
 
 
@@ -222,7 +222,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _width(state: dict[str, Tensor], arch: str) -> float:
-    """The net's width by the kernels of its first layer; 1 where it has none."""
+    """The network's width by the kernels of its first layer; 1 where it has none."""
     with torch.device("meta"):
         published = build_model(arch, classes=2).state_dict()
     first = next(iter(published))

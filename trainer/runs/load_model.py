@@ -1,4 +1,4 @@
-"""A trained net with what is known of its run: its name, its folder and its dataset."""
+"""A trained network with what is known of its run: its name, its folder and its dataset."""
 
 import difflib
 import math
@@ -13,13 +13,13 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
-from trainer.runs.external_weights import Foreign, is_foreign, load_foreign
+from trainer.runs.external_weights import ExternalWeights, is_external, load_external
 
 _RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A checkpoint, opened.
 
     Attributes:
@@ -36,11 +36,11 @@ class Trained:
 
     @property
     def spec(self) -> Spec:
-        """What the net was trained on."""
+        """What the network was trained on."""
         return self.classifier.spec
 
 
-def open_trained(run_or_checkpoint: Path) -> Trained:
+def load_model(run_or_checkpoint: Path) -> LoadedModel:
     """Read a run's best checkpoint, else its last, or a checkpoint file.
 
     Raises:
@@ -50,9 +50,9 @@ def open_trained(run_or_checkpoint: Path) -> Trained:
     classifier = checkpoint.classifier_of(checkpoint.load(file), file).eval()
     folder = file.resolve().parent
     if not (folder / _RUN_FILE).is_file():
-        return Trained(file.stem, None, file, classifier)
+        return LoadedModel(file.stem, None, file, classifier)
     name = folder.name if run_or_checkpoint.is_dir() else f"{folder.name}/{file.name}"
-    return Trained(name, folder, file, classifier)
+    return LoadedModel(name, folder, file, classifier)
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def run_facts(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: damaged ({error})") from error
 
 
-def dataset_of(trained: Trained, data: str | Path | None = None) -> Dataset:
-    """Open the dataset that a net was trained on, or the one given.
+def dataset_of(trained: LoadedModel, data: str | Path | None = None) -> Dataset:
+    """Open the dataset that a network was trained on, or the one given.
 
     Raises:
         UsageError: none is known or it is not there; or its images are of another size than those
-            that the net was trained on.
+            that the network was trained on.
     """
     if data is None:
         if trained.folder is None:
@@ -94,8 +94,8 @@ def dataset_of(trained: Trained, data: str | Path | None = None) -> Dataset:
     return dataset
 
 
-def refuse_other_classes(trained: Trained, dataset: Dataset) -> None:
-    """Refuse a dataset whose labels mean something else than the net's outputs.
+def refuse_other_classes(trained: LoadedModel, dataset: Dataset) -> None:
+    """Refuse a dataset whose labels mean something else than the network's outputs.
 
     Raises:
         UsageError: names classes that only one of them has.
@@ -123,14 +123,14 @@ def dataset_name(dataset: Dataset) -> str:
     return local.resolve().name if local else dataset.url.rstrip("/").rsplit("/", 1)[-1]
 
 
-def class_names(trained: Trained, dataset: Dataset | None) -> list[str]:
+def class_names(trained: LoadedModel, dataset: Dataset | None) -> list[str]:
     """Names in label order: the dataset's where it knows the class, else the checkpoint's, else ids."""
     known = dict(zip(trained.spec.classes, trained.spec.names, strict=False))
     known |= {info.id: info.name for info in dataset.manifest.classes} if dataset else {}
     return [known.get(name, name) for name in trained.spec.classes]
 
 
-def dataset_if_any(trained: Trained) -> Dataset | None:
+def dataset_if_any(trained: LoadedModel) -> Dataset | None:
     """The dataset that a run names, or None where it is not there: for class names alone."""
     try:
         return dataset_of(trained)
@@ -138,7 +138,7 @@ def dataset_if_any(trained: Trained) -> Dataset | None:
         return None
 
 
-def label_of(trained: Trained, dataset: Dataset | None, wanted: str) -> int:
+def label_of(trained: LoadedModel, dataset: Dataset | None, wanted: str) -> int:
     """The class number of an id, or of a name of the dataset's.
 
     Raises:
@@ -148,48 +148,48 @@ def label_of(trained: Trained, dataset: Dataset | None, wanted: str) -> int:
         if wanted in known:
             return known.index(wanted)
     near = difflib.get_close_matches(wanted, {*trained.spec.classes, *known}, n=1, cutoff=0.0)
-    raise UsageError(f"the net knows no class {wanted!r}; did you mean {near[0]!r}?")
+    raise UsageError(f"the network knows no class {wanted!r}; did you mean {near[0]!r}?")
 
 
-def load_nets(
-    files: Sequence[Path], dataset: Dataset, foreign: Foreign | None = None
+def load_models(
+    files: Sequence[Path], dataset: Dataset, external: ExternalWeights | None = None
 ) -> tuple[list[Classifier], list[str]]:
     """Load the checkpoints of an ensemble and check that they fit the data and each other.
 
     Args:
         files: checkpoints, of this toolkit or of other programs.
         dataset: what they will be shown.
-        foreign: what those of other programs leave unsaid.
+        external: what those of other programs leave unsaid.
 
     Returns:
         The classifiers, on the CPU, and what a user should know of them.
 
     Raises:
         UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
-            dataset's, or `foreign` where every checkpoint describes itself.
+            dataset's, or `external` where every checkpoint describes itself.
     """
-    nets: list[Classifier] = []
+    models: list[Classifier] = []
     notes: list[str] = []
-    others = [is_foreign(file) for file in files]
-    if foreign is not None and not any(others):
+    others = [is_external(file) for file in files]
+    if external is not None and not any(others):
         raise UsageError(
             f"{files[0]}: a checkpoint of this toolkit says its architecture and preprocessing itself; "
             "leave --arch and --preprocessing out"
         )
     for file, other in zip(files, others, strict=True):
         if other:
-            net, lines = load_foreign(file, foreign, tuple(dataset.classes))
+            model, lines = load_external(file, external, tuple(dataset.classes))
             notes += lines
         else:
-            net = checkpoint.classifier_of(checkpoint.load(file), file)
-        _refuse_other_data(net, file, dataset)
-        if nets and net.spec.crop != nets[0].spec.crop:
+            model = checkpoint.classifier_of(checkpoint.load(file), file)
+        _refuse_other_data(model, file, dataset)
+        if models and model.spec.crop != models[0].spec.crop:
             raise UsageError(
-                f"{file} takes {net.spec.crop} px crops, but {files[0]} takes {nets[0].spec.crop}: "
+                f"{file} takes {model.spec.crop} px crops, but {files[0]} takes {models[0].spec.crop}: "
                 "an ensemble shares its crops"
             )
-        nets.append(net)
-    return nets, notes
+        models.append(model)
+    return models, notes
 
 
 def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -209,8 +209,8 @@ def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(given) for weight in given]
 
 
-def _refuse_other_data(net: Classifier, file: Path, dataset: Dataset) -> None:
-    spec = net.spec
+def _refuse_other_data(model: Classifier, file: Path, dataset: Dataset) -> None:
+    spec = model.spec
     if list(spec.classes) != dataset.classes:
         ours, theirs = set(spec.classes), set(dataset.classes)
         missing, extra = sorted(ours - theirs), sorted(theirs - ours)

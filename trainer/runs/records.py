@@ -9,7 +9,7 @@ Ending = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class StepRow:
+class StepMetrics:
     """A moment within an epoch.
 
     Attributes:
@@ -32,7 +32,7 @@ class StepRow:
     steps: int
     loss: float
     top1: float
-    rate: float
+    lr: float
     images_per_second: float
     data_wait: float
     memory_mb: float
@@ -41,7 +41,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Weights:
-    """The net at the end of an epoch, on the CPU.
+    """The network at the end of an epoch, on the CPU.
 
     Attributes:
         epoch: 1 for the first.
@@ -57,7 +57,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class EpochRow:
+class EpochMetrics:
     """A line of metrics.jsonl.
 
     Attributes:
@@ -73,7 +73,7 @@ class EpochRow:
 
     epoch: int
     steps: int
-    rate: float
+    lr: float
     train_loss: float
     train_top1: float
     val_loss: float

@@ -21,10 +21,10 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.host import usable_cores
 from pipeline.storage.atomic import make_folder, write_bytes
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
-from trainer.runs.records import EpochRow
+from trainer.runs.records import EpochMetrics
 
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
@@ -32,7 +32,7 @@ RUN_FILE = "run.json"
 
 
 def create(
-    folder: Path, recipe: Recipe, dataset: Dataset, world: World, *, over_unfinished: bool = False
+    folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv, *, over_unfinished: bool = False
 ) -> None:
     """Start a run's folder with its recipe and what it runs on.
 
@@ -40,7 +40,7 @@ def create(
         folder: new or empty, or with `over_unfinished` one whose run never finished an epoch.
         recipe: written as recipe.toml.
         dataset: noted in run.json.
-        world: noted in run.json.
+        env: noted in run.json.
         over_unfinished: see `folder`.
 
     Raises:
@@ -58,13 +58,13 @@ def create(
         "recipe": recipe.name,
         "dataset": dataset.url if dataset.store.local is None else str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
-        "machine": machine(world),
+        "machine": machine(env),
         **provenance(),
     }
     write_bytes(folder / RUN_FILE, json.dumps(facts, indent=1).encode() + b"\n")
 
 
-def machine(world: World) -> dict[str, str]:
+def machine(env: DistEnv) -> dict[str, str]:
     """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
     import nvidia.dali  # which showing a run does without
 
@@ -73,19 +73,19 @@ def machine(world: World) -> dict[str, str]:
         "dali": nvidia.dali.__version__,
         "python": platform.python_version(),
         "architecture": platform.machine(),
-        "device": world.kind,
-        "processor": torch.cuda.get_device_name(world.device) if world.kind == "gpu" else _processor(),
-        "processes": str(world.size),
+        "device": env.kind,
+        "processor": torch.cuda.get_device_name(env.device) if env.kind == "gpu" else _processor(),
+        "processes": str(env.world_size),
         "torch threads": str(torch.get_num_threads()),
     }
 
 
 def common_facts(
-    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, world: World, precision: torch.dtype
+    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, env: DistEnv, precision: torch.dtype
 ) -> dict[str, str]:
     """What all processes must have in common; `precision` is what the recipe's became on this machine."""
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
-    facts = {name: text for name, text in machine(world).items() if name in versions}
+    facts = {name: text for name, text in machine(env).items() if name in versions}
     return facts | {
         "dataset": dataset.fingerprint[:16],
         "precision": str(precision).removeprefix("torch."),
@@ -94,29 +94,29 @@ def common_facts(
     }
 
 
-def same_processes(saved: dict[str, Any], world: World) -> bool:
+def same_processes(saved: dict[str, Any], env: DistEnv) -> bool:
     """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
-    return len(saved["ranks"]) == world.size and saved["machine"]["device"] == world.kind
+    return len(saved["ranks"]) == env.world_size and saved["machine"]["device"] == env.kind
 
 
-def sums_of(saved: dict[str, Any], world: World) -> Tensor:
+def sums_of(saved: dict[str, Any], env: DistEnv) -> Tensor:
     """This process's part of what a begun epoch had summed up: float64 (3,) on its device.
 
     Other processes than the checkpoint's have it all in the first.
     """
-    found = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=world.device)
-    if same_processes(saved, world):
-        return found[world.rank]
-    return found.sum(dim=0) if world.is_first else torch.zeros_like(found[0])
+    found = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=env.device)
+    if same_processes(saved, env):
+        return found[env.rank]
+    return found.sum(dim=0) if env.is_first else torch.zeros_like(found[0])
 
 
-def difference(saved: dict[str, Any], world: World) -> str:
+def difference(saved: dict[str, Any], env: DistEnv) -> str:
     """What keeps a resumed run from ending with the uninterrupted one's bits, or ''."""
-    was, now = saved["machine"], machine(world)
+    was, now = saved["machine"], machine(env)
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
     if not changed:
         return ""
-    order = "" if same_processes(saved, world) else ", and order and augmentation differ from here on"
+    order = "" if same_processes(saved, env) else ", and order and augmentation differ from here on"
     return f"{'; '.join(changed)}: the result will not be bit for bit the uninterrupted run's{order}"
 
 
@@ -178,7 +178,7 @@ def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Da
         raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
 
 
-def read_metrics(folder: Path) -> list[EpochRow]:
+def read_metrics(folder: Path) -> list[EpochMetrics]:
     """Rows of metrics.jsonl in order, none where there is no such file.
 
     Raises:
@@ -188,12 +188,12 @@ def read_metrics(folder: Path) -> list[EpochRow]:
     if not path.is_file():
         return []
     try:
-        return msgspec.json.Decoder(EpochRow).decode_lines(path.read_bytes())
+        return msgspec.json.Decoder(EpochMetrics).decode_lines(path.read_bytes())
     except msgspec.DecodeError as error:
         raise UsageError(f"{path}: damaged ({error})") from error
 
 
-def add_metrics(folder: Path, row: EpochRow) -> None:
+def add_metrics(folder: Path, row: EpochMetrics) -> None:
     """Add an epoch's row; rows of this and later epochs, left by a killed run, give way."""
     rows = [old for old in read_metrics(folder) if old.epoch < row.epoch] + [row]
     write_bytes(folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(rows))

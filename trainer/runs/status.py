@@ -12,7 +12,7 @@ import msgspec
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer.runs import checkpoint
-from trainer.runs.records import Ending, EpochRow, StepRow, Weights
+from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
 from trainer.runs.run_folder import RUN_FILE, is_run, read_metrics
 
 STATUS_FILE = "status.json"
@@ -42,11 +42,11 @@ class Status:
     started: float
     updated: float
     epochs: int = 0
-    step: StepRow | None = None
+    step: StepMetrics | None = None
     line: str = ""
 
 
-class StatusReporter:
+class StatusCallback:
     """Keeps a run's status.json, at most every five seconds. A disk that takes none is no reason to stop."""
 
     wants_weights = False
@@ -58,30 +58,30 @@ class StatusReporter:
         self._written = 0.0
         self._begun = False
 
-    def started(self, facts: dict[str, str]) -> None:
+    def on_start(self, facts: dict[str, str]) -> None:
         """The folder is there from now on."""
         self._begun = True
         self._write()
 
-    def note(self, line: str) -> None:
+    def on_log(self, line: str) -> None:
         """Keep it."""
         self._status = replace(self._status, line=line)
 
-    def step(self, row: StepRow) -> None:
+    def on_step(self, row: StepMetrics) -> None:
         """Keep where the run is."""
         self._status = replace(self._status, state="training", step=row)
         if time.monotonic() - self._written > _EVERY_SECONDS:
             self._write()
 
-    def epoch(self, row: EpochRow, epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Keep how far it came."""
         self._status = replace(self._status, epochs=row.epoch)
         self._write()
 
-    def weights(self, weights: Weights) -> None:
+    def on_weights(self, weights: Weights) -> None:
         """Nothing of them is kept."""
 
-    def ended(self, how: Ending, line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         """Keep how it ended; a run that was refused at the start leaves another's folder alone."""
         self._status = replace(self._status, state=how, line=line)
         if self._begun:
@@ -97,7 +97,7 @@ class StatusReporter:
 
 
 @dataclass(frozen=True)
-class Look:
+class RunState:
     """A run's folder, seen from outside.
 
     Attributes:
@@ -109,13 +109,13 @@ class Look:
     """
 
     status: Status | None
-    verdict: str
+    health: str
     facts: dict[str, object]
-    rows: list[EpochRow]
+    rows: list[EpochMetrics]
     checkpoints: dict[str, float]
 
 
-def look(folder: Path) -> Look:
+def read_run(folder: Path) -> RunState:
     """Read a run's folder.
 
     Raises:
@@ -132,10 +132,10 @@ def look(folder: Path) -> Look:
     now = time.time()
     files = [folder / checkpoint.LAST, folder / checkpoint.BEST, *checkpoint.steps_of(folder)]
     ages = {file.name: now - file.stat().st_mtime for file in files if file.is_file()}
-    return Look(status, _verdict(status, now), facts, read_metrics(folder), ages)
+    return RunState(status, _health(status, now), facts, read_metrics(folder), ages)
 
 
-def _verdict(status: Status | None, now: float) -> str:
+def _health(status: Status | None, now: float) -> str:
     if status is None:
         return "unknown: the run has no status.json"
     if status.state not in ("starting", "training"):

@@ -13,15 +13,15 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
 from pipeline.seeds import derive_seed
-from trainer.data import Feed, OneBatch
-from trainer.distributed.env import World, all_most, all_sum
+from trainer.data import RepeatedBatch, TrainData
+from trainer.distributed.env import DistEnv, all_most, all_sum
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.optim.optimizers import build_optimizer
 from trainer.recipe import Recipe
-from trainer.training.options import Job
-from trainer.training.precision import arithmetic_of, cpu_has_bfloat16
+from trainer.training.options import TrainJob
+from trainer.training.precision import choose_precision, cpu_has_bfloat16
 from trainer.training.progress import device_mb, resident_mb
-from trainer.training.setup import BUCKET_MB, distribute, prime, share_of_batch
+from trainer.training.setup import BUCKET_MB, local_batch_size, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
 
 SECONDS = 6.0
@@ -31,7 +31,7 @@ _WARM_UP = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class Timing:
     """What was measured of one part, over all processes.
 
     Attributes:
@@ -55,17 +55,17 @@ class Measured:
     """The parts in order, "together" last, and one sentence on what limits and what helps."""
 
     recipe: str
-    parts: tuple[Part, ...]
+    timings: tuple[Timing, ...]
     advice: str
 
 
-def measure(world: World, job: Job, seconds: float = SECONDS) -> Measured:
+def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
     """Measure each part of training on a dataset, with the job's recipe and batch; nothing is written.
 
     On a GPU the loader is measured in every placement. All processes take part and measure at once.
 
     Args:
-        world: this process among all.
+        env: this process among all.
         job: data, recipe and feeding; its run folder is not touched.
         seconds: for each part.
 
@@ -73,53 +73,53 @@ def measure(world: World, job: Job, seconds: float = SECONDS) -> Measured:
         UsageError: data and recipe that do not fit together.
     """
     recipe, dataset = job.recipe, Dataset.open(job.data)
-    batch_size = share_of_batch(recipe, world.size)
+    batch_size = local_batch_size(recipe, env.world_size)
     torch.manual_seed(derive_seed(recipe.seed, "init"))
-    classifier = new_classifier(recipe, dataset).to(world.device)
+    classifier = new_classifier(recipe, dataset).to(env.device)
     if recipe.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    meter = _Meter(world, batch_size, seconds)
+    meter = _Meter(env, batch_size, seconds)
 
-    chosen = job.feeding.placement(world).device
-    devices: list[Device] = ["cpu", "hybrid", "gpu"] if world.kind == "gpu" else ["cpu"]
-    parts = []
+    chosen = job.loader_options.placement(env).device
+    devices: list[Device] = ["cpu", "hybrid", "gpu"] if env.kind == "gpu" else ["cpu"]
+    timings = []
     for device in sorted(devices, key=lambda d: d == chosen):  # what training uses last, beside the rest
-        feeding = replace(job.feeding, device=device)
-        with Feed(recipe, dataset, classifier, batch_size, world, feeding) as feed:
-            batches = _endless(feed.epoch(0))
-            parts.append(meter.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
+        loader_options = replace(job.loader_options, device=device)
+        with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
+            batches = _endless(train_data.epoch(0))
+            timings.append(meter.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
 
-    step = _Step(recipe, classifier, world, batch_size)
-    parts.append(meter.run("model", step.on_synthetic))
-    if world.size > 1:
-        parts.append(meter.run("exchange", _Exchange(classifier)))
-    with Feed(recipe, dataset, classifier, batch_size, world, job.feeding) as feed:
-        batches = _endless(feed.epoch(0))
-        shared = _Step(recipe, classifier, world, batch_size, together=True)
-        parts.append(meter.run("together", lambda: shared(next(batches))))
-    return Measured(recipe.name, tuple(parts), advise(parts, recipe, dataset, world.kind, chosen))
+    step = _Step(recipe, classifier, env, batch_size)
+    timings.append(meter.run("model", step.on_synthetic))
+    if env.world_size > 1:
+        timings.append(meter.run("exchange", _Exchange(classifier)))
+    with TrainData(recipe, dataset, classifier, batch_size, env, job.loader_options) as train_data:
+        batches = _endless(train_data.epoch(0))
+        shared = _Step(recipe, classifier, env, batch_size, together=True)
+        timings.append(meter.run("together", lambda: shared(next(batches))))
+    return Measured(recipe.name, tuple(timings), advise(timings, recipe, dataset, env.kind, chosen))
 
 
-def advise(parts: list[Part], recipe: Recipe, dataset: Dataset, kind: str, placement: Device) -> str:
+def advise(timings: list[Timing], recipe: Recipe, dataset: Dataset, kind: str, placement: Device) -> str:
     """One sentence: what limits, by how much, and which option helps."""
-    loaders = {p.name[8:-1]: p.images_per_second for p in parts if p.name.startswith("loader")}
-    rates = {p.name: p.images_per_second for p in parts if not p.name.startswith("loader")}
-    together = rates.pop("together")
-    rates["loader"] = loaders[placement]
-    slowest = min(rates, key=lambda name: rates[name])
+    loaders = {p.name[8:-1]: p.images_per_second for p in timings if p.name.startswith("loader")}
+    throughputs = {p.name: p.images_per_second for p in timings if not p.name.startswith("loader")}
+    together = throughputs.pop("together")
+    throughputs["loader"] = loaders[placement]
+    slowest = min(throughputs, key=lambda name: throughputs[name])
     helps = {
         "loader": _helps_loader(loaders, placement, dataset),
         "model": _helps_model(recipe, kind),
         "exchange": "a larger global batch exchanges less often (`--set batch_size=...`)",
     }[slowest]
-    second = min(rate for name, rate in rates.items() if name != slowest)
+    second = min(throughput for name, throughput in throughputs.items() if name != slowest)
     name = {"loader": "loader", "model": "model", "exchange": "gradient exchange"}[slowest]
-    ratio = f"{second / rates[slowest]:.1f}"
+    ratio = f"{second / throughputs[slowest]:.1f}"
     least = "as fast as" if ratio == "1.0" else f"{ratio} times as fast as"
     shared = " (they share the same cores)" if kind == "cpu" else ""
     return (
         f"The {name} limits this machine: all else is at least {least} it{shared}, and together they reach "
-        f"{together / rates[slowest]:.0%} of it; {helps}."
+        f"{together / throughputs[slowest]:.0%} of it; {helps}."
     )
 
 
@@ -147,10 +147,10 @@ def _helps_model(recipe: Recipe, kind: str) -> str:
 class _Meter:
     """Runs something for a while in every process at once, and sums up what it took."""
 
-    def __init__(self, world: World, batch_size: int, seconds: float) -> None:
-        self._world, self._batch_size, self._seconds = world, batch_size, seconds
+    def __init__(self, env: DistEnv, batch_size: int, seconds: float) -> None:
+        self._env, self._batch_size, self._seconds = env, batch_size, seconds
 
-    def run(self, name: str, step: Callable[[], Any]) -> Part:
+    def run(self, name: str, step: Callable[[], Any]) -> Timing:
         for _ in range(_WARM_UP):
             step()
         steps = self._steps(step)
@@ -159,14 +159,14 @@ class _Meter:
             step()
         self._wait()
         wall = time.perf_counter() - started
-        rate, cores, host = all_sum(
+        throughput, cores, host = all_sum(
             torch.tensor(
                 [steps * self._batch_size / wall, (time.process_time() - cpu) / wall, resident_mb()],
                 dtype=torch.float64,
-                device=self._world.device,
+                device=self._env.device,
             )
         ).tolist()
-        return Part(name, rate, cores, host, all_most(device_mb(self._world), self._world))
+        return Timing(name, throughput, cores, host, all_most(device_mb(self._env), self._env))
 
     def _steps(self, step: Callable[[], Any]) -> int:
         """How many steps take the time; as many in all processes, since some of them meet in each.
@@ -180,15 +180,15 @@ class _Meter:
             for _ in range(tried):
                 step()
             self._wait()
-            longest = all_most(time.perf_counter() - started, self._world)
+            longest = all_most(time.perf_counter() - started, self._env)
             if longest > self._seconds / 8:
                 return max(2, round(self._seconds * tried / longest))
             tried *= 2
 
     def _wait(self) -> None:
-        if self._world.kind == "gpu":
+        if self._env.kind == "gpu":
             torch.cuda.synchronize()
-        if self._world.size > 1:
+        if self._env.world_size > 1:
             dist.barrier()
 
 
@@ -196,33 +196,33 @@ class _Step:
     """A training step of this process alone, or `together` with the others."""
 
     def __init__(
-        self, recipe: Recipe, classifier: Classifier, world: World, batch_size: int, *, together: bool = False
+        self, recipe: Recipe, classifier: Classifier, env: DistEnv, batch_size: int, *, together: bool = False
     ) -> None:
-        self._recipe, self._world = recipe, world
-        self._model = distribute(classifier, recipe, world if together else World(kind=world.kind))
-        self._arithmetic = arithmetic_of(recipe, world.kind)
-        self._scaler = self._arithmetic.new_scaler()
-        prime(self._model, classifier, recipe, batch_size, world, self._arithmetic, lambda _: None)
-        self._optimizer = build_optimizer(classifier.net, recipe)
+        self._recipe, self._env = recipe, env
+        self._model = wrap_ddp(classifier, recipe, env if together else DistEnv(kind=env.kind))
+        self._precision = choose_precision(recipe, env.kind)
+        self._scaler = self._precision.new_scaler()
+        run_throwaway_step(self._model, classifier, recipe, batch_size, env, self._precision, lambda _: None)
+        self._optimizer = build_optimizer(classifier.model, recipe)
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate * 1e-6  # the work is the same, and nothing diverges
+            group["lr"] = recipe.lr * 1e-6  # the work is the same, and nothing diverges
         shape = (batch_size, 3, recipe.crop, recipe.crop)
-        images = torch.randn(shape, device=world.device)
+        images = torch.randn(shape, device=env.device)
         if recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         classes = len(classifier.spec.classes)
-        labels = torch.randint(classes, (batch_size,), device=world.device)
+        labels = torch.randint(classes, (batch_size,), device=env.device)
         self._synthetic = images, labels
 
     def __call__(self, batch: Batch) -> None:
-        self._update(batch.images.to(self._world.device, torch.float32), batch.labels)
+        self._update(batch.images.to(self._env.device, torch.float32), batch.labels)
 
     def on_synthetic(self) -> None:
         self._update(*self._synthetic)
 
     def _update(self, images: Tensor, labels: Tensor) -> None:
-        labels = labels.to(self._world.device)
-        train_step(self._model, self._optimizer, images, labels, self._recipe, self._arithmetic, self._scaler)
+        labels = labels.to(self._env.device)
+        train_step(self._model, self._optimizer, images, labels, self._recipe, self._precision, self._scaler)
 
 
 class _Exchange:
@@ -240,6 +240,6 @@ class _Exchange:
             work.wait()
 
 
-def _endless(loader: Loader | OneBatch) -> Iterator[Batch]:
+def _endless(loader: Loader | RepeatedBatch) -> Iterator[Batch]:
     while True:
         yield from loader

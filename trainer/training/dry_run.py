@@ -6,15 +6,15 @@ import torch
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
-from trainer.data import Feed, validation_loader
+from trainer.data import TrainData, validation_loader
 from trainer.distributed.comm_hooks import check_compression
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.optim.optimizers import check_layers
 from trainer.recipe import Recipe
-from trainer.training.options import Job
-from trainer.training.precision import Arithmetic, arithmetic_of, in_words
-from trainer.training.setup import share_of_batch
+from trainer.training.options import TrainJob
+from trainer.training.precision import Precision, choose_precision, in_words
+from trainer.training.setup import local_batch_size
 from trainer.training.step import forward
 
 # Images that the activations are counted on; with more they grow in proportion.
@@ -52,7 +52,7 @@ class Plan:
         precision: of its arithmetic on this machine.
         processes: all of them.
         batch_size: of each.
-        parameters: of the net.
+        parameters: of the network.
         steps_per_epoch, steps: updates.
         memory: of each process.
         samples: images of each split whose first batch was read.
@@ -69,7 +69,7 @@ class Plan:
     samples: dict[str, int]
 
 
-def plan(job: Job, processes: int) -> Plan:
+def plan(job: TrainJob, processes: int) -> Plan:
     """Resolve a job as `train` would, on the CPU, and read the first batch of each split; nothing is written.
 
     Raises:
@@ -77,16 +77,16 @@ def plan(job: Job, processes: int) -> Plan:
             manifest's.
         RunError: a first batch cannot be read.
     """
-    recipe, world = job.recipe, World()
+    recipe, env = job.recipe, DistEnv()
     dataset = Dataset.open(job.data)
-    batch_size = share_of_batch(recipe, processes)
-    check_compression(recipe, world.kind if recipe.grad_compression != "bf16" else "gpu")
+    batch_size = local_batch_size(recipe, processes)
+    check_compression(recipe, env.kind if recipe.grad_compression != "bf16" else "gpu")
     classifier = new_classifier(recipe, dataset)
-    check_layers(classifier.net, recipe)
-    with Feed(recipe, dataset, classifier, batch_size, world) as feed:
-        loader = feed.epoch(0)
+    check_layers(classifier.model, recipe)
+    with TrainData(recipe, dataset, classifier, batch_size, env) as train_data:
+        loader = train_data.epoch(0)
         next(iter(loader))
-    with validation_loader(recipe, dataset, batch_size, world, job.feeding) as val:
+    with validation_loader(recipe, dataset, batch_size, env, job.loader_options) as val:
         next(iter(val))
     steps = dataset.samples("train") // recipe.batch_size
     if not steps:
@@ -94,16 +94,16 @@ def plan(job: Job, processes: int) -> Plan:
             f"{dataset.url}: train has {dataset.samples('train')} samples, fewer than one global batch of "
             f"{recipe.batch_size}; choose a smaller batch_size"
         )
-    arithmetic = arithmetic_of(recipe, world.kind)
+    precision = choose_precision(recipe, env.kind)
     return Plan(
         recipe=recipe.to_toml(),
-        precision=in_words(recipe, arithmetic),
+        precision=in_words(recipe, precision),
         processes=processes,
         batch_size=batch_size,
-        parameters=sum(p.numel() for p in classifier.net.parameters()),
+        parameters=sum(p.numel() for p in classifier.model.parameters()),
         steps_per_epoch=steps,
         steps=steps * recipe.epochs,
-        memory=memory_of(classifier, recipe, batch_size, processes, arithmetic.dtype),
+        memory=memory_of(classifier, recipe, batch_size, processes, precision.dtype),
         samples={split: dataset.samples(split) for split in ("train", "val")},
     )
 
@@ -114,10 +114,10 @@ def memory_of(
     """Estimate what a process holds, from what a forward pass in `precision` keeps of a few images."""
     weights = sum(p.nbytes for p in classifier.parameters())
     buffers = sum(b.nbytes for b in classifier.buffers())
-    copies = 2 + bool(recipe.ema)  # gradients, velocity
+    copies = 2 + bool(recipe.ema_decay)  # gradients, velocity
     copies += processes > 1 and recipe.grad_compression == "powersgd"
     image = 3 * recipe.crop**2 * 4
-    part = batch_size // recipe.accumulate
+    part = batch_size // recipe.accumulation_steps
     few, more = (_kept(classifier, recipe, images, precision) for images in _TRIED)
     return Memory(
         weights=weights + buffers,
@@ -143,6 +143,6 @@ def _kept(classifier: Classifier, recipe: Recipe, count: int, precision: torch.d
         torch.zeros(count, dtype=torch.int64),
     )
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = forward(classifier, images, labels, recipe, Arithmetic(precision, "cpu"))
+        loss, _ = forward(classifier, images, labels, recipe, Precision(precision, "cpu"))
     del loss
     return sum(kept.values())

@@ -2,26 +2,26 @@
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 from trainer.runs.checkpoint import LAST
 from trainer.runs.records import Progress
-from trainer.training.options import Job, Outcome
-from trainer.training.precision import Arithmetic, in_words
+from trainer.training.options import TrainJob, TrainResult
+from trainer.training.precision import Precision, in_words
 
 
 def facts(
-    job: Job, dataset: Dataset, classifier: Classifier, world: World, arithmetic: Arithmetic
+    job: TrainJob, dataset: Dataset, classifier: Classifier, env: DistEnv, precision: Precision
 ) -> dict[str, str]:
     """The head of a run's log: title → text."""
     recipe = job.recipe
-    parameters = sum(p.numel() for p in classifier.net.parameters())
+    parameters = sum(p.numel() for p in classifier.model.parameters())
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        "network": f"width {recipe.width:g}, {parameters:,} parameters, {in_words(recipe, arithmetic)}",
+        "network": f"width {recipe.width:g}, {parameters:,} parameters, {in_words(recipe, precision)}",
         "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
         f"validation images, {len(dataset.classes)} classes",
-        "processes": f"{world.size} x {world.kind.upper()}",
+        "processes": f"{env.world_size} x {env.kind.upper()}",
         "run": str(job.out),
     }
 
@@ -34,24 +34,24 @@ def left_out(progress: Progress, images: int) -> str:
     return f"epoch {epoch} was begun by other processes: its last {images:,} images are left out"
 
 
-def diverged(job: Job, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
+def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
     """The end of a run whose `what` ("loss is") left the numbers at an update, in an epoch from 1."""
     last = job.out / LAST
     kept = f"{last} is of update {saved_steps:,}" if saved_steps else "nothing was saved"
     return RunError(
         f"the {what} no longer finite at update {step:,}, in epoch {epoch}; {kept}: start again in another "
-        f"--out with a lower rate, such as --set rate={job.recipe.rate / 2:g}"
+        f"--out with a lower learning rate, such as --set lr={job.recipe.lr / 2:g}"
     )
 
 
-def finished(job: Job, progress: Progress) -> Outcome:
+def finished(job: TrainJob, progress: Progress) -> TrainResult:
     """The end of a run that came to its end."""
-    return Outcome(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
+    return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
 
 
-def stopped(job: Job, progress: Progress, reason: str) -> Outcome:
+def stopped(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
     """The end of a run that was asked to stop by `reason`: "--steps", or a signal's name."""
     at = f"after update {progress.steps:,}; {job.out / LAST} has it"
     if reason == "--steps":
-        return Outcome(progress, "finished", f"ended {at} (--steps)")
-    return Outcome(progress, "stopped", f"stopped by {reason} {at}: continue with --resume")
+        return TrainResult(progress, "finished", f"ended {at} (--steps)")
+    return TrainResult(progress, "stopped", f"stopped by {reason} {at}: continue with --resume")

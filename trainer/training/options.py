@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UsageError
-from trainer.data import Feeding
+from trainer.data import LoaderOptions
 from trainer.recipe import Recipe
 from trainer.runs.records import Ending, Progress
 
@@ -19,7 +19,7 @@ class Saving:
     Attributes:
         steps: updates between two, or None.
         minutes: between two, or None.
-        keep: how many of the newest stay; the net of the best validation top-1 stays besides.
+        keep: how many of the newest stay; the network of the best validation top-1 stays besides.
     """
 
     steps: int | None = None
@@ -54,7 +54,7 @@ class Debugging:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What to train.
 
     Attributes:
@@ -73,7 +73,7 @@ class Job:
     out: Path
     recipe: Recipe
     resume: Resume = "no"
-    feeding: Feeding = field(default_factory=Feeding)
+    loader_options: LoaderOptions = field(default_factory=LoaderOptions)
     saving: Saving = field(default_factory=Saving)
     debugging: Debugging = field(default_factory=Debugging)
     cuda_graphs: bool = False
@@ -81,7 +81,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """How a run ended.
 
     Attributes:

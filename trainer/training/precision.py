@@ -9,7 +9,7 @@ from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Precision:
     """What a recipe's precision becomes on a machine.
 
     Attributes:
@@ -32,7 +32,7 @@ class Arithmetic:
         return torch.amp.GradScaler(self.device) if self.dtype == torch.float16 else None
 
 
-def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
+def choose_precision(recipe: Recipe, kind: Kind) -> Precision:
     """Choose the precision and switch TensorFloat-32 on or off, as the recipe says.
 
     GPUs before Ampere (compute capability 8) have no bfloat16 units: float16 with loss scaling takes its
@@ -46,10 +46,10 @@ def arithmetic_of(recipe: Recipe, kind: Kind) -> Arithmetic:
     dtype: torch.dtype = getattr(torch, recipe.precision)
     if dtype == torch.bfloat16 and kind == "gpu" and torch.cuda.get_device_capability() < (8, 0):
         name = torch.cuda.get_device_name()
-        return Arithmetic(torch.float16, device, f"{name} has no bfloat16: float16 with loss scaling instead")
+        return Precision(torch.float16, device, f"{name} has no bfloat16: float16 with loss scaling instead")
     if dtype == torch.bfloat16 and kind == "cpu" and not cpu_has_bfloat16():
-        return Arithmetic(torch.float32, device, "this processor has no bfloat16: float32 instead")
-    return Arithmetic(dtype, device)
+        return Precision(torch.float32, device, "this processor has no bfloat16: float32 instead")
+    return Precision(dtype, device)
 
 
 def cpu_has_bfloat16() -> bool:
@@ -58,7 +58,7 @@ def cpu_has_bfloat16() -> bool:
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def in_words(recipe: Recipe, arithmetic: Arithmetic) -> str:
+def in_words(recipe: Recipe, precision: Precision) -> str:
     """Precision and TF32 choice for the log."""
-    name = str(arithmetic.dtype).removeprefix("torch.")
-    return f"{name}, TF32 {'on' if recipe.tf32 else 'off'}" if arithmetic.device == "cuda" else name
+    name = str(precision.dtype).removeprefix("torch.")
+    return f"{name}, TF32 {'on' if recipe.tf32 else 'off'}" if precision.device == "cuda" else name

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.loader.loader import Batch
-from trainer.distributed.env import World
-from trainer.runs.records import StepRow
+from trainer.distributed.env import DistEnv
+from trainer.runs.records import StepMetrics
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Reading:
     diverged: float
 
 
-class Meter:
+class RunningTotals:
     """Adds up the batches of this process."""
 
-    def __init__(self, world: World) -> None:
-        self._state = torch.zeros(5, dtype=torch.float64, device=world.device)
-        self._on_gpu = world.kind == "gpu"
+    def __init__(self, env: DistEnv) -> None:
+        self._state = torch.zeros(5, dtype=torch.float64, device=env.device)
+        self._on_gpu = env.kind == "gpu"
         self._copies = [torch.zeros(5, dtype=torch.float64, pin_memory=self._on_gpu) for _ in range(2)]
         self._copied: torch.cuda.Event | None = None
 
@@ -102,7 +102,7 @@ class Wait:
 
 
 @dataclass
-class Pace:
+class EpochTimer:
     """An epoch under way.
 
     Attributes:
@@ -121,7 +121,7 @@ class Pace:
     first: int
     total: int
     batch_size: int
-    rate: float
+    lr: float
     val_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
     wait: Wait = field(default_factory=Wait)
@@ -135,17 +135,17 @@ class Pace:
         """Images a second once `done` updates of the epoch are over."""
         return (done - self.first) * self.batch_size / seconds
 
-    def row(self, done: int, steps: int, reading: Reading, memory_mb: float) -> StepRow:
+    def row(self, done: int, steps: int, reading: Reading, memory_mb: float) -> StepMetrics:
         """The moment after `done` updates of the epoch and `steps` of the run."""
         seconds = self.seconds
-        return StepRow(
+        return StepMetrics(
             epoch=self.epoch + 1,
             done=done,
             total=self.total,
             steps=steps,
             loss=reading.loss,
             top1=reading.correct / reading.images,
-            rate=self.rate,
+            lr=self.lr,
             images_per_second=self.speed(done, seconds),
             data_wait=self.wait.seconds / seconds,
             memory_mb=memory_mb,
@@ -167,14 +167,14 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def device_mb(world: World) -> float:
+def device_mb(env: DistEnv) -> float:
     """What is in use on this process's GPU, MB, by torch, DALI and CUDA itself; 0 on the CPU."""
-    if world.kind == "cpu":
+    if env.kind == "cpu":
         return 0.0
-    free, total = torch.cuda.mem_get_info(world.device)
+    free, total = torch.cuda.mem_get_info(env.device)
     return (total - free) / 1e6
 
 
-def used_mb(world: World) -> float:
+def used_mb(env: DistEnv) -> float:
     """What limits a run: the most that torch held on the GPU, or host memory on the CPU, MB."""
-    return torch.cuda.max_memory_allocated() / 1e6 if world.kind == "gpu" else resident_mb()
+    return torch.cuda.max_memory_allocated() / 1e6 if env.kind == "gpu" else resident_mb()

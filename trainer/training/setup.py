@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UsageError
-from trainer.distributed.env import Kind, World
+from trainer.distributed.env import DistEnv, Kind
 from trainer.models.classifier import Classifier
 from trainer.recipe import Recipe
-from trainer.training.precision import Arithmetic
+from trainer.training.precision import Precision
 from trainer.training.step import forward
 
 BUCKET_MB = 4
@@ -27,7 +27,7 @@ gradient and then cost an exchange of their own; with 4 MB only conv1's 0.1 MB i
 _CPU_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"realize_reads_threshold": 2}
 
 
-def share_of_batch(recipe: Recipe, processes: int) -> int:
+def local_batch_size(recipe: Recipe, processes: int) -> int:
     """Return one process's part of the global batch.
 
     Raises:
@@ -41,23 +41,23 @@ def share_of_batch(recipe: Recipe, processes: int) -> int:
             f"--set batch_size={larger}"
         )
     share = recipe.batch_size // processes
-    if share % recipe.accumulate:
-        fits = next(n for n in range(min(recipe.accumulate, share), 0, -1) if share % n == 0)
+    if share % recipe.accumulation_steps:
+        fits = next(n for n in range(min(recipe.accumulation_steps, share), 0, -1) if share % n == 0)
         raise UsageError(
-            f"accumulate {recipe.accumulate} does not divide a process's {share} images; use "
-            f"--set accumulate={fits}"
+            f"accumulation_steps {recipe.accumulation_steps} does not divide a process's {share} images; use "
+            f"--set accumulation_steps={fits}"
         )
-    if recipe.arch == "alexnet_bn" and share == recipe.accumulate:
+    if recipe.arch == "alexnet_bn" and share == recipe.accumulation_steps:
         raise UsageError(
             f"batch_size {recipe.batch_size} leaves one image for each of {processes} processes and "
-            f"{recipe.accumulate} parts, and batch normalization needs two; use --set "
-            f"batch_size={2 * processes * recipe.accumulate} or more"
+            f"{recipe.accumulation_steps} parts, and batch normalization needs two; use --set "
+            f"batch_size={2 * processes * recipe.accumulation_steps} or more"
         )
     return share
 
 
 def compile_in_place(classifier: Classifier, kind: Kind, *, cuda_graphs: bool = False) -> None:
-    """Let a classifier run compiled from its next call on: net and preprocessing as one graph.
+    """Let a classifier run compiled from its next call on: network and preprocessing as one graph.
 
     A bare `torch.nn.Sequential` would be compiled in pieces: torch skips the forward method of its own.
     """
@@ -67,27 +67,25 @@ def compile_in_place(classifier: Classifier, kind: Kind, *, cuda_graphs: bool = 
         classifier.compile(options=_CPU_OPTIONS)
 
 
-def distribute(
-    classifier: Classifier, recipe: Recipe, world: World, *, cuda_graphs: bool = False
-) -> nn.Module:
+def wrap_ddp(classifier: Classifier, recipe: Recipe, env: DistEnv, *, cuda_graphs: bool = False) -> nn.Module:
     """The classifier as it is trained: compiled where the recipe says so, and one of several."""
     if recipe.compile:
-        compile_in_place(classifier, world.kind, cuda_graphs=cuda_graphs)
-    if world.size == 1:
+        compile_in_place(classifier, env.kind, cuda_graphs=cuda_graphs)
+    if env.world_size == 1:
         return classifier
-    devices = [world.local_rank] if world.kind == "gpu" else None
+    devices = [env.local_rank] if env.kind == "gpu" else None
     return DistributedDataParallel(
         classifier, device_ids=devices, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )
 
 
-def prime(
+def run_throwaway_step(
     model: nn.Module,
     classifier: Classifier,
     recipe: Recipe,
     batch_size: int,
-    world: World,
-    arithmetic: Arithmetic,
+    env: DistEnv,
+    precision: Precision,
     note: Callable[[str], None],
 ) -> None:
     """Run one forward and backward pass that changes nothing.
@@ -96,13 +94,15 @@ def prime(
     another order than an uninterrupted one; and a compiler that does not work shows itself here.
     """
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-    images = torch.zeros(batch_size // recipe.accumulate, 3, recipe.crop, recipe.crop, device=world.device)
+    images = torch.zeros(
+        batch_size // recipe.accumulation_steps, 3, recipe.crop, recipe.crop, device=env.device
+    )
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=world.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=env.device)
 
     def once() -> None:
-        forward(model, images, labels, recipe, arithmetic)[0].backward()  # type: ignore[no-untyped-call]
+        forward(model, images, labels, recipe, precision)[0].backward()  # type: ignore[no-untyped-call]
 
     try:
         once()
@@ -110,7 +110,7 @@ def prime(
         if not recipe.compile or not _is_compiler_error(error):
             raise
         classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
-        if world.is_first:
+        if env.is_first:
             reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
             note(f"torch.compile does not work here, going on without it: {reason}")
         once()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.recipe import Recipe
-from trainer.training.precision import Arithmetic
+from trainer.training.precision import Precision
 
 
 def train_step(
@@ -21,10 +21,12 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
-    arithmetic: Arithmetic,
+    precision: Precision,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One update from (B, 3, S, S) images and (B,) labels, in as many parts as `recipe.accumulate` says.
+    """Update the weights once, from (B, 3, S, S) images and (B,) labels.
+
+    The batch is taken in `recipe.accumulation_steps` parts.
 
     Processes exchange their gradients once, with the last part.
 
@@ -33,12 +35,12 @@ def train_step(
         device: nothing here waits for it, unless a float16 `scaler` must look for overflows.
     """
     optimizer.zero_grad(set_to_none=True)
-    parts = recipe.accumulate
+    parts = recipe.accumulation_steps
     total = correct = torch.zeros((), device=images.device)
     for number, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), 1):
         alone = number < parts and isinstance(model, DistributedDataParallel)
         with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
-            loss, logits = forward(model, x, y, recipe, arithmetic)
+            loss, logits = forward(model, x, y, recipe, precision)
             loss = loss / parts
             (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
@@ -52,10 +54,10 @@ def train_step(
 
 
 def forward(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, arithmetic: Arithmetic
+    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """The mean loss and the logits (B, classes)."""
-    with torch.autocast(arithmetic.device, arithmetic.dtype, enabled=arithmetic.is_mixed):
+    with torch.autocast(precision.device, precision.dtype, enabled=precision.is_mixed):
         logits = model(images)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()

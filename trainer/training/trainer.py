@@ -17,33 +17,33 @@ from pipeline.errors import RunError
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
-from trainer.callbacks.base import Reporter, Reporters
+from trainer.callbacks.base import Callback, Callbacks
 from trainer.callbacks.profiler import profiler
-from trainer.data import Feed, validation_loader
+from trainer.data import TrainData, validation_loader
 from trainer.distributed.comm_hooks import Compression, check_compression
-from trainer.distributed.consensus import Agreement, StopSignals
-from trainer.distributed.env import World, all_most, all_sum, gather_objects, share_buffers
-from trainer.distributed.failures import Watch, refuse_unlike
+from trainer.distributed.consensus import Consensus, StopSignals
+from trainer.distributed.env import DistEnv, all_most, all_sum, gather_objects, share_buffers
+from trainer.distributed.failures import HangWatchdog, refuse_unlike
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
-from trainer.optim.optimizers import build_optimizer, check_layers, set_rates
+from trainer.optim.optimizers import build_optimizer, check_layers, set_lrs
 from trainer.runs import checkpoint, run_folder
-from trainer.runs.async_writer import Saver
-from trainer.runs.records import EpochRow, Progress, Weights
+from trainer.runs.async_writer import AsyncCheckpointer
+from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
-from trainer.training.options import Job, Outcome
-from trainer.training.precision import arithmetic_of
-from trainer.training.progress import Meter, Pace, Reading, used_mb
-from trainer.training.setup import distribute, prime, share_of_batch
+from trainer.training.options import TrainJob, TrainResult
+from trainer.training.precision import choose_precision
+from trainer.training.progress import EpochTimer, Reading, RunningTotals, used_mb
+from trainer.training.setup import local_batch_size, run_throwaway_step, wrap_ddp
 from trainer.training.step import scaler_state, train_step
 
 # Often enough for a person, seldom enough to cost nothing.
 _REPORT_EVERY = 10
 
 
-def train(world: World, job: Job, reporter: Reporter) -> Outcome:
+def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
     """Train a recipe on a dataset and keep the run in a folder.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
@@ -51,90 +51,93 @@ def train(world: World, job: Job, reporter: Reporter) -> Outcome:
     under way, with a checkpoint.
 
     Args:
-        world: this process among all; all call this with the same job.
+        env: this process among all; all call this with the same job.
         job: what to train.
-        reporter: told of the progress on rank 0.
+        callback: told of the progress on rank 0.
 
     Raises:
         UsageError: data, recipe and run folder that do not fit together.
         RunError: the loss is no longer finite, a damaged shard, or a full disk at the end.
     """
-    told = reporter if world.is_first else Reporters([])
+    callback = callback if env.is_first else Callbacks([])
     try:
-        outcome = Trainer(world, job, told).run()
+        result = Trainer(env, job, callback).run()
     except Exception as error:
-        told.ended("failed", str(error))
+        callback.on_end("failed", str(error))
         raise
-    told.ended(outcome.ending, outcome.line)
-    return outcome
+    callback.on_end(result.ending, result.line)
+    return result
 
 
 class Trainer:
     """A run in one process."""
 
-    def __init__(self, world: World, job: Job, reporter: Reporter) -> None:
+    def __init__(self, env: DistEnv, job: TrainJob, callback: Callback) -> None:
         """Build everything; nothing is written yet.
 
         Raises:
             UsageError: as `train`.
         """
         recipe = job.recipe
-        self.world, self.job, self.recipe, self.reporter = world, job, recipe, reporter
+        self.env, self.job, self.recipe, self.callback = env, job, recipe, callback
         self.dataset = Dataset.open(job.data)
-        self.batch_size = share_of_batch(recipe, world.size)
-        check_compression(recipe, world.kind)
-        self.arithmetic = arithmetic_of(recipe, world.kind)
+        self.batch_size = local_batch_size(recipe, env.world_size)
+        check_compression(recipe, env.kind)
+        self.precision = choose_precision(recipe, env.kind)
         torch.manual_seed(derive_seed(recipe.seed, "init"))
-        self.classifier = new_classifier(recipe, self.dataset).to(world.device)
+        self.classifier = new_classifier(recipe, self.dataset).to(env.device)
         if recipe.channels_last:
             self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_layers(self.classifier.net, recipe)
-        self.optimizer = build_optimizer(self.classifier.net, recipe)
-        self.scaler = self.arithmetic.new_scaler()
+        check_layers(self.classifier.model, recipe)
+        self.optimizer = build_optimizer(self.classifier.model, recipe)
+        self.scaler = self.precision.new_scaler()
         self.schedule = Schedule(recipe)
         self.progress = Progress()
-        self.meter = Meter(world)
-        self.feed = Feed(
+        self.totals = RunningTotals(env)
+        self.train_data = TrainData(
             recipe,
             self.dataset,
             self.classifier,
             self.batch_size,
-            world,
-            job.feeding,
+            env,
+            job.loader_options,
             job.debugging.one_batch,
         )
-        self.val = validation_loader(recipe, self.dataset, self.batch_size, world, job.feeding)
-        self.saver = Saver(job.out, job.saving.keep, reporter.note)
+        self.val = validation_loader(recipe, self.dataset, self.batch_size, env, job.loader_options)
+        self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, callback.on_log)
         self.left_out = 0  # images of a begun epoch that other processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainResult:
         """Train to the end, or until asked to stop."""
-        with self.feed, self.val, self.saver, Watch(self.world, self.job.hang_seconds) as self.watch:
+        with (
+            self.train_data,
+            self.val,
+            self.checkpointer,
+            HangWatchdog(self.env, self.job.hang_seconds) as self.watchdog,
+        ):
             saved = self._restore()
             self._make_model(saved)
-            self.agreement = Agreement(self.world)
-            trace = self.job.debugging.profile if self.world.is_first else None
+            self.consensus = Consensus(self.env)
+            trace = self.job.debugging.profile if self.env.is_first else None
             with StopSignals() as self.signals, profiler(trace) as self.profiler:
                 for number in range(self.progress.epoch, self.recipe.epochs):
                     if reason := self._train_epoch(number) or self._end_epoch():
-                        self.saver.finish()
+                        self.checkpointer.finish()
                         return messages.stopped(self.job, self.progress, reason)
-                self.saver.finish()
+                self.checkpointer.finish()
         return messages.finished(self.job, self.progress)
 
     def _restore(self) -> dict[str, Any] | None:
         """Begin the run's folder, or go on from its last checkpoint, which is returned."""
-        job, recipe, world = self.job, self.recipe, self.world
-        again = job.resume == "auto" or all_most(world.restarts, world) > 0
+        job, recipe, env = self.job, self.recipe, self.env
+        again = job.resume == "auto" or all_most(env.restarts, env) > 0
         begun = job.resume == "must" or (again and run_folder.is_run(job.out))
-        if begun and world.is_first:
+        if begun and env.is_first:
             remove_leftovers(job.out)
         saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
-        refuse_unlike(
-            world, run_folder.common_facts(recipe, self.dataset, saved, world, self.arithmetic.dtype)
-        )
+        refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, saved, env, self.precision.dtype))
         if saved:
             checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
             self.classifier.load_state_dict(saved["model"])
@@ -144,117 +147,119 @@ class Trainer:
             self.saved_steps = self.progress.steps
             if self.scaler and saved["scaler"]:
                 self.scaler.load_state_dict(saved["scaler"])
-            rank = saved["ranks"][world.rank if run_folder.same_processes(saved, world) else 0]
-            left_out = self.feed.restore(rank, self.progress.epoch)
-            self.left_out = int(all_most(left_out, world))  # where one cannot go on with an epoch, none does
-            self.meter.sums.add_(run_folder.sums_of(saved, world))
+            rank = saved["ranks"][env.rank if run_folder.same_processes(saved, env) else 0]
+            left_out = self.train_data.restore(rank, self.progress.epoch)
+            self.left_out = int(all_most(left_out, env))  # where one cannot go on with an epoch, none does
+            self.totals.sums.add_(run_folder.sums_of(saved, env))
         else:
-            self.feed.epoch(0)  # refuses impossible batches and crops before anything is written
-            if world.is_first:
-                run_folder.create(job.out, recipe, self.dataset, world, over_unfinished=begun)
-        self.reporter.started(messages.facts(job, self.dataset, self.classifier, world, self.arithmetic))
-        difference = run_folder.difference(saved, world) if saved else ""
-        for line in (self.arithmetic.note, note, difference, messages.left_out(self.progress, self.left_out)):
+            self.train_data.epoch(0)  # refuses impossible batches and crops before anything is written
+            if env.is_first:
+                run_folder.create(job.out, recipe, self.dataset, env, over_unfinished=begun)
+        self.callback.on_start(messages.facts(job, self.dataset, self.classifier, env, self.precision))
+        difference = run_folder.difference(saved, env) if saved else ""
+        for line in (self.precision.note, note, difference, messages.left_out(self.progress, self.left_out)):
             if line:
-                self.reporter.note(line)
+                self.callback.on_log(line)
         return saved
 
     def _make_model(self, saved: dict[str, Any] | None) -> None:
         """Compile, join the processes, and set the random generators."""
-        recipe, world = self.recipe, self.world
-        model = distribute(self.classifier, recipe, world, cuda_graphs=self.job.cuda_graphs)
+        recipe, env = self.recipe, self.env
+        model = wrap_ddp(self.classifier, recipe, env, cuda_graphs=self.job.cuda_graphs)
         self.compression = (
-            Compression(model, recipe, world.device) if isinstance(model, DistributedDataParallel) else None
+            Compression(model, recipe, env.device) if isinstance(model, DistributedDataParallel) else None
         )
-        prime(model, self.classifier, recipe, self.batch_size, world, self.arithmetic, self.reporter.note)
+        run_throwaway_step(
+            model, self.classifier, recipe, self.batch_size, env, self.precision, self.callback.on_log
+        )
         self.model = model
-        self.ema = Ema(self.classifier, recipe.ema) if recipe.ema else None
-        if self.ema and saved:
-            self.ema.load_state_dict(saved["ema"])
-        torch.manual_seed(derive_seed(recipe.seed, "dropout", world.rank, self.progress.epoch))
-        continued = saved is not None and run_folder.same_processes(saved, world)
-        mine: dict[str, Any] = saved["ranks"][world.rank] if saved and continued else {}
+        self.ema_weights = Ema(self.classifier, recipe.ema_decay) if recipe.ema_decay else None
+        if self.ema_weights and saved:
+            self.ema_weights.load_state_dict(saved["ema_weights"])
+        torch.manual_seed(derive_seed(recipe.seed, "dropout", env.rank, self.progress.epoch))
+        continued = saved is not None and run_folder.same_processes(saved, env)
+        mine: dict[str, Any] = saved["ranks"][env.rank] if saved and continued else {}
         if mine:
-            self.feed.restore_generators(mine)
+            self.train_data.restore_generators(mine)
         if self.compression:
             self.compression.load_state_dict(mine.get("compression", {}))
 
     def _train_epoch(self, number: int) -> str:
         """Train what is left of an epoch; return why to stop within it, or ""."""
-        loader = self.feed.epoch(number)
+        loader = self.train_data.epoch(number)
         total = len(loader)
         # What other processes began, these cannot end: they go on from its evaluation.
         first = total - self.left_out // self.recipe.batch_size if self.left_out else loader.batch
-        last_rate = self.schedule.rate(number + max(first - 1, 0) / total)
-        self.now = now = Pace(
-            number, self.recipe.epochs, first, total, self.recipe.batch_size, last_rate, self.val_seconds
+        last_lr = self.schedule.lr(number + max(first - 1, 0) / total)
+        self.now = now = EpochTimer(
+            number, self.recipe.epochs, first, total, self.recipe.batch_size, last_lr, self.val_seconds
         )
-        self.watch.at(self.progress.steps, "waiting for data")
+        self.watchdog.at(self.progress.steps, "waiting for data")
         for step, batch in enumerate(() if self.left_out else now.wait.over(loader), first):
-            self.watch.at(self.progress.steps, "training")
+            self.watchdog.at(self.progress.steps, "training")
             self._update(step, batch)
             if step % _REPORT_EVERY == 0 or step + 1 == total:
                 self._report(step + 1)
             at_limit = self.progress.steps == self.job.debugging.steps
-            stop, save = self.agreement(bool(self.signals.name), self._minutes_are_over())
+            stop, save = self.consensus(bool(self.signals.name), self._minutes_are_over())
             due = self.job.saving.steps and self.progress.steps % self.job.saving.steps == 0
             if step + 1 < total and (stop or save or due or at_limit):
                 self._save()
                 if stop or at_limit:
                     return self._reason() if stop else "--steps"
-            self.watch.at(self.progress.steps, "waiting for data")
+            self.watchdog.at(self.progress.steps, "waiting for data")
         return ""
 
     def _update(self, step: int, batch: Batch) -> None:
         now = self.now
-        now.rate = self.schedule.rate(now.epoch + step / now.total)
-        set_rates(self.optimizer, now.rate, self.recipe.stage_at(now.epoch))
-        images = batch.images.to(self.world.device, torch.float32)
-        labels = batch.labels.to(self.world.device, non_blocking=True)
-        looked_at = self.reporter.wants_weights and step + 1 == now.total
+        now.lr = self.schedule.lr(now.epoch + step / now.total)
+        set_lrs(self.optimizer, now.lr, self.recipe.stage_at(now.epoch))
+        images = batch.images.to(self.env.device, torch.float32)
+        labels = batch.labels.to(self.env.device, non_blocking=True)
+        looked_at = self.callback.wants_weights and step + 1 == now.total
         before = self._weights() if looked_at else {}
         loss, correct = train_step(
-            self.model, self.optimizer, images, labels, self.recipe, self.arithmetic, self.scaler
+            self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
         )
-        if self.ema:
-            self.ema.update()
+        if self.ema_weights:
+            self.ema_weights.update()
         self.progress.steps += 1
-        self.meter.add(loss, correct, self.batch_size, self.progress.steps)
+        self.totals.add(loss, correct, self.batch_size, self.progress.steps)
         if written := self.profiler.step():
-            self.reporter.note(written)
+            self.callback.on_log(written)
         if looked_at:
             after = self._weights()
             updates = {name: after[name] - before[name] for name in after}
-            self.reporter.weights(Weights(now.epoch + 1, self.progress.steps, after, updates))
+            self.callback.on_weights(Weights(now.epoch + 1, self.progress.steps, after, updates))
 
     def _end_epoch(self) -> str:
         """Validate, note the epoch and save; return why to stop after it, or ""."""
-        now, world = self.now, self.world
-        loss_sum, correct, images = all_sum(self.meter.sums.clone()).tolist()
-        self._refuse_diverged(self.meter.read())
+        now, env = self.now, self.env
+        loss_sum, correct, images = all_sum(self.totals.sums.clone()).tolist()
+        self._refuse_diverged(self.totals.read())
         trained = now.seconds
         share_buffers(self.classifier)
-        with self.ema.in_place() if self.ema else nullcontext():
-            if self.ema:
+        with self.ema_weights.in_place() if self.ema_weights else nullcontext():
+            if self.ema_weights:
                 share_buffers(self.classifier)
             metrics = evaluate(
                 [self.classifier],
                 self.val,
-                world,
-                self.arithmetic.dtype,
-                progress=lambda *_: self.watch.at(self.progress.steps, "validating"),
+                env,
+                self.precision.dtype,
+                progress=lambda *_: self.watchdog.at(self.progress.steps, "validating"),
             )
             best = metrics.top1 > self.progress.best_top1
-            if best and world.is_first:
-                self.saver.best(checkpoint.content_of(self.classifier))
+            if best and env.is_first:
+                self.checkpointer.best(checkpoint.content_of(self.classifier))
         self.val_seconds = now.seconds - trained
         self.schedule.end_epoch(1.0 - metrics.top1)
         self.progress.epoch = now.epoch + 1
         self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
-        row = EpochRow(
+        row = EpochMetrics(
             epoch=now.epoch + 1,
             steps=self.progress.steps,
-            rate=now.rate,
+            lr=now.lr,
             train_loss=loss_sum / images,
             train_top1=correct / images,
             val_loss=metrics.loss,
@@ -265,18 +270,18 @@ class Trainer:
             images_per_second=0.0 if self.left_out else now.speed(now.total, trained),
             data_wait=now.wait.seconds / trained,
         )
-        if world.is_first:
+        if env.is_first:
             run_folder.add_metrics(self.job.out, row)
         self.left_out = 0
-        self.meter.restart()
-        self.feed.epoch(now.epoch + 1)  # so that what is saved is the start of the next
+        self.totals.restart()
+        self.train_data.epoch(now.epoch + 1)  # so that what is saved is the start of the next
         self._save()
-        self.reporter.epoch(row, self.recipe.epochs, best)
+        self.callback.on_epoch(row, self.recipe.epochs, best)
         if self.progress.epoch == self.recipe.epochs:
             return ""
         if self.progress.steps == self.job.debugging.steps:
             return "--steps"
-        (stop,) = self.agreement.now(bool(self.signals.name))[:1]
+        (stop,) = self.consensus.now(bool(self.signals.name))[:1]
         return self._reason() if stop else ""
 
     def _reason(self) -> str:
@@ -288,16 +293,16 @@ class Trainer:
         Raises:
             RunError: the weights are no longer numbers: what was saved before stays the last.
         """
-        self.watch.at(self.progress.steps, "saving")
-        self._refuse_diverged(self.meter.read())
+        self.watchdog.at(self.progress.steps, "saving")
+        self._refuse_diverged(self.totals.read())
         if not all(bool(torch.isfinite(p).all()) for p in self.classifier.parameters()):
             raise self._diverged("weights are", self.progress.steps)
-        mine = self.feed.rank_state() | {"sums": self.meter.sums.tolist()}
+        mine = self.train_data.rank_state() | {"sums": self.totals.sums.tolist()}
         if self.compression:
             mine["compression"] = self.compression.state_dict()
-        ranks = gather_objects(mine, self.world)
+        ranks = gather_objects(mine, self.env)
         self.saved_at, self.saved_steps = monotonic(), self.progress.steps
-        if not self.world.is_first:
+        if not self.env.is_first:
             return
         content = checkpoint.content_of(
             self.classifier,
@@ -306,27 +311,27 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
             scaler=scaler_state(self.scaler),
-            ema=self.ema.state_dict() if self.ema else {},
+            ema_weights=self.ema_weights.state_dict() if self.ema_weights else {},
             progress=asdict(self.progress),
-            machine=run_folder.machine(self.world),
+            machine=run_folder.machine(self.env),
             one_batch=self.job.debugging.one_batch,
             ranks=ranks,
         )
-        self.saver.last(content, self.progress.steps)
+        self.checkpointer.last(content, self.progress.steps)
 
     def _minutes_are_over(self) -> bool:
         minutes = self.job.saving.minutes
-        return bool(minutes) and self.world.is_first and monotonic() - self.saved_at > 60 * (minutes or 0)
+        return bool(minutes) and self.env.is_first and monotonic() - self.saved_at > 60 * (minutes or 0)
 
     def _report(self, done: int) -> None:
         """Tell of the epoch so far; the loss is some updates old where reading it would make a GPU wait."""
-        reading = self.meter.peek() if self.world.is_first else None
+        reading = self.totals.peek() if self.env.is_first else None
         if reading is not None:
             self._refuse_diverged(reading)
-            self.reporter.step(self.now.row(done, self.progress.steps, reading, used_mb(self.world)))
+            self.callback.on_step(self.now.row(done, self.progress.steps, reading, used_mb(self.env)))
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        parameters = self.classifier.net.named_parameters()
+        parameters = self.classifier.model.named_parameters()
         return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
 
     def _refuse_diverged(self, reading: Reading) -> None:

@@ -6,10 +6,10 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.images.codec import decode
 from pipeline.images.pillow import DecodeError
-from pipeline.loader.dali.segment import RawSample, Segment, first_line
+from pipeline.loader.dali.segment import RawSample, Segment, dali_message
 
 
-def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:
+def diagnose_batch(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:
     """One line for a batch that failed: shard, key and bytes of the sample, and what checks the rest.
 
     DALI names the file of some errors only. The batch is read once more, without decoding it there, and
@@ -26,19 +26,19 @@ def blame(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> R
         samples: Sequence[RawSample] = segment.raw_batch(batch)
     except RuntimeError:  # it cannot even be read
         samples = ()
-    faults = ((sample, _fault(sample, dataset) or segment.fault(sample.jpeg)) for sample in samples)
-    for sample, fault in faults:
-        if fault:
-            place, end = dataset.store.place(sample.shard), sample.offset + len(sample.jpeg)
+    problems = ((sample, _fault(sample, dataset) or segment.problem(sample.jpeg)) for sample in samples)
+    for sample, problem in problems:
+        if problem:
+            place, end = dataset.store.url_of(sample.shard), sample.offset + len(sample.jpeg)
             if sample.tar != place:
                 remedy = f"delete that copy of {place}, and it is brought anew; {remedy}"
             return RunError(
                 f"{sample.tar}: the sample {sample.key} (bytes {sample.offset:,} to {end:,}) is damaged: "
-                f"{fault}; {remedy}"
+                f"{problem}; {remedy}"
             )
     shards = ", ".join(dict.fromkeys(sample.shard for sample in samples))
     where = f" in {shards}" if shards else ""
-    return RunError(f"{dataset.url}: the loader stopped{where}: {first_line(error)}; {remedy}")
+    return RunError(f"{dataset.url}: the loader stopped{where}: {dali_message(error)}; {remedy}")
 
 
 def _fault(sample: RawSample, dataset: Dataset) -> str | None:

@@ -19,14 +19,14 @@ from pipeline.errors import RunError
 from pipeline.host import trim_heap
 from pipeline.loader.dali import graph
 from pipeline.loader.placement import Placement
-from pipeline.loader.shard_files import Taken
+from pipeline.loader.shard_files import OpenShards
 from pipeline.loader.views import EvalView, TrainView
 
 _AHEAD = 2
 """Batches in work while one is used: DALI's own default."""
 
 
-def first_line(error: Exception) -> str:
+def dali_message(error: Exception) -> str:
     """What DALI says is wrong, without its stack."""
     text = str(error).partition("encountered:")[2] or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -50,7 +50,7 @@ class Segment:
 
     def __init__(
         self,
-        taken: Taken,
+        opened: OpenShards,
         manifest: Manifest,
         view: TrainView | EvalView,
         output: graph.OutputSettings,
@@ -64,7 +64,7 @@ class Segment:
         """Build the pipeline; nothing is decoded before `start` or the first batch.
 
         Args:
-            taken: the pieces' tars and indexes.
+            opened: the pieces' tars and indexes.
             manifest: of the dataset.
             view: what is made of each image.
             output: its layout.
@@ -79,21 +79,21 @@ class Segment:
             RunError: the indexes do not hold as many samples as the manifest says.
             RuntimeError: DALI cannot build the pipeline, or open a tar.
         """
-        self.batches = math.ceil(taken.samples / batch_size)
+        self.batches = math.ceil(opened.samples / batch_size)
         self.done = done
-        self._taken = taken
+        self._opened = opened
         self._batch_size = batch_size
-        self._last_batch = taken.samples - (self.batches - 1) * batch_size
+        self._last_batch = opened.samples - (self.batches - 1) * batch_size
         self._placement = placement
         self._device_id = placement.device_id
         self._reader = graph.ReaderSettings(
-            taken.tars,
-            taken.indexes,
+            opened.tars,
+            opened.indexes,
             manifest.label_width,
             manifest.adopted,
             seed,
-            min(buffer, taken.samples),
-            taken.mmap,
+            min(buffer, opened.samples),
+            opened.mmap,
         )
         # DALI's first run fills its queue.
         self._queue = max(1, min(_AHEAD, self.batches - done))
@@ -113,10 +113,10 @@ class Segment:
         )
         self._pipe.build()
         found = self._pipe.reader_meta(graph.READER)["epoch_size"]
-        if found != taken.samples:
+        if found != opened.samples:
             raise RunError(
-                f"the indexes of {taken.tars[0]} and what follows list {found} samples, but the manifest "
-                f"says {taken.samples}; `alexnet-prep verify` on the dataset names what differs"
+                f"the indexes of {opened.tars[0]} and what follows list {found} samples, but the manifest "
+                f"says {opened.samples}; `alexnet-prep verify` on the dataset names what differs"
             )
 
     @property
@@ -163,14 +163,14 @@ class Segment:
         )
         for _ in range(number + 1):
             outputs = pipe.run()
-        names = dict(zip(self._taken.tars, self._taken.names, strict=True))
+        names = dict(zip(self._opened.tars, self._opened.names, strict=True))
         found = []
         for jpeg, label, source in zip(*(map(bytes, output) for output in outputs), strict=True):
             path, offset, member = source.decode().rsplit(":", 2)
             found.append(RawSample(names[path], path, member.removesuffix(".jpg"), int(offset), jpeg, label))
         return found
 
-    def fault(self, jpeg: bytes) -> str:
+    def problem(self, jpeg: bytes) -> str:
         """What DALI says of an image, where this segment decodes, or ""."""
         pipe = pipeline_def(graph.decoded)(
             self._placement, batch_size=1, num_threads=1, device_id=self._device_id, exec_dynamic=True
@@ -179,12 +179,12 @@ class Segment:
         try:
             pipe.run()
         except RuntimeError as error:
-            return first_line(error)
+            return dali_message(error)
         return ""
 
     def close(self) -> None:
         """Free DALI's memory and let go of the tars."""
         if self._pipe is not None:
             self._pipe = None
-            self._taken.release()
+            self._opened.release()
             trim_heap()

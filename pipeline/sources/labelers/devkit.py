@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.errors import UsageError
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -59,7 +59,7 @@ def read_devkit(store: Store, name: str) -> Devkit:
         UsageError: a damaged or missing part, or labels that are not among the classes.
     """
     folder = name.removesuffix(META)
-    place = store.place(folder.rstrip("/"))
+    place = store.url_of(folder.rstrip("/"))
     if folder == name:
         meta, truth = _unpack(read_small(store, name), place)
     elif store.is_file(folder + TRUTH):
@@ -109,11 +109,11 @@ def read_small(store: Store, name: str) -> bytes:
     try:
         size = store.size(name)
         if size > _LARGEST_FILE:
-            raise UsageError(f"{store.place(name)}: {size:,} bytes are too many; download it again")
-        return store.read(Span(name))
+            raise UsageError(f"{store.url_of(name)}: {size:,} bytes are too many; download it again")
+        return store.read(ByteRange(name))
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"cannot read {store.place(name)}: {reason}; check its permissions") from error
+        raise UsageError(f"cannot read {store.url_of(name)}: {reason}; check its permissions") from error
 
 
 def _unpack(archive: bytes, place: str) -> tuple[bytes, bytes]:

@@ -102,7 +102,7 @@ def read_labels(store: Store, folders: Sequence[str], labels: bool = True) -> La
         tables[devkit.place] = devkit.labels
     solution = _first(store, folders, [SOLUTION])
     if solution and labels:
-        tables[store.place(solution)] = read_solution(store, solution)
+        tables[store.url_of(solution)] = read_solution(store, solution)
     return Labels(names, tables, known, store.url)
 
 
@@ -121,7 +121,9 @@ def read_mapping(store: Store, name: str) -> dict[str, str]:
     for number, line in enumerate(_text(store, name).splitlines(), 1):
         class_id, _, words = line.strip().partition(" ")
         if class_id in names:
-            raise UsageError(f"{store.place(name)}: line {number:,} names {class_id} again; keep one of them")
+            raise UsageError(
+                f"{store.url_of(name)}: line {number:,} names {class_id} again; keep one of them"
+            )
         if class_id:
             names[class_id] = words.strip() or class_id
     return names
@@ -133,7 +135,7 @@ def read_solution(store: Store, name: str) -> dict[str, str]:
     Raises:
         UsageError: it cannot be read, is no such CSV, or gives an image two classes.
     """
-    place, again = store.place(name), "get the file from Kaggle again"
+    place, again = store.url_of(name), "get the file from Kaggle again"
     rows = csv.reader(io.StringIO(_text(store, name)), strict=True)
     table: dict[str, str] = {}
     try:
@@ -163,5 +165,5 @@ def _text(store: Store, name: str) -> str:
         return read_small(store, name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{store.place(name)}: not UTF-8 text (byte {error.start:,}); download it again"
+            f"{store.url_of(name)}: not UTF-8 text (byte {error.start:,}); download it again"
         ) from error

@@ -124,7 +124,7 @@ def _leave_unlabeled_out(store: Store, labeled: Labeled, notes: list[str]) -> No
             del labeled.found[split]
             continue
         first = without[0]
-        place = store.place(labeled.containers[first.container].path)
+        place = store.url_of(labeled.containers[first.container].path)
         raise UsageError(
             f"{place}: {first.path} has no label; {len(without):,} of {len(found):,} {split} images have "
             "none: add labels or remove the images"

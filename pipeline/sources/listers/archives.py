@@ -18,12 +18,12 @@ _MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabc
 _AGAIN = {name: f"download {name} again (its MD5 is {md5})" for name, md5 in _MD5.items()}
 
 
-def is_here(store: Store) -> bool:
+def detect(store: Store) -> bool:
     """Whether the root holds the training archive, or the validation archive and nothing to train from."""
     return store.is_file(TRAIN) or (store.is_file(VAL) and not {"train", "ILSVRC"} & store.names())
 
 
-def read(store: Store) -> Listing:
+def list_samples(store: Store) -> Listing:
     """List the archives; validation images get their labels from the devkit or Kaggle's CSV beside them.
 
     The training archive is container 0, the validation archive container 1; offsets count from their
@@ -40,10 +40,10 @@ def read(store: Store) -> Listing:
     entries, containers = {"train": train}, [Container(TRAIN, store.size(TRAIN))]
     has_val = store.is_file(VAL)
     labels = read_labels(store, [""], labels=has_val)
-    labels.check_classes(store.place(TRAIN), classes)
+    labels.check_classes(store.url_of(TRAIN), classes)
     if has_val:
         images = _read_val(store, notes)
-        ids = labels.classes_of(store.place(VAL), [stem_of(name) for name, _, _ in images])
+        ids = labels.classes_of(store.url_of(VAL), [stem_of(name) for name, _, _ in images])
         entries["val"] = [
             Entry(name, class_id, size, 1, offset)
             for (name, offset, size), class_id in zip(images, ids, strict=True)
@@ -55,7 +55,7 @@ def read(store: Store) -> Listing:
 
 def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
     """The training images, and every class, those without images too."""
-    place = store.place(TRAIN)
+    place = store.url_of(TRAIN)
     entries: list[Entry] = []
     classes: set[str] = set()
     others = 0
@@ -84,7 +84,7 @@ def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
 
 
 def _read_val(store: Store, notes: list[str]) -> list[Member]:
-    place = store.place(VAL)
+    place = store.url_of(VAL)
     with store.open(VAL) as file:
         images, others = _images(scan(file, place, remedy=_AGAIN[VAL]))
     if not images:

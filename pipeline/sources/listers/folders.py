@@ -8,7 +8,7 @@ from pipeline.storage.base import Store
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
-def read(store: Store) -> Listing:
+def list_samples(store: Store) -> Listing:
     """List class folders; images count at any depth below one, by their suffix.
 
     Hidden files are left out; files without an image's suffix are left out and counted in `notes`.
@@ -51,7 +51,7 @@ def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[lis
             others += 1
     if others:
         plural = "file is" if others == 1 else "files are"
-        place = store.place(folder) if folder else store.url
+        place = store.url_of(folder) if folder else store.url
         notes.append(f"{place}: {others:,} {plural} no image in a class folder, left out")
     entries.reverse()
     return entries, set(classes)

@@ -11,7 +11,7 @@ _TREE = "ILSVRC/Data/CLS-LOC"
 _BASES = (_TREE, "Data/CLS-LOC", "CLS-LOC")
 
 
-def is_here(store: Store) -> bool:
+def detect(store: Store) -> bool:
     """Whether the tree is there, or train/ beside a val/ whose images lie in no class folders.
 
     The latter are ImageNet's by their names, or by a file of labels beside them.
@@ -24,7 +24,7 @@ def is_here(store: Store) -> bool:
     return any(name.startswith("ILSVRC2012_val_") for name in flat) or (bool(flat) and has_labels(store))
 
 
-def read(store: Store) -> Listing:
+def list_samples(store: Store) -> Listing:
     """List the tree; label files are looked for in it and in each folder above it, up to the root.
 
     Validation images in class folders need no label file. Those of test/ have no labels and are left out.
@@ -42,12 +42,12 @@ def read(store: Store) -> Listing:
     entries = {"train": images}
     sorted_in, flat = _read_val(store, val, notes)
     labels = read_labels(store, _upwards(base), labels=bool(flat))
-    labels.check_classes(store.place(train), classes)
+    labels.check_classes(store.url_of(train), classes)
     if sorted_in or flat:
-        entries["val"] = sorted_in + _labeled(flat, labels, store.place(val))
+        entries["val"] = sorted_in + _labeled(flat, labels, store.url_of(val))
         classes |= {entry.class_id for entry in entries["val"]}
     if store.is_folder(test):
-        notes.append(f"{store.place(test)}: left out, its images have no labels")
+        notes.append(f"{store.url_of(test)}: left out, its images have no labels")
     return Listing("kaggle", entries, names=labels.names, classes=tuple(sorted(classes)), notes=notes)
 
 
@@ -82,9 +82,9 @@ def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry],
             flat.append(file)
     if others:
         what = "file is" if others == 1 else "files are"
-        notes.append(f"{store.place(folder)}: {others:,} {what} no image, left out")
+        notes.append(f"{store.url_of(folder)}: {others:,} {what} no image, left out")
     if not entries and not flat:
-        notes.append(f"{store.place(folder)}: no images, left out")
+        notes.append(f"{store.url_of(folder)}: no images, left out")
     return entries, flat
 
 

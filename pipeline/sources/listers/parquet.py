@@ -25,13 +25,13 @@ _ROWS = 2**14
 _FILES_AT_ONCE = 8
 
 
-def is_here(store: Store) -> bool:
+def detect(store: Store) -> bool:
     """Whether there are Parquet files; beside folders with images, only such as hold images count."""
     first, images = look_for(store, _is_parquet)
     return first is not None and (not images or _has_images(store, first))
 
 
-def read(store: Store) -> Listing:
+def list_samples(store: Store) -> Listing:
     """List the rows of every Parquet file; the images' bytes are not read.
 
     Raises:
@@ -72,13 +72,13 @@ def _check_embedded(store: Store, containers: tuple[Container, ...]) -> None:
     """Look into one file for all: an export has images or paths throughout."""
     for container in containers[:1]:
         with opened(store, container, in_order=True) as parquet:
-            place = store.place(container.path)
+            place = store.url_of(container.path)
             check_embedded(parquet, columns_of(parquet.schema_arrow, place).image, place)
 
 
 def _read_rows(store: Store, number: int, container: Container) -> tuple[list[Found], tuple[str, ...] | None]:
     """A file's rows, and its ClassLabel's names or None."""
-    place = store.place(container.path)
+    place = store.url_of(container.path)
     split = split_of(container.path)
     stem = container.path.rpartition("/")[2][: -len(SUFFIX)].replace(".", "_")
     found: list[Found] = []

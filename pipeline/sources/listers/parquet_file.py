@@ -18,7 +18,7 @@ from typing_extensions import override
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container
 from pipeline.sources.listers.hub import reading
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
@@ -52,7 +52,7 @@ def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with reading(store.place(container.path), "Parquet file", pa.ArrowException), ExitStack() as stack:
+    with reading(store.url_of(container.path), "Parquet file", pa.ArrowException), ExitStack() as stack:
         file: Any = store.local and str(store.local / container.path)
         if file is None:
             ahead = store.open(container.path) if in_order else _Ranges(store, container)
@@ -200,6 +200,6 @@ class _Ranges(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._container.size - self._at)
         size = left if size < 0 else min(size, left)
-        data = self._store.read(Span(self._container.path, self._at, size)) if size else b""
+        data = self._store.read(ByteRange(self._container.path, self._at, size)) if size else b""
         self._at += len(data)
         return data

@@ -27,7 +27,7 @@ from pipeline.sources.base import IMAGE_SUFFIXES, Container, Listing
 from pipeline.sources.labelers.labels import Found, Label, Labeled, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, reading, split_of
 from pipeline.sources.spool import unpacked
-from pipeline.storage.base import Span, Store
+from pipeline.storage.base import ByteRange, Store
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "target")
@@ -62,13 +62,13 @@ TarSample = dict[str, SamplePart]
 """Kind → part."""
 
 
-def is_here(store: Store) -> bool:
+def detect(store: Store) -> bool:
     """Whether there are tars; beside folders with images, only such as hold labels count."""
     first, images = look_for(store, _is_tar)
     return first is not None and (not images or _begins_labeled(store, first))
 
 
-def read(store: Store) -> Listing:
+def list_samples(store: Store) -> Listing:
     """List the samples of every tar.
 
     Raises:
@@ -83,13 +83,13 @@ def read(store: Store) -> Listing:
         split = split_of(container.path)
         rows = found.setdefault(split, [])
         for sample in read_tar(store, container):
-            label = _label_of(sample, store.place(container.path))
+            label = _label_of(sample, store.url_of(container.path))
             if image := sample.get("image"):
                 name, offset, size = image.member
                 wnid = wnid_in(name.rpartition("/")[2], split)
                 rows.append(Found(name, label, wnid, size, number, offset))
             elif label is not None:
-                bare.append(f"{store.place(container.path)}: {next(iter(sample.values())).member.name}")
+                bare.append(f"{store.url_of(container.path)}: {next(iter(sample.values())).member.name}")
     if bare:
         others = f", and {len(bare) - 1:,} more labels have none" if bare[1:] else ""
         raise UsageError(f"{bare[0]} has no image beside it{others}; add images or remove the labels")
@@ -107,7 +107,7 @@ def _begins_labeled(store: Store, path: str) -> bool:
     parts: list[SamplePart | None] = []
     # What is damaged further on, or has an end, has begun all the same.
     with suppress(ToolkitError), unpacked(store, Container(path, store.size(path))) as file:
-        for member in islice(scan(file, store.place(path), end=_ENDLESS), _FIRST_LOOK):
+        for member in islice(scan(file, store.url_of(path), end=_ENDLESS), _FIRST_LOOK):
             parts.append(_part(member))
     labeled = {part.key for part in parts if part and part.kind in _LABELS}
     return any(part and part.kind == "image" and part.key in labeled for part in parts)
@@ -119,7 +119,7 @@ def read_tar(store: Store, container: Container) -> Iterator[TarSample]:
     Raises:
         UsageError: a damaged tar, or a label of 16 MiB or more.
     """
-    place = store.place(container.path)
+    place = store.url_of(container.path)
     key, group = "", dict[str, SamplePart]()
     with unpacked(store, container) as file:
         for member in scan(file, place):
@@ -217,11 +217,11 @@ def _own_classes(store: Store) -> tuple[ClassInfo, ...] | None:
     """The classes of a dataset of ours, by label."""
     if not store.is_file(FILE_NAME):
         return None
-    with reading(store.place(FILE_NAME), "file"):
-        data = store.read(Span(FILE_NAME))
+    with reading(store.url_of(FILE_NAME), "file"):
+        data = store.read(ByteRange(FILE_NAME))
     try:
         return msgspec.json.decode(data, type=_Classes).classes
     except msgspec.ValidationError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{store.place(FILE_NAME)}: damaged ({error}); restore or remove it") from error
+        raise UsageError(f"{store.url_of(FILE_NAME)}: damaged ({error}); restore or remove it") from error

@@ -10,27 +10,27 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from cli.common import live
-from cli.common.live import ConsoleReporter, EpochLines, in_words, view
+from cli.common.live import ConsoleCallback, EpochLines, in_words, view
 from cli.train import main as train
-from trainer.runs.records import EpochRow, StepRow
+from trainer.runs.records import EpochMetrics, StepMetrics
 
-ROW = StepRow(
+ROW = StepMetrics(
     epoch=3,
     done=120,
     total=250,
     steps=620,
     loss=2.345,
     top1=0.234,
-    rate=0.0125,
+    lr=0.0125,
     images_per_second=1234.0,
     data_wait=0.03,
     memory_mb=5120.0,
     seconds_left=754.0,
 )
-EPOCH = EpochRow(
+EPOCH = EpochMetrics(
     epoch=3,
     steps=750,
-    rate=0.0125,
+    lr=0.0125,
     train_loss=2.345,
     train_top1=0.2345,
     val_loss=2.468,
@@ -86,16 +86,16 @@ def new_screen(monkeypatch):
 
 def test_views_come_and_go_and_lines_stay(monkeypatch):
     screen = new_screen(monkeypatch)
-    with ConsoleReporter(90) as reporter:
-        reporter.started({"recipe": "demo"})
+    with ConsoleCallback(90) as callback:
+        callback.on_start({"recipe": "demo"})
         for epoch in (1, 2, 3):
             for done in (1, 120, 250):
-                reporter.step(replace(ROW, epoch=epoch, done=done))
+                callback.on_step(replace(ROW, epoch=epoch, done=done))
             assert any(line.startswith(f"epoch {epoch}/90") for line in screen.text)
             if epoch == 2:
-                reporter.note("the disk is full")
-            reporter.epoch(replace(EPOCH, epoch=epoch), 90, epoch == 3)
-        reporter.ended("finished", "finished 90 epochs")
+                callback.on_log("the disk is full")
+            callback.on_epoch(replace(EPOCH, epoch=epoch), 90, epoch == 3)
+        callback.on_end("finished", "finished 90 epochs")
     assert [line.split()[0] for line in screen.text] == [
         *("recipe", "epoch", "1/90", "note:", "2/90", "3/90", "finished"),
     ]
@@ -107,9 +107,9 @@ def test_a_dumb_terminal_gets_the_lines_of_a_log(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     now = [1000.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    with ConsoleReporter(90) as reporter:
+    with ConsoleCallback(90) as callback:
         now[0] += 61
-        reporter.step(ROW)
+        callback.on_step(ROW)
     assert [line.split(",")[0] for line in screen.text] == ["epoch 3/90"]
 
 
@@ -127,7 +127,7 @@ def test_a_dumb_terminal_gets_the_lines_of_a_log(monkeypatch):
 )
 def test_epochs_lines_leave_out_what_a_narrow_terminal_has_no_room_for(width, missing):
     lines = EpochLines(width)
-    names = ("rate", "train loss", "val loss", "top-5", "images/s", "wait")
+    names = ("lr", "train loss", "val loss", "top-5", "images/s", "wait")
     assert [name for name in names if name not in lines.head] == [n for n in names if n in missing]
     line = lines.line(EPOCH, 90, True)
     assert line.startswith("    3/90 ")
@@ -168,10 +168,10 @@ def test_a_view_shows_everything_at_any_width(width):
 def test_a_log_without_terminal_shows_life_once_a_minute(monkeypatch, capsys):
     now = [1000.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    with ConsoleReporter(90) as reporter:
+    with ConsoleCallback(90) as callback:
         for _ in range(130):
             now[0] += 1.0
-            reporter.step(ROW)
+            callback.on_step(ROW)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("epoch 3/90, 120/250 updates, images/s 1,234, loss 2.345")

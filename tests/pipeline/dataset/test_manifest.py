@@ -86,7 +86,7 @@ def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
     assert text.endswith("}\n")
 
 
-def test_adopted_tars_have_unknown_encoding_and_are_told_apart(tmp_path):
+def test_adopted_tars_have_unknown_encoding_and_are_recognized(tmp_path):
     image = ImageFormat(256, "original", None, None)
     adopted = dataclasses.replace(MANIFEST, image=image, source=SourceInfo(ADOPTED, "d" * 64))
     write_manifest(tmp_path, adopted)

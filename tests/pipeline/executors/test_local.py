@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from pipeline.errors import RunError, UsageError
-from pipeline.executors.local import LocalEngine, count_image
+from pipeline.executors.local import LocalExecutor, count_image
 
 
 def double(number):
@@ -37,33 +37,33 @@ def die(number):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_item_gives_its_result_once(workers):
-    assert sorted(LocalEngine(workers).run(double, range(20))) == list(range(0, 40, 2))
+    assert sorted(LocalExecutor(workers).run(double, range(20))) == list(range(0, 40, 2))
 
 
 def test_no_item_is_no_work():
-    assert list(LocalEngine(2).run(double, [])) == []
+    assert list(LocalExecutor(2).run(double, [])) == []
 
 
 def test_tasks_run_in_other_processes_and_are_counted():
-    ticks = []
-    pids = set(LocalEngine(2).run(handle, [3, 4, 5, 6], ticks.append))
+    reports_progress = []
+    pids = set(LocalExecutor(2).run(handle, [3, 4, 5, 6], reports_progress.append))
     assert os.getpid() not in pids
-    assert ticks == sorted(ticks)
-    assert ticks[-1] == 18
+    assert reports_progress == sorted(reports_progress)
+    assert reports_progress[-1] == 18
 
 
 def test_closing_cancels_what_has_not_begun(tmp_path):
     names = [str(k) for k in range(50)]
-    with closing(LocalEngine(1).run(partial(touch, tmp_path), names)) as results:
+    with closing(LocalExecutor(1).run(partial(touch, tmp_path), names)) as results:
         next(results)
     assert len(list(tmp_path.iterdir())) < 10
 
 
 def test_an_error_of_a_task_is_the_callers():
     with pytest.raises(UsageError, match="task 1 refuses"):
-        list(LocalEngine(1).run(refuse, [1]))
+        list(LocalExecutor(1).run(refuse, [1]))
 
 
 def test_a_dead_worker_is_a_run_error():
     with pytest.raises(RunError, match="a worker process died"):
-        list(LocalEngine(2).run(die, range(8)))
+        list(LocalExecutor(2).run(die, range(8)))

@@ -7,7 +7,7 @@ from helpers.folders import python, tree, write_source
 
 from pipeline import prepare, read_source
 from pipeline.errors import UsageError
-from pipeline.executors.ray import RayEngine
+from pipeline.executors.ray import RayExecutor
 
 PATIENCE = 200  # seconds; Ray takes some to start
 
@@ -74,7 +74,7 @@ def test_an_error_of_a_task_is_the_callers(tmp_path):
 
 
 def test_no_item_is_no_work():
-    assert list(RayEngine("nowhere:1").run(len, [])) == []
+    assert list(RayExecutor("nowhere:1").run(len, [])) == []
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path):
@@ -90,4 +90,4 @@ def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path):
 def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'alexnet-toolkit\[ray\]'"):
-        list(RayEngine().run(len, ["x"]))
+        list(RayExecutor().run(len, ["x"]))

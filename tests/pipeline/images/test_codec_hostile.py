@@ -147,7 +147,7 @@ BOMBS = {
 
 
 @needs_proc
-def test_bombs_are_refused_before_memory_is_taken():
+def test_bombs_are_refused_before_memory_is_allocated():
     code = """
 import base64, resource, sys
 from pipeline.images.codec import DecodeError, decode
@@ -165,9 +165,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     process = python(code, stdin=-1, stdout=-1, stderr=-1)
     out, err = process.communicate("\n".join(base64.b64encode(data).decode() for data, _ in BOMBS.values()))
     assert err == ""
-    *found, taken = out.splitlines()
-    assert dict(zip(BOMBS, found, strict=True)) == {name: outcome for name, (_, outcome) in BOMBS.items()}
-    assert int(taken) < 100  # MiB
+    *found, allocated = out.splitlines()
+    assert dict(zip(BOMBS, found, strict=True)) == {name: result for name, (_, result) in BOMBS.items()}
+    assert int(allocated) < 100  # MiB
 
 
 @pytest.mark.parametrize("kind", ["plain", "progressive"])

@@ -18,7 +18,7 @@ from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_sq
     st.booleans(),
 )
 @example(1021, 2047, 256, "RGB", False)  # the longer side would be 512 from a quarter, and 513 from the whole
-def test_the_smallest_scale_that_holds_the_target_is_taken(height, width, size, mode, progressive):
+def test_the_smallest_scale_that_holds_the_target_is_used(height, width, size, mode, progressive):
     data = encoded(Image.new(mode, (width, height)), progressive=progressive)
     found = decode(data, 10, size=size)
     whole = resize_shorter(np.zeros((height, width, 3), np.uint8), size)

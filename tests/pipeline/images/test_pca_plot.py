@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from helpers.folders import draw_image
 
-from pipeline.images.pca_plot import colors_along, draw_scree
+from pipeline.images.pca_plot import colors_along, draw_pca_plot
 from pipeline.images.statistics import Moments, Statistics, statistics_of
 
 BLUE = (0, 114, 178)
@@ -31,7 +31,7 @@ def bars(sheet):
 
 
 def test_the_bars_are_as_high_as_the_deviations():
-    sheet = draw_scree(along_gray(), 1858)
+    sheet = draw_pca_plot(along_gray(), 1858)
     found = bars(sheet)
     assert len(found) == 3
     bottom = found[0][1]
@@ -53,7 +53,7 @@ def test_the_strips_run_from_two_deviations_below_the_mean_to_two_above():
 
 def test_the_sheet_shows_the_strips_with_nothing_cut_off():
     statistics = along_gray()
-    sheet = draw_scree(statistics, 1858)
+    sheet = draw_pca_plot(statistics, 1858)
     assert sheet.dtype == np.uint8
     assert sheet.shape[1:] == (1858, 3)
     ends = {tuple(colors_along(statistics, k, 2)[end].tolist()) for k in range(3) for end in (0, 1)}
@@ -64,7 +64,7 @@ def test_the_sheet_shows_the_strips_with_nothing_cut_off():
 
 
 def test_text_does_not_run_into_its_neighbor_at_the_narrowest():
-    sheet = draw_scree(along_gray((114.3, 33.8, 16.9)), 10)
+    sheet = draw_pca_plot(along_gray((114.3, 33.8, 16.9)), 10)
     assert sheet.shape[1] == 1300
     ink = (sheet[:40] < 128).any(axis=(0, 2))  # the two titles
     gaps = np.diff(np.flatnonzero(ink))
@@ -76,6 +76,6 @@ def test_flat_and_ordinary_images(pixels):
     moments = Moments()
     moments.add(pixels)
     statistics = statistics_of(moments)
-    sheet = draw_scree(statistics, 1400)
+    sheet = draw_pca_plot(statistics, 1400)
     mean = np.rint(statistics.mean).astype(np.uint8)
     assert (sheet == mean).all(axis=2).any()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from pipeline import LocalEngine, Options, prepare, read_source
+from pipeline import LocalExecutor, Options, prepare, read_source
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 
 
@@ -217,7 +217,7 @@ def test_no_mean_image_without_square_images(moments):
 
 def test_real_images_land_on_the_directions_of_the_released_source(shared_data, tmp_path):
     source = read_source(shared_data / "imagenet-sample")
-    found = prepare(source, tmp_path / "out", Options(size=96), engine=LocalEngine(2)).statistics
+    found = prepare(source, tmp_path / "out", Options(size=96), engine=LocalExecutor(2)).statistics
     order = SOURCE_DEVIATIONS.argsort()[::-1]  # ours are sorted from the largest
     cosines = np.array(found.eigenvectors) @ SOURCE_VECTORS[:, order]
     assert np.abs(np.diag(cosines)).min() > 0.99

@@ -37,39 +37,45 @@ def keys_of(loader):
 
 
 @settings(max_examples=25, deadline=None)
-@given(samples=st.integers(1, 40), world=st.integers(1, 8), batch=st.integers(1, 9), seed=st.integers(0, 3))
-@example(samples=13, world=2, batch=3, seed=0)  # N % W ≠ 0 and (N // W) % B = 0
-@example(samples=17, world=4, batch=2, seed=0)
-@example(samples=8, world=8, batch=1, seed=0)
-def test_training_shows_each_sample_at_most_once(datasets, samples, world, batch, seed):
+@given(
+    samples=st.integers(1, 40), world_size=st.integers(1, 8), batch=st.integers(1, 9), seed=st.integers(0, 3)
+)
+@example(samples=13, world_size=2, batch=3, seed=0)  # N % W ≠ 0 and (N // W) % B = 0
+@example(samples=17, world_size=4, batch=2, seed=0)
+@example(samples=8, world_size=8, batch=1, seed=0)
+def test_training_shows_each_sample_at_most_once(datasets, samples, world_size, batch, seed):
     data = datasets(samples)
-    if samples < world * batch:
+    if samples < world_size * batch:
         with pytest.raises(UsageError, match=f"{samples} samples, fewer than one global batch"):
-            Loader(data, "train", VIEW, batch, placement=Placement(0, world))
+            Loader(data, "train", VIEW, batch, placement=Placement(0, world_size))
         return
     loaders = [
-        Loader(data, "train", VIEW, batch, placement=Placement(rank, world, threads=1), seed=seed, keys=True)
-        for rank in range(world)
+        Loader(
+            data, "train", VIEW, batch, placement=Placement(rank, world_size, threads=1), seed=seed, keys=True
+        )
+        for rank in range(world_size)
     ]
     for _ in range(3):
         epoch = [list(loader) for loader in loaders]
-        expected = samples // (world * batch)
-        assert [len(batches) for batches in epoch] == [expected] * world == [len(x) for x in loaders]
+        expected = samples // (world_size * batch)
+        assert [len(batches) for batches in epoch] == [expected] * world_size == [len(x) for x in loaders]
         sizes = {len(b.labels) for batches in epoch for b in batches}
         assert sizes == {batch}
         keys = [key for batches in epoch for b in batches for key in b.keys]
-        assert len(keys) == len(set(keys)) == expected * world * batch
+        assert len(keys) == len(set(keys)) == expected * world_size * batch
 
 
 @settings(max_examples=25, deadline=None)
-@given(samples=st.integers(1, 40), world=st.integers(1, 8), batch=st.integers(1, 9))
-@example(samples=5, world=8, batch=2)  # more ranks than samples
-@example(samples=9, world=4, batch=2)  # a rank's last batch is empty
-def test_evaluation_shows_each_sample_exactly_once(datasets, samples, world, batch):
+@given(samples=st.integers(1, 40), world_size=st.integers(1, 8), batch=st.integers(1, 9))
+@example(samples=5, world_size=8, batch=2)  # more ranks than samples
+@example(samples=9, world_size=4, batch=2)  # a rank's last batch is empty
+def test_evaluation_shows_each_sample_exactly_once(datasets, samples, world_size, batch):
     data = datasets(samples)
     loaders = [
-        Loader(data, "val", EvalView(crop=16), batch, placement=Placement(rank, world, threads=1), keys=True)
-        for rank in range(world)
+        Loader(
+            data, "val", EvalView(crop=16), batch, placement=Placement(rank, world_size, threads=1), keys=True
+        )
+        for rank in range(world_size)
     ]
     for _ in range(2):
         keys = [key for loader in loaders for key in keys_of(loader)]
@@ -120,27 +126,27 @@ def assert_equal(got, expected):
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.integers(1, 60),
-    world=st.integers(1, 8),
+    world_size=st.integers(1, 8),
     batch=st.integers(1, 9),
     buffer=st.sampled_from([1, 5, 2048]),
     cut=st.floats(0, 1),
     data=st.data(),
 )
-@example(samples=13, world=2, batch=3, buffer=2048, cut=1.0, data=None)  # N % W ≠ 0, (N // W) % B = 0
-@example(samples=17, world=4, batch=2, buffer=2048, cut=0.5, data=None)
-@example(samples=40, world=1, batch=4, buffer=5, cut=1.0, data=None)  # the last batch of an epoch
-@example(samples=40, world=1, batch=4, buffer=5, cut=0.2, data=None)  # the last batch of a segment
+@example(samples=13, world_size=2, batch=3, buffer=2048, cut=1.0, data=None)  # N % W ≠ 0, (N // W) % B = 0
+@example(samples=17, world_size=4, batch=2, buffer=2048, cut=0.5, data=None)
+@example(samples=40, world_size=1, batch=4, buffer=5, cut=1.0, data=None)  # the last batch of an epoch
+@example(samples=40, world_size=1, batch=4, buffer=5, cut=0.2, data=None)  # the last batch of a segment
 def test_before_and_after_a_cut_are_the_uninterrupted_stream(
-    datasets, short_segments, samples, world, batch, buffer, cut, data
+    datasets, short_segments, samples, world_size, batch, buffer, cut, data
 ):
     """Three epochs, cut after any batch: every sample once, tensor for tensor, and so on each rank."""
     dataset = datasets(samples)
-    if samples < world * batch:
+    if samples < world_size * batch:
         return
-    rank = data.draw(st.integers(0, world - 1)) if data else world - 1
+    rank = data.draw(st.integers(0, world_size - 1)) if data else world_size - 1
 
     def make():
-        place = Placement(rank, world, threads=1)
+        place = Placement(rank, world_size, threads=1)
         return Loader(
             dataset, "train", TrainView(12), batch, placement=place, shuffle_buffer=buffer, keys=True
         )
@@ -168,19 +174,19 @@ def test_before_and_after_a_cut_are_the_uninterrupted_stream(
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     samples=st.integers(1, 150),
-    world=st.integers(1, 8),
+    world_size=st.integers(1, 8),
     batch=st.integers(1, 20),
     most=st.sampled_from([8, 32, 65536]),
     cut=st.floats(0, 1),
 )
-def test_cuts_of_many_kinds(datasets, monkeypatch, samples, world, batch, most, cut):
+def test_cuts_of_many_kinds(datasets, monkeypatch, samples, world_size, batch, most, cut):
     """As above on every rank at once, with the samples counted over the ranks."""
     dataset = datasets(samples)
-    if samples < world * batch:
+    if samples < world_size * batch:
         return
     with monkeypatch.context() as patch:
         patch.setattr(order, "segments", partial(order.segments, most=most))
-        places = [Placement(rank, world, threads=1) for rank in range(world)]
+        places = [Placement(rank, world_size, threads=1) for rank in range(world_size)]
 
         def make():
             return [Loader(dataset, "train", TrainView(12), batch, placement=p, keys=True) for p in places]
@@ -201,10 +207,10 @@ def test_cuts_of_many_kinds(datasets, monkeypatch, samples, world, batch, most, 
                 loader.load_state_dict(state)
                 after = [batch for _ in range(loader.epoch, 3) for batch in recorded(loader)]
             assert_equal(after, stream[at:])
-    steps = samples // (world * batch)
+    steps = samples // (world_size * batch)
     for epoch in range(3):
         keys = [key for s in streams for one in s[epoch * steps : (epoch + 1) * steps] for key in one[0]]
-        assert len(keys) == len(set(keys)) == steps * world * batch
+        assert len(keys) == len(set(keys)) == steps * world_size * batch
 
 
 @pytest.mark.parametrize(
@@ -270,7 +276,7 @@ def test_any_epoch_can_be_entered(datasets):
         assert loader.epoch == 3
 
 
-def test_a_state_taken_after_leaving_the_loop_is_of_that_batch(datasets):
+def test_a_state_after_leaving_the_loop_is_of_that_batch(datasets):
     with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
         whole = keys_of(loader)
     with Loader(datasets(40), "train", VIEW, 8, keys=True) as loader:
@@ -367,9 +373,9 @@ def test_sizes_below_one_are_refused(datasets, wrong):
 
 
 @pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2)])
-def test_a_rank_beyond_the_world_is_refused(rank, world):
+def test_a_rank_beyond_the_world_is_refused(rank, world_size):
     with pytest.raises(UsageError, match="ranks go from 0 to 1"):
-        Placement(rank, world)
+        Placement(rank, world_size)
 
 
 def test_closing_deletes_what_was_made(datasets, tmp_path, monkeypatch):

@@ -26,27 +26,29 @@ def everything(sizes):
 @example([13], 2, 3, 1, 0)  # N % W ≠ 0 and (N // W) % B = 0
 @example([8], 8, 1, 0, 0)
 @example([7, 7, 7], 3, 7, 2, 0)
-def test_ranks_share_an_epoch_and_leave_out_less_than_a_global_batch(sizes, world, batch, epoch, seed):
-    shares = [listed(training_share(sizes, seed, epoch, rank, world, batch)) for rank in range(world)]
-    steps = sum(sizes) // (world * batch)
+def test_ranks_share_an_epoch_and_leave_out_less_than_a_global_batch(sizes, world_size, batch, epoch, seed):
+    shares = [
+        listed(training_share(sizes, seed, epoch, rank, world_size, batch)) for rank in range(world_size)
+    ]
+    steps = sum(sizes) // (world_size * batch)
     assert {len(share) for share in shares} == {steps * batch}
     seen = list(chain(*shares))
     assert len(seen) == len(set(seen))
     assert set(seen) <= everything(sizes)
-    assert sum(sizes) - len(seen) < world * batch
+    assert sum(sizes) - len(seen) < world_size * batch
 
 
 @given(SIZES, WORLDS)
 @example([5], 8)  # more ranks than samples
-def test_ranks_measure_each_sample_once_in_order(sizes, world):
-    shares = [listed(evaluation_share(sizes, rank, world)) for rank in range(world)]
+def test_ranks_measure_each_sample_once_in_order(sizes, world_size):
+    shares = [listed(evaluation_share(sizes, rank, world_size)) for rank in range(world_size)]
     assert list(chain(*shares)) == sorted(everything(sizes))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @given(SIZES, st.integers(1, 9), st.integers(1, 40), WORLDS)
-def test_segments_are_whole_batches_of_the_same_samples(sizes, batch, most, world):
-    pieces = evaluation_share(sizes, 0, world)
+def test_segments_are_whole_batches_of_the_same_samples(sizes, batch, most, world_size):
+    pieces = evaluation_share(sizes, 0, world_size)
     found = segments(pieces, batch, most)
     assert listed(chain(*found)) == listed(pieces)
     lengths = [sum(piece.samples for piece in part) for part in found]
@@ -102,21 +104,21 @@ def test_what_is_left_out_changes():
 
 
 @pytest.mark.parametrize("world", [2, 8])
-def test_ranks_see_other_samples_in_the_next_epoch(world):
+def test_ranks_see_other_samples_in_the_next_epoch(world_size):
     sizes = [1000]
-    first, second = (set(listed(training_share(sizes, 0, epoch, 0, world, 5))) for epoch in (0, 1))
+    first, second = (set(listed(training_share(sizes, 0, epoch, 0, world_size, 5))) for epoch in (0, 1))
     assert len(first & second) < len(first)
 
 
 @given(st.data(), SIZES, WORLDS, st.integers(1, 9), st.integers(0, 3))
-def test_no_segment_of_any_epoch_lies_in_more_bytes_than_said(data, sizes, world, batch, epoch):
+def test_no_segment_of_any_epoch_lies_in_more_bytes_than_said(data, sizes, world_size, batch, epoch):
     count = len(sizes)
     weights = data.draw(st.lists(st.integers(1, 1000), min_size=count, max_size=count))
     most = data.draw(st.integers(batch, 60))
     bound = most_bytes(sizes, weights, most // batch * batch)
     assert bound <= sum(weights)
-    for rank in range(world):
-        for pieces in segments(training_share(sizes, 0, epoch, rank, world, batch), batch, most):
+    for rank in range(world_size):
+        for pieces in segments(training_share(sizes, 0, epoch, rank, world_size, batch), batch, most):
             assert sum(weights[shard] for shard in {piece.shard for piece in pieces}) <= bound
 
 

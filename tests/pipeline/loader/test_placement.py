@@ -21,8 +21,8 @@ def test_the_device_follows_cores_and_gpu(cores, capability, device):
 
 def test_threads_are_a_share_of_the_cores_or_as_asked():
     assert Placement().thread_count == usable_cores()
-    assert Placement(local_world=1000).thread_count == 1
-    assert Placement(threads=3, local_world=1000).thread_count == 3
+    assert Placement(local_world_size=1000).thread_count == 1
+    assert Placement(threads=3, local_world_size=1000).thread_count == 3
 
 
 def test_only_a_gpu_has_a_number():

@@ -14,7 +14,7 @@ from helpers.synthetic import tiny_images, write_dataset
 from pipeline import RunError
 from pipeline.loader import shard_cache as cache_module
 from pipeline.loader.shard_cache import Cache
-from pipeline.storage.base import Span
+from pipeline.storage.base import ByteRange
 from pipeline.storage.local import LocalStore
 
 
@@ -94,7 +94,7 @@ class WatchedStore(LocalStore):
         self.folder, self.most = folder, 0
 
     def copy_to(self, name, path):
-        path.write_bytes(self.read(Span(name))[:600])
+        path.write_bytes(self.read(ByteRange(name))[:600])
         time.sleep(0.1)
         names = {file.name.removesuffix(".partial") for file in self.folder.rglob("*.[tp]ar*")}
         self.most = max(self.most, len({name for name in names if name.endswith(".tar")}))

@@ -7,10 +7,10 @@ import torch
 from helpers.buckets import start_gcs, upload
 from helpers.synthetic import tiny_images, write_dataset
 
-from pipeline import Access, Dataset, EvalView, Loader, Placement, RunError, TrainView, UsageError
+from pipeline import Dataset, EvalView, Loader, Placement, ReadOptions, RunError, TrainView, UsageError
 from pipeline.dataset.index import index_path, read_index
 from pipeline.loader.order import Piece
-from pipeline.loader.shard_files import Shelf
+from pipeline.loader.shard_files import ShardFiles
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def assert_equal(got, expected):
 
 def test_read_mapped_or_cached_the_batches_are_the_same(data, tmp_path):
     expected = epochs(data)
-    assert_equal(epochs(data, Access(mmap=False)), expected)
-    assert_equal(epochs(data, Access(cache=tmp_path / "all")), expected)
+    assert_equal(epochs(data, ReadOptions(mmap=False)), expected)
+    assert_equal(epochs(data, ReadOptions(cache=tmp_path / "all")), expected)
     size = sum(shard.bytes for shard in data.shards("train"))
-    assert_equal(epochs(data, Access(cache=tmp_path / "some", cache_limit=2 * size)), expected)
+    assert_equal(epochs(data, ReadOptions(cache=tmp_path / "some", cache_limit=2 * size)), expected)
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_dataset_in_an_s3_bucket_gives_the_same_batches(data, s3, tmp_path, cached):
     upload(data.root, f"{s3}/set")
     remote = Dataset.open(f"{s3}/set")
-    access = Access(cache=tmp_path / "cache" if cached else None)
+    access = ReadOptions(cache=tmp_path / "cache" if cached else None)
     assert_equal(epochs(remote, access, count=1), epochs(data, count=1))
     with Loader(remote, "val", EvalView(crop=16), 8, access=access, keys=True) as loader:
         assert sorted(key for batch in loader for key in batch.keys) == sorted(f"val-{k}" for k in range(60))
@@ -67,19 +67,19 @@ def test_a_bucket_that_dali_cannot_read_needs_a_cache(data):
 def test_of_a_bucket_nothing_is_mapped(data):
     elsewhere = replace(data, url="s3://somewhere/set")
     with pytest.raises(UsageError, match=r"s3://somewhere/set: .* leave --no-mmap out"):
-        Loader(elsewhere, "train", TrainView(12), 7, access=Access(mmap=False))
+        Loader(elsewhere, "train", TrainView(12), 7, access=ReadOptions(mmap=False))
 
 
 def test_a_part_of_a_shard_has_an_index_of_its_own(data):
-    shelf = Shelf(data, "train", Access())
-    taken = shelf.take([Piece(1, 0, 12), Piece(0, 3, 5)])
-    assert taken.samples == 14
-    assert taken.names == ["train/train-000001.tar", "train/train-000000.tar"]
-    assert taken.tars == [str(data.root / name) for name in taken.names]
-    whole, part = map(type(data.root), taken.indexes)
+    shard_files = ShardFiles(data, "train", ReadOptions())
+    opened = shard_files.acquire([Piece(1, 0, 12), Piece(0, 3, 5)])
+    assert opened.samples == 14
+    assert opened.names == ["train/train-000001.tar", "train/train-000000.tar"]
+    assert opened.tars == [str(data.root / name) for name in opened.names]
+    whole, part = map(type(data.root), opened.indexes)
     assert whole == index_path(data.tars("train")[1])
     assert read_index(part) == read_index(data.indexes("train")[0])[3:5]
-    taken.release()
+    opened.release()
     assert not part.exists()
     assert whole.exists()
 
@@ -99,11 +99,16 @@ def test_an_index_that_the_manifest_does_not_know_is_an_error(data, tmp_path):
 
 def test_a_cache_must_hold_what_the_processes_of_a_host_use_at_once(data, tmp_path):
     size = sum(shard.bytes for shard in data.shards("train"))
-    place = Placement(0, 2, local_world=2)
+    place = Placement(0, 2, local_world_size=2)
     with pytest.raises(
         UsageError, match=r"--cache-limit of 1,000 bytes is too little for train of .* give at least"
     ):
         Loader(
-            data, "train", TrainView(12), 7, placement=place, access=Access(cache=tmp_path, cache_limit=1000)
+            data,
+            "train",
+            TrainView(12),
+            7,
+            placement=place,
+            access=ReadOptions(cache=tmp_path, cache_limit=1000),
         )
-    Loader(data, "train", TrainView(12), 7, access=Access(cache=tmp_path, cache_limit=3 * size)).close()
+    Loader(data, "train", TrainView(12), 7, access=ReadOptions(cache=tmp_path, cache_limit=3 * size)).close()

@@ -36,10 +36,10 @@ from helpers.folders import (
 from helpers.hub_files import as_parquet
 from PIL import Image
 
-from pipeline import LocalEngine, Options, finish, prepare, read_manifest, read_report, read_source
+from pipeline import LocalExecutor, Options, finish, prepare, read_manifest, read_report, read_source
 from pipeline.errors import RunError, UsageError
 from pipeline.sharding.plan import make_plan, read_plan, store_plan
-from pipeline.sharding.task import Job, run_shard
+from pipeline.sharding.task import ShardJob, run_shard
 from pipeline.storage.open import open_store
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
@@ -47,7 +47,7 @@ OPTIONS = Options(size=SIZE, shard_samples=5)
 
 def make(source, out, options=OPTIONS, workers=1, **settings):
     found = read_source(source, "auto", options.val_fraction, options.seed)
-    return prepare(found, out, options, engine=LocalEngine(workers), **settings)
+    return prepare(found, out, options, engine=LocalExecutor(workers), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -435,7 +435,7 @@ def test_an_output_below_a_file_is_a_run_error(source, tmp_path):
         make(source, tmp_path / "file" / "out")
 
 
-def test_an_empty_folder_is_taken(source, whole, tmp_path):
+def test_an_empty_folder_is_accepted(source, whole, tmp_path):
     (tmp_path / "out").mkdir()
     make(source, tmp_path / "out", workers=2)
     assert tree(tmp_path / "out") == tree(whole)
@@ -731,8 +731,8 @@ def test_parts_of_another_plan_are_refused(source, tmp_path):
     for name, options in (("one", OPTIONS), ("two", replace(OPTIONS, quality=20))):
         store_plan(open_store(tmp_path / name), *make_plan(listed, options))
         for shard in read_plan(open_store(tmp_path / name)).shards:
-            run_shard(Job(str(source), str(tmp_path / name), str(tmp_path / "scratch")), shard.name)
-    part = ".work/parts/train-000001.json"
+            run_shard(ShardJob(str(source), str(tmp_path / name), str(tmp_path / "scratch")), shard.name)
+    part = ".work/results/train-000001.json"
     shutil.copy(tmp_path / "two" / part, tmp_path / "one" / part)
     with pytest.raises(RunError, match="train/train-000001 was made for another plan"):
         finish(tmp_path / "one")

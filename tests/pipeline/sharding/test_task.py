@@ -13,13 +13,13 @@ from helpers.folders import SIZE, draw_image, encoded, is_root, members, place, 
 from PIL import Image
 
 from pipeline import prepare, read_source
-from pipeline.dataset.report import Incident
+from pipeline.dataset.report import ReportRow
 from pipeline.dataset.work import versions
 from pipeline.errors import RunError
 from pipeline.images.codec import encode
 from pipeline.images.statistics import Moments
 from pipeline.sharding.plan import Options, Plan, ShardPlan, make_plan, store_plan
-from pipeline.sharding.task import Job, finished, forget, last_name, read_part, run_shard, run_task
+from pipeline.sharding.task import ShardJob, finished, forget, last_name, read_result, run_shard, run_task
 from pipeline.sources.base import Container, Sample
 from pipeline.storage.open import open_store
 
@@ -34,7 +34,7 @@ def run(tmp_path, shard, containers=(), **options):
     settings = Options(**{"size": SIZE, **options})
     plan = Plan(settings, "", "folders", "", classes, containers, versions(), ())
     out = tmp_path / "out"
-    return run_task(Job(str(tmp_path), str(out), str(out / ".work")), open_store(out), plan, shard)
+    return run_task(ShardJob(str(tmp_path), str(out), str(out / ".work")), open_store(out), plan, shard)
 
 
 def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
@@ -47,7 +47,7 @@ def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
     assert part.shard.name == "train/train-000000.tar"
     assert part.shard.samples == 2
     assert part.labels == {0: 1, 1: 1}
-    assert part.incidents == ()
+    assert part.report_rows == ()
 
 
 def test_bad_images_are_skipped_with_their_reason(tmp_path):
@@ -59,12 +59,12 @@ def test_bad_images_are_skipped_with_their_reason(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     plan = plan_for("cut.jpg", "good.jpg", "gone.jpg", "converted.jpg", "narrow.jpg", "folder.jpg")
     part = run(tmp_path, plan, keep_aspect=True)
-    assert part.incidents == (
-        Incident("converted.jpg", "PNG (RGB) converted", "repaired"),
-        Incident("cut.jpg", "Premature end of JPEG file", "skipped"),
-        Incident("folder.jpg", "unreadable file: Is a directory", "skipped"),
-        Incident("gone.jpg", "unreadable file: No such file or directory", "skipped"),
-        Incident("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
+    assert part.report_rows == (
+        ReportRow("converted.jpg", "PNG (RGB) converted", "repaired"),
+        ReportRow("cut.jpg", "Premature end of JPEG file", "skipped"),
+        ReportRow("folder.jpg", "unreadable file: Is a directory", "skipped"),
+        ReportRow("gone.jpg", "unreadable file: No such file or directory", "skipped"),
+        ReportRow("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
     )
     assert part.labels == {1: 1, 3: 1}
     assert part.images == 2
@@ -73,7 +73,7 @@ def test_bad_images_are_skipped_with_their_reason(tmp_path):
 @pytest.mark.skipif(is_root(), reason="root may read anything")
 def test_a_file_without_permission_is_skipped(tmp_path):
     place(tmp_path / "a.jpg", encoded(draw_image(0))).chmod(0)
-    assert run(tmp_path, plan_for("a.jpg")).incidents[0].reason == "unreadable file: Permission denied"
+    assert run(tmp_path, plan_for("a.jpg")).report_rows[0].reason == "unreadable file: Permission denied"
 
 
 def test_a_shard_of_bad_images_only_is_finished_without_a_tar(tmp_path):
@@ -96,7 +96,7 @@ def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, spli
     if split == "train":
         for k, pixels in enumerate(images):
             expected.add(pixels if keep_aspect else pixels[:, 5 * k : 5 * k + SIZE])
-    stored, moments = read_part(open_store(tmp_path / "out"), plan.name)
+    stored, moments = read_result(open_store(tmp_path / "out"), plan.name)
     assert stored == part
     assert (moments.images, moments.count) == (expected.images, expected.count)
     assert np.array_equal(moments.sums, expected.sums)
@@ -124,7 +124,7 @@ def test_images_are_stored_at_the_size_asked_for(tmp_path, keep_aspect, shape):
 def test_larger_images_than_allowed_are_skipped(tmp_path):
     place(tmp_path / "a.jpg", encoded(draw_image(0, 100, 101)))
     part = run(tmp_path, plan_for("a.jpg"), max_megapixels=0.01)
-    assert part.incidents[0].reason == "101x100 pixels are more than 0.01 megapixels"
+    assert part.report_rows[0].reason == "101x100 pixels are more than 0.01 megapixels"
 
 
 def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
@@ -133,7 +133,7 @@ def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
     plan = ShardPlan("train/train-000000", "train", (Sample("a.jpg", 0, "a", len(data) + 1),))
     part = run(tmp_path, plan)
     reason = f"has {len(data)} bytes now, but {len(data) + 1} when it was listed"
-    assert part.incidents == (Incident("a.jpg", reason, "skipped"),)
+    assert part.report_rows == (ReportRow("a.jpg", reason, "skipped"),)
 
 
 def test_members_of_a_container_are_read_at_their_place(tmp_path):
@@ -149,8 +149,8 @@ def test_members_of_a_container_are_read_at_their_place(tmp_path):
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert [name for name, _ in stored[::2]] == ["key2.jpg", "key1.jpg", "key0.jpg"]  # the plan's order
     assert [data for _, data in stored[::2]] == [encode(draw_image(k), 95) for k in (2, 1, 0)]
-    skipped = [incident for incident in part.incidents if incident.action == "skipped"]
-    assert [incident.path for incident in skipped] == ["all.bin/beyond.png"]
+    skipped = [report_row for report_row in part.report_rows if report_row.action == "skipped"]
+    assert [report_row.path for report_row in skipped] == ["all.bin/beyond.png"]
     assert part.labels == {0: 1, 1: 1, 2: 1}
 
 
@@ -163,7 +163,7 @@ def test_original_bytes_are_stored_untouched(tmp_path):
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert stored[0] == ("key0.jpg", jpeg)
     assert stored[2] == ("key1.jpg", encode(draw_image(1, 60, 90), 95))
-    assert part.incidents == (Incident("b.png", "PNG (RGB) converted", "repaired"),)
+    assert part.report_rows == (ReportRow("b.png", "PNG (RGB) converted", "repaired"),)
     # Statistics are of the images scaled as on loading: 48 by 72 pixels each.
     assert part.count == 2 * SIZE * SIZE * 3 // 2
     assert not part.image_sum
@@ -178,7 +178,7 @@ def test_rotation_is_applied_on_request_and_reported(tmp_path):
     assert size_of_first(tmp_path) == (60, 40)
     part = run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40, exif_rotate=True)
     assert size_of_first(tmp_path) == (40, 60)
-    assert "rotated by EXIF orientation 6" in part.incidents[0].reason
+    assert "rotated by EXIF orientation 6" in part.report_rows[0].reason
 
 
 def size_of_first(tmp_path):
@@ -193,7 +193,7 @@ def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
     plan, shards = make_plan(read_source(tmp_path / "source"), Options(size=SIZE))
     out = open_store(tmp_path / "out")
     store_plan(out, replace(plan, versions=plan.versions | {"pillow": "1.0"}), shards)
-    job = Job(str(tmp_path / "source"), str(tmp_path / "out"), str(tmp_path / "scratch"))
+    job = ShardJob(str(tmp_path / "source"), str(tmp_path / "out"), str(tmp_path / "scratch"))
     with pytest.raises(RunError, match=r"this machine has pillow .* instead of 1\.0"):
         run_shard(job, shards[0].name)
     assert finished(out) == set()
@@ -202,7 +202,7 @@ def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
 def test_a_damaged_part_is_one_line(tmp_path):
     place(tmp_path / ".work" / "parts" / "train-000000.json", b"{")
     with pytest.raises(RunError, match=r"train-000000\.json: damaged .*; delete it and run"):
-        read_part(open_store(tmp_path), "train/train-000000")
+        read_result(open_store(tmp_path), "train/train-000000")
 
 
 def test_what_is_forgotten_is_unfinished(tmp_path):
@@ -238,7 +238,7 @@ def run_tasks(source, out):
     store = open_store(out)
     for shard in shards:
         if last_name(shard.name) not in finished(store):
-            run_task(Job(str(source), str(out), str(out / ".work")), store, plan, shard)
+            run_task(ShardJob(str(source), str(out), str(out / ".work")), store, plan, shard)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(
     if step == "finish":
         run_tasks(source, start)
     else:
-        for folder in (".work/parts", "train", "val"):
+        for folder in (".work/results", "train", "val"):
             (start / folder).mkdir(parents=True)
     copies = crash(step, source, start, tmp_path / "copies")
     # Tar, index, sums and part; or report, mean image and manifest. Each is synced, renamed, its folder

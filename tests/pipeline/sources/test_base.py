@@ -12,9 +12,9 @@ from pipeline.sources.base import (
     Entry,
     Listing,
     Sample,
-    assemble,
+    build_source,
     is_image,
-    rank,
+    shuffle_key,
     stem_of,
     unique_keys,
 )
@@ -45,7 +45,7 @@ def keys(source):
 
 def refused(message, found, **options):
     with pytest.raises(UsageError) as error:
-        assemble("/data", found, **options)
+        build_source("/data", found, **options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -68,7 +68,7 @@ def test_labels_are_places_among_the_sorted_classes_and_samples_are_sorted_by_pl
         names={"bee": "honey bee"},
         notes=["a note"],
     )
-    source = assemble("/data", found)
+    source = build_source("/data", found)
     assert (source.root, source.layout, source.notes) == ("/data", "archives", ["a note"])
     assert source.classes == (ClassInfo("ant", "ant"), ClassInfo("bee", "honey bee"))
     assert source.containers == (Container("train.tar", 10240), Container("val.tar", 4096))
@@ -84,14 +84,14 @@ def test_labels_are_places_among_the_sorted_classes_and_samples_are_sorted_by_pl
 
 def test_a_source_may_fix_the_order_of_its_classes():
     found = Listing("parquet", {"train": entries(ant=1, bee=1, cat=1)}, classes=("cat", "ant", "bee"))
-    source = assemble("/data", found)
+    source = build_source("/data", found)
     assert [c.id for c in source.classes] == ["cat", "ant", "bee"]
     assert {s.path.split("/")[1]: s.label for s in source.splits["train"]} == {"cat": 0, "ant": 1, "bee": 2}
 
 
-def test_entries_are_taken_out_of_the_listing():
+def test_entries_are_removed_from_the_listing():
     found = listing(entries(ant=2, bee=2))
-    assemble("/data", found)
+    build_source("/data", found)
     assert found.entries == {}
 
 
@@ -100,8 +100,8 @@ def test_entries_are_taken_out_of_the_listing():
 
 def test_val_fraction_takes_the_same_share_of_each_class():
     counts = {"ant": 40, "bee": 20, "cat": 3}
-    whole = assemble("/data", listing(entries(**counts)))
-    source = assemble("/data", listing(entries(**counts)), val_fraction=0.25, seed=7)
+    whole = build_source("/data", listing(entries(**counts)))
+    source = build_source("/data", listing(entries(**counts)), val_fraction=0.25, seed=7)
     labels = {split: Counter(s.label for s in samples) for split, samples in source.splits.items()}
     assert labels == {"train": {0: 30, 1: 15, 2: 2}, "val": {0: 10, 1: 5, 2: 1}}
     assert sorted(paths(source, "train") + paths(source, "val")) == paths(whole, "train")
@@ -110,7 +110,7 @@ def test_val_fraction_takes_the_same_share_of_each_class():
 
 def test_val_fraction_depends_on_the_seed_and_nothing_else():
     def val(fraction, seed):
-        found = assemble("/data", listing(entries(ant=40, bee=40)), val_fraction=fraction, seed=seed)
+        found = build_source("/data", listing(entries(ant=40, bee=40)), val_fraction=fraction, seed=seed)
         return paths(found, "val")
 
     first = val(0.25, seed=1)
@@ -121,20 +121,20 @@ def test_val_fraction_depends_on_the_seed_and_nothing_else():
 
 @pytest.mark.parametrize("fraction", [0.5, 0.9, 0.999])
 def test_val_fraction_leaves_each_class_a_training_image(fraction):
-    source = assemble("/data", listing(entries(ant=1, bee=2, cat=9)), val_fraction=fraction)
+    source = build_source("/data", listing(entries(ant=1, bee=2, cat=9)), val_fraction=fraction)
     assert {s.label for s in source.splits["train"]} == {0, 1, 2}
     assert 0 not in {s.label for s in source.splits["val"]}
 
 
 def test_classes_too_small_for_the_fraction_are_noted():
-    source = assemble("/data", listing(entries(ant=20, bee=3)), val_fraction=0.1)
+    source = build_source("/data", listing(entries(ant=20, bee=3)), val_fraction=0.1)
     assert {sample.label for sample in source.splits["val"]} == {0}
     assert source.notes == ["val: 1 of 2 classes are too small for --val-fraction 0.1"]
 
 
 def test_val_fraction_keeps_a_test_split():
     found = listing(entries(ant=10, bee=10), test=entries("test", ant=1, bee=1))
-    source = assemble("/data", found, val_fraction=0.2)
+    source = build_source("/data", found, val_fraction=0.2)
     assert {k: len(v) for k, v in source.splits.items()} == {"train": 16, "val": 4, "test": 2}
 
 
@@ -235,7 +235,7 @@ def test_a_key_is_the_stem_with_unsafe_bytes_escaped(stem, key):
     assert keyed([f"ant/{stem}.jpg"]) == {f"ant/{stem}.jpg": key}
 
 
-def test_long_stems_are_cut_and_told_apart_by_a_digest():
+def test_long_stems_are_cut_and_distinguished_by_a_digest():
     stems = ["x" * 300, "x" * 299 + "y", "é" * 100]
     found = keyed([f"ant/{stem}.jpg" for stem in stems])
     digests = [hashlib.sha256(stem.encode()).hexdigest()[:16] for stem in stems]
@@ -278,7 +278,7 @@ def test_colliding_names_are_numbered_alike_whatever_the_layout():
 
 
 def test_renamed_images_are_noted():
-    source = assemble("/data", listing([Entry("1.jpg", "ant", 1), Entry("b/1.jpg", "bee", 1)]))
+    source = build_source("/data", listing([Entry("1.jpg", "ant", 1), Entry("b/1.jpg", "bee", 1)]))
     assert source.notes == ["2 images share a file name with another; their keys have the class in front"]
 
 
@@ -311,12 +311,12 @@ def test_the_fingerprint_changes_with_everything_that_is_listed():
         fields = {"path": "1.jpg", "class_id": "ant", "size": 5, "container": 0} | changes
         found = listing([Entry(**fields), *entries(ant=1, bee=1), *more])
         found.containers = (Container("a.tar", 100), Container("b.tar", 100))
-        return assemble("/data", found).fingerprint()
+        return build_source("/data", found).fingerprint()
 
     def resized():
         found = listing([Entry("1.jpg", "ant", 5, 0), *entries(ant=1, bee=1)])
         found.containers = (Container("a.tar", 101), Container("b.tar", 100))
-        return assemble("/elsewhere", found).fingerprint()
+        return build_source("/elsewhere", found).fingerprint()
 
     found = [
         fingerprint(),
@@ -332,10 +332,10 @@ def test_the_fingerprint_changes_with_everything_that_is_listed():
 
 
 def test_the_fingerprint_does_not_depend_on_the_place_or_the_order():
-    forwards = assemble("/one", listing(entries(ant=2, bee=2)))
-    backwards = assemble("/two", listing(entries(ant=2, bee=2)[::-1]))
+    forwards = build_source("/one", listing(entries(ant=2, bee=2)))
+    backwards = build_source("/two", listing(entries(ant=2, bee=2)[::-1]))
     assert forwards.fingerprint() == backwards.fingerprint()
 
 
 def test_rank_is_a_frozen_hash():
-    assert rank(3, "train", "n01_2") == hashlib.blake2b(b"3/train/n01_2", digest_size=16).digest()
+    assert shuffle_key(3, "train", "n01_2") == hashlib.blake2b(b"3/train/n01_2", digest_size=16).digest()

@@ -16,7 +16,7 @@ from helpers.folders import needs_proc, tree, workers_of
 from helpers.hub_files import as_parquet, as_webdataset
 from helpers.imagenet_files import write_archives, write_folders, write_kaggle, write_mapping
 
-from pipeline import LocalEngine, Options, prepare, read_manifest, read_source
+from pipeline import LocalExecutor, Options, prepare, read_manifest, read_source
 from pipeline.storage.atomic import sha256_of
 
 OPTIONS = Options(size=64, shard_samples=40)
@@ -65,7 +65,7 @@ def test_every_layout_is_detected_and_gives_the_same_bytes(sources, reference, t
     source = read_source(sources[name])
     assert source.layout == name.partition(",")[0]
     out = tmp_path / "out"
-    manifest = prepare(source, out, OPTIONS, engine=LocalEngine(2))
+    manifest = prepare(source, out, OPTIONS, engine=LocalExecutor(2))
     expected = tree(reference)
     assert len(expected) == 2 * (3 + 1) + 3
     found = tree(out)

@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import is_root, place, tree
 
 from pipeline.errors import RunError, UsageError
-from pipeline.storage.base import File, Span
+from pipeline.storage.base import ByteRange, File
 from pipeline.storage.local import LocalStore
 from pipeline.storage.open import open_store
 
@@ -33,7 +33,7 @@ def test_an_empty_place_has_nothing(store):
     assert not store.is_folder("a")
     assert not store.is_file("a")
     with pytest.raises(OSError, match="No such file"):
-        store.read(Span("a"))
+        store.read(ByteRange("a"))
 
 
 def test_what_is_written_is_read(store):
@@ -44,25 +44,33 @@ def test_what_is_written_is_read(store):
     assert store.names() == {"a"}
     assert store.names("a") == {"b.bin"}
     assert store.size("a/b.bin") == 256
-    assert store.read(Span("a/b.bin")) == bytes(range(256))
-    assert store.read(Span("a/b.bin", 250)) == bytes(range(250, 256))
-    assert store.read(Span("a/b.bin", 3, 4)) == bytes([3, 4, 5, 6])
-    assert store.read(Span("a/b.bin", 3, 0)) == b""
+    assert store.read(ByteRange("a/b.bin")) == bytes(range(256))
+    assert store.read(ByteRange("a/b.bin", 250)) == bytes(range(250, 256))
+    assert store.read(ByteRange("a/b.bin", 3, 4)) == bytes([3, 4, 5, 6])
+    assert store.read(ByteRange("a/b.bin", 3, 0)) == b""
     store.write("a/b.bin", b"anew")
-    assert store.read(Span("a/b.bin")) == b"anew"
+    assert store.read(ByteRange("a/b.bin")) == b"anew"
 
 
 def test_empty_files_are_files(store):
     store.write("empty", b"")
     assert store.is_file("empty")
-    assert store.read(Span("empty")) == b""
+    assert store.read(ByteRange("empty")) == b""
 
 
 def test_many_spans_come_in_order_and_bad_ones_as_errors(store):
     store.write("a", b"0123456789")
     store.write("b", b"abc")
     found = list(
-        store.read_many([Span("b"), Span("a", 2, 3), Span("gone"), Span("a", 8, 5), Span("a", 0, 1)])
+        store.read_many(
+            [
+                ByteRange("b"),
+                ByteRange("a", 2, 3),
+                ByteRange("gone"),
+                ByteRange("a", 8, 5),
+                ByteRange("a", 0, 1),
+            ]
+        )
     )
     assert found[:2] == [b"abc", b"234"]
     assert isinstance(found[2], FileNotFoundError)
@@ -100,7 +108,7 @@ def test_removing_takes_files_and_whole_folders_and_minds_nothing(store):
 
 def test_fetched_is_a_local_file_of_the_same_content(store):
     store.write("a/b.tar", b"content")
-    with store.fetched("a/b.tar") as path:
+    with store.as_local_path("a/b.tar") as path:
         assert path.name == "b.tar"
         assert path.read_bytes() == b"content"
 
@@ -109,7 +117,7 @@ def test_a_store_travels_as_its_address(store):
     store.write("a", b"x")
     copy = pickle.loads(pickle.dumps(store))
     assert type(copy) is type(store)
-    assert copy.read(Span("a")) == b"x"
+    assert copy.read(ByteRange("a")) == b"x"
 
 
 # What only folders on this machine have
@@ -149,7 +157,7 @@ def test_an_unreadable_folder_is_named(tmp_path):
 
 
 def test_leftovers_are_removed_at_any_depth_and_nothing_else(tmp_path):
-    for name in (".writing-1-a", "train/.writing-2-b", "train/a.tar", ".work/parts/.writing-3-c"):
+    for name in (".writing-1-a", "train/.writing-2-b", "train/a.tar", ".work/results/.writing-3-c"):
         place(tmp_path / name)
     LocalStore(str(tmp_path)).remove_leftovers()
     assert tree(tmp_path).keys() == {"train/a.tar"}
@@ -175,9 +183,9 @@ def test_taking_uploads_and_frees_the_disk(s3, tmp_path):
     file = place(tmp_path / "shard.tar", os.urandom(3_000_000))
     data = file.read_bytes()
     store = open_store(f"{s3}/out")
-    store.take(file, "train/shard.tar")
+    store.upload(file, "train/shard.tar")
     assert not file.exists()
-    assert store.read(Span("train/shard.tar")) == data
+    assert store.read(ByteRange("train/shard.tar")) == data
 
 
 def test_an_upload_in_parts_is_read_back(s3, tmp_path, monkeypatch):
@@ -186,9 +194,9 @@ def test_an_upload_in_parts_is_read_back(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(store._fs, "put_file", lambda a, b: put(a, b, chunksize=5 * 2**20))
     file = place(tmp_path / "large", os.urandom(11 * 2**20))
     data = file.read_bytes()
-    store.take(file, "large")
+    store.upload(file, "large")
     assert "-" in store._fs.info(f"{s3}/large")["ETag"]  # not an MD5
-    assert store.read(Span("large")) == data
+    assert store.read(ByteRange("large")) == data
 
 
 def test_an_upload_that_arrives_damaged_is_tried_again_and_then_refused(s3, tmp_path, monkeypatch):
@@ -201,15 +209,15 @@ def test_an_upload_that_arrives_damaged_is_tried_again_and_then_refused(s3, tmp_
 
     monkeypatch.setattr(store._fs, "put_file", damage)
     good_at = 3
-    store.take(place(tmp_path / "a", b"sevenby"), "a")
+    store.upload(place(tmp_path / "a", b"sevenby"), "a")
     assert len(tries) == 3
-    assert store.read(Span("a")) == b"sevenby"
+    assert store.read(ByteRange("a")) == b"sevenby"
     tries.clear()
     good_at = 99
     with pytest.raises(
         RunError, match=r"s3://.*/b: what the bucket holds differs from what was sent, 3 times"
     ):
-        store.take(place(tmp_path / "b", b"sevenby"), "b")
+        store.upload(place(tmp_path / "b", b"sevenby"), "b")
     assert (tmp_path / "b").exists()  # nothing is lost
 
 
@@ -271,7 +279,7 @@ def test_unknown_protocols_and_missing_packages_are_one_line():
     assert "pip install 'alexnet-toolkit[s3]'" in done.stdout
 
 
-def test_a_server_that_fails_is_not_taken_for_an_empty_one(s3, monkeypatch):
+def test_a_server_that_fails_is_not_an_empty_one(s3, monkeypatch):
     store = open_store(s3)
     store.write("manifest.json", b"{}")
 

@@ -9,7 +9,7 @@ from helpers.buckets import upload
 from helpers.folders import SIZE, samples, tree, write_source
 
 from pipeline import (
-    LocalEngine,
+    LocalExecutor,
     Options,
     finish,
     prepare,
@@ -42,7 +42,7 @@ def whole(source, tmp_path_factory):
 def download(url, folder):
     store = open_store(url)
     for file in store.walk()[0]:
-        with store.fetched(file.path) as path:
+        with store.as_local_path(file.path) as path:
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
@@ -51,7 +51,7 @@ def download(url, folder):
 
 def test_a_bucket_gets_the_same_bytes_and_the_disk_is_freed(source, whole, s3, tmp_path):
     out, scratch = f"{s3}/sets/one", tmp_path / "scratch"
-    manifest = prepare(read_source(source), out, OPTIONS, engine=LocalEngine(2), max_bad=1, scratch=scratch)
+    manifest = prepare(read_source(source), out, OPTIONS, engine=LocalExecutor(2), max_bad=1, scratch=scratch)
     assert download(out, tmp_path / "back") == whole
     assert read_manifest(out) == manifest
     assert [row["path"] for row in read_report(out)] == ["train/ant/ant_0.jpg"]

@@ -12,7 +12,7 @@ import webdataset
 from helpers.folders import draw_image, encoded, is_root, place, tree
 from PIL import Image
 
-from pipeline import Dataset, EvalView, Loader, LocalEngine, TrainView
+from pipeline import Dataset, EvalView, Loader, LocalExecutor, TrainView
 from pipeline.dataset.manifest import ADOPTED, read_manifest
 from pipeline.errors import RunError, UsageError
 from pipeline.verification.adopt import adopt
@@ -21,13 +21,13 @@ from pipeline.verification.adopt import adopt
 class Here:
     """Runs tasks in this process: no interpreters to start."""
 
-    ticks = True
+    reports_progress = True
 
-    def run(self, work, items, tick=None):
+    def run(self, work, items, on_progress=None):
         for number, item in enumerate(items, start=1):
             yield work(item)
-            if tick:
-                tick(number)
+            if on_progress:
+                on_progress(number)
 
 
 def by_webdataset(path, rows):
@@ -83,9 +83,9 @@ def test_squares_of_webdatasets_own_writer_are_trained_on_in_place(tmp_path):
     by_webdataset(tmp_path / "d" / "set-train-0001.tar", train[17:])
     by_webdataset(tmp_path / "d" / "set-val-0000.tar", val)
     before = tree(tmp_path / "d")
-    told = []
-    manifest = adopt(tmp_path / "d", engine=LocalEngine(2), progress=lambda *done: told.append(done))
-    assert told[-1] == (43, 43)
+    calls = []
+    manifest = adopt(tmp_path / "d", engine=LocalExecutor(2), progress=lambda *done: calls.append(done))
+    assert calls[-1] == (43, 43)
     assert {name: sha for name, sha in tree(tmp_path / "d").items() if name in before} == before
     assert set(tree(tmp_path / "d")) - set(before) == {
         *(name.replace(".tar", ".idx") for name in before),

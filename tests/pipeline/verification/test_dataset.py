@@ -8,10 +8,10 @@ from helpers.damage import (
     Here,
     change_manifest,
     check,
-    faults,
     first_key,
     listed,
     prepared,
+    problems,
     relabeled,
     replace_tar,
     retar,
@@ -21,7 +21,7 @@ from helpers.folders import SIZE, encoded, is_root, members, place
 from pipeline.errors import UsageError
 from pipeline.storage.open import open_store
 from pipeline.verification.dataset import verify
-from pipeline.verification.shard import MOST_FAULTS, Fault
+from pipeline.verification.shard import MOST_PROBLEMS, Problem
 
 # Undamaged
 
@@ -31,26 +31,26 @@ from pipeline.verification.shard import MOST_FAULTS, Fault
 def test_an_undamaged_dataset_has_no_faults(request, mode, fast):
     folder = request.getfixturevalue(mode)
     found = check(folder, fast=fast)
-    assert (found.faults, found.notes) == ((), ())
+    assert (found.problems, found.notes) == ((), ())
     assert (found.shards, found.samples) == (8, 36)
     assert found.bytes == sum(path.stat().st_size for path in folder.rglob("*.tar"))
 
 
 def test_the_default_engine_finds_the_same_in_another_process_and_tells_how_far_it_is(data):
-    told = []
+    calls = []
     (data / TAR).unlink()
-    assert faults(data) == {TAR: "missing"}
-    found = verify(data, progress=lambda *counts: told.append(counts))
-    assert found.faults == (Fault(TAR, "missing"),)
-    assert told[-1] == (36, 36)
-    assert told == sorted(told)
+    assert problems(data) == {TAR: "missing"}
+    found = verify(data, progress=lambda *counts: calls.append(counts))
+    assert found.problems == (Problem(TAR, "missing"),)
+    assert calls[-1] == (36, 36)
+    assert calls == sorted(calls)
 
 
-def test_progress_is_told_by_shards_where_the_engine_knows_no_more(whole):
-    told = []
-    check(whole, progress=lambda *counts: told.append(counts))
-    assert [done for done, _ in told] == [4, 8, 12, 17, 22, 27, 32, 36, 36]
-    assert {total for _, total in told} == {36}
+def test_progress_is_reported_by_shards_where_the_executor_knows_no_more(whole):
+    calls = []
+    check(whole, progress=lambda *counts: calls.append(counts))
+    assert [done for done, _ in calls] == [4, 8, 12, 17, 22, 27, 32, 36, 36]
+    assert {total for _, total in calls} == {36}
 
 
 def test_verifying_changes_nothing(data):
@@ -84,7 +84,7 @@ def test_a_manifest_that_cannot_be_read_is_bad_usage(data, content, message):
 @pytest.mark.parametrize("name", [TAR, INDEX, "val/val-000000.tar", "mean_image.npy", "report.csv"])
 def test_a_deleted_file_is_named(data, name):
     (data / name).unlink()
-    found = faults(data)
+    found = problems(data)
     assert list(found) == [name]
     assert found[name].startswith("missing")
 
@@ -92,19 +92,19 @@ def test_a_deleted_file_is_named(data, name):
 def test_a_shard_without_both_of_its_files(data):
     (data / TAR).unlink()
     (data / INDEX).unlink()
-    assert faults(data) == {TAR: "missing", INDEX: "missing"}
+    assert problems(data) == {TAR: "missing", INDEX: "missing"}
 
 
 def test_a_folder_in_place_of_a_tar(data):
     (data / TAR).unlink()
     (data / TAR).mkdir()
-    assert faults(data) == {TAR: "unreadable: Is a directory"}
+    assert problems(data) == {TAR: "unreadable: Is a directory"}
 
 
 @pytest.mark.skipif(is_root(), reason="root may read everything")
 def test_a_file_that_may_not_be_read(data):
     (data / TAR).chmod(0)
-    assert faults(data) == {TAR: "unreadable: Permission denied"}
+    assert problems(data) == {TAR: "unreadable: Permission denied"}
 
 
 def test_a_file_that_fails_while_it_is_read(data, monkeypatch):
@@ -112,13 +112,13 @@ def test_a_file_that_fails_while_it_is_read(data, monkeypatch):
         raise OSError(5, "Input/output error", str(path))
 
     monkeypatch.setattr("pipeline.verification.shard.sha256_of", fail)
-    assert set(faults(data).values()) == {"unreadable: Input/output error"}
+    assert set(problems(data).values()) == {"unreadable: Input/output error"}
 
 
 def test_a_stray_tar_and_a_stray_index_are_faults(data):
     for name in ("train/train-000099.tar", "train/train-000099.idx", "test/a.tar", "b.tar", "train/._c.tar"):
         place(data / name)
-    found = faults(data)
+    found = problems(data)
     assert list(found) == sorted(
         ["train/train-000099.tar", "train/train-000099.idx", "test/a.tar", "b.tar", "train/._c.tar"]
     )
@@ -130,7 +130,7 @@ def test_leftovers_of_killed_jobs_are_faults_only_where_they_look_like_tars(data
     place(data / ".writing-123-manifest.json")
     place(data / ".work" / "plan.json")
     found = check(data)
-    assert [fault.place for fault in found.faults] == ["train/.writing-123-train-000001.tar"]
+    assert [problem.place for problem in found.problems] == ["train/.writing-123-train-000001.tar"]
     assert [note.place for note in found.notes] == [".work", ".writing-123-manifest.json"]
     assert all("delete it" in note.what for note in found.notes)
 
@@ -139,22 +139,22 @@ def test_other_peoples_files_are_noted(data):
     place(data / "README.md")
     place(data / ".DS_Store")
     found = check(data)
-    assert found.faults == ()
+    assert found.problems == ()
     assert [note.place for note in found.notes] == [".DS_Store", "README.md"]
 
 
 def test_many_stray_tars_are_counted(data):
-    for number in range(MOST_FAULTS + 7):
+    for number in range(MOST_PROBLEMS + 7):
         place(data / "train" / f"x-{number:03d}.tar")
-    *told, last = check(data).faults
-    assert len(told) == MOST_FAULTS
+    *listed, last = check(data).problems
+    assert len(listed) == MOST_PROBLEMS
     assert last.what == "and 7 faults more"
 
 
-def test_a_link_to_nowhere_is_told_without_an_end_to_the_check(data):
+def test_a_link_to_nowhere_is_reported_and_the_check_goes_on(data):
     (data / TAR).unlink()
     (data / TAR).symlink_to(data / "gone")
-    found = faults(data)
+    found = problems(data)
     assert found[TAR] == "missing"
     assert "cannot read" in found["."]
 
@@ -163,7 +163,7 @@ def test_a_broken_shard_does_not_hide_another(data):
     replace_tar(data, TAR, b"no tar")
     (data / "train/train-000003.tar").unlink()
     retar(data, relabeled(b"0009"), "val/val-000002.tar")
-    assert sorted(place.partition(".")[0] for place in faults(data)) == [
+    assert sorted(place.partition(".")[0] for place in problems(data)) == [
         "train/train-000001", "train/train-000003", "val/val-000002",
     ]  # fmt: skip
 
@@ -176,13 +176,13 @@ def test_a_key_in_two_shards_is_named_with_both(data):
     key, label = first_key(data), members(data / other)[1][1]
     (jpg, cls) = members(data / TAR)[:2]
     retar(data, lambda stored: [jpg, (cls[0], label), *stored[2:]], other)
-    assert faults(data) == {other: f"key {key} is also in {TAR}"}
+    assert problems(data) == {other: f"key {key} is also in {TAR}"}
 
 
 def test_a_key_twice_in_a_shard(data):
     key = first_key(data)
     retar(data, lambda stored: [*stored, *stored[:2]], samples=6)
-    found = faults(data)
+    found = problems(data)
     assert found.pop(TAR) == f"key {key} is twice in it"
     assert list(found) == ["manifest.json"]  # statistics of fewer pixels
 
@@ -191,7 +191,7 @@ def test_a_shard_that_is_there_twice_is_one_fault(data):
     other = "val/val-000000.tar"
     retar(data, lambda stored: members(data / TAR)[:8], other)
     keys = [name[:-4] for name, _ in members(data / TAR)[:8:2]]
-    found = faults(data)
+    found = problems(data)
     assert list(found) == [other]
     assert found[other] in {f"key {key} is also in {TAR}, and 3 more keys" for key in keys}
 
@@ -201,12 +201,12 @@ def test_a_shard_that_is_there_twice_is_one_fault(data):
 
 def test_a_class_without_training_samples(data):
     change_manifest(data, lambda m: m["classes"].append({"id": "dog", "name": "dog"}))
-    assert faults(data) == {"train": "no samples of dog"}
+    assert problems(data) == {"train": "no samples of dog"}
 
 
 def test_no_training_split(data):
     change_manifest(data, lambda m: m["splits"].pop("train"))
-    found = faults(data)
+    found = problems(data)
     assert found["train"] == "no samples of ant, bee, cat"
     assert "the training images have 0" in found["manifest.json"]
     assert TAR in found
@@ -215,28 +215,28 @@ def test_no_training_split(data):
 def test_classes_are_not_missed_where_a_damaged_shard_hides_them(data):
     for path in data.glob("train/*.tar"):
         path.unlink()
-    assert set(faults(data).values()) == {"missing"}
+    assert set(problems(data).values()) == {"missing"}
 
 
 def test_a_manifest_that_lists_nothing(data):
     change_manifest(data, lambda m: m.update(splits={}))
     found = check(data)
     assert (found.shards, found.samples) == (0, 0)
-    assert Fault("train", "no samples of ant, bee, cat") in found.faults
+    assert Problem("train", "no samples of ant, bee, cat") in found.problems
 
 
 class Elsewhere(Here):
     """An engine whose workers have another current folder, as those of a cluster have."""
 
-    def run(self, work, items, tick=None):
+    def run(self, work, items, on_progress=None):
         os.chdir("/")
-        return super().run(work, items, tick)
+        return super().run(work, items, on_progress)
 
 
 def test_a_folder_by_its_relative_path(data, monkeypatch):
     monkeypatch.chdir(data.parent)
     found = verify(data.name, engine=Elsewhere())
-    assert (found.faults, found.samples) == ((), 36)
+    assert (found.problems, found.samples) == ((), 36)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,14 @@ def test_a_folder_by_its_relative_path(data, monkeypatch):
 )
 def test_a_manifest_that_contradicts_itself(data, change, what):
     change_manifest(data, change)
-    assert any(what in fault.what for fault in check(data).faults if fault.place == "manifest.json")
+    assert any(what in problem.what for problem in check(data).problems if problem.place == "manifest.json")
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_followed(data):
     secret = place(data.parent / "secret.tar", b"secret")
     change_manifest(data, lambda m: listed(m, TAR).update(name=f"../{secret.name}"))
     found = check(data)
-    assert [fault.place for fault in found.faults] == ["manifest.json"]
+    assert [problem.place for problem in found.problems] == ["manifest.json"]
     assert found.samples == found.bytes == 0
 
 
@@ -278,14 +278,14 @@ def bucket(whole, s3):
 
 def test_a_dataset_in_a_bucket(bucket, whole):
     found = check(bucket.url)
-    assert (found.faults, found.notes, found.samples) == ((), (), 36)
+    assert (found.problems, found.notes, found.samples) == ((), (), 36)
     damaged = bytearray((whole / TAR).read_bytes())
     damaged[1000] ^= 1
     bucket.write(TAR, bytes(damaged))
     bucket.remove("val/val-000000.idx")
     bucket.remove("val/val-000001.tar")
     bucket.write("train/stray.tar", b"")
-    found = faults(bucket.url, fast=True)
+    found = problems(bucket.url, fast=True)
     assert "its SHA-256 is" in found.pop(TAR)
     assert "not in the manifest" in found.pop("train/stray.tar")
     assert found == {"val/val-000000.idx": "missing", "val/val-000001.tar": "missing"}
@@ -296,7 +296,7 @@ def test_a_key_in_two_shards_of_a_bucket(bucket, data):
     retar(data, lambda stored: members(data / TAR)[:2] + stored[2:], other)
     for name in ("manifest.json", other, other.replace(".tar", ".idx")):
         bucket.write(name, (data / name).read_bytes())
-    assert faults(bucket.url) == {other: f"key {first_key(data)} is also in {TAR}"}
+    assert problems(bucket.url) == {other: f"key {first_key(data)} is also in {TAR}"}
 
 
 def change_statistics(name, change):
@@ -332,13 +332,13 @@ def uneven(rows):
 )
 def test_a_changed_statistic(data, change, what):
     change(data)
-    found = [fault for fault in check(data, fast=True).faults if fault.place == "manifest.json"]
-    assert any(what in fault.what for fault in found)
+    found = [problem for problem in check(data, fast=True).problems if problem.place == "manifest.json"]
+    assert any(what in problem.what for problem in found)
 
 
 def test_the_mean_image_must_have_the_mean(data):
     change_statistics("mean", lambda m: [m[0] + 1e-3, *m[1:]])(data)
-    assert "but the manifest says" in faults(data)["mean_image.npy"]
+    assert "but the manifest says" in problems(data)["mean_image.npy"]
 
 
 def test_statistics_of_flat_images_hold(tmp_path):
@@ -346,7 +346,7 @@ def test_statistics_of_flat_images_hold(tmp_path):
     root = tmp_path / "flat"
     for k, name in enumerate("abab"):
         place(root / "train" / name / f"{k}.jpg", encoded(np.full((SIZE, SIZE, 3), 99, np.uint8)))
-    assert faults(prepared(root, tmp_path / "out")) == {}
+    assert problems(prepared(root, tmp_path / "out")) == {}
 
 
 @pytest.mark.parametrize(
@@ -361,12 +361,12 @@ def test_statistics_of_flat_images_hold(tmp_path):
 )
 def test_another_array_as_mean_image(data, array, what):
     np.save(data / "mean_image.npy", array)
-    assert what in faults(data)["mean_image.npy"]
+    assert what in problems(data)["mean_image.npy"]
 
 
 def test_a_damaged_mean_image(data):
     (data / "mean_image.npy").write_bytes(b"\x93NUMPY")
-    assert faults(data)["mean_image.npy"].startswith("no array")
+    assert problems(data)["mean_image.npy"].startswith("no array")
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_a_damaged_mean_image(data):
 )
 def test_a_report_that_is_none(data, report, what):
     (data / "report.csv").write_bytes(report)
-    assert what in faults(data)["report.csv"]
+    assert what in problems(data)["report.csv"]
 
 
 def test_a_limit_that_is_no_number(data):
     change_manifest(data, lambda manifest: manifest["settings"].update(max_megapixels="x"))
-    assert "a limit of 'x' megapixels is no number" in faults(data)["manifest.json"]
+    assert "a limit of 'x' megapixels is no number" in problems(data)["manifest.json"]
 
 
 def test_a_shard_name_that_no_file_can_have(data):
     change_manifest(data, lambda manifest: manifest["splits"]["val"][0].update(name="val/a\0b.tar"))
-    assert "is no name of a tar below this folder" in faults(data)["manifest.json"]
+    assert "is no name of a tar below this folder" in problems(data)["manifest.json"]

@@ -9,7 +9,7 @@ from helpers.folders import draw_image, encoded, samples, write_source
 from helpers.synthetic import tiny_images, write_dataset
 from PIL import Image
 
-from pipeline import Dataset, LocalEngine, Options, prepare, read_source
+from pipeline import Dataset, LocalExecutor, Options, prepare, read_source
 from pipeline.dataset.index import index_path, read_index
 from pipeline.errors import RunError, UsageError
 from pipeline.verification.measure import decoded_statistics
@@ -37,11 +37,11 @@ def test_numpy_agrees(tiny_dataset):
 
 def test_any_number_of_workers_gives_the_same_bits_and_all_progress(tmp_path):
     data = write_dataset(tmp_path / "d", {"train": tiny_images(23), "val": tiny_images(5)}, 16, shards=4)
-    told = []
-    one = decoded_statistics(data, LocalEngine(1), lambda done, total: told.append((done, total)))
-    assert one == decoded_statistics(data, LocalEngine(3))
-    assert told[-1] == (23, 23)
-    assert all(0 <= done <= total == 23 for done, total in told)
+    calls = []
+    one = decoded_statistics(data, LocalExecutor(1), lambda done, total: calls.append((done, total)))
+    assert one == decoded_statistics(data, LocalExecutor(3))
+    assert calls[-1] == (23, 23)
+    assert all(0 <= done <= total == 23 for done, total in calls)
 
 
 def test_images_of_their_original_size_count_as_they_are_loaded(tmp_path):
@@ -77,8 +77,8 @@ def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp
     """
     source = read_source(shared_data / "imagenet-sample")
     options = Options(size=256, keep_aspect=mode == "aspect")
-    before = prepare(source, tmp_path / "d", options, engine=LocalEngine(2)).statistics
-    after = decoded_statistics(Dataset.open(tmp_path / "d"), LocalEngine(2))
+    before = prepare(source, tmp_path / "d", options, engine=LocalExecutor(2)).statistics
+    after = decoded_statistics(Dataset.open(tmp_path / "d"), LocalExecutor(2))
     assert (before.measured_on, after.measured_on) == ("source", "decoded")
     assert after.pixels == before.pixels
     assert np.abs(np.subtract(after.mean, before.mean)).max() < 0.06

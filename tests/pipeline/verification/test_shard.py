@@ -10,9 +10,9 @@ from helpers.damage import (
     Here,
     change_manifest,
     check,
-    faults,
     first_key,
     listed,
+    problems,
     relabeled,
     replace_tar,
     retar,
@@ -23,7 +23,7 @@ from hypothesis import given, strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.verification.adopt import adopt
-from pipeline.verification.shard import MOST_FAULTS, Fault
+from pipeline.verification.shard import MOST_PROBLEMS, Problem
 
 # Bytes
 
@@ -37,7 +37,7 @@ def patched(whole, tmp_path_factory):
         original = (folder / name).read_bytes()
         (folder / name).write_bytes(content)
         try:
-            return check(folder, **settings).faults
+            return check(folder, **settings).problems
         finally:
             (folder / name).write_bytes(original)
 
@@ -57,8 +57,8 @@ def draw_change(draw, folder, names):
 def test_any_changed_byte_of_a_tar_an_index_or_the_mean_image_is_found(whole, patched, draw):
     name, content = draw_change(draw, whole, ["*.tar", "*.idx", "mean_image.npy"])
     found = patched(name, content, fast=draw.draw(st.booleans(), label="fast"))
-    assert name in {fault.place for fault in found}
-    assert all(fault.place.startswith(name) for fault in found)
+    assert name in {problem.place for problem in found}
+    assert all(problem.place.startswith(name) for problem in found)
 
 
 @given(st.data())
@@ -78,7 +78,7 @@ def test_any_truncation_is_found(whole, patched, draw):
     cut = content[: draw.draw(st.integers(0, len(content) - 1), label="kept")]
     name = path.relative_to(whole).as_posix()
     try:
-        found = {fault.place for fault in patched(name, cut)}
+        found = {problem.place for problem in patched(name, cut)}
     except UsageError as error:
         found = {"manifest.json"} if "manifest.json: " in str(error) else set()
     assert name in found or (path.suffix in (".json", ".csv") and cut.strip() == content.strip())
@@ -86,15 +86,15 @@ def test_any_truncation_is_found(whole, patched, draw):
 
 def test_a_wrong_number_of_samples(data):
     change_manifest(data, lambda m: listed(m, TAR).update(samples=6))
-    assert faults(data) == {TAR: "5 samples, but the manifest says 6"}
+    assert problems(data) == {TAR: "5 samples, but the manifest says 6"}
 
 
 def test_a_wrong_size_and_checksum(data):
     change_manifest(data, lambda m: listed(m, TAR).update(bytes=1, sha256="0" * 64))
-    size, checksum = check(data).faults
-    assert size == Fault(TAR, f"{(data / TAR).stat().st_size:,} bytes, but the manifest says 1")
+    size, checksum = check(data).problems
+    assert size == Problem(TAR, f"{(data / TAR).stat().st_size:,} bytes, but the manifest says 1")
     content = hashlib.sha256((data / TAR).read_bytes()).hexdigest()
-    assert checksum == Fault(TAR, f"its SHA-256 is {content}, but the manifest says {'0' * 64}")
+    assert checksum == Problem(TAR, f"its SHA-256 is {content}, but the manifest says {'0' * 64}")
 
 
 # A tar that agrees with its checksum
@@ -102,7 +102,7 @@ def test_a_wrong_size_and_checksum(data):
 
 def test_a_shard_written_again_with_the_same_members_has_no_faults(data):
     retar(data, lambda stored: stored)
-    assert faults(data) == {}
+    assert problems(data) == {}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_shard_written_again_with_the_same_members_has_no_faults(data):
 )
 def test_a_wrong_label(data, label, what):
     retar(data, relabeled(label))
-    assert faults(data) == {f"{TAR}/{first_key(data)}.cls": what}
+    assert problems(data) == {f"{TAR}/{first_key(data)}.cls": what}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_wrong_label(data, label, what):
 def test_members_that_are_not_a_image_and_its_label(data, change, members_found):
     key = first_key(data)
     retar(data, lambda stored: change(*stored[:2]) + stored[2:])
-    found = faults(data)
+    found = problems(data)
     assert found[f"{TAR}/{key}"] == f"its members are {members_found.format(key)}; expected KEY.jpg, KEY.cls"
     assert all(place.startswith((TAR, "manifest.json")) for place in found)
 
@@ -144,13 +144,13 @@ def test_members_that_are_not_a_image_and_its_label(data, change, members_found)
 @pytest.mark.parametrize("key", ["a key", "k\u00e9y", "k\ty", "a/b", ""])
 def test_a_key_that_an_index_or_a_loader_would_misread(data, key):
     retar(data, lambda stored: [(key + name[-4:], content) for name, content in stored[:2]] + stored[2:])
-    assert "its members are" in check(data).faults[0].what
+    assert "its members are" in check(data).problems[0].what
 
 
 def test_extension_headers_are_found(data):
     first = first_key(data)
     retar(data, lambda stored: stored, kind=tarfile.PAX_FORMAT, pax={"comment": "x"})
-    found = faults(data)
+    found = problems(data)
     assert found.pop(f"{TAR}/{first}.jpg") == "behind a PAX, GNU or folder header at offset 0"
     assert len(found) == 2 * 5 - 1
     assert all("behind a PAX" in what for what in found.values())
@@ -158,7 +158,7 @@ def test_extension_headers_are_found(data):
 
 def test_gnus_format_is_found(data):
     retar(data, lambda stored: stored, kind=tarfile.GNU_FORMAT)
-    assert "is not USTAR's" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    assert "is not USTAR's" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_archive_that_is_not_whole(data, damage, what):
     end = -(-(at + 512 + 4) // 512) * 512  # the last member is a label of four bytes in a block
     content = content[:end].ljust(end + 10240, b"\0")
     replace_tar(data, TAR, damage(content))
-    found = faults(data)
+    found = problems(data)
     assert list(found) == [TAR]
     assert what in found[TAR]
     assert "samples before that were read" in found[TAR]
@@ -189,7 +189,7 @@ def test_zeros_in_the_place_of_a_member_do_not_pass_as_an_end(data):
     second = content.index(b"ustar", 512) - 257
     content[second : second + 512] = bytes(512)
     replace_tar(data, TAR, bytes(content))
-    assert "after the end mark" in faults(data)[TAR]
+    assert "after the end mark" in problems(data)[TAR]
 
 
 # Images
@@ -204,10 +204,10 @@ def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
         return [(stored[0][0], stored[0][1][:-80]), *stored[1:]]
 
     retar(data, cut)
-    found = faults(data)
+    found = problems(data)
     assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
     assert "does not decode" in found[f"{TAR}/{first_key(data)}.jpg"]
-    assert faults(data, fast=True) == {}
+    assert problems(data, fast=True) == {}
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -225,7 +225,7 @@ def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
 )
 def test_a_image_of_another_form(data, content, what, fast):
     retar(data, with_image(content))
-    found = faults(data, fast=fast)
+    found = problems(data, fast=fast)
     assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
     assert what in found[f"{TAR}/{first_key(data)}.jpg"]
 
@@ -236,34 +236,34 @@ def test_stray_bytes_that_preparation_would_have_removed_are_found(data):
         return with_image(jpeg[:20] + b"\0\0" + jpeg[20:])(stored)
 
     retar(data, stray)
-    assert "2 extraneous bytes" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    assert "2 extraneous bytes" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 def test_the_shorter_side_is_checked_where_the_aspect_is_kept(whole_aspect, tmp_path):
     data = Path(shutil.copytree(whole_aspect, tmp_path / "data"))
     retar(data, with_image(encoded(draw_image(1, SIZE + 2, SIZE + 1), subsampling="4:2:0")))
     key = first_key(data)
-    assert faults(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
+    assert problems(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
     retar(data, with_image(encoded(draw_image(1, SIZE, 99), subsampling="4:2:0")))
-    assert list(faults(data)) == ["manifest.json"]  # statistics of fewer pixels
+    assert list(problems(data)) == ["manifest.json"]  # statistics of fewer pixels
 
 
 def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original, tmp_path):
     data = Path(shutil.copytree(whole_original, tmp_path / "data"))
     retar(data, with_image(encoded(draw_image(1, 33, 77), subsampling="4:4:4", progressive=True)))
-    assert faults(data) == {}
+    assert problems(data) == {}
     retar(data, with_image(encoded(draw_image(1, 33, 77))[:-30]))
-    assert "does not decode" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    assert "does not decode" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
     retar(data, with_image(encoded(draw_image(1)[:, :, 0])))
-    assert "does not decode as it is: gray" in faults(data)[f"{TAR}/{first_key(data)}.jpg"]
+    assert "does not decode as it is: gray" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 def test_many_faults_of_a_shard_are_counted(data):
     stored = [(f"k{k}.{extension}", b"?") for k in range(20) for extension in ("jpg", "cls")]
     retar(data, lambda _: stored, samples=20)
-    found = check(data).faults
-    assert len(found) == MOST_FAULTS + 1
-    assert found[-1] == Fault(TAR, "and 20 faults more")
+    found = check(data).problems
+    assert len(found) == MOST_PROBLEMS + 1
+    assert found[-1] == Problem(TAR, "and 20 faults more")
 
 
 # Indexes
@@ -271,7 +271,7 @@ def test_many_faults_of_a_shard_are_counted(data):
 
 def test_the_index_of_another_shard(data):
     shutil.copy(data / "train/train-000002.idx", data / INDEX)
-    found = faults(data)
+    found = problems(data)
     assert list(found) == [INDEX]
     assert "not the tar's index: line 2 is 'jpg 512 " in found[INDEX]
 
@@ -281,7 +281,7 @@ def test_an_index_of_the_right_form_with_one_wrong_number(data):
     lines = index.split("\n")
     offset = lines[3].split()[1]
     (data / INDEX).write_text(index.replace(f" {offset} ", f" {int(offset) + 512} "))
-    assert faults(data)[INDEX].startswith(f"not the tar's index: line 4 is 'jpg {int(offset) + 512} ")
+    assert problems(data)[INDEX].startswith(f"not the tar's index: line 4 is 'jpg {int(offset) + 512} ")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_an_index_of_the_right_form_with_one_wrong_number(data):
 )
 def test_an_index_that_differs_in_any_way(data, change):
     (data / INDEX).write_bytes(change((data / INDEX).read_text()).encode("latin-1"))
-    assert list(faults(data)) == [INDEX]
+    assert list(problems(data)) == [INDEX]
 
 
 # Tars of other tools
@@ -341,7 +341,7 @@ FOREIGN, FOREIGN_INDEX = "train/00001.tar", "train/00001.idx"
 @pytest.mark.parametrize("fast", [False, True])
 def test_an_undamaged_adopted_dataset_has_no_faults(adopted, fast):
     found = check(adopted, fast=fast)
-    assert (found.faults, found.notes) == ((), ())
+    assert (found.problems, found.notes) == ((), ())
     assert found.samples == sum(len(members(path)) // 2 for path in adopted.rglob("*.tar"))
 
 
@@ -349,20 +349,20 @@ def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
     content = bytearray((adopted / FOREIGN).read_bytes())
     content[len(content) // 2] ^= 1
     (adopted / FOREIGN).write_bytes(content)
-    assert "its SHA-256" in faults(adopted, fast=True)[FOREIGN]
+    assert "its SHA-256" in problems(adopted, fast=True)[FOREIGN]
 
 
 @pytest.mark.parametrize("name", [FOREIGN, FOREIGN_INDEX, "report.csv"])
 def test_a_deleted_file_of_an_adopted_dataset(adopted, name):
     (adopted / name).unlink()
-    assert faults(adopted) == {name: "missing"}
+    assert problems(adopted) == {name: "missing"}
 
 
 def test_files_beside_adopted_tars_are_notes(adopted):
     place(adopted / "train" / "00099.tar")
     place(adopted / "train" / "00001_stats.json")
     found = check(adopted)
-    assert found.faults == ()
+    assert found.problems == ()
     assert [note.place for note in found.notes] == ["train/00001_stats.json", "train/00099.tar"]
 
 
@@ -391,7 +391,7 @@ def change_entry(folder, extension, offset=0, size=0):
 )
 def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
     place_changed = change_entry(adopted, extension, offset, size)
-    assert what in faults(adopted)[place_changed]
+    assert what in problems(adopted)[place_changed]
 
 
 @pytest.mark.parametrize(
@@ -399,18 +399,18 @@ def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
 )
 def test_an_adopted_tars_index_that_is_none(adopted, content):
     (adopted / FOREIGN_INDEX).write_bytes(content)
-    assert "not a complete v1.2 index" in faults(adopted)[FOREIGN_INDEX]
+    assert "not a complete v1.2 index" in problems(adopted)[FOREIGN_INDEX]
 
 
 def test_an_adopted_tars_index_that_lacks_samples_or_parts(adopted):
     index = (adopted / FOREIGN_INDEX).read_text().split("\n")
     (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 5", *index[2:]]))
-    assert faults(adopted)[FOREIGN] == "5 samples, but the manifest says 6"
+    assert problems(adopted)[FOREIGN] == "5 samples, but the manifest says 6"
     (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 6", " ".join(index[1].split()[:4]), *index[2:]]))
-    assert [what for what in faults(adopted).values() if "the index has jpg of it" in what]
+    assert [what for what in problems(adopted).values() if "the index has jpg of it" in what]
 
 
 def test_an_adopted_label_that_is_no_class(adopted):
     change_manifest(adopted, lambda m: m["classes"].pop())
-    found = check(adopted).faults
-    assert {fault.what for fault in found} == {"the label is 2, but there are 2 classes"}
+    found = check(adopted).problems
+    assert {problem.what for problem in found} == {"the label is 2, but there are 2 classes"}

@@ -12,7 +12,7 @@ from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 from trainer.runs import checkpoint
-from trainer.training.options import Debugging, Job
+from trainer.training.options import Debugging, TrainJob
 
 
 def test_bf16_is_refused_on_the_cpu(tiny_recipe):
@@ -25,7 +25,7 @@ def test_bf16_is_refused_on_the_cpu(tiny_recipe):
 
 def test_a_compressed_run_goes_on_bit_for_bit_with_every_ranks_memory(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=4, batch_size=30, grad_compression="powersgd")
-    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     cut, plain = replace(whole, out=tmp_path / "cut"), replace(whole, out=tmp_path / "plain")
     two = Processes("cpu", 2, "")
     launch(two, run_compressed, whole)
@@ -39,4 +39,4 @@ def test_a_compressed_run_goes_on_bit_for_bit_with_every_ranks_memory(tiny_recip
     assert any(not torch.equal(errors[0][bucket], errors[1][bucket]) for bucket in errors[0])
     launch(two, run_compressed, replace(plain, recipe=replace(recipe, grad_compression="none")))
     models = [checkpoint.load(job.out / "last.pt")["model"] for job in (whole, plain)]
-    assert not torch.equal(models[0]["net.fc6.weight"], models[1]["net.fc6.weight"])
+    assert not torch.equal(models[0]["model.fc6.weight"], models[1]["model.fc6.weight"])

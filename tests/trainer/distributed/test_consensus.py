@@ -7,16 +7,16 @@ import threading
 import pytest
 from helpers.entries import wish
 
-from trainer.distributed.consensus import Agreement, StopSignals
-from trainer.distributed.env import Processes, World
+from trainer.distributed.consensus import Consensus, StopSignals
+from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 
 
 def test_alone_a_wish_is_granted_at_once():
-    agreement = Agreement(World())
-    assert agreement(False, True) == [False, True]
-    assert agreement.now(True) == [True]
-    agreement.finish()
+    consensus = Consensus(DistEnv())
+    assert consensus(False, True) == [False, True]
+    assert consensus.now(True) == [True]
+    consensus.finish()
 
 
 def test_all_processes_learn_of_a_wish_in_the_same_call():

@@ -10,8 +10,8 @@ from helpers import entries
 
 from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import (
+    DistEnv,
     Processes,
-    World,
     adopt_slurm,
     all_sum,
     choose_processes,
@@ -70,24 +70,24 @@ def test_impossible_flags_are_refused_with_a_remedy(show_gpus, gpus, cpus, found
 
 
 def test_a_world_places_its_data_and_arithmetic():
-    world = World(rank=5, size=8, local_rank=1, local_size=4, kind="gpu")
-    assert world.device == torch.device("cuda:1")
-    assert not world.is_first
-    place = world.placement
-    assert (place.rank, place.world, place.local_rank, place.local_world) == (5, 8, 1, 4)
+    env = DistEnv(rank=5, world_size=8, local_rank=1, local_world_size=4, kind="gpu")
+    assert env.device == torch.device("cuda:1")
+    assert not env.is_first
+    place = env.placement
+    assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 8, 1, 4)
     assert place.device == "gpu"
-    assert World().device == torch.device("cpu")
-    assert World().is_first
+    assert DistEnv().device == torch.device("cpu")
+    assert DistEnv().is_first
 
 
 def test_collectives_of_one_process_are_the_identity():
     assert all_sum(torch.tensor([2.0])).item() == 2.0
-    assert gather_objects("a", World()) == ["a"]
+    assert gather_objects("a", DistEnv()) == ["a"]
 
 
 def test_one_process_runs_here():
-    world, arguments, total, ranks = launch(Processes("cpu", 1, ""), entries.describe, os.getpid(), "b")
-    assert (world, arguments, total, ranks) == (World(), (os.getpid(), "b"), 1.0, [0])
+    env, arguments, total, ranks = launch(Processes("cpu", 1, ""), entries.describe, os.getpid(), "b")
+    assert (env, arguments, total, ranks) == (DistEnv(), (os.getpid(), "b"), 1.0, [0])
 
 
 def test_one_processes_errors_are_its_own():
@@ -95,9 +95,9 @@ def test_one_processes_errors_are_its_own():
         launch(Processes("cpu", 1, ""), entries.fail, 0)
 
 
-def test_two_processes_know_each_other_and_rank_0_answers():
-    world, arguments, total, ranks = launch(TWO, entries.describe, 7, "b")
-    assert world == World(rank=0, size=2, local_rank=0, local_size=2, kind="cpu")
+def test_two_processes_know_each_other_and_rank_0_returns():
+    env, arguments, total, ranks = launch(TWO, entries.describe, 7, "b")
+    assert env == DistEnv(rank=0, world_size=2, local_rank=0, local_world_size=2, kind="cpu")
     assert (arguments, total, ranks) == ((7, "b"), 3.0, [0, 1])
 
 
@@ -154,11 +154,11 @@ def test_a_host_that_waits_in_vain_says_for_whom():
     assert dict(os.environ) == before  # the next run's hosts may meet elsewhere
 
 
-def test_a_taken_meeting_place_is_refused():
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        place = f"127.0.0.1:{taken.getsockname()[1]}"
+def test_a_meeting_place_in_use_is_refused():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(UsageError, match=f"--rendezvous {place}: the port is taken"):
             launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
 
@@ -166,18 +166,36 @@ def test_a_taken_meeting_place_is_refused():
 @pytest.mark.parametrize(
     ("changes", "learns"),
     [
-        ({"optimizer": "paper", "rate": 0.003}, 0.8),
-        ({"optimizer": "paper", "rate": 0.003, "accumulate": 3}, 0.8),
-        ({"optimizer": "lars", "rate": 0.1, "trust": 0.05, "decay_biases": False, "bias_rate": 0.02}, 0.8),
-        ({"optimizer": "lars", "rate": 0.1, "trust": 0.05, "bias_rate": 0.02, "accumulate": 5}, 0.8),
-        ({"optimizer": "sgd", "rate": 0.003}, 0.8),
+        ({"optimizer": "paper", "lr": 0.003}, 0.8),
+        ({"optimizer": "paper", "lr": 0.003, "accumulation_steps": 3}, 0.8),
+        (
+            {
+                "optimizer": "lars",
+                "lr": 0.1,
+                "trust_coefficient": 0.05,
+                "decay_biases": False,
+                "bias_lr_factor": 0.02,
+            },
+            0.8,
+        ),
+        (
+            {
+                "optimizer": "lars",
+                "lr": 0.1,
+                "trust_coefficient": 0.05,
+                "bias_lr_factor": 0.02,
+                "accumulation_steps": 5,
+            },
+            0.8,
+        ),
+        ({"optimizer": "sgd", "lr": 0.003}, 0.8),
     ],
 )
 def test_two_processes_train_as_one_does(tiny_dataset, changes, learns):
     """Fifty updates in float64, of the same global batches; one process takes them whole."""
     recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "width": 0.1, "crop": 64} | changes)
-    whole = replace(recipe, batch_size=30, seed=1, accumulate=1)
-    parts = replace(whole, accumulate=recipe.accumulate)
+    whole = replace(recipe, batch_size=30, seed=1, accumulation_steps=1)
+    parts = replace(whole, accumulation_steps=recipe.accumulation_steps)
     steps = 50
     losses, weights, _ = launch(
         Processes("cpu", 1, ""), entries.train_on_slices, whole, tiny_dataset.root, steps
@@ -186,7 +204,7 @@ def test_two_processes_train_as_one_does(tiny_dataset, changes, learns):
         TWO, entries.train_on_slices, parts, tiny_dataset.root, steps
     )
     assert ranks_agree
-    # A net that does not learn would pass with any rule: its gradients vanish.
+    # A network that does not learn would pass with any rule: its gradients vanish.
     assert sum(losses[-4:]) < learns * sum(losses[:4])
     assert losses_of_two == pytest.approx(losses, rel=1e-9)
     for name, weight in weights.items():

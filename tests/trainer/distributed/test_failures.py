@@ -8,14 +8,14 @@ import torch.distributed as dist
 from helpers.entries import fail_together, hang, unlike
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from trainer.distributed.env import Processes, World
+from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.failures import (
     FAILURE_FILE,
+    HangWatchdog,
     LostPeerError,
     Sign,
-    Watch,
     announce_failure,
-    blame,
+    describe_hang,
     error_from_text,
     error_to_text,
     raise_together,
@@ -46,16 +46,16 @@ def test_a_note_is_for_those_who_are_started_again(tmp_path, monkeypatch):
 
 
 def test_alone_there_is_nobody_to_tell():
-    announce_failure(RunError("x"), World())
+    announce_failure(RunError("x"), DistEnv())
     done = []
-    raise_together(lambda: done.append(1), World())
+    raise_together(lambda: done.append(1), DistEnv())
     assert done == [1]
 
     def fail():
         raise UsageError("no")
 
     with pytest.raises(UsageError, match="no"):
-        raise_together(fail, World())
+        raise_together(fail, DistEnv())
 
 
 def test_what_fails_in_one_process_is_raised_in_all(tmp_path):
@@ -69,36 +69,36 @@ def sign(step=37, doing="training", host="node1"):
     return Sign(host, 1e9, step, doing, 700.0)
 
 
-def test_the_silent_are_blamed_first():
+def test_the_silent_are_named_first():
     signs = {0: sign(), 1: sign(36, "waiting for data"), 2: sign(host="node2")}
-    line = blame(0, signs, [2], 600)
+    line = describe_hang(0, signs, [2], 600)
     assert line == (
         "process 2 on node2 is silent: last heard of training after update 37, while others have waited for "
         "600 s; see to that host, then continue with --resume"
     )
-    assert blame(2, signs, [2], 600) == ""
+    assert describe_hang(2, signs, [2], 600) == ""
 
 
 def test_else_those_behind_are():
     signs = {0: sign(), 1: sign(36, "waiting for data"), 2: sign(36, "waiting for data", "node2")}
-    assert blame(0, signs, [], 600).startswith(
+    assert describe_hang(0, signs, [], 600).startswith(
         "process 1 on node1, process 2 on node2 are behind: still waiting for data after update 36"
     )
-    assert blame(1, signs, [], 600) == ""
+    assert describe_hang(1, signs, [], 600) == ""
 
 
 def test_of_equals_those_are_that_do_something_else():
     signs = {0: sign(), 1: sign(doing="waiting for data"), 2: sign()}
-    assert blame(2, signs, [], 600).startswith("process 1 on node1 is behind: still waiting for data")
+    assert describe_hang(2, signs, [], 600).startswith("process 1 on node1 is behind: still waiting for data")
 
 
-def test_nobody_is_blamed_where_all_wait_alike():
-    line = blame(0, {0: sign(), 1: sign()}, [], 600)
+def test_nobody_is_named_where_all_wait_alike():
+    line = describe_hang(0, {0: sign(), 1: sign()}, [], 600)
     assert "no process has moved for 600 s since update 37, and none is behind" in line
 
 
 def test_a_single_process_has_nobody_to_wait_for():
-    with Watch(World(), 1.0) as watch:
+    with HangWatchdog(DistEnv(), 1.0) as watch:
         watch.at(1, "training")
         assert not watch._thread.is_alive()
 
@@ -108,7 +108,7 @@ def test_who_asks_is_not_silent_to_others_that_ask(monkeypatch):
     monkeypatch.setattr("trainer.distributed.failures._EVERY_SECONDS", 0.05)
     said, signs = [], set()
     store = dist.HashStore()
-    dead, watch = (Watch(World(rank, 2), 0.0) for rank in (1, 0))
+    dead, watch = (HangWatchdog(DistEnv(rank, 2), 0.0) for rank in (1, 0))
     dead._store = watch._store = store
     dead._publish()  # once, and never again
     watch._publish()

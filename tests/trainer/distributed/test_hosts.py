@@ -38,14 +38,14 @@ def test_loopback_is_here_and_a_documentation_address_is_not():
     assert not launch.is_this_host("192.0.2.1")
 
 
-def test_a_taken_port_is_refused():
+def test_a_port_in_use_is_refused():
     with socket.socket() as listener:
         listener.bind(("", 0))
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=f"localhost:{port}: the port is taken by another program"):
-            launch.refuse_taken_port("localhost", port)
-    launch.refuse_taken_port("localhost", port)
+            launch.refuse_port_in_use("localhost", port)
+    launch.refuse_port_in_use("localhost", port)
 
 
 def test_the_way_to_loopback_is_loopback():

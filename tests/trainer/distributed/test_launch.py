@@ -10,7 +10,7 @@ from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 
 
-def page_faults(world):
+def page_faults(env):
     """Of ten tensors of 64 MB, made and freed after malloc has settled."""
     for _ in range(20):
         torch.ones(16, 1024, 1024)

@@ -21,7 +21,7 @@ from trainer.distributed.launch import launch
 from trainer.recipe import Stage
 from trainer.runs import checkpoint, run_folder
 from trainer.training import trainer
-from trainer.training.options import Debugging, Job, Saving
+from trainer.training.options import Debugging, Saving, TrainJob
 
 
 def steps_so_far(out: Path) -> int:
@@ -43,7 +43,9 @@ def end_when(process: subprocess.Popen[str], how: signal.Signals, is_time) -> st
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(tiny_dataset, tmp_path, processes, how):
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
+    tiny_dataset, tmp_path, processes, how
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = {"epochs": 60, "batch_size": 10}
     cpus = ("--cpus", str(processes))
@@ -80,16 +82,16 @@ def test_checkpoints_come_by_the_minute(tiny_recipe, tiny_dataset, tmp_path, mon
     saved = []
     monkeypatch.setattr(checkpoint, "write_last", lambda folder, content, steps, keep: saved.append(steps))
     recipe = replace(tiny_recipe, epochs=1, batch_size=10)
-    train_here(Job(tiny_dataset.root, tmp_path / "a", recipe, saving=Saving(minutes=1.4)))
+    train_here(TrainJob(tiny_dataset.root, tmp_path / "a", recipe, saving=Saving(minutes=1.4)))
     assert saved == [3, 6, 9]
     saved.clear()
-    train_here(Job(tiny_dataset.root, tmp_path / "b", recipe, saving=Saving(minutes=None)))
+    train_here(TrainJob(tiny_dataset.root, tmp_path / "b", recipe, saving=Saving(minutes=None)))
     assert saved == [9]
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=3)
-    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(whole)
     cut = replace(whole, out=tmp_path / "cut")
     train_here(cut, stop_after=2)
@@ -106,7 +108,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_recipe, tiny_data
 
 
 def test_no_checkpoint_that_can_be_read_is_an_error(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=3))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=3))
     train_here(job, stop_after=2)
     for path in job.out.glob("*.pt"):
         path.write_bytes(b"rot")
@@ -124,7 +126,7 @@ def test_a_full_disk_does_not_end_a_run(tiny_recipe, tiny_dataset, tmp_path, mon
         write_last(folder, content, steps, keep)
 
     monkeypatch.setattr(checkpoint, "write_last", full_in_the_middle)
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=4))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=4))
     recorder = train_here(job)
     assert calls == [2, 4, 6, 8]
     assert len(recorder.notes) == 2
@@ -138,14 +140,14 @@ def test_a_full_disk_at_the_end_is_an_error(tiny_recipe, tiny_dataset, tmp_path,
 
     monkeypatch.setattr(checkpoint, "write_last", full)
     with pytest.raises(RunError, match="No space left"):
-        train_here(Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1)))
+        train_here(TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1)))
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tiny_recipe, tiny_dataset, tmp_path):
     """The step is named, and the checkpoint before it is the last: one comes after every update."""
-    stages = (Stage(epoch=1, rate_factor=1e6),)
-    recipe = replace(tiny_recipe, arch="alexnet_owt", rate=1e-3, batch_size=10, stages=stages)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
+    stages = (Stage(epoch=1, lr_factor=1e6),)
+    recipe = replace(tiny_recipe, arch="alexnet_owt", lr=1e-3, batch_size=10, stages=stages)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
     with pytest.raises(RunError) as found:
         train_here(job)
     saved = checkpoint.load(job.out / "last.pt")
@@ -159,38 +161,40 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny_recipe, tiny_dataset, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ema": 0.9},
-        {"precision": "float16", "ema": 0.99},
-        {"accumulate": 2, "optimizer": "lars", "trust": 0.01},
-        {"arch": "alexnet_source", "accumulate": 5, "label_smoothing": 0.1},
+        {"ema_decay": 0.9},
+        {"precision": "float16", "ema_decay": 0.99},
+        {"accumulation_steps": 2, "optimizer": "lars", "trust_coefficient": 0.01},
+        {"arch": "alexnet_source", "accumulation_steps": 5, "label_smoothing": 0.1},
     ],
 )
 def test_every_kind_of_state_is_in_a_checkpoint(tiny_recipe, tiny_dataset, tmp_path, changes):
     recipe = replace(tiny_recipe, epochs=2, batch_size=10, **changes)
-    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(whole)
     cut = replace(whole, out=tmp_path / "cut")
     for steps in (5, 9, 11):
         train_here(replace(cut, resume="auto", debugging=Debugging(steps=steps)))
     train_here(replace(cut, resume="auto"))
     assert_same_run(whole.out, cut.out)
-    if "ema" in changes:
+    if "ema_decay" in changes:
         saved = checkpoint.load(whole.out / "last.pt")
-        assert saved["ema"]["updates"] == 18
-        assert not torch.equal(saved["ema"]["mean"]["net.fc6.weight"], saved["model"]["net.fc6.weight"])
+        assert saved["ema_weights"]["updates"] == 18
+        assert not torch.equal(
+            saved["ema_weights"]["mean"]["model.fc6.weight"], saved["model"]["model.fc6.weight"]
+        )
 
 
 def test_the_average_is_what_is_validated_and_kept_as_best(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1, ema=0.5))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1, ema_decay=0.5))
     train_here(job)
     last, best = (checkpoint.load(job.out / name) for name in ("last.pt", "best.pt"))
-    for name, mean in last["ema"]["mean"].items():
+    for name, mean in last["ema_weights"]["mean"].items():
         assert torch.equal(best["model"][name], mean)
 
 
 def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=2, batch_size=10)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(steps=12))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(steps=12))
     recorder = train_here(job)
     assert recorder.endings == [
         ("finished", f"ended after update 12; {job.out / 'last.pt'} has it (--steps)")
@@ -202,7 +206,7 @@ def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_pat
     ]
     row = recorder.steps[1]
     assert row.top1 == pytest.approx(recorder.rows[0].train_top1)
-    assert row.rate == recorder.rows[0].rate
+    assert row.lr == recorder.rows[0].lr
     assert 0 <= row.data_wait <= 1
     assert row.memory_mb > 10
 
@@ -210,14 +214,14 @@ def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_pat
 def test_a_reporter_that_wants_weights_gets_the_last_update_of_each_epoch(
     tiny_recipe, tiny_dataset, tmp_path
 ):
-    job = Job(
+    job = TrainJob(
         tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2), saving=Saving(steps=1, keep=9)
     )
     recorder = train_here(job, looks=True)
     assert [(look.epoch, look.steps) for look in recorder.looks] == [(1, 2), (2, 4)]
     files = {steps: checkpoint.load(job.out / f"step-{steps:08d}.pt")["model"] for steps in (1, 2)}
     for name, update in recorder.looks[0].updates.items():
-        before, after = (files[steps][f"net.{name}"] for steps in (1, 2))
+        before, after = (files[steps][f"model.{name}"] for steps in (1, 2))
         assert torch.equal(recorder.looks[0].weights[name], after)
         assert torch.equal(update, after - before)
 
@@ -227,7 +231,7 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
     shutil.copytree(tiny_dataset.root, other)
     manifest = (other / "manifest.json").read_text()
     (other / "manifest.json").write_text(manifest.replace('"seed": 0', '"seed": 1', 1))
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
     with pytest.raises(UsageError, match=r"process 1 on .* has dataset [0-9a-f]{16}, process 0 [0-9a-f]{16}"):
         launch(Processes("cpu", 2, ""), run_with_other_data, job, other)
     assert not (tmp_path / "run").exists()
@@ -240,7 +244,7 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
 def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
     """Each run ends at a random moment, ten times over, and goes on from there."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = {"epochs": 30, "batch_size": 6, "ema": 0.9}
+    settings = {"epochs": 30, "batch_size": 6, "ema_decay": 0.9}
     cpus = ("--cpus", str(processes), "--checkpoint-steps", "1")
     moments = random.Random(processes * 2 + (how == signal.SIGKILL))
     arguments = command(tiny_dataset.root, cut, *cpus, "--resume", "auto", **settings)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.entries import Answers, evaluate_everywhere
+from helpers.entries import LinearModel, evaluate_everywhere
 from helpers.reference import Sample, crops, measured, softmax, stored
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from pipeline import EvalView, Loader, UsageError
 from pipeline.errors import RunError
-from trainer.distributed.env import Processes, World
+from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
 from trainer.evaluation.predictions import split_keys
@@ -22,26 +22,28 @@ from trainer.models.classifier import Classifier, new_classifier
 from trainer.runs import checkpoint
 
 
-def probabilities_of(net: Classifier, samples: list[Sample], views: str) -> np.ndarray:
+def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np.ndarray:
     """A classifier's averaged probabilities, with its preprocessing done here in NumPy float64."""
-    spec = net.spec
-    mean = np.array(spec.mean)[:, None, None] if net.mean_image is None else net.mean_image.double().numpy()
+    spec = model.spec
+    mean = (
+        np.array(spec.mean)[:, None, None] if model.mean_image is None else model.mean_image.double().numpy()
+    )
     std = np.array(spec.std)[:, None, None]
     rows = []
     for sample in samples:
         prepared = (crops(sample.pixels, spec.crop, views) - mean) / std
         with torch.no_grad():
-            logits = net.net(torch.from_numpy(prepared).float()).double().numpy()
+            logits = model.model(torch.from_numpy(prepared).float()).double().numpy()
         rows.append(softmax(logits).mean(axis=0))
     return np.array(rows)
 
 
-def opinionated(net: Classifier) -> Classifier:
+def opinionated(model: Classifier) -> Classifier:
     """Scale the last layer so that logits spread by 2 and answers differ between images and crops."""
-    pixels = 255 * torch.rand(16, 3, net.spec.crop, net.spec.crop)
+    pixels = 255 * torch.rand(16, 3, model.spec.crop, model.spec.crop)
     with torch.no_grad():
-        net.net.fc8.weight *= 2 / net.eval().classify(pixels).std()
-    return net
+        model.model.fc8.weight *= 2 / model.eval().classify(pixels).std()
+    return model
 
 
 class Fixed(nn.Module):
@@ -76,17 +78,17 @@ class Batches:
 
 
 @pytest.mark.parametrize("views", [1, 10])
-@pytest.mark.parametrize("nets", [1, 3])
+@pytest.mark.parametrize("networks", [1, 3])
 @pytest.mark.parametrize("batch_size", [4, 23, 64])
-def test_probabilities_not_logits_are_averaged_over_views_and_nets(views, nets, batch_size):
-    rng = np.random.default_rng(views * nets)
-    logits, labels = rng.normal(0, 4, (nets, 23, views, 12)), rng.integers(0, 12, 23)
-    got = evaluate([Fixed(each) for each in logits], Batches(labels, views, batch_size), World())
+def test_probabilities_not_logits_are_averaged_over_views_and_nets(views, models, batch_size):
+    rng = np.random.default_rng(views * models)
+    logits, labels = rng.normal(0, 4, (models, 23, views, 12)), rng.integers(0, 12, 23)
+    got = evaluate([Fixed(each) for each in logits], Batches(labels, views, batch_size), DistEnv())
     top1, top5, loss = measured(softmax(logits).mean(axis=(0, 2)), labels)
     assert (got.samples, got.top1, got.top5) == (23, top1, top5)
     assert got.loss == pytest.approx(loss, rel=1e-5)
     assert got.largest_class == np.bincount(labels).max() / 23
-    if views * nets > 1:
+    if views * models > 1:
         averaged_logits = measured(softmax(logits.mean(axis=(0, 2))), labels)
         assert got.loss != pytest.approx(averaged_logits[2], rel=1e-3)
 
@@ -94,21 +96,21 @@ def test_probabilities_not_logits_are_averaged_over_views_and_nets(views, nets, 
 def test_fewer_than_five_classes_have_a_full_top5():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(9, 1, 3)), rng.integers(0, 3, 9)
-    got = evaluate([Fixed(logits)], Batches(labels, 1, 4), World())
+    got = evaluate([Fixed(logits)], Batches(labels, 1, 4), DistEnv())
     assert got.top5 == 1.0
     assert got.top1 == measured(softmax(logits[:, 0]), labels)[0] < 1
 
 
 def test_a_missing_sample_is_an_error():
     with pytest.raises(RunError, match="saw 9 samples of 10 in val"):
-        evaluate([Fixed(np.zeros((9, 1, 3)))], Batches(np.zeros(9, np.int64), 1, 4, samples=10), World())
+        evaluate([Fixed(np.zeros((9, 1, 3)))], Batches(np.zeros(9, np.int64), 1, 4, samples=10), DistEnv())
 
 
 def test_nets_without_numbers_are_an_error_not_a_perfect_score():
     logits = np.zeros((9, 1, 3))
     logits[4] = np.nan
     with pytest.raises(RunError, match="diverged"):
-        evaluate([Fixed(logits)], Batches(np.zeros(9, np.int64), 1, 4), World())
+        evaluate([Fixed(logits)], Batches(np.zeros(9, np.int64), 1, 4), DistEnv())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -116,10 +118,10 @@ def test_evaluation_uses_eval_mode_and_leaves_the_mode_as_it_was(tiny_classifier
     tiny_classifier.train(training)
     before = {name: buffer.clone() for name, buffer in tiny_classifier.named_buffers()}
     with Loader(tiny_dataset, "val", EvalView("center", 64), 7) as loader:
-        first, second = (evaluate([tiny_classifier], loader, World()) for _ in range(2))
+        first, second = (evaluate([tiny_classifier], loader, DistEnv()) for _ in range(2))
     assert first == second  # neither dropout nor batch statistics
     assert tiny_classifier.training == training
-    assert tiny_classifier.net.bn1.training == training
+    assert tiny_classifier.model.bn1.training == training
     assert all(torch.equal(before[name], buffer) for name, buffer in tiny_classifier.named_buffers())
 
 
@@ -129,11 +131,11 @@ def test_a_checkpoints_metrics_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views, settings
 ):
     torch.manual_seed(3)
-    net = opinionated(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
-    checkpoint.save(tmp_path / "net.pt", net)
-    got = evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8)
+    model = opinionated(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
+    checkpoint.save(tmp_path / "net.pt", model)
+    got = evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8)
     samples = stored(tiny_dataset)
-    expected = probabilities_of(net, samples, views)
+    expected = probabilities_of(model, samples, views)
     top1, top5, loss = measured(expected, np.array([sample.label for sample in samples]))
     assert (got.split, got.views, got.classes, got.metrics.samples) == ("val", views, 10, len(samples))
     assert (got.metrics.top1, got.metrics.top5) == (pytest.approx(top1), pytest.approx(top5))
@@ -141,31 +143,33 @@ def test_a_checkpoints_metrics_are_those_of_pillow_and_numpy(
 
 
 def test_an_ensemble_of_different_preprocessing_averages_probabilities(tiny_recipe, tiny_dataset, tmp_path):
-    nets, files = [], []
+    models, files = [], []
     for number, mean in enumerate(("image", "channel")):
         torch.manual_seed(number)
-        nets.append(opinionated(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
+        models.append(opinionated(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
         files.append(tmp_path / f"{number}.pt")
-        checkpoint.save(files[-1], nets[-1])
-    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8)
+        checkpoint.save(files[-1], models[-1])
+    got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8)
     samples = stored(tiny_dataset)
-    expected = np.mean([probabilities_of(net, samples, "center") for net in nets], axis=0)
+    expected = np.mean([probabilities_of(model, samples, "center") for model in models], axis=0)
     labels = np.array([sample.label for sample in samples])
     assert got.checkpoints == tuple(map(str, files))
     assert got.metrics.loss == pytest.approx(measured(expected, labels)[2], rel=1e-4)
 
 
 def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_path):
-    nets, files = [], []
+    models, files = [], []
     for number in range(3):
         torch.manual_seed(number)
-        nets.append(opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+        models.append(opinionated(new_classifier(tiny_recipe, tiny_dataset)))
         files.append(tmp_path / f"{number}.pt")
-        checkpoint.save(files[-1], nets[-1])
+        checkpoint.save(files[-1], models[-1])
     weights = [2, 1, 0.5]
-    got = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
+    got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
     samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
-    expected = np.average([probabilities_of(net, samples, "center") for net in nets], axis=0, weights=weights)
+    expected = np.average(
+        [probabilities_of(model, samples, "center") for model in models], axis=0, weights=weights
+    )
     assert got.weights == pytest.approx([4 / 7, 2 / 7, 1 / 7])
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
     assert np.array_equal(got.predictions.classes, order)
@@ -179,8 +183,8 @@ def test_a_checkpoint_of_weight_zero_does_not_count(tiny_recipe, tiny_dataset, t
         torch.manual_seed(number)
         checkpoint.save(tmp_path / f"{number}.pt", opinionated(new_classifier(tiny_recipe, tiny_dataset)))
     files = [tmp_path / "0.pt", tmp_path / "1.pt"]
-    one = evaluate_checkpoints(World(), files[:1], tiny_dataset.root, "val", "center", 8)
-    both = evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8, [3, 0])
+    one = evaluate_checkpoints(DistEnv(), files[:1], tiny_dataset.root, "val", "center", 8)
+    both = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, [3, 0])
     assert both.metrics == one.metrics
 
 
@@ -189,14 +193,14 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views
 ):
     torch.manual_seed(3)
-    net = opinionated(new_classifier(tiny_recipe, tiny_dataset))
-    checkpoint.save(tmp_path / "net.pt", net)
+    model = opinionated(new_classifier(tiny_recipe, tiny_dataset))
+    checkpoint.save(tmp_path / "net.pt", model)
     got = evaluate_checkpoints(
-        World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8, predict=True
+        DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8, predict=True
     )
     samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
     labels = np.array([sample.label for sample in samples])
-    expected = probabilities_of(net, samples, views)
+    expected = probabilities_of(model, samples, views)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
     found = got.predictions
     assert found.keys == tuple(sample.key for sample in samples)
@@ -218,7 +222,7 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
 
 
 def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_dataset):
-    got = evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
+    got = evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
     assert got.predictions is None
 
 
@@ -226,7 +230,7 @@ def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_da
     keys = split_keys(tiny_dataset, "val")
     monkeypatch.setattr("trainer.evaluation.predictions.split_keys", lambda *_: ["other", *keys[1:]])
     with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
 
 
 def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, tiny_dataset, tmp_path):
@@ -237,7 +241,7 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
     head, first, _, *rest = index.read_text().split("\n")
     index.write_text("\n".join([head, first, first, *rest]))
     with pytest.raises(RunError, match=r"missed 0 of 30 samples and saw 1 keys again.*alexnet-prep verify"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], folder, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tiny_checkpoint], folder, "val", "center", 8)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +256,7 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
 )
 def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, words):
     with pytest.raises(UsageError, match=words):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, weights)
+        evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, weights)
 
 
 def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe, tiny_dataset, tmp_path):
@@ -264,7 +268,7 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
         for count in (1, 2, 3)
     }
     samples = stored(tiny_dataset)
-    weight = Answers(10, 64).weight.double().numpy()
+    weight = LinearModel(10, 64).weight.double().numpy()
     pixels = np.stack([crops(sample.pixels, 64, "center")[0].ravel() for sample in samples])
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(softmax(pixels.astype(np.float64) @ weight), labels)
@@ -299,14 +303,14 @@ def test_other_data_is_refused_naming_the_difference(tiny_classifier, tiny_datas
     other = Classifier(replace(tiny_classifier.spec, **change))
     checkpoint.save(tmp_path / "net.pt", other)
     with pytest.raises(UsageError, match=words):
-        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_classes_in_another_order_are_refused(tiny_classifier, tiny_dataset, tmp_path):
     backwards = tuple(reversed(tiny_classifier.spec.classes))
     checkpoint.save(tmp_path / "net.pt", Classifier(replace(tiny_classifier.spec, classes=backwards)))
     with pytest.raises(UsageError, match="in another order"):
-        evaluate_checkpoints(World(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_path):
@@ -315,12 +319,12 @@ def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_
         files.append(tmp_path / f"{crop}.pt")
         checkpoint.save(files[-1], Classifier(replace(tiny_classifier.spec, crop=crop)))
     with pytest.raises(UsageError, match=r"70\.pt takes 70 px crops, but .*64\.pt takes 64"):
-        evaluate_checkpoints(World(), files, tiny_dataset.root, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8)
 
 
 def test_a_missing_split_is_named(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="no split 'test'"):
-        evaluate_checkpoints(World(), [tiny_checkpoint], tiny_dataset.root, "test", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "test", "center", 8)
 
 
 def test_a_label_beyond_the_classes_is_named(tiny_classifier, tiny_dataset):
@@ -331,4 +335,4 @@ def test_a_label_beyond_the_classes_is_named(tiny_classifier, tiny_dataset):
         Loader(few, "val", EvalView(crop=64), 30) as loader,
         pytest.raises(RunError, match=r"its label is \d, but the manifest names 4 classes"),
     ):
-        evaluate([tiny_classifier], loader, World())
+        evaluate([tiny_classifier], loader, DistEnv())

@@ -76,9 +76,9 @@ def forward(w, x):
     return F.linear(x, w["fc8.weight"], w["fc8.bias"])
 
 
-def answers(content, pixels, side):
+def found_classes(content, pixels, side):
     """Mean softmax over the ten crops of an image, float64 (K,)."""
-    weights = {name.removeprefix("net."): value for name, value in content["model"].items()}
+    weights = {name.removeprefix("model."): value for name, value in content["model"].items()}
     crops = ten_crops(pixels, side).astype(np.float32)
     prepared = (crops - np.float32(content["spec"]["mean"])) / np.float32(content["spec"]["std"])
     with torch.inference_mode():
@@ -123,21 +123,21 @@ def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
     settings = ("--recipe", "small", "--set", "epochs=3", "--cpus", 1, "--out", tmp_path / "r")
     invoke(train, tmp_path / "s", *settings)
     files = ("--json", tmp_path / "r.json", "--predictions", tmp_path / "p.parquet")
-    net = tmp_path / "r" / "last.pt"
-    invoke(evaluate, net, tmp_path / "s", "--cpus", 1, "--views", "ten-crop", *files)
+    model = tmp_path / "r" / "last.pt"
+    invoke(evaluate, model, tmp_path / "s", "--cpus", 1, "--views", "ten-crop", *files)
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
     found = read_predictions(tmp_path / "p.parquet")
 
-    content = torch.load(net, weights_only=True)
+    content = torch.load(model, weights_only=True)
     side, size = content["spec"]["crop"], content["spec"]["size"]
     stored = stored_images(tmp_path / "s")
     assert sorted(stored) == list(found.keys)
-    expected = np.array([answers(content, stored[key][1], side) for key in found.keys])
+    expected = np.array([found_classes(content, stored[key][1], side) for key in found.keys])
     labels = np.array([stored[key][0] for key in found.keys])
     order = np.argsort(-expected, axis=1, kind="stable")
     top1 = (order[:, 0] == labels).mean()
     top5 = (order[:, :5] == labels[:, None]).any(axis=1).mean()
-    assert len({*order[:, 0]}) >= 4  # the net has opinions
+    assert len({*order[:, 0]}) >= 4  # the network has opinions
     assert abs(metrics["top1"] - top1) <= 0.002
     assert abs(metrics["top5"] - top5) <= 0.002
     np.testing.assert_allclose(
@@ -146,6 +146,6 @@ def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
 
     # From the photographs instead of their shards, only the filter and the second JPEG differ.
     squares = squares_of(shared_data / "clothing" / "validation", size)
-    direct = np.array([answers(content, squares[key], side) for key in found.keys])
+    direct = np.array([found_classes(content, squares[key], side) for key in found.keys])
     assert (direct.argmax(axis=1) == order[:, 0]).mean() > 0.97
     assert np.abs(direct - expected).mean() < 0.01

@@ -27,9 +27,9 @@ def predictions(keys, classes):
     )
 
 
-def real_accuracy(answers, lists):
+def real_accuracy(found_classes, lists):
     """As the file's authors publish it: among images with labels, those whose guess is in the list."""
-    return np.mean([guess in lists[i] for i, guess in enumerate(answers) if lists[i]])
+    return np.mean([guess in lists[i] for i, guess in enumerate(found_classes) if lists[i]])
 
 
 @given(
@@ -41,12 +41,14 @@ def test_real_labels_score_as_their_authors_do(tmp_path_factory, rows):
     keys = [f"p{number:03d}" for number in range(len(rows))]
     lists = [labels for _, labels in rows]
     path = written(tmp_path_factory.mktemp("real"), "real.json", lists)
-    answers = np.array([answer[:2] for answer, _ in rows])
+    found_classes = np.array([answer[:2] for answer, _ in rows])
     shuffled = np.random.default_rng(len(rows)).permutation(len(rows))  # predictions come in any order
     found = read_real_labels(path, [keys[i] for i in shuffled], CLASSES)
-    got = score_labels(predictions([keys[i] for i in shuffled], answers[shuffled]), found)
-    assert got.top1 == real_accuracy(answers[:, 0], lists)
-    among = [bool({*answer} & {*labels}) for answer, labels in zip(answers, lists, strict=True) if labels]
+    got = score_labels(predictions([keys[i] for i in shuffled], found_classes[shuffled]), found)
+    assert got.top1 == real_accuracy(found_classes[:, 0], lists)
+    among = [
+        bool({*answer} & {*labels}) for answer, labels in zip(found_classes, lists, strict=True) if labels
+    ]
     assert got.top5 == np.mean(among)
     assert (got.samples, got.unlabeled) == (len(among), len(rows) - len(among))
     assert got.top1_interval[0] <= got.top1 <= got.top1_interval[1]

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
-from trainer.evaluation.metrics import BINS, Tally, label_ranks, likeliest, wilson
+from trainer.evaluation.metrics import BINS, Tally, label_ranks, topk_stable, wilson
 
 scores_with_ties = hnp.arrays(
     np.float32,
@@ -62,8 +62,8 @@ def test_of_equal_scores_the_lower_class_comes_first():
 
 
 @given(scores_with_ties, st.integers(1, 12))
-def test_the_likeliest_are_the_head_of_a_stable_sort(scores, count):
-    values, classes = likeliest(torch.from_numpy(scores), count)
+def test_the_top_classes_are_the_head_of_a_stable_sort(scores, count):
+    values, classes = topk_stable(torch.from_numpy(scores), count)
     assert classes.tolist() == order(scores)[:, :count].tolist()
     assert values.tolist() == np.take_along_axis(scores, order(scores), 1)[:, :count].tolist()
 

@@ -61,8 +61,8 @@ def test_json_holds_all_figures(tmp_path):
         "samples": 4,
         "top1": 0.75,
         "top5": 1.0,
-        "taken_for": None,
-        "taken_for_share": 0.0,
+        "confused_with": None,
+        "confused_share": 0.0,
     }
     assert saved["per_class"][2]["top1"] is None
     assert saved["labels"][0]["source"] == "data/real.json"
@@ -92,7 +92,7 @@ def test_an_ensemble_is_named_by_its_size():
 def test_on_imagenet_published_results_stand_below(shared_data):
     wnids = imagenets_wnids(shared_data)
     table = markdown(result(classes=wnids, samples=50_000))
-    assert "| AlexNet, one net (the 2012 paper, table 2) | ten-crop | 50,000 | 40.7 % | 18.2 % |" in table
+    assert "| AlexNet, one network (the 2012 paper, table 2) | ten-crop | 50,000 | 40.7 % | 18.2 % |" in table
     assert "| ten-crop | 50,000 | 40.664 % | 18.21 % |" in table
     assert len(rows_of(table)) == 3 + len(RESULTS)
 

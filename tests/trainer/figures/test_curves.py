@@ -8,15 +8,15 @@ from matplotlib.colors import to_hex
 from pipeline import UsageError
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
 from trainer.figures.style import COLORS, figure_bytes
-from trainer.runs.records import EpochRow
+from trainer.runs.records import EpochMetrics
 from trainer.runs.run_folder import add_metrics
 
 
-def row(epoch, rate=0.01):
-    return EpochRow(
+def row(epoch, lr=0.01):
+    return EpochMetrics(
         epoch=epoch,
         steps=10 * epoch,
-        rate=rate,
+        lr=lr,
         train_loss=2.0 / epoch,
         train_top1=0.1 * epoch,
         val_loss=2.5 / epoch,
@@ -48,7 +48,7 @@ def lines_of(axes):
 def test_every_panel_holds_the_runs_numbers(folders):
     axes = draw_curves(read_courses(folders)).axes
     one, two = (color.lower() for color in COLORS[:2])
-    loss, top1, top5, rate = (lines_of(panel) for panel in axes[: len(PANELS)])
+    loss, top1, top5, lr = (lines_of(panel) for panel in axes[: len(PANELS)])
     assert loss == [
         (one, "--", [1, 2, 3], [2.0, 1.0, 2.0 / 3]),
         (two, "--", [1], [2.0]),
@@ -57,11 +57,11 @@ def test_every_panel_holds_the_runs_numbers(folders):
     ]
     assert [line[3] for line in top1[2:]] == [[0.12, 0.24, 0.12 * 3], [0.12]]
     assert [line[3] for line in top5] == [[0.15, 0.3, 0.15 * 3], [0.15]]
-    assert [line[3] for line in rate] == [[0.01] * 3, [0.01]]
+    assert [line[3] for line in lr] == [[0.01] * 3, [0.01]]
     assert all(line.get_marker() != "None" for line in axes[0].lines)  # a single epoch is seen
 
 
-def test_equal_folder_names_are_told_apart(folders, tmp_path):
+def test_equal_folder_names_are_distinguished(folders, tmp_path):
     assert [course.name for course in read_courses(folders)] == ["a/run", "b/run"]
     assert [course.name for course in read_courses(folders[:1])] == ["run"]
     assert [course.name for course in read_courses([folders[0], folders[0]])] == ["run", "run"]
@@ -78,9 +78,9 @@ def test_the_legend_names_the_runs_and_kinds_of_lines(folders):
 @pytest.mark.parametrize(
     ("rates", "scale"), [([0.01, 0.005], "linear"), ([0.01, 0.0001], "log"), ([0.01, 0.0], "linear")]
 )
-def test_a_rate_that_changes_much_gets_a_logarithmic_axis(rates, scale):
-    course = Course("r", tuple(row(epoch, rate) for epoch, rate in enumerate(rates, start=1)))
-    figure = draw_curves([course], ["rate"])
+def test_a_rate_that_changes_much_gets_a_logarithmic_axis(lrs, scale):
+    course = Course("r", tuple(row(epoch, lr) for epoch, lr in enumerate(lrs, start=1)))
+    figure = draw_curves([course], ["lr"])
     assert figure.axes[0].get_yscale() == scale
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert not any("$" in label or "mathdefault" in label for label in labels)
@@ -93,7 +93,7 @@ def test_more_runs_than_colors_differ_in_markers():
 
 
 def test_a_diverged_run_can_be_drawn():
-    course = Course("r", (row(1), EpochRow(**{**row(2).__dict__, "train_loss": math.nan})))
+    course = Course("r", (row(1), EpochMetrics(**{**row(2).__dict__, "train_loss": math.nan})))
     assert figure_bytes(draw_curves([course]), "png")
 
 

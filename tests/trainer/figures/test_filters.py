@@ -34,7 +34,7 @@ def place_of(image, color):
 
 def paint(classifier):
     """Kernels of two towers of two: gray, red; blue down, gray."""
-    weights = classifier.net.conv1.weight
+    weights = classifier.model.conv1.weight
     assert len(weights) == 4
     with torch.no_grad():
         weights.zero_()
@@ -61,7 +61,7 @@ def test_the_second_towers_kernels_stand_below_the_first_ones(tiny_classifier):
 
 
 def test_a_net_without_towers_has_one_block(tiny_classifier):
-    tiny_classifier.net.conv2 = nn.Conv2d(4, 14, 5, padding=2)
+    tiny_classifier.model.conv2 = nn.Conv2d(4, 14, 5, padding=2)
     paint(tiny_classifier)
     image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
     (one, left), (other, right) = place_of(image, (255, 127, 127)), place_of(image, (127, 127, 0))
@@ -70,7 +70,7 @@ def test_a_net_without_towers_has_one_block(tiny_classifier):
 
 
 def test_weak_kernels_look_weak_beside_strong_ones(tiny_classifier):
-    weights = tiny_classifier.net.conv1.weight
+    weights = tiny_classifier.model.conv1.weight
     with torch.no_grad():
         weights.zero_()
         weights[0] = 1.0
@@ -81,7 +81,7 @@ def test_weak_kernels_look_weak_beside_strong_ones(tiny_classifier):
 
 def test_an_untrained_or_zero_net_can_be_drawn(tiny_classifier):
     with torch.no_grad():
-        tiny_classifier.net.conv1.weight.zero_()
+        tiny_classifier.model.conv1.weight.zero_()
     assert (pixels_of(draw_kernels(tiny_classifier, "zero")) == 127).all(axis=2).sum() >= 4 * CELL**2
 
 
@@ -99,7 +99,7 @@ def images_of(figure):
 def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, image):
     tiny_classifier.eval()
     figure = draw_maps(tiny_classifier, image, ["conv1", "pool2"], "tiny, an image", most=3)
-    with captured(tiny_classifier.net, ["conv1", "pool2"]) as outputs, torch.inference_mode():
+    with captured(tiny_classifier.model, ["conv1", "pool2"]) as outputs, torch.inference_mode():
         tiny_classifier.classify(as_batch([image]))
     shown, conv1, pool2 = images_of(figure)
     np.testing.assert_array_equal(shown, image)
@@ -123,7 +123,7 @@ def test_layers_without_maps_are_refused(tiny_classifier, image, layer):
 
 
 class OneWeight(nn.Module):
-    """A net whose logit k is k + 1 times one red and minus another blue pixel."""
+    """A network whose logit k is k + 1 times one red and minus another blue pixel."""
 
     def forward(self, x):
         return torch.stack([(k + 1) * (3 * x[:, 0, 5, 7] - 2 * x[:, 2, 9, 1]) for k in range(10)], dim=1)
@@ -131,7 +131,7 @@ class OneWeight(nn.Module):
 
 def test_saliency_is_the_gradient_in_gray_levels(tiny_classifier, image):
     classifier = Classifier(tiny_classifier.spec)
-    classifier.net = OneWeight()
+    classifier.model = OneWeight()
     classifier.std.fill_(2.0)
     found = saliency(classifier.eval(), image, 4)
     expected = np.zeros((64, 64), np.float32)

@@ -29,8 +29,8 @@ def stored_images(dataset, folder):
 @pytest.mark.parametrize("views", ["center", "ten-crop"])
 def test_stored_images_get_the_evaluations_probabilities(tiny_dataset, tiny_classifier, tmp_path, views):
     files = stored_images(tiny_dataset, tmp_path)
-    answers = {a.image.stem: a for a in classify_images([tiny_classifier], files, views, batch_size=7)}
-    assert len(answers) == 30
+    predictions = {a.image.stem: a for a in classify_images([tiny_classifier], files, views, batch_size=7)}
+    assert len(predictions) == 30
     crop = tiny_classifier.spec.crop
     with Loader(tiny_dataset, "val", EvalView(views, crop), 30, keys=True) as loader:
         (batch,) = loader
@@ -41,7 +41,7 @@ def test_stored_images_get_the_evaluations_probabilities(tiny_dataset, tiny_clas
             [tiny_classifier.classify(view).double().softmax(dim=1) for view in images.unbind(dim=1)]
         ).mean(dim=0)
     for key, row in zip(batch.keys, expected, strict=True):
-        guesses = answers[key].guesses
+        guesses = predictions[key].guesses
         assert [guess.id for guess in guesses] == [
             tiny_dataset.classes[k] for k in np.argsort(-row.numpy(), kind="stable")[:5]
         ]
@@ -52,9 +52,9 @@ def test_stored_images_get_the_evaluations_probabilities(tiny_dataset, tiny_clas
 def test_stored_images_get_the_probabilities_of_pillow_and_numpy(
     tiny_dataset, tiny_classifier, tmp_path, views
 ):
-    """Decoded by Pillow, cut and prepared in NumPy; only the layers behind are the net's own."""
+    """Decoded by Pillow, cut and prepared in NumPy; only the layers behind are the network's own."""
     files = stored_images(tiny_dataset, tmp_path)[:5]
-    net, side = tiny_classifier.eval(), tiny_classifier.spec.crop
+    model, side = tiny_classifier.eval(), tiny_classifier.spec.crop
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float32)
     far = pixels.shape[1] - side
     corners = [(far // 2, far // 2)]
@@ -65,12 +65,14 @@ def test_stored_images_get_the_probabilities_of_pillow_and_numpy(
     mean_image = np.load(tiny_dataset.root / "mean_image.npy")[far // 2 :, far // 2 :][:side, :side]
     prepared = [np.ascontiguousarray((crop - mean_image).transpose(0, 3, 1, 2)) for crop in cut]
     with torch.inference_mode():
-        logits = np.stack([net.net(torch.from_numpy(crop)).numpy() for crop in prepared]).astype(np.float64)
+        logits = np.stack([model.model(torch.from_numpy(crop)).numpy() for crop in prepared]).astype(
+            np.float64
+        )
     powers = np.exp(logits - logits.max(axis=2, keepdims=True))
     expected = (powers / powers.sum(axis=2, keepdims=True)).mean(axis=0)
-    for answer, row in zip(classify_images([net], files, views, top=10), expected, strict=True):
-        found = {guess.id: guess.probability for guess in answer.guesses}
-        np.testing.assert_allclose([found[name] for name in net.spec.classes], row, rtol=1e-12)
+    for prediction, row in zip(classify_images([model], files, views, top=10), expected, strict=True):
+        found = {guess.id: guess.probability for guess in prediction.guesses}
+        np.testing.assert_allclose([found[name] for name in model.spec.classes], row, rtol=1e-12)
 
 
 def test_a_source_file_differs_from_its_stored_image_by_the_encoding_alone(
@@ -98,14 +100,14 @@ def test_an_ensemble_averages_probabilities(tiny_dataset, tiny_classifier, tmp_p
 
     files = stored_images(tiny_dataset, tmp_path)[:3]
     other = copy.deepcopy(tiny_classifier)
-    torch.nn.init.normal_(other.net.fc8.weight, std=0.5)
+    torch.nn.init.normal_(other.model.fc8.weight, std=0.5)
     single = [
         {g.id: g.probability for g in a.guesses}
-        for net in (tiny_classifier, other)
-        for a in classify_images([net], files, top=10)
+        for model in (tiny_classifier, other)
+        for a in classify_images([model], files, top=10)
     ]
-    for k, answer in enumerate(classify_images([tiny_classifier, other], files, top=10)):
-        for guess in answer.guesses:
+    for k, prediction in enumerate(classify_images([tiny_classifier, other], files, top=10)):
+        for guess in prediction.guesses:
             mean = (single[k][guess.id] + single[k + 3][guess.id]) / 2
             assert guess.probability == pytest.approx(mean, abs=1e-9)
 
@@ -119,11 +121,11 @@ def test_what_cannot_be_read_is_said_in_its_place(tiny_classifier, tmp_path):
     for name, data in (("a.png", png("L")), ("b.jpg", b"no"), ("c.tif", png("CMYK")), ("d.jpg", b"")):
         (tmp_path / name).write_bytes(data)
     files = [*sorted(tmp_path.iterdir()), tmp_path / "gone.jpg"]
-    answers = list(classify_images([tiny_classifier], files, batch_size=2))
-    assert [a.image for a in answers] == files
-    assert [bool(a.guesses) for a in answers] == [True, False, True, False, False]
-    assert "b.jpg: cannot be read as an image" in answers[1].error
-    assert "gone.jpg: No such file" in answers[4].error
+    predictions = list(classify_images([tiny_classifier], files, batch_size=2))
+    assert [a.image for a in predictions] == files
+    assert [bool(a.guesses) for a in predictions] == [True, False, True, False, False]
+    assert "b.jpg: cannot be read as an image" in predictions[1].error
+    assert "gone.jpg: No such file" in predictions[4].error
 
 
 def test_folders_are_searched_and_hidden_files_left_out(tmp_path):

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
-from trainer import open_trained
+from trainer import load_model
 from trainer.inference.features import features
 from trainer.inference.neighbors import (
     UNKNOWN,
@@ -23,7 +23,7 @@ from trainer.inference.preprocess import as_batch, crop_of_stored
 
 @pytest.fixture
 def trained(tiny_run):
-    return open_trained(tiny_run)
+    return load_model(tiny_run)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def reference(trained, crop):
     return shares / shares.sum()
 
 
-def test_predictions_are_softmaxes_five_likeliest(trained, tiny_dataset):
+def test_predictions_are_softmaxes_top_five(trained, tiny_dataset):
     for one in some_predictions(trained.classifier, tiny_dataset, "val", 30, seed=0):
         shares = reference(trained, one.image.crop)
         assert list(one.classes) == np.argsort(-shares, kind="stable")[:5].tolist()
@@ -49,8 +49,8 @@ def test_predictions_are_softmaxes_five_likeliest(trained, tiny_dataset):
 
 def test_equally_likely_classes_come_by_number(trained):
     with torch.no_grad():
-        trained.classifier.net.fc8.weight.zero_()
-        trained.classifier.net.fc8.bias.zero_()
+        trained.classifier.model.fc8.weight.zero_()
+        trained.classifier.model.fc8.bias.zero_()
     image = NamedImage("p", np.zeros((64, 64, 3), np.uint8), 3)
     (found,) = predict(trained.classifier, [image])
     assert found.classes == (0, 1, 2, 3, 4)

@@ -18,20 +18,20 @@ def pixels():
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_bn"])
 def test_outputs_are_copied_before_the_next_layer_works_in_place(arch, pixels):
-    net = build_model(arch, 4, 0.05, 64).eval()
-    names = [name for name, _ in net.named_children()]
-    with captured(net, names) as outputs, torch.inference_mode():
-        net(pixels)
+    model = build_model(arch, 4, 0.05, 64).eval()
+    names = [name for name, _ in model.named_children()]
+    with captured(model, names) as outputs, torch.inference_mode():
+        model(pixels)
     x = pixels
     with torch.inference_mode():
-        for name, layer in net.named_children():
+        for name, layer in model.named_children():
             x = layer(x.clone())
             torch.testing.assert_close(outputs[name], x, rtol=1e-5, atol=1e-5)
     assert (outputs["conv1"] < 0).any()  # the ReLU behind it has not touched it
 
 
 def test_nothing_is_kept_after_the_block(tiny_classifier, pixels):
-    with captured(tiny_classifier.net, ["conv1"]) as outputs:
+    with captured(tiny_classifier.model, ["conv1"]) as outputs:
         tiny_classifier.eval().classify(pixels)
     kept = outputs.pop("conv1")
     tiny_classifier.classify(pixels)
@@ -41,7 +41,7 @@ def test_nothing_is_kept_after_the_block(tiny_classifier, pixels):
 
 def test_an_unknown_layer_is_named_with_those_that_there_are(tiny_classifier):
     with pytest.raises(UsageError, match=r"no layer is named 'conv9'; there are conv1, bn1, relu1"):
-        captured(tiny_classifier.net, ["conv9"]).__enter__()
+        captured(tiny_classifier.model, ["conv9"]).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_an_unknown_layer_is_named_with_those_that_there_are(tiny_classifier):
     ],
 )
 def test_features_are_the_last_hidden_layers(arch, hidden):
-    net = build_model(arch, 4, 0.05, 64)
-    assert feature_layer(net) == hidden
-    behind = [name for name, _ in net.named_modules()]
-    linear = [name for name, module in net.named_modules() if isinstance(module, torch.nn.Linear)]
+    model = build_model(arch, 4, 0.05, 64)
+    assert feature_layer(model) == hidden
+    behind = [name for name, _ in model.named_modules()]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert behind.index(linear[-2]) < behind.index(hidden) < behind.index(linear[-1])
 
 
@@ -66,7 +66,7 @@ def test_features_times_the_last_layer_are_the_logits(tiny_classifier, pixels):
     found = features(tiny_classifier, pixels)
     assert found.dtype == np.float32
     assert found.min() == 0  # behind the ReLU
-    last = tiny_classifier.net.fc8
+    last = tiny_classifier.model.fc8
     logits = found @ last.weight.detach().numpy().T + last.bias.detach().numpy()
     with torch.inference_mode():
         np.testing.assert_allclose(logits, tiny_classifier.classify(pixels).numpy(), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The four nets against the published counts, shapes, names and functional references.
+"""The four networks against the published counts, shapes, names and functional references.
 
 The references below are written with torch's functional interface from the paper, the released
 source and torchvision's layout; they share nothing with `trainer.models` but the weights.
@@ -49,13 +49,13 @@ BIAS_ONE = {"conv2", "conv4", "conv5", "fc6", "fc7"}
 
 
 def without_memory(arch: str) -> nn.Sequential:
-    """The net at full size, as shapes only."""
+    """The network at full size, as shapes only."""
     with torch.device("meta"):
         return build_model(arch, 1000)
 
 
-def count(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_parameter_counts_are_the_published(arch, parameters):
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
 def test_feature_maps_shrink_from_55_to_6(arch):
-    net = without_memory(arch)
+    model = without_memory(arch)
     sides = {}
 
     def note(name):
@@ -77,9 +77,9 @@ def test_feature_maps_shrink_from_55_to_6(arch):
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in net.named_children()]
+    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_children()]
     with torch.inference_mode():
-        assert net.eval()(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 1000)
+        assert model.eval()(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 1000)
     assert len(hooks) == len(sides)
     assert sides["conv1"] == (96, 55, 55)
     assert sides["pool1"] == (96, 27, 27)
@@ -93,18 +93,18 @@ def test_feature_maps_shrink_from_55_to_6(arch):
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
 def test_weights_have_the_papers_shapes_and_groups(arch):
-    net = without_memory(arch)
-    assert {n: tuple(m.weight.shape) for n, m in net.named_children() if hasattr(m, "weight")} == PAPER
-    groups = {name: m.groups for name, m in net.named_children() if isinstance(m, nn.Conv2d)}
+    model = without_memory(arch)
+    assert {n: tuple(m.weight.shape) for n, m in model.named_children() if hasattr(m, "weight")} == PAPER
+    groups = {name: m.groups for name, m in model.named_children() if isinstance(m, nn.Conv2d)}
     assert groups == {"conv1": 1, "conv2": 2, "conv3": 1, "conv4": 2, "conv5": 2}
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
 def test_initial_weights_and_biases_are_the_published(arch):
     torch.manual_seed(0)
-    net = build_model(arch, 1000)
+    model = build_model(arch, 1000)
     wide = {"conv3", "conv4", "conv5"} if arch == "alexnet_source" else set()
-    for name, module in net.named_children():
+    for name, module in model.named_children():
         if not hasattr(module, "weight"):
             continue
         weight, n = module.weight.detach(), module.weight.numel()
@@ -118,12 +118,12 @@ def test_initial_weights_and_biases_are_the_published(arch):
 
 
 def test_initialization_draws_from_torchs_generator():
-    nets = []
+    models = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        nets.append(build_model("alexnet", 10, 0.1, 64).state_dict())
-    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
-    assert not torch.equal(nets[0]["conv1.weight"], nets[2]["conv1.weight"])
+        models.append(build_model("alexnet", 10, 0.1, 64).state_dict())
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    assert not torch.equal(models[0]["conv1.weight"], models[2]["conv1.weight"])
 
 
 def test_owt_has_torchvisions_names_and_shapes():
@@ -168,7 +168,7 @@ def alexnet_reference(x, w):
 
 
 def source_reference(x, w):
-    """The released source's net: conv1 padded right and below, LRN and pooling before its ReLU."""
+    """The released source's network: conv1 padded right and below, LRN and pooling before its ReLU."""
 
     def conv(x, at, **how):
         return F.conv2d(x, w[f"conv{at}.weight"], w[f"conv{at}.bias"], **how)
@@ -201,21 +201,21 @@ def source_reference(x, w):
 @pytest.mark.parametrize("crop", [64, 224])
 def test_logits_equal_a_functional_reference(arch, reference, crop):
     torch.manual_seed(0)
-    net = build_model(arch, 7, 0.125, crop).double().eval()
+    model = build_model(arch, 7, 0.125, crop).double().eval()
     x = 60 * torch.randn(2, 3, crop, crop, dtype=torch.float64)
     with torch.inference_mode():
-        expected = reference(x, dict(net.named_parameters()))
+        expected = reference(x, dict(model.named_parameters()))
         assert expected.std() > 1e-3
-        torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_bn_normalizes_every_hidden_layer_and_none_else():
-    net = build_model("alexnet_bn", 10, 0.1, 64)
-    assert [n for n, m in net.named_children() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)] == [
+    model = build_model("alexnet_bn", 10, 0.1, 64)
+    assert [n for n, m in model.named_children() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)] == [
         f"bn{k}" for k in range(1, 8)
     ]
     biased = [
-        n for n, m in net.named_children() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None
+        n for n, m in model.named_children() if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None
     ]
     assert biased == ["fc8"]  # a bias before batch normalization would change nothing
 
@@ -236,48 +236,48 @@ def test_only_the_papers_nets_use_its_dropout():
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("crop", [64, 65, 66, 67, 100, 227])
 def test_every_crop_from_the_smallest_gives_logits(arch, crop):
-    net = build_model(arch, 3, 0.02, crop).eval()
+    model = build_model(arch, 3, 0.02, crop).eval()
     with torch.inference_mode():
-        assert net(torch.zeros(2, 3, crop, crop)).shape == (2, 3)
+        assert model(torch.zeros(2, 3, crop, crop)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
     ("width", "kernels"), [(0.25, (24, 64, 96, 96, 64)), (0.5, (48, 128, 192, 192, 128)), (1e-3, (2,) * 5)]
 )
 def test_width_scales_hidden_channels(width, kernels):
-    net = build_model("alexnet", 10, width, 64)
-    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    model = build_model("alexnet", 10, width, 64)
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert tuple(m.out_channels for m in convs) == kernels
-    assert net.fc6.out_features == net.fc7.out_features == max(2, round(4096 * width / 2) * 2)
-    assert net.fc8.out_features == 10
+    assert model.fc6.out_features == model.fc7.out_features == max(2, round(4096 * width / 2) * 2)
+    assert model.fc8.out_features == 10
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_class_count_is_that_of_the_logits(arch):
     with torch.device("meta"):
-        nets = [build_model(arch, classes) for classes in (2, 1000)]
-    assert count(nets[1]) - count(nets[0]) == 998 * (4096 + 1)
+        models = [build_model(arch, classes) for classes in (2, 1000)]
+    assert count(models[1]) - count(models[0]) == 998 * (4096 + 1)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_parameter_gets_a_gradient(arch):
     torch.manual_seed(0)
-    net = build_model(arch, 5, 0.125, 64)
-    F.cross_entropy(net(60 * torch.randn(8, 3, 64, 64)), torch.arange(8) % 5).backward()
-    for name, parameter in net.named_parameters():
+    model = build_model(arch, 5, 0.125, 64)
+    F.cross_entropy(model(60 * torch.randn(8, 3, 64, 64)), torch.arange(8) % 5).backward()
+    for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.any(parameter.grad != 0), name
 
 
-def overfit(net: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[float, float]:
+def overfit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[float, float]:
     """Train by the paper's rule on one batch; return loss and accuracy in use."""
-    optimizer = PaperSGD(net.parameters(), lr=0.01)
+    optimizer = PaperSGD(model.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(net.train()(images), labels).backward()
+        F.cross_entropy(model.train()(images), labels).backward()
         optimizer.step()
     with torch.no_grad():
-        logits = net.eval()(images)
+        logits = model.eval()(images)
     return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
 
 
@@ -312,10 +312,10 @@ def test_layer_names_are_the_modules_with_parameters():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_first_kernels_are_conv1s(arch):
-    net = build_model(arch, 10, 0.25, 64)
-    kernels = first_kernels(net)
+    model = build_model(arch, 10, 0.25, 64)
+    kernels = first_kernels(model)
     assert kernels.shape[1:] == (3, 11, 11)
-    assert torch.equal(kernels, next(net.parameters()))
+    assert torch.equal(kernels, next(model.parameters()))
     assert not kernels.requires_grad
 
 

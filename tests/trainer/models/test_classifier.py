@@ -1,4 +1,4 @@
-"""The preprocessing that travels with a net, against NumPy on pixels and mean image."""
+"""The preprocessing that travels with a network, against NumPy on pixels and mean image."""
 
 from dataclasses import replace
 
@@ -16,10 +16,10 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64)).astype(np.float64)
 
 
-def seen_by_net(classifier: Classifier, call, images: np.ndarray) -> np.ndarray:
-    """What `classifier.net` is given."""
+def seen_by_model(classifier: Classifier, call, images: np.ndarray) -> np.ndarray:
+    """What `classifier.model` is given."""
     seen = []
-    hook = classifier.net.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    hook = classifier.model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         call(torch.from_numpy(images).float())
     hook.remove()
@@ -42,16 +42,16 @@ def test_mean_image_is_subtracted_in_the_scale_of_each_mode(tiny_recipe, tiny_da
     assert view.noise.divisor == 1.1
     mean, std = center_of_mean_image(tiny_dataset), deviation(tiny_dataset)
     # The training graph divides by std and by the source's 1.1; forward does the same to the mean image.
-    got = seen_by_net(classifier.train(), classifier, pixels / (std * 1.1))
+    got = seen_by_model(classifier.train(), classifier, pixels / (std * 1.1))
     np.testing.assert_allclose(got, (pixels - mean) / (std * 1.1), rtol=1e-4, atol=1e-4)
-    got = seen_by_net(classifier.eval(), classifier, pixels / std)
+    got = seen_by_model(classifier.eval(), classifier, pixels / std)
     np.testing.assert_allclose(got, (pixels - mean) / std, rtol=1e-4, atol=1e-4)
 
 
 def test_without_std_and_noise_the_paper_subtracts_gray_levels(tiny_recipe, tiny_dataset, pixels):
     classifier = new_classifier(tiny_recipe, tiny_dataset)
     for mode in (classifier.train(), classifier.eval()):
-        got = seen_by_net(mode, classifier, pixels)
+        got = seen_by_model(mode, classifier, pixels)
         np.testing.assert_allclose(got, pixels - center_of_mean_image(tiny_dataset), rtol=1e-4, atol=1e-3)
 
 
@@ -66,8 +66,8 @@ def test_channel_mean_is_left_to_the_graph_in_training_and_done_in_classify(
     view = train_view(classifier, recipe, tiny_dataset, 0)
     np.testing.assert_allclose(view.mean, mean.ravel())
     np.testing.assert_allclose(np.array(view.std) * np.ones(3), (divisor * np.ones((3, 1, 1))).ravel())
-    np.testing.assert_array_equal(seen_by_net(classifier.train(), classifier, pixels), pixels)
-    got = seen_by_net(classifier.eval(), classifier.classify, pixels)
+    np.testing.assert_array_equal(seen_by_model(classifier.train(), classifier, pixels), pixels)
+    got = seen_by_model(classifier.eval(), classifier.classify, pixels)
     np.testing.assert_allclose(got, (pixels - mean) / divisor, rtol=1e-4, atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_classify_with_a_mean_image_is_the_manual_preprocessing(tiny_recipe, tin
     divisor = deviation(tiny_dataset) if std == "channel" else 1.0
     prepared = torch.from_numpy((pixels - center_of_mean_image(tiny_dataset)) / divisor).float()
     with torch.no_grad():
-        expected = classifier.net(prepared)
+        expected = classifier.model(prepared)
         torch.testing.assert_close(
             classifier.classify(torch.from_numpy(pixels).float()), expected, rtol=1e-4, atol=1e-5
         )
@@ -106,7 +106,7 @@ def test_only_the_mean_image_is_stored_beside_the_net(tiny_recipe, tiny_dataset)
     without = new_classifier(replace(tiny_recipe, mean="channel"), tiny_dataset)
     extra = set(with_image.state_dict()) - set(without.state_dict())
     assert extra == {"mean_image"}
-    assert all(key.startswith("net.") for key in without.state_dict())
+    assert all(key.startswith("model.") for key in without.state_dict())
 
 
 def test_a_dataset_without_mean_image_is_refused_in_words(tiny_recipe, tiny_dataset):

@@ -162,24 +162,24 @@ def test_other_windows():
 class Whole(torch.nn.Module):
     """A Sequential alone is compiled in pieces."""
 
-    def __init__(self, net):
+    def __init__(self, model):
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, x):
-        return self.net(x)
+        return self.model(x)
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_bn", "alexnet_owt"])
 def test_all_pooling_of_a_net_is_left_to_torch_when_compiled(arch):
-    net, seen = build_model(arch, 10, 0.05).eval(), []
+    model, seen = build_model(arch, 10, 0.05).eval(), []
 
     def backend(graph, _inputs):
         seen.append(graph.code)
         return graph
 
     with torch.no_grad():
-        torch.compile(Whole(net), backend=backend, fullgraph=True)(torch.randn(1, 3, 224, 224))
+        torch.compile(Whole(model), backend=backend, fullgraph=True)(torch.randn(1, 3, 224, 224))
     code = "".join(seen)
     assert code.count("torch.ops.alexnet.max_pool") == 3
     assert "max_pool2d" not in code

@@ -10,32 +10,32 @@ from trainer.runs import checkpoint
 
 def values(classifier) -> dict[str, np.ndarray]:
     state = classifier.state_dict()
-    return {n: v.numpy().copy() for n, v in state.items() if n.startswith("net.") and v.is_floating_point()}
+    return {n: v.numpy().copy() for n, v in state.items() if n.startswith("model.") and v.is_floating_point()}
 
 
 @pytest.fixture
 def averaged(tiny_classifier):
     """A classifier changed at random 30 times, its average, and what NumPy makes of the same."""
-    ema = Ema(tiny_classifier, 0.7)
+    averages = Ema(tiny_classifier, 0.7)
     expected = {name: value.astype(np.float64) for name, value in values(tiny_classifier).items()}
     generator = torch.Generator().manual_seed(3)
     for t in range(1, 31):
         with torch.no_grad():
             for name, value in tiny_classifier.state_dict().items():
-                if name.startswith("net.") and value.is_floating_point():
+                if name.startswith("model.") and value.is_floating_point():
                     value.add_(torch.randn(value.shape, generator=generator))
-        ema.update()
+        averages.update()
         decay = min(0.7, (1 + t) / (10 + t))
         now = values(tiny_classifier)
         expected = {name: decay * mean + (1 - decay) * now[name] for name, mean in expected.items()}
-    return tiny_classifier, ema, expected
+    return tiny_classifier, averages, expected
 
 
 def test_weights_and_statistics_are_averaged_with_a_decay_that_rises(averaged):
-    classifier, ema, expected = averaged
+    classifier, averages, expected = averaged
     raw = values(classifier)
-    assert "net.bn1.running_var" in raw
-    with ema.in_place():
+    assert "model.bn1.running_var" in raw
+    with averages.in_place():
         inside = values(classifier)
     assert inside.keys() == expected.keys()
     for name, mean in expected.items():
@@ -46,20 +46,20 @@ def test_weights_and_statistics_are_averaged_with_a_decay_that_rises(averaged):
 
 
 def test_an_average_goes_on_where_it_was_saved(averaged):
-    classifier, ema, _ = averaged
+    classifier, averages, _ = averaged
     other = Ema(classifier, 0.7)
-    other.load_state_dict(ema.state_dict())
-    for one in (ema, other):
+    other.load_state_dict(averages.state_dict())
+    for one in (averages, other):
         one.update()
-    mine, theirs = ema.state_dict(), other.state_dict()
+    mine, theirs = averages.state_dict(), other.state_dict()
     assert mine["updates"] == theirs["updates"] == 31
     assert all(torch.equal(mine["mean"][name], theirs["mean"][name]) for name in mine["mean"])
 
 
 def test_a_checkpoint_is_evaluated_by_its_average(averaged, tmp_path):
-    classifier, ema, _ = averaged
-    checkpoint.save(tmp_path / "last.pt", classifier, ema=ema.state_dict())
+    classifier, averages, _ = averaged
+    checkpoint.save(tmp_path / "last.pt", classifier, ema_weights=averages.state_dict())
     found = checkpoint.classifier_of(checkpoint.load(tmp_path / "last.pt"), tmp_path / "last.pt")
-    with ema.in_place():
+    with averages.in_place():
         mean = values(classifier)
     assert all(np.array_equal(mean[name], value) for name, value in values(found).items())

@@ -9,89 +9,89 @@ from trainer.recipe import Recipe, Stage, load_recipe
 
 
 def recipe(**values) -> Recipe:
-    return Recipe(**{"name": "test", "arch": "alexnet", "epochs": 10, "rate": 0.2} | values)
+    return Recipe(**{"name": "test", "arch": "alexnet", "epochs": 10, "lr": 0.2} | values)
 
 
 def test_constant_is_constant():
     schedule = Schedule(recipe(schedule="constant"))
     for error in (0.5, 0.6, 0.7) * 10:
         schedule.end_epoch(error)
-    assert {schedule.rate(epoch / 7) for epoch in range(70)} == {0.2}
+    assert {schedule.lr(epoch / 7) for epoch in range(70)} == {0.2}
 
 
 @pytest.mark.parametrize("kind", ["constant", "plateau", "cosine", "polynomial"])
 def test_warm_up_rises_linearly_from_nothing_to_the_rate(kind):
     schedule = Schedule(recipe(schedule=kind, warmup_epochs=2.5))
-    assert schedule.rate(0) == 0
-    assert schedule.rate(1) == pytest.approx(0.2 / 2.5)
-    assert schedule.rate(2) == pytest.approx(0.2 * 2 / 2.5)
-    assert schedule.rate(2.5) == pytest.approx(0.2)
+    assert schedule.lr(0) == 0
+    assert schedule.lr(1) == pytest.approx(0.2 / 2.5)
+    assert schedule.lr(2) == pytest.approx(0.2 * 2 / 2.5)
+    assert schedule.lr(2.5) == pytest.approx(0.2)
 
 
 def test_cosine_falls_from_the_rate_to_nothing_after_the_warm_up():
     schedule = Schedule(recipe(schedule="cosine", warmup_epochs=2.0))
-    assert schedule.rate(2) == pytest.approx(0.2)
-    assert schedule.rate(4) == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)  # a quarter: cos 45°
-    assert schedule.rate(6) == pytest.approx(0.1)
-    assert schedule.rate(10) == pytest.approx(0, abs=1e-12)
-    falling = [schedule.rate(2 + k / 10) for k in range(81)]
+    assert schedule.lr(2) == pytest.approx(0.2)
+    assert schedule.lr(4) == pytest.approx(0.2 * (1 + math.sqrt(0.5)) / 2)  # a quarter: cos 45°
+    assert schedule.lr(6) == pytest.approx(0.1)
+    assert schedule.lr(10) == pytest.approx(0, abs=1e-12)
+    falling = [schedule.lr(2 + k / 10) for k in range(81)]
     assert falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
 def test_polynomial_falls_with_its_power_after_the_warm_up(power):
     schedule = Schedule(recipe(schedule="polynomial", warmup_epochs=2.0, power=power))
-    assert schedule.rate(2) == pytest.approx(0.2)
-    assert schedule.rate(4) == pytest.approx(0.2 * 0.75**power)
-    assert schedule.rate(8) == pytest.approx(0.2 * 0.25**power)
-    assert schedule.rate(10) == 0
+    assert schedule.lr(2) == pytest.approx(0.2)
+    assert schedule.lr(4) == pytest.approx(0.2 * 0.75**power)
+    assert schedule.lr(8) == pytest.approx(0.2 * 0.25**power)
+    assert schedule.lr(10) == 0
 
 
 def test_a_warm_up_as_long_as_the_run_never_divides_by_zero():
     schedule = Schedule(recipe(schedule="cosine", epochs=3, warmup_epochs=3.0))
-    assert schedule.rate(2.9) == pytest.approx(0.2 * 2.9 / 3)
+    assert schedule.lr(2.9) == pytest.approx(0.2 * 2.9 / 3)
 
 
-def feed(schedule: Schedule, errors: list[float]) -> list[float]:
+def train_data(schedule: Schedule, errors: list[float]) -> list[float]:
     """Rates after each validation error."""
-    rates = []
+    lrs = []
     for error in errors:
         schedule.end_epoch(error)
-        rates.append(schedule.rate(5))
-    return rates
+        lrs.append(schedule.lr(5))
+    return lrs
 
 
 def test_plateau_divides_by_ten_after_patience_without_improvement():
     schedule = Schedule(recipe(schedule="plateau", plateau_patience=2))
-    rates = feed(schedule, [0.9, 0.8, 0.8, 0.81, 0.7, 0.75, 0.69, 0.7, 0.7])
+    lrs = train_data(schedule, [0.9, 0.8, 0.8, 0.81, 0.7, 0.75, 0.69, 0.7, 0.7])
     #                       best best wait drop  best wait  best wait drop
-    assert rates == pytest.approx([0.2] * 3 + [0.02] * 4 + [0.02, 0.002])
+    assert lrs == pytest.approx([0.2] * 3 + [0.02] * 4 + [0.02, 0.002])
 
 
 def test_plateau_drops_three_times_at_most():
     schedule = Schedule(recipe(schedule="plateau", plateau_patience=1))
-    rates = feed(schedule, [0.9] * 10)
-    assert rates == pytest.approx([0.2, 0.02, 0.002] + [0.0002] * 7)
+    lrs = train_data(schedule, [0.9] * 10)
+    assert lrs == pytest.approx([0.2, 0.02, 0.002] + [0.0002] * 7)
 
 
 def test_paper_recipe_ends_at_a_thousandth_of_its_rate():
     schedule = Schedule(load_recipe("paper"))
-    assert schedule.rate(0) == 0.01
-    rates = feed(schedule, [0.4] * 80)
-    assert rates[-1] == pytest.approx(1e-5)
-    assert len({round(math.log10(rate)) for rate in rates}) == 4
+    assert schedule.lr(0) == 0.01
+    lrs = train_data(schedule, [0.4] * 80)
+    assert lrs[-1] == pytest.approx(1e-5)
+    assert len({round(math.log10(lr)) for lr in lrs}) == 4
 
 
 def test_plateaus_memory_survives_a_round_trip():
     errors = [0.9, 0.8, 0.85, 0.81, 0.82, 0.83, 0.7, 0.71, 0.72, 0.73]
     whole = Schedule(recipe(schedule="plateau", plateau_patience=3))
-    expected = feed(whole, errors)
+    expected = train_data(whole, errors)
     for cut in range(len(errors)):
         first = Schedule(recipe(schedule="plateau", plateau_patience=3))
-        feed(first, errors[:cut])
+        train_data(first, errors[:cut])
         second = Schedule(recipe(schedule="plateau", plateau_patience=3))
         second.load_state_dict(first.state_dict())
-        assert feed(second, errors[cut:]) == expected[cut:]
+        assert train_data(second, errors[cut:]) == expected[cut:]
 
 
 def test_source_recipes_table_is_the_released_runs():
@@ -99,22 +99,24 @@ def test_source_recipes_table_is_the_released_runs():
     schedule = Schedule(source)
     assert source.epochs == 91
     for epoch in range(91):
-        rate = 0.01 if epoch < 25 else 0.001 if epoch < 51 else 0.0001 if epoch < 79 else 0.00001
-        assert schedule.rate(epoch) == pytest.approx(rate), epoch
-        assert schedule.rate(epoch + 0.999) == pytest.approx(rate), epoch
+        lr = 0.01 if epoch < 25 else 0.001 if epoch < 51 else 0.0001 if epoch < 79 else 0.00001
+        assert schedule.lr(epoch) == pytest.approx(lr), epoch
+        assert schedule.lr(epoch + 0.999) == pytest.approx(lr), epoch
         stage = source.stage_at(epoch)
         conv1 = 1.0 if epoch < 67 else 0.1 if epoch < 72 else 0.0
-        assert stage.layer_rates.get("conv1", 1.0) == conv1, epoch
-        assert set(stage.layer_rates) <= {"conv1"}
+        assert stage.layer_lr_factors.get("conv1", 1.0) == conv1, epoch
+        assert set(stage.layer_lr_factors) <= {"conv1"}
         assert stage.color_noise == ("source" if epoch < 67 else "none"), epoch
-        assert stage.bias_rate == (2.0 if epoch < 25 else 1.0), epoch
+        assert stage.bias_lr_factor == (2.0 if epoch < 25 else 1.0), epoch
 
 
 def test_stages_factors_multiply_the_schedule_and_do_not_accumulate():
-    stages = (Stage(epoch=2, rate_factor=0.5), Stage(epoch=4, rate_factor=0.1), Stage(epoch=6, bias_rate=3.0))
-    constant = Schedule(recipe(stages=stages))
-    assert [constant.rate(e) for e in (0, 1.9, 2, 3.9, 4, 9)] == pytest.approx(
-        [0.2, 0.2, 0.1, 0.1, 0.02, 0.02]
+    stages = (
+        Stage(epoch=2, lr_factor=0.5),
+        Stage(epoch=4, lr_factor=0.1),
+        Stage(epoch=6, bias_lr_factor=3.0),
     )
+    constant = Schedule(recipe(stages=stages))
+    assert [constant.lr(e) for e in (0, 1.9, 2, 3.9, 4, 9)] == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.02, 0.02])
     cosine = Schedule(recipe(stages=stages, schedule="cosine"))
-    assert cosine.rate(5) == pytest.approx(0.2 * 0.1 * 0.5)
+    assert cosine.lr(5) == pytest.approx(0.2 * 0.1 * 0.5)

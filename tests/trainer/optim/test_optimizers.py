@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import UsageError
 from trainer.models.alexnet import build_model
-from trainer.optim.optimizers import LARS, PaperSGD, build_optimizer, check_layers, set_rates
+from trainer.optim.optimizers import LARS, PaperSGD, build_optimizer, check_layers, set_lrs
 from trainer.recipe import Recipe, Stage, load_recipe
 
 
@@ -21,33 +21,33 @@ def start() -> np.ndarray:
     return np.random.default_rng(99).normal(size=5)
 
 
-def paper_equations(w, gradients, rates, momentum=0.9, decay=0.0005):
+def paper_equations(w, gradients, lrs, momentum=0.9, decay=0.0005):
     """Section 5: v ← 0.9 v − 0.0005 ε w − ε ∂L/∂w;  w ← w + v."""
     w, v = w.copy(), np.zeros_like(w)
-    for gradient, rate in zip(gradients, rates, strict=True):
-        v = momentum * v - decay * rate * w - rate * gradient
+    for gradient, lr in zip(gradients, lrs, strict=True):
+        v = momentum * v - decay * lr * w - lr * gradient
         w = w + v
     return w
 
 
-def descend(make_optimizer, gradients, rates):
+def descend(make_optimizer, gradients, lrs):
     """The same steps taken by an optimizer of torch's kind."""
     w = torch.nn.Parameter(torch.from_numpy(start()))
-    optimizer = make_optimizer([w], rates[0])
-    for gradient, rate in zip(gradients, rates, strict=True):
+    optimizer = make_optimizer([w], lrs[0])
+    for gradient, lr in zip(gradients, lrs, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         w.grad = torch.from_numpy(gradient.copy())
         optimizer.step()
     return w.detach().numpy()
 
 
-def paper_sgd(params, rate):
-    return PaperSGD(params, rate, momentum=0.9, weight_decay=0.0005)
+def paper_sgd(params, lr):
+    return PaperSGD(params, lr, momentum=0.9, weight_decay=0.0005)
 
 
-def torch_sgd(params, rate):
-    return torch.optim.SGD(params, rate, momentum=0.9, weight_decay=0.0005)
+def torch_sgd(params, lr):
+    return torch.optim.SGD(params, lr, momentum=0.9, weight_decay=0.0005)
 
 
 DROPPING = [0.01] * 10 + [0.001] * 10
@@ -73,29 +73,33 @@ def test_torchs_sgd_differs_from_the_paper_after_a_change_of_rate():
 
 
 def test_paper_sgd_equals_torchs_at_a_constant_rate():
-    rates = [0.03] * 50
+    lrs = [0.03] * 50
     np.testing.assert_allclose(
-        descend(paper_sgd, gradients(50), rates), descend(torch_sgd, gradients(50), rates), rtol=1e-12
+        descend(paper_sgd, gradients(50), lrs), descend(torch_sgd, gradients(50), lrs), rtol=1e-12
     )
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.1), (0.5, 0.01)])
 def test_momentum_and_decay_are_the_equations(momentum, decay):
     expected = paper_equations(start(), gradients(20), DROPPING, momentum, decay)
-    got = descend(lambda p, rate: PaperSGD(p, rate, momentum, decay), gradients(20), DROPPING)
+    got = descend(lambda p, lr: PaperSGD(p, lr, momentum, decay), gradients(20), DROPPING)
     np.testing.assert_allclose(got, expected, rtol=1e-13)
 
 
-def lars_equations(weights, gradients, rates, momentum, decay, trust):
+def lars_equations(weights, gradients, lrs, momentum, decay, trust_coefficient):
     """Algorithm 1 of the paper of 2017 on a list of layers in float64; vectors take a ratio of 1."""
     weights = [w.copy() for w in weights]
     velocities = [np.zeros_like(w) for w in weights]
-    for step, rate in enumerate(rates):
+    for step, lr in enumerate(lrs):
         for k, w in enumerate(weights):
             g = gradients[step][k]
             norms = np.sqrt((w**2).sum()), np.sqrt((g**2).sum())
-            ratio = trust * norms[0] / (norms[1] + decay * norms[0]) if w.ndim > 1 and min(norms) > 0 else 1.0
-            velocities[k] = momentum * velocities[k] + rate * ratio * (g + decay * w)
+            ratio = (
+                trust_coefficient * norms[0] / (norms[1] + decay * norms[0])
+                if w.ndim > 1 and min(norms) > 0
+                else 1.0
+            )
+            velocities[k] = momentum * velocities[k] + lr * ratio * (g + decay * w)
             weights[k] = w - velocities[k]
     return weights
 
@@ -103,7 +107,7 @@ def lars_equations(weights, gradients, rates, momentum, decay, trust):
 @pytest.mark.parametrize(
     ("momentum", "decay", "trust"), [(0.9, 0.0005, 0.001), (0.0, 0.1, 0.02), (0.5, 0.0, 1.0)]
 )
-def test_lars_is_the_published_algorithm(momentum, decay, trust):
+def test_lars_is_the_published_algorithm(momentum, decay, trust_coefficient):
     rng = np.random.default_rng(4)
     shapes = [(3, 4), (5, 2, 3, 3), (6,), (2, 2), (2, 3)]
     weights = [rng.normal(size=shape) * 10.0**k for k, shape in enumerate(shapes)]
@@ -111,15 +115,15 @@ def test_lars_is_the_published_algorithm(momentum, decay, trust):
     gradients_ = [[rng.normal(size=shape) for shape in shapes] for _ in range(20)]
     for step in gradients_:
         step[4][:] = 0  # and one without slope
-    rates = [0.5] * 10 + [0.05] * 10
+    lrs = [0.5] * 10 + [0.05] * 10
     parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
-    optimizer = LARS(parameters, 1.0, momentum, decay, trust)
-    for step, rate in zip(gradients_, rates, strict=True):
-        optimizer.param_groups[0]["lr"] = rate
+    optimizer = LARS(parameters, 1.0, momentum, decay, trust_coefficient)
+    for step, lr in zip(gradients_, lrs, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
         for parameter, gradient in zip(parameters, step, strict=True):
             parameter.grad = torch.from_numpy(gradient.copy())
         optimizer.step()
-    expected = lars_equations(weights, gradients_, rates, momentum, decay, trust)
+    expected = lars_equations(weights, gradients_, lrs, momentum, decay, trust_coefficient)
     for got, wanted in zip(parameters, expected, strict=True):
         np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-12, atol=1e-15)
 
@@ -135,15 +139,15 @@ def test_lars_steps_are_as_long_as_its_coefficient_says():
 
 
 def test_a_recipe_of_lars_trains(tiny_recipe):
-    net = build_model("alexnet_bn", 10, 0.05, 64)
-    optimizer = build_optimizer(net, replace(tiny_recipe, optimizer="lars", trust=0.02))
+    model = build_model("alexnet_bn", 10, 0.05, 64)
+    optimizer = build_optimizer(model, replace(tiny_recipe, optimizer="lars", trust_coefficient=0.02))
     assert isinstance(optimizer, LARS)
     assert {group["trust"] for group in optimizer.param_groups} == {0.02}
     x, y = torch.randn(20, 3, 64, 64), torch.arange(20) % 10
     losses = []
     for _ in range(30):
-        set_rates(optimizer, 1.0, Stage(epoch=0))
-        loss = torch.nn.functional.cross_entropy(net(x), y)
+        set_lrs(optimizer, 1.0, Stage(epoch=0))
+        loss = torch.nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -189,11 +193,11 @@ def test_paper_sgd_evaluates_a_closure_and_skips_parameters_without_gradient():
 
 def small_recipe(**values) -> Recipe:
     return Recipe(
-        **{"name": "test", "arch": "alexnet", "epochs": 10, "rate": 0.01, "width": 0.05, "crop": 64} | values
+        **{"name": "test", "arch": "alexnet", "epochs": 10, "lr": 0.01, "width": 0.05, "crop": 64} | values
     )
 
 
-def small_net(arch: str = "alexnet"):
+def small_model(arch: str = "alexnet"):
     return build_model(arch, 10, 0.05, 64)
 
 
@@ -203,11 +207,11 @@ def by_layer(optimizer, key):
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_owt", "alexnet_bn"])
 def test_groups_hold_every_parameter_once_under_its_layer(arch):
-    net = small_net(arch)
-    optimizer = build_optimizer(net, small_recipe(arch=arch))
+    model = small_model(arch)
+    optimizer = build_optimizer(model, small_recipe(arch=arch))
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(map(id, grouped)) == sorted(map(id, net.parameters()))
-    names = {id(p): name for name, p in net.named_parameters()}
+    assert sorted(map(id, grouped)) == sorted(map(id, model.parameters()))
+    names = {id(p): name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         for p in group["params"]:
             layer, kind = names[id(p)].rsplit(".", 1)
@@ -217,8 +221,8 @@ def test_groups_hold_every_parameter_once_under_its_layer(arch):
 
 
 def test_recipes_choose_between_the_two_rules():
-    paper = build_optimizer(small_net(), small_recipe(optimizer="paper", momentum=0.8))
-    torchs = build_optimizer(small_net(), small_recipe(optimizer="sgd", momentum=0.8))
+    paper = build_optimizer(small_model(), small_recipe(optimizer="paper", momentum=0.8))
+    torchs = build_optimizer(small_model(), small_recipe(optimizer="sgd", momentum=0.8))
     assert type(paper) is PaperSGD
     assert type(torchs) is torch.optim.SGD
     assert all(group["momentum"] == 0.8 for group in paper.param_groups + torchs.param_groups)
@@ -226,47 +230,47 @@ def test_recipes_choose_between_the_two_rules():
 
 @pytest.mark.parametrize("decay_biases", [True, False])
 def test_decay_of_biases_is_the_recipes(decay_biases):
-    optimizer = build_optimizer(small_net(), small_recipe(decay_biases=decay_biases, weight_decay=0.002))
+    optimizer = build_optimizer(small_model(), small_recipe(decay_biases=decay_biases, weight_decay=0.002))
     decays = by_layer(optimizer, "weight_decay")
     assert {decay for (_, bias), decay in decays.items() if not bias} == {0.002}
     assert {decay for (_, bias), decay in decays.items() if bias} == {0.002 if decay_biases else 0.0}
 
 
 def test_rates_are_the_schedules_times_the_layers_times_the_biases():
-    optimizer = build_optimizer(small_net(), small_recipe())
-    set_rates(optimizer, 0.02, Stage(epoch=0, bias_rate=2.0, layer_rates={"conv1": 0.1, "fc8": 0.0}))
-    rates = by_layer(optimizer, "lr")
-    assert rates[("conv1", False)] == pytest.approx(0.002)
-    assert rates[("conv1", True)] == pytest.approx(0.004)
-    assert rates[("conv2", False)] == 0.02
-    assert rates[("conv2", True)] == 0.04
-    assert rates[("fc8", False)] == rates[("fc8", True)] == 0.0
-    set_rates(optimizer, 0.02, Stage(epoch=1))
+    optimizer = build_optimizer(small_model(), small_recipe())
+    set_lrs(optimizer, 0.02, Stage(epoch=0, bias_lr_factor=2.0, layer_lr_factors={"conv1": 0.1, "fc8": 0.0}))
+    lrs = by_layer(optimizer, "lr")
+    assert lrs[("conv1", False)] == pytest.approx(0.002)
+    assert lrs[("conv1", True)] == pytest.approx(0.004)
+    assert lrs[("conv2", False)] == 0.02
+    assert lrs[("conv2", True)] == 0.04
+    assert lrs[("fc8", False)] == lrs[("fc8", True)] == 0.0
+    set_lrs(optimizer, 0.02, Stage(epoch=1))
     assert set(by_layer(optimizer, "lr").values()) == {0.02}
 
 
 @pytest.mark.parametrize("optimizer", ["paper", "sgd"])
 def test_a_frozen_layer_keeps_its_weights_though_it_has_velocity_and_decay(optimizer):
     torch.manual_seed(0)
-    net = small_net()
-    built = build_optimizer(net, small_recipe(optimizer=optimizer))
+    model = small_model()
+    built = build_optimizer(model, small_recipe(optimizer=optimizer))
 
     def step(stage):
-        set_rates(built, 0.01, stage)
-        net(60 * torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
+        set_lrs(built, 0.01, stage)
+        model(60 * torch.randn(4, 3, 64, 64)).logsumexp(1).sum().backward()
         built.step()
         built.zero_grad()
-        return {name: p.detach().clone() for name, p in net.named_parameters()}
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
 
     before = step(Stage(epoch=0))
-    after = step(Stage(epoch=72, layer_rates={"conv1": 0.0}))
+    after = step(Stage(epoch=72, layer_lr_factors={"conv1": 0.0}))
     for name in before:
         assert torch.equal(before[name], after[name]) == name.startswith("conv1."), name
 
 
 def test_sources_bias_and_layer_rates_reach_the_parameters():
     recipe = load_recipe("source")
-    optimizer = build_optimizer(small_net("alexnet_source"), recipe)
+    optimizer = build_optimizer(small_model("alexnet_source"), recipe)
     decays = by_layer(optimizer, "weight_decay")
     assert (decays[("fc6", False)], decays[("fc6", True)]) == (0.0005, 0.0)
     expected = {  # epoch → rates of conv1's weights, conv2's weights and conv2's biases, for ε = 1
@@ -277,14 +281,14 @@ def test_sources_bias_and_layer_rates_reach_the_parameters():
         72: (0, 1, 1),
         90: (0, 1, 1),
     }
-    for epoch, rates in expected.items():
-        set_rates(optimizer, 1.0, recipe.stage_at(epoch))
+    for epoch, lrs in expected.items():
+        set_lrs(optimizer, 1.0, recipe.stage_at(epoch))
         got = by_layer(optimizer, "lr")
-        assert (got[("conv1", False)], got[("conv2", False)], got[("conv2", True)]) == rates, epoch
+        assert (got[("conv1", False)], got[("conv2", False)], got[("conv2", True)]) == lrs, epoch
 
 
 def test_a_stage_that_names_no_layer_is_refused():
-    recipe = small_recipe(stages=(Stage(epoch=3, layer_rates={"conv1": 0.1, "conv9": 0.1}),))
+    recipe = small_recipe(stages=(Stage(epoch=3, layer_lr_factors={"conv1": 0.1, "conv9": 0.1}),))
     with pytest.raises(UsageError, match=r"'conv9'.*alexnet.*conv1, conv2.*fc8"):
-        check_layers(small_net(), recipe)
-    check_layers(small_net(), load_recipe("source"))
+        check_layers(small_model(), recipe)
+    check_layers(small_model(), load_recipe("source"))

@@ -109,7 +109,7 @@ def test_text_is_dark_enough(browser, page):
     assert browser.evaluate(LOW_CONTRAST) == []
 
 
-def test_a_screen_reader_is_told_what_everything_is(browser, page):
+def test_a_screen_reader_learns_what_everything_is(browser, page):
     browser.open(page, 1440)
     unnamed = [
         node["role"]["value"]

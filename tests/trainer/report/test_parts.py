@@ -22,7 +22,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.tags, self.text, self._open = [], "", []
-        self.feed(html)
+        self.train_data(html)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -65,7 +65,7 @@ def test_the_numbers_are_the_runs(made, tiny_run, tiny_dataset):
     assert "90 train, 30 val" in page.text
     for value in tiny_dataset.statistics.eigenvalues:
         assert f"eigenvalue {value:,.1f}" in page.text
-    for key, value in (("epochs", "2"), ("rate", "0.02"), ("mean", "image")):
+    for key, value in (("epochs", "2"), ("lr", "0.02"), ("mean", "image")):
         assert re.search(rf"\n{key}\s*{value}|{key}{value}", page.text)
 
 

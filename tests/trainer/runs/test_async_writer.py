@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import RunError
 from trainer.runs import checkpoint
-from trainer.runs.async_writer import Saver
+from trainer.runs.async_writer import AsyncCheckpointer
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def test_later_updates_do_not_reach_what_is_being_written(tmp_path, warnings, mo
 
     monkeypatch.setattr(checkpoint, "write_last", late)
     given = content(1.0)
-    with Saver(tmp_path, 2, warnings.append) as saver:
-        saver.last(given, 10)
+    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+        checkpointer.last(given, 10)
         given["weights"].fill_(2.0)
         given["list"][0].fill_(2.0)
         assert not (tmp_path / "last.pt").exists()  # the caller did not wait
@@ -56,9 +56,9 @@ def test_later_updates_do_not_reach_what_is_being_written(tmp_path, warnings, mo
 def test_the_newest_stay(tmp_path, warnings, monkeypatch, keep, links):
     if not links:
         monkeypatch.setattr(os, "link", full)
-    with Saver(tmp_path, keep, warnings.append) as saver:
+    with AsyncCheckpointer(tmp_path, keep, warnings.append) as checkpointer:
         for steps in (5, 90, 1000, 123456789):
-            saver.last(content(steps), steps)
+            checkpointer.last(content(steps), steps)
     names = [path.name for path in checkpoint.steps_of(tmp_path)]
     all_names = ["step-123456789.pt", "step-00001000.pt", "step-00000090.pt", "step-00000005.pt"]
     assert names == (all_names[:keep] if keep > 1 else [])
@@ -77,35 +77,35 @@ def test_the_best_is_written_before_the_last(tmp_path, warnings, monkeypatch):
         write(path, what)
 
     monkeypatch.setattr(checkpoint, "write", noted)
-    with Saver(tmp_path, 2, warnings.append) as saver:
-        saver.best(content(7.0))
-        saver.last(content(8.0), 8)
-        saver.last(content(9.0), 9)
+    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+        checkpointer.best(content(7.0))
+        checkpointer.last(content(8.0), 8)
+        checkpointer.last(content(9.0), 9)
     assert order == ["best.pt", "step-00000008.pt", "step-00000009.pt"]
     assert weights(tmp_path / "best.pt") == 7.0
 
 
 def test_a_full_disk_keeps_the_one_before_and_warns(tmp_path, warnings, monkeypatch):
-    with Saver(tmp_path, 2, warnings.append) as saver:
-        saver.last(content(1.0), 1)
-        saver.finish()
+    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+        checkpointer.last(content(1.0), 1)
+        checkpointer.finish()
         with monkeypatch.context() as patch:
             patch.setattr(
                 os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
             )
-            saver.last(content(2.0), 2)
-            saver._wait()
+            checkpointer.last(content(2.0), 2)
+            checkpointer._wait()
         assert weights(tmp_path / "last.pt") == 1.0
         assert len(warnings) == 1
         assert "No space left on device" in warnings[0]
         assert "training goes on, and the checkpoint before it is kept" in warnings[0]
-        saver.last(content(3.0), 3)
+        checkpointer.last(content(3.0), 3)
     assert weights(tmp_path / "last.pt") == 3.0
     assert not list(tmp_path.glob(".writing-*"))
 
 
 def test_what_cannot_be_written_in_the_end_is_an_error(tmp_path, warnings):
-    with Saver(tmp_path / "no such folder", 2, warnings.append) as saver:
-        saver.last(content(1.0), 1)
+    with AsyncCheckpointer(tmp_path / "no such folder", 2, warnings.append) as checkpointer:
+        checkpointer.last(content(1.0), 1)
         with pytest.raises(RunError, match="cannot write"):
-            saver.finish()
+            checkpointer.finish()

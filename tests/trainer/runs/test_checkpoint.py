@@ -98,7 +98,7 @@ def test_another_format_version_is_refused(tmp_path, content):
 
 def test_a_checkpoint_that_does_not_describe_its_net_is_refused(tmp_path):
     for spec in (None, {"arch": "alexnet"}, 3):
-        with pytest.raises(UsageError, match=r"x\.pt: does not describe its net"):
+        with pytest.raises(UsageError, match=r"x\.pt: does not describe its network"):
             checkpoint.spec_of({"format": 1, "spec": spec}, tmp_path / "x.pt")
 
 

@@ -10,11 +10,11 @@ from helpers.reference import measured, softmax, stored
 from safetensors.torch import save_file
 
 from pipeline.errors import UsageError
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.alexnet import build_model
 from trainer.runs import checkpoint
-from trainer.runs.external_weights import Foreign, Preprocessing, describe, is_foreign, load_foreign
+from trainer.runs.external_weights import ExternalWeights, Preprocessing, describe, is_external, load_external
 
 # torchvision's documentation of its ImageNet weights, on a 0..1 scale.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,7 +65,7 @@ def reference(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Ten
     return F.linear(x, w["classifier.6.weight"], w["classifier.6.bias"])
 
 
-def torchvision() -> Foreign:
+def torchvision() -> ExternalWeights:
     found = describe("alexnet_owt", "torchvision")
     assert found is not None
     return found
@@ -73,18 +73,18 @@ def torchvision() -> Foreign:
 
 def test_torchvisions_layout_gives_torchvisions_logits(published, tmp_path):
     torch.save(published, tmp_path / "alexnet-owt.pth")
-    net, notes = load_foreign(tmp_path / "alexnet-owt.pth", torchvision(), CLASSES)
+    model, notes = load_external(tmp_path / "alexnet-owt.pth", torchvision(), CLASSES)
     pixels = torch.randint(0, 256, (4, 3, 224, 224), generator=torch.Generator().manual_seed(1)).float()
     expected = reference(published, pixels)
     with torch.inference_mode():
-        got = net.eval().classify(pixels)
+        got = model.eval().classify(pixels)
     assert expected.std() > 0.1
     # A processor's kernels sum in an order of their own: float32's error grows with the largest logit.
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert notes == [
         f"{tmp_path / 'alexnet-owt.pth'}: its 10 outputs are taken as the data's 10 classes, in order"
     ]
-    assert (net.spec.size, net.spec.crop) == (256, 224)
+    assert (model.spec.size, model.spec.crop) == (256, 224)
 
 
 def save_timm(state, path):
@@ -115,10 +115,12 @@ def test_weights_are_found_however_they_were_saved(tmp_path, name):
     state = build_model("alexnet_bn", 10, 0.125).state_dict()
     path = tmp_path / name
     SAVERS[name](state, path)
-    assert is_foreign(path)
-    net, notes = load_foreign(path, Foreign("alexnet_bn", Preprocessing((1, 2, 3), (4, 5, 6))), CLASSES)
-    assert net.spec.width == 0.125  # told by the kernels of the first layer
-    for key, value in net.net.state_dict().items():
+    assert is_external(path)
+    model, notes = load_external(
+        path, ExternalWeights("alexnet_bn", Preprocessing((1, 2, 3), (4, 5, 6))), CLASSES
+    )
+    assert model.spec.width == 0.125  # told by the kernels of the first layer
+    for key, value in model.model.state_dict().items():
         assert torch.equal(value, state[key].half().to(value.dtype) if name == "half.pth" else state[key])
     assert len(notes) == 1
 
@@ -127,15 +129,17 @@ def test_weights_of_another_shape_are_named(tmp_path):
     state = build_model("alexnet", 10, 0.125).state_dict()
     torch.save(state | {"conv2.bias": torch.zeros(7)}, tmp_path / "net.pth")
     with pytest.raises(UsageError, match=r"1 key of another shape: conv2\.bias 7 for 32;"):
-        load_foreign(tmp_path / "net.pth", Foreign("alexnet", Preprocessing((0,) * 3, (1,) * 3)), CLASSES)
+        load_external(
+            tmp_path / "net.pth", ExternalWeights("alexnet", Preprocessing((0,) * 3, (1,) * 3)), CLASSES
+        )
 
 
 def test_our_own_checkpoints_are_not_foreign(tiny_checkpoint, tmp_path):
-    assert not is_foreign(tiny_checkpoint)
+    assert not is_external(tiny_checkpoint)
     (tmp_path / "junk.pt").write_bytes(b"junk")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    assert not is_foreign(tmp_path / "junk.pt")
-    assert not is_foreign(tmp_path / "junk.safetensors")
+    assert not is_external(tmp_path / "junk.pt")
+    assert not is_external(tmp_path / "junk.safetensors")
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
@@ -144,7 +148,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
             return (tmp_path.joinpath("ran").touch, ())
 
     torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Trap()}, tmp_path / "trap.pth")
-    assert not is_foreign(tmp_path / "trap.pth")
+    assert not is_external(tmp_path / "trap.pth")
     with pytest.raises(UsageError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path / "trap.pth")
     assert not (tmp_path / "ran").exists()
@@ -155,7 +159,7 @@ def test_missing_and_unexpected_keys_are_reported_and_capped(published, tmp_path
     few = {name: value for name, value in published.items() if "features" not in name}
     torch.save(few | {"head.weight": torch.zeros(2)}, path)
     with pytest.raises(UsageError) as error:
-        load_foreign(path, torchvision(), CLASSES)
+        load_external(path, torchvision(), CLASSES)
     assert "\n" not in str(error.value)
     assert (
         "10 keys missing: features.0.weight, features.0.bias, features.3.weight, features.3.bias, "
@@ -167,7 +171,7 @@ def test_unexpected_keys_alone_are_a_note(published, tmp_path):
     path = tmp_path / "net.pth"
     extra = {f"ema.{number}": torch.zeros(1) for number in range(7)}
     torch.save(published | extra, path)
-    _, notes = load_foreign(path, torchvision(), CLASSES)
+    _, notes = load_external(path, torchvision(), CLASSES)
     assert notes[1:] == [
         f"{path}: 7 keys ignored, not in alexnet_owt: ema.0, ema.1, ema.2, ema.3, ema.4 and 2 more"
     ]
@@ -184,26 +188,26 @@ def test_unexpected_keys_alone_are_a_note(published, tmp_path):
 def test_files_without_a_state_dict(tmp_path, content, words):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(UsageError, match=words):
-        load_foreign(tmp_path / "net.pth", torchvision(), CLASSES)
+        load_external(tmp_path / "net.pth", torchvision(), CLASSES)
 
 
 def test_another_number_of_classes_is_named(published, tmp_path):
     torch.save(published, tmp_path / "net.pth")
     with pytest.raises(UsageError, match="has 10 outputs, but the data has 4 classes"):
-        load_foreign(tmp_path / "net.pth", torchvision(), CLASSES[:4])
+        load_external(tmp_path / "net.pth", torchvision(), CLASSES[:4])
 
 
 def test_nothing_said_of_its_preprocessing(published, tmp_path):
     torch.save(published, tmp_path / "net.pth")
     with pytest.raises(UsageError, match="--arch alexnet_owt --preprocessing torchvision"):
-        load_foreign(tmp_path / "net.pth", None, CLASSES)
+        load_external(tmp_path / "net.pth", None, CLASSES)
 
 
 def test_preprocessing_from_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("mean = [127.5, 127.5, 127.5]\nstd = [127.5, 127.5, 127.5]\ncrop = 192\n")
     found = describe("alexnet", str(path))
-    assert found == Foreign("alexnet", Preprocessing((127.5,) * 3, (127.5,) * 3, 256, 192))
+    assert found == ExternalWeights("alexnet", Preprocessing((127.5,) * 3, (127.5,) * 3, 256, 192))
 
 
 def test_nothing_described():
@@ -236,21 +240,21 @@ def test_descriptions_that_say_too_little(tmp_path, arch, preprocessing, words):
 
 
 def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dataset, tmp_path):
-    """End to end on 72 px images, against the net run here on Pillow's pixels."""
+    """End to end on 72 px images, against the network run here on Pillow's pixels."""
     torch.manual_seed(0)
-    net = build_model("alexnet_owt", 10, 0.125)
-    net.classifier[6].weight.data *= 40
-    torch.save(net.state_dict(), tmp_path / "net.pth")
+    model = build_model("alexnet_owt", 10, 0.125)
+    model.classifier[6].weight.data *= 40
+    torch.save(model.state_dict(), tmp_path / "net.pth")
     how = Preprocessing(tuple(255 * m for m in MEAN), tuple(255 * s for s in STD), 72, 64)
     got = evaluate_checkpoints(
-        World(),
+        DistEnv(),
         [tmp_path / "net.pth"],
         tiny_dataset.root,
         "val",
         "center",
         8,
         None,
-        Foreign("alexnet_owt", how),
+        ExternalWeights("alexnet_owt", how),
     )
     samples = stored(tiny_dataset)
     rows = []
@@ -258,7 +262,7 @@ def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dat
         x = torch.from_numpy(sample.pixels[4:68, 4:68].copy()).permute(2, 0, 1)[None].float() / 255
         x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         with torch.inference_mode():
-            rows.append(net.eval()(x)[0].double().numpy())
+            rows.append(model.eval()(x)[0].double().numpy())
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(softmax(np.array(rows)), labels)
     assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
@@ -269,7 +273,7 @@ def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dat
 def test_a_description_where_every_checkpoint_has_its_own_is_refused(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="says its architecture and preprocessing itself"):
         evaluate_checkpoints(
-            World(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, None, torchvision()
+            DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )
 
 
@@ -277,5 +281,5 @@ def test_images_of_another_size_than_the_preprocessings_are_refused(tiny_dataset
     torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "net.pth")
     with pytest.raises(UsageError, match=r"shorter side of 256 px.*has 72 px"):
         evaluate_checkpoints(
-            World(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
+            DistEnv(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )

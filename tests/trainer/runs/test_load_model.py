@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import UsageError
 from pipeline.dataset.manifest import write_manifest
-from trainer import open_trained
+from trainer import load_model
 from trainer.runs.load_model import (
     class_names,
     dataset_if_any,
@@ -30,26 +30,26 @@ def moved(tiny_run, tmp_path):
 
 
 def test_a_run_is_named_after_its_folder(tiny_run):
-    trained = open_trained(tiny_run)
+    trained = load_model(tiny_run)
     assert (trained.name, trained.folder) == ("tiny-run", tiny_run)
     assert trained.checkpoint.name == "best.pt"
     assert not trained.classifier.training
 
 
 def test_a_checkpoint_of_a_run_and_one_alone(tiny_run, tiny_checkpoint):
-    assert open_trained(tiny_run / "last.pt").name == "tiny-run/last.pt"
-    alone = open_trained(tiny_checkpoint)
+    assert load_model(tiny_run / "last.pt").name == "tiny-run/last.pt"
+    alone = load_model(tiny_checkpoint)
     assert (alone.name, alone.folder) == ("tiny", None)
     with pytest.raises(UsageError, match="lies in no run's folder; name its dataset with --data"):
         dataset_of(alone)
 
 
 def test_the_runs_dataset_is_found_or_named(tiny_run, tiny_dataset, moved):
-    assert dataset_of(open_trained(tiny_run)).fingerprint == tiny_dataset.fingerprint
+    assert dataset_of(load_model(tiny_run)).fingerprint == tiny_dataset.fingerprint
     with pytest.raises(UsageError, match=r"its dataset was .*gone, which is not there; .*--data"):
-        dataset_of(open_trained(moved))
-    assert dataset_if_any(open_trained(moved)) is None
-    assert dataset_of(open_trained(moved), tiny_dataset.root).fingerprint == tiny_dataset.fingerprint
+        dataset_of(load_model(moved))
+    assert dataset_if_any(load_model(moved)) is None
+    assert dataset_of(load_model(moved), tiny_dataset.root).fingerprint == tiny_dataset.fingerprint
 
 
 def test_a_damaged_or_missing_run_file(moved, tmp_path):
@@ -73,11 +73,11 @@ def test_images_of_another_size_are_refused(tiny_run, tiny_dataset, tmp_path):
     image = dataclasses.replace(tiny_dataset.image, size=80)
     folder = changed(tiny_dataset, tmp_path / "d", image=image)
     with pytest.raises(UsageError, match=r"shorter side of 72 px, .* has 80 px"):
-        dataset_of(open_trained(tiny_run), folder)
+        dataset_of(load_model(tiny_run), folder)
 
 
 def test_other_classes_are_refused_and_named(tiny_run, tiny_dataset, tmp_path):
-    trained = open_trained(tiny_run)
+    trained = load_model(tiny_run)
     refuse_other_classes(trained, tiny_dataset)
     classes = tiny_dataset.manifest.classes
     fewer = changed(tiny_dataset, tmp_path / "fewer", classes=classes[1:])
@@ -91,7 +91,7 @@ def test_other_classes_are_refused_and_named(tiny_run, tiny_dataset, tmp_path):
 
 
 def test_names_of_classes_come_from_the_dataset(tiny_run, tiny_dataset, tmp_path):
-    trained = open_trained(tiny_run)
+    trained = load_model(tiny_run)
     classes = tuple(dataclasses.replace(c, name=f"the {c.id}") for c in tiny_dataset.manifest.classes)
     named = dataset_of(trained, changed(tiny_dataset, tmp_path / "d", classes=classes))
     ids = list(trained.spec.classes)

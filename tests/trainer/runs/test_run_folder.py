@@ -6,16 +6,16 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed.env import World
+from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, run_folder
 from trainer.runs.records import Progress
 
 
-def row(epoch: int, **values) -> run_folder.EpochRow:
+def row(epoch: int, **values) -> run_folder.EpochMetrics:
     numbers = {
         "steps": epoch * 10,
-        "rate": 0.1,
+        "lr": 0.1,
         "train_loss": 2.0,
         "train_top1": 0.1,
         "val_loss": 2.5,
@@ -25,12 +25,12 @@ def row(epoch: int, **values) -> run_folder.EpochRow:
         "val_seconds": 0.5,
         "images_per_second": 100.0,
     }
-    return run_folder.EpochRow(epoch=epoch, **(numbers | values))
+    return run_folder.EpochMetrics(epoch=epoch, **(numbers | values))
 
 
 def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tiny_dataset):
     folder = tmp_path / "runs" / "tiny"
-    run_folder.create(folder, tiny_recipe, tiny_dataset, World(size=2))
+    run_folder.create(folder, tiny_recipe, tiny_dataset, DistEnv(world_size=2))
     assert load_recipe(str(folder / "recipe.toml")) == tiny_recipe
     facts = json.loads((folder / "run.json").read_text())
     assert facts["dataset_sha256"] == tiny_dataset.fingerprint
@@ -42,38 +42,40 @@ def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tin
 
 
 def test_a_difference_of_machines_is_named():
-    saved = {"machine": run_folder.machine(World()), "ranks": [{}]}
-    assert run_folder.difference(saved, World()) == ""
+    saved = {"machine": run_folder.machine(DistEnv()), "ranks": [{}]}
+    assert run_folder.difference(saved, DistEnv()) == ""
     other = {**saved, "machine": saved["machine"] | {"torch": "1.0"}}
-    assert run_folder.difference(other, World()).startswith(
+    assert run_folder.difference(other, DistEnv()).startswith(
         f"torch was 1.0, is {saved['machine']['torch']}: "
     )
-    assert "order and augmentation" not in run_folder.difference(other, World())
-    assert run_folder.same_processes(saved, World())
-    assert not run_folder.same_processes(saved, World(size=2))
-    assert not run_folder.same_processes({**saved, "machine": saved["machine"] | {"device": "gpu"}}, World())
+    assert "order and augmentation" not in run_folder.difference(other, DistEnv())
+    assert run_folder.same_processes(saved, DistEnv())
+    assert not run_folder.same_processes(saved, DistEnv(world_size=2))
+    assert not run_folder.same_processes(
+        {**saved, "machine": saved["machine"] | {"device": "gpu"}}, DistEnv()
+    )
 
 
 def test_create_takes_an_empty_folder_but_no_used_one(tmp_path, tiny_recipe, tiny_dataset):
-    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
     before = (tmp_path / "recipe.toml").read_bytes()
     with pytest.raises(UsageError, match=r"already holds files.*--resume.*--out"):
-        run_folder.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World())
+        run_folder.create(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset, DistEnv())
     assert (tmp_path / "recipe.toml").read_bytes() == before
-    run_folder.create(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset, World(), over_unfinished=True)
-    assert load_recipe(str(tmp_path / "recipe.toml")).rate == 0.5
+    run_folder.create(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset, DistEnv(), over_unfinished=True)
+    assert load_recipe(str(tmp_path / "recipe.toml")).lr == 0.5
 
 
 def test_create_says_where_it_cannot_write(tmp_path, tiny_recipe, tiny_dataset):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="file"):
-        run_folder.create(tmp_path / "file", tiny_recipe, tiny_dataset, World())
+        run_folder.create(tmp_path / "file", tiny_recipe, tiny_dataset, DistEnv())
     with pytest.raises(RunError, match="below"):
-        run_folder.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, World())
+        run_folder.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, DistEnv())
 
 
 def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tiny_classifier):
-    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
     nothing, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert nothing is None
     assert "stopped before its first checkpoint, starting again" in note
@@ -90,11 +92,11 @@ def test_read_last_refuses_another_recipe_dataset_or_nothing(
 ):
     with pytest.raises(UsageError, match="no run to resume"):
         run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
-    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, World())
+    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
     state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state)
     with pytest.raises(UsageError, match="another recipe"):
-        run_folder.read_last(tmp_path, replace(tiny_recipe, rate=0.5), tiny_dataset)
+        run_folder.read_last(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset)
     manifest = replace(tiny_dataset.manifest, seed=99)
     with pytest.raises(UsageError, match="other data"):
         run_folder.read_last(tmp_path, tiny_recipe, replace(tiny_dataset, manifest=manifest))

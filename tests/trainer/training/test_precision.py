@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.training import precision as module
-from trainer.training.precision import arithmetic_of, in_words
+from trainer.training.precision import choose_precision, in_words
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def restored():
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypatch):
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: True)
-    found = arithmetic_of(replace(tiny_recipe, precision=precision), "cpu")
+    found = choose_precision(replace(tiny_recipe, precision=precision), "cpu")
     assert found.dtype == getattr(torch, precision)
     assert (found.device, found.note) == ("cpu", "")
     assert found.is_mixed == (precision != "float32")
@@ -42,7 +42,7 @@ def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypat
 
 def test_a_cpu_without_bfloat16_takes_float32_and_says_so(tiny_recipe, monkeypatch):
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
-    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "cpu")
+    found = choose_precision(replace(tiny_recipe, precision="bfloat16"), "cpu")
     assert (found.dtype, found.device, found.is_mixed) == (torch.float32, "cpu", False)
     assert found.note == "this processor has no bfloat16: float32 instead"
 
@@ -57,7 +57,7 @@ def test_what_the_processor_has_agrees_with_its_flags():
 
 def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_recipe, gpu):
     gpu(7, 5)
-    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "gpu")
+    found = choose_precision(replace(tiny_recipe, precision="bfloat16"), "gpu")
     assert (found.dtype, found.device) == (torch.float16, "cuda")
     assert found.note == "Tesla T4 has no bfloat16: float16 with loss scaling instead"
 
@@ -65,7 +65,7 @@ def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_reci
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
 def test_newer_gpus_keep_bfloat16(tiny_recipe, gpu, capability):
     gpu(*capability)
-    found = arithmetic_of(replace(tiny_recipe, precision="bfloat16"), "gpu")
+    found = choose_precision(replace(tiny_recipe, precision="bfloat16"), "gpu")
     assert (found.dtype, found.note, found.new_scaler()) == (torch.bfloat16, "", None)
 
 
@@ -73,7 +73,7 @@ def test_newer_gpus_keep_bfloat16(tiny_recipe, gpu, capability):
 def test_tensorfloat_is_the_recipes_choice_and_logged(tiny_recipe, gpu, tf32):
     gpu(9, 0)
     recipe = replace(tiny_recipe, tf32=tf32)
-    found = arithmetic_of(recipe, "gpu")
+    found = choose_precision(recipe, "gpu")
     assert torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.backends.cudnn.allow_tf32 == tf32
     assert in_words(recipe, found) == f"float32, TF32 {'on' if tf32 else 'off'}"

@@ -5,12 +5,12 @@ import time
 import pytest
 import torch
 
-from trainer.distributed.env import World
-from trainer.training.progress import Meter, Pace, Reading, Wait
+from trainer.distributed.env import DistEnv
+from trainer.training.progress import EpochTimer, Reading, RunningTotals, Wait
 
 
 def test_a_meter_adds_up_and_knows_the_last_loss():
-    meter = Meter(World())
+    meter = RunningTotals(DistEnv())
     for step, (loss, correct) in enumerate([(2.0, 3.0), (1.0, 5.0)], 1):
         meter.add(torch.tensor(loss), torch.tensor(correct), 8, step)
     reading = meter.peek()
@@ -23,14 +23,14 @@ def test_a_meter_adds_up_and_knows_the_last_loss():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_update_that_is_no_number_is_remembered(bad):
-    meter = Meter(World())
+    meter = RunningTotals(DistEnv())
     for step, loss in enumerate([2.0, bad, 1.0, bad], 41):
         meter.add(torch.tensor(loss), torch.tensor(0.0), 8, step)
     assert meter.read().diverged == 42
 
 
 def test_sums_are_what_a_resumed_epoch_goes_on_from():
-    meter = Meter(World())
+    meter = RunningTotals(DistEnv())
     meter.sums.add_(torch.tensor([10.0, 4.0, 6.0]))
     meter.add(torch.tensor(0.5), torch.tensor(1.0), 2, 1)
     assert meter.sums.tolist() == [11.0, 5.0, 8.0]
@@ -59,14 +59,14 @@ def test_only_waiting_for_batches_is_counted(clock):
 
 def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
     """From update 40 of 100 on, 20 updates of 128 images in 10 s."""
-    pace = Pace(
-        epoch=2, epochs=5, first=40, total=100, batch_size=128, rate=0.01, val_seconds=7.0, started=100
+    timer = EpochTimer(
+        epoch=2, epochs=5, first=40, total=100, batch_size=128, lr=0.01, val_seconds=7.0, started=100
     )
     clock[0] += 10.0
-    pace.wait.seconds = 2.5
-    row = pace.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), 321.0)
+    timer.wait.seconds = 2.5
+    row = timer.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), 321.0)
     assert (row.epoch, row.done, row.total, row.steps) == (3, 60, 100, 260)
-    assert (row.loss, row.top1, row.rate, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)
+    assert (row.loss, row.top1, row.lr, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)
     assert row.images_per_second == 20 * 128 / 10
     assert row.data_wait == 0.25
     # 40 updates of this epoch and 200 of two more, half a second each, and three validations
@@ -77,6 +77,6 @@ def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
     ("total", "done", "known"), [(100, 9, False), (100, 10, True), (3, 2, False), (3, 3, True)]
 )
 def test_a_few_updates_say_nothing_of_the_rest(clock, total, done, known):
-    pace = Pace(epoch=0, epochs=2, first=0, total=total, batch_size=1, rate=0.1, started=100)
+    timer = EpochTimer(epoch=0, epochs=2, first=0, total=total, batch_size=1, lr=0.1, started=100)
     clock[0] += done
-    assert pace.seconds_left(done, pace.seconds) == (2 * total - done if known else None)
+    assert timer.seconds_left(done, timer.seconds) == (2 * total - done if known else None)

@@ -15,14 +15,14 @@ from helpers.entries import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
-from trainer.callbacks.base import Reporters
-from trainer.callbacks.tensorboard import FOLDER, TensorBoardReporter, tiled
-from trainer.distributed.env import World
+from trainer.callbacks.base import Callbacks
+from trainer.callbacks.tensorboard import FOLDER, TensorBoardCallback, tiled
+from trainer.distributed.env import DistEnv
 from trainer.runs import checkpoint
 from trainer.runs.run_folder import git_state, provenance, read_metrics
-from trainer.runs.status import StatusReporter, look
+from trainer.runs.status import StatusCallback, read_run
 from trainer.training.dry_run import plan
-from trainer.training.options import Debugging, Job, Saving
+from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.trainer import train
 
 
@@ -32,11 +32,11 @@ def seen(tiny_dataset, tiny_recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("seen") / "run"
     trace = out.parent / "trace.json"
     recipe = replace(tiny_recipe, epochs=3, batch_size=10)
-    job = Job(tiny_dataset.root, out, recipe, saving=Saving(steps=1, keep=99))
+    job = TrainJob(tiny_dataset.root, out, recipe, saving=Saving(steps=1, keep=99))
     recorder = Recorder()
     for debugging in (Debugging(steps=14), Debugging(profile=trace)):
-        reporters = Reporters([recorder, StatusReporter(out), TensorBoardReporter(out)])
-        train(World(), replace(job, resume="auto", debugging=debugging), reporters)
+        callbacks = Callbacks([recorder, StatusCallback(out), TensorBoardCallback(out)])
+        train(DistEnv(), replace(job, resume="auto", debugging=debugging), callbacks)
     return out, trace, recorder
 
 
@@ -57,20 +57,20 @@ def test_scalars_are_what_was_reported_each_update_once(seen, events):
         assert [scalar.step for scalar in scalars] == [9, 18, 27]
         assert [scalar.value for scalar in scalars] == pytest.approx([getattr(row, name) for row in rows])
     reported = {row.steps: row for row in recorder.steps}
-    rates = events.Scalars("train/rate")
-    assert [scalar.step for scalar in rates] == sorted(reported)
-    assert [scalar.value for scalar in rates] == pytest.approx([reported[s.step].rate for s in rates])
+    lrs = events.Scalars("train/lr")
+    assert [scalar.step for scalar in lrs] == sorted(reported)
+    assert [scalar.value for scalar in lrs] == pytest.approx([reported[s.step].lr for s in lrs])
 
 
 def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen, events):
     out, *_ = seen
     models = {s: checkpoint.load(out / f"step-{s:08d}.pt")["model"] for s in (26, 27)}
-    weights = models[27]["net.fc7.weight"]
+    weights = models[27]["model.fc7.weight"]
     histogram = events.Histograms("weights/fc7.weight")[-1]
     assert histogram.step == 27
     assert histogram.histogram_value.num == weights.numel()
     assert histogram.histogram_value.sum == pytest.approx(float(weights.double().sum()), rel=1e-4, abs=1e-4)
-    update = weights - models[26]["net.fc7.weight"]
+    update = weights - models[26]["model.fc7.weight"]
     ratio = events.Scalars("update to weight/fc7.weight")[-1].value
     assert ratio == pytest.approx(float(update.norm() / weights.norm()), rel=1e-5)
     assert "updates/conv1.weight" in events.Tags()["histograms"]
@@ -110,8 +110,8 @@ def test_a_trace_holds_the_recorded_updates(seen):
 
 def test_status_says_how_it_ended(seen):
     out, *_ = seen
-    found = look(out)
-    assert found.verdict == "finished"
+    found = read_run(out)
+    assert found.health == "finished"
     assert (found.status.epochs, found.status.step.steps, found.status.pid) == (3, 27, os.getpid())
     assert found.status.line == f"finished 3 epochs: {out}"
     assert len(found.rows) == 3
@@ -122,11 +122,11 @@ def test_status_tells_the_living_from_the_dead(seen, tmp_path):
     out, *_ = seen
     for name in ("recipe.toml", "run.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    assert look(tmp_path).verdict == "unknown: the run has no status.json"
+    assert read_run(tmp_path).health == "unknown: the run has no status.json"
     ended = subprocess.Popen(["true"])
     ended.wait()
     base = json.loads((out / "status.json").read_text()) | {"state": "training", "updated": time.time()}
-    for changes, verdict in (
+    for changes, health in (
         ({}, "training"),
         ({"pid": ended.pid}, "dead: its process is gone; continue with --resume"),
         ({"updated": time.time() - 600}, "no sign of life for 10 min"),
@@ -134,23 +134,23 @@ def test_status_tells_the_living_from_the_dead(seen, tmp_path):
         ({"state": "stopped", "pid": ended.pid}, "stopped"),
     ):
         (tmp_path / "status.json").write_text(json.dumps(base | changes))
-        assert look(tmp_path).verdict == verdict
+        assert read_run(tmp_path).health == health
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UsageError, match=r"status\.json or run\.json cannot be read"):
-        look(tmp_path)
+        read_run(tmp_path)
     with pytest.raises(UsageError, match="no run there"):
-        look(tmp_path / "nowhere")
+        read_run(tmp_path / "nowhere")
 
 
 def test_a_failed_run_says_so_and_a_refused_one_leaves_the_folder_alone(tiny_dataset, tiny_recipe, tmp_path):
     out = tmp_path / "run"
-    job = Job(tiny_dataset.root, out, replace(tiny_recipe, epochs=1, arch="alexnet_owt", rate=1e6))
+    job = TrainJob(tiny_dataset.root, out, replace(tiny_recipe, epochs=1, arch="alexnet_owt", lr=1e6))
     with pytest.raises(Exception, match=r"no longer finite|not numbers"):
-        train(World(), job, Reporters([StatusReporter(out)]))
+        train(DistEnv(), job, Callbacks([StatusCallback(out)]))
     before = (out / "status.json").read_bytes()
     assert json.loads(before)["state"] == "failed"
     with pytest.raises(UsageError, match="already holds files"):
-        train(World(), job, Reporters([StatusReporter(out)]))
+        train(DistEnv(), job, Callbacks([StatusCallback(out)]))
     assert (out / "status.json").read_bytes() == before
 
 
@@ -187,13 +187,13 @@ def test_git_state_is_the_commit_and_whether_files_changed(tmp_path):
 
 def test_a_plan_is_what_the_run_does(seen, tiny_dataset, tiny_recipe, tmp_path):
     recipe = replace(tiny_recipe, epochs=3, batch_size=10)
-    found = plan(Job(tiny_dataset.root, tmp_path / "never", recipe), 2)
+    found = plan(TrainJob(tiny_dataset.root, tmp_path / "never", recipe), 2)
     assert (found.steps_per_epoch, found.steps, found.batch_size, found.processes) == (9, 27, 5, 2)
     assert found.samples == {"train": 90, "val": 30}
     assert found.recipe == recipe.to_toml()
     assert not (tmp_path / "never").exists()
     with pytest.raises(UsageError, match="fewer than one global batch"):
-        plan(Job(tiny_dataset.root, tmp_path / "never", replace(recipe, batch_size=91)), 1)
+        plan(TrainJob(tiny_dataset.root, tmp_path / "never", replace(recipe, batch_size=91)), 1)
 
 
 def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_path):
@@ -202,13 +202,13 @@ def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_p
     tar = next((copy / "val").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(UsageError, match=tar.name):
-        plan(Job(copy, tmp_path / "never", tiny_recipe), 1)
+        plan(TrainJob(copy, tmp_path / "never", tiny_recipe), 1)
 
 
 MEASURE = """
 import sys, threading, time
 import torch
-from trainer.training.precision import arithmetic_of
+from trainer.training.precision import choose_precision
 from trainer.models.classifier import Classifier, Spec
 from trainer.training.progress import resident_mb
 from trainer.optim.optimizers import build_optimizer
@@ -217,7 +217,7 @@ from trainer.recipe import Recipe
 from trainer.training.step import train_step
 
 arch, parts = sys.argv[1], int(sys.argv[2])
-recipe = Recipe(name="t", arch=arch, epochs=1, rate=1e-6, width=0.5, batch_size=64, accumulate=parts)
+recipe = Recipe(name="t", arch=arch, epochs=1, lr=1e-6, width=0.5, batch_size=64, accumulation_steps=parts)
 classifier = Classifier(Spec(arch, 0.5, 224, tuple("abc"), 256, (0, 0, 0), (1, 1, 1), False))
 memory = memory_of(classifier, recipe, 64, 1, torch.float32)
 images, labels = torch.randn(64, 3, 224, 224), torch.zeros(64, dtype=torch.int64)
@@ -231,7 +231,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 for _ in range(2):
-    train_step(classifier, optimizer, images, labels, recipe, arithmetic_of(recipe, "cpu"))
+    train_step(classifier, optimizer, images, labels, recipe, choose_precision(recipe, "cpu"))
 done.append(1)
 thread.join()
 # The velocity is there before; the images are.
@@ -248,5 +248,5 @@ def test_the_memory_estimate_is_near_what_a_step_takes(arch, parts):
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, arch, str(parts)], capture_output=True, text=True, check=True
     )
-    estimate, taken = map(float, done.stdout.split())
-    assert 0.45 * taken < estimate < 1.2 * taken
+    estimate, measured = map(float, done.stdout.split())
+    assert 0.45 * measured < estimate < 1.2 * measured

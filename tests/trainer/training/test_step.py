@@ -10,10 +10,10 @@ from torch import nn
 
 from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
-from trainer.training.precision import Arithmetic, arithmetic_of
+from trainer.training.precision import Precision, choose_precision
 from trainer.training.step import train_step
 
-RECIPE = Recipe(name="t", arch="alexnet", epochs=1, rate=0.1)
+RECIPE = Recipe(name="t", arch="alexnet", epochs=1, lr=0.1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -21,16 +21,16 @@ RECIPE = Recipe(name="t", arch="alexnet", epochs=1, rate=0.1)
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precision, parts):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
-    recipe = replace(RECIPE, label_smoothing=smoothing, precision=precision, accumulate=parts)
-    arithmetic = arithmetic_of(recipe, "cpu")
-    optimizer = torch.optim.SGD(net.parameters(), 0.0)
-    loss, correct = train_step(net, optimizer, images, labels, recipe, arithmetic, arithmetic.new_scaler())
+    recipe = replace(RECIPE, label_smoothing=smoothing, precision=precision, accumulation_steps=parts)
+    precision = choose_precision(recipe, "cpu")
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    loss, correct = train_step(model, optimizer, images, labels, recipe, precision, precision.new_scaler())
     assert not loss.requires_grad
     assert loss.dtype == correct.dtype == torch.float32
     with torch.no_grad():
-        logits = net(images).double().numpy()
+        logits = model(images).double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     target = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
     tolerance = 1e-6 if precision == "float32" else 2e-2
@@ -42,30 +42,30 @@ def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precisi
 def test_a_batch_in_parts_moves_the_weights_as_a_whole_one(parts):
     """In float64, without what depends on the parts: dropout and batch normalization."""
     torch.manual_seed(0)
-    net = without_dropout(build_model("alexnet", 10, 0.1, 64)).double()
-    start = {name: value.clone() for name, value in net.state_dict().items()}
+    model = without_dropout(build_model("alexnet", 10, 0.1, 64)).double()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
     images, labels = torch.randn(6, 3, 64, 64).double(), torch.arange(6)
     moved = []
-    for accumulate in (1, parts):
-        net.load_state_dict(start)
-        optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        train_step(net, optimizer, images, labels, replace(RECIPE, accumulate=accumulate), FLOAT32)
-        moved.append({name: value - start[name] for name, value in net.state_dict().items()})
+    for steps in (1, parts):
+        model.load_state_dict(start)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        train_step(model, optimizer, images, labels, replace(RECIPE, accumulation_steps=steps), FLOAT32)
+        moved.append({name: value - start[name] for name, value in model.state_dict().items()})
     for name, whole in moved[0].items():
         assert torch.allclose(moved[1][name], whole, rtol=1e-9, atol=1e-15)
         assert whole.abs().max() > 0
 
 
 def test_an_update_whose_float16_gradients_overflow_is_left_out_and_the_scale_halved():
-    net = nn.Linear(4, 2)
-    before = net.weight.detach().clone()
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    model = nn.Linear(4, 2)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    arithmetic = Arithmetic(torch.float16, "cpu")
+    precision = Precision(torch.float16, "cpu")
     images, labels = torch.full((8, 4), 3e4), torch.zeros(8, dtype=torch.int64)
-    train_step(net, optimizer, images, labels, RECIPE, arithmetic, scaler)
-    assert torch.equal(net.weight, before)
+    train_step(model, optimizer, images, labels, RECIPE, precision, scaler)
+    assert torch.equal(model.weight, before)
     assert scaler.get_scale() == 2.0**15
-    train_step(net, optimizer, images / 3e4, labels, RECIPE, arithmetic, scaler)
-    assert not torch.equal(net.weight, before)
-    assert torch.isfinite(net.weight).all()
+    train_step(model, optimizer, images / 3e4, labels, RECIPE, precision, scaler)
+    assert not torch.equal(model.weight, before)
+    assert torch.isfinite(model.weight).all()

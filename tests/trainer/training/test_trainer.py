@@ -24,21 +24,21 @@ from helpers.training_runs import (
 )
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed.env import Processes, World
+from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
 from trainer.runs import checkpoint, run_folder
 from trainer.training import trainer
-from trainer.training.options import Job, Saving
-from trainer.training.setup import share_of_batch
+from trainer.training.options import Saving, TrainJob
+from trainer.training.setup import local_batch_size
 from trainer.training.step import train_step
 
 
 def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, tmp_path):
-    recipe = replace(tiny_recipe, epochs=4, schedule="cosine", rate=0.01)
-    recorder = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe))
+    recipe = replace(tiny_recipe, epochs=4, schedule="cosine", lr=0.01)
+    recorder = train_here(TrainJob(tiny_dataset.root, tmp_path / "run", recipe))
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         "recipe.toml",
@@ -53,12 +53,12 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
     assert rows == recorder.rows
     assert [(row.epoch, row.steps) for row in rows] == [(1, 2), (2, 4), (3, 6), (4, 8)]  # 90 // 32 a time
     halves = (0.5, 1.5, 2.5, 3.5)  # where the second of two steps begins
-    assert [row.rate for row in rows] == pytest.approx([0.005 * (1 + np.cos(np.pi * e / 4)) for e in halves])
+    assert [row.lr for row in rows] == pytest.approx([0.005 * (1 + np.cos(np.pi * e / 4)) for e in halves])
     assert all(0 < row.val_loss < 50 and 0 <= row.train_top1 <= 1 for row in rows)
     best = max(rows, key=lambda row: row.val_top1)  # the first of equals
     for name, row in (("last.pt", rows[-1]), ("best.pt", best)):
         metrics = evaluate_checkpoints(
-            World(), [folder / name], tiny_dataset.root, "val", "center", 8
+            DistEnv(), [folder / name], tiny_dataset.root, "val", "center", 8
         ).metrics
         assert metrics.top1 == pytest.approx(row.val_top1)
         assert metrics.loss == pytest.approx(row.val_loss, rel=1e-4)
@@ -66,8 +66,8 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
 
 
 def test_training_learns(tiny_recipe, tiny_dataset, tmp_path):
-    recipe = replace(tiny_recipe, width=0.1, epochs=14, batch_size=30, rate=0.02, schedule="cosine")
-    rows = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe)).rows
+    recipe = replace(tiny_recipe, width=0.1, epochs=14, batch_size=30, lr=0.02, schedule="cosine")
+    rows = train_here(TrainJob(tiny_dataset.root, tmp_path / "run", recipe)).rows
     assert rows[-1].train_loss < 0.8 * rows[0].train_loss
     assert max(row.val_top1 for row in rows) >= 0.3  # chance: 0.1
 
@@ -75,29 +75,29 @@ def test_training_learns(tiny_recipe, tiny_dataset, tmp_path):
 def test_runs_repeat_bit_for_bit_and_the_seed_matters(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=2)
     for name in ("a", "b"):
-        train_here(Job(tiny_dataset.root, tmp_path / name, recipe))
+        train_here(TrainJob(tiny_dataset.root, tmp_path / name, recipe))
     assert_same_run(tmp_path / "a", tmp_path / "b")
-    train_here(Job(tiny_dataset.root, tmp_path / "c", replace(recipe, seed=1)))
+    train_here(TrainJob(tiny_dataset.root, tmp_path / "c", replace(recipe, seed=1)))
     models = [checkpoint.load(tmp_path / name / "last.pt")["model"] for name in "ac"]
-    assert not torch.equal(models[0]["net.conv1.weight"], models[1]["net.conv1.weight"])
+    assert not torch.equal(models[0]["model.conv1.weight"], models[1]["model.conv1.weight"])
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_bn"])
 def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
     tiny_recipe, tiny_dataset, tmp_path, arch
 ):
-    stages = (Stage(epoch=2, color_noise="none"), Stage(epoch=3, layer_rates={"conv1": 0.0}))
+    stages = (Stage(epoch=2, color_noise="none"), Stage(epoch=3, layer_lr_factors={"conv1": 0.0}))
     recipe = replace(
         tiny_recipe,
         arch=arch,
         epochs=5,
         schedule="plateau",
         plateau_patience=1,
-        rate=0.002,
+        lr=0.002,
         color_noise="source",
         stages=stages,
     )
-    job = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    job = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(job)
     cut = replace(job, out=tmp_path / "cut")
     train_here(cut, stop_after=1)
@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_through_stages_and_plateaus(
 
 
 def test_dying_between_the_two_checkpoints_loses_neither(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
-    whole = Job(tiny_dataset.root, tmp_path / "whole", replace(tiny_recipe, epochs=2))
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", replace(tiny_recipe, epochs=2))
     train_here(whole)
     write, writes = checkpoint.write, []
 
@@ -133,15 +133,13 @@ def test_dying_between_the_two_checkpoints_loses_neither(tiny_recipe, tiny_datas
 
 def test_the_logged_rate_is_the_one_used(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
     used: list[float] = []
-    set_rates = trainer.set_rates
-    monkeypatch.setattr(
-        trainer, "set_rates", lambda o, rate, stage: used.append(rate) or set_rates(o, rate, stage)
-    )
-    recipe = replace(tiny_recipe, epochs=4, schedule="plateau", plateau_patience=1, rate=1e-9)
-    rows = train_here(Job(tiny_dataset.root, tmp_path / "run", recipe)).rows
+    set_lrs = trainer.set_lrs
+    monkeypatch.setattr(trainer, "set_rates", lambda o, lr, stage: used.append(lr) or set_lrs(o, lr, stage))
+    recipe = replace(tiny_recipe, epochs=4, schedule="plateau", plateau_patience=1, lr=1e-9)
+    rows = train_here(TrainJob(tiny_dataset.root, tmp_path / "run", recipe)).rows
     steps = len(used) // 4
-    assert [row.rate for row in rows] == used[steps - 1 :: steps]
-    assert rows[-1].rate < rows[0].rate  # nothing is learnt at 1e-9, so the plateau dropped
+    assert [row.lr for row in rows] == used[steps - 1 :: steps]
+    assert rows[-1].lr < rows[0].lr  # nothing is learnt at 1e-9, so the plateau dropped
 
 
 def pretend_two_processes(folder: Path) -> None:
@@ -156,7 +154,7 @@ def pretend_two_processes(folder: Path) -> None:
 def test_another_process_count_goes_on_with_the_next_epoch(tiny_recipe, tiny_dataset, tmp_path):
     stages = (Stage(epoch=3, color_noise="none"),)
     recipe = replace(tiny_recipe, epochs=4, color_noise="source", stages=stages)
-    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     train_here(whole, stop_after=1)
     pretend_two_processes(whole.out)
     cut = replace(whole, out=tmp_path / "cut", resume="must")
@@ -171,7 +169,7 @@ def test_another_process_count_goes_on_with_the_next_epoch(tiny_recipe, tiny_dat
     assert_same_run(whole.out, cut.out)
 
 
-def stopped_after(steps: int, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped_after(steps: int, job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until an update fails as if the process had died."""
     done = []
 
@@ -193,7 +191,7 @@ def test_a_run_stopped_after_any_update_goes_on_from_its_last_checkpoint(
 ):
     """Of two epochs of four updates: after the last multiple of `every`, or the epoch's end."""
     recipe = replace(tiny_recipe, epochs=2, batch_size=22, schedule="cosine")
-    whole = Job(tiny_dataset.root, tmp_path / "whole", recipe)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     assert train_here(whole).rows[-1].steps == 8
     for at in range(every, 8):
         cut = replace(whole, out=tmp_path / f"cut-{at}", saving=Saving(steps=every))
@@ -208,7 +206,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
     tiny_recipe, tiny_dataset, tmp_path, monkeypatch
 ):
     recipe = replace(tiny_recipe, epochs=2, batch_size=22)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
     stopped_after(7, job, monkeypatch)
     pretend_two_processes(job.out)
     recorder = train_here(replace(job, resume="must"))
@@ -221,7 +219,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
 
 
 def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
     train_here(job, stop_after=1)
     (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume="must"))
     assert "processes was 1, is 2" in note
@@ -232,7 +230,7 @@ def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dat
 
 
 def test_a_finished_run_resumed_does_nothing_more(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
     train_here(job)
     before = {path.name: path.read_bytes() for path in job.out.iterdir()}
     recorder = train_here(replace(job, resume="must"))
@@ -241,11 +239,11 @@ def test_a_finished_run_resumed_does_nothing_more(tiny_recipe, tiny_dataset, tmp
 
 
 def test_another_recipe_or_dataset_is_not_resumed(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2))
     train_here(job, stop_after=1)
     before = (job.out / "last.pt").read_bytes()
     with pytest.raises(UsageError, match="another recipe"):
-        train_here(replace(job, recipe=replace(job.recipe, rate=0.03), resume="must"))
+        train_here(replace(job, recipe=replace(job.recipe, lr=0.03), resume="must"))
     copy = tmp_path / "other"
     shutil.copytree(tiny_dataset.root, copy)
     manifest = (copy / "manifest.json").read_text()
@@ -256,7 +254,7 @@ def test_another_recipe_or_dataset_is_not_resumed(tiny_recipe, tiny_dataset, tmp
 
 
 def test_a_used_folder_is_refused_and_left_alone(tiny_recipe, tiny_dataset, tmp_path):
-    job = Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1))
     job.out.mkdir()
     (job.out / "thesis.tex").touch()
     with pytest.raises(UsageError, match="already holds files"):
@@ -271,16 +269,16 @@ def test_a_used_folder_is_refused_and_left_alone(tiny_recipe, tiny_dataset, tmp_
     [
         (
             10,
-            r"loss is no longer finite at update \d+, in epoch 2; .*last\.pt is of update 9: .* rate=0\.0005",
+            r"loss is no longer finite at update \d+, in epoch 2; .*last\.pt is of update 9: .* lr=0\.0005",
         ),
         # Two steps an epoch: the last loss may still be finite when the weights no longer are.
         (32, r"outputs on val are not numbers.*diverged|(loss is|weights are) no longer finite .* epoch 2"),
     ],
 )
 def test_a_diverging_run_ends_and_spares_what_was_saved(tiny_recipe, tiny_dataset, tmp_path, batch, words):
-    stages = (Stage(epoch=1, rate_factor=1e6),)
-    recipe = replace(tiny_recipe, arch="alexnet_owt", rate=1e-3, batch_size=batch, stages=stages)
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe)
+    stages = (Stage(epoch=1, lr_factor=1e6),)
+    recipe = replace(tiny_recipe, arch="alexnet_owt", lr=1e-3, batch_size=batch, stages=stages)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe)
     with pytest.raises(RunError, match=words):
         train_here(job)
     saved = checkpoint.load(job.out / "last.pt")
@@ -295,27 +293,27 @@ def test_a_batch_that_does_not_divide_is_refused_with_remedies(tiny_recipe, batc
     with pytest.raises(
         UsageError, match=f"batch_size {batch} does not divide among {processes} processes; {words}"
     ):
-        share_of_batch(replace(tiny_recipe, batch_size=batch), processes)
+        local_batch_size(replace(tiny_recipe, batch_size=batch), processes)
 
 
 def test_one_image_a_process_is_too_few_for_batch_norm(tiny_recipe):
     with pytest.raises(UsageError, match="batch normalization needs two; use --set batch_size=64"):
-        share_of_batch(tiny_recipe, 32)
-    assert share_of_batch(replace(tiny_recipe, arch="alexnet"), 32) == 1
+        local_batch_size(tiny_recipe, 32)
+    assert local_batch_size(replace(tiny_recipe, arch="alexnet"), 32) == 1
 
 
 def test_shares_make_up_the_global_batch(tiny_recipe):
-    assert [share_of_batch(tiny_recipe, n) * n for n in (1, 2, 4, 8, 16)] == [32] * 5
+    assert [local_batch_size(tiny_recipe, n) * n for n in (1, 2, 4, 8, 16)] == [32] * 5
 
 
 def test_impossible_settings_are_refused_before_anything_is_written(tiny_recipe, tiny_dataset, tmp_path):
     for change, words in (
         ({"batch_size": 91}, "90 samples, fewer than one global batch"),
         ({"crop": 73}, "crop of 73 px"),
-        ({"stages": (Stage(epoch=0, layer_rates={"conv9": 0.0}),)}, "conv9"),
+        ({"stages": (Stage(epoch=0, layer_lr_factors={"conv9": 0.0}),)}, "conv9"),
     ):
         with pytest.raises(UsageError, match=words):
-            train_here(Job(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, **change)))
+            train_here(TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, **change)))
         assert not (tmp_path / "run").exists()
 
 
@@ -331,7 +329,7 @@ def test_a_compiler_that_does_not_work_is_left_out_with_a_note(
         self._compiled_call_impl = call
 
     monkeypatch.setattr(Classifier, "compile", no_compiler)
-    job = Job(tiny_dataset.root, tmp_path / "a", replace(tiny_recipe, epochs=1, compile=True))
+    job = TrainJob(tiny_dataset.root, tmp_path / "a", replace(tiny_recipe, epochs=1, compile=True))
     (note,) = train_here(job).notes
     assert "torch.compile does not work here" in note
     assert "no C++ compiler here" in note
@@ -344,21 +342,27 @@ def test_a_compiler_that_does_not_work_is_left_out_with_a_note(
 def test_channels_last_is_the_same_arithmetic_in_another_order(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=1, std="channel")
     rows = [
-        train_here(Job(tiny_dataset.root, tmp_path / str(last), replace(recipe, channels_last=last))).rows[0]
+        train_here(
+            TrainJob(tiny_dataset.root, tmp_path / str(last), replace(recipe, channels_last=last))
+        ).rows[0]
         for last in (False, True)
     ]
     assert rows[1].train_loss == pytest.approx(rows[0].train_loss, rel=1e-3)
 
 
 def test_a_frozen_layer_stays_through_an_epoch_of_a_run(tiny_recipe, tiny_dataset, tmp_path):
-    recipe = replace(tiny_recipe, epochs=2, stages=(Stage(epoch=1, layer_rates={"conv1": 0.0, "bn1": 0.0}),))
-    job = Job(tiny_dataset.root, tmp_path / "run", recipe)
+    recipe = replace(
+        tiny_recipe, epochs=2, stages=(Stage(epoch=1, layer_lr_factors={"conv1": 0.0, "bn1": 0.0}),)
+    )
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe)
     train_here(job, stop_after=1)
     before = checkpoint.load(job.out / "last.pt")["model"]
     train_here(replace(job, resume="must"))
     after = checkpoint.load(job.out / "last.pt")["model"]
     for layer in ("conv1", "bn1", "conv2"):
-        assert torch.equal(before[f"net.{layer}.weight"], after[f"net.{layer}.weight"]) == (layer != "conv2")
+        assert torch.equal(before[f"model.{layer}.weight"], after[f"model.{layer}.weight"]) == (
+            layer != "conv2"
+        )
 
 
 # From here on: the real command in processes of its own, killed as a machine would kill it.
@@ -445,7 +449,7 @@ def test_a_run_killed_within_its_first_epoch_starts_again(tiny_dataset, tmp_path
     assert not (out / "last.pt").exists()
     (out / ".writing-1-last.pt").write_bytes(b"half")  # what a kill within a write leaves
     recipe = load_recipe("demo", [f"{key}={value}" for key, value in (SETTINGS | {"epochs": 1}).items()])
-    job = Job(tiny_dataset.root, out, recipe, resume="must")
+    job = TrainJob(tiny_dataset.root, out, recipe, resume="must")
     assert "starting again" in train_here(job).notes[0]
     assert load_recipe(str(out / "recipe.toml")) == recipe
     fresh = replace(job, out=tmp_path / "fresh", resume=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.synthetic import tiny_images, write_dataset
 
-from pipeline import Access, EvalView, Loader, Placement, RunError, TrainView
+from pipeline import EvalView, Loader, Placement, ReadOptions, RunError, TrainView
 from pipeline.dataset.index import index_path, read_index
 from pipeline.loader import order
 
@@ -32,9 +32,9 @@ def overwrite(dataset, split, number, extension, at, content):
     raise AssertionError
 
 
-def read_all(dataset, split, rank=0, world=1, access=None):
+def read_all(dataset, split, rank=0, world_size=1, access=None):
     view = TrainView(16) if split == "train" else EvalView(crop=16)
-    place = Placement(rank, world, threads=1)
+    place = Placement(rank, world_size, threads=1)
     with Loader(dataset, split, view, 4, placement=place, access=access) as loader:
         return sum(len(batch.labels) for batch in loader)
 
@@ -42,16 +42,16 @@ def read_all(dataset, split, rank=0, world=1, access=None):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("number", [0, 17, 39])
-def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world):
+def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_size):
     tar, offset, size = overwrite(data, split, number, "jpg", 0, bytes(8))
     errors = []
-    for rank in range(world):
+    for rank in range(world_size):
         try:
-            read_all(data, split, rank, world)
+            read_all(data, split, rank, world_size)
         except RunError as error:
             errors.append(str(error))
     # Of a training epoch a few samples are left out, and this may be one of them.
-    assert len(errors) == 1 or (split == "train" and not errors and SAMPLES % (4 * world))
+    assert len(errors) == 1 or (split == "train" and not errors and SAMPLES % (4 * world_size))
     for error in errors:
         assert error.startswith(f"{tar}: the sample {split}-{number} (bytes {offset:,} to {offset + size:,})")
         assert f"`alexnet-prep verify {data.url}`" in error
@@ -62,19 +62,19 @@ def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world):
 def test_it_is_named_however_it_was_read(data, mmap):
     overwrite(data, "train", 7, "jpg", 0, b"GIF89a--")
     with pytest.raises(RunError, match=r"d/train/train-000000\.tar: the sample train-7 .* is damaged: "):
-        read_all(data, "train", access=Access(mmap=mmap))
+        read_all(data, "train", access=ReadOptions(mmap=mmap))
 
 
 def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
     cache, source = tmp_path / "cache", data.tars("train")[0]
-    read_all(data, "train", access=Access(cache=cache))
+    read_all(data, "train", access=ReadOptions(cache=cache))
     copy = next(p for p in cache.rglob("*") if p.is_file() and p.read_bytes() == source.read_bytes())
     samples = [sample["jpg"] for sample in read_index(index_path(source))]
     offset = next(start for start, _, name in samples if name == "train-7.jpg")
     with copy.open("r+b") as file:
         file.seek(offset)
         file.write(b"GIF89a--")
-    assert read_all(data, "train", access=Access(cache=cache)) == SAMPLES
+    assert read_all(data, "train", access=ReadOptions(cache=cache)) == SAMPLES
     assert copy.read_bytes() == source.read_bytes()
 
 
@@ -110,18 +110,20 @@ def test_an_error_of_no_sample_is_still_one_line(data):
 def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
     """And what to do: the source may be whole."""
     cache, source = tmp_path / "cache", data.tars("train")[0]
-    with Loader(data, "train", TrainView(16), 4, access=Access(cache=cache)) as loader:
-        taken = loader._shelf.take(order.training_share(loader._sizes, 0, 0, 0, 1, 4))  # fetched and checked
+    with Loader(data, "train", TrainView(16), 4, access=ReadOptions(cache=cache)) as loader:
+        opened = loader._shard_files.take(
+            order.training_share(loader._sizes, 0, 0, 0, 1, 4)
+        )  # fetched and checked
         copy = next(p for p in cache.rglob("*.tar") if p.read_bytes() == source.read_bytes())
         for start, size, _ in (sample["jpg"] for sample in read_index(index_path(source))):
             with copy.open("r+b") as file:
                 file.seek(start)
                 file.write(bytes(size))
         changed = copy.stat()
-        loader._shelf._cache._proven.add((data.shards("train")[0].name, changed.st_mtime_ns))
+        loader._shard_files._cache._proven.add((data.shards("train")[0].name, changed.st_mtime_ns))
         with pytest.raises(RunError, match=rf"^{copy}: the sample .* is damaged: ") as caught:
             list(loader)
-        taken.release()
+        opened.release()
     assert f"delete that copy of {source}, and it is brought anew" in str(caught.value)
 
 

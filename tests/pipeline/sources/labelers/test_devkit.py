@@ -204,7 +204,7 @@ def test_ids_are_read_from_any_form_of_the_kit(tmp_path, form):
     assert read_ids(path) == {"n01440764": 3, "n01443537": 2, "n02105855": 1}
 
 
-def test_no_kit_and_a_damaged_one_are_told_apart(tmp_path):
+def test_no_kit_and_a_damaged_one_have_different_messages(tmp_path):
     with pytest.raises(UsageError, match=r"no development kit; name ILSVRC2012_devkit_t12\.tar\.gz"):
         read_ids(tmp_path / "nothing")
     place(tmp_path / "meta.mat", b"junk")

@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
-from pipeline.sources.base import Container, assemble
+from pipeline.sources.base import Container, build_source
 from pipeline.sources.labelers.labels import Found, Labeled, plain_name, to_listing, wnid_in
 from pipeline.storage.open import open_store
 
@@ -60,7 +60,7 @@ def test_classes_are_those_that_occur_in_any_split(tmp_path):
         "test": ["b"],
     }
     with pytest.raises(UsageError, match="no training images for c"):
-        assemble("x", made)
+        build_source("x", made)
 
 
 def test_wnids_count_where_every_label_has_one(tmp_path):
@@ -70,7 +70,7 @@ def test_wnids_count_where_every_label_has_one(tmp_path):
     assert listing(tmp_path, some).classes == ("0", "1", "2")
 
 
-def test_classes_of_ours_are_taken_as_they_are(tmp_path):
+def test_classes_of_ours_are_used_as_they_are(tmp_path):
     place(tmp_path / "LOC_synset_mapping.txt", b"n00000001 another name\n")
     classes = [ClassInfo("n00000002", "b"), ClassInfo("n00000001", "a")]
     made = listing(tmp_path, {"train": found(0, 1, wnids=["n00000009"] * 2)}, classes=classes)

@@ -14,7 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
 from pipeline.sources.base import UNKNOWN
 from pipeline.sources.detection import read_source
-from pipeline.sources.listers.parquet import is_here
+from pipeline.sources.listers.parquet import detect
 from pipeline.storage.open import open_store
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -169,16 +169,16 @@ def test_one_file_may_be_named(tmp_path):
 def test_class_folders_beside_files_of_other_columns_are_class_folders(tmp_path):
     write_source(tmp_path, height=8, width=8)
     pq.write_table(pa.table({"file_name": ["a"], "text": ["b"]}), tmp_path / "metadata.parquet")
-    assert not is_here(open_store(tmp_path))
+    assert not detect(open_store(tmp_path))
     place(tmp_path / "damaged" / "a.parquet")
-    assert not is_here(open_store(tmp_path))
+    assert not detect(open_store(tmp_path))
 
 
 def test_parquet_beside_images_of_a_readme(tmp_path):
     one_file(tmp_path / "data", [0, 1])
     place(tmp_path / "assets" / "figure.png")
     place(tmp_path / "logo.png")
-    assert is_here(open_store(tmp_path))
+    assert detect(open_store(tmp_path))
 
 
 def test_looking_for_parquet_does_not_walk_a_large_tree(tmp_path, monkeypatch):
@@ -188,7 +188,7 @@ def test_looking_for_parquet_does_not_walk_a_large_tree(tmp_path, monkeypatch):
     listed = []
     names = store.names
     monkeypatch.setattr(store, "names", lambda folder="": listed.append(folder) or names(folder))
-    assert not is_here(store)
+    assert not detect(store)
     assert {"", "train", "train/c000"} <= set(listed)
     assert len(listed) < 100
 

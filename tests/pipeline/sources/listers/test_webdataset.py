@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
 from pipeline.sources.detection import read_source
-from pipeline.sources.listers.webdataset import is_here
+from pipeline.sources.listers.webdataset import detect
 from pipeline.storage.open import open_store
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -161,7 +161,7 @@ def test_splits_are_in_the_names(tmp_path, names):
 def test_archives_of_imagenet_are_left_to_another_reader(tmp_path):
     for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
         place(tmp_path / name)
-    assert not is_here(open_store(tmp_path))
+    assert not detect(open_store(tmp_path))
 
 
 def test_class_folders_beside_the_archive_they_came_in_are_class_folders(tmp_path):
@@ -170,15 +170,15 @@ def test_class_folders_beside_the_archive_they_came_in_are_class_folders(tmp_pat
         with tarfile.open(tmp_path / name, mode) as archive:
             archive.add(tmp_path / "tree", "tree")
     (tmp_path / "tree" / "train").rename(tmp_path / "train")
-    assert not is_here(open_store(tmp_path))
+    assert not detect(open_store(tmp_path))
     place(tmp_path / "broken.tar")
-    assert not is_here(open_store(tmp_path))
+    assert not detect(open_store(tmp_path))
 
 
 def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
     root = as_webdataset(tree, tmp_path)
     place(root / "examples" / "some.jpg")
-    assert is_here(open_store(root))
+    assert detect(open_store(root))
 
 
 # Samples
@@ -280,16 +280,16 @@ def test_names_with_dots(tmp_path):
 
 
 def test_long_and_foreign_names(tmp_path):
-    long, foreign = "x" * 300, "Ünï ćode 猫"
+    long, external = "x" * 300, "Ünï ćode 猫"
     tar(
         tmp_path / "t.tar",
         (f"{long}.jpg", b"1"),
         (f"{long}.cls", b"a"),
-        (f"{foreign}.jpg", b"2"),
-        (f"{foreign}.cls", b"b"),
+        (f"{external}.jpg", b"2"),
+        (f"{external}.cls", b"b"),
     )
-    assert listed(tmp_path) == [(f"{long}.jpg", "a"), (f"{foreign}.jpg", "b")] or listed(tmp_path) == [
-        (f"{foreign}.jpg", "b"),
+    assert listed(tmp_path) == [(f"{long}.jpg", "a"), (f"{external}.jpg", "b")] or listed(tmp_path) == [
+        (f"{external}.jpg", "b"),
         (f"{long}.jpg", "a"),
     ]
 
