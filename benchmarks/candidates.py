@@ -1,7 +1,7 @@
-"""Ways to decode, to resize and to encode, of which the fastest make the limit.
+"""Candidate implementations of decoding, resizing and encoding; the fastest of each step form the limit.
 
-Every candidate takes and gives uint8 (H, W, 3) RGB arrays, so that any decoder goes with any encoder; chains
-that stay inside one library, without conversions between, are tried as well.
+Pixels pass between steps as uint8 (H, W, 3) RGB arrays, so that any decoder can be combined with any encoder.
+Chains inside one library, without conversions in between, are candidates too.
 """
 
 import io
@@ -24,13 +24,13 @@ cv2.setNumThreads(1)
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do a step.
+    """One implementation of a step.
 
     Attributes:
-        step: of STEPS, or "all" for a chain in one library.
-        name: library and setting.
-        work: of one input to one output.
-        equal: whether its result is as good as the others': only then may it make the limit.
+        step: One of STEPS, or "all" for a chain of all steps in one library.
+        name: Library and setting, for tables.
+        work: Function of one input (JPEG bytes or pixels) that returns the step's output.
+        equal: Whether its result is as good as that of the others; only then may it be part of the limit.
     """
 
     step: str
@@ -40,7 +40,7 @@ class Candidate:
 
 
 def candidates() -> tuple[list[Candidate], list[str]]:
-    """Every candidate that runs here, and why others do not."""
+    """Return every candidate that runs on this machine, and notes on why others do not."""
     found = [*_decoders(), *_resizers(), *_encoders(), *_chains()]
     more, missing = _turbojpeg()
     return found + more, missing
@@ -88,7 +88,7 @@ def _decoders() -> list[Candidate]:
 
 def _drafted(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
-    image.draft("RGB", (SIZE, SIZE))  # halves while both sides stay at least so large
+    image.draft("RGB", (SIZE, SIZE))  # decodes at 1/2, 1/4 or 1/8 while both sides stay at least SIZE
     return image.convert("RGB")
 
 
@@ -102,7 +102,9 @@ def _resizers() -> list[Candidate]:
 
     def opencv_cropped(pixels: Pixels) -> Pixels:
         cv2.ipp.setUseIPP(True)
-        square = np.ascontiguousarray(_square(pixels))  # a quarter faster than rows far apart
+        square = np.ascontiguousarray(
+            _square(pixels)
+        )  # contiguous rows: a quarter faster than a strided view
         return cv2.resize(square, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
     def pillow(method: Image.Resampling, **options: Any) -> Callable[[Pixels], Pixels]:
@@ -179,7 +181,7 @@ def _opencv_jpeg(bgr: Pixels) -> bytes:
 
 
 def _chains() -> list[Candidate]:
-    """Decode to encode in one library, in its own kind of image."""
+    """Chains from decoding to encoding in one library, on its own image type."""
 
     def pillow(data: bytes) -> bytes:
         image = Image.open(io.BytesIO(data)).convert("RGB")

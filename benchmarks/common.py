@@ -1,4 +1,4 @@
-"""What the benchmarks share: the images, the machine's facts, tables and charts."""
+"""Shared by the benchmarks: source images, facts about the machine, tables and charts."""
 
 import argparse
 import errno
@@ -20,7 +20,7 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Okabe and Ito's colors: told apart with any kind of color vision, and in gray.
+# Okabe and Ito's colors: distinguishable with any kind of color vision, and in gray.
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
@@ -28,16 +28,20 @@ _JPEG_SUFFIXES = frozenset([".jpg", ".jpeg"])
 
 
 class BenchmarkError(Exception):
-    """The benchmark cannot run; the message says why."""
+    """Raised where a benchmark cannot run; the message says why."""
 
 
 def test_data() -> Path:
-    """Folder of real images that the tests use too."""
+    """Return the folder of real images that the tests use too; ALEXNET_TEST_DATA overrides it."""
     return Path(os.environ.get("ALEXNET_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 def jpegs_below(folder: Path) -> list[Path]:
-    """Every JPEG below `folder`, sorted; its parent's name is its class."""
+    """Return every JPEG below `folder`, sorted; the name of its parent folder is its class.
+
+    Raises:
+        BenchmarkError: There are no JPEGs.
+    """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _JPEG_SUFFIXES)
     if not found:
         raise BenchmarkError(f"no JPEGs below {folder}; name a folder of class folders with --source")
@@ -45,9 +49,9 @@ def jpegs_below(folder: Path) -> list[Path]:
 
 
 def copy_originals(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Copy images to `folder`/CLASS/NAME, so that links to them stay on one file system.
+    """Copy images to `folder`/CLASS/NAME, so that hard links to them stay on one file system.
 
-    It also leaves them in the page cache.
+    Copying also leaves them in the page cache.
     """
     copies = []
     for path in files:
@@ -59,9 +63,9 @@ def copy_originals(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def repeat(originals: Sequence[Path], folder: Path, count: int) -> list[Path]:
-    """Make `count` images of distinct names in `folder`/CLASS by hard links to the originals.
+    """Make `count` images with distinct names in `folder`/CLASS, as hard links to the originals.
 
-    Each original is used equally often; which of them once more, where they do not divide, is drawn.
+    Each original is linked equally often; a remainder is distributed at random with a fixed seed.
     """
     whole, rest = divmod(count, len(originals))
     extra = set(random.Random(0).sample(range(len(originals)), rest))
@@ -78,11 +82,11 @@ def repeat(originals: Sequence[Path], folder: Path, count: int) -> list[Path]:
 
 
 def _link(original: Path, path: Path) -> Path:
-    """Link `path` to `original`; return what further links shall go to."""
+    """Make `path` a hard link to `original`; return the file that further links should point to."""
     try:
         path.hardlink_to(original)
     except OSError as error:
-        if error.errno != errno.EMLINK:  # ext4: 65,000 names for a file
+        if error.errno != errno.EMLINK:  # ext4 allows 65,000 links to a file
             raise
         shutil.copyfile(original, path)
         return path
@@ -91,7 +95,7 @@ def _link(original: Path, path: Path) -> Path:
 
 @contextmanager
 def work_folder(wanted: Path | None) -> Iterator[Path]:
-    """The folder that was asked for, or a temporary one that is removed afterwards."""
+    """Yield the folder `wanted`, or a temporary one that is removed afterwards where it is None."""
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         yield wanted.resolve()
@@ -101,7 +105,7 @@ def work_folder(wanted: Path | None) -> Iterator[Path]:
 
 
 def fresh(folder: Path) -> Path:
-    """Remove `folder` and what is in it, and return it."""
+    """Remove `folder` with its contents, and return its path."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
@@ -119,10 +123,10 @@ def forget_pages(folder: Path) -> None:
 
 
 def tool(name: str) -> str:
-    """Path of a command of this environment.
+    """Return the path of a command of this environment.
 
     Raises:
-        BenchmarkError: it is not installed.
+        BenchmarkError: The command is not installed.
     """
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
@@ -132,12 +136,12 @@ def tool(name: str) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions, of those that are installed."""
+    """Return the versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -148,7 +152,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """The machine in words, and how busy it is: figures mean little where others work too."""
+    """Describe the machine and its load: measurements mean little on a busy machine."""
     load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
     return {
         "processor": f"{_processor()}, {cores()} cores usable of {os.cpu_count()}",
@@ -169,14 +173,14 @@ def _processor() -> str:
 
 
 def command_line() -> str:
-    """The command that runs now, to print beside its figures."""
+    """Return the command line of this script, to print beside its results."""
     script = Path(sys.argv[0]).resolve()
     shown = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script
     return shlex.join(["python", str(shown), *sys.argv[1:]])
 
 
 def print_facts(packages: dict[str, str]) -> None:
-    """Print the command, the machine and the versions."""
+    """Print the command line, the machine and the package versions."""
     print(f"$ {command_line()}\n")
     for name, text in machine().items():
         print(f"{name}: {text}")
@@ -184,7 +188,7 @@ def print_facts(packages: dict[str, str]) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column is text, the others are figures."""
+    """Format a Markdown table; the first column is left-aligned text, the others right-aligned numbers."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -196,7 +200,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def new_axes(width: float, height: float) -> tuple[Any, Any]:
-    """A Matplotlib figure and axes of `width` × `height` inches, without frame or toolbox.
+    """Return a Matplotlib figure and axes of `width` × `height` inches, without top and right frame.
 
     Raises:
         BenchmarkError: Matplotlib is not installed.
@@ -213,7 +217,11 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
 
 
 def check_chart(path: Path | None) -> None:
-    """Say before minutes of measuring that a chart cannot be drawn."""
+    """Check before measuring that a chart can be drawn; None is accepted.
+
+    Raises:
+        BenchmarkError: Matplotlib is not installed, or the path is not a .png file in an existing folder.
+    """
     if path is None:
         return
     from importlib.util import find_spec
@@ -229,12 +237,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that shows what a script says about itself, and defaults."""
+    """Return an argument parser whose help shows the script's docstring and the defaults."""
     return argparse.ArgumentParser(description=description, formatter_class=_Help)
 
 
 def finish(main: Any) -> None:
-    """Run a script's `main`; an error of the benchmark is one message and exit code 1."""
+    """Run a script's `main` and exit with its code; print a `BenchmarkError` as one message, with code 1."""
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)  # keep order with standard error
     try:
         sys.exit(main())

@@ -1,4 +1,4 @@
-"""Who is compared in prep.py: the command of each, and what it does differently."""
+"""Contenders of prep.py: the command of each, and how it differs from the others."""
 
 import csv
 import json
@@ -18,13 +18,13 @@ from common import BenchmarkError, tool
 from processes import Usage, end_tree, measure
 
 _HERE = Path(__file__).parent
-# Of each process, to fetch files; its default of 256 is for the internet.
+# Threads of each img2dataset process that fetch files; the default of 256 is meant for the internet.
 _IMG2DATASET_THREADS = 4
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is prepared: `source`/CLASS/NAME, `count` files that are links to `originals`."""
+    """Source images: `count` files `source`/CLASS/NAME, which are hard links to `originals`."""
 
     source: Path
     originals: tuple[Path, ...]
@@ -36,10 +36,11 @@ class Contender:
     """A way to prepare images.
 
     Attributes:
-        kind: "ours", "keep-original", "pillow", "img2dataset", "http" or "limit".
-        name: for tables.
-        workers: processes that do the work.
-        note: what it does otherwise than the rest.
+        kind: One of "ours", "keep-original", "pillow", "img2dataset", "http", "limit".
+        name: Name in tables.
+        workers: Number of worker processes.
+        note: How it differs from the other contenders.
+        server_cpu: CPU seconds per image of the HTTP server, one value per round; empty without a server.
     """
 
     kind: str
@@ -50,16 +51,16 @@ class Contender:
 
     @property
     def writes_squares(self) -> bool:
-        """Whether each output is a square image of the quality asked for."""
+        """Whether each output is a square image of the requested JPEG quality."""
         return self.kind != "keep-original"
 
     @property
     def writes(self) -> bool:
-        """Whether there is any output."""
+        """Whether it writes any output."""
         return self.kind != "limit"
 
     def run(self, images: Images, out: Path) -> Usage:
-        """Run the whole command on `images`, with output in `out`, a folder that does not exist."""
+        """Run the whole command on `images`; it writes to `out`, a folder that does not exist yet."""
         workers = str(self.workers)
         sizes = ["--size", str(SIZE), "--quality", str(QUALITY)]
         source, target = str(images.source), str(out)
@@ -76,18 +77,18 @@ class Contender:
 
 @dataclass
 class Img2dataset(Contender):
-    """The `img2dataset` command of `venv`, on file:// URLs or on a server's."""
+    """The `img2dataset` command of the environment `venv`, on file:// URLs or those of an HTTP server."""
 
     venv: Path = Path()
 
     def run(self, images: Images, out: Path) -> Usage:
-        """See `Contender.run`; a server's CPU seconds are kept apart in `server_cpu`."""
+        """See `Contender.run`; the CPU seconds of the HTTP server are kept separately in `server_cpu`."""
         table = out.with_suffix(".csv")
         if self.kind == "img2dataset":
             _write_urls(images.source, table, images.source.resolve().as_uri())
             return self._measure(images, table, out)
-        with _server(images.source) as (address, process):
-            _write_urls(images.source, table, address)
+        with _server(images.source) as (url, process):
+            _write_urls(images.source, table, url)
             usage = self._measure(images, table, out)
             times = process.cpu_times()
             self.server_cpu.append((times.user + times.system) / images.count)
@@ -108,13 +109,13 @@ class Img2dataset(Contender):
             "encode_quality": QUALITY,
             "processes_count": self.workers,
             "thread_count": _IMG2DATASET_THREADS,
-            # One shard a process: a process that has made five is replaced, which takes seconds.
+            # One shard per process: img2dataset replaces a process after five shards, which takes seconds.
             "number_sample_per_shard": -(-images.count // self.workers),
             "extract_exif": False,
             "compute_hash": None,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        # Its image library asks the internet for a newer version at every start.
+        # Else its image library checks the internet for a newer version at every start.
         usage = measure([str(self.venv / "bin" / "img2dataset"), *flags], {"NO_ALBUMENTATIONS_UPDATE": "1"})
         table.unlink()
         return usage
@@ -122,13 +123,13 @@ class Img2dataset(Contender):
 
 @dataclass
 class Limit(Contender):
-    """Decode, resize and encode alone, by the candidates that `chain` names; see limit.py."""
+    """Decoding, resizing and encoding only, by the candidates named in `chain`; see limit.py."""
 
     chain: tuple[str, ...] = ()
     mean_bytes: float = 0.0
 
     def run(self, images: Images, out: Path) -> Usage:
-        """See `Contender.run`; time and CPU of the loop alone, the memory of the whole command."""
+        """See `Contender.run`; wall and CPU time are the loop's, memory is that of the whole command."""
         task = {
             "files": [str(path) for path in images.originals],
             "processes": self.workers,
@@ -147,7 +148,7 @@ class Limit(Contender):
 def contenders(
     kinds: Sequence[str], workers: Sequence[int], work: Path, chain: tuple[str, ...]
 ) -> tuple[list[Contender], list[str]]:
-    """The contenders of the kinds asked for that can run here, and why others cannot."""
+    """Return the contenders of the requested kinds that can run here, and notes on why others cannot."""
     most = max(workers)
     found: list[Contender] = []
     skipped: list[str] = []
@@ -187,7 +188,7 @@ def _add_img2dataset(kind: str, workers: int, work: Path, found: list[Contender]
 
 
 def img2dataset_versions(work: Path) -> str:
-    """Versions of the peer and of what it decodes and writes with; empty where it is not installed."""
+    """Return the versions of img2dataset and its libraries as text; "" where it is not installed."""
     venv = work / "img2dataset-venv"
     if not (venv / "complete").is_file():
         return ""
@@ -203,7 +204,9 @@ def _img2dataset_venv(work: Path) -> Path:
     if (venv / "complete").is_file():
         return venv
     if sys.version_info >= (3, 13):
-        raise BenchmarkError("it needs Python 3.12 or older (it imports imghdr); run the benchmark with one")
+        raise BenchmarkError(
+            "needs Python 3.12 or older (it imports imghdr); run the benchmark with such a version"
+        )
     print(f"making {venv} for img2dataset (downloads some 200 MB) ...", file=sys.stderr)
     shutil.rmtree(venv, ignore_errors=True)
     requirements = str(_HERE / "requirements-img2dataset.txt")
@@ -213,26 +216,26 @@ def _img2dataset_venv(work: Path) -> Path:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise BenchmarkError(f"it cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
+            raise BenchmarkError(f"cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
     (venv / "complete").touch()
     return venv
 
 
-def _write_urls(source: Path, table: Path, address: str) -> None:
+def _write_urls(source: Path, table: Path, base_url: str) -> None:
     files = sorted(path for path in source.rglob("*") if path.is_file())
     labels = {name: label for label, name in enumerate(sorted({path.parent.name for path in files}))}
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("url", "label"))
         rows.writerows(
-            (f"{address}/{quote(path.relative_to(source).as_posix())}", labels[path.parent.name])
+            (f"{base_url}/{quote(path.relative_to(source).as_posix())}", labels[path.parent.name])
             for path in files
         )
 
 
 @contextmanager
 def _server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The standard library's threaded HTTP server on loopback, in a process of its own."""
+    """Run the standard library's HTTP server on loopback in its own process; yield its URL and process."""
     command = [
         sys.executable,
         "-u",
@@ -247,10 +250,10 @@ def _server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout is not None
-        said = server.stdout.readline()
-        port = re.search(r"port (\d+)", said)
+        first_line = server.stdout.readline()
+        port = re.search(r"port (\d+)", first_line)
         if port is None:
-            raise BenchmarkError(f"http.server did not start: {said!r}")
+            raise BenchmarkError(f"http.server did not start: {first_line!r}")
         yield f"http://127.0.0.1:{port.group(1)}", psutil.Process(server.pid)
     finally:
         end_tree(server.pid)

@@ -1,12 +1,12 @@
-"""Evaluation beside what it is made of: the loader alone and the model alone, on the same images.
+"""Compare the throughput of evaluation with that of its loader and of its model alone, on the same images.
 
     python benchmarks/evaluate.py --work /tmp/evaluate --json evaluate.json
 
 Links the images below --source under --images distinct names, prepares them to 256 px, and then runs
-three parts in turns, --rounds times each: the loader's whole epoch, the measurement of as many batches that
-are already in memory, and evaluation as `alexnet-eval` does it. The start of the loader's pipeline counts.
-On the CPU loader and model share the cores, so the most that can be had together is
-1 / (1/loader + 1/model); on a GPU it is the slower of the two. --data takes a prepared dataset instead.
+three parts in turns, --rounds times each: an epoch of the loader, the evaluation of as many batches that are
+already in memory, and evaluation as `alexnet-eval` does it. The start of the loader's pipeline is included.
+On the CPU loader and model share the cores, so the upper bound of evaluation is 1 / (1/loader + 1/model); on
+a GPU it is the slower of the two. --data evaluates a prepared dataset instead.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 import common
 from common import BenchmarkError
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, before torch is there
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, before torch is imported
 
 import torch
 
@@ -38,8 +38,8 @@ _TARGET = {"cpu": 0.90, "gpu": 0.95}
 _TRAINING_IMAGES = 64
 
 
-class Held:
-    """A loader whose batches are in memory already: the first one, given again and again."""
+class HeldBatches:
+    """A stand-in for a loader whose batches are in memory: it yields the loader's first batch repeatedly."""
 
     def __init__(self, loader: Loader) -> None:
         self.dataset, self.split, self.samples = loader.dataset, loader.split, loader.samples
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _prepared(options: argparse.Namespace, work: Path) -> Dataset:
-    """Squares of 256 px, --images of them to validate."""
+    """Prepare a dataset of 256 px squares with --images validation images."""
     out = work / "dataset"
     source = common.fresh(work / "source")
     common.fresh(out)
@@ -99,7 +99,7 @@ def _model(options: argparse.Namespace, dataset: Dataset) -> Classifier:
 def _measure(
     model: Classifier, dataset: Dataset, views: str, options: argparse.Namespace, env: DistEnv
 ) -> dict[str, list[float]]:
-    """Images a second of each part, round by round."""
+    """Return the images per second of each part in each round."""
 
     def new_loader() -> Loader:
         return Loader(
@@ -126,10 +126,10 @@ def _measure(
             measure([model], loader, env, collector=PredictionCollector())
 
     with new_loader() as loader:
-        held = Held(loader)
+        held = HeldBatches(loader)
     parts: dict[str, Callable[[], None]] = {"loader": load, "model": compute, "evaluation": evaluate}
     throughputs: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(options.rounds + 1):  # the first warms up and is not counted
+    for number in range(options.rounds + 1):  # round 0 warms up and is not counted
         for name, part in parts.items():
             started = time.perf_counter()
             part()
@@ -147,8 +147,8 @@ def _bound(loader: float, model: float, device: str) -> float:
 def _report(throughputs: dict[str, dict[str, list[float]]], images: int, options: argparse.Namespace) -> bool:
     network = f"{options.arch} at width {options.width:g}, {options.device.upper()}"
     print(
-        f"{network}, {images:,} images, batches of {options.batch_size}; medians of {options.rounds} rounds, "
-        "with the least and the most\n"
+        f"{network}, {images:,} images, batches of {options.batch_size}; medians of {options.rounds} rounds "
+        "(minimum–maximum)\n"
     )
     bound = "min(loader, model)" if options.device == "gpu" else "1 / (1/loader + 1/model)"
     header = [
@@ -162,7 +162,7 @@ def _report(throughputs: dict[str, dict[str, list[float]]], images: int, options
     ]
     rows, met = [], True
     for views, found in throughputs.items():
-        # Each round against its own bound: the machine drifts between rounds.
+        # Compare each round with its own bound: the machine's speed drifts between rounds.
         shares = [
             together / _bound(loader, model, options.device)
             for loader, model, together in zip(*found.values(), strict=True)
@@ -191,22 +191,29 @@ def _spread(values: list[float]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument("--source", type=Path, default=common.test_data() / "imagenet-sample", help="images")
-    parser.add_argument("--data", type=Path, help="a prepared dataset, instead of --source")
-    parser.add_argument("--split", default="val", help="of the dataset")
-    parser.add_argument("--images", type=int, default=2000, help="to evaluate")
-    parser.add_argument("--arch", default="alexnet", help="of the network")
-    parser.add_argument("--width", type=float, default=1.0, help="of the network")
-    parser.add_argument("--views", nargs="+", default=["center"], help="center, ten-crop, full-resize")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
-    parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="where to compute")
-    parser.add_argument("--rounds", type=int, default=5, help="of each part, in turns")
-    parser.add_argument("--work", type=Path, help="folder for the dataset, a temporary one otherwise")
-    parser.add_argument("--json", type=Path, help="save all figures here")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=common.test_data() / "imagenet-sample",
+        help="folder with JPEGs in class folders",
+    )
+    parser.add_argument("--data", type=Path, help="prepared dataset to evaluate instead of --source")
+    parser.add_argument("--split", default="val", help="split of the dataset")
+    parser.add_argument("--images", type=int, default=2000, help="number of images to evaluate")
+    parser.add_argument("--arch", default="alexnet", help="architecture of the network")
+    parser.add_argument("--width", type=float, default=1.0, help="width factor of the network")
+    parser.add_argument(
+        "--views", nargs="+", default=["center"], help="crops to measure: center, ten-crop, full-resize"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="device to evaluate on")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; in each, all parts run once")
+    parser.add_argument("--work", type=Path, help="folder for the dataset; a temporary one if not given")
+    parser.add_argument("--json", type=Path, help="save all measurements to this file")
     options = parser.parse_args()
     options.device = options.device or ("gpu" if torch.cuda.is_available() else "cpu")
     if options.device == "gpu" and not torch.cuda.is_available():
-        raise BenchmarkError("--device gpu: this machine shows no GPU")
+        raise BenchmarkError("--device gpu: torch finds no GPU on this machine")
     return options
 
 

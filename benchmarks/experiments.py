@@ -1,10 +1,10 @@
-"""What large batches, LARS, color noise and crops do to accuracy on a few photographs: docs/fidelity.md.
+"""Measure the effect of large batches, LARS, color noise and crops on accuracy; results: docs/fidelity.md.
 
     python benchmarks/experiments.py large-batch ablation --work /tmp/experiments
 
-Every run is `alexnet-train`'s own, on the clothing photographs of the test data (1,192 for training, 341 to
-validate, ten classes), and counts with its last epoch's validation, not its best. A run that is there
-already is not repeated, and one that was stopped goes on.
+Every run is one of `alexnet-train` on the clothing photographs of the test data (1,192 for training, 341 for
+validation, ten classes). Its result is the validation top-1 of the last epoch, not of the best. Finished runs
+are not repeated, and stopped ones are continued.
 """
 
 import argparse
@@ -22,12 +22,18 @@ _EPOCHS = 40
 # A network that trains for 40 epochs in half a minute on two cores.
 _BASE = {"epochs": _EPOCHS, "crop": 112, "width": 0.25, "warmup_epochs": 3.0}
 _PREPARE = {"plain": 128, "no jitter": 112}
-_TRUSTS = (0.05, 0.2, 0.8)
+_TRUST_COEFFICIENTS = (0.05, 0.2, 0.8)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of a table: what it is called, its data, and what it changes in recipe `small`."""
+    """A row of a table.
+
+    Attributes:
+        name: Name in the table.
+        data: Key of _PREPARE, the dataset.
+        changes: Settings that differ from recipe `small`.
+    """
 
     name: str
     data: str
@@ -48,19 +54,19 @@ def main() -> int:
 
 
 def _large_batches(work: Path) -> list[Setting]:
-    """Batches of 32 and 256: SGD scaled linearly, and LARS with the trust that a search at one seed likes."""
+    """Batches of 32 and 256: SGD with linearly scaled lr, LARS with the trust coefficient best at seed 0."""
     settings = []
     for batch in (32, 256):
         lr = 0.05 * batch / 64
-        common_part: dict[str, object] = {"batch_size": batch, "lr": lr}
-        settings.append(Setting(f"batch {batch}, SGD, rate {lr:g}", "plain", common_part))
+        shared_settings: dict[str, object] = {"batch_size": batch, "lr": lr}
+        settings.append(Setting(f"batch {batch}, SGD, lr {lr:g}", "plain", shared_settings))
         tried = [
             Setting(
-                f"batch {batch}, LARS, trust {trust_coefficient:g}",
+                f"batch {batch}, LARS, trust coefficient {trust_coefficient:g}",
                 "plain",
-                common_part | _lars(trust_coefficient),
+                shared_settings | _lars(trust_coefficient),
             )
-            for trust_coefficient in _TRUSTS
+            for trust_coefficient in _TRUST_COEFFICIENTS
         ]
         found = [_accuracy(setting, 0, work) for setting in tried]
         print(
@@ -75,7 +81,7 @@ def _lars(trust_coefficient: float) -> dict[str, object]:
 
 
 def _ablation() -> list[Setting]:
-    """One thing changed at a time; without jitter, images are stored as large as the crops are."""
+    """One change at a time; for "no jitter", images are stored in the size of the crops."""
     paper: dict[str, object] = {"augmentation": "paper", "color_noise": "paper"}
     resized = {"augmentation": "random-resized-crop"}
     return [
@@ -99,7 +105,7 @@ def _table(title: str, settings: list[Setting], work: Path) -> None:
 
 
 def _accuracy(setting: Setting, seed: int, work: Path) -> float:
-    """Validation top-1 of a run's last epoch; trains it where that was not done yet."""
+    """Return the validation top-1 of the run's last epoch; train the run first where it is not finished."""
     changes = {**_BASE, "batch_size": 64, **setting.changes, "seed": seed}
     name = "-".join(f"{key}={value}" for key, value in sorted(changes.items()))
     out = work / "runs" / f"{_folder(setting.data)}-{name}".replace("/", "_")
@@ -146,8 +152,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="+", choices=["large-batch", "ablation"])
-    parser.add_argument("--work", type=Path, required=True, help="folder for data and runs; kept")
+    parser.add_argument("tables", nargs="+", choices=["large-batch", "ablation"], help="tables to measure")
+    parser.add_argument("--work", type=Path, required=True, help="folder for datasets and runs; it is kept")
     return parser.parse_args()
 
 

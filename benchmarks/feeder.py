@@ -1,8 +1,8 @@
-"""What a measured loader and benchmarks/loader.py say to each other; runs in a peer's environment too.
+"""Protocol between a loader's process (a feeder) and benchmarks/loader.py; imports the standard library only.
 
-A feeder makes its loader, warms up, prints `ready`, and for each line with a number of images on its
-standard input first gives what it made ahead while it waited, says `begun`, then gives at least that many and
-answers with one line of JSON: images and seconds.
+A feeder builds its loader, warms up and prints `ready`. For each line on its standard input, a number of
+images, it first drops the batches prefetched while it waited and prints `begun`; then it loads at least that
+many images and prints one line of JSON with the number of images and the seconds.
 """
 
 import argparse
@@ -13,14 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 WARM_UP = 3
-MADE_AHEAD = 12
+PREFETCHED = 12  # batches dropped before a round: a loader may have prefetched them while it waited
 SIZE, CROP = 256, 224
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is measured: the data's folder, augmentation ("paper", "random-resized-crop"), threads, batch."""
+    """What a feeder loads.
+
+    Attributes:
+        data: Folder of the dataset.
+        augmentation: "paper" or "random-resized-crop".
+        threads: Number of threads or worker processes.
+        batch: Images per batch.
+        original: Whether images are stored in their original size.
+        kind: Variant of the feeder; "" for the default.
+    """
 
     data: str
     augmentation: str
@@ -31,28 +40,28 @@ class Order:
 
 
 def read_order(description: str | None) -> Order:
-    """The command line of a feeder."""
+    """Parse the command line of a feeder."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("data")
+    options.add_argument("data", help="folder of the dataset")
     options.add_argument("--augmentation", choices=["paper", "random-resized-crop"], default="paper")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--batch", type=int, default=128)
-    options.add_argument("--original", action="store_true", help="images of their original size")
-    options.add_argument("--kind", default="", help="a feeder's variant")
+    options.add_argument("--threads", type=int, default=1, help="threads or worker processes")
+    options.add_argument("--batch", type=int, default=128, help="images per batch")
+    options.add_argument("--original", action="store_true", help="images are stored in their original size")
+    options.add_argument("--kind", default="", help="variant of the feeder")
     return Order(**vars(options.parse_args()))
 
 
 def serve(batches: Iterator[int]) -> None:
-    """Answer until standard input ends; `batches` gives the number of images in each, without end."""
+    """Serve requests until standard input ends; `batches` yields the size of each loaded batch, endlessly."""
     for _ in range(WARM_UP):
         next(batches)
     print("ready", flush=True)
     for line in sys.stdin:
-        wanted, given = int(line), 0
-        for _ in range(MADE_AHEAD):
+        wanted, loaded = int(line), 0
+        for _ in range(PREFETCHED):
             next(batches)
         print("begun", flush=True)
         started = time.perf_counter()
-        while given < wanted:
-            given += next(batches)
-        print(json.dumps({"images": given, "seconds": time.perf_counter() - started}), flush=True)
+        while loaded < wanted:
+            loaded += next(batches)
+        print(json.dumps({"images": loaded, "seconds": time.perf_counter() - started}), flush=True)

@@ -1,7 +1,7 @@
-"""FFCV, for benchmarks/loader.py, in an environment of its own, from its own file of the same JPEGs.
+"""Feeder for FFCV, run by benchmarks/loader.py in a separate environment.
 
-Its batches are bytes, NHWC; no mean is subtracted, and no noise added: its normalization of NCHW tensors
-on the CPU does not end.
+It reads the same JPEGs from FFCV's own file format. Batches are uint8, NHWC, without mean subtraction and
+color noise: FFCV's normalization of NCHW tensors on the CPU never returns.
 """
 
 import io
@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from feeder import AREA, CROP, RATIO, Order, read_order, serve
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip
 from ffcv.writer import DatasetWriter
-from loader_options import AREA, CROP, RATIO, Order, read_order, serve
 from PIL import Image
 
 
 class StoredField(RGBImageField):
-    """An image whose JPEG is stored as it is; the library's own writer would encode it anew."""
+    """Image field that stores the given JPEG bytes; FFCV's own field would re-encode the image."""
 
     def encode(self, destination, jpeg, malloc):  # type: ignore[no-untyped-def]
         width, height = Image.open(io.BytesIO(jpeg)).size
@@ -33,7 +33,7 @@ class StoredField(RGBImageField):
 
 
 class Images:
-    """The tars' images, by number."""
+    """The JPEGs of a folder's tars by number, as (bytes, label 0); held in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._images: list[bytes] = []
@@ -55,17 +55,20 @@ def main() -> None:
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Batches of FFCV's loader; a crop of 224 out of 256 is a resized crop of that area."""
+    """Yield the size of each batch of FFCV's loader.
+
+    FFCV has no random crop of a fixed size: "paper" is a random-resized crop of the area (224/256)².
+    """
     file = Path(order.data) / "stored.beton"
     if not file.exists():
         print("writing", file, file=sys.stderr)
-        with tempfile.NamedTemporaryFile(dir=order.data, delete=False) as half:
+        with tempfile.NamedTemporaryFile(dir=order.data, delete=False) as unfinished:
             pass
         fields = {"image": StoredField(), "label": IntField()}
-        DatasetWriter(half.name, fields, num_workers=1).from_indexed_dataset(
+        DatasetWriter(unfinished.name, fields, num_workers=1).from_indexed_dataset(
             Images(Path(order.data, "train"))
         )
-        Path(half.name).rename(file)
+        Path(unfinished.name).rename(file)
     area, ratio = (AREA, RATIO) if order.augmentation != "paper" else (((CROP / 256) ** 2,) * 2, (1.0, 1.0))
     decoder = RandomResizedCropRGBImageDecoder((CROP, CROP), scale=area, ratio=ratio)
     loader = Loader(

@@ -1,4 +1,4 @@
-"""The limit, for benchmarks/loader.py: libjpeg-turbo decodes whole images, already in memory."""
+"""Feeder for the limit in benchmarks/loader.py: libjpeg-turbo decodes whole images that are in memory."""
 
 import multiprocessing
 import tarfile
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import simplejpeg
-from loader_options import Order, read_order, serve
+from feeder import Order, read_order, serve
 
 _images: list[bytes] = []
 
@@ -24,17 +24,18 @@ def main() -> None:
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Eight batches' worth of images at a time, shared among the processes."""
+    """Yield the number of images decoded by all processes, eight batches for each at a time."""
     number = 0
     with multiprocessing.get_context("fork").Pool(order.threads) as pool:
         while True:
-            parts = [(number + k, order.batch) for k in range(8 * order.threads)]
-            number += len(parts)
-            yield sum(pool.imap_unordered(_decode, parts))
+            tasks = [(number + k, order.batch) for k in range(8 * order.threads)]
+            number += len(tasks)
+            yield sum(pool.imap_unordered(_decode, tasks))
 
 
-def _decode(part: tuple[int, int]) -> int:
-    number, count = part
+def _decode(task: tuple[int, int]) -> int:
+    """Decode one batch, given as (number, size); return its size."""
+    number, count = task
     for k in range(count):
         simplejpeg.decode_jpeg(_images[(number * count + k) % len(_images)], "RGB")
     return count

@@ -1,7 +1,7 @@
-"""Ours, for benchmarks/loader.py: the whole loader, or parts of its graph.
+"""Feeder for our loader, run by benchmarks/loader.py: the whole loader, or the first operators of its graph.
 
---kind "bytes" ends before normalization, as the peers do that give bytes; "decoding" is what placement
-"hybrid" leaves to the CPU.
+--kind "bytes" stops before normalization, like the peers whose batches are uint8; --kind "decoding" runs the
+CPU operators of placement "hybrid".
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import nvidia.dali.fn as fn
-from loader_options import CROP, Order, read_order, serve
+from feeder import CROP, Order, read_order, serve
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
@@ -24,24 +24,24 @@ def main() -> None:
 
 
 def long(dataset: Dataset) -> Dataset:
-    """The same tars often enough that an epoch is as long as a segment of ImageNet's is."""
+    """Repeat the dataset's tars until an epoch has at least SEGMENT samples, a full segment."""
     shards = dataset.shards("train")
     times = -(-SEGMENT // dataset.samples("train"))
     return Dataset(dataset.url, replace(dataset.manifest, splits={"train": shards * times}))
 
 
 def view_of(dataset: Dataset, order: Order) -> TrainView:
-    """The paper's crop, flip, noise and mean; or random-resized crop, flip, mean and deviation."""
+    """Return the paper's augmentation with mean subtraction, or random-resized crops with mean and std."""
     mean = dataset.statistics.mean
     if order.augmentation == "paper":
         return TrainView(CROP, mean, noise=color_noise("paper", dataset.statistics))
-    std = dataset.statistics
-    deviations = tuple(std.covariance[c][c] ** 0.5 for c in range(3))
-    return TrainView(CROP, mean, deviations, augmentation="random-resized-crop")
+    covariance = dataset.statistics.covariance
+    std = tuple(covariance[c][c] ** 0.5 for c in range(3))
+    return TrainView(CROP, mean, std, augmentation="random-resized-crop")
 
 
 def whole(order: Order) -> Iterator[int]:
-    """Float32 batches of the loader, all on the CPU."""
+    """Yield the size of each float32 batch of the loader, with everything on the CPU."""
     dataset = long(Dataset.open(order.data))
     place = Placement(threads=order.threads)
     loader = Loader(dataset, "train", view_of(dataset, order), order.batch, placement=place)
@@ -51,7 +51,7 @@ def whole(order: Order) -> Iterator[int]:
 
 
 def part(order: Order) -> Iterator[int]:
-    """Bytes and labels' digits: of crops mirrored or not, or of what "hybrid" brings to the GPU."""
+    """Yield the size of each uint8 batch of a part of the graph: flipped crops, or hybrid's CPU part."""
     dataset = Dataset.open(order.data)
     reader = graph.ReaderSettings(
         tars=list(map(str, dataset.tars("train"))),
@@ -81,7 +81,7 @@ def _crops(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) 
 
 
 def _decoded(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement) -> Any:
-    """What the GPU crops or scales, mirrors and normalizes."""
+    """Return the CPU operators of "hybrid"; the GPU then crops or scales, flips and normalizes."""
     if augmentation == "random-resized-crop":
         return fn.decoders.image_random_crop(
             jpeg,
@@ -90,7 +90,7 @@ def _decoded(jpeg: Any, augmentation: str, stored: ImageFormat, place: Placement
             random_aspect_ratio=graph.RESIZED_RATIO,
             num_attempts=graph.RESIZED_TRIES,
         )
-    if stored.mode == "original":  # whole, as it is scaled there
+    if stored.mode == "original":  # the GPU scales the whole image
         return fn.decoders.image(jpeg, adjust_orientation=False)
     return graph._random_crop(jpeg, CROP, stored, place)
 

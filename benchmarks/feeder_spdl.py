@@ -1,6 +1,6 @@
-"""SPDL, for benchmarks/loader.py, in an environment of its own: threads decode, crop and scale with FFmpeg.
+"""Feeder for SPDL, run by benchmarks/loader.py in a separate environment.
 
-Its batches are bytes, NHWC; no mean is subtracted, and no noise added.
+Threads decode, crop and scale with FFmpeg. Batches are uint8, NHWC, without mean subtraction and color noise.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import spdl.io
-from loader_options import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from feeder import AREA, CROP, RATIO, SIZE, Order, read_order, serve
 from spdl.pipeline import PipelineBuilder
 
 
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Batches of the tars' images, read into memory first."""
+    """Yield the size of each batch; the images of the tars are read into memory first."""
     images = []
     for path in sorted(Path(order.data, "train").glob("*.tar")):
         with tarfile.open(path) as tar:

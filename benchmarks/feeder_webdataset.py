@@ -1,7 +1,7 @@
-"""webdataset, Pillow and transforms as torchvision's, in a DataLoader, for benchmarks/loader.py.
+"""Feeder for webdataset with Pillow in a DataLoader, run by benchmarks/loader.py.
 
-torchvision itself cannot be installed everywhere. What its `ToTensor` (to 0..1) and `Normalize` (of a copy,
-by mean and deviation) do to an image is done here too.
+Its transforms repeat torchvision's, because torchvision cannot be installed everywhere: `ToTensor` (scales to
+0..1) and `Normalize` (copies, then applies mean and std).
 """
 
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-from loader_options import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from feeder import AREA, CROP, RATIO, SIZE, Order, read_order, serve
 from PIL import Image
 
 MEAN, STD = (0.48, 0.45, 0.41), (0.27, 0.26, 0.27)
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def batches(order: Order) -> Iterator[int]:
-    """Float32 batches, NCHW."""
+    """Yield the size of each float32 NCHW batch."""
     tars = sorted(map(str, Path(order.data, "train").glob("*.tar")))
     dataset = (
         webdataset.WebDataset(tars, resampled=True, shardshuffle=False, empty_check=False)
@@ -40,7 +40,7 @@ def batches(order: Order) -> Iterator[int]:
 
 
 def paper(data: bytes) -> torch.Tensor:
-    """Shorter side to 256 where it is not, random 224 crop, flip, color noise, normalization."""
+    """Scale the shorter side to 256 if needed, then random 224 crop, flip, color noise and normalization."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     width, height = image.size
     if min(width, height) != SIZE:
@@ -54,7 +54,7 @@ def paper(data: bytes) -> torch.Tensor:
 
 
 def resized(data: bytes) -> torch.Tensor:
-    """Random-resized crop, flip, normalization."""
+    """Apply a random-resized crop, flip and normalization."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     left, top, width, height = _box(*image.size)
     part = image.crop((left, top, left + width, top + height))
@@ -77,12 +77,12 @@ def _flipped(image: Image.Image) -> Image.Image:
 
 
 def _tensor(image: Image.Image) -> torch.Tensor:
-    """As torchvision's `ToTensor`."""
+    """Convert to a float32 (3, H, W) tensor in 0..1, like torchvision's `ToTensor`."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
 
 
 def _normalized(pixels: torch.Tensor) -> torch.Tensor:
-    """As torchvision's `Normalize`."""
+    """Subtract MEAN and divide by STD on a copy, like torchvision's `Normalize`."""
     return pixels.clone().sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
 

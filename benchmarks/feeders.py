@@ -1,4 +1,4 @@
-"""Who is compared in loader.py: how each is started, and what comes out of it."""
+"""Feeders that loader.py compares: how each is started, measured and stopped."""
 
 import json
 import subprocess
@@ -21,15 +21,15 @@ KINDS = ("ours", "bytes", "decoding", "webdataset", "spdl", "ffcv", "limit")
 
 @dataclass(frozen=True)
 class Feeder:
-    """A way to make batches.
+    """A loader, or a part of one, that is measured.
 
     Attributes:
-        kind: one of KINDS.
-        name: for tables.
-        output: what a batch is.
-        script: that serves it.
-        python: interpreter of its environment.
-        variant: the script's --kind.
+        kind: One of KINDS.
+        name: Name in tables.
+        output: Type of the pixels in its batches, for tables: "float32" or "bytes".
+        script: Script in this folder that runs it.
+        python: Interpreter of its environment.
+        variant: Value of the script's --kind; "" for none.
     """
 
     kind: str
@@ -42,7 +42,15 @@ class Feeder:
 
 @dataclass
 class Setting:
-    """What is measured at once: the data, the augmentation and the number of threads or workers."""
+    """What one table compares.
+
+    Attributes:
+        data: Folder of the dataset.
+        original: Whether images are stored in their original size.
+        augmentation: "paper" or "random-resized-crop".
+        threads: Number of threads or worker processes.
+        batch: Images per batch.
+    """
 
     data: Path
     original: bool
@@ -53,7 +61,7 @@ class Setting:
 
 @dataclass
 class Row:
-    """A feeder's rounds at a setting: images a second, and CPU microseconds for an image."""
+    """Results of a feeder at a setting, one value per round: images/s, and CPU microseconds per image."""
 
     feeder: Feeder
     setting: Setting
@@ -69,7 +77,7 @@ LIMIT = Feeder("limit", "libjpeg-turbo, whole decode", "bytes", "feeder_limit.py
 
 
 def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[str]]:
-    """The feeders of the kinds asked for that run here, and why the others do not."""
+    """Return the feeders of the requested kinds that run here, and notes on why the others do not."""
     found = [feeder for feeder in (OURS, BYTES, DECODING, WEBDATASET) if feeder.kind in kinds]
     skipped = []
     for kind, name, extra in (("spdl", "SPDL", ()), ("ffcv", "FFCV", ("ffcv==1.0.2",))):
@@ -84,12 +92,16 @@ def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[st
 
 
 def can(feeder: Feeder, setting: Setting) -> bool:
-    """Whether a feeder has this augmentation: FFCV cuts no fixed square out of images of many sizes."""
+    """Whether a feeder supports the setting: FFCV has no fixed-size crop of images of different sizes."""
     return not (feeder.kind == "ffcv" and setting.original and setting.augmentation == "paper")
 
 
 class Running:
-    """A feeder at a setting, warmed up and waiting."""
+    """The process of a feeder at a setting, warmed up and waiting for a round.
+
+    Raises:
+        BenchmarkError: The process failed; the message has the end of its standard error.
+    """
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -98,35 +110,36 @@ class Running:
         command += ["--augmentation", setting.augmentation, "--threads", str(setting.threads)]
         command += ["--batch", str(setting.batch), *(["--original"] if setting.original else [])]
         command += ["--kind", feeder.variant] if feeder.variant else []
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self._expect("ready")
 
     def measure(self, images: int) -> None:
-        """Run a round."""
+        """Run a round of at least `images` images, and append its results to the row."""
         assert self._process.stdin is not None
         print(images, file=self._process.stdin, flush=True)
         self._expect("begun")
         before = self._cpu_seconds()
         try:
-            answer = json.loads(self._answer())
+            found = json.loads(self._read_line())
         except json.JSONDecodeError:
             raise self._failed() from None
-        self.row.throughputs.append(answer["images"] / answer["seconds"])
-        self.row.cpu.append((self._cpu_seconds() - before) / answer["images"] * 1e6)
+        self.row.throughputs.append(found["images"] / found["seconds"])
+        self.row.cpu.append((self._cpu_seconds() - before) / found["images"] * 1e6)
 
     def end(self) -> None:
+        """Kill the process and its children."""
         end_tree(self._process.pid)
         self._process.communicate()
         self._errors.close()
 
     def _expect(self, word: str) -> None:
-        if self._answer() != word:
+        if self._read_line() != word:
             raise self._failed()
 
-    def _answer(self) -> str:
+    def _read_line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
@@ -144,7 +157,7 @@ class Running:
 
 @contextmanager
 def running(rows: Sequence[Row]) -> Iterator[list[Running]]:
-    """Start the feeders of a setting, and end them all."""
+    """Start the feeders of a setting, yield their processes, and end them all."""
     started: list[Running] = []
     try:
         for row in rows:
@@ -156,7 +169,7 @@ def running(rows: Sequence[Row]) -> Iterator[list[Running]]:
 
 
 def _environment(venv: Path, requirements: Path, extra: Sequence[str], module: str) -> str:
-    """The interpreter of a peer's environment, made on first use."""
+    """Return the interpreter of a peer's virtual environment, which is made on first use."""
     python = venv / "bin" / "python"
     if (venv / "complete").is_file():
         return str(python)
@@ -171,6 +184,6 @@ def _environment(venv: Path, requirements: Path, extra: Sequence[str], module: s
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise BenchmarkError(f"it cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
+            raise BenchmarkError(f"cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
     (venv / "complete").touch()
     return str(python)

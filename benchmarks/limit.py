@@ -1,6 +1,6 @@
-"""The limit of preparation: decode, resize and encode alone, each by the fastest library tried.
+"""The limit of preparation: decoding, resizing and encoding only, each by the fastest candidate.
 
-Bytes are in memory before the clock starts; there is no tar, no statistics and no check of the result.
+The files are in memory before timing starts; no tar is written, no statistics and no checks are made.
 """
 
 import json
@@ -20,22 +20,28 @@ from common import BenchmarkError
 
 @dataclass(frozen=True)
 class Timing:
-    """How a candidate did: the median of the rounds' microseconds for one image."""
+    """Microseconds per image of a candidate, the median of the rounds."""
 
     candidate: Candidate
     microseconds: float
 
 
 def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str, ...], list[str]]:
-    """Time every candidate on one core, those of a step interleaved, and choose the fastest chain.
+    """Time every candidate on one core and choose the fastest chain.
+
+    The candidates of a step take turns in each round.
 
     Returns:
-        The timings; the names of the chain's steps, for `run`; notes on what was not tried.
+        The timings; the names of the fastest chain's candidates, one per step or one for all; and notes on
+        candidates and images that were left out.
+
+    Raises:
+        BenchmarkError: No file decodes as an RGB JPEG.
     """
     found, notes = candidates()
     originals, unfit = usable(files)
     if unfit:
-        notes.append(f"{unfit} of {len(files)} images are no RGB JPEGs for every decoder and were left out")
+        notes.append(f"{unfit} of {len(files)} images were left out: they do not decode as RGB JPEGs")
     timings: list[Timing] = []
     names: list[str] = []
     inputs: list[Any] = list(originals)
@@ -52,13 +58,13 @@ def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str
 
 
 def usable(files: Sequence[Path]) -> tuple[list[bytes], int]:
-    """The files' bytes, without those that are no RGB JPEGs, and how many these are."""
+    """Return the contents of the files that decode as RGB JPEGs, and the number of the others."""
     found = []
     for path in files:
         data = path.read_bytes()
         try:
             simplejpeg.decode_jpeg(data, "RGB")
-        except (ValueError, KeyError):  # CMYK, damaged, or of an odd sampling
+        except (ValueError, KeyError):  # CMYK, damaged, or an unusual chroma subsampling
             continue
         found.append(data)
     if not found:
@@ -80,7 +86,7 @@ def _time(tried: list[Candidate], inputs: list[Any], rounds: int) -> list[Timing
 
 
 def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:
-    """One function of a chain's steps, or of the one library that does them all."""
+    """Compose the named candidates, one per step or one for all steps, into a function of JPEG bytes."""
     found, _ = candidates()
     steps = ("all",) if len(names) == 1 else STEPS
     work = [
@@ -96,14 +102,14 @@ def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:
 
 
 def main() -> None:
-    """Run a chain in processes of its own and print what it took: `limit.py FILES.json`."""
-    wanted = json.loads(Path(sys.argv[1]).read_text())
-    processes, count = wanted["processes"], wanted["images"]
+    """Run a chain in worker processes and print its time, CPU time and output bytes: `limit.py TASK.json`."""
+    task = json.loads(Path(sys.argv[1]).read_text())
+    processes, count = task["processes"], task["images"]
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, _keep, (barrier,)) as pool:
         bounds = [(count * n // processes, count * (n + 1) // processes) for n in range(processes)]
-        done = pool.starmap(_work, [(wanted["files"], wanted["chain"], lo, hi) for lo, hi in bounds], 1)
+        done = pool.starmap(_work, [(task["files"], task["chain"], lo, hi) for lo, hi in bounds], 1)
     starts, ends, cpu, sizes = zip(*done, strict=True)
     print(json.dumps({"wall": max(ends) - min(starts), "cpu": sum(cpu), "bytes": sum(sizes)}))
 
@@ -112,12 +118,17 @@ _barrier: Any = None
 
 
 def _keep(barrier: Any) -> None:
+    """Initializer of a worker: keep the barrier at which all workers start."""
     global _barrier
     _barrier = barrier
 
 
 def _work(files: list[str], names: list[str], lo: int, hi: int) -> tuple[float, float, float, int]:
-    """In a process: images `lo` to `hi` of the files repeated; start, end, CPU seconds and bytes made."""
+    """In a worker: process images `lo` to `hi` of the repeated files.
+
+    Returns:
+        Start and end by `time.monotonic`, CPU seconds, and bytes of output.
+    """
     originals, _ = usable([Path(name) for name in files])
     chain = _chain(tuple(names))
     chain(originals[0])

@@ -1,12 +1,13 @@
-"""The loader beside its peers and its limit, in one run.
+"""Compare the throughput of the loader with its peers and its limit, in one run.
 
     python benchmarks/loader.py --work /tmp/loader --chart docs/images/loader.png --json loader.json
 
-Shards the images below --source, repeated under distinct names, at 256 px and at their original size;
-then makes batches of them in every way: ours, webdataset with Pillow and torchvision's transforms, SPDL,
-FFCV, and the limit (libjpeg-turbo decoding whole images in memory, a process a core). Those of a setting
-take turns in --rounds. With `--device gpu` ours alone, in every placement. Needs the `dev` extra; peers get
-environments of their own below --work, and are skipped with the reason where they cannot be installed.
+Shards the images below --source, repeated under distinct names, at 256 px and at their original size.
+Then loads batches of them with each feeder: our loader, webdataset with Pillow and torchvision's transforms,
+SPDL, FFCV, and the limit (libjpeg-turbo decodes whole images in memory, one process per core). The feeders of
+a setting take turns in each of --rounds. `--device gpu` measures only our loader, in every placement. Needs
+the `dev` extra; SPDL and FFCV get environments of their own below --work, and are skipped with the reason
+where they cannot be installed.
 """
 
 import argparse
@@ -65,26 +66,40 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--images", type=int, default=4000, help="in the shards; a round is as many")
-    options.add_argument("--rounds", type=int, default=3, help="of each setting")
-    options.add_argument("--batch", type=int, default=128, help="images in a batch")
-    options.add_argument("--sizes", nargs="+", choices=["256", "original"], default=["256", "original"])
-    options.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS))
     options.add_argument(
-        "--threads", type=int, nargs="+", default=sorted({1, min(2, common.cores())}), help="or workers"
+        "--images", type=int, default=4000, help="number of images in the shards and in a round"
+    )
+    options.add_argument("--rounds", type=int, default=3, help="rounds of each setting")
+    options.add_argument("--batch", type=int, default=128, help="images per batch")
+    options.add_argument(
+        "--sizes",
+        nargs="+",
+        choices=["256", "original"],
+        default=["256", "original"],
+        help="sizes of the stored images",
+    )
+    options.add_argument(
+        "--augmentations", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS), help="augmentations"
+    )
+    options.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=sorted({1, min(2, common.cores())}),
+        help="numbers of threads or worker processes",
     )
     options.add_argument(
         "--feeders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
-    options.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
-    options.add_argument("--work", type=Path, help="folder for shards and environments, kept")
-    options.add_argument("--chart", type=Path, help="draw the rates as PNG")
-    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="device to load to")
+    options.add_argument("--work", type=Path, help="folder for shards and environments; it is kept")
+    options.add_argument("--chart", type=Path, help="draw the throughputs to this PNG file")
+    options.add_argument("--json", type=Path, help="write every measurement to this file")
     return options.parse_args()
 
 
 def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
-    """Shards of the images, made once."""
+    """Return the folder of the sharded images; an existing one is reused."""
     out = work / f"shards-{size}-{options.images}"
     if (out / "manifest.json").is_file():
         return out
@@ -103,7 +118,7 @@ def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
 
 def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace) -> list[Row]:
     rows = [Row(feeder, setting) for feeder in found if can(feeder, setting)]
-    # Images of original size take several times as long.
+    # Images of original size take several times as long to decode.
     count = options.images // (4 if setting.original else 1)
     with running(rows) as started:
         for number in range(options.rounds):

@@ -1,4 +1,4 @@
-"""Our loader on a GPU: every placement, and the settings of its decoder swept."""
+"""Measure our loader on a GPU in every placement, with a sweep over the settings of its JPEG decoder."""
 
 import time
 from itertools import product
@@ -8,7 +8,7 @@ from statistics import median
 import common
 import torch
 from common import BenchmarkError
-from loader_options import CROP
+from feeder import CROP
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
 
@@ -17,17 +17,17 @@ _BATCHES = (128, 256, 512)
 
 
 def check() -> None:
-    """Say before anything is prepared that there is no GPU.
+    """Check before anything is prepared that there is a GPU.
 
     Raises:
-        BenchmarkError: there is none.
+        BenchmarkError: torch finds no GPU.
     """
     if not torch.cuda.is_available():
-        raise BenchmarkError("--device gpu needs a GPU that torch can use; none was found")
+        raise BenchmarkError("--device gpu: torch finds no GPU on this machine")
 
 
 def sweep(data: Path, rounds: int, images: int) -> None:
-    """Print images a second of each placement, batch, number of threads and load of the JPEG engine."""
+    """Print the images per second of each placement, batch size, thread count and hardware-decoder load."""
     print(f"GPU: {torch.cuda.get_device_name()}\n")
     dataset = Dataset.open(data)
     threads = sorted({1, 2, 4, common.cores() // 2, common.cores()} - {0})
@@ -50,10 +50,10 @@ def sweep(data: Path, rounds: int, images: int) -> None:
         )
         for place, batch, throughputs in rows
     ]
-    print(common.markdown(("placement", "batch", "threads", "engine's share", "images/s"), table))
+    print(common.markdown(("placement", "batch", "threads", "hardware decoder's share", "images/s"), table))
     for device in ("cpu", "hybrid", "gpu"):
         place, batch, throughputs = next(row for row in rows if row[0].device == device)
-        load = f", engine's share {place.hw_decoder_load:.2f}" if device == "gpu" else ""
+        load = f", hardware decoder's share {place.hw_decoder_load:.2f}" if device == "gpu" else ""
         print(
             f"best {device}: batch {batch}, {place.threads} threads{load}: "
             f"{median(throughputs):,.0f} images/s"
@@ -65,11 +65,11 @@ def _throughputs(dataset: Dataset, place: Placement, batch: int, rounds: int, co
     throughputs = []
     with Loader(dataset, "train", view, batch, placement=place, half=place.device != "cpu") as loader:
         for number in range(rounds + 1):
-            given, started = 0, time.perf_counter()
-            while given < count:
+            loaded, started = 0, time.perf_counter()
+            while loaded < count:
                 for images in loader:
-                    given += len(images.labels)
+                    loaded += len(images.labels)
             torch.cuda.synchronize()
-            if number:  # the first warms up
-                throughputs.append(given / (time.perf_counter() - started))
+            if number:  # round 0 warms up
+                throughputs.append(loaded / (time.perf_counter() - started))
     return throughputs

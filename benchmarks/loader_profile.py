@@ -1,4 +1,4 @@
-"""Where an image's time goes on the CPU: each stage of the graph as a pipeline of its own, one thread."""
+"""Profile the loader on the CPU: time per image of pipelines that end after each stage, on one thread."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from typing import Any
 import common
 import nvidia.dali.fn as fn
 import simplejpeg
+from feeder import CROP
 from feeder_ours import long
-from loader_options import CROP
 from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
@@ -24,7 +24,11 @@ _WARM_UP = 3
 
 
 def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
-    """Print and return CPU and wall microseconds for an image of each stage, taking turns in rounds."""
+    """Print a table of the stages, which take turns in each round.
+
+    Returns:
+        (stage, CPU microseconds per image, wall microseconds per image), medians of the rounds.
+    """
     dataset = Dataset.open(data)
     steps = {name: _pipeline(stage) for name, stage in _stages(dataset).items()}
     steps["the loader: the paper's crops and labels, as tensors"] = _loader(dataset)
@@ -37,14 +41,14 @@ def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
         (name, *(median(values) for values in zip(*times, strict=True))) for name, times in measured.items()
     ]
     size = "original size" if dataset.image.mode == "original" else f"{dataset.image.size} px"
-    print(f"Where the time goes: {size}, one thread, pipelines that end after each stage.\n")
+    print(f"Profile: {size}, one thread, pipelines that end after each stage\n")
     cells = [(name, f"{cpu:,.0f}", f"{wall:,.0f}") for name, cpu, wall in found]
     print(common.markdown(("pipeline", "CPU µs/image", "wall"), cells) + "\n")
     return found
 
 
 def _time(step: Callable[[], object]) -> tuple[float, float]:
-    """CPU and wall microseconds for an image."""
+    """Run `step` repeatedly and return CPU and wall microseconds per image."""
     for _ in range(_WARM_UP):
         step()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -56,7 +60,7 @@ def _time(step: Callable[[], object]) -> tuple[float, float]:
 
 
 def _settle() -> None:
-    """Wait until nothing runs in this process: what is made ahead shall not count for what comes next."""
+    """Wait until this process is idle, so that prefetching does not count in the next measurement."""
     before = -1.0
     while time.process_time() - before > 0.002:
         before = time.process_time()
@@ -64,7 +68,7 @@ def _settle() -> None:
 
 
 def _pipeline(stage: Callable[[], Any]) -> Callable[[], object]:
-    """A function that runs a stage on a batch, and nothing ahead of it."""
+    """Return a function that runs a stage on one batch, without prefetching."""
     pipe = pipeline_def(stage)(
         batch_size=_BATCH,
         num_threads=1,
@@ -140,7 +144,7 @@ def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
             num_attempts=graph.RESIZED_TRIES,
         )
 
-    crop, end = _crop_in_words(stored), "flip, − mean, to float32"
+    crop, end = _crop_label(stored), "flip, − mean, to float32"
     return {
         "read": jpeg,
         "read, decode whole": lambda: graph._whole(jpeg(), place),
@@ -154,5 +158,5 @@ def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _crop_in_words(stored: ImageFormat) -> str:
+def _crop_label(stored: ImageFormat) -> str:
     return "read, decode whole, scale and cut" if stored.mode == "original" else "read, decode the crop"

@@ -1,4 +1,4 @@
-"""Tables, targets and the chart of loader.py."""
+"""Print the tables and targets of loader.py, and draw its chart."""
 
 from itertools import groupby
 from pathlib import Path
@@ -7,7 +7,7 @@ from statistics import median
 import common
 from feeders import Row, Setting
 
-# Against webdataset and the limit in the same rounds: of images stored at 256 px, the paper's crops.
+# (kind, other kind, smallest ratio of their throughputs) for images stored at 256 px with the paper's crops.
 _TARGETS = (("ours", "webdataset", 4.0), ("decoding", "limit", 0.9), ("ours", "limit", 0.6))
 
 
@@ -15,16 +15,16 @@ _LIGHT = "#56B4E9"
 
 
 def describe(setting: Setting) -> str:
-    """A setting in words."""
+    """Describe a setting as text."""
     size = "original size" if setting.original else "256 px"
     threads = f"{setting.threads} thread{'' if setting.threads == 1 else 's'}"
     return f"{size}, {setting.augmentation}, {threads}"
 
 
 def show(rows: list[Row]) -> bool:
-    """Print a table for each setting and the targets; return whether one was missed."""
+    """Print a table and the targets for each setting; return whether a target was missed."""
     missed = False
-    header = ("loader", "gives", "images/s", "to ours", "to the limit", "CPU µs/image")
+    header = ("loader", "output", "images/s", "to ours", "to the limit", "CPU µs/image")
     for _, group in groupby(rows, key=lambda row: describe(row.setting)):
         found = list(group)
         by_kind = {row.feeder.kind: row for row in found}
@@ -56,8 +56,8 @@ def _targets(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
     if ours is not None and peers:
         best = max(peers, key=lambda row: median(row.throughputs))
         ratio = _paired(best, ours)
-        place = "first" if ratio <= 1 else f"behind {best.feeder.name} by a factor of {ratio:.2f}"
-        lines.append((f"ours is {place}", True))
+        rank = "first" if ratio <= 1 else f"behind {best.feeder.name} by a factor of {ratio:.2f}"
+        lines.append((f"ours is {rank}", True))
     if setting.original or setting.augmentation != "paper":
         return lines
     for above, below, target in _TARGETS:
@@ -73,7 +73,7 @@ def _met_or_missed(met: bool) -> str:
 
 
 def _paired(above: Row, below: Row) -> float:
-    """Median of the ratios within rounds, which drift little."""
+    """Median of the ratios within each round, where the machine's speed drifts little."""
     return median(a / b for a, b in zip(above.throughputs, below.throughputs, strict=True))
 
 
@@ -82,7 +82,7 @@ def _ratio(row: Row, other: Row | None) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Bars of images/s for each setting with the most threads, beside one another."""
+    """Draw bars of images/s, one panel for each setting with the largest number of threads."""
     most = max(row.setting.threads for row in rows)
     panels = [list(group) for _, group in groupby(rows, key=lambda row: describe(row.setting))]
     panels = [panel for panel in panels if panel[0].setting.threads == most]
@@ -108,5 +108,5 @@ def draw(rows: list[Row], path: Path) -> None:
         axis.margins(x=0.12)
         axis.set_xlim(left=0)
         axis.set_title(describe(panel[0].setting), loc="left")
-    axes[-1].set_xlabel("images/s: median of the rounds, with the least and the most")
+    axes[-1].set_xlabel("images/s: median of the rounds, with minimum and maximum")
     figure.savefig(path, dpi=130)

@@ -1,11 +1,11 @@
-"""Memory of the loader over many epochs of a small set: RSS after each.
+"""Measure the memory of the loader over many epochs of a small dataset: RSS after each epoch.
 
     python benchmarks/loader_soak.py --epochs 50 --chart docs/images/loader-memory.png
 
-Shards few images with `alexnet-prep`, then goes through them --epochs times in a process for each way of
-reading them, with `state_dict` after every batch. Small epochs are the hard case: each builds and frees DALI
-pipelines. Prints RSS after a tenth, half and all of the epochs, and the slope after the first tenth, which is
-zero where memory stays flat.
+Shards few images with `alexnet-prep`, then loads them for --epochs epochs in a separate process for each way
+of reading, with `state_dict` after every batch. Small epochs are the hard case, because each builds and frees
+DALI pipelines. Prints RSS after a tenth, half and all of the epochs, and the slope after the first tenth,
+which is zero where memory stays flat.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from memory import Course, Trace
 
 _COURSE = Course("epochs", 1.0, ("epoch", 1.0), ("epochs", 1.0))
 _CROP = 224
-# Of the first quarter's median; single epochs end with a batch more or less in memory.
+# Largest growth from the median of the first quarter to that of the last, as a share of the first; medians,
+# because single epochs end with a batch more or less in memory.
 _MOST_GROWTH = 0.1
 _WAYS = {
-    "mapped": "tars mapped into memory, as local disks are read",
-    "read": "tars read, as from network file systems",
-    "cached": "tars brought to a cache first",
-    "resumed": "mapped; each epoch is left halfway and gone on with from its state in another loader",
+    "mapped": "tars mapped into memory, as on local disks",
+    "read": "tars read with read(), as on network file systems",
+    "cached": "tars copied to a cache folder first",
+    "resumed": "mapped; each epoch is stopped halfway and resumed from its state in another loader",
 }
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     options = _options()
     if options.child:
         way, data, cache = options.child
-        _go_through(way, data, Path(cache), options.epochs, options.batch)
+        _run_epochs(way, data, Path(cache), options.epochs, options.batch)
         return 0
     common.check_chart(options.chart)
     with common.work_folder(options.work) as work:
@@ -60,17 +61,17 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--images", type=int, default=300, help="samples of an epoch")
-    options.add_argument("--epochs", type=int, default=50, help="how often to go through them")
-    options.add_argument("--batch", type=int, default=32, help="samples of a batch")
-    options.add_argument("--work", type=Path, help="folder for the dataset")
-    options.add_argument("--chart", type=Path, help="draw RSS over the epochs as PNG")
-    options.add_argument("--csv", type=Path, help="write every sample")
-    options.add_argument("--json", type=Path, help="write the table's figures")
+    options.add_argument("--images", type=int, default=300, help="samples per epoch")
+    options.add_argument("--epochs", type=int, default=50, help="number of epochs")
+    options.add_argument("--batch", type=int, default=32, help="samples per batch")
+    options.add_argument("--work", type=Path, help="folder for the dataset; a temporary one if not given")
+    options.add_argument("--chart", type=Path, help="draw RSS over the epochs to this PNG file")
+    options.add_argument("--csv", type=Path, help="write RSS after every epoch to this file")
+    options.add_argument("--json", type=Path, help="write the table and every sample to this file")
     options.add_argument("--child", nargs=3, metavar=("WAY", "DATA", "CACHE"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.batch < 1 or given.epochs < 4 or given.images < 4 * given.batch:
-        options.error("--epochs is at least 4, --batch 1, and --images four batches")
+        options.error("--epochs must be at least 4, --batch at least 1, and --images at least four batches")
     return given
 
 
@@ -86,7 +87,7 @@ def _dataset(source: Path, images: int, work: Path) -> Path:
 
 
 def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Trace:
-    """Go through the epochs in a process of its own."""
+    """Run the epochs in a separate process and return its RSS after each."""
     numbers = [
         "--epochs",
         str(options.epochs),
@@ -106,8 +107,8 @@ def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Tr
     return trace
 
 
-def _go_through(way: str, data: str, cache: Path, epochs: int, batch: int) -> None:
-    """In a process of its own: print RSS after each epoch."""
+def _run_epochs(way: str, data: str, cache: Path, epochs: int, batch: int) -> None:
+    """Entry point of the separate process: load the epochs and print RSS in bytes after each."""
     from pipeline import Dataset, Loader, ReadOptions, TrainView, color_noise
 
     dataset = Dataset.open(data)
@@ -132,7 +133,7 @@ def _go_through(way: str, data: str, cache: Path, epochs: int, batch: int) -> No
 
 
 def _first_half(loader: Any) -> dict[str, Any]:
-    """Take half an epoch's batches, and the state after them."""
+    """Load half of an epoch's batches, and return the state after them."""
     for number, _ in enumerate(loader, start=1):
         state: dict[str, Any] = loader.state_dict()
         if number == len(loader) // 2:
@@ -141,13 +142,13 @@ def _first_half(loader: Any) -> dict[str, Any]:
 
 
 def _growth(trace: Trace) -> float:
-    """From the median of the first quarter of the epochs to that of the last."""
+    """Return the relative growth of RSS from the median of the first quarter to that of the last."""
     quarter = len(trace.rss) // 4
     return median(trace.rss[-quarter:]) / median(trace.rss[:quarter]) - 1
 
 
 def _report(traces: list[Trace], options: argparse.Namespace) -> bool:
-    print(memory.table(traces, options.epochs, _COURSE, "shards are"))
+    print(memory.table(traces, options.epochs, _COURSE, "shards"))
     if options.csv:
         memory.write_csv(traces, options.csv, "way", _COURSE)
     found = {trace.name: memory.figures(trace, options.epochs, _COURSE) for trace in traces}
@@ -162,7 +163,7 @@ def _report(traces: list[Trace], options: argparse.Namespace) -> bool:
     growth = max(map(_growth, traces))
     flat = growth <= _MOST_GROWTH
     judged = "met" if flat else "MISSED"
-    print(f"\nfrom the first quarter to the last {growth:+.0%}, target ≤ {_MOST_GROWTH:.0%}: {judged}")
+    print(f"\ngrowth from the first quarter to the last {growth:+.0%}, target ≤ {_MOST_GROWTH:.0%}: {judged}")
     return flat
 
 

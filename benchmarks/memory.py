@@ -1,4 +1,4 @@
-"""Resident memory of processes over the course of a job: figures, tables and charts for the soak runs."""
+"""Resident memory of processes over the course of a job: statistics, tables and charts of the soak runs."""
 
 import csv
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ _WARM_UP = 0.1
 
 @dataclass(frozen=True)
 class Course:
-    """What memory is plotted against.
+    """The time axis of traces.
 
     Attributes:
-        unit: of a trace's moments, "seconds" or "epochs".
-        step: between two samples.
-        per: name of the span by which a slope is given, and its length: "hour" and 3,600 seconds.
-        axis: name of the chart's axis, and moments in one of its units: "minutes" and 60 seconds.
+        unit: Unit of a trace's moments, "seconds" or "epochs".
+        step: Interval between two samples, in `unit`.
+        per: Name and length of the interval to which slopes refer, such as ("hour", 3600.0).
+        axis: Name of the chart's axis and length of its unit, such as ("minutes", 60.0).
     """
 
     unit: str
@@ -33,9 +33,9 @@ class Trace:
     """RSS of one process.
 
     Attributes:
-        name: for tables and charts.
-        moments: since the job's start, of each sample.
-        rss: bytes.
+        name: Name in tables and charts.
+        moments: Time of each sample since the job's start, in the unit of its `Course`.
+        rss: Resident memory at each sample, in bytes.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Trace:
         self.rss.append(rss)
 
     def at(self, moment: float, step: float) -> int | None:
-        """The sample nearest to `moment`, or None where the process was not alive then."""
+        """Return the RSS nearest to `moment` in bytes; None where the process was not alive then."""
         if not self.moments[0] - 2 * step <= moment <= self.moments[-1] + 2 * step:
             return None
         return self.rss[int(np.argmin(np.abs(np.asarray(self.moments) - moment)))]
 
     def slope(self, after: float) -> float | None:
-        """Bytes a moment by least squares over the samples after `after`; None of fewer than three."""
+        """Return the least-squares slope from `after` on in bytes per unit; None of fewer than 3 samples."""
         moments, rss = np.asarray(self.moments), np.asarray(self.rss, float)
         late = moments >= after
         if late.sum() < 3:
@@ -63,7 +63,7 @@ class Trace:
 
 
 def figures(trace: Trace, end: float, course: Course) -> dict[str, float | None]:
-    """Megabytes at moments of a job that ended at `end`, the most, and the slope after the first tenth."""
+    """Return a job's RSS in MB at 10 %, 50 % and its `end`, its peak, and its slope after 10 %."""
     moments: dict[str, float | None] = {
         f"{share:.0%}": trace.at(share * end, course.step) for share in (0.1, 0.5)
     }
@@ -76,9 +76,9 @@ def figures(trace: Trace, end: float, course: Course) -> dict[str, float | None]
     }
 
 
-def table(traces: Sequence[Trace], end: float, course: Course, what: str) -> str:
-    """A Markdown table of the traces' figures; `what` heads the column of names."""
-    header = (what, "at 10 %", "at 50 %", "at its end", "peak", f"slope after 10 %, MB/{course.per[0]}")
+def table(traces: Sequence[Trace], end: float, course: Course, heading: str) -> str:
+    """Format the `figures` of the traces as a Markdown table; `heading` is that of the column of names."""
+    header = (heading, "at 10 %", "at 50 %", "at its end", "peak", f"slope after 10 %, MB/{course.per[0]}")
     rows = []
     for trace in traces:
         found = figures(trace, end, course)
@@ -88,11 +88,11 @@ def table(traces: Sequence[Trace], end: float, course: Course, what: str) -> str
     return common.markdown(header, rows)
 
 
-def write_csv(traces: Sequence[Trace], path: Path, what: str, course: Course) -> None:
-    """Write every sample."""
+def write_csv(traces: Sequence[Trace], path: Path, heading: str, course: Course) -> None:
+    """Write every sample as CSV; `heading` is that of the column of names."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow((what, course.unit, "rss_bytes"))
+        rows.writerow((heading, course.unit, "rss_bytes"))
         for trace in traces:
             rows.writerows(
                 (trace.name, f"{moment:.2f}", rss)
@@ -101,7 +101,7 @@ def write_csv(traces: Sequence[Trace], path: Path, what: str, course: Course) ->
 
 
 def draw(traces: Sequence[Trace], end: float, path: Path, title: str, course: Course) -> None:
-    """One line a trace, named in a legend beside the plot, in the order of their last samples."""
+    """Draw one line per trace to a PNG file; the legend is in the order of the last samples."""
     figure, axes = common.new_axes(9, 4.5)
     styles = ("-", "--", "-.", ":")
     label, scale = course.axis

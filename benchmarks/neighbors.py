@@ -1,11 +1,12 @@
-"""Nearest neighbors beside a chunked `torch.cdist` + `topk`, in one run, each in a process of its own.
+"""Compare our nearest-neighbor search with a chunked `torch.cdist` + `topk`, each in a separate process.
 
     python benchmarks/neighbors.py
 
-Rows are features as ReLU leaves them (half of the numbers zero), drawn chunk by chunk from a seed, so that
-neither contender can hold them all; drawing is not counted. Some rows are near-duplicates of the queries.
-The contenders take turns, --rounds times. Then every distance is computed in float64 from differences, and
-each contender's lists are compared with these: ours must be the same, index by index, or the exit code is 1.
+Rows are random features like those after a ReLU (half of the values are zero). They are generated chunk by
+chunk from a seed, so that neither contender holds them all; the time for it is not counted. Some rows are
+near-duplicates of queries. The contenders take turns for --rounds rounds. Then every distance is computed in
+float64 from differences, and the contenders' lists are compared with these: ours must be the same, index by
+index, or the exit code is 1.
 """
 
 import argparse
@@ -28,7 +29,12 @@ _DUPLICATES_EVERY = 5000
 
 
 class Rows:
-    """Draws the vectors again whenever asked for, and notes the seconds that this takes."""
+    """Generates the same vectors in each pass.
+
+    Attributes:
+        queries: (queries, length) float32.
+        seconds: Time spent generating rows so far.
+    """
 
     def __init__(self, count: int, length: int, queries: int) -> None:
         self.count, self.length = count, length
@@ -36,6 +42,7 @@ class Rows:
         self.seconds = 0.0
 
     def chunks(self) -> Iterator[Any]:
+        """Yield (n, length) float32 chunks of all rows, n at most _CHUNK_ROWS."""
         for start in range(0, self.count, _CHUNK_ROWS):
             started = time.perf_counter()
             rows = self._chunk(start)
@@ -83,11 +90,11 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     options.add_argument("--rows", type=int, default=100_000, help="vectors to search")
-    options.add_argument("--length", type=int, default=4096, help="numbers of a vector")
+    options.add_argument("--length", type=int, default=4096, help="length of a vector")
     options.add_argument("--queries", type=int, default=64, help="vectors to search for")
-    options.add_argument("--count", type=int, default=10, help="neighbors of each")
+    options.add_argument("--count", type=int, default=10, help="neighbors per query")
     options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
-    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--json", type=Path, help="write every measurement to this file")
     options.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     given = options.parse_args()
     if min(given.rows, given.length, given.queries, given.count, given.rounds) < 1:
@@ -96,7 +103,7 @@ def _options() -> argparse.Namespace:
 
 
 def _run(name: str) -> dict[str, Any]:
-    """Run a contender in a process of its own, so that its memory is its own."""
+    """Run a contender in a separate process, so that its peak memory is measured alone."""
     command = [sys.executable, *sys.argv, "--contender", name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -108,7 +115,7 @@ def _run(name: str) -> dict[str, Any]:
 def _contend(options: argparse.Namespace) -> dict[str, Any]:
     rows = Rows(options.rows, options.length, options.queries)
     search = _ours if options.contender == "ours" else _torch
-    search(rows.queries, [rows.queries], 1)  # start threads
+    search(rows.queries, [rows.queries], 1)  # starts the thread pools
     started = time.perf_counter()
     indices = search(rows.queries, rows.chunks(), options.count)
     seconds = time.perf_counter() - started - rows.seconds
@@ -139,7 +146,7 @@ def _torch(queries: Any, chunks: Any, count: int) -> Any:
 
 
 def _truth(options: argparse.Namespace) -> list[list[int]]:
-    """Indices by float64 sums of squared differences of every row, equal ones by index."""
+    """Return the indices of each query's neighbors by float64 squared distance; ties go by index."""
     rows = Rows(options.rows, options.length, options.queries)
     wanted = rows.queries.astype(np.float64)
     squared = np.empty((len(wanted), options.rows))
@@ -160,7 +167,7 @@ def _features(rng: np.random.Generator, count: int, length: int) -> Any:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process ever had."""
+    """Return the peak resident memory of this process in bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024

@@ -1,4 +1,4 @@
-"""Look at what the contenders wrote: equal numbers of images, of equal size and quality."""
+"""Check the tars that the contenders wrote: number, size and JPEG quality of the images."""
 
 import io
 import tarfile
@@ -13,13 +13,13 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Output:
-    """What lies in the tars of one run.
+    """Statistics of the tars of one run.
 
     Attributes:
-        samples: .jpg members.
-        mean_bytes: of these.
-        odd_sizes: how many are not squares of the size asked for.
-        odd_quality: how many tars begin with an image of other quantization tables than the quality's.
+        samples: Number of .jpg members.
+        mean_bytes: Their mean size in bytes.
+        odd_sizes: Number of images that are not SIZE×SIZE.
+        odd_quality: Number of tars whose first image has other quantization tables than those of QUALITY.
     """
 
     samples: int
@@ -29,7 +29,7 @@ class Output:
 
 
 def look(folder: Path) -> Output:
-    """Read every tar below `folder`."""
+    """Read every tar below `folder` and return its statistics."""
     sizes: list[int] = []
     odd_sizes = odd_quality = 0
     for path in sorted(folder.rglob("*.tar")):
@@ -48,14 +48,14 @@ def look(folder: Path) -> Output:
 
 
 def problems(output: Output, images: int, squares: bool) -> list[str]:
-    """What makes a run's output no fair comparison."""
+    """Return the reasons why a run's output is not comparable with the others; empty if it is."""
     found = []
     if output.samples != images:
-        found.append(f"{output.samples} samples of {images}")
+        found.append(f"{output.samples} samples instead of {images}")
     if squares and output.odd_sizes:
         found.append(f"{output.odd_sizes} images are not {SIZE}×{SIZE}")
     if squares and output.odd_quality:
-        found.append(f"{output.odd_quality} tars have another JPEG quality than {QUALITY}")
+        found.append(f"{output.odd_quality} tars have a JPEG quality other than {QUALITY}")
     return found
 
 
@@ -75,7 +75,7 @@ def _tables(data: bytes) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _wanted_tables() -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """libjpeg's tables of the quality, of a color image and of a gray one."""
+    """libjpeg's quantization tables at QUALITY for a color image and for a gray one."""
     wanted = []
     for mode in ("RGB", "L"):
         buffer = io.BytesIO()

@@ -1,9 +1,9 @@
-"""The usual script, to compare with: Pillow in a process pool, written with webdataset's ShardWriter.
+"""The usual preparation script, as a baseline: Pillow in a process pool and webdataset's ShardWriter.
 
     python benchmarks/pillow_loop.py SOURCE OUT --processes 2
 
-SOURCE has CLASS/IMAGE files. Each process takes every n-th image and writes shards of its own. It does
-what such scripts do and no more: no check of the bytes, no statistics, no restart.
+SOURCE has CLASS/IMAGE files. Each of n processes converts every n-th image and writes its own shards. It does
+no more than such scripts usually do: no check of the files, no statistics, no restart.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from PIL import Image
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    options.add_argument("source", type=Path)
-    options.add_argument("out", type=Path)
-    options.add_argument("--size", type=int, default=256)
-    options.add_argument("--quality", type=int, default=95)
-    options.add_argument("--processes", type=int, default=1)
-    options.add_argument("--shard-samples", type=int, default=2000)
+    options.add_argument("source", type=Path, help="folder with CLASS/IMAGE files")
+    options.add_argument("out", type=Path, help="folder for the shards, which must not exist")
+    options.add_argument("--size", type=int, default=256, help="side of the stored squares in pixels")
+    options.add_argument("--quality", type=int, default=95, help="JPEG quality")
+    options.add_argument("--processes", type=int, default=1, help="number of processes")
+    options.add_argument("--shard-samples", type=int, default=2000, help="images per shard")
     given = options.parse_args()
 
     given.out.mkdir(parents=True)
@@ -45,6 +45,7 @@ def main() -> None:
 def write_shards(
     out: Path, number: int, files: list[Path], labels: dict[str, int], size: int, quality: int, most: int
 ) -> None:
+    """Write the shards of one process, of at most `most` images each."""
     pattern = str(out / f"part{number}-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=most, verbose=0) as writer:
         for path in files:
@@ -53,6 +54,7 @@ def write_shards(
 
 
 def square(path: Path, size: int, quality: int) -> bytes:
+    """Read an image, scale its shorter side to `size`, crop the center square and return it as JPEG."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     scale = size / min(image.size)

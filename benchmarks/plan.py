@@ -1,12 +1,13 @@
-"""Seconds and memory of listing and planning ILSVRC 2012: 1,281,167 training images and 50,000 to validate.
+"""Measure time and memory of listing and planning ILSVRC 2012: 1,281,167 training, 50,000 validation images.
 
     python benchmarks/plan.py --work /tmp/plan --meta META
 
-Makes archives of the real form and names, of tiny JPEGs (some 1.4 GB), then lists the source and stores its
-plan in a process of its own, --rounds times. META is a folder with `meta_clsloc.csv` (columns WNID and
-num_train_images, as the devkit has them) and `LOC_val_solution.csv`; without it, classes have made-up names
-and even counts. The real archives are a hundred times larger: there, each header lies on a page of its own,
-which a disk must find; --cold shows what reading these smaller ones from the disk takes.
+Makes archives with the structure and names of the real ones but tiny JPEGs (some 1.4 GB), then lists the
+source and stores its plan in a separate process, --rounds times. META is a folder with `meta_clsloc.csv`
+(columns WNID and num_train_images, as in the devkit) and `LOC_val_solution.csv`; without it, class names are
+made up and all classes have nearly the same number of images. The real archives are a hundred times larger,
+so that each tar header is on another page, which the disk must read; --cold measures these smaller archives
+when they are read from disk.
 """
 
 import argparse
@@ -61,25 +62,36 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     meta = common.test_data() / "imagenet-meta"
-    options.add_argument("--work", type=Path, help="folder for the archives, which stay there")
+    options.add_argument("--work", type=Path, help="folder for the archives, which are kept")
     options.add_argument(
-        "--meta", type=Path, default=meta if meta.is_dir() else None, help="folder with true counts"
+        "--meta",
+        type=Path,
+        default=meta if meta.is_dir() else None,
+        help="folder with the true counts and labels",
     )
-    options.add_argument("--rounds", type=int, default=3, help="processes to measure")
     options.add_argument(
-        "--cold", action="store_true", help="drop the archives from the page cache before each"
+        "--rounds", type=int, default=3, help="number of processes to measure, one after the other"
     )
-    options.add_argument("--classes", type=int, default=_CLASSES, help="fewer, to try the script")
-    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument(
+        "--cold", action="store_true", help="drop the archives from the page cache before each round"
+    )
+    options.add_argument(
+        "--classes", type=int, default=_CLASSES, help="number of classes; fewer to try the script"
+    )
+    options.add_argument("--json", type=Path, help="write every measurement to this file")
     options.add_argument("--child", nargs=2, metavar=("SOURCE", "OUT"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.rounds < 1 or not 2 <= given.classes <= _CLASSES:
-        options.error(f"--rounds is at least 1, --classes 2 to {_CLASSES}")
+        options.error(f"--rounds must be at least 1, and --classes 2 to {_CLASSES}")
     return given
 
 
 def _list_and_plan(source: str, out: str) -> dict[str, Any]:
-    """In a process of its own: what `alexnet-prep shard` does before its first task."""
+    """Entry point of the separate process: do what `alexnet-prep shard` does before its first task.
+
+    Returns:
+        Seconds of each part, peak memory in bytes, and counts of images, classes and shards.
+    """
     started = time.perf_counter()
     from pipeline.sharding.plan import Options, make_plan, store_plan
     from pipeline.sources.detection import read_source
@@ -94,7 +106,7 @@ def _list_and_plan(source: str, out: str) -> dict[str, Any]:
     store_plan(open_store(out), plan, shards)
     stored = time.perf_counter()
     if sum(len(shard.samples) for shard in shards) != sum(counts.values()):
-        raise BenchmarkError("the plan does not hold every image of the source once")
+        raise BenchmarkError("the plan does not hold every image of the source exactly once")
     return {
         "import": imported - started,
         "list": listed - imported,
@@ -127,7 +139,7 @@ def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
     cache = "dropped from" if options.cold else "in"
     print(f"medians of {len(rounds)} rounds, each a new process; archives {cache} the page cache\n")
     parts = ("import", "list", "plan", "store")
-    seconds = [("whole process", "wall"), *((f"of it: {name}", name) for name in parts)]
+    seconds = [("whole process", "wall"), *((f"of which {name}", name) for name in parts)]
     table = [(label, f"{median(r[key] for r in rounds):.1f} s", "") for label, key in seconds]
     wall, peak = max(r["wall"] for r in rounds), max(r["peak_bytes"] for r in rounds)
     table[0] = (table[0][0], table[0][1], f"{_MOST_SECONDS} s")
@@ -135,18 +147,18 @@ def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
     table.append(("stored plan", f"{last['plan_bytes'] / 1e6:,.0f} MB", ""))
     print(common.markdown(("", "measured", "limit"), table))
     if options.classes != _CLASSES:
-        print("\na part of the classes: no verdict")
+        print("\nnot all classes: the limits are not checked")
         return True
     expected = {"train": _TRAIN_IMAGES, "val": _VAL_IMAGES}
     if last["counts"] != expected:
         raise BenchmarkError(f"the source was listed as {last['counts']}, not {expected}")
     met: bool = wall <= _MOST_SECONDS and peak <= _MOST_BYTES
-    print(f"\nthe slowest round within both limits: {'yes' if met else 'NO'}")
+    print(f"\nslowest round within both limits: {'yes' if met else 'NO'}")
     return met
 
 
 def _archives(work: Path, meta: Path | None, classes: int) -> Path:
-    """Make the archives, or take those of an earlier run with the same options."""
+    """Make the archives, or reuse those of an earlier run with the same options."""
     folder, note = work / "archives", work / "archives.json"
     wanted = json.dumps({"meta": str(meta), "classes": classes})
     if not (note.is_file() and note.read_text() == wanted):
@@ -164,7 +176,7 @@ def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
     draw = random.Random(2012)
     with (folder / _TRAIN).open("wb") as file:
         for wnid, count in counts.items():
-            numbers = draw.sample(range(1, 4 * count), count)  # gaps, and no order to rely on
+            numbers = draw.sample(range(1, 4 * count), count)  # with gaps and in no order
             inner = _tar((f"{wnid}_{number}.JPEG", image) for number in numbers)
             file.write(_member(f"{wnid}.tar", inner))
         _end(file)
@@ -178,7 +190,7 @@ def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
 
 
 def _counts(meta: Path | None) -> dict[str, int]:
-    """WNID → training images."""
+    """Return WNID → number of training images."""
     table = meta / "meta_clsloc.csv" if meta else None
     if table is None or not table.is_file():
         even, more = divmod(_TRAIN_IMAGES, _CLASSES)
@@ -191,7 +203,7 @@ def _counts(meta: Path | None) -> dict[str, int]:
 
 
 def _val_labels(meta: Path | None, wnids: list[str], draw: random.Random) -> dict[str, str]:
-    """Validation image → WNID, in the file's order."""
+    """Return validation image → WNID, in the order of the labels' file."""
     table = meta / _SOLUTION if meta else None
     if table is not None and table.is_file() and len(wnids) == _CLASSES:
         with table.open(newline="") as file:
@@ -208,7 +220,7 @@ def _tiny_jpeg() -> bytes:
 
 
 def _tar(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A whole tar in memory."""
+    """Return a whole tar of (name, content) members."""
     buffer = io.BytesIO()
     for name, data in members:
         buffer.write(_member(name, data))
@@ -217,7 +229,7 @@ def _tar(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def _member(name: str, data: bytes) -> bytes:
-    """A USTAR header, the bytes, and zeros to a whole block."""
+    """Return a tar member: USTAR header, content, and zeros up to a whole block."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     header = info.tobuf(tarfile.USTAR_FORMAT)
@@ -225,7 +237,7 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _end(file: BinaryIO) -> None:
-    """Two empty blocks, and zeros to a whole record, as GNU tar writes them."""
+    """End a tar with two empty blocks and zeros up to a whole record, like GNU tar."""
     file.write(bytes(2 * tarfile.BLOCKSIZE))
     file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
 

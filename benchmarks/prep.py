@@ -1,11 +1,11 @@
-"""Preparation beside its peers and its limit, in one run.
+"""Compare the throughput of preparation with its peers and its limit, in one run.
 
     python benchmarks/prep.py --work /tmp/prep --chart prep.png --json prep.json
 
-Links the images below --source under --images distinct names, then runs each contender --rounds times,
-in turns, as a whole command: ours, the usual Pillow loop, img2dataset in an environment of its own, and the
-limit (decode, resize and encode alone, by the fastest library tried for each). Every output is read back: as
-many 256×256 images of quality 95. Needs the `dev` extra; see also benchmarks/requirements.txt.
+Links the images below --source under --images distinct names, then runs the contenders in turns, --rounds
+times each, as whole commands: ours, the usual Pillow loop, img2dataset in its own environment, and the limit
+(decoding, resizing and encoding only, each by the fastest library). Every output is read back and must hold
+as many 256×256 images of quality 95. Needs the `dev` extra; see also benchmarks/requirements.txt.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> int:
         for line in skipped:
             print(f"skipped: {line}")
         if not found:
-            raise BenchmarkError("no contender is left to measure")
+            raise BenchmarkError("none of the requested contenders can run here")
         rows = _measure(found, images, few, options.rounds, work)
         peer = contenders.img2dataset_versions(work)
         problems = report.show(rows, images.count, options.rounds, peer)
@@ -65,20 +65,26 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--images", type=int, default=5000, help="how many to prepare")
+    options.add_argument("--images", type=int, default=5000, help="number of images to prepare")
     options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     options.add_argument(
-        "--workers", type=int, nargs="+", default=sorted({1, most}), help="processes; peers get the most"
+        "--workers",
+        type=int,
+        nargs="+",
+        default=sorted({1, most}),
+        help="numbers of processes; peers run with the largest only",
     )
     options.add_argument(
         "--contenders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
-    options.add_argument("--work", type=Path, help="folder for images and outputs; keeps img2dataset")
-    options.add_argument("--chart", type=Path, help="draw the rates as PNG")
-    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument(
+        "--work", type=Path, help="folder for images and outputs; img2dataset's environment is kept there"
+    )
+    options.add_argument("--chart", type=Path, help="draw the throughputs to this PNG file")
+    options.add_argument("--json", type=Path, help="write every measurement to this file")
     given = options.parse_args()
     if given.images <= FEW or given.rounds < 1 or min(given.workers) < 1:
-        options.error(f"--images is at least {FEW + 1}, --rounds and --workers at least 1")
+        options.error(f"--images must be at least {FEW + 1}, --rounds and --workers at least 1")
     given.workers = sorted(set(given.workers))
     return given
 
@@ -101,7 +107,7 @@ def _prepare_source(options: argparse.Namespace, work: Path) -> tuple[Images, Im
 def _candidates(images: Images, rounds: int) -> tuple[list[Timing], tuple[str, ...]]:
     step = max(1, len(images.originals) // _CANDIDATE_IMAGES)
     timings, chain, notes = try_all(images.originals[::step], rounds)
-    header = ("step alone, one process", "images/s", "as good")
+    header = ("single step, one process", "images/s", "equal quality")
     table = [
         (f"{t.candidate.step}: {t.candidate.name}", f"{1e6 / t.microseconds:,.0f}", _yes(t.candidate.equal))
         for t in timings
@@ -118,7 +124,7 @@ def _yes(good: bool) -> str:
 
 
 def _measure(found: list[Contender], images: Images, few: Images, rounds: int, work: Path) -> list[Row]:
-    """Run everybody on few images, then in rounds on all; the order turns round with each."""
+    """Run each contender on few images, then in rounds on all; every other round is in reverse order."""
     rows = [Row(c, _run(c, few, work)[0], [], None) for c in found]
     for number in range(rounds):
         for row in rows if number % 2 == 0 else reversed(rows):

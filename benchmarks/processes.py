@@ -1,4 +1,4 @@
-"""Run a command and measure it with everything it starts: seconds, CPU seconds and memory."""
+"""Run a command and measure wall time, CPU time and memory of it and its child processes."""
 
 import os
 import shlex
@@ -14,19 +14,19 @@ from pathlib import Path
 import psutil
 from common import BenchmarkError
 
-# Reading a process's memory takes about a millisecond of a core: twice a second is not felt.
+# Reading a process's memory takes about a millisecond of CPU time: twice a second is negligible.
 _SAMPLE_SECONDS = 0.5
 
 
 @dataclass
 class Usage:
-    """What a command took.
+    """Resources that a command used.
 
     Attributes:
-        wall: seconds from start to exit.
-        cpu: user and system seconds of the command and of every process it started and waited for.
-        peak: most memory of the process tree at any moment, in bytes; see `memory_kind`.
-        output: its standard output and error.
+        wall: Seconds from start to exit.
+        cpu: User and system CPU seconds of the command and of every process it started and waited for.
+        peak: Peak memory of the process tree in bytes, counted as `memory_kind` says.
+        output: Its standard output and error.
     """
 
     wall: float
@@ -36,12 +36,16 @@ class Usage:
 
 
 def measure(command: Sequence[str], env: dict[str, str] | None = None) -> Usage:
-    """Run a command to its end.
+    """Run a command to its end and measure it.
+
+    Args:
+        command: Program and arguments.
+        env: Environment variables to add.
 
     Raises:
-        BenchmarkError: it failed; with the end of its output.
+        BenchmarkError: The command failed; the message has the end of its output.
     """
-    os.sync()  # what others wrote shall not be flushed to the disk during this command
+    os.sync()  # so that earlier writes are not flushed to disk during this command
     with tempfile.TemporaryFile() as log:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -73,7 +77,7 @@ def end_tree(pid: int) -> None:
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
-    """A process and its descendants, as far as they are alive."""
+    """Return a process and its descendants, those that are alive."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -82,13 +86,13 @@ def process_tree(pid: int) -> list[psutil.Process]:
 
 
 def memory_kind() -> str:
-    """How memory is counted: PSS shares out pages that several processes hold; RSS counts them again."""
+    """Return "PSS" (shared pages are divided among processes) on Linux, else "RSS" (counted in each)."""
     return "PSS" if psutil.LINUX else "RSS"
 
 
 def peak_of_this_process() -> int:
-    """Most resident memory that this process ever had, in bytes."""
-    # ru_maxrss would count the parent's pages that lay here before exec.
+    """Return the peak resident memory of this process in bytes."""
+    # Not ru_maxrss: after fork and exec it includes the parent's memory.
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -106,7 +110,7 @@ def _memory_of(process: psutil.Process) -> int:
 
 
 class _MemoryPeak:
-    """Watches a process tree's memory from a thread."""
+    """Context manager that samples the memory of a process tree in a thread; `peak` is in bytes."""
 
     def __init__(self, pid: int) -> None:
         self.peak = 0

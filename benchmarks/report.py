@@ -1,4 +1,4 @@
-"""What prep.py says: the table, the promised ratios, the chart and every number as JSON."""
+"""Report of prep.py: table, target ratios, chart, and every measurement as JSON."""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,13 +14,13 @@ from contenders import Contender, Limit
 from limit import Timing
 from processes import Usage
 
-# A job of so few images takes what starting takes.
+# Number of images of a job whose time is nearly start-up time only.
 FEW = 40
 
 
 @dataclass
 class Row:
-    """A contender's runs: on few images once, on all of them in each round."""
+    """Measurements of a contender: one run on FEW images, and one on all images in each round."""
 
     contender: Contender
     few: Usage
@@ -28,21 +28,21 @@ class Row:
     output: outputs.Output | None
 
     def throughputs(self, images: int) -> list[float]:
-        """Images a second of each round."""
+        """Return the images per second of each round."""
         return [images / usage.wall for usage in self.rounds]
 
     def cpu(self, images: int) -> float:
-        """CPU seconds for each image, the median of the rounds."""
+        """Return the CPU seconds per image, the median of the rounds."""
         return median(usage.cpu for usage in self.rounds) / images
 
     def cpu_without_start(self, images: int) -> float:
-        """CPU seconds for each image, start-up taken off; the limit has none."""
+        """Return the CPU seconds per image without start-up; the limit has no start-up."""
         if not self.contender.writes:
             return self.cpu(images)
         return (self.cpu(images) * images - self.few.cpu) / (images - FEW)
 
-    def rate_without_start(self, images: int) -> float:
-        """Images a second of the median round, start-up taken off; the limit has none."""
+    def throughput_without_start(self, images: int) -> float:
+        """Return the images per second of the median round without start-up; the limit has no start-up."""
         wall = median(usage.wall for usage in self.rounds)
         if not self.contender.writes:
             return images / wall
@@ -50,15 +50,16 @@ class Row:
 
 
 def show(rows: list[Row], images: int, rounds: int, peer: str) -> list[str]:
+    """Print the report; return the problems that make contenders not comparable."""
     ours = _row(rows, "ours", max(row.contender.workers for row in rows))
-    print(f"Medians of {rounds} rounds (least to most); memory is {processes.memory_kind()}\n")
+    print(f"Medians of {rounds} rounds (minimum–maximum); memory is {processes.memory_kind()}\n")
     print(common.markdown(_HEADER, [_cells(row, images, ours) for row in rows]) + "\n")
     problems = []
     for row in rows:
         c = row.contender
         print(f"{c.name}, {c.workers}: {c.note}")
         if c.server_cpu:
-            print(f"  its server took {median(c.server_cpu) * 1000:.2f} ms of CPU an image more")
+            print(f"  its server used {median(c.server_cpu) * 1000:.2f} ms of CPU time per image in addition")
         if row.output is not None:
             problems += [
                 f"{c.name}, {c.workers}: {problem}"
@@ -72,7 +73,7 @@ def show(rows: list[Row], images: int, rounds: int, peer: str) -> list[str]:
     for problem in problems:
         print(f"NOT COMPARABLE: {problem}")
     if not problems:
-        print(f"outputs: {images:,} samples each, as asked for")
+        print(f"outputs: {images:,} samples each, as requested")
     return problems
 
 
@@ -97,7 +98,7 @@ def _cells(row: Row, images: int, ours: Row | None) -> tuple[str, ...]:
         row.contender.name,
         str(row.contender.workers),
         f"{median(throughputs):,.0f} ({min(throughputs):,.0f}–{max(throughputs):,.0f})",
-        f"{row.rate_without_start(images):,.0f}",
+        f"{row.throughput_without_start(images):,.0f}",
         f"{row.few.wall:.1f}" if writes else "–",
         f"{row.cpu(images) * 1000:.2f} ({row.cpu_without_start(images) * 1000:.2f})",
         f"{max(usage.peak for usage in row.rounds) / 1e6:,.0f}",
@@ -115,7 +116,7 @@ def _row(rows: list[Row], kind: str, workers: int) -> Row | None:
 
 
 def _targets(rows: list[Row], images: int) -> list[str]:
-    """The ratios that were promised: medians of the rounds' own ratios, as the machine drifts."""
+    """Return a line for each ratio and its target; medians of the ratios within rounds, as speed drifts."""
     workers = sorted({row.contender.workers for row in rows})
     most = workers[-1]
     wanted = [
@@ -133,7 +134,7 @@ def _targets(rows: list[Row], images: int) -> list[str]:
         if first is None or second is None:
             continue
         ratios = [a / b for a, b in zip(first.throughputs(images), second.throughputs(images), strict=True)]
-        steady = first.rate_without_start(images) / second.rate_without_start(images)
+        steady = first.throughput_without_start(images) / second.throughput_without_start(images)
         lines.append(
             f"{name}: {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}); "
             f"without start-up {steady:.2f}{_met_or_missed(median(ratios), target)}"
@@ -148,6 +149,7 @@ def _met_or_missed(ratio: float, target: float | None) -> str:
 
 
 def as_json(rows: list[Row], candidates: list[Timing], images: int, peer: str) -> dict[str, Any]:
+    """Return every measurement and the facts about machine and versions, for JSON."""
     return {
         "command": common.command_line(),
         "machine": common.machine(),
@@ -185,7 +187,7 @@ def _numbers(usage: Usage) -> dict[str, float]:
 
 
 def draw(rows: list[Row], images: int, path: Path) -> None:
-    """Bars of images/s with the rounds' range."""
+    """Draw bars of images/s with the range of the rounds."""
     colors = {"ours": common.BLUE, "keep-original": common.BLUE, "limit": common.GRAY}
     figure, axes = common.new_axes(8.5, 1.2 + 0.5 * len(rows))
     for number, row in enumerate(rows):
@@ -207,7 +209,7 @@ def draw(rows: list[Row], images: int, path: Path) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    axes.set_xlabel("images/s: median of the rounds, with the least and the most")
+    axes.set_xlabel("images/s: median of the rounds, with minimum and maximum")
     axes.set_title(f"{images:,} images to {SIZE}×{SIZE} JPEG, quality {QUALITY}", loc="left")
     figure.savefig(path, dpi=150)
 

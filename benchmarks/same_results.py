@@ -1,9 +1,9 @@
-"""Print what must not change when code is only moved or renamed: checksums of datasets, losses, metrics.
+"""Print the results that a pure refactoring must not change: checksums of datasets, losses and metrics.
 
 Run it on two commits, each with its own environment, and compare the outputs with diff. It prepares the test
 images from class folders, from ImageNet's archives, from Parquet and from another tool's tars, trains for 40
-updates (one process and two, float32 and bfloat16, and once compiled), and evaluates. Numbers are printed in
-full and without their names, because names may have changed.
+steps (one process and two, float32 and bfloat16, and once compiled), and evaluates. Numbers are printed in
+full precision and without their names, because names may have changed.
 
     python benchmarks/same_results.py --environment /path/to/old/.venv > old.txt
     python benchmarks/same_results.py > new.txt
@@ -29,14 +29,18 @@ import pyarrow.parquet as pq
 from scipy.io import savemat
 
 TRAIN = ("--recipe", "demo", "--set", "epochs=10", "--set", "batch_size=64", "--max-restarts", "0")
-"""40 updates: four of 64 images an epoch."""
+"""40 steps: four of 64 images per epoch."""
 
 
 def main() -> int:
-    """Prepare, train and evaluate in a temporary folder, and print a line for each result."""
+    """Prepare, train and evaluate, and print a line for each result."""
     parser = common.parser(__doc__)
-    parser.add_argument("--environment", type=Path, default=Path(sys.prefix), help="whose commands to run")
-    parser.add_argument("--work", type=Path, help="folder to keep; default: a temporary one")
+    parser.add_argument(
+        "--environment", type=Path, default=Path(sys.prefix), help="environment whose commands to run"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for datasets and runs, which is kept; a temporary one if not given"
+    )
     given = parser.parse_args()
     with common.work_folder(given.work) as work:
         run = Commands(given.environment.absolute() / "bin", work)
@@ -58,14 +62,23 @@ def main() -> int:
 
 
 class Commands:
-    """Runs commands of one environment in one folder."""
+    """Runs the commands of one environment in one folder.
+
+    Args:
+        programs: Folder of the commands.
+        folder: Working directory.
+    """
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self.programs = programs
         self.folder = folder
 
     def __call__(self, stage: str, program: str, *arguments: str) -> None:
-        """Run a command to its end; its own output goes to standard error where it fails."""
+        """Run a command to its end.
+
+        Raises:
+            BenchmarkError: The command failed; the message has its output.
+        """
         print(f"{stage} ...", file=sys.stderr)
         done = subprocess.run(
             [self.programs / program, *arguments],
@@ -79,7 +92,7 @@ class Commands:
 
 
 def trainings() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(name, dataset, options) of each training."""
+    """Yield (name, dataset, options) of each training run."""
     eager = ("--set", "compile=false")
     paper = ("--set", "arch=alexnet", "--set", "mean=image", "--set", "optimizer=paper", "--set", "width=0.1")
     yield "one", "folders", eager
@@ -93,7 +106,7 @@ def trainings() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def sources(sample: Path, work: Path) -> dict[str, tuple[str, ...]]:
-    """Dataset's name → source and options of `alexnet-prep shard`."""
+    """Write the sources; return dataset name → source and options of `alexnet-prep shard`."""
     write_archives(sample, work / "as-archives")
     write_parquet(sample, work / "as-parquet")
     return {
@@ -107,12 +120,12 @@ def sources(sample: Path, work: Path) -> dict[str, tuple[str, ...]]:
 
 
 def images(sample: Path, split: str) -> list[Path]:
-    """The split's files by class and name."""
+    """Return the image files of a split, sorted by class and name."""
     return sorted((sample / split).glob("*/*.JPEG"))
 
 
 def write_archives(sample: Path, folder: Path) -> None:
-    """ImageNet's two archives and the development kit, of the classes in the sample."""
+    """Write ImageNet's two archives and the development kit for the classes in `sample`."""
     folder.mkdir(parents=True, exist_ok=True)
     classes = sorted(path.name for path in (sample / "train").iterdir())
     inner = {f"{wnid}.tar": tar_of(sorted((sample / "train" / wnid).iterdir())) for wnid in classes}
@@ -129,7 +142,7 @@ def write_archives(sample: Path, folder: Path) -> None:
 
 
 def meta_mat(ids: Mapping[str, int]) -> bytes:
-    """The devkit's table of classes."""
+    """Return the devkit's meta.mat for WNID → ILSVRC2012_ID."""
     names = [
         "ILSVRC2012_ID",
         "WNID",
@@ -149,12 +162,12 @@ def meta_mat(ids: Mapping[str, int]) -> bytes:
 
 
 def tar_of(paths: Iterable[Path]) -> bytes:
-    """A tar of files, without their folders."""
+    """Return a tar of the files, without their folders."""
     return tar_bytes({path.name: path.read_bytes() for path in paths})
 
 
 def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """A tar of names and contents."""
+    """Return a tar of name → content; `mode` is that of `tarfile.open`."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
         for name, data in files.items():
@@ -165,7 +178,7 @@ def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
 
 
 def write_parquet(sample: Path, folder: Path) -> None:
-    """Two Parquet files, as the Hugging Face hub has ImageNet."""
+    """Write a Parquet file for each split, in the schema of ImageNet on the Hugging Face hub."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     label = {path.name: number for number, path in enumerate(sorted((sample / "train").iterdir()))}
     for split, word in (("train", "train"), ("val", "validation")):
@@ -176,7 +189,7 @@ def write_parquet(sample: Path, folder: Path) -> None:
 
 
 def write_tars(sample: Path, folder: Path) -> None:
-    """WebDataset tars as another tool would write them: names of its own, labels without zeros."""
+    """Write WebDataset tars like those of another tool: other file names, labels without leading zeros."""
     folder.mkdir(parents=True, exist_ok=True)
     label = {path.name: number for number, path in enumerate(sorted((sample / "train").iterdir()))}
     for split in ("train", "val"):
@@ -190,7 +203,7 @@ def write_tars(sample: Path, folder: Path) -> None:
 
 
 def print_dataset(name: str, folder: Path) -> None:
-    """SHA-256 of every shard, index and mean image, the statistics, and the rows of the report."""
+    """Print the SHA-256 of every shard, index and mean image, the statistics, and the report's row count."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".tar", ".idx", ".npy"):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -202,7 +215,7 @@ def print_dataset(name: str, folder: Path) -> None:
 
 
 def print_run(name: str, folder: Path) -> None:
-    """Losses and accuracies of each epoch, and a checksum of the last checkpoint's weights."""
+    """Print losses and accuracies of each epoch, and a checksum of the float tensors in last.pt."""
     import torch
 
     for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -217,7 +230,7 @@ def print_run(name: str, folder: Path) -> None:
 
 
 def tensors(value: Any) -> Iterator[Any]:
-    """Every tensor in nested dictionaries and lists, in their order."""
+    """Yield every tensor in nested dictionaries and lists, in order."""
     if hasattr(value, "is_floating_point"):
         yield value
     elif isinstance(value, Mapping):
@@ -229,12 +242,12 @@ def tensors(value: Any) -> Iterator[Any]:
 
 
 def print_numbers(name: str, value: Any) -> None:
-    """Every finite float of nested JSON in order, in full; other values and names are left out."""
+    """Print the finite floats of nested JSON in order and full precision, without names and other values."""
     print(name, *(repr(number) for number in floats(value)))
 
 
 def floats(value: Any) -> Iterator[float]:
-    """The floats in nested dictionaries and lists, in their order."""
+    """Yield the finite floats in nested dictionaries and lists, in order."""
     if isinstance(value, float) and math.isfinite(value):
         yield value
     elif isinstance(value, Mapping):

@@ -1,10 +1,10 @@
-"""Memory of one long preparation: RSS of the command and of each worker, once a second.
+"""Measure the memory of one long preparation: RSS of the command and of each worker, once a second.
 
     python benchmarks/soak.py --minutes 10 --work /tmp/soak --chart soak.png
 
-A short job first measures the rate; then one job is made so large, by hard links to few files, that it lasts
-about --minutes. With --hostile, broken files are among them. Prints RSS after a tenth, half and all of the
-job, and the slope after the first tenth, which is zero where memory stays flat.
+A short job first measures the throughput; from it, the number of images is chosen so that the long job takes
+about --minutes. The images are hard links to few files; --hostile adds broken ones. Prints RSS after a tenth,
+half and all of the job, and the slope after the first tenth, which is zero where memory stays flat.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from memory import Course, Trace
 _SAMPLE_SECONDS = 1.0
 _COURSE = Course("seconds", _SAMPLE_SECONDS, ("hour", 3600.0), ("minutes", 60.0))
 _TRIAL_IMAGES = 2000
-# Of the disk that output and names of images are expected to take.
+# Safety factor of the estimated disk space, and bytes of a directory entry.
 _MARGIN = 1.1
 _ENTRY_BYTES = 300
 
@@ -73,22 +73,24 @@ def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
     source = common.test_data() / "imagenet-sample"
     options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
-    options.add_argument("--minutes", type=float, default=10.0, help="how long the job shall last")
-    options.add_argument("--images", type=int, help="how many to prepare, instead of --minutes")
-    options.add_argument("--workers", type=int, default=common.cores(), help="processes")
-    options.add_argument("--hostile", type=Path, help="folder of files that break naive tools, to mix in")
+    options.add_argument("--minutes", type=float, default=10.0, help="duration of the job")
+    options.add_argument("--images", type=int, help="number of images to prepare, instead of --minutes")
+    options.add_argument("--workers", type=int, default=common.cores(), help="number of worker processes")
+    options.add_argument("--hostile", type=Path, help="folder of broken or unusual image files to add")
     options.add_argument(
-        "--hostile-share", type=float, default=0.01, help="hostile files, as a share of the images"
+        "--hostile-share", type=float, default=0.01, help="number of hostile files as a share of the images"
     )
-    options.add_argument("--work", type=Path, help="folder for images and output")
-    options.add_argument("--chart", type=Path, help="draw RSS over time as PNG")
-    options.add_argument("--csv", type=Path, help="write every sample")
-    options.add_argument("--json", type=Path, help="write the table's figures")
+    options.add_argument(
+        "--work", type=Path, help="folder for images and output; a temporary one if not given"
+    )
+    options.add_argument("--chart", type=Path, help="draw RSS over time to this PNG file")
+    options.add_argument("--csv", type=Path, help="write every sample to this file")
+    options.add_argument("--json", type=Path, help="write the table and every sample to this file")
     given = options.parse_args()
     if given.minutes <= 0 or given.workers < 1 or (given.images is not None and given.images < 1):
-        options.error("--minutes, --workers and --images are above zero")
+        options.error("--minutes, --workers and --images must be above 0")
     if not 0 < given.hostile_share <= 1:
-        options.error("--hostile-share is above 0 and at most 1")
+        options.error("--hostile-share must be above 0 and at most 1")
     return given
 
 
@@ -108,7 +110,7 @@ def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tuple[float, float]:
-    """Images a second and bytes of output for each, by a short job."""
+    """Run a short job; return its images per second and its output bytes per image."""
     source = common.fresh(work / "images")
     common.repeat(originals, source, _TRIAL_IMAGES)
     usage = processes.measure(_command(source, work / "out", options))
@@ -119,7 +121,7 @@ def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tu
 
 
 def _check_room(work: Path, images: int, size: float) -> None:
-    """Refuse a job whose output or names would not fit."""
+    """Raise `BenchmarkError` where the job's output and links would not fit on the disk."""
     needed = images * (size + _ENTRY_BYTES) * _MARGIN
     free = shutil.disk_usage(work).free
     if needed > free:
@@ -130,7 +132,7 @@ def _check_room(work: Path, images: int, size: float) -> None:
 
 
 def _add_hostile(options: argparse.Namespace, work: Path, source: Path, images: int) -> int:
-    """Link hostile files, in turn, into the class folders that there are; return how many."""
+    """Link the hostile files in turn into the existing class folders; return the number of links."""
     files = sorted(path for path in options.hostile.iterdir() if path.is_file())
     if not files:
         raise BenchmarkError(f"no files in {options.hostile}; name a folder of broken images")
@@ -146,7 +148,7 @@ def _add_hostile(options: argparse.Namespace, work: Path, source: Path, images: 
 
 
 def _watch(command: list[str]) -> tuple[list[Trace], float, str]:
-    """Run a job and sample its processes."""
+    """Run a job and sample the RSS of its processes; return traces, seconds and output."""
     traces: dict[int, Trace] = {}
     with tempfile.TemporaryFile() as log:
         started = time.monotonic()
@@ -174,13 +176,13 @@ def _sample(pid: int, now: float, traces: dict[int, Trace]) -> None:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         trace = traces.setdefault(process.pid, Trace("worker"))
-        # A new process has its parent's command line until it runs its own: the last one seen is right.
+        # Between fork and exec a process shows its parent's command line, so the latest sample decides.
         trace.name = "command" if process.pid == pid else "resource tracker" if tracker else "worker"
         trace.add(now, rss)
 
 
 def _named(traces: Iterable[Trace]) -> list[Trace]:
-    """The command and its workers, numbered; without helpers that lived for less than two samples."""
+    """Return the traces of the command and its numbered workers, without traces of one sample."""
     kept = [trace for trace in traces if len(trace.rss) >= 2]
     workers = [trace for trace in kept if trace.name == "worker"]
     for number, trace in enumerate(workers, start=1):

@@ -1,11 +1,11 @@
-"""Seconds from a process's start to its first batch, with as many samples as ImageNet has to train on.
+"""Measure the time from a process's start to its first batch, on a dataset of ImageNet's size.
 
     python benchmarks/startup.py --work /tmp/startup
 
 Makes 1,281,167 tiny JPEGs of 256×256 pixels in 640 tars (some 2.7 GB), then starts processes that open them
-and give one batch: at the start of an epoch, and resumed from a state that was taken past 90 % of one;
-alone, and as rank 3 of 8. Each --rounds times. That a state made so is the one of an uninterrupted run, and
-goes on with the same batches, is shown first, on part of the tars.
+and load one batch: at the start of an epoch, and resumed from a state past 90 % of an epoch; as a single
+process, and as rank 3 of 8. Each case runs --rounds times. First, on part of the tars, it checks that such a
+state equals that of an uninterrupted run, and that a loader resumed from it yields the same batches.
 """
 
 import argparse
@@ -36,19 +36,23 @@ _PROOF_BATCHES = 3
 
 @dataclass(frozen=True)
 class Task:
-    """What a process of its own shall do.
+    """Task of a child process.
 
     Attributes:
-        kind: "first" (give a batch), "state" (give the state past 90 % of an epoch) or "prove".
-        state: of the loader, to go on from, for "first".
-        started: `time.monotonic()` before the process.
+        kind: "first" (load the first batch), "state" (return the loader's state past 90 % of an epoch) or
+            "prove" (compare a resumed loader with an uninterrupted one).
+        data: Folder of the dataset.
+        batch: Samples per batch of one process.
+        rank, world_size: Rank of the process and number of processes.
+        state: Loader state to resume from, for "first"; None starts an epoch.
+        started: `time.monotonic()` when the process was started.
     """
 
     kind: str
     data: str
     batch: int
     rank: int = 0
-    env: int = 1
+    world_size: int = 1
     state: dict[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -67,8 +71,8 @@ def main() -> int:
         proof = _run(Task("prove", str(data), options.batch))
         print(
             f"batches {proof['batch']} to {proof['batch'] + proof['compared'] - 1} of {proof['of']}, of "
-            f"{proof['samples']:,} samples: a resumed loader's keys, labels and pixels equal those of one "
-            "that was not interrupted\n"
+            f"{proof['samples']:,} samples: a resumed loader's keys, labels and pixels equal those of an "
+            "uninterrupted one\n"
         )
         cases = _cases(options, data)
         rounds = _measure(cases, options, data)
@@ -81,30 +85,32 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     options = common.parser(__doc__)
-    options.add_argument("--work", type=Path, help="folder for the tars, which stay there")
-    options.add_argument("--rounds", type=int, default=3, help="processes to measure of each kind")
-    options.add_argument("--batch", type=int, default=128, help="samples of a batch of one process")
-    options.add_argument("--cold", action="store_true", help="drop the tars from the page cache before each")
-    options.add_argument("--samples", type=int, default=SAMPLES, help="fewer, to try the script")
-    options.add_argument("--tars", type=int, default=TARS, help="fewer, to try the script")
-    options.add_argument("--json", type=Path, help="write every measurement")
+    options.add_argument("--work", type=Path, help="folder for the tars, which are kept")
+    options.add_argument("--rounds", type=int, default=3, help="number of processes to measure in each case")
+    options.add_argument("--batch", type=int, default=128, help="samples per batch of one process")
+    options.add_argument(
+        "--cold", action="store_true", help="drop the tars from the page cache before each process"
+    )
+    options.add_argument(
+        "--samples", type=int, default=SAMPLES, help="number of samples; fewer to try the script"
+    )
+    options.add_argument("--tars", type=int, default=TARS, help="number of tars; fewer to try the script")
+    options.add_argument("--json", type=Path, help="write every measurement to this file")
     options.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if min(given.rounds, given.batch, given.tars) < 1 or given.samples < 80 * given.batch:
-        options.error(
-            "--rounds, --batch and --tars are at least 1, --samples ten batches for each of 8 ranks"
-        )
+        options.error("--rounds, --batch and --tars must be at least 1, --samples at least 80 times --batch")
     return given
 
 
 def _cases(options: argparse.Namespace, data: Path) -> dict[str, Task]:
-    """What is measured, by name."""
+    """Return name → task of each case to measure."""
     cases = {}
-    for name, rank, env in (("one process", 0, 1), ("rank 3 of 8", 3, 8)):
-        start = Task("first", str(data), options.batch, rank, env)
+    for name, rank, world_size in (("one process", 0, 1), ("rank 3 of 8", 3, 8)):
+        start = Task("first", str(data), options.batch, rank, world_size)
         cases[f"{name}: start"] = start
         state = _run(replace(start, kind="state"))
-        share = state["batch"] * options.batch * env / options.samples
+        share = state["batch"] * options.batch * world_size / options.samples
         cases[f"{name}: resume at {share:.0%}"] = replace(start, state=state)
     return cases
 
@@ -123,7 +129,7 @@ def _measure(cases: dict[str, Task], options: argparse.Namespace, data: Path) ->
 def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
     cache = "dropped from" if options.cold else "in"
     print(
-        f"Medians of {options.rounds} rounds (least to most), each a new process; tars {cache} the page "
+        f"Medians of {options.rounds} rounds (minimum–maximum), each a new process; tars {cache} the page "
         f"cache; batches of {options.batch}, {_CROP} px, on {common.cores()} cores\n"
     )
     header = ("", "first batch, s", "import", "open", "loader", "iterate", "RSS, MB", "peak MB")
@@ -135,7 +141,7 @@ def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
         rows.append((name, f"{median(whole):.1f} ({min(whole):.1f}–{max(whole):.1f})", *parts, *memory))
     print(common.markdown(header, rows))
     if (options.samples, options.tars) != (SAMPLES, TARS):
-        print("\na part of the samples: no verdict")
+        print("\nnot all samples: the limit is not checked")
         return True
     met = all(median(run["whole"] for run in runs) < _MOST_SECONDS for runs in rounds.values())
     print(f"\nevery first batch in under {_MOST_SECONDS:.0f} s: {'yes' if met else 'NO'}")
@@ -152,9 +158,9 @@ def _run(task: Task) -> Any:
 
 
 def _first(task: Task) -> dict[str, float]:
-    """In a process of its own: seconds to the first batch and of each part, and memory then."""
+    """In a child process: return the seconds to the first batch and of each part, and memory in bytes."""
     begun = time.monotonic()
-    from pipeline import Dataset, Loader  # noqa: F401 - what both import is timed apart
+    from pipeline import Dataset, Loader  # noqa: F401 - to time the imports separately
 
     imported = time.monotonic()
     dataset = Dataset.open(task.data)
@@ -164,22 +170,22 @@ def _first(task: Task) -> dict[str, float]:
             loader.load_state_dict(task.state)
         made = time.monotonic()
         batch = next(iter(loader))
-        given = time.monotonic()
+        loaded = time.monotonic()
         if batch.images.shape != (task.batch, 3, _CROP, _CROP):
             raise BenchmarkError(f"the first batch has the shape {tuple(batch.images.shape)}")
         return {
-            "whole": given - task.started,
+            "whole": loaded - task.started,
             "import": imported - begun,
             "open": opened - imported,
             "loader": made - opened,
-            "iterate": given - made,
+            "iterate": loaded - made,
             "rss": psutil.Process().memory_info().rss,
             "peak": peak_of_this_process(),
         }
 
 
 def _state(task: Task) -> dict[str, Any]:
-    """In a process of its own: the loader's state past 90 % of an epoch, as a run would have it."""
+    """In a child process: return the loader's state past 90 % of an epoch, as a run would save it."""
     from pipeline import Dataset
 
     with _loader(Dataset.open(task.data), task) as loader:
@@ -187,10 +193,10 @@ def _state(task: Task) -> dict[str, Any]:
 
 
 def _prove(task: Task) -> dict[str, Any]:
-    """In a process of its own: compare a resumed loader with one that was not interrupted, on some tars.
+    """In a child process: compare a resumed loader with an uninterrupted one, on the first _PROOF_TARS tars.
 
     Raises:
-        BenchmarkError: they differ.
+        BenchmarkError: Their states or batches differ.
     """
     import torch
 
@@ -204,19 +210,19 @@ def _prove(task: Task) -> dict[str, Any]:
         loader.set_epoch(_EPOCH)
         batches = iter(loader)
         next(islice(batches, at - 1, None))
-        place = {name: value for name, value in loader.state_dict().items() if name != "dali"}
+        position = {name: value for name, value in loader.state_dict().items() if name != "dali"}
         wanted = list(islice(batches, _PROOF_BATCHES))
     with _loader(dataset, task, keys=True) as other:
         state = _state_at(other, at)
     with _loader(dataset, task, keys=True) as resumed:
         resumed.load_state_dict(state)
-        given = list(islice(resumed, _PROOF_BATCHES))
-    same = place == {name: value for name, value in state.items() if name != "dali"} and all(
+        found = list(islice(resumed, _PROOF_BATCHES))
+    same = position == {name: value for name, value in state.items() if name != "dali"} and all(
         a.keys == b.keys and torch.equal(a.labels, b.labels) and torch.equal(a.images, b.images)
-        for a, b in zip(wanted, given, strict=True)
+        for a, b in zip(wanted, found, strict=True)
     )
     if not (same and wanted):
-        raise BenchmarkError("a resumed loader gives other batches than one that was not interrupted")
+        raise BenchmarkError("a resumed loader yields other batches than an uninterrupted one")
     return {"batch": at, "compared": len(wanted), "of": len(loader), "samples": dataset.samples("train")}
 
 
@@ -224,12 +230,12 @@ def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
     from pipeline import Loader, Placement, TrainView, color_noise
 
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
-    place = Placement(task.rank, task.env)
+    place = Placement(task.rank, task.world_size)
     return Loader(dataset, "train", view, task.batch, placement=place, keys=keys)
 
 
 def _late(loader: Any) -> int:
-    """A batch past 90 % of an epoch and, where that begins a segment, amid it: then DALI has most to do."""
+    """Return a batch past 90 % of an epoch and at least amid a segment, where DALI has most to restore."""
     at = int(len(loader) * _SHARE)
     ends = list(_segment_ends(loader))
     begun = max(end for end in ends if end <= at)
@@ -237,10 +243,13 @@ def _late(loader: Any) -> int:
 
 
 def _state_at(loader: Any, batch: int) -> dict[str, Any]:
-    """The state after so many batches of an epoch, without decoding those of earlier segments.
+    """Return the loader's state after `batch` batches of an epoch, without decoding earlier segments.
 
-    Between two segments a state is the number of batches and nothing else: a run that has just finished one
-    would go on from there.
+    Between two segments the state is only the number of batches, so the loader can start at the last segment
+    border before `batch`.
+
+    Raises:
+        BenchmarkError: The state is not that of `batch`.
     """
     loader.set_epoch(_EPOCH)
     before = max(end for end in _segment_ends(loader) if end < batch)

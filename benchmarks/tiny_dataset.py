@@ -1,4 +1,4 @@
-"""A dataset of very many tiny images, for benchmarks/startup.py: what counts is how many there are."""
+"""Make a dataset of very many tiny images, for benchmarks/startup.py."""
 
 import io
 import json
@@ -25,7 +25,7 @@ _CLASSES = 1000
 
 
 def at(work: Path, samples: int, tars: int) -> Path:
-    """Make the dataset, or take that of an earlier run with the same options."""
+    """Make the dataset, or reuse that of an earlier run with the same options; return its folder."""
     folder, note = work / "dataset", work / "dataset.json"
     wanted = json.dumps({"samples": samples, "tars": tars})
     if not (note.is_file() and note.read_text() == wanted):
@@ -37,7 +37,7 @@ def at(work: Path, samples: int, tars: int) -> Path:
 
 
 def _write(folder: Path, samples: int, tars: int) -> None:
-    """Flat gray images with labels and distinct names like ImageNet's."""
+    """Write flat gray images with labels and distinct names like ImageNet's."""
     (folder / "train").mkdir(parents=True)
     classes = [f"n{10_000_000 + 7919 * number:08d}" for number in range(_CLASSES)]
     jpeg = _flat_jpeg()
@@ -68,7 +68,7 @@ def _write(folder: Path, samples: int, tars: int) -> None:
 
 
 def _flat_jpeg() -> bytes:
-    """A gray image in less than one block of a tar."""
+    """Return a gray JPEG as small as possible."""
     buffer = io.BytesIO()
     Image.new("L", (SIZE, SIZE), 128).save(buffer, "JPEG", optimize=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What reports, metrics and checkpoints cost a run."""
+"""Measure how much time reports, metrics and checkpoints cost a training run."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from trainer.training.trainer import Trainer
 
 _WAYS = ("off", "reports", "and a checkpoint")
 _BLOCK = 10
-"""Updates in a row with the same things switched on: the trainer reports once in as many."""
+"""Consecutive steps with the same setting; the trainer reports once in as many steps."""
 
 _BATCH = 16
 _SKIPPED = 10
@@ -31,16 +31,22 @@ _TARGET = 0.02
 
 
 def measure_overhead(rounds: int) -> int:
-    """Time updates of the paper's network with all of it, with reports alone and with nothing; 1 if missed.
+    """Time steps of the paper's network without reports, with reports, and with reports and a checkpoint.
 
-    A run switches every ten updates of 16 images: a machine's drift within minutes is larger than what
-    is measured. Reports are the console, status.json, and the sums of losses and correct guesses. A
-    checkpoint has 0.5 GB; the updates beside which it is written pay for it, and the share counts one in so
-    many minutes as `alexnet-train` writes them by default.
+    One run switches between the three every ten steps of 16 images, because a machine's speed drifts by more
+    within minutes than the overhead. Reports are the console, status.json, and the sums of losses and correct
+    predictions. A checkpoint has 0.5 GB; the steps during which it is written pay for it, and the overhead
+    counts one per default checkpoint interval of `alexnet-train`.
+
+    Args:
+        rounds: Number of blocks of ten steps for each of the three.
+
+    Returns:
+        Exit code: 0 where the overhead is below the target, else 1.
     """
     blocks = len(_WAYS) * rounds
     steps = _SKIPPED + _BLOCK * blocks + 1
-    images = (steps + 1) * _BATCH * 5 // 4  # a fifth of them is for validation
+    images = (steps + 1) * _BATCH * 5 // 4  # the demo images have a fifth for validation
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _run("demo", str(work / "images"), "--images", str(images))
@@ -53,20 +59,20 @@ def measure_overhead(rounds: int) -> int:
         callbacks = Callbacks([ConsoleCallback(recipe.epochs), StatusCallback(job.out)])
         keep_freed_memory()
         trainer = _Switching(DistEnv(), job, callbacks)
-        trainer.runs.run_folder()
+        trainer.run()
     seconds = trainer.seconds(blocks)
     off, reports, saving = (seconds[way] for way in _WAYS)
     rows = [(way, f"{min(s):.4f}", f"{median(s):.4f}", f"{max(s):.4f}") for way, s in seconds.items()]
-    print("\n" + common.markdown(("switched on", "s/update, least", "median", "most"), rows))
+    print("\n" + common.markdown(("switched on", "s/step, minimum", "median", "maximum"), rows))
     of_reports = median(on / bare for on, bare in zip(reports, off, strict=True)) - 1
-    # Of neighboring blocks, so that drift does not count.
+    # Differences of consecutive blocks, so that drift cancels out.
     checkpoint = _BLOCK * median(on - less for on, less in zip(saving, reports, strict=True))
     minutes = Saving().minutes
     assert minutes is not None
     share = of_reports + checkpoint / (60 * minutes)
     judged = "met" if share < _TARGET else "MISSED"
     print(
-        f"\nreports and metrics {of_reports:+.2%} of an update; a checkpoint {checkpoint:.2f} s, one in "
+        f"\nreports and metrics {of_reports:+.2%} of a step; a checkpoint {checkpoint:.2f} s, one in "
         f"{minutes:g} minutes {checkpoint / (60 * minutes):+.2%}; together {share:+.2%}, target < "
         f"{_TARGET:.0%}: {judged}"
     )
@@ -74,16 +80,16 @@ def measure_overhead(rounds: int) -> int:
 
 
 class _Switching(Trainer):
-    """Switches reports, metrics and checkpoints on and off, and notes when each update begins."""
+    """A trainer that switches reports, metrics and checkpoints on and off, and times each step."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._moments: list[float] = []
-        self._add = self.meter.add
-        self.meter.add = self._add_or_not  # type: ignore[method-assign]
+        self._add = self.totals.add
+        self.totals.add = self._add_or_not  # type: ignore[method-assign]
 
     def seconds(self, blocks: int) -> dict[str, list[float]]:
-        """Seconds of an update, of each block of each way."""
+        """Return seconds per step: setting → one value per block."""
         borders = self._moments[_SKIPPED::_BLOCK][: blocks + 1]
         seconds = [(end - start) / _BLOCK for start, end in pairwise(borders)]
         return {way: seconds[number :: len(_WAYS)] for number, way in enumerate(_WAYS)}
@@ -95,7 +101,7 @@ class _Switching(Trainer):
     def _update(self, step: int, batch: Any) -> None:
         number = len(self._moments) - _SKIPPED
         if number >= 0 and number % _BLOCK == 0:
-            self.checkpointer.finish()  # what is still being written belongs to the block before
+            self.checkpointer.finish()  # a checkpoint still being written belongs to the previous block
         self._moments.append(time.perf_counter())
         super()._update(step, batch)
         if number >= 0 and number % _BLOCK == 0 and self._way == _WAYS[2]:

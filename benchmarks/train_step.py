@@ -1,18 +1,18 @@
-"""How fast an update is: every architecture, precision, compiler and memory layout, beside the limit.
+"""Measure training steps per architecture, precision, compilation and memory layout, beside the limit.
 
     python benchmarks/train_step.py --arch alexnet --rounds 3
     python benchmarks/train_step.py --device cuda --batch 512
 
-The update is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose
-malloc keeps freed memory as the trainer's does. Beside it stand the same network with torch's
-`nn.LocalResponseNorm`, uncompiled, as a script without this toolkit would have it: in a process of its own,
-with malloc as it comes and, to tell the two apart, with memory kept. And the arithmetic limit: the
-floating-point operations of a forward and backward pass, counted by torch, over the rate of a large matrix
-product in the same precision, measured in the same run. Variants take turns; medians.
+The step is the trainer's own (`trainer.training.step.train_step`) on a batch of noise, in a process whose
+malloc keeps freed memory like the trainer's. The baseline is the same network with torch's
+`nn.LocalResponseNorm`, not compiled, as in a script without this toolkit: in a separate process with malloc's
+defaults, and, to separate the two effects, with freed memory kept. The arithmetic limit is the throughput of
+a large matrix product in the same precision, measured in the same run, divided by the floating-point
+operations of a forward and backward pass, counted by torch. Variants take turns; results are medians.
 
     python benchmarks/train_step.py --overhead --rounds 12
 
-measures what reports, metrics and checkpoints cost a run: their share of its time.
+measures the share of a run's time that reports, metrics and checkpoints take.
 """
 
 import argparse
@@ -47,13 +47,22 @@ _CLASSES = 1000
 _CROP = 224
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SIDE = 4096
-# On two cores, of `alexnet` at batch 128, against the eager float32 network with torch's layer.
+# Smallest speedup of `alexnet` at batch 128 on two cores, over the eager float32 network with torch's layer.
 _TARGETS = {"float32": 2.0, "bfloat16": 3.0}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make an update."""
+    """A variant of the training step.
+
+    Attributes:
+        arch: Architecture.
+        precision: "float32" or "bfloat16".
+        compiled: Whether the network is compiled.
+        channels_last: Whether weights and images are in channels-last layout.
+        torchs_norm: Whether torch's `nn.LocalResponseNorm` replaces ours.
+        memory_kept: Whether malloc keeps freed memory.
+    """
 
     arch: str
     precision: str
@@ -64,6 +73,7 @@ class Variant:
 
     @property
     def name(self) -> str:
+        """Name in tables."""
         if self.torchs_norm:
             return "eager, nn.LocalResponseNorm" + (", memory kept" if self.memory_kept else "")
         layout = "channels last" if self.channels_last else "channels first"
@@ -80,7 +90,7 @@ def main() -> int:
     precisions = dict(_PRECISIONS)
     if options.device == "cpu" and not cpu_has_bfloat16():
         del precisions["bfloat16"]
-        print("bfloat16 is not measured: this processor has none, and the trainer takes float32 instead\n")
+        print("bfloat16 is not measured: this processor lacks it, and the trainer uses float32 instead\n")
     limits = {name: _matrix_throughput(dtype, options.device) for name, dtype in precisions.items()}
     print(
         ", ".join(
@@ -90,7 +100,7 @@ def main() -> int:
     )
     rows, missed = [], False
     for arch in options.arch:
-        torch.compiler.reset()  # torch gives up on a function that was compiled eight ways
+        torch.compiler.reset()  # torch stops compiling a function after eight variants
         found = _measure(arch, list(precisions), options)
         flops = _flops(arch)
         base = next(
@@ -114,7 +124,7 @@ def main() -> int:
 
 
 def _misses(ratios: dict[Variant, float]) -> bool:
-    """Say of each precision, compiled in the better layout, whether it meets its target."""
+    """Print for each precision whether the faster compiled layout meets its target; return if any misses."""
     missed = False
     for precision, target in _TARGETS.items():
         compiled = [v for v in ratios if v.compiled and v.precision == precision]
@@ -129,7 +139,7 @@ def _misses(ratios: dict[Variant, float]) -> bool:
 
 
 def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> dict[Variant, float]:
-    """Images a second of each variant, the median over rounds in which all take turns."""
+    """Return images per second of each variant, the median of rounds in which all take turns."""
     variants = [
         Variant(arch, precision, compiled, last)
         for precision in precisions
@@ -144,7 +154,7 @@ def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> d
     for number in range(options.rounds + 1):
         for variant, step in steps.items():
             seconds = _time(step, options.steps, options.device)
-            if number:  # the first compiles
+            if number:  # round 0 compiles
                 times[variant].append(seconds)
             print(
                 f"  {arch} {variant.precision} {variant.name}: {options.batch / seconds:,.1f}/s",
@@ -155,31 +165,31 @@ def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> d
 
 def _step(variant: Variant, batch: int, device: str) -> Callable[[], object]:
     if not variant.memory_kept and device == "cpu":
-        return _Elsewhere(variant, batch)
+        return _SeparateProcess(variant, batch)
     return _step_here(variant, batch, device)
 
 
-class _Elsewhere:
-    """An update on the CPU by a process of its own, whose malloc is as it comes."""
+class _SeparateProcess:
+    """A training step on the CPU in a separate process, whose malloc has its default settings."""
 
     def __init__(self, variant: Variant, batch: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
         context.Process(target=_serve, args=(theirs, variant, batch), daemon=True).start()
-        theirs.close()  # so that waiting for a process that has died is an error
+        theirs.close()  # so that `recv` raises if the process has died
 
     def __call__(self) -> None:
         self._ours.send(None)
         self._ours.recv()
 
 
-def _serve(asked: Connection, variant: Variant, batch: int) -> None:
+def _serve(connection: Connection, variant: Variant, batch: int) -> None:
     step = _step_here(variant, batch, "cpu")
-    with suppress(EOFError):  # those who asked have ended
+    with suppress(EOFError):  # the parent has ended
         while True:
-            asked.recv()
+            connection.recv()
             step()
-            asked.send(None)
+            connection.send(None)
 
 
 def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object]:
@@ -201,7 +211,7 @@ def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object
 
 
 def _spec(arch: str) -> Spec:
-    """Of a network on images whose channels' means are subtracted."""
+    """Return the spec of a network of 1000 classes with per-channel mean subtraction."""
     classes = tuple(str(number) for number in range(_CLASSES))
     return Spec(arch, 1.0, _CROP, classes, 256, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), mean_image=False)
 
@@ -214,7 +224,7 @@ def _use_torchs_norm(model: nn.Module) -> None:
 
 
 def _time(step: Callable[[], object], steps: int, device: str) -> float:
-    """Seconds of an update, over a few."""
+    """Return the seconds per step, averaged over `steps` steps."""
     started = time.perf_counter()
     for _ in range(steps):
         step()
@@ -224,14 +234,14 @@ def _time(step: Callable[[], object], steps: int, device: str) -> float:
 
 
 def _matrix_throughput(dtype: torch.dtype, device: str) -> float:
-    """Floating-point operations a second of a large product, the best of some."""
+    """Return FLOP/s of a large matrix product, the best of six."""
     a, b = (torch.randn(_SIDE, _SIDE, device=device).to(dtype) for _ in range(2))
     seconds = min(_time(lambda: a @ b, 1, device) for _ in range(6))
     return 2 * _SIDE**3 / seconds
 
 
 def _flops(arch: str) -> float:
-    """Of an image's forward and backward pass: matrix products and convolutions, as torch counts them."""
+    """Return the FLOPs of one image's forward and backward pass, counted by torch's FlopCounterMode."""
     model, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, lr=1e-6)
     images, labels = torch.zeros(2, 3, _CROP, _CROP), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
@@ -247,10 +257,10 @@ def _table(rows: list[tuple[str, Variant, float, float | None, float]]) -> str:
     head = (
         "network",
         "precision",
-        "how",
+        "variant",
         "images/s",
-        "against eager, torch's norm",
-        "of the arithmetic limit",
+        "vs. eager, torch's norm",
+        "share of arithmetic limit",
     )
     return common.markdown(head, cells)
 
@@ -259,13 +269,17 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1, help="updates of a variant in a round (default 1)")
-    parser.add_argument("--overhead", action="store_true", help="measure reports and checkpoints instead")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--arch", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES), help="architectures"
+    )
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to train on")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; in each, all variants run once")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each variant per round (default 1)")
+    parser.add_argument(
+        "--overhead", action="store_true", help="measure the cost of reports and checkpoints instead"
+    )
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     return parser.parse_args()
 
 

@@ -1,1 +1,1 @@
-"""The commands: options in, one call into the library, readable output."""
+"""Command-line interface: each command parses options, calls the library once and prints the result."""

@@ -1,4 +1,4 @@
-"""What `alexnet-train --bench` measured, as a table."""
+"""Print the table of `alexnet-train --bench`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 def print_measured(measured: "Measured") -> None:
-    """Print the parts and what limits."""
+    """Print a table of the measured parts, then the sentence that names the bottleneck."""
     from rich.console import Console
     from rich.table import Table
 
     alone = [timing.images_per_second for timing in measured.timings if timing.name != "together"]
     on_gpu = any(timing.device_mb for timing in measured.timings)
     table = Table(title=f"recipe {measured.recipe}", title_justify="left")
-    names = ["part", "images/s", "time, of the slowest", "cores", "host MB", *(["GPU MB"] if on_gpu else [])]
+    names = ["part", "images/s", "time vs. slowest", "cores", "host MB", *(["GPU MB"] if on_gpu else [])]
     for name in names:
         table.add_column(name, justify="left" if name == "part" else "right")
     for timing in measured.timings:

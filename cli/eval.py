@@ -1,4 +1,4 @@
-"""`alexnet-eval`: how good a trained network is."""
+"""`alexnet-eval`: measure the accuracy of trained networks on a dataset."""
 
 import os
 from collections.abc import Callable
@@ -33,63 +33,71 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     type=click.Choice(["center", "ten-crop", "full-resize"]),
     default="center",
     show_default=True,
-    help="What is shown of each image: the center crop, ten crops, or all of it squeezed into a square.",
+    help="Crops of each image: the center crop, ten crops, or the whole image resized to a square.",
 )
-@click.option("--weights", metavar="W,W,…", help="Weights of an ensemble's networks, such as 2,1,1.")
-@click.option("--split", default="val", show_default=True, help="The split to measure.")
+@click.option(
+    "--weights",
+    metavar="W,W,…",
+    help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
+)
+@click.option("--split", default="val", show_default=True, help="Split of DATA to evaluate.")
 @click.option(
     "--real-labels",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Score by ImageNet-ReaL's labels too: its real.json.",
+    help="Also score by the ImageNet-ReaL labels in this file, their real.json.",
 )
 @click.option(
     "--labels",
     "labels_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Score by labels of a file too: CSV or JSON of key and label.",
+    help="Also score by the labels in this file: CSV or JSON with a key and a label for each image.",
 )
-@click.option("--arch", help="Architecture of checkpoints of other programs, such as alexnet_owt.")
+@click.option("--arch", help="Architecture of checkpoints from other programs, such as alexnet_owt.")
 @click.option(
     "--preprocessing",
     metavar="NAME|FILE.toml",
-    help="Preprocessing of checkpoints of other programs: torchvision, or a file with mean and std.",
+    help="Preprocessing of checkpoints from other programs: torchvision, or a TOML file with mean and std.",
 )
-@click.option("--per-class", is_flag=True, help="Show the worst and the best classes.")
-@click.option("--table", is_flag=True, help="Print a Markdown table, on ImageNet beside published results.")
+@click.option("--per-class", is_flag=True, help="Print a table of the worst and the best classes.")
+@click.option(
+    "--table",
+    is_flag=True,
+    help="Print a Markdown table of the results; on ImageNet, with published results beside them.",
+)
 @click.option("--json", "json_file", type=_OUTPUT, help="Save the result as JSON.")
 @click.option(
     "--predictions",
     "predictions_file",
     type=_OUTPUT,
-    help="Save each image's five likeliest classes as .csv or .parquet.",
+    help="Save the five most probable classes of each image as .csv or .parquet.",
 )
 @click.option("--confusion", "confusion_file", type=_OUTPUT, help="Save the confusion matrix as CSV.")
 @click.option(
     "--submission",
     "submission_file",
     type=_OUTPUT,
-    help="Save predictions as the ImageNet challenge takes them; needs --devkit.",
+    help="Save predictions in the format of ImageNet challenge submissions; needs --devkit.",
 )
 @click.option(
     "--devkit",
     type=click.Path(path_type=Path),
-    help="ILSVRC 2012's development kit, for its class numbers: archive, folder or meta.mat.",
+    help="Development kit of ILSVRC 2012, which numbers the classes: archive, folder or meta.mat.",
 )
 @click.option(
     "--kernels",
     "kernels_file",
     type=_OUTPUT,
-    help="Save an image of the (first) network's first-layer kernels as PNG.",
+    help="Save the first-layer kernels of the first checkpoint as a PNG image.",
 )
 @click.option(
     "--batch-size",
     default=64,
     show_default=True,
     type=click.IntRange(1),
-    help="Images per step of a process.",
+    help="Images per batch in each process.",
 )
-@click.option("--gpus", type=int, help="Evaluate on this many GPUs.  [default: all visible ones]")
-@click.option("--cpus", type=int, help="Evaluate in this many CPU processes.")
+@click.option("--gpus", type=int, help="Number of GPUs to evaluate on.  [default: all visible GPUs]")
+@click.option("--cpus", type=int, help="Number of CPU processes to evaluate in, instead of GPUs.")
 @data_options
 @one_line_errors
 def main(
@@ -115,14 +123,15 @@ def main(
     cpus: int | None,
     **loader_options: Any,
 ) -> None:
-    """Measure trained networks on DATA, a folder or address made by `alexnet-prep shard`.
+    """Measure the accuracy of trained networks on DATA.
 
-    Several checkpoints are an ensemble. Probabilities, not logits, are averaged over crops and networks. Of
-    a run's folder the best checkpoint is taken.
+    DATA is a dataset made by `alexnet-prep shard`: a folder, or an s3:// or gs:// URL. RUN_OR_CHECKPOINT is
+    a checkpoint file or a run's folder, of which the best checkpoint is evaluated. Several checkpoints are
+    evaluated as an ensemble. Probabilities, not logits, are averaged over crops and networks.
     """
     require_dali()
-    # On the CPU, torch's threads that wait for each other would else spin on the cores that decode: 5 to 15 %
-    # more CPU time an image on two cores, and half the speed where other programs run beside.
+    # Without it, waiting torch threads spin on the cores that decode: on two cores that costs 5 to 15 % more
+    # CPU time per image, and half the speed where other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
     from pipeline.sources.labelers.devkit import read_ids
@@ -136,15 +145,15 @@ def main(
     from trainer.runs.load_model import normalized
 
     if not checkpoints:
-        raise UsageError(f"found only {data}; give runs or checkpoints first, and the dataset's folder last")
+        raise UsageError(f"found only {data}; give runs or checkpoints first and the dataset's folder last")
     if (submission_file is None) != (devkit is None):
-        raise UsageError("--submission and --devkit go together: the devkit numbers the classes")
+        raise UsageError("--submission and --devkit go together: the development kit numbers the classes")
     if predictions_file is not None:
         check_suffix(predictions_file)
     for file in (json_file, predictions_file, confusion_file, submission_file, kernels_file):
         check_folder(file)
     external = describe(arch, preprocessing)
-    shares = None if weights is None else normalized(_numbers(weights), len(checkpoints))
+    ensemble_weights = None if weights is None else normalized(_numbers(weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
     dataset = Dataset.open(data)
@@ -159,10 +168,16 @@ def main(
     if not launched_outside():
         click.echo(f"evaluating on {processes.reason}", err=True)
     predict = bool(label_sets or predictions_file or submission_file)
-    how = loader_options_of(loader_options)
+    read_options = loader_options_of(loader_options)
     result = launch(
         processes,
-        partial(_evaluate, weights=shares, external=external, loader_options=how, predict=predict),
+        partial(
+            _evaluate,
+            weights=ensemble_weights,
+            external=external,
+            loader_options=read_options,
+            predict=predict,
+        ),
         *(checkpoints, data, split, views, batch_size),
     )
     if result is None or not first_of_all():
@@ -196,23 +211,23 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--weights {text}: give a number for each checkpoint, with commas between, such as 2,1,1"
+            f"--weights {text}: give one number per checkpoint, separated by commas, such as 2,1,1"
         ) from error
 
 
-def _evaluate(env: "DistEnv", *what: Any, **how: Any) -> "Evaluation":
-    """In every process: evaluate, the first one with a bar on the console."""
+def _evaluate(env: "DistEnv", *args: Any, **kwargs: Any) -> "Evaluation":
+    """Entry point of each process: evaluate; the first process shows a progress bar."""
     from trainer import evaluate_checkpoints
 
     if not env.is_first:
-        return evaluate_checkpoints(env, *what, **how)
+        return evaluate_checkpoints(env, *args, **kwargs)
     with progress_bar("evaluating", "images") as show:
-        how["progress"] = show
-        return evaluate_checkpoints(env, *what, **how)
+        kwargs["progress"] = show
+        return evaluate_checkpoints(env, *args, **kwargs)
 
 
 def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
-    """Write each file that was asked for; one that cannot be written does not keep back the others."""
+    """Write each requested file; where one fails, report it, write the others, and exit with code 1."""
     from pipeline.errors import RunError
 
     failed = False

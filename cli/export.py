@@ -1,4 +1,4 @@
-"""`alexnet-export`: a trained network for other programs."""
+"""`alexnet-export`: write a trained network in a format that other programs read."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from cli.common.console import check_folder, one_line_errors
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @one_line_errors
 def main(checkpoint: Path, out: Path) -> None:
-    """Write a trained network to OUT, in the format that its suffix names.
+    """Write a trained network to OUT, in the format of OUT's suffix.
 
-    .safetensors holds weights and description, and loads wherever a checkpoint does. .onnx takes pixels
-    0..255 and gives logits and probabilities, for any batch size; it is compared with the network before
-    it is written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt, and has its
-    preprocessing beside it in a .preprocessing.json file. Preprocessing and classes travel with each.
+    .safetensors holds weights and metadata, and can be used wherever a checkpoint can. .onnx maps pixels
+    0..255 to logits and probabilities, for any batch size; its outputs are compared with the network's before
+    it is written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt only. Each
+    format keeps preprocessing and classes, .pth in a .preprocessing.json file beside it.
     """
     from trainer.export import export
     from trainer.runs.load_model import load_model

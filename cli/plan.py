@@ -1,4 +1,4 @@
-"""What `alexnet-train --dry-run` found."""
+"""Print the plan of `alexnet-train --dry-run`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: "Plan") -> None:
-    """Print the recipe, then steps, memory and data."""
+    """Print the resolved recipe, then steps, processes, network, estimated memory and data, one line each."""
     click.echo(plan.recipe)
     memory = plan.memory
     parts = ", ".join(
@@ -22,10 +22,10 @@ def print_plan(plan: "Plan") -> None:
         )
     )
     for name, text in {
-        "steps": f"{plan.steps:,}: {plan.steps_per_epoch:,} an epoch",
-        "processes": f"{plan.processes}, each {plan.batch_size:,} images a step",
+        "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch",
+        "processes": f"{plan.processes}, {plan.batch_size:,} images per step in each",
         "network": f"{plan.parameters:,} parameters, {plan.precision}",
-        "memory": f"about {_megabytes(memory.total)} a process, and what the libraries take: {parts}",
+        "memory": f"about {_megabytes(memory.total)} per process ({parts}), plus the libraries' own",
         "data": ", ".join(f"{split} {count:,}" for split, count in plan.samples.items())
         + " images; the first batches can be read",
     }.items():

@@ -1,4 +1,4 @@
-"""`alexnet-predict`: what a trained network sees in images."""
+"""`alexnet-predict`: classify image files with a trained network."""
 
 import csv
 import io
@@ -24,28 +24,38 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="RUN_OR_CHECKPOINT",
-    help="Average the probabilities of this network too; repeatable.",
+    help="Another network to average the probabilities with; repeatable.",
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes of each image.")
+@click.option(
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of most probable classes to print for each image.",
+)
 @click.option(
     "--views",
     type=click.Choice(["center", "ten-crop"]),
     default="center",
     show_default=True,
-    help="Crops per image.",
+    help="Crops of each image: the center crop, or ten crops whose probabilities are averaged.",
 )
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images at a time.")
-@click.option("--exif-rotate", is_flag=True, help="Turn images as EXIF says.  [default: ignore it]")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per batch.")
+@click.option(
+    "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["table", "json", "csv"]),
     default="table",
     show_default=True,
-    help="Of the answers.",
+    help="Output format: table, JSON or CSV.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write them here instead of printing them."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the predictions to this file instead of printing them.",
 )
 @one_line_errors
 def main(
@@ -59,11 +69,11 @@ def main(
     form: str,
     out: Path | None,
 ) -> None:
-    """Classify images, or folders of them, with a trained network.
+    """Classify images, or folders of images, with a trained network.
 
-    Files may be of any format that `alexnet-prep` reads, and are prepared as it does. An image that cannot
-    be read is named on stderr, the others are done all the same, and the exit code is 1. Needs no DALI; takes
-    a GPU where torch sees one.
+    Images may have any format that `alexnet-prep` reads, and are preprocessed in the same way. An image that
+    cannot be read is reported on stderr, the others are still classified, and the exit code is 1. Runs on a
+    GPU where torch finds one; does not need DALI.
     """
     import torch
 
@@ -88,7 +98,7 @@ def main(
                 predictions.append(prediction)
             show(done, len(files))
     text = {"table": _table, "json": _json, "csv": _csv}[form](predictions)
-    # A file's name may hold bytes that are no UTF-8; written so, JSON gives them back.
+    # File names may hold bytes that are not UTF-8; escaped like this, they survive a round trip through JSON.
     data = text.encode(errors="backslashreplace")
     if out is None:
         click.echo(data, nl=False)
@@ -99,7 +109,7 @@ def main(
 
 
 def _table(predictions: "list[ImagePrediction]") -> str:
-    """A line for each guess; the image's name stands before its likeliest."""
+    """Format one line per predicted class; the image's name stands before its most probable class."""
     names = [_printable(str(prediction.image)) for prediction in predictions]
     width = max(map(len, names), default=0)
     lines = []
@@ -111,7 +121,7 @@ def _table(predictions: "list[ImagePrediction]") -> str:
 
 
 def _printable(text: str) -> str:
-    """The text as it is, or with escapes where a character of it would move the cursor."""
+    """Return the text, with escapes where it has characters that a terminal would interpret."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

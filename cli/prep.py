@@ -1,4 +1,4 @@
-"""`alexnet-prep`: from images to shards."""
+"""`alexnet-prep`: convert images to WebDataset shards, and check, measure and describe datasets."""
 
 import json
 import time
@@ -23,7 +23,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
-    """Turn images into WebDataset shards with RGB statistics."""
+    """Convert images to WebDataset shards with RGB statistics, and check and describe them."""
 
 
 def _workers(command: _Command) -> _Command:
@@ -31,7 +31,7 @@ def _workers(command: _Command) -> _Command:
         "--workers",
         type=click.IntRange(1, 1024),
         default=usable_cores,
-        help="Processes; the output does not depend on it.  [default: all cores]",
+        help="Number of worker processes; the output does not depend on it.  [default: all cores]",
     )(command)
 
 
@@ -41,7 +41,7 @@ def _max_megapixels(command: _Command) -> _Command:
         default=100.0,
         show_default=True,
         type=click.FloatRange(0, min_open=True),
-        help="Refuse larger images before memory is taken for them.",
+        help="Skip larger images, before memory is allocated for them.",
     )(command)
 
 
@@ -51,7 +51,7 @@ def _max_bad(command: _Command) -> _Command:
         default=0.01,
         show_default=True,
         type=click.FloatRange(0, 1),
-        help="Share of undecodable images above which the job fails.",
+        help="Largest share of undecodable images, 0 to 1; above it the job fails.",
     )(command)
 
 
@@ -63,39 +63,49 @@ def _max_bad(command: _Command) -> _Command:
     type=click.Choice(["auto", "archives", "kaggle", "folders", "parquet", "webdataset"]),
     default="auto",
     show_default=True,
-    help="What SOURCE is.",
+    help="Layout of SOURCE; auto detects it.",
 )
 @click.option(
     "--size",
     default=256,
     show_default=True,
     type=click.IntRange(8, 4096),
-    help="Shorter side in pixels.",
+    help="Length of the shorter side of the stored images, in pixels.",
 )
-@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="JPEG quality.")
-@click.option("--keep-aspect", is_flag=True, help="Keep the whole image instead of its center square.")
+@click.option(
+    "--quality",
+    default=95,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Quality of the stored JPEGs.",
+)
+@click.option(
+    "--keep-aspect", is_flag=True, help="Store the whole scaled image instead of its center square."
+)
 @click.option(
     "--keep-original",
     is_flag=True,
-    help="Store good RGB JPEGs byte for byte; --size is then what training scales to.",
+    help="Store intact RGB JPEGs byte for byte; training then scales their shorter side to --size.",
 )
-@click.option("--exif-rotate", is_flag=True, help="Turn images as EXIF says.  [default: ignore it]")
+@click.option(
+    "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
+)
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of each class to hold out for validation, where SOURCE has no validation images.",
+    help="Share of each class to hold out for validation, where SOURCE has no validation split.",
 )
 @click.option(
     "--seed",
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Of the shuffle and of --val-fraction.",
+    help="Seed of the shuffle and of --val-fraction.",
 )
 @click.option(
     "--shard-samples",
     type=click.IntRange(1),
-    help="Images per tar.  [default: 2000, fewer for small datasets]",
+    help="Number of images per tar.  [default: 2000, fewer for small datasets]",
 )
 @_max_megapixels
 @_max_bad
@@ -105,22 +115,23 @@ def _max_bad(command: _Command) -> _Command:
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Run the tasks in processes here, or with Ray.",
+    help="Where tasks run: in processes on this machine, or on a Ray cluster.",
 )
 @click.option(
     "--ray-address",
     envvar="RAY_ADDRESS",
-    help="Of a cluster, which --workers does not bound.  [default: RAY_ADDRESS, else Ray starts here]",
+    help="Address of the Ray cluster, whose size --workers does not limit.  [default: RAY_ADDRESS, else a "
+    "local Ray is started]",
 )
 @click.option(
     "--task",
     metavar="I/N",
-    help="Make only every N-th shard from the I-th on (0 to N-1), for job arrays; then `finish`.",
+    help="Make only shards I, I+N, I+2N, … (I from 0 to N-1), for job arrays; run `finish` after all tasks.",
 )
 @click.option(
     "--scratch",
     type=_FOLDER,
-    help="Local folder for shards on their way to a bucket, and for unpacked sources.",
+    help="Local folder for temporary files: shards before upload to a bucket, and unpacked sources.",
 )
 @one_line_errors
 def shard(
@@ -143,12 +154,13 @@ def shard(
     task: str | None,
     scratch: Path | None,
 ) -> None:
-    """Prepare SOURCE as a dataset in OUT.
+    """Convert the images in SOURCE to a dataset in OUT.
 
-    Both may be folders here or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded,
-    Kaggle's tree, class folders ({train,val|validation,test}/CLASS/* or CLASS/*), the Hugging Face hub's
-    Parquet files, or WebDataset tars. Every image is decoded completely, scaled, cut to its center square
-    and shuffled into tars. A stopped job goes on where it was when the same command runs again.
+    Both may be local folders or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded,
+    Kaggle's ImageNet folders, class folders ({train,val|validation,test}/CLASS/* or CLASS/*), Parquet files
+    from the Hugging Face hub, or WebDataset tars. Every image is decoded completely, scaled, cropped to its
+    center square, and written to the tars in shuffled order. To continue a stopped job, run the same command
+    again.
     """
     from pipeline import LocalExecutor, Options, open_store, prepare, read_source
 
@@ -163,14 +175,14 @@ def shard(
         exif_rotate=exif_rotate,
         keep_original=keep_original,
     )
-    runner: Executor = LocalExecutor(workers)
+    executor: Executor = LocalExecutor(workers)
     if engine == "ray":
         from pipeline.executors.ray import RayExecutor
 
-        runner = RayExecutor(ray_address, workers)
+        executor = RayExecutor(ray_address, workers)
     started = time.perf_counter()
     if task is not None:
-        _run_slice(source, out, options, task, layout, runner, max_bad, scratch)
+        _run_slice(source, out, options, task, layout, executor, max_bad, scratch)
         return
     found = read_source(source, layout, val_fraction, seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
@@ -180,7 +192,7 @@ def shard(
     finished_before = open_store(out).is_file("manifest.json")
     with progress_bar("preparing", "images") as show:
         manifest = prepare(
-            found, out, options, engine=runner, max_bad=max_bad, progress=show, scratch=scratch
+            found, out, options, executor=executor, max_bad=max_bad, progress=show, scratch=scratch
         )
     _summarize(out, manifest)
     if finished_before:
@@ -195,7 +207,7 @@ def _run_slice(
     options: "Options",
     task: str,
     layout: str,
-    engine: "Executor",
+    executor: "Executor",
     max_bad: float,
     scratch: Path | None,
 ) -> None:
@@ -203,7 +215,7 @@ def _run_slice(
 
     index, slash, count = task.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--task {task}: give the task's number and how many there are, such as 0/16")
+        raise UsageError(f"--task {task}: give the number of the task and the number of tasks, such as 0/16")
     with progress_bar("preparing", "images") as show:
         shards = prepare_slice(
             source,
@@ -212,13 +224,14 @@ def _run_slice(
             int(index),
             int(count),
             layout=layout,
-            engine=engine,
+            executor=executor,
             max_bad=max_bad,
             progress=show,
             scratch=scratch,
         )
     click.echo(
-        f"{out}: task {index} of {count} done, {shards} shards; when all are, `alexnet-prep finish {out}`"
+        f"{out}: task {index} of {count} done, {shards} shards; "
+        f"after all tasks, run `alexnet-prep finish {out}`"
     )
 
 
@@ -227,9 +240,10 @@ def _run_slice(
 @_max_bad
 @one_line_errors
 def finish(out: str, max_bad: float) -> None:
-    """Merge what the tasks of `shard --task` made.
+    """Complete a dataset after all tasks of `shard --task`.
 
-    OUT becomes a dataset if every task has done its part; otherwise a line says which shard is missing.
+    Merges the tasks' results and writes the manifest of OUT. If a task is not done, the error names a
+    missing shard.
     """
     from pipeline import finish as merge
 
@@ -239,20 +253,20 @@ def finish(out: str, max_bad: float) -> None:
 
 @main.command()
 @click.argument("out")
-@click.option("--fast", is_flag=True, help="Compare checksums, indexes and labels, but decode nothing.")
+@click.option("--fast", is_flag=True, help="Check checksums, indexes and labels only; decode no images.")
 @_workers
 @one_line_errors
 def verify(out: str, fast: bool, workers: int) -> None:
-    """Read a dataset again and name every fault.
+    """Check a dataset and list every fault.
 
-    Checksums, indexes, labels, counts, statistics, and every image's decoding. The exit code is 1 if there
-    is a fault.
+    Checks checksums, indexes, labels, counts and statistics, and decodes every image. The exit code is 1 if
+    there is a fault.
     """
     from pipeline import LocalExecutor, verify as verify_dataset
 
     started = time.perf_counter()
     with progress_bar("verifying", "images") as show:
-        found = verify_dataset(out, fast=fast, engine=LocalExecutor(workers), progress=show)
+        found = verify_dataset(out, fast=fast, executor=LocalExecutor(workers), progress=show)
     for note in found.notes:
         click.echo(f"note: {note.place}: {note.what}")
     for problem in found.problems:
@@ -261,7 +275,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
     read = f"{found.samples:,} images in {found.shards} shards, {in_bytes(found.bytes)}, {seconds:.1f} s"
     if found.problems:
         fail(f"{out}: {len(found.problems)} faults ({read})", 1)
-    click.echo(f"{out}: no fault in {read}{'; nothing was decoded' if fast else ''}")
+    click.echo(f"{out}: no fault in {read}{'; images were not decoded' if fast else ''}")
 
 
 @main.command()
@@ -271,29 +285,35 @@ def verify(out: str, fast: bool, workers: int) -> None:
     default=256,
     show_default=True,
     type=click.IntRange(8, 4096),
-    help="Of tars of other tools: what training scales images of mixed sizes to.",
+    help="For tars of other tools with images of mixed sizes: shorter side to which training scales them.",
 )
 @_max_megapixels
 @_max_bad
 @_workers
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @one_line_errors
 def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
-    """Measure decoded shards, or index other tars.
+    """Measure RGB statistics, or index the tars of other tools.
 
-    A dataset of `shard` keeps its own, of the pixels before encoding; both are printed. A folder of another
-    tool's WebDataset tars becomes a dataset: each tar gets an index beside it, and the folder a manifest.
+    For a dataset made by `shard`, prints the statistics of the decoded images, and their difference to those
+    in the manifest, which were measured before encoding. A folder of WebDataset tars of another tool becomes
+    a dataset: an index is written beside each tar, and a manifest.
     """
     from pipeline import Dataset, LocalExecutor, adopt, decoded_statistics, open_store
 
-    engine = LocalExecutor(workers)
+    executor = LocalExecutor(workers)
     with progress_bar("measuring", "images") as show:
         if open_store(out).is_file("manifest.json"):
             manifest = Dataset.open(out).manifest
-            decoded = decoded_statistics(Dataset.open(out), engine, show)
+            decoded = decoded_statistics(Dataset.open(out), executor, show)
         else:
             manifest = adopt(
-                out, size=size, max_bad=max_bad, max_megapixels=max_megapixels, engine=engine, progress=show
+                out,
+                size=size,
+                max_bad=max_bad,
+                max_megapixels=max_megapixels,
+                executor=executor,
+                progress=show,
             )
             decoded = manifest.statistics
     kept = manifest.statistics
@@ -310,11 +330,11 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
         spread = max(abs(kept.deviations / decoded.deviations - 1))
         click.echo(
-            f"{out}: the manifest's, of {kept.measured_on} pixels, differ by {mean:.3f} gray levels in the "
-            f"mean and {spread:.2%} in the deviations"
+            f"{out}: the statistics in the manifest, measured on {kept.measured_on} pixels, differ by "
+            f"{mean:.3f} gray levels in the mean and {spread:.2%} in the deviations"
         )
     else:
-        click.echo(f"{out}: indexed; `alexnet-train {out}` reads it")
+        click.echo(f"{out}: indexed; train on it with `alexnet-train {out}`")
 
 
 @main.command()
@@ -322,25 +342,25 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 @click.option(
     "--preview",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Save augmented training crops, scree and color directions as PNG.",
+    help="Save a PNG image of augmented training crops and of the PCA of the colors.",
 )
 @click.option(
     "--noise",
     type=click.Choice(["paper", "source", "none"]),
     default="paper",
     show_default=True,
-    help="Color noise of the preview.",
+    help="Color noise in the preview's training crops.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @one_line_errors
 def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
-    """Print what a dataset is, or draw it.
+    """Describe a dataset, and draw a preview of it.
 
-    `--preview` shows what a network will see of it, and its color statistics.
+    `--preview` draws training crops as a network gets them, and the color statistics.
     """
     from pipeline import Dataset, open_store, read_manifest
 
-    # Of a dataset on this machine the shards' sizes are checked too.
+    # A local dataset is opened, which also checks the sizes of its shards; a remote manifest is only read.
     local = preview is not None or open_store(out).local is not None
     dataset = Dataset.open(out) if local else None
     manifest = dataset.manifest if dataset else read_manifest(out)
@@ -360,13 +380,17 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("out", type=_FOLDER)
-@click.option("--images", default=2000, show_default=True, type=click.IntRange(1), help="Images in all.")
-@click.option("--seed", default=2012, show_default=True, type=click.IntRange(0), help="Of the drawing.")
+@click.option(
+    "--images", default=2000, show_default=True, type=click.IntRange(1), help="Number of images to draw."
+)
+@click.option(
+    "--seed", default=2012, show_default=True, type=click.IntRange(0), help="Seed of the drawn images."
+)
 @one_line_errors
 def demo(out: Path, images: int, seed: int) -> None:
-    """Draw images to try everything on.
+    """Draw a small image set to try the toolkit on.
 
-    OUT gets class folders of ten classes that shape and texture tell apart.
+    Writes class folders of ten classes, which differ in shape and texture, to OUT.
     """
     from pipeline.demo import draw_demo
 

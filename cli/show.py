@@ -1,4 +1,4 @@
-"""`alexnet-show`: images of what a network has learnt, and the report of a run."""
+"""`alexnet-show`: draw figures of a trained network, and write the report of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline import Dataset
     from trainer import LoadedModel
-    from trainer.inference.neighbors import NamedImage
+    from trainer.inference.examples import NamedImage
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -25,38 +25,43 @@ _RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-show")
 def main() -> None:
-    """Draw what a network has learnt, or write a run's report.
+    """Draw figures of a trained network, or write the report of a run.
 
-    Figures are PNG or SVG, as the file's suffix says. Of a run's folder the best checkpoint is taken, and
-    the dataset that run.json names.
+    Figures are PNG or SVG, by the file's suffix. For a run's folder, the best checkpoint is used, and the
+    dataset that its run.json names.
     """
 
 
 def _out(name: str) -> Callable[[_Command], _Command]:
     return click.option(
-        "-o", "--out", type=_FILE, default=Path(f"{name}.png"), show_default=True, help="PNG or SVG to write."
+        "-o",
+        "--out",
+        type=_FILE,
+        default=Path(f"{name}.png"),
+        show_default=True,
+        help="PNG or SVG file to write.",
     )
 
 
 def _data(command: _Command) -> _Command:
-    return click.option("--data", help="The dataset.  [default: the one that run.json names]")(command)
+    return click.option("--data", help="Dataset to use.  [default: the one named in run.json]")(command)
 
 
 def _split(command: _Command) -> _Command:
-    return click.option("--split", default="val", show_default=True, help="The split that images are of.")(
+    return click.option("--split", default="val", show_default=True, help="Split to take images from.")(
         command
     )
 
 
 def _seed(command: _Command) -> _Command:
     return click.option(
-        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the images' choice."
+        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the choice of images."
     )(command)
 
 
 def _batch_size(command: _Command) -> _Command:
     return click.option(
-        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images per step."
+        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images per batch."
     )(command)
 
 
@@ -65,9 +70,9 @@ def _batch_size(command: _Command) -> _Command:
 @_out("kernels")
 @one_line_errors
 def kernels(run: Path, out: Path) -> None:
-    """Draw the first layer's kernels (figure 3).
+    """Draw the first layer's kernels (figure 3 of the paper).
 
-    The first tower's stand above the second's, as in the paper.
+    The kernels of the first tower are above those of the second, as in the paper.
     """
     _check(out)
     from trainer import draw_kernels, load_model
@@ -79,8 +84,8 @@ def kernels(run: Path, out: Path) -> None:
 @main.command()
 @_RUN
 @_out("predictions")
-@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Images.")
-@click.option("--only-errors", is_flag=True, help="Only those whose likeliest class is not the label.")
+@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Number of images.")
+@click.option("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
 @_seed
 @_split
 @_data
@@ -88,10 +93,10 @@ def kernels(run: Path, out: Path) -> None:
 def predictions(
     run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None
 ) -> None:
-    """Draw images with their top-5 (figure 4).
+    """Draw images with their top-5 predictions (figure 4).
 
-    Bars are probabilities, the label's in orange; images are drawn from --split in an order of --seed. What
-    the network takes each for is printed too.
+    Bars show probabilities, the label's in orange. Images are chosen from --split at random by --seed. The
+    top-1 prediction of each image is printed too.
     """
     _check(out)
     from pipeline import RunError
@@ -103,28 +108,34 @@ def predictions(
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
-            f"{dataset.url}: the network takes no image of {split} for another class; leave --only-errors out"
+            f"{dataset.url}: the network predicts every image of {split} correctly; leave --only-errors out"
         )
     names = class_names(trained, dataset)
     _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
     for one in found:
-        topk_stable = names[one.classes[0]]
-        click.echo(f"{one.image.name} ({names[one.image.label]}): {topk_stable} {one.probabilities[0]:.1%}")
+        predicted = names[one.classes[0]]
+        click.echo(f"{one.image.name} ({names[one.image.label]}): {predicted} {one.probabilities[0]:.1%}")
 
 
 @main.command()
 @_RUN
 @click.argument("images", nargs=-1, metavar="[KEY_OR_FILE]...")
 @_out("neighbors")
-@click.option("--count", default=6, show_default=True, type=click.IntRange(1, 20), help="Neighbors of each.")
+@click.option(
+    "--count",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1, 20),
+    help="Number of neighbors of each image.",
+)
 @click.option(
     "--queries",
     default=5,
     show_default=True,
     type=click.IntRange(1, 50),
-    help="Images drawn where none is given.",
+    help="Number of images to choose where none are given.",
 )
-@click.option("--among", default="train", show_default=True, help="The split that is searched.")
+@click.option("--among", default="train", show_default=True, help="Split to search for neighbors.")
 @_seed
 @_split
 @_batch_size
@@ -142,15 +153,16 @@ def neighbors(
     batch_size: int,
     data: str | None,
 ) -> None:
-    """Draw the nearest training images (figure 4).
+    """Draw the nearest neighbors of images (figure 4).
 
-    Nearest by the last hidden layer's features, Euclidean, among all images of a split. Images are keys
-    of --split or files; without any, some are drawn from --split.
+    Neighbors are searched among all images of --among, by Euclidean distance between the features of the
+    last hidden layer. Images are given as keys of --split or as files; without any, some are chosen from
+    --split.
     """
     _check(out)
     require_dali()
     from trainer import draw_neighbors, find_neighbors
-    from trainer.inference.neighbors import named_images, some_images
+    from trainer.inference.examples import named_images, some_images
     from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
     trained, dataset = _open(run, data)
@@ -174,9 +186,9 @@ def neighbors(
 @_out("curves")
 @one_line_errors
 def curves(runs: tuple[Path, ...], out: Path) -> None:
-    """Draw runs' loss, accuracy and rate.
+    """Draw loss, accuracy and learning rate of runs.
 
-    Several runs are laid over each other; training is dashed, validation solid.
+    Several runs share the axes. Lines are dashed for training and solid for validation.
     """
     _check(out)
     from trainer import draw_curves
@@ -193,10 +205,10 @@ def curves(runs: tuple[Path, ...], out: Path) -> None:
 @_data
 @one_line_errors
 def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | None) -> None:
-    """Draw which classes are taken for which.
+    """Draw the confusion matrix of a split.
 
-    The most confused pairs are printed too. Up to 40 classes stand by name; of more, blocks of neighboring
-    classes and the worst pairs.
+    The most confused pairs are printed too. Up to 40 classes are shown by name; of more, the figure shows
+    blocks of adjacent classes and the most confused pairs.
     """
     _check(out)
     require_dali()
@@ -213,16 +225,22 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
     names = class_names(trained, dataset)
     _save(draw_confusion(found.confusion, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
     for pair in most_confused(found.confusion, 5):
-        click.echo(f"{names[pair.label]} taken for {names[pair.predicted]}: {pair.count} of {pair.of}")
+        click.echo(f"{names[pair.label]} predicted as {names[pair.predicted]}: {pair.count} of {pair.of}")
 
 
 @main.command()
 @_RUN
 @click.argument("image", metavar="KEY_OR_FILE")
 @_out("maps")
-@click.option("--layer", "layers", multiple=True, help="A layer's name; repeatable.  [default: convolutions]")
 @click.option(
-    "--channels", default=32, show_default=True, type=click.IntRange(1, 512), help="Maps of a layer at most."
+    "--layer", "layers", multiple=True, help="Name of a layer; repeatable.  [default: all convolutions]"
+)
+@click.option(
+    "--channels",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Largest number of maps per layer.",
 )
 @_split
 @_data
@@ -230,10 +248,10 @@ def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | Non
 def maps(
     run: Path, image: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
 ) -> None:
-    """Draw what layers make of an image.
+    """Draw the feature maps of layers for an image.
 
-    It is a key of --split, or a file, which is scaled as `alexnet-prep shard` does. Maps of a layer share
-    one scale.
+    The image is a key of --split, or a file, which is scaled as `alexnet-prep shard` does. All maps of a
+    layer share one color scale.
     """
     _check(out)
     from trainer import draw_maps
@@ -247,19 +265,19 @@ def maps(
 @_RUN
 @click.argument("image", metavar="KEY_OR_FILE")
 @_out("saliency")
-@click.option("--class", "class_", help="Class id or name.  [default: the likeliest]")
+@click.option("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
 @_split
 @_data
 @one_line_errors
 def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
-    """Draw which pixels move a class's logit.
+    """Draw the gradient of a class's logit by pixel.
 
-    The gradient's magnitude for one image, a key of --split or a file: beside the image, and over it.
+    The image is a key of --split or a file. The gradient's magnitude is drawn beside the image and over it.
     """
     _check(out)
     from trainer import draw_saliency
     from trainer.figures.filters import saliency as strength
-    from trainer.inference.neighbors import predict
+    from trainer.inference.examples import predict
     from trainer.runs.load_model import class_names, label_of
 
     trained, dataset, found = _open_image(run, image, split, data)
@@ -277,16 +295,17 @@ def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, d
 @click.argument("run", type=_PATH)
 @click.option("-o", "--out", type=_FILE, help="HTML file to write.  [default: RUN/report.html]")
 @click.option(
-    "--skip", multiple=True, metavar="PART", help="Leave out a part, such as neighbors; repeatable."
+    "--skip", multiple=True, metavar="PART", help="Part to leave out, such as neighbors; repeatable."
 )
 @_seed
 @_data
 @one_line_errors
 def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
-    """Write one HTML page about a run.
+    """Write a report about a run as one HTML page.
 
-    It holds summary, curves, throughput, kernels, predictions, neighbors, confusion, data statistics and
-    recipe. Parts that cannot be made, such as for want of the dataset, are named, with the reason.
+    The page shows summary, curves, throughput, kernels, predictions, neighbors, confusion, data statistics
+    and recipe. Parts that cannot be made, for example because the dataset is missing, are listed with the
+    reason.
     """
     check_folder(out or (run / "report.html" if run.is_dir() else None))
     from cli.common.facts import in_bytes
@@ -302,7 +321,7 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
 
 
 def _check(out: Path) -> None:
-    """Say what is wrong with a figure's file before anything is drawn."""
+    """Check before anything is drawn that `out` can be written and ends in .png or .svg."""
     check_folder(out)
     from trainer.figures.style import check_figure_file
 
@@ -327,9 +346,9 @@ def _open(run: Path, data: str | None) -> "tuple[LoadedModel, Dataset]":
 def _open_image(
     run: Path, image: str, split: str, data: str | None
 ) -> "tuple[LoadedModel, Dataset | None, NamedImage]":
-    """A network, its dataset if it is known, and an image by file or key."""
+    """Load a network, its dataset (None where not needed and not found), and an image by file or key."""
     from trainer import load_model
-    from trainer.inference.neighbors import named_images
+    from trainer.inference.examples import named_images
     from trainer.runs.load_model import dataset_if_any, dataset_of
 
     trained = load_model(run)

@@ -1,4 +1,4 @@
-"""`alexnet-train status`: a run's folder on one screen."""
+"""`alexnet-train status`: print the state of a run from its folder."""
 
 import sys
 from pathlib import Path
@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from trainer.runs.status import RunState
 
 _EPOCHS_SHOWN = 5
-_HEAD = "epoch       rate  train loss   top-1  val loss   top-1   top-5  images/s"
+_HEAD = "epoch         lr  train loss   top-1  val loss   top-1   top-5  images/s"
 
 
 @click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print all of it for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole state as JSON.")
 @one_line_errors
 def status(run: Path, as_json: bool) -> None:
-    """Show where the RUN in a folder is, and whether it lives."""
+    """Show the progress of a run, whether it is alive, and its last epochs.
+
+    RUN is the folder that `alexnet-train --out` named.
+    """
     import msgspec
 
     from trainer.runs.status import read_run
@@ -55,11 +58,11 @@ def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:
     if status and status.step:
         row = status.step
         lines.append(
-            ("at", f"epoch {row.epoch}, update {row.done:,} of {row.total:,} ({row.steps:,} in all)")
+            ("progress", f"epoch {row.epoch}, update {row.done:,} of {row.total:,} ({row.steps:,} in all)")
         )
         lines.append(("", ", ".join(f"{name} {text}" for name, text in facts_of(row))))
     if status and status.line:
-        lines.append(("said", status.line))
+        lines.append(("message", status.line))
     best = max(found.rows, key=lambda row: row.val_top1, default=None)
     if best:
         lines.append(("best", f"top-1 {best.val_top1:.2%} in epoch {best.epoch}"))

@@ -1,4 +1,4 @@
-"""`alexnet-train`: from shards to a trained model."""
+"""`alexnet-train`: train a network on a dataset of shards."""
 
 import os
 import sys
@@ -30,18 +30,18 @@ _DEFAULT_RECIPE = "paper"
 
 
 class _TrainOrStatus(click.Command):
-    """`alexnet-train DATA ...`, or `alexnet-train status RUN`."""
+    """The command `alexnet-train DATA ...`, with the subcommand `alexnet-train status RUN`."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """The context of `status` where that is the first word."""
+        """Return the context of `status` where that is the first argument, else the training command's."""
         if args[:1] == ["status"]:
             return status.make_context(f"{info_name} status", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run whichever the context is of."""
+        """Run the command that the context belongs to."""
         return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
 
 
@@ -52,24 +52,26 @@ class _TrainOrStatus(click.Command):
 @click.argument("data")
 @click.option(
     "--recipe",
-    help=f"A name (paper, source, modern, small, demo) or a .toml file.  [default: {_DEFAULT_RECIPE}]",
+    help="Name of a recipe (paper, source, modern, small, demo) or path of a .toml file.  "
+    f"[default: {_DEFAULT_RECIPE}]",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a recipe's setting; repeatable.",
+    help="Change a setting of the recipe; repeatable.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/RECIPE]")
-@click.option("--gpus", type=int, help="Train on this many GPUs.  [default: all visible ones]")
-@click.option("--cpus", type=int, help="Train in this many CPU processes.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
+@click.option("--gpus", type=int, help="Number of GPUs to train on.  [default: all visible GPUs]")
+@click.option("--cpus", type=int, help="Number of CPU processes to train in, instead of GPUs.")
 @click.option(
     "--resume",
     type=click.Choice(["auto", "must"]),
     is_flag=False,
     flag_value="must",
-    help="Continue the run in --out after its last checkpoint; auto: where there is one, else begin it.",
+    help="Continue the run in --out from its last checkpoint. must (the value where none is given) requires "
+    "such a run; auto starts a new one where there is none.",
 )
 @cluster_options
 @saving_options
@@ -78,20 +80,22 @@ class _TrainOrStatus(click.Command):
 @click.option(
     "--grad-compression",
     type=click.Choice(["none", "bf16", "powersgd"]),
-    help="Exchange smaller gradients: --set grad_compression=... in short.",
+    help="Compression of the gradients sent between processes; short for --set grad_compression=….",
 )
-@click.option("--cuda-graphs", is_flag=True, help="Let the compiler record CUDA graphs; for small batches.")
-@click.option("--tensorboard", is_flag=True, help="Write the run for TensorBoard too, into RUN/tensorboard.")
-@click.option("--verify-shards", is_flag=True, help="Compare every shard's checksum before the start.")
+@click.option("--cuda-graphs", is_flag=True, help="Let torch.compile record CUDA graphs; for small batches.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write TensorBoard logs, to the folder tensorboard in --out."
+)
+@click.option("--verify-shards", is_flag=True, help="Compare the checksums of all shards before training.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Train nothing: print the resolved recipe, steps and memory, and read the first batches.",
+    help="Do not train: print the resolved recipe, steps and memory, and read the first batches.",
 )
 @click.option(
     "--bench",
     is_flag=True,
-    help="Train nothing: measure loader, model and gradient exchange alone and together.",
+    help="Do not train: measure the speed of loader, model and gradient exchange, alone and together.",
 )
 @one_line_errors
 def main(
@@ -110,16 +114,18 @@ def main(
     bench: bool,
     **options: Any,
 ) -> None:
-    """Train a network on DATA, a folder or s3:// or gs:// address made by `alexnet-prep shard`.
+    """Train a network on DATA.
 
-    Without --gpus or --cpus it uses all visible GPUs, or one CPU process where there is none. The run's
-    folder gets its recipe, metrics.jsonl, and the checkpoints last.pt and best.pt. A run that SIGTERM or
-    SIGUSR1 ends leaves a checkpoint and exits with 75; --resume continues it.
+    DATA is a dataset made by `alexnet-prep shard`: a folder, or an s3:// or gs:// URL. Without --gpus or
+    --cpus, training uses all visible GPUs, or one CPU process where there are none. The recipe,
+    metrics.jsonl, and the checkpoints last.pt and best.pt are written to --out. On SIGTERM or SIGUSR1 the run
+    writes a checkpoint and exits with code 75; --resume continues it.
 
-    `alexnet-train status RUN` shows where a run is. (Data in a folder called status is ./status.)
+    `alexnet-train status RUN` shows the progress of a run. (Write ./status for a dataset in a folder of that
+    name.)
     """
     require_dali()
-    _keep_compiled()  # before torch is imported: it settles the place then
+    _keep_compiled()  # before torch is imported, which reads the variable
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
     from trainer.callbacks.tensorboard import require_tensorboard
@@ -158,7 +164,7 @@ def main(
     if bench or dry_run:
         _refuse_idle(job, tensorboard, "--bench" if bench else "--dry-run")
     _check(job, processes)
-    dataset = Dataset.open(data)  # say what is wrong with it before any process starts
+    dataset = Dataset.open(data)  # report an unusable dataset before any process starts
     if not launched_outside():
         if verify_shards:
             _verify(dataset)
@@ -179,25 +185,25 @@ def main(
 
 
 def _check(job: "TrainJob", processes: "Processes") -> None:
-    """Refuse options that fit neither the processes nor each other."""
+    """Raise `UsageError` for options that do not fit the processes or each other."""
     from pipeline import UsageError
     from trainer.distributed.comm_hooks import check_compression
 
     if job.cuda_graphs and (processes.kind == "cpu" or not job.recipe.compile):
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
     if job.debugging.one_batch and job.resume != "no":
-        raise UsageError(f"{job.debugging.one_batch} is a trial, and not resumed: leave --resume out")
+        raise UsageError(f"{job.debugging.one_batch} cannot be resumed; leave --resume out")
     check_compression(job.recipe, processes.kind)
 
 
 def _keep_compiled() -> None:
-    """Let compiled kernels outlive restarts of the machine: torch would keep them in /tmp."""
+    """Keep compiled kernels in the user's cache folder: torch's default, /tmp, may not outlive a reboot."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
 
 
 def _refuse_idle(job: "TrainJob", tensorboard: bool, instead: str) -> None:
-    """Refuse options that do nothing where nothing is trained."""
+    """Raise `UsageError` for options that have no effect with `instead`, which is --bench or --dry-run."""
     from pipeline import UsageError
 
     given = {
@@ -208,23 +214,25 @@ def _refuse_idle(job: "TrainJob", tensorboard: bool, instead: str) -> None:
         "--tensorboard": tensorboard,
     }
     if idle := [name for name, value in given.items() if value]:
-        raise UsageError(f"{instead} trains nothing, so {idle[0]} would do nothing; leave one of them out")
+        raise UsageError(
+            f"{instead} does not train, so {idle[0]} would have no effect; leave one of them out"
+        )
 
 
 def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:
-    """Say what another batch size made of the rate, which nobody asked for by name."""
+    """Print how the learning rate was scaled for another batch size, unless --set gave it explicitly."""
     if written.lr != chosen.lr and not any(text.partition("=")[0].strip() == "lr" for text in overrides):
         click.echo(
-            f"rate {written.lr:g} for batch_size {written.batch_size} becomes {chosen.lr:g} for "
+            f"lr {written.lr:g} for batch_size {written.batch_size} becomes {chosen.lr:g} for "
             f"{chosen.batch_size} (scaling: {chosen.scaling})",
             err=True,
         )
 
 
 def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> "TrainResult":
-    """In every process: train, rank 0 reporting to the console and the run's folder.
+    """Entry point of each process: train; the first process prints and writes the run's files.
 
-    With `verify`, one process of each host compares the shards' checksums first.
+    With `verify`, one process of each host first compares the checksums of the shards.
     """
     from cli.common.live import ConsoleCallback
     from pipeline import Dataset
@@ -244,7 +252,7 @@ def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> 
 
 
 def _verify(dataset: "Dataset") -> None:
-    """Compare all checksums, with a bar on a terminal."""
+    """Compare the checksums of all shards, with a progress bar on a terminal."""
     from pipeline import verify_checksums
 
     with progress_bar("checking shards", "bytes") as show:
@@ -252,7 +260,7 @@ def _verify(dataset: "Dataset") -> None:
 
 
 def _dry_run(job: "TrainJob", processes: int) -> None:
-    """Print what the run would be."""
+    """Print the plan of the run: recipe, steps, memory, data."""
     from cli.plan import print_plan
     from trainer.training.dry_run import plan
 
@@ -260,7 +268,7 @@ def _dry_run(job: "TrainJob", processes: int) -> None:
 
 
 def _bench(processes: "Processes", job: "TrainJob", cluster: "Cluster") -> None:
-    """Measure the parts and print the table."""
+    """Measure loader, model and gradient exchange, and print the table."""
     from cli.bench import print_measured
     from trainer.distributed.env import first_of_all
     from trainer.distributed.launch import launch

@@ -1,6 +1,7 @@
-"""Images, shards and batches. Names resolve on first use, so that preparing imports neither torch nor DALI.
+"""Prepare image datasets as tar shards and load them in batches.
 
-The names and their modules stand in `__init__.pyi`, for type checkers too.
+Public names are imported on first use, so that preparing a dataset imports neither torch nor DALI.
+`__init__.pyi` lists the names and their modules; `lazy_loader` and type checkers read it.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The public names of `pipeline`, each with the module that it comes from."""
+"""Public names of `pipeline` and the modules that define them."""
 
 from .dataset.checksums import verify_checksums as verify_checksums
 from .dataset.dataset import Dataset as Dataset

@@ -1,12 +1,13 @@
-"""The demonstration source: class folders of JPEGs drawn by this module.
+"""Draw the demo source: folders of JPEGs of ten classes, which need no download.
 
-Shape and texture tell the ten classes apart and color does not. A motif is a *gauge*, a field whose
-sublevel sets are one outline at growing scale, and a *pattern*, a field positive where there is ink.
-The outline grows until the ink covers a share of the center square that is drawn from the same
-distribution for all classes, so that neither colors nor the ink's area give a class away.
+Shape and texture tell the ten classes apart; color does not. Each class has a motif, which consists of a
+*gauge*, a field whose sublevel sets are one outline at growing scale, and a *pattern*, a field that is
+positive where there is ink. The outline grows until the ink covers a given share of the center square. That
+share is drawn from the same distribution for all classes, so that neither the colors nor the area of the ink
+reveal the class.
 
-Within this module a plane is a float32 array of (height, width). Motifs live in rotated coordinates
-`u`, `v` around the object's center, in units of the image's shorter side.
+In this module a plane is a float32 array (height, width). Motifs are functions of rotated coordinates `u`,
+`v` around the object's center, in units of the image's shorter side.
 """
 
 import math
@@ -27,30 +28,30 @@ Pixels = NDArray[np.uint8]
 Rng = np.random.Generator
 GaugeAndPattern = tuple[Plane, Plane]
 
-MIN_IMAGES = 40
+MIN_IMAGES = 40  # every class then has at least one image in each split
 GRAY_SHARE = 0.02
 CMYK_SHARE = 0.005
-INK_SHARE = (0.13, 0.27)
+INK_SHARE = (0.13, 0.27)  # of the center square's area
 TURN = 2 * math.pi
 
-# Intel's primitives choose kernels by processor and round differently from host to host.
+# Intel's IPP chooses kernels by CPU, whose rounding differs from machine to machine.
 cv2.ipp.setUseIPP(False)
 
 
 def _whole(gauge: Plane) -> GaugeAndPattern:
-    """Fill the whole outline with ink."""
+    """Motif whose whole outline is filled with ink."""
     return gauge, np.ones_like(gauge)
 
 
 def _badge(u: Plane, v: Plane, rng: Rng, pattern: Plane) -> GaugeAndPattern:
-    """Show a texture through an outline between a disc and a square."""
+    """Motif that shows a texture inside an outline between a disc and a square."""
     roundness = rng.uniform(0.35, 1.0)
     corner = np.maximum(np.abs(u), np.abs(v))
     return np.hypot(u, v) * roundness + corner * (1 - roundness), pattern
 
 
 def _polygon(u: Plane, v: Plane, tips: int, waist: float) -> GaugeAndPattern:
-    """Fill a star whose inner corners lie at `waist` times the radius of its tips."""
+    """Motif of a filled star whose inner corners lie at `waist` times the radius of its tips."""
     half = math.pi / tips
     normal = math.atan2(1 - waist * math.cos(half), waist * math.sin(half))
     from_tip = np.abs(np.mod(np.arctan2(v, u), 2 * half) - half)
@@ -58,11 +59,12 @@ def _polygon(u: Plane, v: Plane, tips: int, waist: float) -> GaugeAndPattern:
 
 
 def _bands(phase: Plane, share: float) -> Plane:
-    """Ink a `share` of each turn of phase."""
+    """Pattern of bands: ink covers `share` (0..1) of each period of `phase`, which is in radians."""
     return np.cos(phase) - math.cos(math.pi * share)
 
 
 def _from_cell_center(x: Plane, period: float) -> Plane:
+    """Distance of each coordinate from the center of its cell, in cells `period` wide."""
     return np.abs(np.mod(x, period) - period / 2)
 
 
@@ -125,11 +127,11 @@ def _waves(u: Plane, v: Plane, rng: Rng) -> GaugeAndPattern:
 _MOTIFS = (_bricks, _checks, _cross, _dots, _ring, _spiral, _star, _stripes, _triangle, _waves)
 
 CLASSES: tuple[str, ...] = tuple(motif.__name__.removeprefix("_") for motif in _MOTIFS)
-"""Class names, sorted; a label is an index into them."""
+"""Class names, sorted. A label is an index into this tuple."""
 
 
 def _size(rng: Rng) -> tuple[int, int]:
-    """Draw height and width: mostly 256 to 330 on the shorter side, aspect up to 3:2."""
+    """Draw (height, width) in pixels: the shorter side is mostly 256 to 330, the aspect ratio up to 3:2."""
     low, high = (256, 330) if rng.random() < 0.8 else (160, 420)
     short = int(rng.integers(low, high + 1))
     long = int(short * rng.uniform(1.0, 1.5))
@@ -137,7 +139,7 @@ def _size(rng: Rng) -> tuple[int, int]:
 
 
 def _coordinates(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
-    """Place an object near the image's center at a random angle: return its `u` and `v`."""
+    """Return the planes `u` and `v` of an object that lies near the image's center at a random angle."""
     side = min(height, width)
     x = np.arange(width, dtype=np.float32) / side - (width / side / 2 + rng.uniform(-0.05, 0.05))
     y = np.arange(height, dtype=np.float32) / side - (height / side / 2 + rng.uniform(-0.05, 0.05))
@@ -147,14 +149,14 @@ def _coordinates(height: int, width: int, rng: Rng) -> tuple[Plane, Plane]:
 
 
 def _coverage(field: Plane) -> Plane:
-    """Anti-alias the region where `field` is positive: each pixel's coverage, 0 to 1."""
+    """Return how much of each pixel (0..1) lies where `field` is positive, for anti-aliased edges."""
     across = cv2.Sobel(field, -1, 1, 0, scale=1 / 8)
     down = cv2.Sobel(field, -1, 0, 1, scale=1 / 8)
     return np.clip(field / (np.hypot(across, down) + 1e-6) + 0.5, 0, 1)
 
 
 def _ink(label: int, height: int, width: int, rng: Rng) -> Plane:
-    """Draw the class's motif as each pixel's coverage by ink, 0 to 1."""
+    """Draw a class's motif: how much of each pixel ink covers, 0..1."""
     u, v = _coordinates(height, width, rng)
     gauge, pattern = _MOTIFS[label](u, v, rng)
     inked = gauge[pattern > 0]
@@ -164,7 +166,11 @@ def _ink(label: int, height: int, width: int, rng: Rng) -> Plane:
 
 
 def _palette(rng: Rng) -> Plane:
-    """Choose two backgrounds, an ink of other lightness, a disc: RGB of 0 to 1, (4, 3, 1, 1)."""
+    """Draw four colors: two of the background, one of the ink (of other lightness), one of the discs.
+
+    Returns:
+        RGB in 0..1, (4, 3, 1, 1).
+    """
     base, gap = rng.uniform(22, 92), rng.uniform(32, 55)
     ink = min(97.0, base + gap) if rng.uniform(40, 62) > base else max(8.0, base - gap)
     lightness = [base, base + rng.uniform(-9, 9), ink, base + rng.uniform(-14, 14)]
@@ -177,13 +183,13 @@ def _palette(rng: Rng) -> Plane:
 
 
 def _clouds(height: int, width: int, rng: Rng) -> Plane:
-    """Draw a smooth random plane of about 0 to 1."""
+    """Draw a smooth random plane with values of about 0..1."""
     coarse = rng.random((4, 4), dtype=np.float32)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 def _discs(height: int, width: int, rng: Rng) -> Plane:
-    """Draw up to three translucent discs that belong to no class, as coverage of 0 to 1."""
+    """Draw up to three translucent discs as distractors: a plane of opacities, 0..1."""
     plane = np.zeros((height, width), np.uint8)
     for _ in range(rng.integers(0, 4)):
         center = (int(rng.integers(width)), int(rng.integers(height)))
@@ -193,7 +199,7 @@ def _discs(height: int, width: int, rng: Rng) -> Plane:
 
 
 def _shadow(ink: Plane, rng: Rng) -> Plane:
-    """Cast the motif's soft shadow: a factor on the background's brightness."""
+    """Draw the soft shadow of the ink: a plane of factors on the background's brightness."""
     height, width = ink.shape
     right, down = rng.uniform(-0.02, 0.02, 2) * min(height, width)
     cast = cv2.warpAffine(ink, np.array([[1, 0, right], [0, 1, down]]), (width, height))
@@ -202,7 +208,7 @@ def _shadow(ink: Plane, rng: Rng) -> Plane:
 
 
 def _light(height: int, width: int, rng: Rng) -> Plane:
-    """Light the image from one side, with film grain: a factor on brightness."""
+    """Draw light from one side and film grain: a plane of factors on the brightness."""
     angle, strength = rng.uniform(0, TURN), rng.uniform(0, 0.16)
     x: Plane = np.linspace(-1, 1, width, dtype=np.float32) * (strength * math.cos(angle))
     y: Plane = np.linspace(-1, 1, height, dtype=np.float32) * (strength * math.sin(angle))
@@ -211,16 +217,24 @@ def _light(height: int, width: int, rng: Rng) -> Plane:
 
 
 def draw(label: int, rng: np.random.Generator) -> Pixels:
-    """Draw one image of class `label`: uint8 RGB (H, W, 3), shorter side 160 to 420 pixels.
+    """Draw one image of class `label`.
 
-    Raises ValueError for a label outside `CLASSES`.
+    Args:
+        label: index into `CLASSES`.
+        rng: source of all random choices.
+
+    Returns:
+        uint8 (H, W, 3) RGB; the shorter side is 160 to 420 pixels.
+
+    Raises:
+        ValueError: the label is outside `CLASSES`.
     """
     if not 0 <= label < len(CLASSES):
-        raise ValueError(f"label {label} is not one of 0 to {len(CLASSES) - 1}")
+        raise ValueError(f"label {label} is outside 0 to {len(CLASSES) - 1}")
     height, width = _size(rng)
     ink = _ink(label, height, width, rng)
     first, second, ink_color, disc_color = _palette(rng)
-    # The canvas is (3, height, width): NumPy broadcasts slowly over a last axis of three.
+    # The canvas is (3, height, width) because NumPy broadcasts slowly over a last axis of three.
     canvas = first + (second - first) * _clouds(height, width, rng)
     canvas += (disc_color - canvas) * _discs(height, width, rng)
     canvas *= _shadow(ink, rng)
@@ -231,15 +245,15 @@ def draw(label: int, rng: np.random.Generator) -> Pixels:
 
 
 def _color_modes(indices: list[int], seed: int) -> dict[int, str]:
-    """Choose the few images of one split that are stored grayscale ("L") or as CMYK."""
+    """Choose which images of a split are stored as grayscale or CMYK: index → "L" or "CMYK"."""
     gray, cmyk = round(GRAY_SHARE * len(indices)), round(CMYK_SHARE * len(indices))
-    # The third number keeps this stream apart from those of the images, [seed, index].
+    # The third number separates this random stream from those of the images, [seed, index].
     shuffled = np.random.default_rng([seed, len(indices), 1]).permutation(indices).tolist()
     return dict(zip(shuffled, ["L"] * gray + ["CMYK"] * cmyk, strict=False))
 
 
 def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
-    """Draw image `index` into `folder/CLASS/CLASS_NUMBER.jpg`."""
+    """Draw image `index` and save it as `folder/CLASS/CLASS_NUMBER.jpg` in Pillow's `mode`."""
     number, label = divmod(index, len(CLASSES))
     rng = np.random.default_rng([seed, index])
     image = Image.fromarray(draw(label, rng)).convert(mode)
@@ -266,23 +280,33 @@ def draw_demo(
     seed: int = 2012,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
-    """Write the demonstration source and return the number of images per split.
+    """Write the demo source: `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...`.
 
-    `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...` hold JPEGs of quality 88 to 95, every
-    fifth image of a class in val; about 2 % are grayscale and 0.5 % CMYK. The same seed gives the
-    same bytes under the same library versions. `progress` is called with the number of images
-    written so far. `out` appears only when complete: an interrupted run leaves nothing.
+    The JPEGs have quality 88 to 95; about 2 % are grayscale and 0.5 % CMYK. Every fifth image of a class is
+    in val. The same seed gives the same bytes under the same library versions. `out` appears only when it is
+    complete: an interrupted run leaves nothing.
 
-    Raises UsageError if `out` exists and is not an empty folder or if `images` is under 40,
-    ValueError if `seed` is negative, OSError if the disk refuses.
+    Args:
+        out: folder to write; it must not exist or be empty.
+        images: number of images in both splits together, at least 40.
+        seed: seed of all drawing, 0 or more.
+        progress: called with the number of images written so far.
+
+    Returns:
+        Split → number of images.
+
+    Raises:
+        UsageError: `out` exists and is not an empty folder, or `images` is under 40.
+        ValueError: `seed` is negative.
+        OSError: the files cannot be written.
     """
     out = out.resolve()
     _check_request(out, images)
-    # The second of each five, so that the smallest request has val images of every class too.
+    # The second of each five goes to val, so that even 40 images have every class in val.
     in_val = np.arange(images) // len(CLASSES) % 5 == 1
     splits = {"train": np.flatnonzero(~in_val).tolist(), "val": np.flatnonzero(in_val).tolist()}
     staging, written = out.with_name(f".{out.name}.tmp"), 0
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
         for split, indices in splits.items():
             modes = _color_modes(indices, seed)

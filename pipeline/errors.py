@@ -1,10 +1,10 @@
-"""The errors a user can meet, as one small tree.
+"""Exceptions that users see, and their exit codes.
 
     ToolkitError            exit code 1
     ├── UsageError          exit code 2: the command or its input is wrong
     └── RunError            exit code 1: the work itself failed
 
-A message is one line that says what was asked, what was found and what to do.
+Each message is one line that says what was asked, what was found and what to do.
 """
 
 

@@ -1,4 +1,4 @@
-"""What this machine leaves to a process: processor cores and memory."""
+"""CPU cores that a process may use, and how malloc treats memory that it frees."""
 
 import ctypes
 import os
@@ -6,30 +6,32 @@ from functools import cache
 
 
 def usable_cores() -> int:
-    """Cores that the scheduler or container leaves to this process, at least 1.
+    """Return the number of CPU cores that this process may run on, at least 1.
 
-    A machine's core count would start too many threads under taskset, Slurm or a container's CPU set.
+    On Linux this is the process's CPU affinity. The machine's core count, which is returned elsewhere, would
+    start too many threads under taskset, Slurm or a container's CPU set.
     """
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-# Of glibc's malloc.h; its mallopt returns 1 where it did as told.
+# From glibc's malloc.h. mallopt returns 1 on success.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep what is freed from now on, so that a step's large tensors reuse the last step's pages.
+    """Make malloc keep memory that is freed from now on, so that each step's large tensors reuse its pages.
 
-    By default glibc gets every block of 32 MB or more from the system and gives it back when it is freed, and
-    the system clears each page again at its first use: on two cores a quarter to three quarters of the time
-    of AlexNet's updates and forward passes. Kept, memory peaks up to a half higher (docs/benchmarks.md).
+    By default glibc maps every block of 32 MB or more anew and unmaps it when it is freed, and the kernel
+    zeroes each page again at its first use. On two cores this took a quarter to three quarters of the time of
+    AlexNet's steps and forward passes. Keeping the memory raises its peak by up to a half
+    (docs/benchmarks.md).
 
     Returns:
-        Whether it does. Elsewhere than under glibc nothing happens, nor where the environment has settings
-        for malloc already (`MALLOC_...`, `GLIBC_TUNABLES`): these stand.
+        Whether malloc now keeps freed memory. False, and nothing is changed, without glibc or where the
+        environment sets malloc's options itself (`MALLOC_...`, `GLIBC_TUNABLES`).
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ)
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -39,11 +41,11 @@ def keep_freed_memory() -> bool:
 
 
 def trim_heap() -> None:
-    """Give back what C code of this process has freed and glibc keeps; elsewhere do nothing.
+    """Return memory that C code has freed but glibc still holds to the system; without glibc do nothing.
 
-    Threads of DALI allocate from arenas of their own, and every pipeline has new threads: over fifty small
-    epochs what the arenas keep grew to 500 MB. Trimmed it does not grow, for 0.4 to 17 ms a pipeline (two
-    cores, benchmarks/loader_soak.py).
+    DALI's threads allocate from arenas of their own, and every DALI pipeline starts new threads: over fifty
+    small epochs the memory held by arenas grew to 500 MB. With trimming it does not grow; a call takes 0.4 to
+    17 ms per pipeline (two cores, benchmarks/loader_soak.py).
     """
     if (malloc_trim := _of_glibc("malloc_trim")) is not None:
         malloc_trim(0)
@@ -51,6 +53,7 @@ def trim_heap() -> None:
 
 @cache
 def _of_glibc(name: str) -> "ctypes._FuncPointer | None":
+    """Return a function of the C library, or None if it lacks one of this name."""
     try:
         return getattr(ctypes.CDLL(None), name)  # type: ignore[no-any-return]
     except (AttributeError, OSError):  # musl, macOS

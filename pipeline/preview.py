@@ -1,4 +1,4 @@
-"""A contact sheet of augmented training crops, to judge colors, flips and crops by eye, and the scree."""
+"""Draw a preview of training data: stored images, augmented crops of them, and the PCA plot of the colors."""
 
 import dataclasses
 import tempfile
@@ -24,17 +24,18 @@ _CROPS = 7
 def draw_preview(
     dataset: Dataset, images: int = 6, crop: int = 224, noise: NoiseKind = "paper", seed: int = 0
 ) -> Image.Image:
-    """Draw a row for each of some training images: as stored, then as the network will see it.
+    """Draw one row per training image: the image as stored, then seven crops as the network sees them.
 
-    The crops come out of the training graph itself; the mean is added back for display. Below are the
-    directions in which the training pixels' colors vary: see `pipeline.images.pca_plot.draw_pca_plot`.
+    The crops come from the training loader itself; the mean is added back for display. The PCA plot of the
+    training pixels' colors stands below the rows: see `pipeline.images.pca_plot.draw_pca_plot`.
 
     Args:
         dataset: an opened dataset.
-        images: rows.
-        crop: side of the crops, pixels; a smaller dataset gets the largest that fits.
-        noise: color noise, in either reading or none.
-        seed: of the augmentation.
+        images: number of rows.
+        crop: side of the crops in pixels. If the images are too small for it, the crops are 224/256 of their
+            shorter side.
+        noise: kind of color noise: "paper", "source" or "none".
+        seed: seed of the augmentation.
 
     Returns:
         An RGB image.
@@ -58,7 +59,7 @@ def draw_preview(
 
 
 def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]:
-    """Key → (JPEG, label) of the first training samples; they are shuffled already."""
+    """Key → (JPEG, label) of the first training samples, which were shuffled when they were written."""
     found = read_stored(dataset, "train", range(min(count, dataset.samples("train"))))
     return {image.key: (image.data, image.label) for image in found}
 
@@ -66,7 +67,7 @@ def _first_samples(dataset: Dataset, count: int) -> dict[str, tuple[bytes, int]]
 def _augmented(
     dataset: Dataset, stored: dict[str, tuple[bytes, int]], crop: int, noise: NoiseKind, seed: int
 ) -> dict[str, list[NDArray[np.uint8]]]:
-    """Key → `_CROPS` crops, by running the training graph over a set of these images alone."""
+    """Key → `_CROPS` crops, uint8 (crop, crop, 3), loaded from a temporary dataset of these images alone."""
     statistics = dataset.statistics
     colors = color_noise(noise, statistics)
     view = TrainView(crop=crop, mean=statistics.mean, noise=colors)

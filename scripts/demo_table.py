@@ -1,4 +1,4 @@
-"""Print the demonstration's result: time and rate of each stage, accuracy, and the two images."""
+"""Print the tables of scripts/demo: time and throughput of each stage, accuracy, and paths of two figures."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def main(work: Path) -> None:
-    """Read the stages' times and results in the demonstration's folder, and print them."""
+    """Read the times and results in `work`, the folder of scripts/demo, and print them."""
     times = {}
     for line in (work / "times").read_text().splitlines():
         name, start, end = line.split()

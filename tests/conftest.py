@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from pipeline import Dataset, Options, draw_demo, prepare, read_source
 
-# A busy machine is no failure, and a change shall not fail on an example that the last one did not meet.
+# No deadlines, because the machine may be busy. In CI the examples are fixed, so that a change does not fail
+# on an example that earlier runs never drew.
 settings.register_profile(
     "patient",
     deadline=None,
@@ -37,7 +38,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of 120 drawn images: 90 to train and 30 to validate, ten classes. Read-only."""
+    """Class folders with 120 generated images of ten classes: 90 in train and 30 in val. Read-only."""
     folder = tmp_path_factory.mktemp("tiny") / "source"
     assert draw_demo(folder, images=120) == {"train": 90, "val": 30}
     return folder
@@ -45,14 +46,14 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tiny_source: Path) -> Dataset:
-    """`tiny_source` prepared with images of 72 × 72 pixels. Read-only."""
+    """A dataset prepared from `tiny_source`, with images of 72 × 72 pixels. Read-only."""
     folder = tiny_source.parent / "dataset"
     prepare(read_source(tiny_source), folder, Options(size=72))
     return Dataset.open(folder)
 
 
 class _Silent:
-    """A reporter that says nothing."""
+    """A callback that does nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
@@ -60,7 +61,7 @@ class _Silent:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of two epochs on the tiny dataset. Read-only."""
+    """Run folder of two epochs on the tiny dataset. Read-only."""
     from trainer import DistEnv, Recipe, TrainJob, train
 
     recipe = Recipe(
@@ -81,7 +82,7 @@ def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Address of a real S3 protocol server on loopback, in a process of its own."""
+    """URL of an S3 server (moto) on the loopback interface, in a child process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,7 +98,7 @@ def s3_server() -> Iterator[str]:
             urllib.request.urlopen(f"{address}/moto-api/", timeout=5).close()
             break
         except OSError:
-            assert process.poll() is None, "moto's server ended"
+            assert process.poll() is None, "moto's server exited"
             assert time.monotonic() < deadline, "moto's server does not answer"
             time.sleep(0.1)
     yield address
@@ -107,7 +108,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """`s3://BUCKET` of a new bucket; this process and its children find the server by their environment."""
+    """`s3://BUCKET` URL of a new bucket; environment variables point all processes to the server."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "anyone",

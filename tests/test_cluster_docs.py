@@ -1,4 +1,4 @@
-"""The job array of docs/cluster.md, run as it stands under a stand-in for Slurm's sbatch."""
+"""The Slurm scripts of docs/cluster.md run with stand-ins for sbatch, srun, scancel and scontrol."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from trainer.runs import checkpoint
 
 DOCS = Path(__file__).parents[1] / "docs" / "cluster.md"
 
-# Runs jobs at once, one array task after the other, and logs what was asked of it; as Slurm does, it
-# starts a job that depends on another only if that one succeeded.
+# Runs each job immediately, its array tasks one after the other, and logs it. Like Slurm, it starts a
+# dependent job only if the other one succeeded.
 SBATCH = """#!/usr/bin/env bash
 set -eu
 array= parsable= depends= wrap=
@@ -65,17 +65,17 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path):
     done = subprocess.run(
         ["prepare.sh", source, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
     )
-    said = Path(f"{log}.out").read_text()
-    assert (done.returncode, done.stderr) == (0, ""), said
-    assert "task 15 of 16 done" in said
-    assert said.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 images")
+    output = Path(f"{log}.out").read_text()
+    assert (done.returncode, done.stderr) == (0, ""), output
+    assert "task 15 of 16 done" in output
+    assert output.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 images")
     prepare(read_source(tiny_source), tmp_path / "whole", Options())
     for path in (tmp_path / "whole").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
-# Starts two tasks as Slurm's srun does, on this machine, and waits; scancel and scontrol work on them.
+# Starts two tasks on this machine like Slurm's srun, and waits for them; scancel signals them.
 SRUN = """#!/usr/bin/env bash
 [ "$1" = --kill-on-bad-exit=1 ] && shift
 pids=()
@@ -104,7 +104,7 @@ echo "scontrol $*" >> "$LOG"
 
 @pytest.mark.slow
 def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_dataset, tmp_path):
-    """Once warned, the job leaves a checkpoint and asks to be queued again; the second time it ends."""
+    """On Slurm's warning signal the job writes a checkpoint and requeues itself; the second job finishes."""
     script = re.findall(r"```bash\n(#!.*?)```", DOCS.read_text(), re.DOTALL)[1]
     small = "--recipe demo --set crop=64 --set width=0.1 --set batch_size=10"
     script = script.replace(
@@ -148,8 +148,8 @@ def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_da
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 75, output
     assert output.count("stopped by SIGUSR1 after update") == 1
-    asked = log.read_text().splitlines()
-    assert asked == [
+    calls = log.read_text().splitlines()
+    assert calls == [
         f"scancel --signal=USR1 {environment['SLURM_JOB_ID']}.0",
         f"scontrol requeue {environment['SLURM_JOB_ID']}",
     ]

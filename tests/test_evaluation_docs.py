@@ -1,4 +1,4 @@
-"""docs/evaluation.md names every option and column there is."""
+"""docs/evaluation.md names every option of `alexnet-eval`, every column of predictions, and all results."""
 
 import re
 from pathlib import Path

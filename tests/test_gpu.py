@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped without one."""
+"""Tests that need a GPU; skipped without one."""
 
 import json
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def originals(tiny_source, tmp_path_factory):
-    """The images of `tiny_dataset` as they were, to be scaled on loading."""
+    """Dataset of the images of `tiny_dataset` in their original size, which are scaled on loading."""
     folder = tmp_path_factory.mktemp("originals") / "dataset"
     prepare(read_source(tiny_source), folder, Options(size=72, keep_original=True))
     return Dataset.open(folder)
@@ -85,7 +85,9 @@ def test_a_loader_on_the_gpu_resumes_within_an_epoch(tiny_dataset, device):
         for (keys, images), batch in zip(batches[4:], second, strict=True):
             assert batch.keys == keys
             assert torch.equal(batch.images.cpu(), images)
-    with Loader(tiny_dataset, "train", TrainView(64), 8) as other:  # on the CPU the next epoch follows
+    with Loader(
+        tiny_dataset, "train", TrainView(64), 8
+    ) as other:  # a loader on the CPU starts the next epoch
         assert other.load_state_dict(state) == 56
         assert other.epoch == 1
 
@@ -105,7 +107,9 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
     arguments = [f"{out}/last.pt", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
-    assert abs(metrics["top1"] - last["val_top1"]) <= 0.1  # three of thirty images, decoded elsewhere
+    assert (
+        abs(metrics["top1"] - last["val_top1"]) <= 0.1
+    )  # three of thirty images: the CPU decodes slightly differently
 
 
 def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
@@ -128,7 +132,7 @@ def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
         ("--set", "compile=true", "--cuda-graphs"),
     ],
 )
-def test_every_way_to_train_stops_and_goes_on(tiny_dataset, tmp_path, more):
+def test_every_setting_stops_and_resumes(tiny_dataset, tmp_path, more):
     out = str(tmp_path / "run")
     sets = ("--set", "crop=64", "--set", "width=0.1", "--set", "batch_size=16", "--set", "epochs=2")
     arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets, *more]
@@ -143,10 +147,10 @@ def test_every_way_to_train_stops_and_goes_on(tiny_dataset, tmp_path, more):
 
 
 def test_losses_are_read_late_and_sums_are_right():
-    meter = RunningTotals(DistEnv(kind="gpu"))
+    totals = RunningTotals(DistEnv(kind="gpu"))
     one = torch.tensor(1.0, device="cuda")
-    meter.add(2 * one, 3 * one, 8, 1)
-    assert meter.peek() is None
-    meter.add(4 * one, one, 8, 2)
-    assert meter.peek().loss == 2.0
-    assert meter.read().loss_sum == 48.0
+    totals.add(2 * one, 3 * one, 8, 1)
+    assert totals.peek() is None
+    totals.add(4 * one, one, 8, 2)
+    assert totals.peek().loss == 2.0
+    assert totals.read().loss_sum == 48.0

@@ -1,4 +1,4 @@
-"""Imports go one way: docs/architecture.md has the image that these lists repeat."""
+"""Imports between packages and rooms go one way only, as these lists say."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up. What stands on one line does not import each other.
+# From the lowest level up: a room may import lower levels, but no other room of its own level.
 PIPELINE = [
     ["errors", "seeds", "host"],
     ["storage", "executors"],
@@ -32,7 +32,7 @@ TRAINER = [
 ]
 CLI = [["common"], ["status", "plan", "bench"], ["prep", "train", "eval", "show", "predict", "export"]]
 PACKAGES = {"pipeline": PIPELINE, "trainer": TRAINER, "cli": CLI}
-"""Each package may import those before it."""
+"""Rooms of each package; a package may import those before it."""
 
 FORBIDDEN = {
     "pipeline.sharding": ["pipeline.loader"],
@@ -40,11 +40,11 @@ FORBIDDEN = {
     "trainer.figures": ["trainer.training"],
     "trainer.report": ["trainer.training"],
 }
-"""What the levels alone would allow."""
+"""Room → prefixes that it may not import although its level would allow it."""
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Dotted name → file of every module of the packages below `root`."""
+    """Return dotted name → file of every module of the packages in `root`."""
     found = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
@@ -54,7 +54,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported_names(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import in a file, wherever it stands; the name is empty for `import module`."""
+    """Yield (module, name) of each import in a file, also in functions; name is "" for `import module`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -63,7 +63,7 @@ def imported_names(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The project's modules that a file imports, and the packages whose public names it takes."""
+    """Yield the project's modules that a file imports, and packages from which it imports public names."""
     for module, name in imported_names(path):
         if is_ours(module):
             yield f"{module}.{name}" if f"{module}.{name}" in known else module
@@ -79,17 +79,17 @@ def room(name: str) -> str:
 
 
 def level(name: str) -> int:
-    """The level of a module's room; a package's public names stand above all its rooms."""
+    """Return the level of a module's room; a package itself (its public names) is above all its rooms."""
     levels = PACKAGES[name.partition(".")[0]]
     if not room(name):
         return len(levels)
     found = [number for number, rooms in enumerate(levels) if room(name) in rooms]
-    assert found, f"{name}: its room stands on no level of tests/test_layers.py"
+    assert found, f"{name}: its room is missing from the levels in tests/test_layers.py"
     return found[0]
 
 
 def violations(root: Path) -> list[str]:
-    """Imports that lead upwards, sideways or to what is forbidden."""
+    """Return the imports of a higher level, of another room on the same level, or of a forbidden room."""
     known = modules(root)
     order = list(PACKAGES)
     wrong = []

@@ -1,4 +1,4 @@
-"""The example of docs/loader.md runs as it stands, on small images."""
+"""The example of docs/loader.md runs unchanged except for smaller crops."""
 
 import re
 from pathlib import Path

@@ -19,7 +19,7 @@ PUBLIC = [(package, name) for package in PACKAGES for name in package.__all__]
 
 
 def modules_of(package):
-    """Public name → module, as the stub has them."""
+    """Return public name → module, read from the package's stub file."""
     stub = Path(package.__file__).with_suffix(".pyi").read_text()
     found = {}
     for node in ast.parse(stub).body:
@@ -38,7 +38,7 @@ def test_each_public_name_is_defined_where_the_stub_says(package, name):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_public_name_is_a_room_or_module_too(package):
-    """Importing a submodule binds it on its package, and would hide the public name."""
+    """Importing a submodule binds its name on the package, which would hide a public name."""
     folder = Path(package.__file__).parent
     modules = {path.stem for path in folder.iterdir() if path.suffix in (".py", "")}
     assert not modules & set(package.__all__)
@@ -91,7 +91,7 @@ Options(size="128")
 
 @pytest.mark.slow
 def test_a_users_script_is_checked_against_the_installed_wheel(tmp_path):
-    """Types reach whoever installs the wheel, which brings stubs, recipes and the report's template."""
+    """The installed wheel is typed, and has the recipes and the report's template."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*command, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT]
     subprocess.run(wheel, check=True)

@@ -1,4 +1,4 @@
-"""The documentation's commands, run as they stand."""
+"""The commands and images of the documentation: every command of the tutorial runs unchanged."""
 
 import os
 import re
@@ -13,7 +13,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def blocks(name, language):
-    """The code blocks of a page, in order."""
+    """Return the code blocks in `language` of a page, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / name).read_text(), re.DOTALL | re.MULTILINE)
 
 

@@ -1,6 +1,7 @@
-"""Models, optimization and runs. Names resolve on first use; reading a recipe imports neither torch nor DALI.
+"""AlexNet training: models, optimization, runs, evaluation, figures and reports.
 
-The names and their modules stand in `__init__.pyi`, for type checkers too.
+Public names are imported on first use, so that reading a recipe imports neither torch nor DALI. They are
+listed with their modules in `__init__.pyi`, which type checkers also read.
 """
 
 import lazy_loader

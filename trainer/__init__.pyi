@@ -1,4 +1,4 @@
-"""The public names of `trainer`, each with the module that it comes from."""
+"""Public names of `trainer`, and the modules that define them."""
 
 from .callbacks.base import Callback as Callback
 from .distributed.env import DistEnv as DistEnv
@@ -34,11 +34,11 @@ from .figures.filters import (
     draw_saliency as draw_saliency,
 )
 from .figures.predictions import draw_neighbors as draw_neighbors, draw_predictions as draw_predictions
+from .inference.examples import some_predictions as some_predictions
 from .inference.neighbors import (
     Neighbors as Neighbors,
     find_neighbors as find_neighbors,
     nearest as nearest,
-    some_predictions as some_predictions,
 )
 from .models.alexnet import ARCHITECTURES as ARCHITECTURES, build_model as build_model
 from .models.classifier import Classifier as Classifier

@@ -1,4 +1,4 @@
-"""The training loader of each epoch, and its place in a resumed run."""
+"""Loaders of a run: training data of each epoch, validation data, and synthetic batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,12 +20,12 @@ from trainer.recipe import Recipe
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How data comes to the processes; none of it changes which batches there are.
+    """Where and how images are loaded. None of these options changes which samples a batch has.
 
     Attributes:
-        device: where images are decoded and augmented; "auto" lets `pipeline.choose_device` say.
-        threads: DALI's CPU threads of each process, None for an even share of the cores.
-        access: how shards are read.
+        device: Device that decodes and augments; "auto" lets `pipeline.choose_device` choose it.
+        threads: Number of DALI's CPU threads per process, None for an equal share of the host's cores.
+        access: How shards are read.
     """
 
     device: Device | Literal["auto"] = "auto"
@@ -33,10 +33,10 @@ class LoaderOptions:
     access: ReadOptions = field(default_factory=ReadOptions)
 
     def placement(self, env: DistEnv) -> Placement:
-        """The loader's place for a process.
+        """Return the placement of a process's loaders.
 
         Raises:
-            UsageError: augmentation on a GPU for processes on the CPU.
+            UsageError: `device` needs a GPU, but the process trains on the CPU.
         """
         place = replace(env.placement, threads=self.threads)
         if env.kind == "cpu":
@@ -55,7 +55,15 @@ class LoaderOptions:
 def validation_loader(
     recipe: Recipe, dataset: Dataset, batch_size: int, env: DistEnv, loader_options: LoaderOptions
 ) -> Loader:
-    """Center crops of the validation split."""
+    """Open a loader of center crops of the validation split.
+
+    Args:
+        recipe: Gives crop and memory format.
+        dataset: The opened dataset.
+        batch_size: Images per batch of this process.
+        env: Rank and device of this process.
+        loader_options: Where and how images are loaded.
+    """
     return Loader(
         dataset,
         "val",
@@ -68,14 +76,15 @@ def validation_loader(
 
 
 class RepeatedBatch:
-    """Epochs of a single batch, as long as the data's.
+    """A loader whose epochs repeat one batch.
 
     Attributes:
-        epoch: the epoch, counted from 0, that the next iteration gives.
-        batch: batches of it given so far.
+        epoch: Current epoch, counted from 0; between two iterations, the epoch that comes next.
+        batch: Number of batches of the current epoch yielded so far.
     """
 
     def __init__(self, batch: Batch, length: int) -> None:
+        """Repeat `batch` `length` times per epoch."""
         self._one, self._length = batch, length
         self.epoch = self.batch = 0
 
@@ -83,29 +92,36 @@ class RepeatedBatch:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batch, `len` times."""
+        """Yield the batch `len(self)` times."""
         for number in range(self._length):
             self.batch = number + 1
             yield self._one
         self.epoch, self.batch = self.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be this epoch."""
+        """Start the next iteration at the beginning of `epoch`, counted from 0."""
         self.epoch, self.batch = epoch, 0
 
 
 def noise(recipe: Recipe, batch_size: int, classes: int, env: DistEnv) -> Batch:
-    """Images of gray levels' spread without any content, and labels to match."""
+    """Draw a batch of random images, with about the spread of real pixels, and random labels.
+
+    Args:
+        recipe: Gives seed, crop, scale and memory format of the images.
+        batch_size: Images in the batch.
+        classes: Number of classes.
+        env: Rank, which changes the seed, and device of the images.
+    """
     generator = torch.Generator().manual_seed(recipe.seed + env.rank)
     images = torch.randn(batch_size, 3, recipe.crop, recipe.crop, generator=generator)
-    images = images if recipe.std == "channel" else images.mul_(64.0)  # some deviation of ImageNet's pixels
+    images = images if recipe.std == "channel" else images.mul_(64.0)  # near ImageNet's deviation
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     return Batch(images.to(env.device), torch.randint(classes, (batch_size,), generator=generator), [])
 
 
 class TrainData:
-    """Gives each epoch its loader: a new one where a stage changes the graph's color noise."""
+    """Training data of a run: opens the loader of each epoch, and a new one when color noise changes."""
 
     def __init__(
         self,
@@ -117,7 +133,17 @@ class TrainData:
         loader_options: LoaderOptions | None = None,
         one_batch: str = "",
     ) -> None:
-        """`one_batch` is "--synthetic" or "--overfit-batch" where one batch takes the data's place."""
+        """Note the arguments; the first call of `epoch` opens a loader.
+
+        Args:
+            recipe: Gives augmentation, seed, shuffle buffer and stages.
+            dataset: The opened dataset.
+            classifier: Gives mean and std of the training view; its divisor is set with each new view.
+            batch_size: Images per batch of this process.
+            env: Rank and device of this process.
+            loader_options: Where and how images are loaded.
+            one_batch: "--synthetic" or "--overfit-batch" to train on one repeated batch, "" for all data.
+        """
         self._recipe, self._dataset, self._classifier = recipe, dataset, classifier
         self._batch_size, self._env, self._loader_options = batch_size, env, loader_options or LoaderOptions()
         self._one_batch = one_batch
@@ -126,7 +152,7 @@ class TrainData:
         self._one: RepeatedBatch | None = None
 
     def epoch(self, epoch: int) -> Loader | RepeatedBatch:
-        """Return the loader for an epoch, counted from 0; its next iteration is that epoch."""
+        """Return the loader whose next iteration is `epoch`, counted from 0."""
         if not self._one_batch:
             return self._of_data(epoch)
         if self._one is None:
@@ -166,32 +192,36 @@ class TrainData:
         return self._loader
 
     def _last_with(self, colors: str | None, epoch: int) -> int:
-        """The epoch before which these colors end, or the run."""
+        """Return the first epoch after `epoch` with other color noise, or the number of epochs."""
         epochs = range(epoch, self._recipe.epochs)
         return next((e for e in epochs if self._recipe.stage_at(e).color_noise != colors), epochs.stop)
 
     def rank_state(self) -> dict[str, Any]:
-        """This rank's place in the data and random generators."""
-        place = {} if self._loader is None else self._loader.state_dict()
-        state: dict[str, Any] = {"loader": place, "rng": torch.get_rng_state()}
+        """Return this rank's position in the data ("loader") and state of its random generators."""
+        position = {} if self._loader is None else self._loader.state_dict()
+        state: dict[str, Any] = {"loader": position, "rng": torch.get_rng_state()}
         if self._env.kind == "gpu":
             state["cuda_rng"] = torch.cuda.get_rng_state()
         return state
 
     def restore(self, state: dict[str, Any], epoch: int) -> int:
-        """Go on with the data from the place in a `rank_state`, in `epoch` or at its start.
+        """Resume the data at the position in a `rank_state`.
+
+        Args:
+            state: What `rank_state` returned.
+            epoch: Epoch, counted from 0, in which or at whose start the state was saved.
 
         Returns:
-            Samples of a begun epoch that are left out, because other processes began it; the next
-            epoch then follows.
+            Number of samples, over all processes, that are skipped: the rest of a partly read epoch if the
+            number of processes or the device has changed, else 0. The next epoch then follows.
 
         Raises:
-            UsageError: the state belongs to other data or settings.
+            UsageError: The state belongs to other data or settings, or cannot be read.
         """
         return self._of_data(epoch).load_state_dict(state["loader"])
 
     def restore_generators(self, state: dict[str, Any]) -> None:
-        """Put this rank's random generators where `rank_state` found them."""
+        """Set this rank's random generators to their state in a `rank_state`."""
         torch.set_rng_state(state["rng"])
         if self._env.kind == "gpu":
             torch.cuda.set_rng_state(state["cuda_rng"])

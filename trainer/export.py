@@ -1,6 +1,6 @@
-"""A trained network for other programs: safetensors, ONNX, and torchvision's layout.
+"""Export a trained network for other programs: safetensors, ONNX, or torchvision's state dict.
 
-Shapes: B batch, K classes, S crop.
+Shapes: B batch, K classes, S side of the crop.
 """
 
 import io
@@ -25,31 +25,42 @@ from trainer.runs import checkpoint
 
 ONNX_OPSET = 18
 TOLERANCE = 1e-4
-"""Largest `onnx_difference` that ONNX Runtime may have from torch."""
-# Protocol buffers end at 2 GiB; the graph itself takes some 100 kB.
+"""Largest `onnx_difference` between ONNX Runtime and torch with which a file is written."""
+# Protocol buffers hold at most 2 GiB; the graph without weights takes some 100 kB.
 _LARGEST_ONNX = 2**31 - 2**20
 
 
 def export(classifier: Classifier, path: Path) -> list[str]:
-    """Write a classifier in the format that the suffix names: .safetensors, .onnx, or .pth for torchvision.
+    """Export a classifier in the format of the file's suffix.
+
+    Args:
+        classifier: The network; it is moved to the CPU and put into evaluation mode.
+        path: File to write: .safetensors, .onnx, or .pth for torchvision.
 
     Returns:
-        What a user should know of the file.
+        Remarks on the file for the user, one line each.
 
     Raises:
-        UsageError: another suffix, a network that the format cannot hold, or a package that is missing.
-        RunError: it cannot be written, or the ONNX graph does not answer as the network does.
+        UsageError: the suffix is another, the format cannot hold the network, or a package is missing.
+        RunError: the file cannot be written, or the outputs of the ONNX graph differ from the network's.
     """
     if path.suffix not in _WRITERS:
-        raise UsageError(f"{path}: no known format; name a file that ends in {', '.join(_WRITERS)}")
+        raise UsageError(f"{path}: unknown format; name a file that ends in {', '.join(_WRITERS)}")
     return _WRITERS[path.suffix](classifier.cpu().eval(), path)
 
 
 def to_safetensors(classifier: Classifier, path: Path) -> list[str]:
-    """Write weights and description; the file loads wherever a checkpoint does.
+    """Write weights and spec as safetensors; the file loads wherever a trained checkpoint does.
+
+    Args:
+        classifier: The network, on the CPU.
+        path: File to write.
+
+    Returns:
+        Remarks on the file for the user, one line each.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -60,24 +71,32 @@ def to_safetensors(classifier: Classifier, path: Path) -> list[str]:
 
 
 def to_onnx(classifier: Classifier, path: Path) -> list[str]:
-    """Write a graph from pixels to logits and probabilities, for any batch size, and try it.
+    """Write an ONNX graph for any batch size, and compare its outputs with the network's if possible.
 
-    The input `pixels` is float32 (B, 3, S, S), RGB, 0..255: subtracting and dividing happen in the graph.
-    The metadata holds crop, size, how to cut, and the classes.
+    The input `pixels` is float32 (B, 3, S, S), RGB, 0..255; the graph subtracts the mean and divides by std.
+    The outputs `logits` and `probabilities` are float32 (B, K). The metadata holds image size, crop, how to
+    cut it, and the classes.
+
+    Args:
+        classifier: The network, on the CPU.
+        path: File to write.
+
+    Returns:
+        Remarks on the file for the user, one line each.
 
     Raises:
         UsageError: the packages of the extra `export` are missing, or the network is larger than 2 GiB.
-        RunError: it cannot be written, or ONNX Runtime answers otherwise than torch.
+        RunError: the file cannot be written, or ONNX Runtime's outputs differ from torch's.
     """
     size = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     if size > _LARGEST_ONNX:
         raise UsageError(
-            f"{path}: an ONNX file holds 2 GiB at most, this network has {size / 2**30:.1f}; export it as "
-            ".safetensors"
+            f"{path}: an ONNX file holds 2 GiB at most, this network has {size / 2**30:.1f} GiB; export it "
+            "as .safetensors"
         )
     try:
         import onnx
-        import onnxscript  # noqa: F401 - what torch's exporter needs
+        import onnxscript  # noqa: F401 - torch's exporter needs it
     except ImportError as error:
         raise UsageError(f"{path}: {error.name} is missing; pip install 'alexnet-toolkit[export]'") from error
     spec = classifier.spec
@@ -106,17 +125,17 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
     }
     onnx.helper.set_model_props(proto, facts)
     data = proto.SerializeToString()
-    notes = ["pixels 0..255 go in; preprocessing is inside, what to cut is in the metadata"]
+    notes = ["takes pixels 0..255: preprocessing is in the graph, size and crop are in the metadata"]
     try:
         difference = onnx_difference(data, classifier)
         if not difference <= TOLERANCE:
             raise RunError(
-                f"{path}: not written: ONNX Runtime's answers differ from torch's by {difference:.1e}, "
-                f"more than {TOLERANCE:g}; this is a fault of the exporter, please report it"
+                f"{path}: not written: ONNX Runtime's outputs differ from torch's by {difference:.1e}, "
+                f"more than {TOLERANCE:g}; this is a bug of the exporter, please report it"
             )
         notes.append(f"ONNX Runtime agrees within {difference:.1e}")
     except ImportError:
-        notes.append("not tried: onnxruntime is missing (pip install 'alexnet-toolkit[export]')")
+        notes.append("not tested: onnxruntime is missing (pip install 'alexnet-toolkit[export]')")
     write_bytes(path, data)
     return notes
 
@@ -124,15 +143,19 @@ def to_onnx(classifier: Classifier, path: Path) -> list[str]:
 def onnx_difference(
     model: bytes | Path, classifier: Classifier, pixels: NDArray[np.float32] | None = None
 ) -> float:
-    """Largest difference between ONNX Runtime and torch: of a probability, or of a logit where that is more.
+    """Return the largest difference between the outputs of ONNX Runtime and torch.
 
-    Of many classes each is so unlikely that a wrong probability would hardly differ, so logits count too,
-    relative to the largest of them where that is above 1.
+    This is the larger of two maxima: the difference of a probability, and the difference of a logit divided
+    by max(1, largest |logit|). Logits count too because with many classes each probability is so small that
+    even a wrong one would hardly differ.
 
     Args:
-        model: the ONNX file or its bytes.
-        classifier: that it was made of.
-        pixels: float32 (B, 3, S, S), 0..255; some noise where left out.
+        model: Path or bytes of the ONNX file.
+        classifier: Network that the file was exported from, on the CPU.
+        pixels: float32 (B, 3, S, S), RGB, 0..255; by default three images of fixed random noise.
+
+    Returns:
+        The difference, 0 or more; NaN if an output is NaN.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -152,18 +175,25 @@ def onnx_difference(
         np.abs(logits - expected.numpy()).max() / scale,
         np.abs(probabilities - expected.softmax(dim=1).numpy()).max(),
     )
-    return float(np.max(differences))  # NaN where one is
+    return float(np.max(differences))  # np.max, unlike max, returns NaN if one is NaN
 
 
 def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
     """Write a plain state dict with torchvision's keys, and the preprocessing as NAME.preprocessing.json.
 
-    torchvision scales pixels to 0..1 before it normalizes; mean and deviation are given on that scale, so
-    that its `Normalize` does what the network was trained with.
+    torchvision scales pixels to 0..1 before it normalizes them. Mean and std are therefore written on that
+    scale, so that `Normalize` applies the preprocessing that the network was trained with.
+
+    Args:
+        classifier: The network, on the CPU.
+        path: File to write.
+
+    Returns:
+        Remarks on the file for the user, one line each.
 
     Raises:
-        UsageError: another architecture than `alexnet_owt` at width 1, or one with a mean image.
-        RunError: it cannot be written.
+        UsageError: the network is not `alexnet_owt` at width 1, or subtracts a mean image.
+        RunError: a file cannot be written.
     """
     spec = classifier.spec
     if spec.arch != "alexnet_owt" or spec.width != 1:
@@ -190,10 +220,12 @@ def to_torchvision(classifier: Classifier, path: Path) -> list[str]:
         "classes": list(spec.classes),
         "names": list(spec.names or spec.classes),
     }
-    beside = path.with_suffix(".preprocessing.json")  # NAME.json may be someone's results
-    write_bytes(beside, json.dumps(facts, indent=1).encode() + b"\n")
+    preprocessing = path.with_suffix(".preprocessing.json")  # NAME.json may be a file of results
+    write_bytes(preprocessing, json.dumps(facts, indent=1).encode() + b"\n")
     write_bytes(path, buffer.getvalue())
-    return [f"its preprocessing and classes are in {beside}: torchvision's default mean and std do not fit"]
+    return [
+        f"its preprocessing and classes are in {preprocessing}; do not use torchvision's default mean and std"
+    ]
 
 
 _WRITERS: dict[str, Callable[[Classifier, Path], list[str]]] = {
@@ -205,7 +237,7 @@ _WRITERS: dict[str, Callable[[Classifier, Path], list[str]]] = {
 
 @contextmanager
 def _silent_exporter() -> Iterator[None]:
-    """Withhold what torch's exporter says of its own insides, and of torchvision, which is not needed."""
+    """Silence warnings and log messages of torch's exporter: on its internals, and on missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -218,7 +250,7 @@ def _silent_exporter() -> Iterator[None]:
 
 
 class _Graph(nn.Module):
-    """Pixels → logits and probabilities."""
+    """Exported module: pixels, float32 (B, 3, S, S), 0..255 → logits and probabilities, (B, K) each."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

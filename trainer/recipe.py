@@ -1,6 +1,7 @@
-"""A recipe is data: everything that a run's result depends on, besides the dataset.
+"""Recipes: all settings, besides the dataset, that decide the result of a run.
 
-Recipes are TOML files in `trainer/recipes/`; a run's folder keeps the resolved one.
+A recipe is a TOML file, such as those in `trainer/recipes/`. A run's folder keeps the recipe with all
+overrides applied.
 """
 
 import difflib
@@ -24,14 +25,17 @@ RECIPES = resources.files("trainer") / "recipes"
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What changes from an epoch on, until the next stage that names the same thing.
+    """Settings that change at an epoch. Each holds until a later stage sets it again; None changes nothing.
 
     Attributes:
-        epoch: first epoch (0 is the first of the run) that it holds for.
-        rate_factor: multiplies the recipe's rate; not cumulative.
-        bias_rate: replaces the recipe's.
-        layer_rates: layer → factor on its rate; 0 freezes it.
-        color_noise: replaces the recipe's.
+        epoch: First epoch of the stage, counted from 0.
+        lr_factor: Factor on the recipe's learning rate, 0..1e6. Factors of stages do not multiply.
+        bias_lr_factor: Replaces the recipe's `bias_lr_factor`.
+        layer_lr_factors: Layer name → factor on the layer's learning rate, 0..1e6; 0 freezes the layer.
+        color_noise: Replaces the recipe's `color_noise`.
+
+    Raises:
+        ValueError: A factor is out of range.
     """
 
     epoch: int
@@ -41,7 +45,8 @@ class Stage:
     color_noise: NoiseKind | None = None
 
     def __post_init__(self) -> None:
-        layers = {f"layer_lr_factors.{layer}": lr for layer, lr in (self.layer_lr_factors or {}).items()}
+        factors = (self.layer_lr_factors or {}).items()
+        layers = {f"layer_lr_factors.{layer}": factor for layer, factor in factors}
         for name, value in {
             "lr_factor": self.lr_factor,
             "bias_lr_factor": self.bias_lr_factor,
@@ -53,48 +58,53 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run's settings; docs/recipes.md explains each.
+    """Settings of a training run; docs/recipes.md explains each.
 
     Attributes:
-        name: shown in tables.
-        arch: `alexnet`, `alexnet_source`, `alexnet_owt` or `alexnet_bn`.
-        width: multiplier of hidden channels and units.
-        crop: side of the crops, pixels.
-        mean: subtract the per-"channel" mean or the mean "image"'s center crop.
-        std: divide by nothing ("none", as the paper) or by each "channel"'s standard deviation.
-        color_noise: "none", or PCA noise as the "paper" or the "source" has it.
-        augmentation: "paper" (random crop) or "random-resized-crop"; both mirror.
-        shuffle_buffer: samples of a process among which the next is drawn.
-        epochs: passes over the training split.
-        batch_size: the global batch, over all processes.
-        seed: of init, order, augmentation and dropout.
-        optimizer: "paper" (the rate inside the velocity), "sgd" (torch's, the rate outside) or "lars"
-            (layer-wise rates for large batches).
-        trust: LARS's trust coefficient.
-        rate: learning rate of weights at the start, or at the peak of a warm-up.
-        scaling: how `--set batch_size` changes the rate: not at all ("none"), in proportion ("linear"),
-            or with the square root ("sqrt").
-        momentum: of the velocity.
-        weight_decay: L2 coefficient.
-        decay_biases: whether biases and normalization parameters decay too.
-        bias_rate: factor on the rate of biases.
-        schedule: "constant", "plateau" (÷ 10 when validation error stops improving), "cosine" or
-            "polynomial" ((1 − t)^power, t from 0 after the warm-up to 1 at the end).
-        power: of the polynomial.
-        warmup_epochs: linear rise from 0 to `lr` first.
-        plateau_patience: epochs without improvement before a drop.
-        plateau_drops: drops at most.
-        label_smoothing: share of the target spread over all classes.
-        precision: arithmetic of the forward and backward pass; "bfloat16" is float16 with loss scaling on
-            GPUs that lack it, and float32 on processors that do.
-        tf32: let GPUs round float32 factors to TensorFloat-32's 10 bits.
-        accumulation_steps: parts in which a process takes its batch, for less memory; batch normalization
-            then sees the parts.
-        ema_decay: decay of the averaged weights that are evaluated and kept in the end, or 0 for none.
-        grad_compression: of gradients between processes: "none", "bf16" (NCCL only) or "powersgd".
-        compile: use torch.compile where a compiler is found.
-        channels_last: memory format of images and weights.
-        stages: changes at given epochs, in order.
+        name: Name of the recipe, for tables.
+        arch: Architecture: "alexnet", "alexnet_source", "alexnet_owt" or "alexnet_bn".
+        epochs: Passes over the training split.
+        lr: Learning rate of the weights at the start, or at the end of the warm-up.
+        width: Factor on hidden channels and units, 0.01..8.
+        crop: Side of the crops in pixels, at least 64.
+        mean: What is subtracted: the mean of each "channel", or the center crop of the mean "image".
+        std: What pixels are divided by: nothing ("none", as in the paper) or the standard deviation of each
+            "channel".
+        color_noise: PCA color noise: "none", that of the "paper", or that of the "source" released with it.
+        augmentation: "paper" (random crop) or "random-resized-crop"; both flip horizontally.
+        shuffle_buffer: Number of a process's samples from which the next one is drawn.
+        batch_size: Global batch size, over all processes.
+        seed: Seed of initialization, order, augmentation and dropout.
+        optimizer: "paper" (learning rate inside the velocity), "sgd" (torch's, learning rate outside) or
+            "lars" (layer-wise learning rates for large batches).
+        trust_coefficient: Trust coefficient η of LARS.
+        scaling: How `--set batch_size` changes the learning rate: not at all ("none"), in proportion
+            ("linear"), or with the square root ("sqrt").
+        momentum: Factor on the velocity, 0..1.
+        weight_decay: L2 coefficient, 0..1.
+        decay_biases: Apply weight decay to biases and normalization parameters too.
+        bias_lr_factor: Factor on the learning rate of biases and normalization parameters.
+        schedule: "constant", "plateau" (divided by 10 when the validation error stops improving), "cosine"
+            or "polynomial" ((1 − t)^power, with t from 0 after the warm-up to 1 at the end).
+        power: Exponent of the polynomial schedule.
+        warmup_epochs: Length in epochs of the initial linear warm-up from 0 to `lr`.
+        plateau_patience: Epochs without improvement before the plateau schedule drops the learning rate.
+        plateau_drops: Largest number of drops.
+        label_smoothing: Fraction of the target that is spread over all classes, 0..1.
+        precision: Dtype of the forward and backward pass. GPUs without bfloat16 use float16 with loss
+            scaling instead, CPUs without it float32.
+        tf32: Let GPUs round the factors of float32 products to TensorFloat-32, with 10 bits of mantissa.
+        accumulation_steps: Number of micro-batches into which a process divides its batch, to save memory.
+            Batch normalization then uses the statistics of each micro-batch.
+        ema_decay: Decay of the averaged weights, which are evaluated and kept at the end; 0 for no average.
+        grad_compression: Compression of gradients between processes: "none", "bf16" (NCCL only) or
+            "powersgd".
+        compile: Use torch.compile if a compiler is found.
+        channels_last: Store images and weights in torch's channels-last memory format.
+        stages: Changes at given epochs, in rising order of epochs.
+
+    Raises:
+        ValueError: A number is out of range, or the stages' epochs do not rise from 0 or later.
     """
 
     name: str
@@ -160,7 +170,7 @@ class Recipe:
             raise ValueError(f"stages must have rising epochs from 0 on, not {epochs}")
 
     def stage_at(self, epoch: int) -> Stage:
-        """The settings in force at an epoch, with every attribute filled in."""
+        """Return the settings at an epoch, counted from 0, with every attribute set."""
         now: dict[str, Any] = {
             "lr_factor": 1.0,
             "bias_lr_factor": self.bias_lr_factor,
@@ -173,7 +183,7 @@ class Recipe:
         return Stage(**(now | {"epoch": epoch}))
 
     def to_toml(self) -> str:
-        """The recipe as TOML that `load_recipe` reads back to an equal one."""
+        """Convert to TOML, from which `load_recipe` reads an equal recipe."""
         values = asdict(self)
         values["stages"] = [
             {name: value for name, value in stage.items() if value is not None} for stage in values["stages"]
@@ -182,12 +192,18 @@ class Recipe:
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe by name (`paper`) or path (`my.toml`) and apply `key=value` overrides.
+    """Read a recipe and apply overrides.
 
-    Another batch size changes the rate by the recipe's scaling rule, unless the rate is given too.
+    If an override changes the batch size, the learning rate follows by the recipe's scaling rule, unless
+    `lr` is overridden too.
+
+    Args:
+        name_or_path: Name of a shipped recipe (`paper`) or path of a TOML file (`my.toml`).
+        overrides: Settings as `key=value`, with values as in TOML; strings need no quotes.
 
     Raises:
-        UsageError: no such recipe, not TOML, an unknown key, or a value of the wrong type or range.
+        UsageError: There is no such recipe, the file is not TOML, a key is unknown, or a value has the
+            wrong type or is out of range.
     """
     path = _find(name_or_path)
     try:
@@ -204,20 +220,29 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def scaled_lr(recipe: Recipe, batch_size: int) -> float:
-    """A recipe's rate, which is for `batch_size`, as its scaling rule makes it for its own batch.
+    """Scale a recipe's learning rate from `batch_size` to the recipe's own batch size, by its scaling rule.
 
-    "linear" is Goyal et al. 2017's rule, "sqrt" Krizhevsky's of 2014 ("One weird trick", section 5), which
-    keeps the variance of the gradient.
+    "linear" is the rule of Goyal et al. 2017. "sqrt" is that of Krizhevsky 2014 ("One weird trick", section
+    5), which keeps the variance of the gradient.
+
+    Args:
+        recipe: Recipe with the new batch size and the old learning rate.
+        batch_size: Global batch size for which the learning rate was chosen.
     """
     factor = recipe.batch_size / batch_size
     return recipe.lr * {"none": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[recipe.scaling]
 
 
 def recipe_of(values: dict[str, Any], where: str) -> Recipe:
-    """Check a table of settings and make a recipe of it.
+    """Check a table of settings and convert it to a recipe.
+
+    Args:
+        values: Setting → value, as read from TOML.
+        where: Source of the settings, for the error message.
 
     Raises:
-        UsageError: names `where`, the offending key or value, and the nearest known key.
+        UsageError: A key is unknown (the message names the nearest known one), missing, or its value has
+            the wrong type or is out of range.
     """
     _refuse_unknown(values, [f.name for f in fields(Recipe)], where)
     stages = values.get("stages")
@@ -250,7 +275,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise UsageError(f"--set {text!r}: expected key=value, such as batch_size=64")
     value = value.strip()
-    for candidate in (value, value.lower(), f"0{value}"):  # True as TOML's true, .01 as its 0.01
+    for candidate in (value, value.lower(), f"0{value}"):  # also accept True for true, and .01 for 0.01
         try:
             return key, tomllib.loads(f"value = {candidate}")["value"]
         except tomllib.TOMLDecodeError:
@@ -266,7 +291,7 @@ def _refuse_unknown(values: dict[str, Any], known: list[str], where: str) -> Non
 
 
 def _in_toml_terms(message: str) -> str:
-    """`Expected `int`, got `str` - at `$.epochs`` → `epochs: expected int, got str`."""
+    """Convert msgspec's `Expected `int`, got `str` - at `$.epochs`` to `epochs: expected int, got str`."""
     text, _, at = message.replace("`", "").partition(" - at $")
     if text.startswith("Invalid enum value"):
         choices = get_args(get_type_hints(Recipe).get(at.lstrip("."), None))

@@ -1,1 +1,1 @@
-"""What the commands share: console, options, live view, results."""
+"""Shared by the commands: console output, options, live view, dataset facts, evaluation results."""

@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, exit codes, and the console."""
+"""One-line errors, exit codes, progress bars and early checks, shared by all commands."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the toolkit's and the system's errors into one line on stderr and an exit code."""
+    """Decorate a command: print toolkit and system errors as one line on stderr, and exit with their code."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -36,13 +36,13 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(message: str, exit_code: int) -> None:
-    """Print `error: message` in one line and leave."""
+    """Print `error: message` as one line on stderr and exit with `exit_code`."""
     complain(message)
     sys.exit(exit_code)
 
 
 def complain(message: str) -> None:
-    """Print `error: message` in one line, with the cursor that a bar may have hidden."""
+    """Print `error: message` as one line on stderr, over a progress bar, and show the cursor it hides."""
     if sys.stderr.isatty():
         click.echo("\r\x1b[K\x1b[?25h", err=True, nl=False)
     click.secho("error: ", fg="red", bold=True, err=True, nl=False)
@@ -50,9 +50,13 @@ def complain(message: str) -> None:
 
 
 def new_bar(*columns: str) -> "Progress":
-    """A bar on stderr that vanishes when done, with text columns of rich's format behind it.
+    """Return a progress bar on stderr that disappears when it is done.
 
-    Where stderr is no terminal, nothing is drawn.
+    Nothing is drawn where stderr is not a terminal.
+
+    Args:
+        columns: Extra text columns to the right of the count, as rich's format strings, such as
+            "{task.fields[speed]}".
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -73,12 +77,20 @@ def new_bar(*columns: str) -> "Progress":
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with rate and time left on stderr; yields `show(done, total)`."""
-    if not sys.stderr.isatty():  # and spare the import of rich
+    """Show a progress bar on stderr with throughput and remaining time; nothing where it is not a terminal.
+
+    Args:
+        description: Text to the left of the bar, such as "preparing".
+        unit: What is counted, for the throughput: "images" is shown as images/s.
+
+    Yields:
+        `show(done, total)`, to be called with the number of units done so far and in all.
+    """
+    if not sys.stderr.isatty():  # returns early: rich is not imported
         yield lambda *_: None
         return
     started = time.perf_counter()
-    first: int | None = None  # what an earlier run had done
+    first: int | None = None  # done by an earlier run: not counted in the throughput
     with new_bar("{task.fields[speed]}") as bar:
         task = bar.add_task(description, total=None, speed="")
 
@@ -92,38 +104,39 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
 
 
 def check_folder(file: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work that it shall hold is done.
+    """Check before any work is done that an output file can be written; None is accepted.
 
     Raises:
-        UsageError: its folder does not exist, or takes no files.
+        UsageError: The file's folder does not exist or is not writable.
     """
     if file is None:
         return
     if not file.parent.is_dir():
-        raise UsageError(f"{file}: the folder {file.parent} does not exist; make it or name another")
+        raise UsageError(f"{file}: the folder {file.parent} does not exist; make it or choose another")
     try:
         with TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
         raise UsageError(
-            f"{file}: cannot be written: {error.strerror} in {file.parent}; name another place"
+            f"{file}: cannot be written: {error.strerror} in {file.parent}; choose another path"
         ) from error
 
 
 def require_dali() -> None:
-    """Say in one line that DALI is needed, where it is not installed.
+    """Check that NVIDIA DALI is installed, without importing it.
 
     Raises:
-        UsageError: always a hint of how to install it, or that it exists for Linux only.
+        UsageError: DALI is not installed (the message says how to install it), or this is not Linux.
     """
     from importlib.util import find_spec
 
     if sys.platform != "linux":
         raise UsageError(
-            "this needs NVIDIA DALI, which exists for Linux only; `alexnet-prep shard` and `info` work here"
+            "this command needs NVIDIA DALI, which exists for Linux only; `alexnet-prep shard` and `info` "
+            "work here"
         )
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         raise UsageError(
-            "this needs NVIDIA DALI, which is not installed: pip install 'alexnet-toolkit[cuda13]' "
+            "this command needs NVIDIA DALI, which is not installed: pip install 'alexnet-toolkit[cuda13]' "
             "(it also runs without a GPU)"
         )

@@ -1,4 +1,4 @@
-"""What a dataset is, as text."""
+"""Describe a dataset as text or JSON."""
 
 import json
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_facts(out: str, manifest: "Manifest") -> None:
-    """Print what a dataset is, a line a fact."""
+    """Print a dataset's facts (source, image format, classes, splits, statistics), one line for each."""
     image = manifest.image
     names = ", ".join(info.name for info in manifest.classes[:4])
     rows = [
@@ -30,15 +30,15 @@ def _images(image: "ImageFormat") -> str:
     shape = {
         "square": f"{image.size} px squares",
         "aspect": f"shorter side {image.size} px",
-        "original": f"of their original size, scaled on loading to a shorter side of {image.size} px",
+        "original": f"original size, scaled on loading to a shorter side of {image.size} px",
     }[image.mode]
     return f"{shape}, JPEG quality {image.quality}, {image.subsampling}" if image.quality else shape
 
 
 def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
-    """Name and text of the mean and of the three color directions."""
+    """Return (name, text) rows of the RGB mean and the three principal color directions, in 0..255 units."""
     mean = "R {:.2f}  G {:.2f}  B {:.2f}".format(*statistics.mean)
-    rows = [("mean", f"{mean}  (of {statistics.measured_on} pixels)")]
+    rows = [("mean", f"{mean}  (measured on {statistics.measured_on} pixels)")]
     for number, (deviation, vector) in enumerate(
         zip(statistics.deviations, statistics.eigenvectors, strict=True), start=1
     ):
@@ -48,13 +48,13 @@ def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names, in bold, and what they stand for."""
+    """Print (name, text) rows as two aligned columns, the names in bold."""
     for name, text in rows:
         click.echo(f"{click.style(f'{name:<9}', bold=True)} {text}")
 
 
 def facts_json(manifest: "Manifest") -> str:
-    """The manifest and the number of samples of each split."""
+    """Return the manifest as JSON, with the number of samples of each split under "samples"."""
     import msgspec
 
     facts: dict[str, object] = msgspec.to_builtins(manifest)
@@ -67,7 +67,7 @@ def _maker(manifest: "Manifest") -> str:
 
 
 def in_bytes(count: int) -> str:
-    """A number of bytes for a person: 1.5 GB."""
+    """Format a number of bytes with a decimal unit: 1.5 GB."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

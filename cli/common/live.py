@@ -1,4 +1,4 @@
-"""A training run on the console: a live view on a terminal, lines in a log."""
+"""Console output of a training run: a live view on a terminal, plain lines in a log file."""
 
 import shutil
 import sys
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from trainer import EpochMetrics
     from trainer.runs.records import Ending, StepMetrics, Weights
 
-# A log that shows life, without being full of it.
+# Seconds between two progress lines in a log: often enough to show that the run is alive.
 _LOG_SECONDS = 60.0
 _BEST = "  best"
 
 
 class _Column(NamedTuple):
-    """A column of the epochs' lines; on a narrow terminal that of the lowest rank goes first."""
+    """A column of the epoch table; on a narrow terminal the columns of the lowest rank are left out."""
 
     head: str
     width: int
@@ -41,10 +41,10 @@ _COLUMNS = (
 
 
 class EpochLines:
-    """A line for each epoch, as wide as its terminal allows.
+    """Format the table of epochs, one line per epoch, with as many columns as fit.
 
     Args:
-        width: columns of the terminal, None for no limit.
+        width: Width of the terminal in characters; None for no limit.
     """
 
     def __init__(self, width: int | None) -> None:
@@ -59,27 +59,28 @@ class EpochLines:
 
     @property
     def head(self) -> str:
-        """Names of the columns."""
+        """The header line with the names of the columns."""
         return " ".join([f"{'epoch':<10}", *(f"{column.head:>{column.width}}" for column in self._shown)])
 
     def line(self, row: "EpochMetrics", epochs: int, best: bool) -> str:
-        """An epoch's numbers."""
+        """Format the line of one epoch; `best` marks the best validation top-1 so far."""
         texts = [f"{column.text(row):>{column.width}}" for column in self._shown]
         return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is, None where it is a file or a pipe."""
+    """Return the terminal's width in characters, or None where stdout is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class ConsoleCallback:
-    """Each epoch's line on stdout; within it, on stderr, a view of a terminal or a line a minute.
+    """Callback that prints a run: one line per epoch on stdout, progress within an epoch on stderr.
 
-    A `Callback` of `trainer.callbacks.base`.
+    Progress is a live view on a terminal, and one line a minute elsewhere. Implements the `Callback` of
+    `trainer.callbacks.base`.
 
     Args:
-        epochs: of the run.
+        epochs: Number of epochs of the whole run.
     """
 
     wants_weights = False
@@ -92,7 +93,7 @@ class ConsoleCallback:
         self._live: Live | None = None
         self._lines = EpochLines(terminal_width())
         self._epochs = epochs
-        self._spoke = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "ConsoleCallback":
         return self
@@ -101,7 +102,7 @@ class ConsoleCallback:
         self._clear()
 
     def on_start(self, facts: dict[str, str]) -> None:
-        """Print the run's facts and the head of the epochs' lines."""
+        """Print the run's facts and the header of the epoch table."""
         for name, text in facts.items():
             click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
         click.secho(self._lines.head, bold=True)
@@ -112,49 +113,49 @@ class ConsoleCallback:
         click.echo(f"note: {line}", err=True)
 
     def on_step(self, row: "StepMetrics") -> None:
-        """Show where the epoch is."""
+        """Show the progress within the epoch."""
         if self._on_terminal:
             self._show(view(row, self._epochs))
-        elif time.monotonic() - self._spoke > _LOG_SECONDS:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._last_line > _LOG_SECONDS:
+            self._last_line = time.monotonic()
             facts = [f"{name} {text}" for name, text in facts_of(row)]
             click.echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
     def on_epoch(self, row: "EpochMetrics", epochs: int, best: bool) -> None:
-        """Print the epoch's line in place of the view."""
+        """Remove the live view and print the epoch's line."""
         self._clear()
-        self._spoke = time.monotonic()
+        self._last_line = time.monotonic()
         click.echo(self._lines.line(row, epochs, best))
 
     def on_weights(self, weights: "Weights") -> None:
-        """Nothing of them is shown."""
+        """Do nothing: weights are not shown."""
 
     def on_end(self, how: "Ending", line: str) -> None:
-        """Say how a run ended, unless it failed: the error says that."""
+        """Print how the run ended, except after a failure, which is reported by the error message."""
         self._clear()
         if how != "failed":
             click.echo(line)
 
-    def _show(self, what: Any) -> None:
+    def _show(self, renderable: Any) -> None:
         from rich.live import Live
 
         if self._live is None:
-            # What is printed on stdout stays there: it may be a file.
+            # Do not redirect stdout: it may be a file.
             self._live = Live(
                 console=self._console, transient=True, auto_refresh=False, redirect_stdout=False
             )
             self._live.start()
-        self._live.update(what, refresh=True)
+        self._live.update(renderable, refresh=True)
 
     def _clear(self) -> None:
-        """Take the view away. Begun again, rich's would erase as many lines as it had: each has its own."""
+        """Remove the live view. The next one is a new `Live`: a restarted one would erase newer lines."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
 def view(row: "StepMetrics", epochs: int) -> Any:
-    """What a terminal shows of a moment of so many epochs, as something that rich prints at any width."""
+    """Return the live view of a step, of a run of `epochs`, as a rich renderable for any width."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -172,7 +173,7 @@ def view(row: "StepMetrics", epochs: int) -> Any:
 
 
 def facts_of(row: "StepMetrics") -> list[tuple[str, str]]:
-    """The numbers of a moment: (name, text with its unit)."""
+    """Return the metrics of a step as (name, text with unit) pairs."""
     return [
         ("images/s", f"{row.images_per_second:,.0f}"),
         ("loss", f"{row.loss:.3f}"),
@@ -185,7 +186,7 @@ def facts_of(row: "StepMetrics") -> list[tuple[str, str]]:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it, to two figures or so: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""
+    """Format a duration with the two largest units at most: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Options that several commands share: how the data comes."""
+"""Groups of options for data, cluster, checkpoints and debugging, and the records made of their values."""
 
 import re
 from collections.abc import Callable
@@ -18,15 +18,15 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 class Size(click.ParamType[int]):
-    """Bytes, with K, M, G or T for powers of a thousand: `200G`."""
+    """Option type for a number of bytes, with the suffix K, M, G or T for powers of 1000: `200G`."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number of bytes."""
+        """Parse the text into a number of bytes."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip().upper())
         if found is None:
-            self.fail(f"{value!r} is no size; give bytes, such as 200G or 500000000", param, ctx)
+            self.fail(f"{value!r} is not a size; give bytes, such as 200G or 500000000", param, ctx)
         return int(float(found[1]) * _UNITS[found[2]])
 
 
@@ -39,29 +39,29 @@ def data_options(command: F) -> F:
                 type=click.Choice(["auto", "cpu", "hybrid", "gpu"]),
                 default="auto",
                 show_default=True,
-                help="Where images are decoded and augmented: all on the CPU, decoded there and augmented "
-                "on the GPU (hybrid), or all on the GPU.",
+                help="Where images are decoded and augmented: both on the CPU (cpu), decoded on the CPU and "
+                "augmented on the GPU (hybrid), or both on the GPU (gpu).",
             ),
             click.option(
                 "--threads",
                 type=click.IntRange(1),
-                help="CPU threads of each process's loader.  [default: its share of the cores]",
+                help="CPU threads of the data loader in each process.  [default: its share of the cores]",
             ),
             click.option(
                 "--no-mmap",
                 is_flag=True,
-                help="Read shards instead of mapping them; for network file systems.",
+                help="Read shards with read() instead of mapping them into memory; for network file systems.",
             ),
             click.option(
                 "--cache",
                 type=click.Path(path_type=Path, file_okay=False),
                 metavar="DIR",
-                help="Bring shards to this local folder first, in the order of the epoch.",
+                help="Copy shards to this local folder before they are read, in the order of the epoch.",
             ),
             click.option(
                 "--cache-limit",
                 type=Size(),
-                help="Bytes that DIR may hold, such as 200G.  [default: no limit]",
+                help="Maximum size of the --cache folder in bytes, such as 200G.  [default: no limit]",
             ),
         ]
     ):
@@ -70,17 +70,17 @@ def data_options(command: F) -> F:
 
 
 def loader_options_of(options: dict[str, Any]) -> "LoaderOptions":
-    """What these options ask for.
+    """Return the loader options that the options of `data_options` describe.
 
     Raises:
-        UsageError: a limit of a cache that there is not.
+        UsageError: --cache-limit is given without --cache.
     """
     from pipeline import ReadOptions, UsageError
     from trainer.data import LoaderOptions
 
     cache, limit = options["cache"], options["cache_limit"]
     if limit is not None and cache is None:
-        raise UsageError("--cache-limit needs --cache with the folder that it limits")
+        raise UsageError("--cache-limit needs --cache with the folder to limit")
     return LoaderOptions(
         options["placement"], options["threads"], ReadOptions(not options["no_mmap"], cache, limit)
     )
@@ -96,13 +96,14 @@ def cluster_options(command: F) -> F:
                 default=1,
                 show_default=True,
                 metavar="N",
-                help="Train on so many hosts, with --gpus or --cpus processes on each: one command for all.",
+                help="Number of hosts; run the same command on each. --gpus and --cpus count the processes "
+                "of one host.",
             ),
             click.option(
                 "--rendezvous",
                 default="",
                 metavar="HOST:PORT",
-                help="Where the hosts meet, one of them.",
+                help="Address of one of the hosts, where all of them meet; needed with --nodes.",
             ),
             click.option(
                 "--join-timeout",
@@ -110,7 +111,7 @@ def cluster_options(command: F) -> F:
                 default=600,
                 show_default=True,
                 metavar="SECONDS",
-                help="How long hosts wait for each other.",
+                help="Time that the hosts wait for each other at the start and after a restart.",
             ),
             click.option(
                 "--max-restarts",
@@ -118,7 +119,7 @@ def cluster_options(command: F) -> F:
                 default=0,
                 show_default=True,
                 metavar="N",
-                help="Times to start again from the last checkpoint when a process is lost.",
+                help="Number of restarts from the last checkpoint after a process is lost.",
             ),
             click.option(
                 "--hang-timeout",
@@ -126,7 +127,8 @@ def cluster_options(command: F) -> F:
                 default=600,
                 show_default=True,
                 metavar="SECONDS",
-                help="After which a process that keeps the others waiting is named and the run ended.",
+                help="Time after which a process that keeps the others waiting is reported, and the run "
+                "stopped.",
             ),
         ]
     ):
@@ -135,10 +137,10 @@ def cluster_options(command: F) -> F:
 
 
 def cluster_of(options: dict[str, Any]) -> "Cluster":
-    """What these options ask for.
+    """Return the cluster that the options of `cluster_options` describe.
 
     Raises:
-        UsageError: hosts without a meeting place, or the other way round.
+        UsageError: --nodes above 1 without --rendezvous, or --rendezvous without --nodes.
     """
     from trainer.distributed.launch import Cluster
 
@@ -153,7 +155,7 @@ def saving_options(command: F) -> F:
                 "--checkpoint-steps",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Write last.pt every N updates too.",
+                help="Also write last.pt every N steps (weight updates).",
             ),
             click.option(
                 "--checkpoint-minutes",
@@ -161,7 +163,7 @@ def saving_options(command: F) -> F:
                 default=15,
                 show_default=True,
                 metavar="M",
-                help="Write last.pt every M minutes too; 0: at the end of epochs alone.",
+                help="Also write last.pt every M minutes; 0 writes it at the end of each epoch only.",
             ),
             click.option(
                 "--keep",
@@ -169,7 +171,7 @@ def saving_options(command: F) -> F:
                 default=2,
                 show_default=True,
                 metavar="N",
-                help="Checkpoints that stay, the newest; best.pt stays besides.",
+                help="Number of newest checkpoints to keep; best.pt is always kept.",
             ),
         ]
     ):
@@ -178,7 +180,7 @@ def saving_options(command: F) -> F:
 
 
 def saving_of(options: dict[str, Any]) -> "Saving":
-    """What these options ask for."""
+    """Return the checkpoint settings that the options of `saving_options` describe."""
     from trainer.training.options import Saving
 
     return Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"])
@@ -188,22 +190,24 @@ def debugging_options(command: F) -> F:
     """Add the options that `debugging_of` reads."""
     for option in reversed(
         [
-            click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after N updates."),
+            click.option(
+                "--steps", type=click.IntRange(1), metavar="N", help="Stop after N steps (weight updates)."
+            ),
             click.option(
                 "--synthetic",
                 is_flag=True,
-                help="Train on one batch of noise, to see what training takes without its data.",
+                help="Train on one batch of noise, to measure training without data loading.",
             ),
             click.option(
                 "--overfit-batch",
                 is_flag=True,
-                help="Train on the first batch alone: its loss must go to nothing.",
+                help="Train on the first batch only; a working setup brings its loss close to 0.",
             ),
             click.option(
                 "--profile",
                 type=click.Path(path_type=Path, dir_okay=False),
                 metavar="FILE",
-                help="Write a Chrome trace of a few updates.",
+                help="Write a Chrome trace of a few steps to FILE.",
             ),
         ]
     ):
@@ -212,10 +216,10 @@ def debugging_options(command: F) -> F:
 
 
 def debugging_of(options: dict[str, Any]) -> "Debugging":
-    """What these options ask for.
+    """Return the debugging settings that the options of `debugging_options` describe.
 
     Raises:
-        UsageError: two that exclude each other.
+        UsageError: --synthetic and --overfit-batch are both given.
     """
     from trainer.training.options import Debugging
 

@@ -1,4 +1,4 @@
-"""What an evaluation measured, as text."""
+"""Print the results of an evaluation."""
 
 import sys
 from collections.abc import Sequence
@@ -9,12 +9,19 @@ import click
 if TYPE_CHECKING:
     from trainer import ClassMetrics, Evaluation, LabelScore, LabelSet
 
+# All classes are printed up to _FEW of them, else only the _ENDS worst and the _ENDS best.
 _FEW = 20
 _ENDS = 10
 
 
 def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: Sequence["LabelSet"]) -> None:
-    """Print the figures of a whole split, and those by other labels."""
+    """Print the metrics of the split, and the accuracy by each other label set.
+
+    Args:
+        result: The evaluation.
+        scores: Accuracy by each other label set.
+        labels: The label sets, in the order of `scores`.
+    """
     from trainer.evaluation.results import name_of
 
     metrics = result.metrics
@@ -30,7 +37,7 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
     click.echo(f"calibration error {metrics.ece:.2%} (15 bins), mean −log probability {metrics.loss:.3f}")
     click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
     for score, found in zip(scores, labels, strict=True):
-        more = f"; {score.unlabeled:,} have none there" if score.unlabeled else ""
+        more = f"; {score.unlabeled:,} have no label there" if score.unlabeled else ""
         other = f"; {found.strangers:,} of its keys are not in the data" if found.strangers else ""
         click.echo(f"by the labels of {score.source}: {score.samples:,} images{more}{other}")
         _print_share("top-1", score.top1, score.top1_interval)
@@ -38,7 +45,7 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
 
 
 def print_classes(result: "Evaluation") -> None:
-    """Print classes, worst top-1 first: all of them, or the ends where they are many."""
+    """Print a table of classes, worst top-1 first; of more than 20 classes the ten worst and the ten best."""
     from rich.console import Console
     from rich.table import Table
 
@@ -51,7 +58,7 @@ def print_classes(result: "Evaluation") -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     for title, shown in parts.items():
         table = Table(title=title, title_justify="left")
-        for name in ("class", "images", "top-1", "top-5", "most often taken for"):
+        for name in ("class", "images", "top-1", "top-5", "most confused with"):
             table.add_column(name, justify="left" if name.startswith(("class", "most")) else "right")
         for info in shown:
             table.add_row(*_cells(info, result.per_class))
@@ -69,7 +76,7 @@ def _cells(info: "ClassMetrics", classes: Sequence["ClassMetrics"]) -> list[str]
 
 
 def _named(info: "ClassMetrics") -> str:
-    """A class's id, with the first of its names where they say more."""
+    """Return a class's id, followed by the first of its names where the name is not the id."""
     return info.id if info.name == info.id else f"{info.id} {info.name.split(',')[0]}"
 
 

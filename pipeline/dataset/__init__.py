@@ -1,1 +1,1 @@
-"""A prepared dataset on disk: manifest, shards, indexes, report."""
+"""The format of a prepared dataset: manifest, shards, indexes and report; reading a dataset."""

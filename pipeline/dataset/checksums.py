@@ -1,4 +1,4 @@
-"""Whether shards are still what was written: their checksums, and no more."""
+"""Check shards by their checksums alone, without decoding them."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +11,14 @@ from pipeline.storage.atomic import sha256_of
 
 
 def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
-    """Compare every shard's SHA-256 with the manifest's; `pipeline.verify` looks inside them too.
+    """Compare every shard's SHA-256 with the manifest's; `pipeline.verify` also checks the shards' contents.
 
     Args:
         dataset: an opened dataset.
-        progress: told (bytes read, bytes in all).
+        progress: called after each shard with (bytes read, bytes in all).
 
     Raises:
-        RunError: names the shards that differ, three at most, and how many there are.
+        RunError: some shards differ; names up to three of them and their number.
     """
     shards = [shard for split in dataset.manifest.splits.values() for shard in split]
     total, read = sum(shard.bytes for shard in shards), 0
@@ -38,6 +38,7 @@ def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | No
     if wrong:
         named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
         raise RunError(
-            f"{dataset.url}: {len(wrong)} of {len(shards)} shards are not what was written: {named}; "
-            f"`alexnet-prep verify {dataset.url}` says what differs; prepare them again or restore a copy"
+            f"{dataset.url}: {len(wrong)} of {len(shards)} shards do not match the manifest's checksums: "
+            f"{named}; `alexnet-prep verify {dataset.url}` says what differs; prepare the dataset again or "
+            "restore a copy"
         )

@@ -1,4 +1,4 @@
-"""A prepared dataset, opened for reading."""
+"""`Dataset`: a prepared dataset, opened for reading."""
 
 import hashlib
 import io
@@ -20,7 +20,11 @@ from pipeline.storage.open import open_store
 
 @dataclass(frozen=True)
 class Dataset:
-    """What `alexnet-prep shard` wrote, with its sizes checked.
+    """A dataset that `alexnet-prep shard` wrote; `Dataset.open` opens it.
+
+    Attributes:
+        url: path or URL of the dataset's folder.
+        manifest: content of its `manifest.json`.
 
     >>> data = Dataset.open("imagenet")            # doctest: +SKIP
     >>> data.samples("train"), len(data.classes)   # doctest: +SKIP
@@ -32,14 +36,15 @@ class Dataset:
 
     @classmethod
     def open(cls, root: str | Path) -> "Dataset":
-        """Read the manifest and compare every shard's size with it.
+        """Read a dataset's manifest and compare every shard's size with it.
 
         Args:
-            root: a folder here, or `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+            root: a local folder, or `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
 
         Raises:
-            UsageError: no dataset, an unfinished one, another format version, a missing or
-                truncated shard, or a bucket without credentials.
+            UsageError: there is no dataset, it is unfinished or of another format version, a shard is missing
+                or truncated, or credentials for the bucket are missing.
+            RunError: the bucket cannot be reached.
         """
         store = open_store(root)
         manifest = read_manifest(store)
@@ -48,32 +53,32 @@ class Dataset:
 
     @cached_property
     def store(self) -> Store:
-        """The folder or bucket that it lies in."""
+        """The store that holds the dataset."""
         return open_store(self.url)
 
     @property
     def root(self) -> Path:
-        """Its folder on this machine.
+        """Local folder of the dataset.
 
         Raises:
-            UsageError: it lies in a bucket.
+            UsageError: the dataset is in a bucket.
         """
         folder = self.store.local
         if folder is None:
             raise UsageError(
                 f"{self.url}: this needs the dataset on this machine; copy it here first (such as with "
-                "`aws s3 sync` or `gcloud storage rsync`), and name the copy"
+                "`aws s3 sync` or `gcloud storage rsync`) and give the path of the copy"
             )
         return folder
 
     @property
     def classes(self) -> list[str]:
-        """Class ids in label order."""
+        """Class ids in label order, such as WNIDs."""
         return [c.id for c in self.manifest.classes]
 
     @property
     def image(self) -> ImageFormat:
-        """How the images are stored."""
+        """Size, mode and JPEG quality of the stored images."""
         return self.manifest.image
 
     @property
@@ -82,11 +87,15 @@ class Dataset:
         return self.manifest.statistics
 
     def samples(self, split: str) -> int:
-        """Samples in a split."""
+        """Return the number of samples in a split.
+
+        Raises:
+            UsageError: the dataset has no such split.
+        """
         return sum(shard.samples for shard in self.shards(split))
 
     def shards(self, split: str) -> tuple[Shard, ...]:
-        """A split's shards in order.
+        """Return a split's shards in order.
 
         Raises:
             UsageError: the dataset has no such split.
@@ -99,18 +108,18 @@ class Dataset:
         return self.manifest.splits[split]
 
     def tars(self, split: str) -> list[Path]:
-        """Paths of a split's tars on this machine, in order."""
+        """Return the local paths of a split's tars, in order; raises UsageError as `root` and `shards` do."""
         return [self.root / shard.name for shard in self.shards(split)]
 
     def indexes(self, split: str) -> list[Path]:
-        """Paths of a split's DALI indexes on this machine, in order."""
+        """Return the local paths of a split's DALI indexes, in order; raises UsageError as `tars` does."""
         return [index_path(tar) for tar in self.tars(split)]
 
     def mean_image(self) -> NDArray[np.float32]:
-        """Mean training image, float32 (size, size, 3), RGB, 0..255.
+        """Read the mean training image, float32 (size, size, 3), RGB, 0..255.
 
         Raises:
-            UsageError: the images are of different shapes, so there is none, or the file is damaged.
+            UsageError: there is none because the images differ in shape, or the file is damaged.
         """
         if self.image.mode != "square":
             raise UsageError(
@@ -122,7 +131,7 @@ class Dataset:
         except (OSError, ValueError, EOFError) as error:
             raise UsageError(
                 f"{self.store.url_of(MEAN_IMAGE)}: unreadable ({error}); `alexnet-prep verify {self.url}` "
-                "checks the rest; prepare the dataset again"
+                "checks the other files; prepare the dataset again"
             ) from error
         return np.asarray(image, np.float32)
 
@@ -134,5 +143,5 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest, which holds every shard's checksum."""
+        """SHA-256 of the manifest in hexadecimal; covers the shards, whose checksums the manifest holds."""
         return hashlib.sha256(to_json(self.manifest)).hexdigest()

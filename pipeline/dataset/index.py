@@ -1,4 +1,4 @@
-"""DALI's index of a tar: where each sample's image and label lie."""
+"""DALI index of a tar: offset, size and name of each sample's image and label."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,25 +11,33 @@ INDEX_VERSION = "v1.2"
 
 
 def index_path(tar: Path) -> Path:
-    """Where a tar's DALI index lies: beside it, with the suffix .idx."""
+    """Return the path of a tar's DALI index: the same path with the suffix .idx."""
     return tar.with_suffix(".idx")
 
 
 def index_name(tar: str) -> str:
-    """The same of names below a dataset's root: `train/a.tar` → `train/a.idx`."""
+    """Return the name of a tar's DALI index below the dataset's root: `train/a.tar` → `train/a.idx`."""
     return PurePosixPath(tar).with_suffix(".idx").as_posix()
 
 
 def to_index(lines: Sequence[str]) -> bytes:
-    """A DALI index of samples' lines: pairs of `EXT OFFSET SIZE NAME`, where OFFSET is a tar block's."""
+    """Encode a DALI index (v1.2).
+
+    Args:
+        lines: one line per sample, a sequence of `EXT OFFSET SIZE NAME` for its members; OFFSET is that of
+            the member's data in the tar, in bytes.
+    """
     return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]).encode()
 
 
 def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
-    """Parse a DALI index: per sample, extension → (offset, size, member name).
+    """Read a DALI index.
+
+    Returns:
+        For each sample, extension → (offset in bytes, size in bytes, member name).
 
     Raises:
-        UsageError: not an index of version v1.2, or cut short.
+        UsageError: the file is missing, truncated, or not an index of version v1.2.
     """
     try:
         return _parse_index(path.read_text())
@@ -38,10 +46,10 @@ def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
 
 
 def keys_in(store: Store, shard: Shard) -> list[str]:
-    """The keys of a shard's samples in order, from its index, as the loader's batches name them.
+    """Read the keys of a shard's samples from its index, in order. They are the keys in the loader's batches.
 
     Raises:
-        UsageError: as `read_index`.
+        UsageError: the index is missing, truncated, or not of version v1.2.
     """
     name = index_name(shard.name)
     try:
@@ -51,15 +59,15 @@ def keys_in(store: Store, shard: Shard) -> list[str]:
         raise _incomplete(store.url_of(name), error) from error
 
 
-def _incomplete(place: str, error: Exception) -> UsageError:
+def _incomplete(url: str, error: Exception) -> UsageError:
     return UsageError(
-        f"{place}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
-        "names all such files; prepare the dataset again"
+        f"{url}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
+        "lists all such files; prepare the dataset again"
     )
 
 
 def label_in(data: bytes) -> int:
-    """The label that indexed bytes hold: the digits that end them, as the DALI graph reads them."""
+    """Parse the label in the bytes of an index's `cls` entry: their last digits, as the DALI graph does."""
     return int(data[len(data.rstrip(b"0123456789")) :])
 
 

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a prepared dataset is. Written last, so its presence means completeness."""
+"""`manifest.json`: the description of a dataset. It is written last: a dataset that has one is complete."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ MEAN_IMAGE = "mean_image.npy"
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """A class: its `id` (WNID or folder name), and a name to show."""
+    """A class: its `id` (WNID or folder name) and its `name` for display."""
 
     id: str
     name: str
@@ -27,7 +27,14 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished tar: its name below the dataset's root, samples, size in bytes and SHA-256."""
+    """A finished shard.
+
+    Attributes:
+        name: path of the tar relative to the dataset's root, with /.
+        samples: number of samples.
+        bytes: size of the tar in bytes.
+        sha256: SHA-256 of the tar in hexadecimal.
+    """
 
     name: str
     samples: int
@@ -37,14 +44,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How images are stored.
+    """Size and encoding of the stored images.
 
     Attributes:
         size: shorter side in pixels, as stored or, in mode "original", after loading.
-        mode: "square" (center square of `size`), "aspect" (shorter side `size`, nothing cut) or
+        mode: "square" (center square, `size` x `size`), "aspect" (shorter side `size`, nothing cropped) or
             "original" (any size; the loader scales the shorter side to `size`).
-        quality: JPEG quality, 1..100, or None where the images were encoded elsewhere.
-        subsampling: JPEG chroma subsampling, or None where it is not known.
+        quality: JPEG quality, 1..100, or None if another program encoded the images.
+        subsampling: JPEG chroma subsampling, or None if it is unknown.
     """
 
     size: int
@@ -54,12 +61,12 @@ class ImageFormat:
 
 
 ADOPTED = "adopted"
-"""The `SourceInfo.layout` of tars that another tool wrote and `alexnet-prep stats` only indexed."""
+"""`SourceInfo.layout` of tars that another tool wrote and `alexnet-prep stats` only indexed."""
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where the images came from: layout, or ADOPTED, and the fingerprint of what was listed."""
+    """Source of the images: its layout, or ADOPTED, and the fingerprint of its list of files."""
 
     layout: str
     fingerprint: str
@@ -67,20 +74,20 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared dataset; design and field units are in docs/formats.md.
+    """Content of `manifest.json`; docs/formats.md describes the format.
 
     Attributes:
-        format: version of this layout.
-        image: how images are stored.
-        classes: in label order.
-        label_width: digits of every .cls member; of an adopted dataset, of its largest label.
+        format: version of the format.
+        image: size and encoding of the images.
+        classes: classes in label order.
+        label_width: number of digits in every .cls member; of an adopted dataset, in its largest label.
         splits: split → shards in order.
-        statistics: of the training pixels.
-        seed: of the global shuffle and of a validation fraction.
-        source: what it was made of.
-        settings: the remaining options that the bytes depend on.
-        versions: of this tool, the libraries and the architecture that made it.
-        mean_image_sha256: checksum of `mean_image.npy`, or None where there is none.
+        statistics: RGB statistics of the training pixels.
+        seed: seed of the global shuffle and of the choice of validation images by `--val-fraction`.
+        source: source of the images.
+        settings: the other options that the shards' bytes depend on.
+        versions: versions of this package and of the libraries that wrote it, and the CPU architecture.
+        mean_image_sha256: SHA-256 of `mean_image.npy` in hexadecimal, or None if there is no mean image.
     """
 
     format: int
@@ -97,14 +104,14 @@ class Manifest:
 
     @property
     def adopted(self) -> bool:
-        """Whether the tars are another tool's: their labels are of any width, and may stand in JSON.
+        """Whether another tool wrote the tars. Their labels have any width and may be in JSON members.
 
-        The index's `cls` entries then end with a label's last digit and begin at the tar's block before.
+        An index's `cls` entry then starts at the tar block that holds the label and ends with its last digit.
         """
         return self.source.layout == ADOPTED
 
     def samples(self, split: str) -> int:
-        """Number of samples in a split, 0 where there is none."""
+        """Return the number of samples in a split, 0 if there is no such split."""
         return sum(shard.samples for shard in self.splits.get(split, ()))
 
 
@@ -114,10 +121,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(root: Store | Path | str) -> Manifest:
-    """Read and check the `manifest.json` of a dataset, here or in a bucket.
+    """Read and check the `manifest.json` of a dataset.
+
+    Args:
+        root: path, URL or opened store of the dataset.
 
     Raises:
-        UsageError: no dataset there, an unfinished one, another format version, or damaged JSON.
+        UsageError: there is no dataset, it is unfinished or of another format version, or the JSON is
+            damaged.
     """
     store = root if isinstance(root, Store) else open_store(root)
     if not store.is_file(FILE_NAME):

@@ -1,4 +1,4 @@
-"""`report.csv`: a row for each image that was skipped or repaired."""
+"""`report.csv`: one row per image that was skipped or repaired during preparation."""
 
 import csv
 import io
@@ -13,7 +13,13 @@ REPORT = "report.csv"
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of report.csv: which image was skipped or repaired, and why."""
+    """A row of report.csv.
+
+    Attributes:
+        path: path of the image in the source.
+        reason: why it was skipped or repaired, one line.
+        action: "skipped" or "repaired".
+    """
 
     path: str
     reason: str
@@ -21,15 +27,24 @@ class ReportRow:
 
 
 def read_report(out: str | Path | Store) -> list[dict[str, str]]:
-    """Rows of a dataset's `report.csv`: path, reason and action ("skipped" or "repaired")."""
+    """Read a dataset's `report.csv`.
+
+    Returns:
+        The rows, each with the keys path, reason and action ("skipped" or "repaired").
+
+    Raises:
+        FileNotFoundError: there is no report.
+    """
     text = open_store(out).read(ByteRange(REPORT)).decode()
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def report_csv(report_rows: list[ReportRow]) -> bytes:
-    """`report.csv` of these incidents, sorted by path."""
+    """Encode rows as the content of `report.csv`, sorted by path."""
     text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "reason", "action"))
-    rows.writerows((i.path, i.reason, i.action) for i in sorted(report_rows, key=lambda i: i.path))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "reason", "action"))
+    writer.writerows(
+        (row.path, row.reason, row.action) for row in sorted(report_rows, key=lambda row: row.path)
+    )
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Single images of a prepared dataset, read by their place or by their key."""
+"""Read single samples of a dataset by their position in a split or by their key."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,12 +12,12 @@ from pipeline.storage.base import ByteRange
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A sample as it lies in its shard.
+    """A sample as stored in its shard.
 
     Attributes:
-        key: its name there, without the suffix.
-        label: class number.
-        data: the file's bytes, a JPEG unless the tars are another tool's.
+        key: name of its members, without the suffix.
+        label: class index.
+        data: bytes of the image file; a JPEG, unless another tool wrote the tars.
     """
 
     key: str
@@ -25,25 +25,25 @@ class StoredImage:
     data: bytes
 
 
-def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[StoredImage]:
-    """Read samples by their places in a split: 0 is the first of its first shard.
+def read_stored(dataset: Dataset, split: str, positions: Sequence[int]) -> list[StoredImage]:
+    """Read samples by their positions in a split, as an in-order concatenation of its shards.
 
-    A loader with an `EvalView` yields a split in this order.
+    A loader with an `EvalView` yields the samples of a split in this order.
 
     Args:
         dataset: an opened dataset.
         split: "train", "val" or "test".
-        places: in any order, as often as wanted.
+        positions: positions in 0..samples-1, in any order; they may repeat.
 
     Returns:
-        Images in the order of `places`.
+        The samples, in the order of `positions`.
 
     Raises:
-        UsageError: no such split or place, a damaged index, or a shard that cannot be read.
+        UsageError: there is no such split or position, an index is damaged, or a shard cannot be read.
     """
     wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for number, place in enumerate(places):
-        tar, offset = _shard_of(dataset, split, place)
+    for number, position in enumerate(positions):
+        tar, offset = _shard_of(dataset, split, position)
         wanted[tar].append((offset, number))
     found: dict[int, StoredImage] = {}
     for tar, offsets in wanted.items():
@@ -51,7 +51,7 @@ def read_stored(dataset: Dataset, split: str, places: Sequence[int]) -> list[Sto
             index = read_index(path)
         for offset, number in sorted(offsets):
             found[number] = _read(dataset, tar, index[offset])
-    return [found[number] for number in range(len(places))]
+    return [found[number] for number in range(len(positions))]
 
 
 def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredImage:
@@ -62,26 +62,29 @@ def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -
     except OSError as error:
         raise UsageError(
             f"{dataset.store.url_of(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
-            f"{dataset.url}` checks the rest"
+            f"{dataset.url}` checks the other files"
         ) from error
     return StoredImage(name.removesuffix(".jpg"), label, data)
 
 
 def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
-    """Find the places of samples by their keys, for `read_stored`.
+    """Find the positions of samples by their keys, for `read_stored`.
+
+    Returns:
+        The positions, in the order of `keys`.
 
     Raises:
-        UsageError: no such split, or or a key that no sample has.
+        UsageError: there is no such split, or no sample has one of the keys.
     """
     wanted = set(keys)
-    places = {key: place for place, key in enumerate(_keys(dataset, split)) if key in wanted}
+    positions = {key: position for position, key in enumerate(_keys(dataset, split)) if key in wanted}
     for key in keys:
-        if key not in places:
+        if key not in positions:
             example = next(_keys(dataset, split), "")
             raise UsageError(
-                f"{dataset.url}: no image of {split} has the key {key!r}; its keys are such as {example!r}"
+                f"{dataset.url}: no image of {split} has the key {key!r}; its keys look like {example!r}"
             )
-    return [places[key] for key in keys]
+    return [positions[key] for key in keys]
 
 
 def _keys(dataset: Dataset, split: str) -> Iterator[str]:
@@ -89,14 +92,15 @@ def _keys(dataset: Dataset, split: str) -> Iterator[str]:
         yield from keys_in(dataset.store, shard)
 
 
-def _shard_of(dataset: Dataset, split: str, place: int) -> tuple[str, int]:
-    """The tar that a place lies in, and the place within it."""
-    if place >= 0:
-        offset = place
+def _shard_of(dataset: Dataset, split: str, position: int) -> tuple[str, int]:
+    """Return the tar that holds the sample at a position, and its position in that tar."""
+    if position >= 0:
+        offset = position
         for shard in dataset.shards(split):
             if offset < shard.samples:
                 return shard.name, offset
             offset -= shard.samples
     raise UsageError(
-        f"{dataset.url}: image {place} of {split} was asked for, but it holds {dataset.samples(split)}"
+        f"{dataset.url}: asked for image {position} of {split}, which has {dataset.samples(split)} images "
+        "(0 is the first)"
     )

@@ -1,1 +1,1 @@
-"""Where tasks run: in processes on this machine, or on a Ray cluster."""
+"""Executors run tasks: in processes on this machine, or on a Ray cluster."""

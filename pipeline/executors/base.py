@@ -1,7 +1,7 @@
-"""Where tasks run.
+"""`Executor`: the interface of what runs tasks.
 
-An engine maps a function over items and yields results as they come, in any order. Tasks write what they
-make durably themselves, so an engine that stops half-way loses nothing: the next run does the rest.
+An executor maps a function over items and yields results as they arrive, in any order. Tasks themselves write
+their results to disk, so an executor that stops halfway loses no finished task: the next run does the rest.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -10,26 +10,28 @@ from typing import Protocol, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OnProgress = Callable[[int], None]
-"""Called now and then with how many images the tasks of this run have handled."""
+"""Called now and then with the number of images that the tasks of this run have processed so far."""
 
 
 class Executor(Protocol):
-    """Runs tasks somewhere."""
+    """Runs tasks in other processes."""
 
     @property
     def reports_progress(self) -> bool:
-        """Whether `run` tells how far unfinished tasks are."""
+        """Whether `run` calls `on_progress` while tasks are unfinished."""
 
     def run(
         self, work: Callable[[Item], Result], items: Sequence[Item], on_progress: OnProgress | None = None
     ) -> Generator[Result, None, None]:
-        """Yield `work(item)` for each item as it finishes; closing the iterator cancels what has not begun.
+        """Yield `work(item)` for each item as it finishes; closing the generator cancels tasks not yet begun.
 
         Args:
-            work: a module's function, or a partial of one: it travels by name.
-            items: small values; each is a task.
-            on_progress: told how far the tasks are, where `reports_progress`.
+            work: a function at the top level of a module, or a `functools.partial` of one, as it is pickled
+                by name.
+            items: one small picklable value per task.
+            on_progress: called with the number of images processed so far, if `reports_progress`.
 
         Raises:
-            RunError: a worker died.
+            RunError: a worker process died.
+            Exception: whatever `work` raises.
         """

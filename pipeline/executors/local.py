@@ -1,4 +1,4 @@
-"""A pool of processes on this machine."""
+"""`LocalExecutor`: a pool of worker processes on this machine."""
 
 import multiprocessing
 import os
@@ -19,9 +19,12 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """A pool of new interpreters on this machine.
+    """Runs tasks in a pool of spawned processes.
 
-    A script that uses it needs `if __name__ == "__main__":`.
+    A script that uses it must be guarded by `if __name__ == "__main__":`, since each worker imports it.
+
+    Attributes:
+        workers: number of processes; no more are started than there are items.
     """
 
     workers: int = 1
@@ -55,12 +58,12 @@ class LocalExecutor:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-# Set in each worker process; shared with the parent, which shows it as progress.
+# Images processed by all workers; set in each worker process and read by the parent.
 _counter: "Synchronized[int] | None" = None
 
 
 def count_image() -> None:
-    """In a task: tell the engine that one more image has been handled."""
+    """Count one image as processed; to be called by tasks. Does nothing outside a worker process."""
     if _counter is not None:
         with _counter.get_lock():
             _counter.value += 1
@@ -69,13 +72,13 @@ def count_image() -> None:
 def _start_worker(counter: "Synchronized[int]") -> None:
     global _counter
     _counter = counter
-    # Ctrl-C reaches the whole group; the parent alone answers it.
+    # Ctrl-C reaches every process of the group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """End this worker when its parent is killed: it would wait for tasks for ever."""
+    """End this worker when its parent is killed, because it would wait for tasks forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,8 +1,8 @@
-"""Tasks on a Ray cluster, or on a local one that is started for the job.
+"""`RayExecutor`: tasks on a Ray cluster, or on a local Ray that is started for the job.
 
-Every node needs this package at the same versions, and the source and output under the same paths or URLs:
-a shared file system or a bucket. Ray runs a task again when its worker or node is lost; the tasks write
-whole files of the same bytes, so that a second try does no harm.
+Every node needs this package with its dependencies at the same versions, and the source and output at the
+same paths or URLs: a shared file system or a bucket. Ray runs a task again when its worker or node is lost.
+That does no harm, because tasks write files atomically and the same task writes the same bytes.
 """
 
 import logging
@@ -15,14 +15,19 @@ from typing import Any, ClassVar
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.base import Item, OnProgress, Result
 
-# An image that kills every worker that touches it must not do so for ever.
+# Limited, because an image may kill every worker that decodes it.
 _RETRIES = 5
-_PATIENCE = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds to connect
 
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Ray, at `address`, or started on this machine with `workers` processes where it is None."""
+    """Runs tasks on Ray.
+
+    Attributes:
+        address: address of a cluster, such as HOST:6379 or ray://HOST:10001; None starts Ray on this machine.
+        workers: number of processes of a Ray that is started here; ignored with `address`.
+    """
 
     address: str | None = None
     workers: int = 1
@@ -32,19 +37,19 @@ class RayExecutor:
         self,
         work: Callable[[Item], Result],
         items: Sequence[Item],
-        on_progress: OnProgress | None = None,  # finished tasks are all that is known
+        on_progress: OnProgress | None = None,  # never called: Ray only tells which tasks are finished
     ) -> Generator[Result, None, None]:
         """See `pipeline.executors.base.Executor.run`.
 
         Raises:
-            UsageError: Ray is not installed, or no cluster answers at the address.
-            RunError: a task's worker or node was lost again and again.
+            UsageError: Ray is not installed, or the cluster cannot be reached.
+            RunError: a task's worker or node was lost six times.
         """
         if not items:
             return
         ray = _connect(self.address, self.workers)
         try:
-            # Spread: a node more takes its share at once, and a node lost takes little with it.
+            # SPREAD: a node that joins gets tasks at once, and a lost node loses few.
             task = ray.remote(_call).options(max_retries=_RETRIES, scheduling_strategy="SPREAD")
             pending = [task.remote(work, item) for item in items]
             while pending:
@@ -59,38 +64,41 @@ def _call(work: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _connect(address: str | None, workers: int) -> Any:
-    # Usage reports to Ray's makers are off, and so is a warning about its own future defaults.
+    # Turn off Ray's usage reports, and its warning about a future default of this variable.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray needs Ray; pip install 'alexnet-toolkit[ray]'") from error
+        raise UsageError(
+            "running on Ray needs the package ray; pip install 'alexnet-toolkit[ray]'"
+        ) from error
     settings: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "address": "local"}
     try:
-        _knock(address)
+        _check_port(address)
         ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"no Ray cluster answers at {address or 'this machine'} ({reason}); start one with "
+            f"cannot connect to Ray at {address or 'this machine'} ({reason}); start a cluster with "
             "`ray start --head` and name it with --ray-address, or leave the option out"
         ) from error
     return ray
 
 
-def _knock(address: str | None) -> None:
-    """Ray itself would try for minutes to reach a port that nobody listens at.
+def _check_port(address: str | None) -> None:
+    """Connect once to the address's port, because Ray itself would retry for minutes.
 
     Raises:
-        OSError: nobody does.
+        OSError: the port cannot be reached.
     """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
 
 
 def _result(ray: Any, reference: Any) -> Any:
+    """Return a finished task's result, or raise its error as a ToolkitError where it is one."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

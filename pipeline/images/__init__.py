@@ -1,1 +1,1 @@
-"""Decoding, resizing and encoding images; statistics of their pixels; grids and plots of them."""
+"""Decode, resize and encode images; compute statistics of their pixels; arrange and plot them."""

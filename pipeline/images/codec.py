@@ -1,11 +1,11 @@
-"""From a source file's bytes to the RGB image that is stored, and back to JPEG.
+"""Decode a source file's bytes to RGB, resize, and encode as JPEG.
 
-JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature
-end, is an error, because a loader would later decode such a file to garbage without a word. Only stray
-bytes between the header's segments, which touch no pixel, are removed and reported. Everything
-else (PNG, GIF, WebP, BMP, TIFF, PPM, and CMYK JPEGs of a sampling that TurboJPEG has no name for, the one
-kind whose scan is not checked) goes through Pillow. Color profiles are ignored, as in every published
-pipeline, and so is EXIF orientation unless asked for.
+JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature end, is
+an error, because a loader would later decode such a file to garbage silently. Only stray bytes between the
+header's segments, which affect no pixel, are removed and reported as a repair. Pillow decodes everything
+else: PNG, GIF, WebP, BMP, TIFF, PPM, and CMYK JPEGs with a chroma subsampling that TurboJPEG has no name for,
+the one kind whose scan is not checked. Color profiles are ignored, as in every published pipeline; EXIF
+orientation is ignored unless `exif_rotate` is set.
 """
 
 import re
@@ -28,22 +28,22 @@ from pipeline.images.pillow import (
 
 __all__ = ["DecodeError", "Decoded", "Pixels", "decode", "encode", "resize_shorter", "resize_square"]
 
-# The longest side that libjpeg encodes.
+# Longest side that libjpeg encodes, pixels (its JPEG_MAX_DIMENSION).
 _LONGEST_SIDE = 65500
-# libjpeg's own progressive script has 10 scans. Each is a pass over the whole image (0.3 ms a megapixel),
-# but may hold a few bytes only, so that a file of 4 MB could keep a worker busy for an hour.
+# libjpeg's own progressive script has 10 scans. Decoding a scan passes over the whole image (0.3 ms per
+# megapixel), but a scan may consist of a few bytes, so a file of 4 MB could keep a worker busy for an hour.
 _MOST_SCANS = 100
 
 _START_OF_SCAN, _END = 0xDA, 0xD9
-# A marker that starts a segment: not stuffing, fill, TEM or a restart.
+# A marker that starts a segment: not byte stuffing, a fill byte, TEM or a restart marker.
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Sequential and progressive frames in Huffman coding: what every reader knows.
+# Sequential and progressive frames with Huffman coding, which every decoder supports.
 _COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 
-# One thread per worker, and none of Intel's primitives: they choose kernels by processor, and the same
-# image would differ by a gray level from host to host.
+# One thread per worker. Intel's IPP is off because it chooses kernels by CPU, and the same image would differ
+# by a gray level from machine to machine.
 cv2.setNumThreads(1)
 cv2.ipp.setUseIPP(False)
 
@@ -54,9 +54,9 @@ class Decoded:
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB, at full scale or at 1/2, 1/4 or 1/8 of it.
-        shape: (height, width) at full scale, from which `resize_shorter` takes the aspect ratio.
-        repair: what had to be converted, or ''.
-        jpeg: with `keep`, bytes that can be stored as they are; None where `pixels`, then at full scale,
+        shape: (height, width) at full scale, for the aspect ratio in `resize_shorter`.
+        repair: description of what was repaired or converted, or "".
+        jpeg: with `keep`, the bytes that can be stored as they are; None if `pixels`, then at full scale,
             must be encoded.
     """
 
@@ -74,45 +74,48 @@ def decode(
     exif_rotate: bool = False,
     keep: bool = False,
 ) -> Decoded:
-    """Decode a file's bytes completely and strictly to RGB.
+    """Decode a whole file to RGB, strictly: a warning of the decoder is an error.
 
     Args:
-        data: the file's bytes, of any format that the module's docstring lists.
-        max_megapixels: larger images are refused before memory is taken for them.
-        size: shorter side that the image will be scaled to; a JPEG more than twice as large is decoded
-            at 1/2, 1/4 or 1/8, the smallest that has no side below its target.
-        exif_rotate: turn and mirror the image as its EXIF orientation asks; damaged EXIF asks nothing.
-        keep: return the bytes of color JPEGs that need no change, to be stored untouched.
+        data: bytes of a file in any format that the module's docstring lists.
+        max_megapixels: limit; a larger image is refused before memory is allocated for it.
+        size: shorter side in pixels that the image will be scaled to, or None. A JPEG more than twice as
+            large is decoded at 1/2, 1/4 or 1/8, the smallest scale at which neither side is below its target.
+        exif_rotate: rotate and mirror the image by its EXIF orientation; damaged EXIF is ignored.
+        keep: also return the bytes of color JPEGs that need no change, to be stored as they are.
 
     Raises:
-        DecodeError: not an image, truncated, corrupt, or too large; with `keep`, also what has to be
-            encoded and is longer than a JPEG can be.
+        DecodeError: not an image, truncated, corrupt, or too large; with `keep`, also an image that must be
+            encoded and has a side over 65500 pixels.
     """
     if not data:
         raise DecodeError("empty file")
     if data[:2] == b"\xff\xd8":
-        found = _decode_mended(data, max_megapixels, size, exif_rotate, keep)
+        decoded = _decode_mended(data, max_megapixels, size, exif_rotate, keep)
     else:
-        found = _decode_other(data, max_megapixels, exif_rotate)
-    if keep and not found.jpeg and max(found.shape) > _LONGEST_SIDE:
-        raise DecodeError("{1}x{0} pixels are more than a JPEG can hold".format(*found.shape))
-    return found
+        decoded = _decode_other(data, max_megapixels, exif_rotate)
+    if keep and not decoded.jpeg and max(decoded.shape) > _LONGEST_SIDE:
+        raise DecodeError("{1}x{0} pixels are more than a JPEG can hold".format(*decoded.shape))
+    return decoded
 
 
 def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = None) -> Pixels:
     """Scale uint8 (H, W, 3) so that the shorter side is `size`, keeping the aspect ratio.
 
-    Area averaging when shrinking and cubic interpolation when growing, as the released source did.
+    Shrinks by area averaging and enlarges by cubic interpolation, as the paper's released source did.
 
     Args:
-        pixels: the image.
-        size: its future shorter side, pixels.
-        shape: (height, width) that the aspect ratio is taken from where `pixels` were decoded at a
-            smaller scale, which rounds: `Decoded.shape`.
+        pixels: uint8 (H, W, 3) image.
+        size: shorter side of the result, pixels.
+        shape: (height, width) to take the aspect ratio from, if not that of `pixels`: `Decoded.shape`, since
+            decoding at a smaller scale rounds the sides.
+
+    Returns:
+        uint8 (H', W', 3) with min(H', W') = `size`.
 
     Raises:
-        DecodeError: so narrow that the longer side would exceed what a JPEG can hold. Growing such a
-            image, a few hundred bytes as a file, could take gigabytes.
+        DecodeError: the image is so narrow that its longer side would exceed 65500 pixels, the most that a
+            JPEG can hold. Enlarging such an image, a file of a few hundred bytes, could need gigabytes.
     """
     height, width = pixels.shape[:2]
     rows, columns = _target(shape or (height, width), size)
@@ -122,19 +125,20 @@ def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = No
 def resize_square(pixels: Pixels, size: int) -> Pixels:
     """Scale the center square of uint8 (H, W, 3) to (size, size, 3).
 
-    It is cut out before it is scaled: what will not be kept need not be scaled, and both axes get the same
-    scale, which a longer side rounded to whole pixels would not have. Filters are those of `resize_shorter`.
+    The square is cropped before it is scaled. This saves work, and both axes get exactly the same scale,
+    which they would not if the longer side were rounded to whole pixels. The filters are those of
+    `resize_shorter`.
     """
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    # OpenCV reads rows that lie close together a quarter faster.
+    # OpenCV is a quarter faster on contiguous rows.
     square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     return square if side == size else _resize(square, size, size)
 
 
 def encode(pixels: Pixels, quality: int) -> bytes:
-    """Encode uint8 (H, W, 3) RGB as a baseline JPEG with 4:2:0 chroma, libjpeg's default."""
+    """Encode uint8 (H, W, 3) RGB as a baseline JPEG of quality 1..100, 4:2:0 chroma (libjpeg's default)."""
     data: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
@@ -154,15 +158,16 @@ def _decode_other(data: bytes, max_megapixels: float, exif_rotate: bool) -> Deco
 def _decode_mended(
     data: bytes, max_megapixels: float, size: int | None, exif_rotate: bool, keep: bool
 ) -> Decoded:
+    """Decode a JPEG; where that fails, clean its header and try once more."""
     try:
         return _decode_jpeg(data, max_megapixels, size, exif_rotate, keep)
     except DecodeError:
         clean = _clean_header(data)
         if clean == data:
             raise
-    found = _decode_jpeg(clean, max_megapixels, size, exif_rotate, keep)
-    repair = _joined("stray or odd bytes in the header removed", found.repair)
-    return Decoded(found.pixels, found.shape, repair, found.jpeg)
+    decoded = _decode_jpeg(clean, max_megapixels, size, exif_rotate, keep)
+    repair = _joined("stray or odd bytes in the header removed", decoded.repair)
+    return Decoded(decoded.pixels, decoded.shape, repair, decoded.jpeg)
 
 
 def _decode_jpeg(
@@ -170,7 +175,7 @@ def _decode_jpeg(
 ) -> Decoded:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
+    except (ValueError, KeyError) as error:  # KeyError: a subsampling that simplejpeg has no name for
         if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise DecodeError(str(error)) from error
         _frame(data)
@@ -181,7 +186,7 @@ def _decode_jpeg(
     change = _change(space, frame, keep)
     untouched = keep and not change and orientation == 1
     shape = height, width
-    # Asked for a smaller lossless JPEG, simplejpeg 1.9 writes beyond its memory.
+    # simplejpeg 1.9 writes out of bounds when it decodes a lossless JPEG at a smaller scale.
     if size is None or frame not in _COMMON_FRAMES or (keep and not untouched):
         scaled = shape
     else:
@@ -198,12 +203,12 @@ def _decode_jpeg(
         )
     except ValueError as error:
         raise DecodeError(str(error)) from error
-    found = _turned(_cmyk_to_rgb(pixels) if cmyk else pixels, shape, change, orientation)
-    return Decoded(found.pixels, found.shape, found.repair, data) if untouched else found
+    decoded = _turned(_cmyk_to_rgb(pixels) if cmyk else pixels, shape, change, orientation)
+    return Decoded(decoded.pixels, decoded.shape, decoded.repair, data) if untouched else decoded
 
 
 def _change(space: str, frame: int, keep: bool) -> str:
-    """What has to be converted of a JPEG, or ''. What is encoded anyhow needs no word about its coding."""
+    """Describe what must be converted in a JPEG, or "". Without `keep`, its coding does not matter."""
     if space in ("CMYK", "YCCK"):
         return "CMYK converted to RGB"
     if keep and space == "Gray":
@@ -214,6 +219,7 @@ def _change(space: str, frame: int, keep: bool) -> str:
 
 
 def _turned(pixels: Pixels, shape: tuple[int, int], repair: str, orientation: int) -> Decoded:
+    """Apply an EXIF orientation to the pixels and to the full-scale shape."""
     if orientation == 1:
         return Decoded(pixels, shape, repair)
     shape = (shape[1], shape[0]) if orientation >= 5 else shape
@@ -226,7 +232,7 @@ def _joined(*repairs: str) -> str:
 
 
 def _target(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """(rows, columns) of an image of (height, width) whose shorter side is scaled to `size`."""
+    """Return (rows, columns) of an image of (height, width) after its shorter side is scaled to `size`."""
     height, width = shape
     shorter = min(shape)
     rows, columns = max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
@@ -236,9 +242,9 @@ def _target(shape: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _scaled(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """(height, width) at the smallest of the scales 1/1, 1/2, 1/4, 1/8 that is no side below the target.
+    """Return (height, width) at the smallest scale of 1, 1/2, 1/4, 1/8 at which no side is below its target.
 
-    libjpeg knows more scales, but only these have fast transforms. It rounds up.
+    libjpeg has more scales, but only these have fast transforms. It rounds the sides up.
     """
     if min(shape) <= 2 * size:
         return shape
@@ -251,13 +257,13 @@ def _scaled(shape: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of a JPEG's segments up to the end mark, as libjpeg finds them.
+    """Yield (marker, start, end) of a JPEG's segments up to its end marker, as libjpeg finds them.
 
-    `end` excludes a scan's entropy-coded data, which holds no such marker.
+    `end` is an offset that excludes a scan's entropy-coded data, which contains no such marker.
     """
     at = 2
-    while found := _MARKER.search(data, at):
-        start = found.start()
+    while match := _MARKER.search(data, at):
+        start = match.start()
         if data[start + 1] == _END:
             return
         at = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
@@ -265,10 +271,10 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _frame(data: bytes) -> int:
-    """Return the marker of a JPEG's frame, which names its coding.
+    """Return the marker of a JPEG's frame header, which says how it is coded; 0 if it has none.
 
     Raises:
-        DecodeError: more scans than any encoder writes.
+        DecodeError: the JPEG has more than 100 scans.
     """
     frame, components, scans = 0, b"", 0
     for marker, start, _ in _segments(data):
@@ -277,16 +283,16 @@ def _frame(data: bytes) -> int:
         elif marker == _START_OF_SCAN:
             scans += 1
             if frame not in _PROGRESSIVE_FRAMES and data[start + 4 : start + 5] == components:
-                break  # a scan of every component is the last one that libjpeg decodes
+                break  # libjpeg decodes nothing after a scan of all components
     if scans > _MOST_SCANS:
         raise DecodeError(f"{scans} scans in a JPEG are more than {_MOST_SCANS}")
     return frame
 
 
 def _clean_header(data: bytes) -> bytes:
-    """Drop bytes between a JPEG's header segments, and name JFIF's revision 1.1 where it is another.
+    """Remove bytes between a JPEG's header segments, and set the JFIF version to 1.1 where it is another.
 
-    libjpeg warns of both, but neither touches a pixel: what follows the header is left as it is.
+    libjpeg warns of both, but neither affects a pixel. Everything from the first scan on is left as it is.
     """
     header = bytearray(data[:2])
     for marker, start, end in _segments(data):
@@ -300,9 +306,9 @@ def _clean_header(data: bytes) -> bytes:
 
 
 def _cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> Pixels:
-    """Multiply each ink's light by black's: uint8 (H, W, 4) → (H, W, 3).
+    """Convert inverted CMYK, uint8 (H, W, 4), to RGB (H, W, 3): multiply each channel by the black channel.
 
-    JPEGs store CMYK inverted, with Adobe's marker or without: so Pillow, OpenCV and browsers read them.
+    JPEGs store CMYK inverted, with Adobe's marker or without; Pillow, OpenCV and browsers read them so.
     """
     light = cmyk.astype(np.uint16)
     return ((light[:, :, :3] * light[:, :, 3:] + 127) // 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Small images put together into one, with captions."""
+"""Arrange small images in a grid, stack images, put captions above them, save PNGs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,22 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.storage.atomic import atomic_write
 
 PAPER = (255, 255, 255)
+"""Background color of figures, RGB."""
 INK = (40, 40, 40)
+"""Color of text and lines in figures, RGB."""
 
 
 def grid(images: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: int = 0) -> NDArray[np.uint8]:
-    """Lay equally large uint8 (h, w, 3) images out row by row on white.
+    """Arrange images of one size row by row on white.
+
+    Args:
+        images: uint8 (h, w, 3) images, at least one.
+        columns: images per row; no more than there are images are used.
+        gap: pixels between images.
+        margin: pixels around the grid.
 
     Returns:
-        uint8 (H, W, 3); the last row may be short.
+        uint8 (H, W, 3); the last row may hold fewer images.
     """
     height, width = images[0].shape[:2]
     columns = min(columns, len(images))
@@ -35,7 +43,11 @@ def grid(images: Sequence[NDArray[np.uint8]], columns: int, gap: int, margin: in
 
 
 def stacked(images: Sequence[NDArray[np.uint8]], gap: int) -> NDArray[np.uint8]:
-    """Put uint8 (h, w, 3) images of any size under each other on white, in the middle."""
+    """Stack uint8 (h, w, 3) images of any size on white, each centered, with `gap` pixels between them.
+
+    Returns:
+        uint8 (H, W, 3), as wide as the widest image.
+    """
     width = max(image.shape[1] for image in images)
     height = sum(image.shape[0] for image in images) + gap * (len(images) - 1)
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -48,7 +60,13 @@ def stacked(images: Sequence[NDArray[np.uint8]], gap: int) -> NDArray[np.uint8]:
 
 
 def titled(image: NDArray[np.uint8], lines: Sequence[str], size: int = 20) -> Image.Image:
-    """Put lines of text above an image; the canvas widens where a line is longer."""
+    """Draw lines of text above an image, on a canvas that is wide enough for the longest line.
+
+    Args:
+        image: uint8 (H, W, 3).
+        lines: lines of text, at least one.
+        size: font size in pixels.
+    """
     font = ImageFont.load_default(size)
     step, margin = round(size * 1.45), size
     longest = max(round(font.getlength(line)) for line in lines)
@@ -63,10 +81,10 @@ def titled(image: NDArray[np.uint8], lines: Sequence[str], size: int = 20) -> Im
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG atomically.
+    """Write an image to `path` as PNG, atomically.
 
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the file cannot be written.
     """
     with atomic_write(path) as file:
         image.save(file, format="PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""The colors of a dataset as a small image: how much they vary in which directions."""
+"""PCA plot of a dataset's colors: how much they vary, and along which directions in RGB space."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +12,24 @@ _LINE = 40
 _MARGIN = 14
 _STRIP = 56
 _ROW = 2 * _LINE + _STRIP
-# The blue of Okabe and Ito's palette, told apart with any color vision; only one color means something.
+# Blue of Okabe and Ito's palette, which is safe for color-blind readers.
 _BAR = (0, 114, 178)
-_SHARE_OF_BARS = 0.36
-# Of ImageNet, two deviations of the first direction just reach black and white.
+_SHARE_OF_BARS = 0.36  # of the width
+# In standard deviations. On ImageNet, two along the first direction just reach black and white.
 _REACH = 2.0
-_NARROWEST = 1300
+_NARROWEST = 1300  # pixels
 
 
 def draw_pca_plot(statistics: Statistics, width: int) -> NDArray[np.uint8]:
-    """Draw the scree of the three eigenvalues, and the colors along each direction.
+    """Draw the PCA plot of a dataset's pixels.
 
-    Left, a bar for each direction: its standard deviation in gray levels, and its share of the variance.
-    Right, the colors from the mean minus two deviations to the mean plus two, clipped to 0..255.
+    Left: a bar for each of the three principal directions, with its standard deviation in gray levels and its
+    share of the variance. Right: the colors along each direction, from the mean minus two standard deviations
+    to the mean plus two, clipped to 0..255.
 
     Args:
-        statistics: of a dataset.
-        width: in pixels; at least 1300 are taken, so that all the text has room.
+        statistics: RGB statistics of the dataset.
+        width: width in pixels; less than 1300 becomes 1300, so that the text fits.
 
     Returns:
         uint8 (H, max(width, 1300), 3).
@@ -43,7 +44,16 @@ def draw_pca_plot(statistics: Statistics, width: int) -> NDArray[np.uint8]:
 
 
 def colors_along(statistics: Statistics, direction: int, steps: int) -> NDArray[np.uint8]:
-    """Colors from the mean − 2 to the mean + 2 deviations along an eigenvector, uint8 (steps, 3)."""
+    """Return colors from two standard deviations below the mean to two above, along an eigenvector.
+
+    Args:
+        statistics: RGB statistics of a dataset.
+        direction: 0, 1 or 2; 0 is the direction of the largest variance.
+        steps: number of colors.
+
+    Returns:
+        uint8 (steps, 3), clipped to 0..255.
+    """
     reach = _REACH * statistics.deviations[direction]
     offsets = np.linspace(-reach, reach, steps)[:, None]
     colors: NDArray[np.float64] = np.asarray(statistics.mean) + offsets * statistics.eigenvectors[direction]
@@ -52,11 +62,11 @@ def colors_along(statistics: Statistics, direction: int, steps: int) -> NDArray[
 
 def _draw_bars(draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, right: int) -> None:
     font = ImageFont.load_default(_FONT)
-    draw.text((left, 0), "Scree: deviation, share of variance", INK, font)
+    draw.text((left, 0), "PCA: deviation, share of variance", INK, font)
     deviations = statistics.deviations
     total = max(sum(statistics.eigenvalues), 1e-12)
-    bottom = 3 * _ROW - _MARGIN  # the numbers stand below
-    highest = bottom - 3 * _LINE - _MARGIN  # title, deviation and share stand above
+    bottom = 3 * _ROW - _MARGIN  # leaves room for the numbers below
+    highest = bottom - 3 * _LINE - _MARGIN  # leaves room for title, deviation and share above
     step = (right - left) / 3
     for number, deviation in enumerate(deviations):
         center = left + (number + 0.5) * step

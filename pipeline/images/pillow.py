@@ -1,7 +1,7 @@
-"""Images that TurboJPEG does not read, through Pillow, and EXIF orientation for all of them.
+"""Decode with Pillow the images that TurboJPEG cannot read; apply EXIF orientation.
 
-The first frame of an animation counts. Of 16 bits a channel the upper eight are kept (those of a color PPM
-are rounded). Transparency is dropped, color profiles are ignored.
+Of an animation the first frame is decoded. Of 16 bits per channel the upper eight are kept (of a color PPM
+they are rounded). Transparency is dropped, and color profiles are ignored.
 """
 
 import io
@@ -19,13 +19,13 @@ Pixels = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Besides the critical chunks, whose names start with a capital: a transparent color, and the orientation.
+# Chunks to keep beside the critical ones, whose names start with a capital: transparent color, EXIF.
 _PNG_OPTIONAL = (b"tRNS", b"eXIf")
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-_ORIENTATION = 0x0112
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_ORIENTATION = 0x0112  # EXIF tag
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
-# EXIF 2.3, 4.6.4 A: what makes the stored image upright.
+# EXIF orientation → the transform that makes the stored image upright (EXIF 2.3, 4.6.4 A).
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -36,36 +36,38 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 
-# Pillow's own limit would overrule a larger `max_megapixels`; `refuse_bomb` stands in for it.
+# Pillow's own limit would override a larger `max_megapixels`; `refuse_bomb` replaces it.
 Image.MAX_IMAGE_PIXELS = None
 
-# It logs some of what it also raises, which would land on the terminal.
+# Pillow logs some of the errors that it also raises; without a handler they would appear on the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class DecodeError(Exception):
-    """The bytes are not an image that decodes completely; the message is the reason, in one line."""
+    """The bytes are not an image that decodes completely. The message is the reason, in one line."""
 
 
 def refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
-    """Raise DecodeError for an image that is larger than the limit."""
+    """Raise DecodeError if `width` x `height` pixels are more than `max_megapixels` (10^6 pixels)."""
     if width * height > max_megapixels * 1e6:
         raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
 
 
 def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) -> tuple[Pixels, str, int]:
-    """Decode a file's bytes completely.
+    """Decode a whole file to RGB.
 
     Args:
-        data: a PNG, GIF, WebP, BMP, TIFF, PPM, or a JPEG of four colors.
-        max_megapixels: larger images are refused before memory is taken for them.
-        exif_rotate: whether the orientation is wanted.
+        data: bytes of a PNG, GIF, WebP, BMP, TIFF, PPM, or CMYK JPEG.
+        max_megapixels: limit; a larger image is refused before memory is allocated for it.
+        exif_rotate: whether to return the EXIF orientation.
 
     Returns:
-        The pixels as stored, what was converted, and the EXIF orientation (1 where not wanted).
+        The pixels as stored (not rotated), what was converted (format and mode), and the EXIF orientation,
+        1..8 (1 without `exif_rotate`).
 
     Raises:
-        DecodeError: not an image, truncated, corrupt, too large, or without a defined white.
+        DecodeError: not an image, truncated, corrupt, too large, or of a pixel type without a defined white
+            level.
     """
     if data.startswith(_PNG_SIGNATURE):
         data = _plain_png(data)
@@ -83,7 +85,7 @@ def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) ->
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """EXIF orientation of a JPEG, 1..8, from its header alone; 1 where there is none or it is damaged."""
+    """Read a JPEG's EXIF orientation, 1..8, from its header; 1 if it has none or a damaged one."""
     try:
         with _reasons(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             return _take_orientation(image)
@@ -92,15 +94,16 @@ def jpeg_orientation(data: bytes) -> int:
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn or mirror (H, W, 3) as EXIF's `orientation`, 1..8, asks."""
+    """Rotate or mirror uint8 (H, W, 3) so that an image of EXIF `orientation` 1..8 is upright."""
     return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
 
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Turn whatever Pillow raises into a DecodeError of one line, and silence its warnings.
+    """Context manager: turn any error of Pillow into a DecodeError of one line, and silence its warnings.
 
-    Its plugins raise anything for damaged files, and warn of damaged metadata, which is not used.
+    Pillow's plugins raise all kinds of errors on damaged files, and warn of damaged metadata, which is not
+    used.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -114,25 +117,28 @@ def _reasons() -> Iterator[None]:
 
 
 def _take_orientation(image: Image.Image) -> int:
-    """Read the orientation and remove it, or Pillow would turn a TIFF when it loads it."""
+    """Read the EXIF orientation, 1..8, and remove it: otherwise Pillow would rotate a TIFF on loading."""
     try:
         orientation = image.getexif().pop(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF; its parser raises anything
+    except Exception:  # damaged EXIF, on which the parser raises all kinds of errors
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _refuse_tiles(image: Image.Image, max_megapixels: float) -> None:
-    """A TIFF's tile is decoded whole, however much of it lies outside the image."""
+    """Refuse a TIFF whose tiles exceed the limit: a tile is decoded whole, even beyond the image."""
     tags = getattr(image, "tag_v2", {})
     if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
         refuse_bomb(int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH]), max_megapixels)
 
 
 def _plain_png(data: bytes) -> bytes:
-    """Check every chunk's sum, and leave out those that touch no pixel.
+    """Check every chunk's CRC, and drop the chunks that affect no pixel.
 
-    Pillow checks the header alone, and would inflate texts and color profiles of any size.
+    Pillow checks the CRC of the header only, and would decompress texts and color profiles of any size.
+
+    Raises:
+        DecodeError: a CRC is wrong, or the file ends before its end chunk.
     """
     plain, at = bytearray(_PNG_SIGNATURE), len(_PNG_SIGNATURE)
     while at + 12 <= len(data):
@@ -151,7 +157,7 @@ def _plain_png(data: bytes) -> bytes:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from a WebP's first chunk: Pillow takes memory for the canvas on opening it."""
+    """Read (width, height) from a WebP's first chunk, since Pillow allocates the canvas on opening it."""
     kind = data[12:16]
     if kind == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
@@ -162,10 +168,17 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
+    """Convert a loaded image of any mode to uint8 (H, W, 3).
+
+    Raises:
+        DecodeError: signed, 32-bit or float pixels.
+    """
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if wide:  # 16-bit gray: Pillow's own conversion would clip it to white
-        gray = np.asarray(image.copy())  # the copy has a turned TIFF's real size
+        gray = np.asarray(image.copy())  # only the copy has the real size of a rotated TIFF
         return np.repeat((gray >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise DecodeError(f"{image.format} ({image.mode}): signed or 32-bit samples have no defined white")
+        raise DecodeError(
+            f"{image.format} ({image.mode}): signed or 32-bit pixels have no defined white level"
+        )
     return np.array(image.convert("RGB"), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""RGB statistics of the training pixels: mean, covariance and principal color directions."""
+"""RGB statistics of pixels: exact sums, mean, covariance, principal directions, and the mean image."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 
-# float32 holds integers exactly up to 2^24.
+# Most images whose sum a float32 holds exactly: it represents all integers up to 2^24.
 _MOST_IMAGES = 2**24 // 255
 
 
 class Moments:
-    """Running sums over pixels in 0..255.
+    """Exact integer sums over pixels in 0..255, which can be merged in any order.
 
     Attributes:
-        images: images added.
-        count: pixels added.
-        sums: int64 (3,), Σ of R, G and B.
-        products: int64 (3, 3), Σ of the outer products of each pixel with itself.
+        images: number of images added.
+        count: number of pixels added.
+        sums: int64 (3,), sums of R, G and B.
+        products: int64 (3, 3), sum of each pixel's outer product with itself.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Moments:
         self.sums = np.zeros(3, np.int64) if sums is None else sums
         self.products = np.zeros((3, 3), np.int64) if products is None else products
         self._image_sum = image_sum
-        # Half as large as what it is added to, so that it stays in the processor's cache between images.
+        # float32 is half the size of the int64 sum, so it stays in the CPU's cache between images.
         self._recent = None if image_sum is None else np.zeros(image_sum.shape, np.float32)
         self._recent_images = 0
 
     @classmethod
     def for_square(cls, size: int) -> "Moments":
-        """Moments that also keep the sum image, for images of (size, size, 3)."""
+        """Return empty moments that also sum whole images of (size, size, 3), for the mean image."""
         return cls(image_sum=np.zeros((size, size, 3), np.int64))
 
     @property
     def image_sum(self) -> Int64 | None:
-        """int64 (H, W, 3), Σ of the images, or None where their sizes differ."""
+        """Sum of the images, int64 (H, W, 3), or None if it is not kept, as for images of different sizes."""
         if self._image_sum is not None and self._recent is not None and self._recent_images:
             self._image_sum += self._recent.astype(np.int64)
             self._recent[:] = 0
@@ -57,22 +57,24 @@ class Moments:
         """Add one image, uint8 (H, W, 3).
 
         Raises:
-            ValueError: its size is not the sum image's.
+            ValueError: the image's shape differs from the sum image's.
         """
         if self._recent is not None:
             if pixels.shape != self._recent.shape:
-                raise ValueError(f"an image of shape {pixels.shape} among those of {self._recent.shape}")
+                raise ValueError(
+                    f"an image has shape {pixels.shape}, but the others have {self._recent.shape}"
+                )
             cv2.accumulate(pixels, self._recent)
             self._recent_images += 1
             if self._recent_images == _MOST_IMAGES:
                 _ = self.image_sum
         self.images += 1
         self.count += pixels.shape[0] * pixels.shape[1]
-        self.sums += np.array(cv2.sumElems(pixels)[:3], np.int64)  # sums integers in integers
+        self.sums += np.array(cv2.sumElems(pixels)[:3], np.int64)  # exact: OpenCV sums bytes in integers
         self.products += _products(pixels)
 
     def merge(self, other: "Moments") -> None:
-        """Add another worker's sums."""
+        """Add the sums of other moments, such as another worker's."""
         self.images += other.images
         self.count += other.count
         self.sums += other.sums
@@ -83,10 +85,10 @@ class Moments:
 
 
 def _products(pixels: NDArray[np.uint8]) -> Int64:
-    """Σ of c_i · c_j over the pixels, exactly.
+    """Return the exact sums of c_i · c_j over the pixels, int64 (3, 3).
 
-    Σab = (Σa² + Σb² − Σ(a − b)²) / 2, because OpenCV sums squares of bytes in integers, three times as fast
-    as NumPy multiplies anything.
+    Computed as Σab = (Σa² + Σb² − Σ(a − b)²) / 2, because OpenCV sums squares of bytes in integers, three
+    times as fast as NumPy computes the products.
     """
     channels = cv2.split(pixels)
     squares = [cv2.norm(channel, cv2.NORM_L2SQR) for channel in channels]
@@ -100,16 +102,16 @@ def _products(pixels: NDArray[np.uint8]) -> Int64:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the augmentation needs to know about the training pixels, in 0..255 units.
+    """RGB statistics of the training pixels, in units of 0..255.
 
     Attributes:
-        pixels: how many pixels were summed.
+        pixels: number of pixels.
         mean: (3,) mean of R, G, B.
         covariance: (3, 3) population covariance, squared gray levels.
-        eigenvalues: (3,) of the covariance, largest first.
-        eigenvectors: (3, 3); row i is the unit direction (R, G, B) of eigenvalue i, signed so that
-            its component of largest magnitude is positive.
-        measured_on: "source" for pixels before JPEG encoding, "decoded" for those read from shards.
+        eigenvalues: (3,) eigenvalues of the covariance, largest first.
+        eigenvectors: (3, 3); row i is the unit vector (R, G, B) of eigenvalue i, signed so that its component
+            of largest magnitude is positive.
+        measured_on: "source" for pixels before JPEG encoding, "decoded" for pixels decoded from the shards.
     """
 
     pixels: int
@@ -121,28 +123,32 @@ class Statistics:
 
     @property
     def deviations(self) -> NDArray[np.float64]:
-        """Standard deviation along each eigenvector, float64 (3,), in gray levels."""
+        """Standard deviation along each eigenvector in gray levels, float64 (3,)."""
         return np.sqrt(np.asarray(self.eigenvalues, np.float64))
 
 
 def statistics_of(moments: Moments, measured_on: str = "source") -> Statistics:
-    """Turn exact sums into statistics; the same sums give the same bits.
+    """Compute statistics from exact sums; equal sums give equal bits.
 
-    Means and covariances are single correctly rounded divisions of exact integers.
+    Each mean and covariance is one correctly rounded division of exact integers.
+
+    Args:
+        moments: sums over the pixels.
+        measured_on: "source" or "decoded"; see `Statistics`.
 
     Raises:
         ValueError: no pixel was added.
     """
     n = moments.count
     if n == 0:
-        raise ValueError("statistics of no pixels")
+        raise ValueError("no statistics: no pixel was added")
     sums = [int(s) for s in moments.sums]
     products = [[int(p) for p in row] for row in moments.products]
     covariance = [[(n * products[i][j] - sums[i] * sums[j]) / (n * n) for j in range(3)] for i in range(3)]
     values, vectors = np.linalg.eigh(np.array(covariance))
     rows = vectors.T[::-1]
     rows = rows * np.sign(rows[np.arange(3), np.abs(rows).argmax(axis=1)])[:, None]
-    clipped = np.maximum(values[::-1], 0.0)  # rounding can leave -1e-13 for gray-only data
+    clipped = np.maximum(values[::-1], 0.0)  # rounding can give -1e-13 for gray images
     return Statistics(
         pixels=n,
         mean=(sums[0] / n, sums[1] / n, sums[2] / n),
@@ -154,11 +160,11 @@ def statistics_of(moments: Moments, measured_on: str = "source") -> Statistics:
 
 
 def mean_image_of(moments: Moments) -> NDArray[np.float32]:
-    """Mean training image, float32 (H, W, 3), 0..255.
+    """Return the mean image, float32 (H, W, 3), 0..255.
 
     Raises:
-        ValueError: the moments keep no sum image or hold no image.
+        ValueError: the moments have no sum image, or no image was added.
     """
     if moments.image_sum is None or moments.images == 0:
-        raise ValueError("no mean image: images of different sizes, or none")
+        raise ValueError("no mean image: the images differ in size, or none was added")
     return (moments.image_sum / moments.images).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Batches for training and evaluation: what an epoch shows, in which order, from which files."""
+"""The data loader: order of an epoch, access to shard files, and decoded, augmented batches."""

@@ -1,4 +1,4 @@
-"""Batches of a prepared dataset, each sample exactly as often as it should be.
+"""The loader: an iterator over batches of a prepared dataset, for training or evaluation.
 
 Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 """
@@ -29,18 +29,18 @@ from pipeline.loader.state import Position
 from pipeline.loader.views import EvalView, TrainView, check_view
 from pipeline.seeds import derive_seed
 
-# A segment in use, the next one, and another loader's.
+# One segment in use, one prefetched, and one held by another loader (validation).
 _SEGMENTS_IN_CACHE = 3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step consumes.
+    """Images and labels of one step.
 
     Attributes:
-        images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops.
+        images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops, on the placement's device.
         labels: int64 (B,), on the CPU.
-        keys: the samples' keys, where asked for, else empty.
+        keys: Key of each sample if the loader was made with `keys=True`, else empty.
     """
 
     images: Tensor
@@ -49,19 +49,19 @@ class Batch:
 
 
 class Loader:
-    """An iterator over epochs of batches; close it, or leave its `with` block, to free DALI's memory.
+    """Iterate over the batches of an epoch. `close`, or leaving the `with` block, frees DALI's memory.
 
-    A `TrainView` gives training epochs: shuffled, each sample at most once, every batch full, and all
-    ranks equally many batches; only the remainder below a global batch is left out, another one in
-    every epoch. An `EvalView` gives each sample exactly once over all ranks, in order, with a smaller
-    last batch.
+    With a `TrainView`, an epoch is shuffled and shows each sample at most once; all batches are full, and
+    all ranks get the same number of batches. Fewer samples than a global batch are left out, different
+    ones in each epoch. With an `EvalView`, the ranks together show each sample exactly once, in order; the
+    last batch may be smaller.
 
     >>> with Loader(Dataset.open("imagenet"), "train", TrainView(), 128) as loader:  # doctest: +SKIP
     ...     for batch in loader:
     ...         step(batch.images, batch.labels)
 
-    An epoch is read in segments, each by a DALI pipeline of its own; the next is made ready while one
-    is used (`pipeline.loader.loader.order`).
+    An epoch is read in segments (`pipeline.loader.order`), each by its own DALI pipeline. The next
+    segment's pipeline is built while the current one is in use.
     """
 
     def __init__(
@@ -80,26 +80,30 @@ class Loader:
         access: ReadOptions | None = None,
         epochs: int | None = None,
     ) -> None:
-        """Check everything that can be checked; the first iteration builds the first pipeline.
+        """Check the arguments; the first iteration builds the first pipeline.
 
         Args:
-            dataset: an opened dataset.
+            dataset: The opened dataset.
             split: "train", "val" or "test".
-            view: what is made of each image.
-            batch_size: samples per batch of this process.
-            placement: which process this is; alone on the CPU by default.
-            seed: of order and augmentation. Ranks share the order of shards and differ in all else.
-            shuffle_buffer: samples among which the next of a training epoch is drawn; 1 keeps the
-                order within shards.
-            half: float16 images instead of float32.
-            channels_last: images are stored in torch's channels-last memory format.
-            keys: fill `Batch.keys`.
-            access: how shards are read; mapped where they are by default.
-            epochs: how many will be asked for: nothing is made ready beyond the last. None for no end.
+            view: Crops, flips and normalization of each image.
+            batch_size: Samples per batch of this process (local batch size), at least 1.
+            placement: Rank, world size and device of this process. The default is a single process on
+                the CPU.
+            seed: Seed of order and augmentation. All ranks share the order of shards; shuffling within
+                the buffer and augmentation differ from rank to rank.
+            shuffle_buffer: Number of samples from which the next sample of a training epoch is drawn, at
+                least 1; 1 keeps the order within shards. Evaluation ignores it.
+            half: Give float16 images instead of float32.
+            channels_last: Store images in torch's channels-last memory format.
+            keys: Fill `Batch.keys`.
+            access: How shards are read. By default they are memory-mapped, without a cache.
+            epochs: Number of epochs that will be read, so that nothing is prefetched after the last.
+                None if there is no known end.
 
         Raises:
-            UsageError: no such split, a crop larger than the images, for training fewer samples
-                than one global batch, a cache too small, a batch or buffer below one sample.
+            UsageError: The dataset has no such split or the split is empty; the crop is larger than the
+                images; a training split has fewer samples than one global batch; the cache is too small;
+                `batch_size` or `shuffle_buffer` is below 1; or DALI cannot read the dataset's bucket.
         """
         for name, value in {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer}.items():
             if value < 1:
@@ -128,38 +132,40 @@ class Loader:
         self._closed = False
 
     def __len__(self) -> int:
-        """Batches in an epoch of this rank."""
+        """Number of batches per epoch on this rank."""
         if self._training:
             return self.samples // (self.placement.world_size * self.batch_size)
         return math.ceil(sum(piece.samples for piece in self._share(0)) / self.batch_size)
 
     @property
     def epoch(self) -> int:
-        """The epoch, counted from 0, that is being given, or else that the next iteration gives."""
+        """Current epoch, counted from 0; between two iterations, the epoch that comes next."""
         return self._place.epoch
 
     @property
     def batch(self) -> int:
-        """Batches of that epoch given so far."""
+        """Number of batches of the current epoch yielded so far."""
         return self._place.batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration give this epoch from its start; any epoch can be entered."""
+        """Start the next iteration at the beginning of `epoch`, counted from 0. Any epoch can be entered."""
         self._close_segment()
         self._place = replace(self._place, epoch=epoch, batch=0, dali=b"")
         self._enter_at = None
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one epoch, or what is left of it after `load_state_dict`.
+        """Yield one epoch, or the rest of one after `load_state_dict`.
 
-        One that is abandoned halfway starts over at the next call.
+        An epoch that is abandoned halfway starts over at the next call.
 
         Raises:
-            RunError: a sample could not be read or decoded.
+            UsageError: The loader is closed.
+            RunError: A sample cannot be read or decoded, or its label is invalid; the message names it.
+            RuntimeError: Another iteration began, or the loader was closed, during this one.
         """
         if self._closed:
             raise UsageError("this loader is closed; make another")
-        self._close_segment()  # of an iteration that was not ended
+        self._close_segment()  # left open by an iteration that did not reach its end
         entry, self._enter_at = self._enter_at or replace(self._whole(self._place), batch=0, dali=b""), None
         self._place = entry
         before = 0
@@ -180,7 +186,7 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Free the pipelines' memory; the loader cannot be used afterwards."""
+        """Free the pipelines' memory and delete temporary files; the loader cannot be used afterwards."""
         self._closed = True
         self._shard_files.stop()
         self._ahead.close()
@@ -188,24 +194,27 @@ class Loader:
         self._shard_files.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data, after the last batch that was given: strings, numbers and dicts."""
+        """Return the position after the last batch yielded, as a dict of strings, numbers and dicts."""
         if self._enter_at is not None:
             return self._enter_at.to_state()
         place = self._place if self._segment is None else replace(self._place, dali=self._dali_state())
         return self._whole(place).to_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
-        """Let the next iteration go on where `state_dict` was taken, with the batch that followed.
+        """Resume at the batch that follows the one after which `state_dict` was called.
 
-        On another number of processes, or another device, an epoch that was begun cannot be gone on
-        with: the next one follows.
+        With another number of processes or another device, a partly read epoch cannot be continued: its
+        rest is skipped, and the next iteration starts the next epoch.
+
+        Args:
+            state: What `state_dict` returned, on this rank.
 
         Returns:
-            Samples, over all processes, that this leaves out: 0 where it goes on exactly.
+            Number of samples, over all processes, that are skipped; 0 if the loader resumes exactly.
 
         Raises:
-            UsageError: the state belongs to another dataset, split, view, seed, global batch, order or
-                version of DALI; says which.
+            UsageError: The state has another dataset, split, view, seed, global batch, order or version
+                of DALI (the message says which), belongs to another rank, or cannot be read.
         """
         self._place, left_out = self._place.entered_from(state)
         self._enter_at = self._place
@@ -213,7 +222,15 @@ class Loader:
         return left_out
 
     def _give(self, entry: Position, number: int, done: int, before: int, *, last: bool) -> Iterator[Batch]:
-        """Yield a segment's batches; `before` were given by those before it."""
+        """Yield the batches of segment `number`.
+
+        Args:
+            entry: Position at which the iteration began.
+            number: Number of the segment in the epoch.
+            done: Batches of this segment that were yielded before the iteration began.
+            before: Batches in the epoch's earlier segments.
+            last: Whether this is the epoch's last segment.
+        """
         place = Place(entry.epoch, number)
         ready = self._ahead.take(None if done else place)
         self._segment = segment = ready or self._build(place, entry.dali if done else b"", done)
@@ -226,13 +243,13 @@ class Loader:
             batches = iter(segment)
             while (outputs := self._next(batches, segment)) is not None:
                 if segment.all_begun:
-                    self._ahead.start()  # the present one is about to leave the cores idle
+                    self._ahead.start()  # the current pipeline has no more work for the cores
                 self._place = replace(entry, batch=before + segment.done, dali=b"")
                 yield outputs
                 if self._segment is not segment:
                     raise RuntimeError("another iteration of this loader has begun, or it was closed")
         finally:
-            # Else another iteration has taken over, or the interpreter is taking everything down.
+            # Otherwise another iteration owns the loader now, or the interpreter is shutting down.
             if self._segment is segment and not sys.is_finalizing():
                 self._place = replace(self._place, dali=self._dali_state())
                 self._segment = None
@@ -284,7 +301,7 @@ class Loader:
             if isinstance(error, RuntimeError):
                 raise RunError(
                     f"{self.dataset.url}: DALI cannot read {self.split}: {dali_message(error)}; "
-                    f"`alexnet-prep verify {self.dataset.url}` names what is wrong with it"
+                    f"`alexnet-prep verify {self.dataset.url}` lists what is damaged"
                 ) from error
             raise
 
@@ -294,7 +311,7 @@ class Loader:
             self._segment = None
 
     def _whole(self, place: Position) -> Position:
-        """The same place, but the start of the next epoch for the end of one."""
+        """Replace the end of an epoch by the start of the next; return other positions unchanged."""
         at_end = place.batch == len(self) > 0
         return replace(place, epoch=place.epoch + 1, batch=0, dali=b"") if at_end else place
 
@@ -337,7 +354,7 @@ class Loader:
 
 
 def _labels(digits: Tensor) -> Tensor:
-    """ASCII digits, uint8 (B, W), or numbers, int32 (B, 1) → int64 (B,); -1 for bytes that are no digits."""
+    """Convert ASCII digits, uint8 (B, W), or numbers, int32 (B, 1), to int64 (B,); -1 if not a number."""
     if digits.dtype != torch.uint8:
         return digits.flatten().to(torch.int64)
     values = digits.to(torch.int64) - ord("0")
@@ -346,6 +363,6 @@ def _labels(digits: Tensor) -> Tensor:
 
 
 def _key(row: Tensor) -> str:
-    """`…/train-000000.tar:26112:KEY.jpg`, zero padded, → KEY."""
+    """Extract KEY from DALI's zero-padded `…/train-000000.tar:26112:KEY.jpg`, uint8 (L,)."""
     text = bytes(row.cpu().numpy()).rstrip(b"\0").decode()
     return text.rsplit(":", 1)[1].removesuffix(".jpg")

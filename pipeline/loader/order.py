@@ -1,9 +1,9 @@
-"""Which samples an epoch shows, to whom and in which order: arithmetic, known before a byte is read.
+"""Order of an epoch: which samples each rank reads, in which order. Pure arithmetic; no file is read.
 
-    shards ─ permuted ─► one long line ─ begun anywhere ─► a share for each rank ─► segments
+    shards ─ permuted ─► one long line ─ started at a random sample ─► a share per rank ─► segments
 
-An epoch's order depends on the seed and the epoch alone, so a run can enter any epoch without having
-seen those before it, on any number of processes. A segment is what one DALI pipeline reads.
+An epoch's order depends on the seed and the epoch alone, so a run can enter any epoch without having read
+the earlier ones, on any number of processes. A segment is the part of a share that one DALI pipeline reads.
 """
 
 import math
@@ -15,12 +15,18 @@ from typing import NamedTuple
 from pipeline.seeds import derive_seed
 
 SEGMENT = 65_536
-"""Samples in a segment at most. DALI parses a segment's index before its first image, and keeps it: 65,536
-samples take 0.1 s and 55 MB, ImageNet's 1,281,167 take 1.6 s and 1.1 GB (measured on two cores)."""
+"""Largest number of samples in a segment. DALI parses a segment's index before its first image, and keeps it
+in memory: 65,536 samples take 0.1 s and 55 MB, ImageNet's 1,281,167 take 1.6 s and 1.1 GB (on two cores)."""
 
 
 class Piece(NamedTuple):
-    """Samples `first` to `last` - 1 of a shard, by its number in the split."""
+    """A range of samples in one shard.
+
+    Attributes:
+        shard: Number of the shard in the split.
+        first: First sample of the range, counted from 0 in the shard.
+        last: Sample after the last of the range.
+    """
 
     shard: int
     first: int
@@ -28,29 +34,28 @@ class Piece(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many they are."""
+        """Number of samples."""
         return self.last - self.first
 
 
 def training_share(
     sizes: Sequence[int], seed: int, epoch: int, rank: int, world_size: int, batch_size: int
 ) -> list[Piece]:
-    """What a rank sees in a training epoch: as many full batches as every other rank.
+    """Return the samples that a rank reads in a training epoch: the same number of full batches on each rank.
 
-    The split's shards are permuted, and the line of their samples is begun anywhere and runs round, so
-    that ranks see other samples, and other samples are left out, in every epoch. What is left out is
-    fewer than a global batch.
+    The split's shards are permuted. The line of their samples starts at a random sample and wraps around,
+    so that each epoch gives a rank other samples and leaves out other samples: fewer than a global batch.
 
     Args:
-        sizes: samples of each shard.
-        seed: of the order.
-        epoch: counted from 0.
-        rank: which process.
-        world_size: number of processes.
-        batch_size: samples of a batch of one process.
+        sizes: Number of samples in each shard.
+        seed: Seed of the order.
+        epoch: Number of the epoch, counted from 0.
+        rank: Rank of the process, 0..world_size - 1.
+        world_size: Number of processes.
+        batch_size: Samples per batch of one process.
 
     Returns:
-        Pieces in reading order, of `sum(sizes) // (world_size * batch_size)` batches together.
+        Pieces in reading order, together `sum(sizes) // (world_size * batch_size)` batches.
     """
     order = sorted(range(len(sizes)), key=lambda shard: (derive_seed(seed, "order", epoch, shard), shard))
     total = sum(sizes)
@@ -60,16 +65,30 @@ def training_share(
 
 
 def evaluation_share(sizes: Sequence[int], rank: int, world_size: int) -> list[Piece]:
-    """What a rank measures: an even part of the split, in order; every sample is in one rank's part."""
+    """Return the samples that a rank reads in an evaluation: an equal share of the split, in order.
+
+    Each sample is in exactly one rank's share; shares differ by one sample at most.
+
+    Args:
+        sizes: Number of samples in each shard.
+        rank: Rank of the process, 0..world_size - 1.
+        world_size: Number of processes.
+    """
     total = sum(sizes)
     start = total * rank // world_size
     return _cut(sizes, range(len(sizes)), start, total * (rank + 1) // world_size - start)
 
 
 def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> list[list[Piece]]:
-    """Divide a share into runs of whole batches of about equal length, `most` samples or fewer each.
+    """Divide a rank's share into segments of whole batches, of about equal length.
 
-    The last may end with a smaller batch. A batch larger than `most` is a segment of its own.
+    Args:
+        pieces: The share, in reading order.
+        batch_size: Samples per batch; the last segment may end with a smaller batch.
+        most: Largest number of samples in a segment. A batch larger than this is a segment of its own.
+
+    Returns:
+        The pieces of each segment, in reading order.
     """
     batches = math.ceil(sum(piece.samples for piece in pieces) / batch_size)
     if batches == 0:
@@ -91,12 +110,12 @@ def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> l
 
 
 def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
-    """Bytes of the shards that any `run` samples in a row lie in, at most, however shards are permuted.
+    """Return an upper bound on the size of the shards that `run` consecutive samples touch, in any order.
 
     Args:
-        samples: of each shard.
-        sizes: bytes of each shard.
-        run: samples in a row.
+        samples: Number of samples in each shard.
+        sizes: Size of each shard in bytes.
+        run: Number of consecutive samples.
     """
     densest = sorted(range(len(sizes)), key=lambda k: sizes[k] / max(samples[k], 1), reverse=True)
     total, picked = 0, 0
@@ -104,11 +123,11 @@ def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
         if picked >= run:
             break
         total, picked = total + sizes[shard], picked + samples[shard]
-    return min(total + 2 * max(sizes, default=0), sum(sizes))  # and at each end one of which it is a part
+    return min(total + 2 * max(sizes, default=0), sum(sizes))  # plus a partly read shard at each end
 
 
 def _cut(sizes: Sequence[int], order: Sequence[int], start: int, count: int) -> list[Piece]:
-    """`count` samples from number `start` on of the shards in `order`, running round at the end."""
+    """Return `count` samples of the shards in `order`, from sample `start` on, wrapping around at the end."""
     ends = list(accumulate(sizes[shard] for shard in order))
     pieces = []
     while count > 0:

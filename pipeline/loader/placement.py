@@ -1,4 +1,4 @@
-"""Which process of how many a loader serves, and where its images are decoded and augmented."""
+"""Placement of a loader: its process's rank, and the device that decodes and augments images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,10 +7,10 @@ from pipeline.errors import UsageError
 from pipeline.host import usable_cores
 
 Device = Literal["cpu", "hybrid", "gpu"]
-"""Where the graph runs: all on the CPU; decoding there and augmentation on the GPU; all on the GPU."""
+"""Device that decodes and augments: the CPU, the GPU, or "hybrid": the CPU decodes and the GPU augments."""
 
-# A core decodes the crop of some 2,400 stored images a second (docs/benchmarks.md): with this many the CPU
-# decodes faster than AlexNet learns on any GPU that has no JPEG engine to do it.
+# A core decodes the crops of some 2,400 stored images per second (docs/benchmarks.md). With this many cores
+# the CPU decodes faster than AlexNet trains on any GPU that has no JPEG engine.
 _CORES_TO_DECODE = 8
 # GPUs with a JPEG engine, by compute capability: A100, H100 and H200, Blackwell's data-center cards.
 _JPEG_ENGINE = frozenset([(8, 0), (9, 0), (10, 0), (10, 3)])
@@ -18,17 +18,20 @@ _JPEG_ENGINE = frozenset([(8, 0), (9, 0), (10, 0), (10, 3)])
 
 @dataclass(frozen=True)
 class Placement:
-    """Which process of how many this is, and where its batches are made.
+    """Rank of a loader's process, and the device and threads that make its batches.
 
     Attributes:
-        rank: global rank, 0..world - 1.
-        world: number of processes.
-        device: "cpu", or "hybrid" or "gpu" for batches on CUDA device `local_rank`.
-        local_rank: index of the process on its host.
-        threads: DALI's CPU threads, or None for this host's cores shared among `local_world_size`.
-        local_world: processes on this host.
-        hw_decoder_load: share of images that a GPU's JPEG engine decodes, where it has one; the rest is
-            decoded by CUDA. DALI's default.
+        rank: Global rank of the process, 0..world_size - 1.
+        world_size: Number of processes.
+        device: "cpu" for batches in host memory; "hybrid" or "gpu" for batches on CUDA device `local_rank`.
+        local_rank: Rank of the process on its host.
+        threads: Number of DALI's CPU threads, or None for an equal share of the host's cores.
+        local_world_size: Number of processes on this host.
+        hw_decoder_load: Fraction of images, 0..1, that the GPU's JPEG engine decodes if it has one; CUDA
+            decodes the rest. 0.65 is DALI's default.
+
+    Raises:
+        UsageError: `rank` is not within 0..world_size - 1.
     """
 
     rank: int = 0
@@ -47,21 +50,21 @@ class Placement:
 
     @property
     def thread_count(self) -> int:
-        """DALI's CPU threads in this process."""
+        """Number of DALI's CPU threads in this process."""
         return self.threads or max(1, usable_cores() // self.local_world_size)
 
     @property
     def device_id(self) -> int | None:
-        """The CUDA device that batches are on, None for the CPU."""
+        """Index of the CUDA device that holds the batches, None for the CPU."""
         return None if self.device == "cpu" else self.local_rank
 
 
 def choose_device(cores: int, capability: tuple[int, int] | None) -> Device:
-    """Where images are best decoded and augmented.
+    """Choose the fastest device for decoding and augmentation.
 
     Args:
-        cores: of the CPU, for one process.
-        capability: the GPU's compute capability, or None where batches go to the CPU.
+        cores: CPU cores that one process has.
+        capability: Compute capability of the GPU, (major, minor), or None if the model is on the CPU.
     """
     if capability is None:
         return "cpu"

@@ -1,15 +1,16 @@
-"""Shards kept on a local disk while they are needed, and as long as there is room.
+"""A cache of shards on a local disk, which deletes the least recently used shards when it is full.
 
     CACHE/
       .lock                                   held while room is made
-      3f2a…/train/train-000000.tar            a whole shard, its checksum compared with the manifest's
-      3f2a…/train/train-000000.tar.lock       held by those who use it, together, or who delete it, alone
-      3f2a…/train/train-000000.tar.fetch      held by the one who fetches it
-      3f2a…/train/train-000000.tar.partial    being fetched, with room kept for it by a .reserved beside it
+      3f2a…/train/train-000000.tar            a complete shard whose checksum matched the manifest's
+      3f2a…/train/train-000000.tar.lock       locked shared by users of the shard, exclusively to delete it
+      3f2a…/train/train-000000.tar.fetch      locked by the process that fetches the shard
+      3f2a…/train/train-000000.tar.partial    a shard that is being fetched
+      3f2a…/train/train-000000.tar.reserved   an empty file of the shard's size, which reserves its room
 
-Processes of a host share one folder, jobs of different data sets too. The kernel drops a lock when its
-process ends, however it ends, so nothing stays in use by the dead. A copy that has rotted is replaced under
-those who use it: what they have open or mapped stays theirs.
+All processes of a host can share one folder, also jobs with different datasets. The kernel releases a lock
+when its process ends, even if it is killed, so no shard stays in use by a dead process. A damaged copy is
+replaced by a new file; processes that have the old file open or mapped keep reading the old one.
 """
 
 import fcntl
@@ -31,22 +32,22 @@ from pipeline.storage.base import Store
 _TRIES = 3
 _STREAMS = 4
 _PARTIAL = ".partial"
-# An empty file as long as the shard that is being fetched: what copies a shard begins with an empty file.
+# A sparse file of the shard's size: the partial copy itself starts empty, so its size reserves nothing.
 _RESERVED = ".reserved"
-# As long as another loader may need for a segment, which it then lets go.
+# Longest time that another loader may need for a segment, whose shards it then releases.
 _WAIT_SECONDS = 900.0
 _POLL_SECONDS = 0.05
 
 
 @dataclass
 class Cache:
-    """Local copies of a dataset's shards.
+    """A cache of one dataset's shards.
 
     Attributes:
-        folder: where, shared by all who name it.
-        limit: bytes that it may hold, or None for as many as come.
-        store: where the dataset lies.
-        name: of the dataset's folder below `folder`: its fingerprint.
+        folder: Folder of the cache, which other processes and datasets may share.
+        limit: Most bytes that the folder may hold, or None for no limit.
+        store: Store that holds the dataset.
+        name: Fingerprint of the dataset, whose first 16 characters name its folder below `folder`.
     """
 
     folder: Path
@@ -57,10 +58,17 @@ class Cache:
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def lease(self, shards: Sequence[Shard]) -> "Lease":
-        """Fetch what is missing, check what this process has not checked yet, and keep all of it.
+        """Fetch missing shards, check those that this process has not checked yet, and keep all of them.
+
+        Args:
+            shards: Shards that the caller needs at the same time.
+
+        Returns:
+            A lease; the shards stay in the cache until it is released.
 
         Raises:
-            RunError: the dataset cannot be read, a shard is not what the manifest says, no room.
+            RunError: A shard cannot be read or differs from the manifest's checksum, the cache cannot be
+                written, has had no room for 15 minutes, or was stopped.
         """
         with ThreadPoolExecutor(_STREAMS) as streams:
             futures = [streams.submit(self._hold, shard) for shard in shards]
@@ -71,11 +79,11 @@ class Cache:
                 if future.exception() is None:
                     stack.enter_context(future.result())
             for future in begun:
-                future.result()  # the first error, with the other shards let go
+                future.result()  # raises the first error, after the other shards were released
             return Lease([str(self._path(shard)) for shard in shards], stack.pop_all())
 
     def stop(self) -> None:
-        """Let those who wait or are about to fetch give up: what is fetched would not be used."""
+        """Make `lease` raise, also in running calls, instead of waiting or starting another fetch."""
         self._stopped.set()
 
     def _refuse_stopped(self) -> None:
@@ -86,23 +94,23 @@ class Cache:
         return self.folder / self.name[:16] / shard.name
 
     def _hold(self, shard: Shard) -> IO[bytes]:
-        """The shard's lock, held together with other users, with the shard in place."""
+        """Return the shard's lock, held shared, once the shard is in the cache."""
         self._refuse_stopped()
         path = self._path(shard)
         make_folder(path.parent)
         with ExitStack() as stack:
             try:
                 lock = stack.enter_context(_lock_file(path).open("ab"))
-                fcntl.flock(lock, fcntl.LOCK_SH)  # from here on nobody deletes it
+                fcntl.flock(lock, fcntl.LOCK_SH)  # from here on no process deletes the shard
                 if not self._is_good(path, shard):
                     with self._as_only_fetcher(path):
                         if not self._is_good(path, shard):
                             self._fetch(path, shard)
-                os.utime(_lock_file(path))  # the least recently used go first
+                os.utime(_lock_file(path))  # the time of the last use
             except OSError as error:
                 raise RunError(
-                    f"{error.filename or path}: {error.strerror or error}, so that {path.name} cannot be "
-                    f"kept in --cache {self.folder}; check that folder, or choose another"
+                    f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
+                    f"--cache {self.folder}: check that folder, or choose another"
                 ) from error
             stack.pop_all()
             return lock
@@ -116,7 +124,7 @@ class Cache:
             yield
 
     def _is_good(self, path: Path, shard: Shard) -> bool:
-        """Whether the shard is there; one that this process sees for the first time is read."""
+        """Whether the shard is in the cache and undamaged; each process compares its checksum once."""
         try:
             changed = path.stat().st_mtime_ns
         except FileNotFoundError:
@@ -128,12 +136,12 @@ class Cache:
         return True
 
     def _fetch(self, path: Path, shard: Shard) -> None:
-        """Bring the shard here, in the place of what is there."""
+        """Fetch the shard, and replace any copy that is already there."""
         here = path.stat().st_size if path.exists() else 0
         partial, reserved = (path.with_name(path.name + suffix) for suffix in (_PARTIAL, _RESERVED))
         try:
             for _ in range(_TRIES):
-                _remove_both(partial, reserved)  # of an earlier try, or of a process that was killed
+                _remove_both(partial, reserved)  # left by an earlier try, or by a process that was killed
                 self._reserve(reserved, max(shard.bytes - here, 0))
                 self.store.copy_to(shard.name, partial)
                 if sha256_of(partial) == shard.sha256:
@@ -144,18 +152,18 @@ class Cache:
                     return
         except OSError as error:
             raise RunError(
-                f"cannot bring {self.store.url_of(shard.name)} to {path}: {error.strerror or error}; check "
-                "both places, or choose another --cache"
+                f"cannot copy {self.store.url_of(shard.name)} to {path}: {error.strerror or error}; check "
+                "the dataset and the cache, or choose another --cache"
             ) from error
         finally:
             _remove_both(partial, reserved)
         raise RunError(
-            f"{self.store.url_of(shard.name)}: its SHA-256 is not the manifest's, {_TRIES} times over; "
-            f"`alexnet-prep verify {self.store}` names all such shards"
+            f"{self.store.url_of(shard.name)}: fetched {_TRIES} times, and its SHA-256 is never the "
+            f"manifest's; `alexnet-prep verify {self.store}` lists all such shards"
         )
 
     def _reserve(self, reserved: Path, size: int) -> None:
-        """Make an empty file of `size` bytes once there is room for it."""
+        """Wait until there is room for `size` bytes, then reserve them by a sparse file of that size."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             self._refuse_stopped()
@@ -166,18 +174,22 @@ class Cache:
                     return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.folder}: no room for {reserved.name.removesuffix(_RESERVED)}, everything in it "
-                    f"is in use and --cache-limit is {self.limit:,} bytes; raise it, or give this job a "
-                    "--cache of its own"
+                    f"{self.folder}: no room for {reserved.name.removesuffix(_RESERVED)}: all shards in the "
+                    f"cache are in use, and --cache-limit is {self.limit:,} bytes; raise it, or give this "
+                    "job a --cache of its own"
                 )
             time.sleep(_POLL_SECONDS)
 
     def _make_room(self, allowed: int) -> bool:
-        """Delete the least recently used shards until `allowed` bytes are left, or nothing is free."""
+        """Delete the least recently used shards that no process uses, until at most `allowed` bytes are left.
+
+        Returns:
+            Whether that was reached.
+        """
         sizes = {}
         for path in self.folder.rglob("*"):
             if path.suffix.lower() in (".tar", _RESERVED):
-                with suppress(FileNotFoundError):  # just fetched, under its own name now
+                with suppress(FileNotFoundError):  # another process renamed or deleted it
                     sizes[path] = path.stat().st_size
         total = sum(sizes.values())
         for path in sorted(sizes, key=_last_use):
@@ -194,13 +206,17 @@ class Cache:
 
 @dataclass
 class Lease:
-    """Shards that stay in the cache until `release`: their paths, in the order asked for."""
+    """Keeps shards in the cache until `release`.
+
+    Attributes:
+        paths: Local path of each shard, in the order of `Cache.lease`'s argument.
+    """
 
     paths: list[str]
     _locks: ExitStack
 
     def release(self) -> None:
-        """Let the cache delete them."""
+        """Allow the cache to delete the shards."""
         self._locks.close()
 
 

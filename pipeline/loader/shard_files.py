@@ -1,4 +1,4 @@
-"""How DALI gets at a dataset's shards: mapped, read, straight from a bucket, or from a local cache."""
+"""Open a split's shards for DALI: memory-mapped, read, streamed from a bucket, or from a local cache."""
 
 import itertools
 import shutil
@@ -17,7 +17,7 @@ from pipeline.loader.order import Piece, most_bytes
 from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import ByteRange
 
-# Protocols that DALI's reader opens itself.
+# URL schemes that DALI's reader opens itself.
 _DALI_READS = ("s3://", "gs://")
 
 
@@ -26,11 +26,11 @@ class ReadOptions:
     """How shards are read.
 
     Attributes:
-        mmap: map tars into memory; off for network file systems, where a mapped page that cannot be
-            fetched kills the process.
-        cache: folder on a local disk to which shards are brought before they are read, in the order of
-            the epoch; None reads them where they are.
-        cache_limit: bytes that the folder may hold, None for as many as come.
+        mmap: Map tars into memory. Turn it off for network file systems, where a mapped page that cannot
+            be read kills the process.
+        cache: Folder on a local disk. Shards are copied there before they are read, in the order of the
+            epoch. None reads them from the dataset's folder or bucket.
+        cache_limit: Most bytes that the folder may hold, None for no limit.
     """
 
     mmap: bool = True
@@ -40,14 +40,14 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class OpenShards:
-    """Tars and indexes of a segment, in place until `release`.
+    """Tar and index files of one segment; they stay readable until `release`.
 
     Attributes:
-        tars, indexes: paths of a pair for each piece, in order.
-        names: the tars' names in the dataset.
-        samples: in all of them.
-        mmap: whether DALI shall map the tars.
-        release: to be called once.
+        tars, indexes: Path or URL of the tar and path of the index of each piece, in reading order.
+        names: Name of each tar in the dataset (`train/train-000000.tar`).
+        samples: Number of samples in all pieces.
+        mmap: Whether DALI maps the tars into memory.
+        release: Gives the files up: ends the cache's lease and deletes temporary indexes. Call it once.
     """
 
     tars: list[str]
@@ -59,17 +59,25 @@ class OpenShards:
 
 
 class ShardFiles:
-    """Hands out a split's pieces, as files that DALI opens."""
+    """Opens pieces of a split as tar and index files that DALI reads."""
 
     def __init__(self, dataset: Dataset, split: str, access: ReadOptions) -> None:
-        """Look at nothing yet.
+        """Check the options; no file is opened yet.
+
+        Args:
+            dataset: The opened dataset.
+            split: "train", "val" or "test".
+            access: How shards are read.
 
         Raises:
-            UsageError: a bucket that DALI cannot read, or `mmap` off for one, and no cache.
+            UsageError: There is no cache, and the dataset is in a bucket that DALI cannot read, or is in
+                one that it can read and `mmap` is off.
         """
         self._store, self._shards = dataset.store, dataset.shards(split)
         self._split = split
-        self._everything = sum(shard.bytes for shards in dataset.manifest.splits.values() for shard in shards)
+        self._dataset_bytes = sum(
+            shard.bytes for shards in dataset.manifest.splits.values() for shard in shards
+        )
         self._mmap = access.mmap
         self._cache = None
         if access.cache is not None:
@@ -80,57 +88,61 @@ class ShardFiles:
                 "this host"
             )
         elif dataset.store.local is None and not access.mmap:
-            raise UsageError(f"{dataset.url}: nothing of a bucket is mapped into memory; leave --no-mmap out")
+            raise UsageError(f"{dataset.url}: a bucket's shards are never memory-mapped; leave --no-mmap out")
         self._numbers = itertools.count()
         self._remove_folder: Callable[[], object] = lambda: None
-        # A tar that two pieces share is next to itself, or opens and ends the epoch.
+        # Two pieces of one tar are adjacent in reading order, or the first and the last of an epoch.
         self._index = lru_cache(maxsize=4)(self._read_index)
 
     def acquire(self, pieces: Sequence[Piece]) -> OpenShards:
-        """Bring a segment's tars and indexes in place.
+        """Open a segment's tars and indexes, fetching its shards into the cache if there is one.
+
+        Args:
+            pieces: The segment's pieces, in reading order.
 
         Raises:
-            UsageError: an index that does not hold what the manifest says.
-            RunError: a shard cannot be fetched, or is not what the manifest says.
+            UsageError: An index cannot be read, or lists another number of samples than the manifest.
+            RunError: A shard cannot be fetched or its checksum differs from the manifest's, or an index
+                cannot be written.
         """
         numbers = list(dict.fromkeys(piece.shard for piece in pieces))
         shards = [self._shards[number] for number in numbers]
-        with ExitStack() as held:
+        with ExitStack() as cleanup:
             if self._cache is None:
                 paths = [self._store.url_of(shard.name) for shard in shards]
             else:
                 lease = self._cache.lease(shards)
-                held.callback(lease.release)
+                cleanup.callback(lease.release)
                 paths = lease.paths
-            where = dict(zip(numbers, paths, strict=True))
+            tar_of = dict(zip(numbers, paths, strict=True))
             return OpenShards(
-                tars=[where[piece.shard] for piece in pieces],
-                indexes=[self._index_of(piece, held) for piece in pieces],
+                tars=[tar_of[piece.shard] for piece in pieces],
+                indexes=[self._index_of(piece, cleanup) for piece in pieces],
                 names=[self._shards[piece.shard].name for piece in pieces],
                 samples=sum(piece.samples for piece in pieces),
                 mmap=self._mmap,
-                release=held.pop_all().close,
+                release=cleanup.pop_all().close,
             )
 
     def check_limit(self, samples: int, holders: int) -> None:
-        """Refuse a cache that may not hold what is needed at once, in whichever epoch.
+        """Check that the cache can hold all shards that are in use at the same time, in any epoch.
 
         Args:
-            samples: of a segment, at most.
-            holders: segments that are held at once.
+            samples: Largest number of samples in a segment.
+            holders: Number of segments that this host's processes hold at the same time.
 
         Raises:
-            UsageError: the limit is below that, and below the whole dataset.
+            UsageError: The limit is smaller than these segments' shards, and smaller than the dataset.
         """
         if self._cache is None or self._cache.limit is None:
             return
         sizes = [shard.bytes for shard in self._shards]
         most = most_bytes([shard.samples for shard in self._shards], sizes, samples)
-        wanted = min(holders * most, self._everything)
+        wanted = min(holders * most, self._dataset_bytes)
         if self._cache.limit < wanted:
             raise UsageError(
                 f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
-                f"{self._store}: {holders} segments of it may be in use here at once; give at least "
+                f"{self._store}: this host may use {holders} segments of it at once; give at least "
                 f"{wanted:,}"
             )
 
@@ -141,16 +153,16 @@ class ShardFiles:
         return folder
 
     def stop(self) -> None:
-        """Give up what is being fetched."""
+        """Start no more fetches, and end those that wait for room; `acquire` then raises."""
         if self._cache is not None:
             self._cache.stop()
 
     def close(self) -> None:
-        """Delete the indexes that were made."""
+        """Delete the temporary indexes."""
         self._remove_folder()
 
-    def _index_of(self, piece: Piece, held: ExitStack) -> str:
-        """Path of an index of this piece alone; one that is made goes with `held`."""
+    def _index_of(self, piece: Piece, cleanup: ExitStack) -> str:
+        """Return the path of an index of just this piece; `cleanup` deletes it if it had to be written."""
         shard = self._shards[piece.shard]
         if self._store.local is not None and piece.samples == shard.samples:
             return self._store.url_of(index_name(shard.name))
@@ -160,10 +172,10 @@ class ShardFiles:
             path.write_bytes(to_index(lines))
         except OSError as error:
             raise RunError(
-                f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}, so that an index of "
-                f"{shard.name} cannot be written; make room there, or set TMPDIR to another folder"
+                f"{error.filename or tempfile.gettempdir()}: cannot write an index of {shard.name}: "
+                f"{error.strerror or error}; make room there, or set TMPDIR to another folder"
             ) from error
-        held.callback(path.unlink, missing_ok=True)
+        cleanup.callback(path.unlink, missing_ok=True)
         return str(path)
 
     def _read_index(self, number: int) -> list[str]:
@@ -174,11 +186,11 @@ class ShardFiles:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{self._store.url_of(name)}: unreadable ({error}); "
-                f"`alexnet-prep verify {self._store}` names all such files; prepare the dataset again"
+                f"`alexnet-prep verify {self._store}` lists all damaged files; prepare the dataset again"
             ) from error
         if len(lines) != shard.samples:
             raise UsageError(
                 f"{self._store.url_of(name)}: lists {len(lines)} samples, but the manifest says "
-                f"{shard.samples}; `alexnet-prep verify {self._store}` names what differs"
+                f"{shard.samples}; `alexnet-prep verify {self._store}` lists all differences"
             )
         return lines

@@ -1,4 +1,4 @@
-"""A loader's place in its data, as part of a checkpoint."""
+"""Position of a loader in its data, for checkpoints."""
 
 import base64
 from dataclasses import dataclass, replace
@@ -9,15 +9,15 @@ from pipeline.errors import UsageError
 
 @dataclass(frozen=True)
 class Position:
-    """Batches given of an epoch, what they belong to, and DALI's own state after the last of them.
+    """Epoch and batch that a loader has reached, with the settings that the position is valid for.
 
     Attributes:
-        content: what decides which batches there are: dataset, split, samples, global batch, view, seed,
-            order, DALI's version. Names and values as text.
-        process: what decides who makes them: rank, number of processes, device.
-        epoch: counted from 0.
-        batch: batches given of it; 0 between two epochs.
-        dali: DALI's checkpoint, empty where `batch` starts a pipeline.
+        content: Settings that decide which batches there are: dataset, split, samples, global batch, view,
+            seed, order, DALI's version. Names and values are text.
+        process: Settings of the process that reads them: rank, number of processes, device.
+        epoch: Number of the epoch, counted from 0.
+        batch: Batches of the epoch yielded so far; 0 between two epochs.
+        dali: DALI's checkpoint; empty where `batch` is the first batch of a pipeline.
     """
 
     content: dict[str, str]
@@ -27,7 +27,7 @@ class Position:
     dali: bytes = b""
 
     def to_state(self) -> dict[str, Any]:
-        """As a checkpoint holds it: strings, numbers and dicts."""
+        """Convert to a dict of strings, numbers and dicts, for a checkpoint."""
         return {
             "content": dict(self.content),
             "process": dict(self.process),
@@ -37,14 +37,18 @@ class Position:
         }
 
     def entered_from(self, state: dict[str, Any]) -> tuple["Position", int]:
-        """The place at which a loader of this position's content and process goes on from a state.
+        """Return the position at which a loader with this content and process resumes from a saved state.
+
+        Args:
+            state: What `to_state` returned.
 
         Returns:
-            The position, and the samples that it leaves out: with other processes than the state's, the
-            rest of an epoch that was begun.
+            The position, and the number of samples that are skipped over all processes: the rest of a
+            partly read epoch if the number of processes or the device has changed, else 0.
 
         Raises:
-            UsageError: the state is of other content, and which.
+            UsageError: The state has other content (the message says which), belongs to another rank, or
+                cannot be read.
         """
         saved = _position_of(state)
         if differences := _differences(saved.content, self.content):

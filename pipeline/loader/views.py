@@ -1,4 +1,4 @@
-"""How images become network inputs, as data: crops, flips, color noise and evaluation views."""
+"""Views: data classes that describe crops, flips, normalization and color noise of images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,12 +20,12 @@ _SOURCE_DIVISOR = 1.1
 
 @dataclass(frozen=True)
 class ColorNoise:
-    """x ← (x − mean + mixing · z) / divisor with z ~ N(0, I) per image and presentation.
+    """Color noise x ← (x − mean + mixing · z) / divisor; z ~ N(0, I) is drawn per image and epoch.
 
     Attributes:
-        mixing: float32 (3, 3); row c gives channel c's share of each of the three directions, in
-            gray levels per unit of z.
-        divisor: brings the variance back to that of the image without noise, where the recipe does.
+        mixing: float32 (3, 3). Row c has channel c's part of each of the three directions, in gray levels
+            per unit of z.
+        divisor: Scales the variance back to that of images without noise; 1 if the recipe does not.
     """
 
     mixing: NDArray[np.float32]
@@ -33,11 +33,14 @@ class ColorNoise:
 
 
 def color_noise(kind: NoiseKind, statistics: Statistics) -> ColorNoise | None:
-    """PCA color noise in one of two readings, or None for "none".
+    """Return the PCA color noise of a kind, or None for "none".
 
-    "paper": add [p1 p2 p3][α1λ1 α2λ2 α3λ3]ᵀ, α ~ N(0, 0.1), with the eigenvalues λ of the covariance
-    of pixels scaled to 0..1 (the text gives no scale; on 0..255 the noise would drown the image).
-    "source": the released code's (x − mean + 0.1 V(σ∘z)) / 1.1 with σ = √λ on the 0..255 scale.
+    Args:
+        kind: "paper" adds [p1 p2 p3][α1λ1 α2λ2 α3λ3]ᵀ, α ~ N(0, 0.1), with the eigenvalues λ of the
+            covariance of pixels scaled to 0..1 (the paper gives no scale; on 0..255 the noise would drown
+            the image). "source" is the released code's (x − mean + 0.1 V(σ∘z)) / 1.1 with σ = √λ on the
+            0..255 scale. "none" adds nothing.
+        statistics: Pixel statistics of the training split, 0..255.
     """
     if kind == "none":
         return None
@@ -52,18 +55,17 @@ def color_noise(kind: NoiseKind, statistics: Statistics) -> ColorNoise | None:
 
 @dataclass(frozen=True)
 class TrainView:
-    """A random part of the image, mirrored with probability ½.
+    """Training view: a random crop, flipped horizontally with probability ½, and normalized.
 
     Attributes:
-        crop: side of what the network sees, pixels.
-        mean: (R, G, B) subtracted from each pixel, 0..255; zeros where a mean image is subtracted
-            later.
-        std: (R, G, B) each channel is divided by.
-        noise: color noise, or None.
-        augmentation: "paper" cuts a square of `crop` pixels, its corner uniform over every position;
-            "random-resized-crop" cuts 8 to 100 % of the image's area with sides in a ratio of 3:4 to
-            4:3 and scales that to the square (Szegedy et al. 2014, section 6; the bounds and the ten
-            tries are those of torchvision's `RandomResizedCrop`).
+        crop: Side of the network's input in pixels.
+        mean: (R, G, B) subtracted from each pixel, 0..255; zeros if the model subtracts a mean image.
+        std: (R, G, B) by which each channel is divided.
+        noise: Color noise, or None.
+        augmentation: "paper" cuts a square of `crop` pixels, at a position drawn uniformly from all.
+            "random-resized-crop" cuts 8 to 100 % of the image's area with an aspect ratio of 3:4 to 4:3
+            and scales it to the square (Szegedy et al. 2014, section 6; the bounds and the ten tries are
+            those of torchvision's `RandomResizedCrop`).
     """
 
     crop: int = 224
@@ -75,39 +77,42 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvalView:
-    """What a network is shown of each image when it is measured: the pixels as stored, 0..255.
+    """Evaluation view: crops of the stored pixels, 0..255, without normalization.
 
-    Nothing is subtracted, so that networks with different preprocessing can share one pass; each applies
-    its own.
+    Each model normalizes its own input, so that models with different preprocessing can share one pass.
 
     Attributes:
-        name: "center" (one crop), "ten-crop" (four corners and center of the center square, then
-            their mirror images in the same order), or "full-resize" (the whole image, squeezed into
-            a square).
-        crop: side of what the network sees, pixels.
+        name: "center" (one crop), "ten-crop" (the four corners and the center of the center square, then
+            their mirror images in the same order), or "full-resize" (the whole image, resized to a square
+            without keeping its aspect ratio).
+        crop: Side of the network's input in pixels.
     """
 
     name: ViewName = "center"
     crop: int = 224
 
 
-# A hair below one half: an odd free space is rounded down, as it is when squares are cut for storage.
+# Just below one half, so that an odd free space is rounded down, as when squares are cut for storage.
 CENTER = 0.49999
-# (x, y) of the crop's corner as shares of the free space: four corners, then the center.
+# (x, y) of the crop's corner as fractions of the free space (image minus crop): corners, then center.
 FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (CENTER, CENTER))
 
 
-# Torchvision's defaults.
+# Defaults of torchvision's RandomResizedCrop: fraction of the area, aspect ratio, tries.
 RESIZED_AREA = (0.08, 1.0)
 RESIZED_RATIO = (3 / 4, 4 / 3)
 RESIZED_TRIES = 10
 
 
 def check_crop(crop: int, size: int) -> None:
-    """Refuse a crop that the stored images cannot hold.
+    """Check that a crop fits into the stored images.
+
+    Args:
+        crop: Side of the crop in pixels.
+        size: Shorter side of the stored images in pixels.
 
     Raises:
-        UsageError: `crop` exceeds `size`.
+        UsageError: `crop` is larger than `size`, or below 1.
     """
     if not 0 < crop <= size:
         raise UsageError(
@@ -117,10 +122,14 @@ def check_crop(crop: int, size: int) -> None:
 
 
 def check_view(view: TrainView | EvalView, size: int) -> None:
-    """Refuse a view whose crop the stored images cannot hold; one that scales can have any size.
+    """Check that a view's crop fits into the stored images. A view that resizes may have any size above 0.
+
+    Args:
+        view: The view.
+        size: Shorter side of the stored images in pixels.
 
     Raises:
-        UsageError: the crop exceeds `size`.
+        UsageError: The crop is larger than `size`, or below 1.
     """
     scales = (view.augmentation if isinstance(view, TrainView) else view.name) in (
         "random-resized-crop",

@@ -1,1 +1,1 @@
-"""Making a dataset: plan the shards, make each as a task, merge the results."""
+"""Sharding: plan a dataset's shards, make each of them as a task, and merge the results."""

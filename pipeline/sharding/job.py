@@ -1,6 +1,6 @@
-"""The preparation job: plan, run every unfinished task on an engine, merge.
+"""The preparation job: plan the shards, run every unfinished task on an executor, and merge the results.
 
-Killed at any moment, it leaves whole shards and no manifest; the same call completes the rest.
+A job that is killed leaves only complete shards and no manifest; the same call makes the remaining shards.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def prepare(
     out: str | Path,
     options: Options,
     *,
-    engine: Executor | None = None,
+    executor: Executor | None = None,
     max_bad: float = 0.01,
     progress: Progress | None = None,
     scratch: Path | None = None,
@@ -58,26 +58,27 @@ def prepare(
     """Make a dataset at `out`, or complete one that an earlier call left unfinished.
 
     Args:
-        source: what to prepare.
-        out: a new or empty folder, or one that holds this very job; here or in a bucket.
-        options: size, quality, seed and limits.
-        engine: where tasks run; one process on this machine where none is given. The bytes do not
-            depend on it.
-        max_bad: share of undecodable images above which the job fails.
-        progress: told how far the job is.
-        scratch: folder for shards on their way to a bucket and for sources that must be unpacked; in
-            `out` where that is local, else in the system's temporary folder.
+        source: Source to prepare, from `read_source`.
+        out: A new or empty folder, or one with the same job unfinished or complete; local or in a bucket.
+        options: Size, quality, seed and limits.
+        executor: Executor of the tasks; None means one worker process on this machine. The bytes of the
+            dataset do not depend on it.
+        max_bad: Share of undecodable images, 0..1, above which the job fails.
+        progress: Called with (images done, images in all).
+        scratch: Local folder for spooled sources and for shards before their upload to a bucket. None means
+            a folder in `out` if that is local, else in the system's temporary folder.
 
     Returns:
         The manifest, also written to `out/manifest.json`.
 
     Raises:
-        UsageError: `out` holds something else, or the same job with other input.
-        RunError: too many bad images, a full disk, a dead worker.
+        UsageError: `out` holds other files, lies inside the source, or holds a job with another source,
+            option, seed or library version.
+        RunError: Too many bad images, a class or split without images, a full disk, a dead worker.
     """
     store, origin = _absolute(open_store(out)), _absolute(open_store(source.root))
     _refuse_inside(store, origin)
-    _refuse_foreign(store)
+    _refuse_occupied(store)
     plan, shards = make_plan(replace(source, root=origin.url), options)
     if store.is_file(FILE_NAME):
         return _already_complete(store, plan)
@@ -88,20 +89,20 @@ def prepare(
         if store.is_file(PLAN):
             old = read_plan(store)
             refuse_difference(identity(plan), identity(old), store)
-            plan = old  # which the parts are of; the source may lie elsewhere now
+            plan = old  # the finished results name this plan; the source may have moved since
         else:
             store_plan(store, plan, shards)
-        del shards  # the tasks read their own
+        del shards  # each task reads its own samples from the stored plan
         job = _job(origin, store, plan, scratch)
         try:
-            _run(job, plan, plan.shards, engine or LocalExecutor(), max_bad, progress)
-            _remove_leftovers(store)  # of workers that Ray has replaced
+            _run(job, plan, plan.shards, executor or LocalExecutor(), max_bad, progress)
+            _remove_leftovers(store)  # temporary files of workers that Ray has replaced
             manifest = merge(store, plan, max_bad, "run the same command again to complete it")
         except BadImagesError:
             forget_skips(store, plan)
             raise
         except (ToolkitError, OSError):
-            # In a bucket, which has no locks, another run of this job may have been faster.
+            # A bucket has no locks: another run of this job may have completed the dataset meanwhile.
             if store.local is not None or not store.is_file(FILE_NAME):
                 raise
             manifest = _already_complete(store, plan)
@@ -117,56 +118,75 @@ def prepare_slice(
     count: int,
     *,
     layout: str = "auto",
-    engine: Executor | None = None,
+    executor: Executor | None = None,
     max_bad: float = 0.01,
     progress: Progress | None = None,
     scratch: Path | None = None,
 ) -> int:
-    """Make every `count`-th shard, from the `index`-th on, of a job that several machines share.
+    """Make one slice of a dataset's shards: every `count`-th shard, starting with the `index`-th.
 
-    The first one to come lists the source and stores the plan; the others take it from there. `finish`
-    merges when all are through. Arguments are those of `read_source` and `prepare`.
+    Several machines can make a dataset together, one slice each. The first slice to start lists the source
+    and stores the plan in `out`; the others read it there. When all slices are done, `finish` merges them.
+
+    Args:
+        source: Path or URL of the source; see `read_source`.
+        out: Folder of the dataset; see `prepare`.
+        options: Size, quality, seed and limits.
+        index: Number of this slice, 0..count-1.
+        count: Number of slices.
+        layout: Layout of the source; see `read_source`.
+        executor: See `prepare`.
+        max_bad: Share of all images of the job, 0..1; the slice fails if it alone skips more.
+        progress: Called with (images done, images in this slice).
+        scratch: See `prepare`.
 
     Returns:
-        How many shards this slice holds.
+        The number of shards in this slice.
 
     Raises:
-        UsageError: an index outside 0..count-1; a plan of other options or libraries; the same slice
-            running twice.
-        RunError: see `prepare`.
+        UsageError: `index` outside 0..count-1; a stored plan with another source, option or library version;
+            the same slice is running already; the dataset is complete already.
+        RunError: See `prepare`.
     """
     if not 0 <= index < count:
         numbers = f"tasks of {count} are numbered 0 to {count - 1}" if count else "there are no tasks"
         raise UsageError(f"--task {index}/{count}: {numbers}")
     store, origin = _absolute(open_store(out)), _absolute(open_store(source))
     _refuse_inside(store, origin)
-    _refuse_foreign(store)
+    _refuse_occupied(store)
     with _lock(store, "job", shared=True), _lock(store, f"task-{index}-of-{count}"):
         if store.is_file(FILE_NAME):
             raise UsageError(f"{store}: is complete already; nothing is left to prepare")
         plan = _shared_plan(store, origin, options, layout)
         mine = replace(plan, shards=plan.shards[index::count])
-        forget_skips(store, mine)  # whoever submits a task again may have mended files
+        forget_skips(store, mine)  # files may have been repaired before the task was submitted again
         job = _job(origin, store, plan, scratch)
-        gave_up = _run(job, plan, mine.shards, engine or LocalExecutor(), max_bad, progress, index / count)
+        gave_up = _run(job, plan, mine.shards, executor or LocalExecutor(), max_bad, progress, index / count)
     if gave_up:
         raise RunError(
             f"{store}: task {index} of {count} alone skipped more images than --max-bad {max_bad:.2%} of "
-            "all; raise --max-bad to leave them out, or mend them, and submit the tasks again"
+            "all images; raise --max-bad to leave them out, or repair them, and submit the tasks again"
         )
     return len(mine.shards)
 
 
 def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
-    """Merge what the slices of a job made into a dataset.
+    """Merge the slices of a job into a dataset: write its statistics, report and manifest.
+
+    Args:
+        out: Folder of the dataset, local or in a bucket.
+        max_bad: Share of undecodable images, 0..1, above which it fails.
+
+    Returns:
+        The manifest; that of a dataset that is complete already is only read.
 
     Raises:
-        UsageError: no job was begun at `out`, or one of its slices is still running.
-        RunError: a shard is unfinished, too many images were bad, or a class lost all its images.
+        UsageError: No job was started at `out`, or one of its slices is still running.
+        RunError: A shard is unfinished, too many images were bad, or a class or split lost all its images.
     """
     store = _absolute(open_store(out))
     if not store.is_file(FILE_NAME):
-        read_plan(store)  # which says where there is none, before a lock makes a folder
+        read_plan(store)  # raises where there is no plan, before the lock would create a folder
     with _lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
         if store.is_file(FILE_NAME):
             return read_manifest(store)
@@ -175,7 +195,7 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
 
 
 def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> Plan:
-    """The stored plan; the slice that comes first makes it, while the others wait."""
+    """Return the stored plan; the first slice to come makes it, while the others wait."""
     with _lock(store, "plan", wait=True):
         if not store.is_file(PLAN):
             source = read_source(origin.url, layout, options.val_fraction, options.seed)
@@ -183,8 +203,8 @@ def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> 
             store_plan(store, plan, shards)
             return plan
     plan = read_plan(store)
-    # Listing the source again in every slice would cost more than it tells: a file that changed since
-    # is found by its size when it is read.
+    # The source is not listed again in every slice: a file that changed since is noticed by its size when
+    # it is read.
     wanted = option_names(asdict(options)) | versions()
     refuse_difference(wanted, identity(plan), store)
     if origin.url != plan.source:
@@ -204,15 +224,25 @@ def _run(
     job: ShardJob,
     plan: Plan,
     shards: tuple[ShardSummary, ...],
-    engine: Executor,
+    executor: Executor,
     max_bad: float,
     progress: Progress | None,
     start: float = 0.0,
 ) -> bool:
-    """Unpack what must be, then make the shards of `shards` that are not finished.
+    """Spool the containers that need it, then make the unfinished ones of `shards`.
 
-    `start` says with which container to begin, as a share: slices then share the unpacking. Returns whether
-    it gave up, because too many images are bad already.
+    Args:
+        job: Paths of source, dataset and scratch folder.
+        plan: Plan of the whole job.
+        shards: Shards to make.
+        executor: Executor of the tasks.
+        max_bad: Share of all images of the job that may be bad.
+        progress: Called with (images done, images in `shards`).
+        start: Container to spool first, as a share (0..1) of all containers that need it. Slices with a
+            common scratch folder start at different containers, and so share the work.
+
+    Returns:
+        Whether it stopped early because too many images were bad.
     """
     done = finished(open_store(job.out))
     todo = [shard for shard in shards if last_name(shard.name) not in done]
@@ -222,7 +252,7 @@ def _run(
         return False
     packed = [number for number, container in enumerate(plan.containers) if needs_spool(container)]
     first = int(len(packed) * start)
-    for _ in engine.run(partial(run_spool, job), packed[first:] + packed[:first]):
+    for _ in executor.run(partial(run_spool, job), packed[first:] + packed[:first]):
         pass
 
     def show(handled: int) -> None:
@@ -231,19 +261,19 @@ def _run(
 
     names = [shard.name for shard in todo]
     skipped = written = 0
-    with closing(engine.run(partial(run_shard, job), names, show)) as results:
+    with closing(executor.run(partial(run_shard, job), names, show)) as results:
         for result in results:
             skipped += result.skipped
             written += sum(result.labels.values())
-            if not engine.reports_progress:
+            if not executor.reports_progress:
                 show(written + skipped)
             if too_many_bad(plan, skipped, max_bad):
-                return True  # no need to read the rest to know
+                return True  # the remaining shards cannot change that
     return False
 
 
 def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJob:
-    """The job, with a scratch folder that no other job has: what is unpacked there is of this source."""
+    """Return the job with a scratch folder of its own, so that jobs never read each other's spooled files."""
     if scratch is None and out.local is not None:
         folder = out.local / WORK / "scratch"
     else:
@@ -254,17 +284,17 @@ def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJo
 
 
 def _absolute(store: Store) -> Store:
-    """Workers may run elsewhere."""
+    """Make a local path absolute: workers may have another current folder."""
     return store if store.local is None else LocalStore(str(store.local.absolute()))
 
 
 def _lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> AbstractContextManager[None]:
-    """Lock an output folder; a bucket has no locks, and two jobs there do the same work twice, unharmed."""
+    """Lock an output folder. A bucket has no locks: two jobs there write equal files twice, without harm."""
     return lock(out.local / WORK, name, shared=shared, wait=wait) if out.local else nullcontext()
 
 
 def _remove_leftovers(store: Store) -> None:
-    """Delete what killed writers left; in a bucket they leave nothing."""
+    """Delete temporary files that killed writers left in a local folder; in a bucket they leave none."""
     if isinstance(store, LocalStore):
         store.remove_leftovers()
 
@@ -279,7 +309,7 @@ def _refuse_inside(out: Store, source: Store) -> None:
         raise UsageError(f"output {out} lies inside the source {source}; choose another folder")
 
 
-def _refuse_foreign(out: Store) -> None:
+def _refuse_occupied(out: Store) -> None:
     if out.local is not None and out.local.exists() and not out.local.is_dir():
         raise UsageError(f"output {out}: it is a file; name a new folder")
     names = out.names()
@@ -297,7 +327,7 @@ def _already_complete(out: Store, plan: Plan) -> Manifest:
         "quality": image.quality,
         "seed": manifest.seed,
     }
-    # A finished dataset stays good when a library is updated, so versions are not compared.
+    # Versions are not compared: a finished dataset stays valid when a library is updated.
     found = option_names(made_with) | {"fingerprint": manifest.source.fingerprint}
     wanted = option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint}
     refuse_difference(wanted, found, out)

@@ -1,4 +1,4 @@
-"""The last step of preparation: parts become statistics, report and manifest."""
+"""Last step of preparation: merge the shards' results into statistics, report and manifest."""
 
 import hashlib
 import io
@@ -27,21 +27,24 @@ from pipeline.storage.base import Store
 
 
 class BadImagesError(RunError):
-    """Too many images were skipped, or all of a class or split."""
+    """Too many images were skipped, or all images of a class or split."""
 
 
 def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
-    """Merge the finished parts of `plan` into statistics, report and manifest; remove `.work`.
+    """Merge the results of a plan's shards into statistics, report and manifest; remove `.work`.
 
     Args:
-        out: the dataset's folder.
-        plan: the job's.
-        max_bad: share of undecodable images above which it fails.
-        remedy: what to do where shards are missing.
+        out: Folder of the dataset, local or in a bucket.
+        plan: Plan of the job.
+        max_bad: Share of undecodable images, 0..1, above which it fails.
+        remedy: What the user should do if shards are missing; ends the error message.
+
+    Returns:
+        The manifest, also written to `out`.
 
     Raises:
-        BadImagesError: too many images were bad, or a class lost all its images.
-        RunError: a shard is unfinished, or parts were made for another plan or with different libraries.
+        BadImagesError: Too many images were bad, or a class or split lost all its images.
+        RunError: A shard is unfinished, or results were made for another plan or with other library versions.
     """
     moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
     done = finished(out)
@@ -79,7 +82,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
 
 
 def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
-    """Whether more images of the whole job were skipped than its share `max_bad` allows."""
+    """Whether `skipped` images are more than the share `max_bad` of all images of the job."""
     return skipped > max_bad * plan.samples
 
 
@@ -112,7 +115,7 @@ def _shards_by_split(results: list[tuple[ShardSummary, ShardResult]]) -> dict[st
 
 
 def forget_skips(out: Store, plan: Plan) -> None:
-    """Have finished shards with skipped images made again: a file may be readable by then."""
+    """Mark finished shards with skipped images as unfinished: the files may be readable in the next run."""
     done = finished(out)
     for shard in plan.shards:
         if last_name(shard.name) in done and read_result(out, shard.name)[0].skipped:
@@ -133,20 +136,20 @@ def _bad_message(out: Store, plan: Plan, report_rows: list[ReportRow], max_bad: 
     return (
         f"{len(skipped)} of {plan.samples} images cannot be decoded, more than --max-bad {max_bad:.2%} "
         f"(first: {first.path}: {first.reason}); see {out.url_of(REPORT)}, then raise --max-bad to leave "
-        "them out, or mend them and prepare into a new folder"
+        "them out, or repair them and prepare into a new folder"
     )
 
 
 def _refuse_lost(
     plan: Plan, results: list[tuple[ShardSummary, ShardResult]], splits: dict[str, tuple[Shard, ...]]
 ) -> None:
-    """Skipping may have emptied a class of its training images, or a whole split."""
+    """Raise BadImagesError if a class has no training images left, or a split no images."""
     trained = {label for shard, result in results if shard.split == "train" for label in result.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost:
         raise BadImagesError(
             f"no decodable training images are left for {', '.join(lost[:5])}; "
-            "mend the files that report.csv names, or remove the class"
+            "repair the files that report.csv names, or remove the class"
         )
     empty = {s.split for s in plan.shards} - splits.keys()
     if empty:

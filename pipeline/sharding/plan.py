@@ -1,7 +1,7 @@
-"""Which sample goes into which shard: decided once, stored, and the same for every engine.
+"""The plan of a job: which sample goes into which shard. It is made once, stored, and used by all workers.
 
-`.work/plan.json` holds everything but the samples; those of a shard are a file of their own, so that a task
-on another machine reads its own two thousand and not ImageNet's 1.28 million.
+`.work/plan.json` holds everything but the samples. Each shard's samples are in a file of their own, so that a
+task reads only its own 2,000 samples and not ImageNet's 1.28 million.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
 
 # A tar of 2,000 ImageNet images at 256 px has some 50 MB: large enough to stream, small enough to
-# redo. Smaller datasets get smaller tars, so that permuting tars still shuffles.
+# make again. Smaller datasets get smaller tars, so that shuffling the tars still shuffles the samples.
 _MOST_PER_SHARD = 2000
-# A worker holds the images of a shard: those of their original size may have any.
+# A worker holds all images of a shard in memory; images kept at their original size can be of any size.
 _MOST_BYTES_PER_SHARD = 2**28
 _FEWEST_SHARDS = 16
 _FEWEST_PER_SHARD = 50
@@ -35,22 +35,22 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Options:
-    """Everything but the source that a shard's bytes depend on; units as on the command line.
+    """Options of a preparation. A shard's bytes depend on the source and on these alone.
 
     Attributes:
-        size: shorter side of stored images, pixels.
-        keep_aspect: keep the whole image instead of its center square.
+        size: Shorter side of stored images, in pixels.
+        keep_aspect: Keep the whole image instead of its center square.
         quality: JPEG quality, 1..100.
-        val_fraction: share of each class moved to "val", or None.
-        seed: of the global shuffle and of `val_fraction`.
-        shard_samples: samples per tar, or None to choose by the split's size.
-        max_megapixels: larger images are refused.
-        exif_rotate: turn images as their EXIF orientation says.
-        keep_original: store good RGB JPEGs byte for byte, and the rest at full size; `size` is then what
-            the loader scales to.
+        val_fraction: Share of each class that is moved to "val", in (0, 1), or None.
+        seed: Seed of the global shuffle and of the choice of validation images.
+        shard_samples: Samples per tar, or None to choose by the size of the split.
+        max_megapixels: Images with more megapixels are skipped.
+        exif_rotate: Rotate and flip images as their EXIF orientation says.
+        keep_original: Store good RGB JPEGs byte for byte, and other images at full size; `size` is then the
+            shorter side that the loader scales to.
 
     Raises:
-        UsageError: `keep_aspect` beside `keep_original`.
+        UsageError: Both `keep_aspect` and `keep_original` are set.
     """
 
     size: int = 256
@@ -71,13 +71,19 @@ class Options:
 
     @property
     def mode(self) -> str:
-        """How images are stored, as the manifest's `image.mode` has it."""
+        """How images are stored, as in the manifest's `image.mode`: "square", "aspect" or "original"."""
         return "original" if self.keep_original else "aspect" if self.keep_aspect else "square"
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One task: the tar's `name` without suffix (`train/train-000000`) and its samples in order."""
+    """One shard of the plan, which one task makes.
+
+    Attributes:
+        name: Path of the tar without its suffix, such as `train/train-000000`.
+        split: "train", "val" or "test".
+        samples: Samples in the order in which they are written.
+    """
 
     name: str
     split: str
@@ -86,7 +92,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """A task without its samples: their number."""
+    """A `ShardPlan` with the number of its samples instead of the samples."""
 
     name: str
     split: str
@@ -95,7 +101,18 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole job but its samples, as `.work/plan.json` keeps it; `source` is the source's address."""
+    """Plan of a whole job without the samples; the content of `.work/plan.json`.
+
+    Attributes:
+        options: Options of the preparation.
+        source: Path or URL of the source.
+        layout: Name of the source's layout.
+        fingerprint: SHA-256 of the source's listing; see `Source.fingerprint`.
+        classes: Id and name of each class, in label order.
+        containers: Containers that the samples refer to.
+        versions: Versions of the libraries, and the machine's architecture.
+        shards: All shards, split by split.
+    """
 
     options: Options
     source: str
@@ -108,22 +125,22 @@ class Plan:
 
     @property
     def label_width(self) -> int:
-        """Digits of every .cls member."""
+        """Number of digits in every .cls member."""
         return max(_SMALLEST_LABEL_WIDTH, len(str(len(self.classes) - 1)))
 
     @property
     def samples(self) -> int:
-        """Images of all shards."""
+        """Number of images in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the plan: parts of another one are not merged, and scratch folders not shared."""
+        """SHA-256 (hex) of the plan; results and scratch folders carry it, so that plans never mix."""
         return hashlib.sha256(to_json(self)).hexdigest()
 
 
 def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
-    """Shuffle each split globally by the seed and cut it into shards of nearly equal length."""
+    """Shuffle each split globally by the seed and cut it into shards with nearly equal numbers of samples."""
     shards: list[ShardPlan] = []
     for split, samples in sorted(source.splits.items()):
         shuffled = sorted(samples, key=lambda s: shuffle_key(options.seed, split, s.key))
@@ -147,7 +164,7 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
 
 
 def store_plan(out: Store, plan: Plan, shards: list[ShardPlan]) -> None:
-    """Write each shard's samples, then the plan: its presence means that all of it is there."""
+    """Write each shard's samples, then the plan: if plan.json is there, everything is."""
     for shard in shards:
         out.write(_shard_file(shard.name), msgspec.json.encode(shard))
     out.write(PLAN, to_json(plan))
@@ -157,7 +174,7 @@ def read_plan(out: Store) -> Plan:
     """Read a stored plan.
 
     Raises:
-        UsageError: none there, damaged, or of another release.
+        UsageError: There is no plan, or it is damaged or from another release.
     """
     if not out.is_file(PLAN):
         raise UsageError(f"{out}: no preparation was begun here (no {PLAN}); run `alexnet-prep shard` first")
@@ -167,8 +184,12 @@ def read_plan(out: Store) -> Plan:
 def read_shard_plan(out: Store, name: str) -> ShardPlan:
     """Read the samples of one shard of a stored plan.
 
+    Args:
+        out: Folder of the dataset.
+        name: Name of the shard, such as `train/train-000000`.
+
     Raises:
-        UsageError: missing or damaged.
+        UsageError: The file is missing or damaged.
     """
     return _decode(out, _shard_file(name), ShardPlan)
 
@@ -178,15 +199,15 @@ def refuse_difference(
     found: Mapping[str, Any],
     out: Store,
 ) -> None:
-    """Refuse to go on where existing output was made of other input than is asked for now.
+    """Raise UsageError if existing output was made from another source, options or library versions.
 
     Args:
-        wanted: what the output's bytes depend on now, from `identity`.
-        found: the same of the existing output, from its plan or manifest.
-        out: the output, for the message.
+        wanted: Name → value of everything that the output's bytes depend on in this run, from `identity`.
+        found: The same for the existing output, from its plan or manifest.
+        out: Folder of the output, for the message.
 
     Raises:
-        UsageError: says which option, source or version differs.
+        UsageError: Something differs; the message names each difference.
     """
     differences = [
         "the source's files differ (names, labels or sizes)"
@@ -203,12 +224,12 @@ def refuse_difference(
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-    """Everything that the output's bytes depend on, named as the user knows it."""
+    """Return everything that the output's bytes depend on: options by option name, fingerprint, versions."""
     return option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint} | plan.versions
 
 
 def option_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under their names on the command line."""
+    """Return options with their names on the command line: `val_fraction` becomes `--val-fraction`."""
     return {f"--{name.replace('_', '-')}": value for name, value in options.items()}
 
 
@@ -233,7 +254,7 @@ def _shard_count(samples: int, per_shard: int | None, size: int = 0) -> int:
 
 
 def _bytes(source: Source, samples: list[Sample]) -> int:
-    """Bytes of samples; of those in Parquet files, which only reading tells, as if all were alike."""
+    """Return the size of samples in bytes; rows of Parquet files count with the source's average."""
     known = sum(sample.size for sample in samples if sample.size != UNKNOWN)
     unknown = sum(sample.size == UNKNOWN for sample in samples)
     rows = sum(sample.size == UNKNOWN for members in source.splits.values() for sample in members)

@@ -1,4 +1,4 @@
-"""Samples' bytes, wherever they lie: files, members of tars, or containers that were spooled."""
+"""Read the bytes of samples from files, members of tars, or spooled containers."""
 
 import errno
 import sys
@@ -12,12 +12,12 @@ from pipeline.sources.spool import needs_spool, spool, spooled_span
 from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.local import LocalStore
 
-# Images read ahead of the decoder; from a bucket they come at the same time.
+# Images that are read ahead of the decoder; from a bucket they are requested together.
 _BATCH = 32
 
 
 def in_reading_order(samples: Sequence[Sample]) -> list[int]:
-    """Places of samples in the order in which their bytes lie in the source: a disk's arm moves one way."""
+    """Return indices of samples in the order of their bytes in the source, for sequential reads."""
     return sorted(
         range(len(samples)),
         key=lambda k: (samples[k].container, samples[k].offset, samples[k].path),
@@ -31,17 +31,21 @@ def read_samples(
     samples: Sequence[Sample],
     largest: int = sys.maxsize,
 ) -> Iterator[bytes | OSError]:
-    """Yield samples' bytes in the order given; from a bucket, the next batch while the last is worked on.
+    """Yield the bytes of samples in the given order; an image that cannot be read yields its OSError.
 
-    A container that must be spooled and is not, on this machine, is spooled first. A file that cannot be
-    read gives its error in its place.
+    Containers that need spooling and are not spooled on this machine are spooled first. From a bucket, the
+    next batch is read while the caller works on the last one.
 
     Args:
-        source: the source's folder.
-        containers: that the samples refer to.
-        spool_folder: where spooled containers lie.
-        samples: in the order in which they are wanted.
-        largest: bytes above which a file is not read but gives an error.
+        source: Folder of the source.
+        containers: Containers that the samples refer to.
+        spool_folder: Folder of spooled containers.
+        samples: Samples in the order in which they are to be read.
+        largest: Size in bytes above which an image is not read but yields an OSError.
+
+    Raises:
+        UsageError: A container is damaged or has changed since it was listed.
+        RunError: A container cannot be read or spooled.
     """
     spooled = LocalStore(str(spool_folder))
     for number in sorted({s.container for s in samples if s.container != FILE}):
@@ -72,7 +76,7 @@ def read_samples(
             else:
                 yield from store.read_many(spans)
 
-    if source.local is not None:  # here the kernel reads ahead, and a thread would cost more than it gains
+    if source.local is not None:  # the kernel reads ahead; a thread would cost more than it gains
         yield from read(samples)
         return
     with ThreadPoolExecutor(1) as thread:
@@ -83,7 +87,7 @@ def read_samples(
 
 
 def display(containers: Sequence[Container], sample: Sample) -> str:
-    """A sample's place for a person: its path below the source's root, through its container."""
+    """Return a sample's path for messages: below the source's root, with its container in front."""
     if sample.container == FILE:
         return sample.path
     return f"{containers[sample.container].path}/{sample.path}"

@@ -1,4 +1,4 @@
-"""One prep task: a pure function from a shard's plan to its files and its part of the statistics."""
+"""One preparation task: a pure function from a shard's plan to its files and its share of the statistics."""
 
 import io
 import tempfile
@@ -30,25 +30,26 @@ from pipeline.storage.open import open_store
 from pipeline.storage.remote import RemoteStore
 
 RESULTS = f"{WORK}/results"
-# The largest file that an image of so many pixels can have: 16 bits in each of four channels, and what
-# comes with it.
+"""Folder of the finished shards' results, below the dataset's."""
+# The largest file that is read: four channels of 16 bits for each allowed pixel, plus metadata.
 _BYTES_PER_PIXEL = 8
 _METADATA = 2**26
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What one finished shard contributes; `.work/results/NAME.json`, written after the shard.
+    """Result of one finished shard: the content of `.work/results/NAME.json`, written after the shard.
 
     Attributes:
-        name: of the shard.
-        plan: digest of the plan that it is of.
-        shard: the tar, or None where every image of it was skipped.
-        incidents: rows for the report, in the order in which images lie in the source.
-        labels: label → samples written.
-        versions: of the libraries that made it, and the architecture.
-        image_sum: whether the sum image lies beside as NAME.npy.
-        images, count, sums, products: integer moments (see `pipeline.images.statistics`) of training pixels.
+        name: Name of the shard, such as `train/train-000000`.
+        plan: Digest of the plan that it was made for.
+        shard: Manifest record of the tar, or None if every image of it was skipped.
+        report_rows: Rows for report.csv, in the order of the images in the source.
+        labels: Label → number of samples written.
+        versions: Versions of the libraries that made it, and the machine's architecture.
+        image_sum: Whether the sum of its images is stored beside it, as NAME.npy.
+        images, count, sums, products: Integer sums over the training pixels; see
+            `pipeline.images.statistics.Moments`.
     """
 
     name: str
@@ -65,19 +66,19 @@ class ShardResult:
 
     @property
     def skipped(self) -> int:
-        """Images that were left out."""
+        """Number of images that were left out."""
         return sum(report_row.action == "skipped" for report_row in self.report_rows)
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Where a worker, on whatever machine, finds the source and the plan.
+    """Paths of a job, with which a worker on any machine finds the source and the plan.
 
     Attributes:
-        source: path or URL of the source's folder.
-        out: path or URL of the dataset.
-        scratch: folder on the worker's machine, of this job alone, for spooled sources and for shards on
-            their way to a bucket.
+        source: Path or URL of the source.
+        out: Path or URL of the dataset.
+        scratch: Folder on the worker's machine that belongs to this job alone, for spooled containers and for
+            shards before their upload to a bucket.
     """
 
     source: str
@@ -86,15 +87,16 @@ class ShardJob:
 
     @property
     def spool(self) -> Path:
-        """Where containers without random access are unpacked to."""
+        """Folder of spooled containers on the worker's machine."""
         return Path(self.scratch) / "spool"
 
 
 def run_shard(job: ShardJob, name: str) -> ShardResult:
-    """In a worker: make the shard `name` of the job's plan, and store it with its part.
+    """Make the shard `name` of the job's plan and store it and its result; runs in a worker.
 
     Raises:
-        RunError: the output cannot be written, or this machine's libraries are not the plan's.
+        UsageError: The plan or a container of the source is missing or damaged.
+        RunError: The output cannot be written, or library versions differ from the plan's.
     """
     out, plan = open_store(job.out), _plan_of(job.out)
     refuse_versions(out, plan, versions(), "this machine")
@@ -102,11 +104,11 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
 
 
 def run_task(job: ShardJob, out: Store, plan: Plan, shard: ShardPlan) -> ShardResult:
-    """Decode, scale, encode and store a shard's images, and note its moments.
+    """Decode, scale, encode and store a shard's images, and store its result with their moments.
 
-    The images are read in the order in which they lie in the source, and written in the plan's.
+    Images are read in the order of the source, and written in the order of the plan.
     """
-    work = _Work(plan.options, measured=shard.split == "train")
+    converter = _Converter(plan.options, measured=shard.split == "train")
     order = in_reading_order(shard.samples)
     samples = [shard.samples[k] for k in order]
     largest = int(plan.options.max_megapixels * 1e6 * _BYTES_PER_PIXEL) + _METADATA
@@ -114,15 +116,15 @@ def run_task(job: ShardJob, out: Store, plan: Plan, shard: ShardPlan) -> ShardRe
     stored: dict[int, bytes] = {}
     for k, sample, data in zip(order, samples, read, strict=True):
         count_image()
-        if (jpeg := work.convert(display(plan.containers, sample), sample, data)) is not None:
+        if (jpeg := converter.convert(display(plan.containers, sample), sample, data)) is not None:
             stored[k] = jpeg
     labels = Counter(shard.samples[k].label for k in stored)
-    moments = work.moments
+    moments = converter.moments
     result = ShardResult(
         shard.name,
         plan.digest,
         _write_tar(job, out, shard, plan.label_width, stored),
-        tuple(work.report_rows),
+        tuple(converter.report_rows),
         dict(sorted(labels.items())),
         versions(),
         moments.image_sum is not None,
@@ -136,10 +138,16 @@ def run_task(job: ShardJob, out: Store, plan: Plan, shard: ShardPlan) -> ShardRe
 
 
 def refuse_versions(out: Store, plan: Plan, found: dict[str, str], where: str) -> None:
-    """Refuse libraries other than the plan's: they could decode or encode to other bytes.
+    """Raise RunError if library versions differ from the plan's: they could decode or encode other bytes.
+
+    Args:
+        out: Folder of the dataset, for the message.
+        plan: Plan of the job.
+        found: Library name → version that was found.
+        where: Where it was found, for the message: a shard's name or "this machine".
 
     Raises:
-        RunError: says which differs.
+        RunError: A version differs; the message names each.
     """
     differ = [f"{k} {found.get(k)} instead of {v}" for k, v in plan.versions.items() if found.get(k) != v]
     if differ:
@@ -150,16 +158,16 @@ def refuse_versions(out: Store, plan: Plan, found: dict[str, str], where: str) -
 
 
 def run_spool(job: ShardJob, number: int) -> None:
-    """In a worker: make one container of the source readable at random."""
+    """Spool container `number` of the source; runs in a worker. Raises as `pipeline.sources.spool.spool`."""
     container = _plan_of(job.out).containers[number]
     spool(open_store(job.source), number, container, job.spool)
 
 
 def read_result(out: Store, name: str) -> tuple[ShardResult, Moments]:
-    """Return a finished shard's part.
+    """Read the result of the finished shard `name`, and its moments.
 
     Raises:
-        RunError: it is unreadable, or of another release.
+        RunError: The result cannot be read, or is from another release.
     """
     try:
         result = msgspec.json.decode(out.read(ByteRange(_result_file(name))), type=ShardResult)
@@ -173,22 +181,22 @@ def read_result(out: Store, name: str) -> tuple[ShardResult, Moments]:
 
 
 def finished(out: Store) -> set[str]:
-    """Last names (`train-000000`) of the shards whose part was written, after everything else of them."""
+    """Return the last names (`train-000000`) of finished shards: those whose result has been written."""
     return {name.removesuffix(".json") for name in out.names(RESULTS) if name.endswith(".json")}
 
 
 def last_name(name: str) -> str:
-    """A shard's name without its folder, as parts are named."""
+    """Return a shard's name without its folder; results are named by it."""
     return name.rpartition("/")[2]
 
 
 def forget(out: Store, name: str) -> None:
-    """Have a finished shard made again by the next run."""
+    """Delete a finished shard's result, so that the next run makes the shard again."""
     out.remove(_result_file(name))
 
 
-class _Work:
-    """Turns files into stored images, and keeps the moments and incidents of a shard."""
+class _Converter:
+    """Converts source files to stored JPEGs, and collects the moments and report rows of a shard."""
 
     def __init__(self, options: Options, measured: bool) -> None:
         self.options = options
@@ -198,7 +206,7 @@ class _Work:
         self.report_rows: list[ReportRow] = []
 
     def convert(self, path: str, sample: Sample, data: bytes | OSError) -> bytes | None:
-        """The JPEG to store, or None where the file is unusable, which becomes an incident."""
+        """Return the JPEG to store, or None for an unusable file, which gets a report row."""
         options = self.options
         try:
             if isinstance(data, OSError):
@@ -231,11 +239,11 @@ class _Work:
 def _write_tar(
     job: ShardJob, out: Store, shard: ShardPlan, label_width: int, stored: dict[int, bytes]
 ) -> Shard | None:
-    """Write the images that are left in the plan's order, and upload them where `out` is a bucket."""
+    """Write the images that were not skipped, in the plan's order; upload the tar if `out` is a bucket."""
     if not isinstance(out, RemoteStore):
         return _pack(Path(out.url), shard, label_width, stored)
     make_folder(Path(job.scratch))
-    # Of this task alone: another try of it may run on this machine too.
+    # A folder for this attempt alone: another attempt of the same task may run on this machine.
     with tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch) as folder:
         described = _pack(Path(folder), shard, label_width, stored)
         if described:
@@ -270,7 +278,7 @@ def _read_sum(out: Store, name: str) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _plan_of(out: str) -> Plan:
-    """A worker's tasks share one plan."""
+    """Read the plan of a dataset once for all tasks of a worker."""
     return read_plan(open_store(out))
 
 

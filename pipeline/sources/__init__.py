@@ -1,1 +1,1 @@
-"""What people have: a source's images and labels, listed."""
+"""Sources: list the images and labels of an existing dataset, in any supported layout."""

@@ -1,8 +1,8 @@
-"""What there is to prepare: labeled samples with unique keys, and where the bytes of each one lie.
+"""A listed source: labeled samples with unique keys, and the file and offset of each image's bytes.
 
-A reader (folders, archives, Parquet, tars) lists a source into a `Listing`; `build_source` checks it, orders
-the classes and names the keys. Sources of the same file names and classes come out with the same keys and
-labels, so that the same shards are made of them.
+A lister (folders, archives, Parquet, tars) lists a source into a `Listing`; `build_source` checks it, orders
+the classes and assigns the keys. Sources with the same file names and classes get the same keys and labels,
+and therefore the same shards.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ from pipeline.errors import UsageError
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"],
 )
-# A tar member's name may have 100 bytes in USTAR; a key keeps room for its extension.
+# USTAR allows 100 bytes for a member's name; the key leaves room for its extension.
 _LONGEST_KEY = 80
 _SAFE = re.compile(rb"[A-Za-z0-9_+=@~-]{1,%d}" % _LONGEST_KEY)
 
 FILE = -1
-"""The `container` of a sample that is a file of its own."""
+"""`container` of a sample that is a file of its own."""
 UNKNOWN = -1
-"""The `size` of a sample that only reading tells."""
+"""`size` of a sample whose size is known only after reading it (rows of Parquet files)."""
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An image as a reader lists it.
+    """An image as a lister lists it.
 
     Attributes:
-        path: of the file below the source's root, or of the member in its container; its last part is the
-            file's name, whose stem becomes the key.
-        class_id: the class.
-        size: bytes, or UNKNOWN.
-        container: index into the listing's containers, or FILE.
-        offset: where the bytes start in a tar; the row in a Parquet file.
+        path: Path of the file below the source's root, or of the member in its container. The stem of its
+            last part becomes the key.
+        class_id: Id of its class, such as a WNID or a folder's name.
+        size: Size in bytes, or UNKNOWN.
+        container: Index into the listing's containers, or FILE.
+        offset: Byte offset of the data in a tar; row number in a Parquet file; 0 for a file of its own.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One image of the plan: as `Entry`, with its label and its tar key."""
+    """One image of a source or plan: an `Entry` with its label (0..K-1) and its key in the shards."""
 
     path: str
     label: int
@@ -70,15 +70,15 @@ class Container:
 
 @dataclass
 class Listing:
-    """What a reader found.
+    """Images and classes that a lister found.
 
     Attributes:
-        layout: how it was read, as in `--layout`.
-        entries: "train", and "val" and "test" where present → images, in any order.
-        containers: that the entries refer to.
-        names: class → name to show, where known.
-        classes: every class in label order, where the source fixes one; else sorted class ids count.
-        notes: lines worth telling the user, such as files left out.
+        layout: Name of the layout, as in `--layout`.
+        entries: Split ("train", and "val" and "test" where present) → images, in any order.
+        containers: Containers that the entries refer to.
+        names: Class id → name to show, where known.
+        classes: Ids of all classes in label order; None means the sorted ids of the entries.
+        notes: Lines to show to the user, such as how many files were left out.
     """
 
     layout: str
@@ -91,15 +91,15 @@ class Listing:
 
 @dataclass(frozen=True)
 class Source:
-    """A listed source, ready to plan.
+    """A listed and checked source: the input of `make_plan` and `prepare`.
 
     Attributes:
-        root: path or URL of the folder that paths are relative to.
-        layout: how it was read, for the manifest.
-        classes: in label order.
-        splits: "train", and "val" and "test" where present → samples.
-        containers: that the samples refer to.
-        notes: lines worth telling the user, such as files left out.
+        root: Path or URL of the folder that paths are relative to.
+        layout: Name of the layout, for the manifest.
+        classes: Classes in label order.
+        splits: Split ("train", and "val" and "test" where present) → samples.
+        containers: Containers that the samples refer to.
+        notes: Lines to show to the user, such as how many files were left out.
     """
 
     root: str
@@ -110,7 +110,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> str:
-        """SHA-256 over containers and every sample's split, place, label and size in bytes."""
+        """SHA-256 (hex) of the containers, and of each sample's split, container, path, label and size."""
         digest = hashlib.sha256()
         for container in self.containers:
             digest.update(f"{container.path}\0{container.size}\n".encode())
@@ -121,18 +121,20 @@ class Source:
 
 
 def build_source(root: str, listing: Listing, val_fraction: float | None = None, seed: int = 0) -> Source:
-    """Check a listing, order its classes, name its keys and split a validation set off where asked.
+    """Check a listing, order its classes, assign keys, and split off a validation set if asked to.
 
     Args:
-        root: the source's address.
-        listing: what its reader found; its entries are taken out of it as they are turned into samples.
-        val_fraction: share of each class that becomes the "val" split, chosen by `seed`, for sources
-            that have none. A class keeps at least one training image.
-        seed: of the choice.
+        root: Path or URL of the source.
+        listing: Images and classes of the source. Its entries are consumed: they are removed as they are
+            turned into samples.
+        val_fraction: Share of each class, in (0, 1), that becomes the "val" split, chosen by `seed`. Only for
+            sources without validation images. A class keeps at least one training image.
+        seed: Seed of the choice of validation images.
 
     Raises:
-        UsageError: no images; one class; a class without training images; a name that is not UTF-8;
-            a `val_fraction` beside an existing validation split or outside 0..1.
+        UsageError: No images; one class; a class without training images; a name that is not UTF-8;
+            `val_fraction` outside (0, 1), given for a source with validation images, or so small that it
+            selects no image.
     """
     _check_fraction(root, listing, val_fraction)
     _check_names(root, listing)
@@ -152,22 +154,22 @@ def build_source(root: str, listing: Listing, val_fraction: float | None = None,
 
 
 def shuffle_key(seed: int, purpose: str, key: str) -> bytes:
-    """A sample's place in the seeded order of `purpose`: sort by it to shuffle.
+    """Return a 16-byte sort key; sorting samples by it shuffles them by `seed` and `purpose`.
 
-    A hash instead of a generator's stream: it is the same for every library version, and an image
-    more or less leaves the others' order alone.
+    It is a hash, not a random generator's stream: the same in every library version, and adding or removing
+    an image does not change the order of the others.
     """
     return hashlib.blake2b(f"{seed}/{purpose}/{key}".encode(), digest_size=16).digest()
 
 
 def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
-    """Tar keys: the file's stem, made safe; its class in front where stems collide.
+    """Return one key for each image: the file's stem, escaped, with the class in front where stems collide.
 
-    Which of several equal names is numbered how depends on class, file name, split and path, not on their
-    order; only on the path where all else is equal, since layouts differ in it.
+    Keys that still collide get a number behind them. The numbers follow the order of class, file name, split
+    and path, not the order of `images`; the path comes last because it differs between layouts.
 
     Args:
-        images: number of the split (training first), path and class of each.
+        images: Split number (0 is training), path and class id of each image.
     """
     listed = list(images)
     keys = [_safe(stem_of(path)) for _, path, _ in listed]
@@ -193,7 +195,7 @@ def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
 
 
 def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> dict[str, list[Sample]]:
-    """Turn entries into samples, sorted by path, with keys unique over all the splits."""
+    """Turn entries into samples, sorted by container and path, with keys unique across all splits."""
     for entries in listing.entries.values():
         entries.sort(key=lambda e: (e.container, e.path, e.offset))
     order = [split for split in ("train", "val", "test") if listing.entries.get(split)]
@@ -229,7 +231,7 @@ def _check_fraction(root: str, listing: Listing, val_fraction: float | None) -> 
 
 
 def _check_names(root: str, listing: Listing) -> None:
-    """Manifest and report are UTF-8: a name in another encoding would have no place there."""
+    """Refuse names that are not UTF-8: the manifest and report.csv are UTF-8 and could not hold them."""
     for class_id in listing.classes or ():
         _check_utf8(root, class_id)
     for entries in listing.entries.values():
@@ -263,7 +265,7 @@ def _check_classes(root: str, ids: list[str], listing: Listing) -> None:
 
 
 def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
-    """Move `fraction` of each class to "val"; rounded, and never a class's last image."""
+    """Move `fraction` of each class's images (rounded) to "val"; each class keeps at least one in "train"."""
     chosen: set[str] = set()
     by_class: dict[int, list[Sample]] = {}
     for sample in samples:
@@ -283,23 +285,23 @@ def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, l
 
 
 def is_image(path: str) -> bool:
-    """Whether a file has an image's suffix, in any case."""
+    """Whether a file name ends with an image suffix, in upper or lower case."""
     name = path.rpartition("/")[2]
     dot = name.rfind(".")
     return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES
 
 
 def stem_of(path: str) -> str:
-    """The last part of a path without its suffix, as pathlib has it."""
+    """Return the last part of a path without its suffix, as `pathlib.PurePath.stem` does."""
     name = path.rpartition("/")[2]
     dot = name.rfind(".")
     return name[:dot] if 0 < dot < len(name) - 1 else name
 
 
 def _safe(stem: str) -> str:
-    """Keep letters, digits and -_+=@~; escape other bytes as %XX; shorten what USTAR cannot hold.
+    """Keep letters, digits and -_+=@~; escape other bytes as %XX; shorten a stem too long for USTAR.
 
-    A dot would split a WebDataset key, white space a DALI index line.
+    A dot would end a WebDataset key, and white space would split a line of a DALI index.
     """
     raw = os.fsencode(stem)
     if _SAFE.fullmatch(raw):

@@ -1,4 +1,4 @@
-"""Reading whatever people have: detect a source's layout, list it, and assemble it."""
+"""Read a source: detect its layout, list its images, and build a `Source`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,13 @@ from pipeline.storage.open import open_store
 
 
 class Layout(NamedTuple):
-    """A form in which people have their images: what it looks like, how to tell it, how to list it."""
+    """A supported layout of a source.
+
+    Attributes:
+        description: One line that describes the layout to users.
+        detect: Whether a folder or bucket has this layout.
+        list_samples: Lists the images of a source with this layout.
+    """
 
     description: str
     detect: Callable[[Store], bool]
@@ -42,27 +48,30 @@ LAYOUTS = {
     ),
     "folders": Layout(
         "{train,val|validation,test}/CLASS/* or CLASS/*",
-        lambda _: True,  # whatever is none of the others
+        lambda _: True,  # the fallback, so it must be the last
         folders.list_samples,
     ),
 }
-"""Layouts in the order in which they are looked for."""
+"""Name of a layout, as in `--layout` → layout; in the order in which "auto" tries them."""
 
 
 def read_source(
     root: str | Path, layout: str = "auto", val_fraction: float | None = None, seed: int = 0
 ) -> Source:
-    """List a source.
+    """List a source's images and build a `Source` from them; no image is decoded.
 
     Args:
-        root: a folder, here or in a bucket (`s3://…`, `gs://…`), or one archive or Parquet file in it.
-        layout: a key of LAYOUTS, or "auto" to detect it.
-        val_fraction: share of each class that becomes the "val" split where the source has none.
-        seed: of that choice.
+        root: A local folder, one in a bucket (`s3://…`, `gs://…`), or one tar or Parquet file in such a
+            folder, which stands for the folder.
+        layout: A key of LAYOUTS, or "auto" to detect the layout.
+        val_fraction: Share of each class, in (0, 1), that becomes the "val" split. Only for sources without
+            validation images.
+        seed: Seed of the choice of validation images.
 
     Raises:
-        UsageError: an unknown layout; nothing there, nothing that is known, or unreadable, damaged or
-            contradictory files; see the layouts' modules.
+        UsageError: Unknown layout; no such folder; no images; unreadable, damaged or contradictory files
+            (see the modules of `pipeline.sources.listers`); see also `build_source`.
+        RunError: A file of the source cannot be read.
     """
     if layout not in ("auto", *LAYOUTS):
         raise UsageError(f"--layout {layout} is unknown; give auto, {', '.join(LAYOUTS)}")
@@ -82,7 +91,7 @@ def _open(root: str | Path) -> Store:
     if store.is_folder():
         return store
     above, slash, name = store.url.rstrip("/").rpartition("/")
-    if name.endswith((".tar", ".parquet")):  # one of the files that make up the source
+    if name.endswith((".tar", ".parquet")):  # a file of the source instead of its folder
         parent = open_store(above or slash or ".")
         if parent.is_file(name):
             return parent

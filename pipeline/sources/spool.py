@@ -1,8 +1,8 @@
-"""Sources without cheap random access are read once, in order, into flat files that are read at random.
+"""Spooling: unpack containers without cheap random access, once, into flat files that allow it.
 
-A Parquet file becomes NUMBER.bin, its images one after the other, and NUMBER.npy, int64 (rows + 1,), where
-each of them starts and the last one ends; a null is an image of no bytes. A compressed tar becomes
-NUMBER.bin, the tar itself. Either takes the space of the images.
+A Parquet file becomes two files: NUMBER.bin holds its images one after the other, and NUMBER.npy, int64
+(rows + 1,), holds the byte offset of each image and the end of the last one; a null becomes an image of 0
+bytes. A compressed tar becomes NUMBER.bin, the decompressed tar. Both need about as much space as the images.
 """
 
 import fcntl
@@ -27,31 +27,31 @@ from pipeline.storage.base import ByteRange, Store
 _PARQUET = ".parquet"
 _PACKED = (".gz", ".tgz")
 _CHUNK = 2**20
-# Rows in memory at a time, of images of 0.1 to 10 MB.
+# Rows held in memory at a time; their images have 0.1 to 10 MB each.
 _ROWS = 16
-# A shard's images lie in any of the containers; ImageNet's are 308.
+# Offset tables kept open: a shard's images come from all containers, of which ImageNet has 308.
 _MOST_TABLES = 4096
 
 
 def needs_spool(container: Container) -> bool:
-    """Whether a container must be spooled before its samples can be read at random."""
+    """Whether a container must be spooled before random access: Parquet files and compressed tars."""
     return container.path.lower().endswith((_PARQUET, *_PACKED))
 
 
 def spool(store: Store, number: int, container: Container, folder: Path) -> None:
-    """Unpack a container into `folder`, unless that has been done.
+    """Unpack a container into `folder`, unless its files are there already.
 
-    Two processes of one machine don't do the same work: the second waits for the first.
+    If two processes of one machine spool the same container, the second waits for the first.
 
     Args:
-        store: the source.
-        number: of the container in the source's list; it names the files.
-        container: as it was listed.
-        folder: is created.
+        store: The source.
+        number: Index of the container in the source's list; the spooled files are named by it.
+        container: The container as it was listed.
+        folder: Folder of the spooled files; created if missing.
 
     Raises:
-        UsageError: the container is damaged, or is not what was listed.
-        RunError: it cannot be read, or the folder cannot be written.
+        UsageError: The container is damaged, or its size differs from the listed one.
+        RunError: The container cannot be read, or the folder cannot be written.
     """
     if _is_finished(folder, number, container):
         return
@@ -66,17 +66,17 @@ def spool(store: Store, number: int, container: Container, folder: Path) -> None
 
 
 def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> ByteRange:
-    """Where the bytes of a sample of a spooled container lie, in a file below `folder`.
+    """Return the byte range of a sample of a spooled container, in a file below `folder`.
 
     Args:
-        folder: that was spooled to.
-        number: of the container.
-        container: as it was listed.
-        offset: of the sample: its row in a Parquet file, its place in a tar.
-        size: of the sample in bytes; of a Parquet file's it is not needed.
+        folder: Folder of the spooled files.
+        number: Index of the container in the source's list.
+        container: The container as it was listed.
+        offset: Row of the sample in a Parquet file; byte offset of its data in a tar.
+        size: Size of the sample in bytes; ignored for Parquet files, whose table holds it.
 
     Raises:
-        UsageError: the Parquet file has no such row.
+        UsageError: The Parquet file has no such row.
     """
     if not _is_parquet(container):
         return ByteRange(f"{number:05d}.bin", offset, size)
@@ -84,8 +84,8 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
     starts = _starts(str(table), table.stat().st_mtime_ns)
     if offset >= len(starts) - 1:
         raise UsageError(
-            f"{container.path}: row {offset:,} was listed, but it has {len(starts) - 1:,} rows; it has "
-            "changed since: restore it, or start again in another folder"
+            f"{container.path}: row {offset:,} was listed, but the file has {len(starts) - 1:,} rows; it "
+            "has changed since: restore it, or start again in another folder"
         )
     start, end = int(starts[offset]), int(starts[offset + 1])
     return ByteRange(f"{number:05d}.bin", start, end - start)
@@ -93,11 +93,11 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
 
 @contextmanager
 def unpacked(store: Store, container: Container) -> Iterator[BinaryIO]:
-    """Open a tar for reading, decompressed where its name says so.
+    """Open a tar for reading; one named .gz or .tgz is decompressed on the fly.
 
     Raises:
-        UsageError: missing or damaged.
-        RunError: it cannot be read.
+        UsageError: The tar is missing or damaged.
+        RunError: The tar cannot be read.
     """
     packed = container.path.lower().endswith(_PACKED)
     with (
@@ -140,9 +140,9 @@ def _spool_rows(store: Store, number: int, container: Container, folder: Path) -
 
 
 def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
-    """A Parquet file's images in order.
+    """Yield the bytes of a Parquet file's images, in row order.
 
-    A generator, so that only its own errors, not those of writing, are put down to the Parquet file.
+    It is a generator so that errors of writing the spooled file are not reported as damage of this one.
     """
     from pipeline.sources.listers.parquet_file import columns_of, leaf, opened
 
@@ -167,16 +167,19 @@ def _chunks(store: Store, container: Container) -> Iterator[bytes]:
 
 @lru_cache(maxsize=_MOST_TABLES)
 def _starts(table: str, _changed: int) -> NDArray[np.int64]:
-    """The table of a spooled Parquet file; one that was made again has another time."""
+    """Load the offset table of a spooled Parquet file, int64 (rows + 1,).
+
+    `_changed`, the file's modification time, makes the cache load a table again that was written again.
+    """
     starts: NDArray[np.int64] = np.load(table, mmap_mode="r", allow_pickle=False)
     return starts
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process."""
+    """Hold an exclusive file lock, which the kernel releases if the process dies."""
     with ExitStack() as stack:
-        # Without locks the work is done twice, unharmed: whole files of the same bytes replace each other.
+        # A file system without locks does no harm: two processes then write whole files of the same bytes.
         with suppress(OSError):
             fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
         yield

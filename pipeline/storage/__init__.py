@@ -1,1 +1,1 @@
-"""A folder on this machine or in a bucket; files that appear whole or not at all; locks."""
+"""Storage: a local folder or a bucket behind one interface; atomic file writes; file locks."""

@@ -1,4 +1,4 @@
-"""Whole files or none: write to a temporary name, fsync, rename."""
+"""Write files atomically: write to a temporary name, fsync, rename."""
 
 import errno
 import hashlib
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from pipeline.errors import RunError
 
 PARTIAL = ".writing-"
-"""How the names of unfinished files begin."""
+"""Prefix of the names of unfinished files."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing so that it appears under its name only when complete.
+    """Open a file for binary writing that appears at `path` only when it is complete.
 
-    The bytes go to a temporary file beside it, which is fsynced and renamed on leaving the block, and
-    removed when the block raises. A process killed inside leaves only the temporary file, which
-    `remove_leftovers` deletes.
+    The bytes go to a temporary file in the same folder. It is fsynced and renamed when the block ends, and
+    removed when the block raises. A process that is killed inside the block leaves only the temporary file,
+    which `remove_leftovers` deletes.
 
     Raises:
         RunError: the folder cannot be written or the disk is full.
     """
-    # Random, since processes of several hosts may write the same file at once.
+    # The name is random because processes on several hosts may write the same file at once.
     temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
     try:
         try:
@@ -44,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "choose another place"
+        remedy = "choose another path"
         if full:
             remedy = f"free space or {remedy}, then run the same command again"
         raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
@@ -57,8 +57,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write `array` to `path` as .npy, atomically; see `atomic_write`."""
-    buffer = io.BytesIO()  # NumPy's own writing to a full disk raises an error without its cause
+    """Write `array` to `path` as a .npy file, atomically; see `atomic_write`."""
+    buffer = io.BytesIO()  # on a full disk, NumPy's own error does not name the cause
     np.save(buffer, array)
     write_bytes(path, buffer.getvalue())
 
@@ -72,23 +72,23 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot create the folder {path}: {error.strerror}; choose another place") from error
+        raise RunError(f"cannot create the folder {path}: {error.strerror}; choose another path") from error
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed writers left directly in `folder`."""
+    """Delete temporary files that killed processes left directly in `folder`."""
     for path in folder.glob(f"{PARTIAL}*"):
         path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync_folder(folder: Path) -> None:
-    if os.name == "nt":  # which opens no folders
+    if os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,6 +1,7 @@
-"""A folder on this machine or in a bucket, behind the few operations that preparation needs.
+"""`Store`: the interface to a dataset's or source's folder, on this machine or in a bucket.
 
-Local files appear by write, fsync and rename; objects by one atomic upload (`pipeline.storage.remote`).
+Writes are atomic: local files are written, fsynced and renamed; objects appear by one
+atomic upload (`pipeline.storage.remote`).
 """
 
 from abc import ABC, abstractmethod
@@ -10,14 +11,20 @@ from typing import Any, BinaryIO, NamedTuple
 
 
 class File(NamedTuple):
-    """A listed file: its path below the store's root (with /) and its size in bytes."""
+    """A listed file: its path relative to the store's root, with /, and its size in bytes."""
 
     path: str
     size: int
 
 
 class ByteRange(NamedTuple):
-    """Bytes to read: a file below the root, where they start, and how many (None: to its end)."""
+    """A range of bytes in a file.
+
+    Attributes:
+        path: path of the file relative to the store's root, with /.
+        offset: first byte.
+        size: number of bytes, or None for all up to the end of the file.
+    """
 
     path: str
     offset: int = 0
@@ -25,9 +32,12 @@ class ByteRange(NamedTuple):
 
 
 class Store(ABC):
-    """A folder, by its `url`: a path, or PROTOCOL://BUCKET/PREFIX. Names below it use /.
+    """A folder that files are read from and written to. Names of files are relative to it and use /.
 
-    It pickles as its address alone, so workers open connections of their own.
+    A store is pickled as its URL alone, so each worker process opens connections of its own.
+
+    Attributes:
+        url: path, or PROTOCOL://BUCKET/PREFIX.
     """
 
     def __init__(self, url: str) -> None:
@@ -41,49 +51,56 @@ class Store(ABC):
 
     @property
     def local(self) -> Path | None:
-        """The folder's path where it is on this machine, else None."""
+        """Path of the folder if it is on this machine, else None."""
         return None
 
     def url_of(self, name: str) -> str:
-        """Where `name` lies, for messages."""
+        """Return the full path or URL of `name`."""
         return f"{self.url.rstrip('/')}/{name}"
 
     @abstractmethod
     def is_folder(self, name: str = "") -> bool:
-        """Whether there is a folder of that name; in a bucket, whether anything lies below it."""
+        """Return whether the folder `name` exists; in a bucket, whether any object lies below it."""
 
     @abstractmethod
     def is_file(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """Return whether the file `name` exists."""
 
     @abstractmethod
     def names(self, folder: str = "") -> set[str]:
-        """Names of the files and folders directly in `folder`; empty where there is none."""
+        """Return the names of files and folders directly in `folder`; empty if it does not exist."""
 
     @abstractmethod
     def walk(self, folder: str = "") -> tuple[list[File], list[str]]:
-        """Every visible file at any depth below `folder`, and every folder, as paths below the root.
+        """List all files and all folders at any depth below `folder`.
 
-        Hidden names (with a leading dot) are left out, links followed, but not in circles.
+        Names with a leading dot are left out. Symbolic links are followed, but not in circles.
+
+        Returns:
+            The files and the folders, with paths relative to the store's root.
 
         Raises:
-            UsageError: a folder or file that cannot be read.
+            UsageError: a folder or file cannot be read.
         """
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Return the size of a file in bytes.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+        """
 
     @abstractmethod
     def read(self, span: ByteRange) -> bytes:
-        """Read a span.
+        """Read one byte range.
 
         Raises:
-            OSError: the file is missing, unreadable or shorter.
+            OSError: the file is missing, unreadable, or ends before the range does.
         """
 
     def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
-        """Read spans in order; an unreadable one gives its error in its place."""
+        """Yield the bytes of each range in order, or its OSError where it cannot be read."""
         for span in spans:
             try:
                 yield self.read(span)
@@ -92,29 +109,29 @@ class Store(ABC):
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """Open a file for reading and seeking."""
+        """Open a file for binary reading and seeking."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all; folders are made.
+        """Write a small file atomically; create its folders.
 
         Raises:
-            RunError: the place cannot be written.
+            RunError: the file cannot be written.
         """
 
     @abstractmethod
     def as_local_path(self, name: str) -> Any:
-        """Context of a local path to `name`'s content: itself, or a temporary download."""
+        """Context manager: yield a local path with the content of `name`: the file or a temporary copy."""
 
     @abstractmethod
     def copy_to(self, name: str, path: Path) -> None:
-        """Copy a file's content to a local `path`.
+        """Copy the file `name` to the local `path`.
 
         Raises:
-            OSError: the file is missing, or either cannot be read or written.
+            OSError: the file is missing or unreadable, or `path` cannot be written.
             RunError: the bucket cannot be reached.
         """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Delete a file, or a folder with all that is in it; nothing where it is gone."""
+        """Delete a file, or a folder with everything in it; do nothing if it does not exist."""

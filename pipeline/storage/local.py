@@ -1,4 +1,4 @@
-"""A folder on this machine, or on a file system that it mounts."""
+"""`LocalStore`: a folder on a file system of this machine."""
 
 import os
 import shutil
@@ -17,11 +17,11 @@ from pipeline.storage.base import ByteRange, File, Store
 
 
 class LocalStore(Store):
-    """A folder on this machine, or on a file system that it mounts."""
+    """A folder on a local or mounted file system."""
 
     @cached_property
     def local(self) -> Path:
-        """The folder."""
+        """Path of the folder."""
         return Path(self.url)
 
     @override
@@ -52,7 +52,7 @@ class LocalStore(Store):
         self, folder: Path, prefix: str, above: frozenset[str], files: list[File], folders: list[str]
     ) -> None:
         real = os.path.realpath(folder)
-        if real in above:  # a link back up
+        if real in above:  # a symbolic link to a folder above
             return
         try:
             with os.scandir(folder) as entries:
@@ -62,7 +62,7 @@ class LocalStore(Store):
                 if entry.is_dir():
                     folders.append(path)
                     self._walk(Path(entry.path), path + "/", above | {real}, files, folders)
-                elif stat.S_ISREG((status := entry.stat()).st_mode):  # a pipe would never end
+                elif stat.S_ISREG((status := entry.stat()).st_mode):  # reading a named pipe would never end
                     files.append(File(path, status.st_size))
         except OSError as error:
             raise _unreadable(error) from error
@@ -109,7 +109,7 @@ class LocalStore(Store):
             path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Delete what killed writers left under temporary names, at any depth."""
+        """Delete temporary files that killed processes left, at any depth."""
         for folder, _, _ in os.walk(self.local):
             remove_leftovers(Path(folder))
 

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them."""
+"""File locks that the kernel releases when the process that holds them ends."""
 
 import errno
 import fcntl
@@ -13,19 +13,20 @@ from pipeline.storage.atomic import make_folder
 
 @contextmanager
 def lock(folder: Path, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `folder/name.lock`; the kernel drops it when the process ends, however it ends.
+    """Context manager: hold the lock `folder/name.lock`, a `flock` that also ends when the process is killed.
 
-    Some network file systems have no locks. Two jobs there do the same work twice: files appear whole, and
-    the same input gives the same bytes.
+    Where a network file system has no locks, nothing is locked. Two jobs there do the same work twice, which
+    does no harm: files appear atomically, and the same input gives the same bytes.
 
     Args:
-        folder: holds the lock files, inside the folder that they protect; it is created.
-        name: of the lock.
-        shared: several processes may hold it at once, but not beside one that holds it alone.
-        wait: wait until the lock is free, instead of refusing.
+        folder: folder of the lock files, which is created; its parent is the folder that they protect.
+        name: name of the lock.
+        shared: take a shared lock, which several processes may hold at once, but not while another holds an
+            exclusive one.
+        wait: wait until the lock is free, instead of raising UsageError.
 
     Raises:
-        UsageError: another job holds it.
+        UsageError: another process holds the lock.
         RunError: the folder cannot be created.
     """
     make_folder(folder)
@@ -43,7 +44,7 @@ def lock(folder: Path, name: str, *, shared: bool = False, wait: bool = False) -
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
-            # A job that ended in between has removed the folder: then this file is not the lock any more.
+            # A job that ended meanwhile may have removed the folder: then this file is no longer the lock.
             if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 break
             make_folder(folder)

@@ -1,4 +1,4 @@
-"""Open a store by its address: a path, or PROTOCOL://BUCKET/PREFIX."""
+"""Open a store by its path or URL."""
 
 from pathlib import Path
 
@@ -7,10 +7,14 @@ from pipeline.storage.local import LocalStore
 
 
 def open_store(url: str | Path | Store) -> Store:
-    """Open a folder by its path or its PROTOCOL://BUCKET/PREFIX; an open one is given back.
+    """Open a folder on this machine or in a bucket.
 
-    Raises:
-        UsageError: a protocol that fsspec does not know, or whose package is not installed.
+    Args:
+        url: a path, `file:///PATH`, or PROTOCOL://BUCKET/PREFIX; a `Store` is returned as it is.
+
+    Returns:
+        A store. A bucket is contacted only at the first operation on it, which raises UsageError if fsspec
+        does not know the protocol or its package is not installed.
     """
     if isinstance(url, Store):
         return url

@@ -1,7 +1,7 @@
-"""A prefix in a bucket, reached through fsspec: `s3://…`, `gs://…`, or any other protocol that it knows.
+"""`RemoteStore`: a prefix in a bucket, through fsspec: `s3://…`, `gs://…`, or any other protocol it knows.
 
-Credentials and endpoints come from the environment, as the cloud's own tools read them. In S3 and Google's
-buckets an object appears whole or not at all; what arrived is compared with what was sent.
+Credentials and endpoints come from the environment variables and files that the cloud's own tools read. S3
+and Google Cloud Storage write objects atomically. Each stored object is compared with the uploaded file.
 """
 
 import hashlib
@@ -19,14 +19,19 @@ from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import ByteRange, File, Store
 
+# protocol → the extra of this package that installs its client library
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _UPLOAD_TRIES = 3
-_BLOCK = 2**24
-_BUFFER = 2**16
+_BLOCK = 2**24  # bytes that fsspec reads ahead
+_BUFFER = 2**16  # bytes
 
 
 class RemoteStore(Store):
-    """A prefix in a bucket."""
+    """A prefix in a bucket.
+
+    Besides the errors that `Store` documents, every operation may raise UsageError (unknown protocol, missing
+    package, no credentials, access denied) or RunError (network, server), with a message of one line.
+    """
 
     @cached_property
     def _fs(self) -> Any:
@@ -34,16 +39,14 @@ class RemoteStore(Store):
 
         protocol = self.url.partition("://")[0]
         try:
-            # Listings change while a job runs, so none is cached.
+            # Files appear while a job runs, so fsspec must not cache listings.
             return fsspec.filesystem(protocol, use_listings_cache=False)
         except ImportError as error:
             extra = _EXTRAS.get(protocol)
-            remedy = (
-                f"pip install 'alexnet-toolkit[{extra}]'" if extra else f"install what it asks for: {error}"
-            )
+            remedy = f"pip install 'alexnet-toolkit[{extra}]'" if extra else f"install it ({error})"
             raise UsageError(f"{self.url}: reading {protocol}:// needs another package; {remedy}") from error
         except ValueError as error:
-            raise UsageError(f"{self.url}: no such protocol ({error}); s3:// and gs:// are usual") from error
+            raise UsageError(f"{self.url}: unknown protocol ({error}); use s3:// or gs://") from error
 
     @cached_property
     def _root(self) -> str:
@@ -54,7 +57,7 @@ class RemoteStore(Store):
         return f"{self._root}/{name}" if name else self._root
 
     def _kind(self, name: str) -> str | None:
-        """What is there, "file" or "directory", or None; fsspec's own questions take any error for None."""
+        """Return "file", "directory" or None. fsspec's own `isfile` and `isdir` return False on any error."""
         with self.errors("look up", name):
             try:
                 return str(self._fs.info(self._at(name))["type"])
@@ -109,7 +112,7 @@ class RemoteStore(Store):
     @override
     def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
         with self.errors("read"):
-            wanted = [span for span in spans if span.size != 0]  # no server grants an empty range
+            wanted = [span for span in spans if span.size != 0]  # servers refuse empty ranges
             found = iter(
                 self._fs.cat_ranges(
                     [self._at(span.path) for span in wanted],
@@ -133,7 +136,7 @@ class RemoteStore(Store):
     @override
     def open(self, name: str) -> BinaryIO:
         with self.errors("open", name):
-            # Archives are listed from front to back: what is read ahead is what comes next.
+            # Tars are scanned from front to back, so reading ahead pays.
             file = self._fs.open(self._at(name), "rb", block_size=_BLOCK, cache_type="readahead")
         return io.BufferedReader(_Guarded(self, name, file), _BUFFER)
 
@@ -145,10 +148,10 @@ class RemoteStore(Store):
             self._upload(Path(file.name), name)
 
     def upload(self, file: Path, name: str) -> None:
-        """Upload a finished local file as `name`, compare checksums, delete the local copy.
+        """Upload a finished local file as `name`, compare checksums, delete the local file.
 
         Raises:
-            RunError: the upload failed, or what arrived differs.
+            RunError: the upload failed, or the stored object differs from the file after three tries.
         """
         self._upload(file, name)
         file.unlink()
@@ -173,7 +176,7 @@ class RemoteStore(Store):
                 self._fs.rm(self._at(name), recursive=True)
 
     def _upload(self, file: Path, name: str) -> None:
-        """Put a whole object, then compare what the server holds; an object store shows it whole or not."""
+        """Upload a file, which is atomic, and compare the stored object with it; try up to three times."""
         for last in (number == _UPLOAD_TRIES - 1 for number in range(_UPLOAD_TRIES)):
             with self.errors("write", name):
                 self._fs.put_file(str(file), self._at(name))
@@ -181,11 +184,12 @@ class RemoteStore(Store):
                     return
             if last:
                 raise RunError(
-                    f"{self.url_of(name)}: what the bucket holds differs from what was sent, "
-                    f"{_UPLOAD_TRIES} times; run the same command again"
+                    f"{self.url_of(name)}: the stored object differed from the local file after each of "
+                    f"{_UPLOAD_TRIES} uploads; run the same command again"
                 )
 
     def _arrived(self, file: Path, name: str) -> bool:
+        """Return whether the stored object has the size and checksum of the local file."""
         details = self._fs.info(self._at(name))
         if int(details["size"]) != file.stat().st_size:
             return False
@@ -193,44 +197,51 @@ class RemoteStore(Store):
             md5 = hashlib.file_digest(data, lambda: hashlib.md5(usedforsecurity=False))
         if str(details.get("ETag", "")).strip('"') == md5.hexdigest():
             return True
-        # An ETag is the MD5 for plain objects only: uploads in parts and other stores are read back.
-        with self.as_local_path(name) as back:
-            return sha256_of(back) == sha256_of(file)
+        # The ETag is the MD5 only of objects that S3 got in one part; all others are downloaded again.
+        with self.as_local_path(name) as stored:
+            return sha256_of(stored) == sha256_of(file)
 
     @contextmanager
     def errors(self, doing: str, name: str = "") -> Iterator[None]:
-        """Turn what the many client libraries raise into one line.
+        """Context manager: turn whatever the client libraries raise into an error of one line.
 
-        FileNotFoundError passes where it reads: what is missing is for the caller to say.
+        Args:
+            doing: verb for the message, such as "read" or "write".
+            name: file or folder for the message; "" for the store itself.
+
+        Raises:
+            UsageError: no credentials, access denied, or, with "write", no such bucket.
+            RunError: any other error.
+            FileNotFoundError: passed on unless `doing` is "write", for the caller to explain.
         """
-        place = self.url_of(name) if name else self.url
+        url = self.url_of(name) if name else self.url
         try:
             yield
         except ToolkitError:
             raise
         except FileNotFoundError as error:
             if doing == "write":
-                raise UsageError(f"cannot write {place}: {error}; make the bucket first") from error
+                raise UsageError(f"cannot write {url}: {error}; create the bucket first") from error
             raise
         except Exception as error:
             kind = type(error).__name__
             text = " ".join(str(error).split()) or kind
             if "Credential" in kind or "credential" in text or "DefaultCredentialsError" in kind:
                 raise UsageError(
-                    f"cannot {doing} {place}: no credentials ({text}); set them as the cloud's own tools "
-                    "read them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    f"cannot {doing} {url}: no credentials ({text}); set them as for the cloud's own tools, "
+                    "such as in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
             if isinstance(error, PermissionError) or "Forbidden" in text or "ReadOptions Denied" in text:
                 raise UsageError(
-                    f"cannot {doing} {place}: access refused ({text}); check the credentials and the bucket"
+                    f"cannot {doing} {url}: access denied ({text}); check the credentials and the bucket"
                 ) from error
             raise RunError(
-                f"cannot {doing} {place}: {kind}: {text}; check the network and run again"
+                f"cannot {doing} {url}: {kind}: {text}; check the network and run the same command again"
             ) from error
 
 
 class _Guarded(io.RawIOBase):
-    """An open object whose later reads fail in one line too."""
+    """A raw file over an open object: its reads, too, raise errors of one line."""
 
     def __init__(self, store: RemoteStore, name: str, file: Any) -> None:
         self._store, self._name, self._file = store, name, file

@@ -1,1 +1,1 @@
-"""Proving a dataset; adopting other tools' tars; measuring statistics again."""
+"""Verification: check a dataset, adopt tars of other tools, and measure statistics of decoded images."""

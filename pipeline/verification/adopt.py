@@ -1,7 +1,7 @@
-"""Making a dataset of tars that another tool wrote, without writing them again.
+"""Adopt tars that another tool wrote: make them a dataset without writing them again.
 
-Any folder of WebDataset tars of images with whole numbers as labels will do. Each tar is read twice: its
-headers and labels, which must be known of all before anything is promised, then its images.
+The tars must be WebDataset tars of images with integer labels. Each tar is read twice: first the headers and
+labels of all tars, which must be valid before any image is decoded, then the images.
 """
 
 import os
@@ -49,37 +49,38 @@ def adopt(
     size: int = 256,
     max_bad: float = 0.01,
     max_megapixels: float = 100.0,
-    engine: Executor = _ONE_BY_ONE,
+    executor: Executor = _ONE_BY_ONE,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Make a folder of other tools' WebDataset tars a dataset: indexes, statistics and a manifest.
+    """Make a folder of WebDataset tars from another tool a dataset: write indexes, statistics and a manifest.
 
-    The tars stay as they are. A DALI index is written beside each, replacing one that is there; it leaves
-    out images that do not decode, which are rows of `report.csv`. The manifest comes last. The labels in
-    the tars are the dataset's labels, so they must be the numbers 0 to K - 1 of K classes.
+    The tars are not changed. A DALI index is written beside each tar and replaces an existing one; it leaves
+    out images that do not decode, which `report.csv` lists. The manifest is written last. The labels in the
+    tars become the dataset's labels, so they must be the integers 0 to K - 1 of K classes.
 
     Args:
-        folder: holds the tars, at any depth.
-        size: the shorter side to which images are scaled on loading, where their shorter sides differ.
-            Equal ones are used as they are.
-        max_bad: share of undecodable images above which the job fails.
-        max_megapixels: larger images count as undecodable.
-        engine: where tars are read, each a task.
-        progress: told how far the decoding is.
+        folder: Local folder that holds the tars, at any depth.
+        size: Shorter side in pixels to which images are scaled on loading, if their shorter sides differ. If
+            all are equal, images are used as they are.
+        max_bad: Share of undecodable images, 0..1, above which the job fails.
+        max_megapixels: Images with more megapixels count as undecodable.
+        executor: Executor of the tasks, one for each tar.
+        progress: Called with (images done, images in all).
 
     Returns:
         The manifest, with statistics of the decoded images.
 
     Raises:
-        UsageError: a dataset already, in a bucket, no tars, damaged or compressed ones, labels that are
-            texts or leave gaps; see `pipeline.sources.listers.webdataset`.
-        RunError: too many bad images, a class that has none left, a place that cannot be written.
+        UsageError: The folder is in a bucket, is a dataset already, cannot be written or holds no tars; tars
+            are damaged or compressed; labels are strings or leave gaps. See also
+            `pipeline.sources.listers.webdataset.list_samples`.
+        RunError: Too many bad images, a class or split that has no images left, or a failed write.
     """
     source, tars = _listed(folder)
     root = tars[0].root
-    spans = dict(engine.run(_find_labels, tars))
+    spans = dict(executor.run(_find_labels, tars))
     classes = _classes_by_label(source, tars, spans)
-    image, found = measure(engine, tars, size, max_megapixels, progress)
+    image, found = measure(executor, tars, size, max_megapixels, progress)
     _report(root, tars, found, max_bad)
     _refuse_lost(classes, tars, spans, found)
     splits = _write_indexes(tars, spans, found)
@@ -108,7 +109,7 @@ def adopt(
 
 
 def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
-    """List the tars and refuse what cannot be adopted."""
+    """List the tars; raise UsageError if they cannot be adopted."""
     store = open_store(folder)
     if store.local is None:
         raise UsageError(
@@ -117,9 +118,12 @@ def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
         )
     if not store.is_folder():
         raise UsageError(f"{folder}: no such folder; name the one that holds the tars")
-    for name, what in ((FILE_NAME, "is a dataset already"), (WORK, "holds an unfinished preparation")):
+    for name, reason in ((FILE_NAME, "is a dataset already"), (WORK, "holds an unfinished preparation")):
         if name in store.names():
-            raise UsageError(f"{folder}: {what} ({name}); tars of other tools have none: name another folder")
+            raise UsageError(
+                f"{folder}: {reason} (it has {name}); only tars of other tools can be adopted: name another "
+                "folder"
+            )
     if REPORT in store.names() and not store.read(ByteRange(REPORT)).startswith(b"path,reason,action"):
         raise UsageError(f"{folder}: has a {REPORT} of another kind, which would be replaced; move it away")
     source = build_source(store.url, webdataset.list_samples(store))
@@ -139,7 +143,7 @@ def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
 
 
 def _tars(root: Path, source: Source) -> list[ExternalTar]:
-    """A task for each tar; images in the order in which they lie in it."""
+    """Group samples by tar, each tar's in the order of their bytes; each tar is a task."""
     grouped: dict[tuple[str, int], list[Sample]] = {}
     for split, samples in source.splits.items():
         for sample in samples:
@@ -153,7 +157,7 @@ def _tars(root: Path, source: Source) -> list[ExternalTar]:
 
 
 def _find_labels(tar: ExternalTar) -> tuple[str, list[LabelSpan]]:
-    """In a worker: where the labels of a tar's images are."""
+    """Return a tar's name and the label spans of its images; runs in a worker."""
     store = open_store(tar.root)
     container = Container(tar.name, store.size(tar.name))
     return tar.name, locate(store, container, [sample.offset for sample in tar.samples])
@@ -162,10 +166,10 @@ def _find_labels(tar: ExternalTar) -> tuple[str, list[LabelSpan]]:
 def _classes_by_label(
     source: Source, tars: list[ExternalTar], spans: dict[str, list[LabelSpan]]
 ) -> tuple[ClassInfo, ...]:
-    """The classes in the order of the numbers in the tars, whatever order their names would have.
+    """Return the classes in the order of the labels in the tars, whatever order their names would have.
 
     Raises:
-        UsageError: numbers that leave gaps, or one class under two numbers.
+        UsageError: Labels leave gaps, or one class has two labels.
     """
     number_of: dict[int, int] = {}
     for tar in tars:
@@ -187,7 +191,7 @@ def _classes_by_label(
 
 
 def _report(root: Path, tars: list[ExternalTar], found: dict[str, Measured], max_bad: float) -> None:
-    """Write report.csv, and refuse to leave out more than `max_bad` of the images."""
+    """Write report.csv; raise RunError if more than the share `max_bad` of the images is skipped."""
     report_rows = [
         ReportRow(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
         for tar in tars
@@ -210,7 +214,7 @@ def _refuse_lost(
     spans: dict[str, list[LabelSpan]],
     found: dict[str, Measured],
 ) -> None:
-    """Skipping may have emptied a class of its training images, or a whole split."""
+    """Raise RunError if a class has no training images left, or a split no images."""
     kept = [
         (tar.split, span.value)
         for tar in tars
@@ -221,8 +225,8 @@ def _refuse_lost(
     lost = [info.id for label, info in enumerate(classes) if label not in trained]
     if lost:
         raise RunError(
-            f"no decodable training images are left for {', '.join(lost[:5])}; {REPORT} names those that "
-            "were left out: mend the tars"
+            f"no decodable training images are left for {', '.join(lost[:5])}; {REPORT} lists those that "
+            "were left out: repair the tars"
         )
     empty = {tar.split for tar in tars} - {split for split, _ in kept}
     if empty:
@@ -232,7 +236,11 @@ def _refuse_lost(
 def _write_indexes(
     tars: list[ExternalTar], spans: dict[str, list[LabelSpan]], found: dict[str, Measured]
 ) -> dict[str, tuple[Shard, ...]]:
-    """Write a DALI index beside each tar, of what is not skipped; a tar with nothing left is no shard."""
+    """Write a DALI index of the images that are not skipped beside each tar.
+
+    Returns:
+        Split → shards; a tar whose images were all skipped is not a shard.
+    """
     splits: dict[str, list[Shard]] = {}
     for tar in tars:
         measured = found[tar.name]

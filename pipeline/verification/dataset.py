@@ -1,4 +1,4 @@
-"""Proving a finished dataset: everything is read again, and each fault named."""
+"""Verify a finished dataset: read everything again and report each problem."""
 
 import csv
 import hashlib
@@ -30,22 +30,23 @@ from pipeline.verification.shard import (
     limited,
 )
 
-# Megapixels of the largest JPEG that there can be.
+# Megapixels of the largest image that the JPEG format allows.
 _LARGEST = 65535**2 / 1e6
 
 Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
-        shards: that the manifest lists.
-        samples: found in them.
-        bytes: of the tars found.
-        faults: what is wrong; with none, the dataset is what was written.
-        notes: what does not belong there but harms nobody.
+        shards: Number of shards in the manifest.
+        samples: Number of samples found in the tars.
+        bytes: Size of all tars found, in bytes.
+        problems: Problems of the dataset; if there is none, it is as it was written.
+        notes: Files that do not belong to the dataset but do no harm.
     """
 
     shards: int
@@ -56,28 +57,32 @@ class VerifyReport:
 
 
 def verify(
-    root: str | Path, *, fast: bool = False, engine: Executor | None = None, progress: Progress | None = None
+    root: str | Path,
+    *,
+    fast: bool = False,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
 ) -> VerifyReport:
-    """Read a dataset again: checksums, indexes against tars, labels, counts, images, statistics.
+    """Read a dataset again and check it: checksums, indexes, labels, counts, images, statistics.
 
     Args:
-        root: the dataset's folder, here or in a bucket.
-        fast: leave out decoding; images' headers are looked at nevertheless.
-        engine: where shards are checked, each a task; one process on this machine where none is given.
-        progress: told (images checked, images in all).
+        root: Folder of the dataset, local or in a bucket.
+        fast: Check images' headers but do not decode them.
+        executor: Executor of the tasks, one for each shard; None means one worker process on this machine.
+        progress: Called with (images done, images in all).
 
     Raises:
-        UsageError: no finished dataset there, a manifest that cannot be read, or a bucket that refuses.
-        RunError: a worker died, or the bucket cannot be reached.
+        UsageError: There is no finished dataset, its manifest cannot be read, or the bucket denies access.
+        RunError: A worker died, or the bucket cannot be reached.
     """
     store = open_store(root)
     manifest = read_manifest(store)
-    if store.local is not None:  # workers elsewhere have another current folder
+    if store.local is not None:  # workers may have another current folder
         store = open_store(store.local.absolute())
     shards = _listed(manifest)
-    if outside := tuple(_wrong_names(shards)):  # nothing that such a manifest names is looked at
+    if outside := tuple(_wrong_names(shards)):  # no file that such a manifest lists is opened
         return VerifyReport(len(shards), 0, 0, outside)
-    reports = _check_shards(store, manifest, fast, engine or LocalExecutor(), progress)
+    reports = _check_shards(store, manifest, fast, executor or LocalExecutor(), progress)
     strays, notes = _strays(store, manifest)
     problems = (
         *check_manifest(manifest),
@@ -100,7 +105,7 @@ def _listed(manifest: Manifest) -> list[Shard]:
 
 
 def _wrong_names(shards: list[Shard]) -> Iterator[Problem]:
-    """Shards listed twice, or under names that lead out of the folder or are no tar's."""
+    """Yield shards that are listed twice, lead out of the folder, or are not named as tars."""
     seen: set[str] = set()
     for name in (shard.name for shard in shards):
         path = PurePosixPath(name)
@@ -118,9 +123,9 @@ def _wrong_names(shards: list[Shard]) -> Iterator[Problem]:
 
 
 def _check_shards(
-    store: Store, manifest: Manifest, fast: bool, engine: Executor, progress: Progress | None
+    store: Store, manifest: Manifest, fast: bool, executor: Executor, progress: Progress | None
 ) -> dict[str, ShardReport]:
-    """Check every shard on the engine; shard name → findings, in the manifest's order."""
+    """Check every shard on the executor; return shard name → report, in the manifest's order."""
     shards = _listed(manifest)
     total = sum(shard.samples for shard in shards)
 
@@ -138,11 +143,11 @@ def _check_shards(
         decode=not fast,
     )
     found: dict[str, ShardReport] = {}
-    with closing(engine.run(partial(_check_one, spec=spec), shards, on_progress)) as run:
-        for name, reports in run:
-            found[name] = reports
-            if not engine.reports_progress:
-                on_progress(sum(shard.samples for shard in found.values()))
+    with closing(executor.run(partial(_check_one, spec=spec), shards, on_progress)) as run:
+        for name, report in run:
+            found[name] = report
+            if not executor.reports_progress:
+                on_progress(sum(report.samples for report in found.values()))
     on_progress(total)
     return {shard.name: found[shard.name] for shard in shards}
 
@@ -152,7 +157,10 @@ def _check_one(shard: Shard, spec: ShardSpec) -> tuple[str, ShardReport]:
 
 
 def _pixel_limit(manifest: Manifest) -> float:
-    """Megapixels beyond which an image was never stored; where sizes are fixed, headers tell as much."""
+    """Return the megapixels above which preparation stored no image.
+
+    Only images of their original size need the limit: other images have a fixed size, which is checked.
+    """
     if manifest.image.mode == "original":
         limit = manifest.settings.get("max_megapixels", _LARGEST)
         return float(limit) if isinstance(limit, int | float) else _LARGEST
@@ -160,16 +168,17 @@ def _pixel_limit(manifest: Manifest) -> float:
 
 
 def _training(manifest: Manifest, reports: dict[str, ShardReport]) -> list[ShardReport] | None:
-    """The training shards' findings, or None where a damaged one leaves their sums unknown."""
-    found = [reports[shard.name] for shard in manifest.splits.get("train", ())]
-    return None if any(shard.problems for shard in found) else found
+    """Return the training shards' reports, or None if one has problems, so that its counts may be wrong."""
+    training = [reports[shard.name] for shard in manifest.splits.get("train", ())]
+    return None if any(report.problems for report in training) else training
 
 
 def _wrong_pixels(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
+    """Yield a problem if the training images' pixels are not as many as the statistics say."""
     training = _training(manifest, reports)
-    if training is None or manifest.image.mode == "original":  # such are scaled before they are measured
+    if training is None or manifest.image.mode == "original":  # such images are scaled before measuring
         return
-    found = sum(shard.pixels for shard in training)
+    found = sum(report.pixels for report in training)
     if found != manifest.statistics.pixels:
         yield Problem(
             FILE_NAME,
@@ -178,10 +187,11 @@ def _wrong_pixels(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterat
 
 
 def _untrained(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
+    """Yield a problem if classes have no training samples."""
     training = _training(manifest, reports)
     if training is None:
         return
-    labels = sum((shard.labels for shard in training), np.zeros(len(manifest.classes), np.int64))
+    labels = sum((report.labels for report in training), np.zeros(len(manifest.classes), np.int64))
     lost = [info.id for info, count in zip(manifest.classes, labels, strict=True) if not count]
     if lost:
         more = f" and {len(lost) - MOST_PROBLEMS:,} more" if len(lost) > MOST_PROBLEMS else ""
@@ -189,9 +199,9 @@ def _untrained(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[
 
 
 def _duplicates(store: Store, reports: dict[str, ShardReport]) -> Iterator[Problem]:
-    """Keys that occur twice, told once for each pair of shards.
+    """Yield a problem for each pair of shards that share keys, and for each shard that repeats a key.
 
-    Eight bytes of a hash stand for a key: a million and a half of them collide with a chance of 1e-7.
+    Keys are compared by 8-byte hashes; among 1.5 million keys, two collide with a probability of 1e-7.
     """
     names = list(reports)
     if not names:
@@ -214,7 +224,7 @@ def _duplicates(store: Store, reports: dict[str, ShardReport]) -> Iterator[Probl
 
 
 def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Problem]]:
-    """Files that the manifest does not know: those that a reader of tars might take, and harmless ones."""
+    """Return files that the manifest does not list: tars and indexes as problems, other files as notes."""
     known = {shard.name for shard in _listed(manifest)}
     known |= {index_name(name) for name in known} | {FILE_NAME, MEAN_IMAGE, REPORT}
     try:
@@ -225,33 +235,33 @@ def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Probl
         return [Problem(".", str(error))], []
     problems, notes = [], []
     for name in sorted((visible | hidden) - known):
-        # A folder of other tools' tars may hold some of which no image was usable.
+        # In an adopted folder, an unlisted tar can be one whose images were all skipped.
         if name.endswith((".tar", ".idx")) and not manifest.adopted:
             problems.append(
-                Problem(name, "not in the manifest, but programs that read *.tar would; delete it")
+                Problem(name, "not in the manifest, but programs that read *.tar would read it; delete it")
             )
         else:
-            notes.append(Problem(name, _left(name)))
+            notes.append(Problem(name, _stray_note(name)))
     return problems, notes
 
 
-def _left(name: str) -> str:
+def _stray_note(name: str) -> str:
     last = name.rpartition("/")[2]
     if last == ".work" or last.startswith(".writing-"):
         return "left by a job that was killed; delete it"
-    return "not of this dataset"
+    return "not part of this dataset"
 
 
 _REPORT_COLUMNS = ["path", "reason", "action"]
 _MODES = ("square", "aspect", "original")
-# Stored in full as float64, a covariance's eigenvectors satisfy its equation to some 1e-15.
+# Relative tolerance: float64 eigenvectors satisfy the eigenvalue equation to about 1e-15.
 _TOLERANCE = 1e-9
-# A float32 between 128 and 256 is at most 2^-17 from the number that it rounds, and so is a mean of such.
+# Gray levels: float32 rounds a number between 128 and 256 by at most 2^-17, and so the mean of such numbers.
 _MEAN_TOLERANCE = 2.0**-16
 
 
 def check_manifest(manifest: Manifest) -> Iterator[Problem]:
-    """What the manifest says that cannot be, apart from its statistics."""
+    """Yield contradictions in a manifest, except in its statistics."""
     classes, width, mode = len(manifest.classes), manifest.label_width, manifest.image.mode
     if mode not in _MODES:
         yield Problem(FILE_NAME, f"image mode {mode!r} is none of {', '.join(_MODES)}")
@@ -266,7 +276,7 @@ def check_manifest(manifest: Manifest) -> Iterator[Problem]:
 
 
 def check_statistics(statistics: Statistics) -> Iterator[Problem]:
-    """Whether shapes and ranges are right, and eigenvalues and eigenvectors the covariance's."""
+    """Yield statistics with a wrong shape or range, and eigenvectors that do not fit the covariance."""
     rows = (*statistics.covariance, *statistics.eigenvectors)
     if [len(statistics.covariance), *map(len, rows)] != [3] * 7:
         yield _statistics("covariance and eigenvectors are not 3 x 3 both")
@@ -287,20 +297,24 @@ def check_statistics(statistics: Statistics) -> Iterator[Problem]:
 
 
 def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
-    """Whether a dataset of squares has its mean image, of the right form and the statistics' mean."""
+    """Yield a problem of the mean image of a dataset of squares.
+
+    It must be there, be float32 (size, size, 3), and have the mean of the statistics and the manifest's
+    checksum.
+    """
     if manifest.image.mode != "square":
         return
     try:
         data = store.read(ByteRange(MEAN_IMAGE))
     except FileNotFoundError:
-        yield Problem(MEAN_IMAGE, "missing; a dataset of squares has one")
+        yield Problem(MEAN_IMAGE, "missing; a dataset of square images has one")
         return
     except OSError as error:
         yield Problem(MEAN_IMAGE, f"unreadable: {error.strerror or error}")
         return
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy reads the header as Python, and raises whatever that does
+    except Exception as error:  # NumPy parses the header as Python code and raises any error of that
         yield Problem(MEAN_IMAGE, f"no array: {' '.join(str(error).split())}")
         return
     size = manifest.image.size
@@ -309,7 +323,7 @@ def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(MEAN_IMAGE, f"{image.dtype} {shape}; expected float32 {size}x{size}x3")
         return
     mean = image.mean(axis=(0, 1), dtype=np.float64)
-    if not np.abs(mean - manifest.statistics.mean).max() <= _MEAN_TOLERANCE:  # NaN is not
+    if not np.abs(mean - manifest.statistics.mean).max() <= _MEAN_TOLERANCE:  # "not <=" catches NaN
         expected = _numbers(np.array(manifest.statistics.mean))
         yield Problem(MEAN_IMAGE, f"its mean is {_numbers(mean)}, but the manifest says {expected}")
         return
@@ -321,7 +335,7 @@ def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
 
 
 def check_report(store: Store) -> Iterator[Problem]:
-    """Whether the report is there and every row has its columns."""
+    """Yield a problem if report.csv is missing or unreadable, or a row has other columns."""
     try:
         text = store.read(ByteRange(REPORT)).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)

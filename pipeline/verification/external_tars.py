@@ -1,4 +1,4 @@
-"""The images in other tools' tars: which format they have, and what their pixels sum to."""
+"""Tars that another tool wrote: find their labels, and measure their images' format and pixel statistics."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +22,21 @@ from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import Store
 
 BLOCK = 512
+"""Bytes of a tar block."""
 REMEDY = "run `alexnet-prep shard FOLDER OUT --layout webdataset` instead"
-"""What to do about tars that cannot be read in place."""
+"""Ends the messages about tars that cannot be read in place."""
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)[\s\0]*")
 _FIELD = re.compile(rb'"(?:%s)"\s*:\s*"?\s*\+?([0-9]+)' % "|".join(LABEL_FIELDS).encode())
 
 
 class LabelSpan(NamedTuple):
-    """Bytes of a tar that end with a label's last digit: `offset` (a block's), `size`, and the `value`."""
+    """Byte range of a tar that ends with the last digit of a label.
+
+    Attributes:
+        offset: Start of the range: the tar block (a multiple of 512) in which the digits start.
+        size: Size of the range in bytes.
+        value: The label.
+    """
 
     offset: int
     size: int
@@ -40,30 +47,33 @@ def locate(store: Store, container: Container, images: Iterable[int]) -> list[La
     """Find the label of each image in a tar.
 
     Args:
-        store: the folder of the tar.
-        container: the tar.
-        images: where their bytes start.
+        store: Folder of the tar.
+        container: The tar.
+        images: Byte offset of each image in the tar.
+
+    Returns:
+        One label span for each image, in the order of `images`.
 
     Raises:
-        UsageError: a damaged tar, or a label that is no whole number.
+        UsageError: A damaged tar, or a label that is not an integer.
     """
-    place = store.url_of(container.path)
+    url = store.url_of(container.path)
     labels: dict[int, SamplePart] = {}
     for sample in read_tar(store, container):
         image, label = sample.get("image"), sample.get("cls") or sample.get("json")
         if image and label:
             labels[image.member.offset] = label
-    return [_span(place, labels[offset]) for offset in images]
+    return [_span(url, labels[offset]) for offset in images]
 
 
-def _span(place: str, label: SamplePart) -> LabelSpan:
+def _span(url: str, label: SamplePart) -> LabelSpan:
     data = label.content
     found = _NUMBER.fullmatch(data) if label.kind == "cls" else _digits_in_json(data)
     if found is None:
         text = ascii(data[:40].decode("utf-8", "replace"))
         raise UsageError(
-            f"{place}: {label.member.name} has no whole number as its label ({text}), and only numbers are "
-            f"read in place; {REMEDY}"
+            f"{url}: {label.member.name} has no integer as its label ({text}), and only integers are read in "
+            f"place; {REMEDY}"
         )
     start, end = (label.member.offset + at for at in found.span(1))
     block = start // BLOCK * BLOCK
@@ -71,7 +81,11 @@ def _span(place: str, label: SamplePart) -> LabelSpan:
 
 
 def _digits_in_json(data: bytes) -> re.Match[bytes] | None:
-    """The digits that set the label; objects inside may have fields of the same names."""
+    """Match the digits of the label in a sample's JSON, or return None.
+
+    Nested objects may have fields of the same names, so each match is tried: the digits that set the label
+    are those whose change changes the parsed label.
+    """
     label = _json_label(data)
     for match in _FIELD.finditer(data):
         other = b"1" if match[1] != b"1" else b"2"
@@ -82,7 +96,7 @@ def _digits_in_json(data: bytes) -> re.Match[bytes] | None:
 
 
 def _json_label(data: bytes) -> int | None:
-    """The whole number that the first of the label's fields holds, as a number or a text."""
+    """Return the integer in the first label field of a sample's JSON, where it may be a string; else None."""
     fields = msgspec.json.decode(data)
     given = (fields.get(name) for name in LABEL_FIELDS)
     text = str(next((value for value in given if value is not None), ""))
@@ -92,12 +106,19 @@ def _json_label(data: bytes) -> int | None:
 Progress = Callable[[int, int], None]
 """Called with (images handled, images in all)."""
 
-# Of how many images of a tar one must decode, for the first look at their shape.
+# Images of each tar that are tried until one decodes, whose shape then suggests the formats.
 _FIRST_LOOK = 100
 
 
 class ExternalTar(NamedTuple):
-    """A task: the tar `name` below `root`, its split, and its images in the order in which they lie."""
+    """A tar that another tool wrote; each is a task.
+
+    Attributes:
+        root: Absolute path of the dataset's folder.
+        name: Path of the tar below `root`.
+        split: "train", "val" or "test".
+        samples: Samples of the tar, in the order of their bytes.
+    """
 
     root: Path
     name: str
@@ -106,12 +127,13 @@ class ExternalTar(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a tar holds.
+    """Measurements of one tar.
 
     Attributes:
-        moments: of its images, where it is for training; else empty.
-        sha256, bytes: of the tar.
-        skipped: place in the tar's order → why a loader cannot have the image.
+        moments: Moments of its images if it is training data; else empty.
+        sha256: Checksum of the tar (hex).
+        bytes: Size of the tar in bytes.
+        skipped: Index of a sample in `ExternalTar.samples` → why a loader cannot load the image.
     """
 
     moments: Moments
@@ -121,24 +143,26 @@ class Measured(NamedTuple):
 
 
 def measure(
-    engine: Executor, tars: list[ExternalTar], size: int, max_megapixels: float, progress: Progress | None
+    executor: Executor, tars: list[ExternalTar], size: int, max_megapixels: float, progress: Progress | None
 ) -> tuple[ImageFormat, dict[str, Measured]]:
-    """Decode every image, strictly, and find the format that fits all of them.
+    """Decode every image, strictly, and find the strictest image format that all of them have.
 
-    Formats are tried from the strictest on; a misfit, which mostly comes early, ends a try.
+    Formats are tried from the strictest on. The first image that does not have a format ends its pass, mostly
+    early.
 
     Args:
-        engine: where tars are read, each a task.
-        tars: to read.
-        size: shorter side that images of different shorter sides are scaled to before they count.
-        max_megapixels: larger images are left out.
-        progress: told how far the decoding is.
+        executor: Executor of the tasks, one for each tar.
+        tars: Tars to read.
+        size: Shorter side in pixels to which images are scaled before measuring, if their shorter sides
+            differ.
+        max_megapixels: Images with more megapixels are left out.
+        progress: Called with (images done, images in all).
 
     Returns:
-        The format, and what each tar holds by its name.
+        The format, and name of each tar → its measurements.
 
     Raises:
-        RunError: a worker died.
+        RunError: A worker died.
     """
     total = sum(len(tar.samples) for tar in tars)
 
@@ -148,25 +172,25 @@ def measure(
 
     *likely, any_size = _formats(tars, size, max_megapixels)
     for image in likely:
-        if found := _try(engine, tars, image, max_megapixels, on_progress):
+        if found := _try(executor, tars, image, max_megapixels, on_progress):
             break
     else:
-        image, found = any_size, _try(engine, tars, any_size, max_megapixels, on_progress)
+        image, found = any_size, _try(executor, tars, any_size, max_megapixels, on_progress)
     on_progress(total)
     return image, found
 
 
 def _try(
-    engine: Executor,
+    executor: Executor,
     tars: list[ExternalTar],
     image: ImageFormat,
     max_megapixels: float,
     on_progress: OnProgress,
 ) -> dict[str, Measured]:
-    """What each tar holds, or nothing where an image has not the format."""
+    """Return name of each tar → its measurements; nothing if an image does not have the format."""
     found: dict[str, Measured] = {}
     with closing(
-        engine.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, on_progress)
+        executor.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, on_progress)
     ) as run:
         for name, measured in run:
             if measured is None:
@@ -176,7 +200,7 @@ def _try(
 
 
 def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
-    """The formats that the images may all have, judged by one of them; the strictest first."""
+    """Yield the formats that all images may have, judged by the first that decodes; the strictest first."""
     shapes = (
         pixels.shape[:2]
         for tar in tars
@@ -191,7 +215,7 @@ def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Itera
 
 
 def _measure(tar: ExternalTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
-    """In a worker: decode a tar's images; None as soon as one has not the format."""
+    """Decode a tar's images; runs in a worker. Return its name, and None once an image lacks the format."""
     square = image.mode == "square" and tar.split == "train"
     moments = Moments.for_square(image.size) if square else Moments()
     skipped: dict[int, str] = {}
@@ -216,7 +240,7 @@ def _measure(tar: ExternalTar, image: ImageFormat, max_megapixels: float) -> tup
 
 
 def _decoded(tar: ExternalTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
-    """Each image's place in the tar's order, and its pixels or why a loader could not have them."""
+    """Yield each sample's index, and its pixels, uint8 (H, W, 3), or why a loader cannot load them."""
     with (tar.root / tar.name).open("rb") as file:
         for number, sample in enumerate(tar.samples):
             file.seek(sample.offset)
@@ -230,7 +254,7 @@ def _decoded(tar: ExternalTar, max_megapixels: float) -> Iterator[tuple[int, Pix
 
 
 def _unloadable(data: bytes, repair: str) -> str:
-    """Why DALI could not decode what preparation would convert or mend, or ''.
+    """Return why DALI cannot decode an image that preparation would convert or repair; "" if it can.
 
     Measured with DALI 2.4: it decodes CMYK, PNG, WebP, BMP, TIFF and PPM as preparation does.
     """

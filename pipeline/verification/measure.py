@@ -1,4 +1,4 @@
-"""Statistics measured again on the images as the shards hold them."""
+"""Measure a dataset's pixel statistics again, on the decoded images of its shards."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +17,12 @@ Progress = Callable[[int, int], None]
 """Called with (images handled, images in all)."""
 
 _ONE_BY_ONE: Executor = LocalExecutor()
-# The largest image that a JPEG can hold, in megapixels: what a dataset holds was let in before.
+# Megapixels of the largest image that the JPEG format allows: preparation has applied its limit already.
 _LARGEST = 65535**2 / 1e6
 
 
 class _Tar(NamedTuple):
-    """A task: a training tar of a dataset in `root`, and how its images are stored."""
+    """A training tar of a dataset, with the folder of the dataset and its image format; each is a task."""
 
     root: Path
     name: str
@@ -30,21 +30,21 @@ class _Tar(NamedTuple):
 
 
 def decoded_statistics(
-    dataset: Dataset, engine: Executor = _ONE_BY_ONE, progress: Progress | None = None
+    dataset: Dataset, executor: Executor = _ONE_BY_ONE, progress: Progress | None = None
 ) -> Statistics:
-    """Decode every training image of a dataset, strictly, and measure its pixels.
+    """Decode every training image of a dataset, strictly, and measure the pixel statistics.
 
-    They differ from the manifest's statistics by what JPEG encoding did to the pixels, unless these are of
-    decoded images too. Images of their original size are scaled first, as on loading.
+    They differ from the manifest's statistics by the changes that JPEG encoding made to the pixels, unless
+    the manifest's are of decoded images too. Images of their original size are scaled first, as on loading.
 
     Args:
-        dataset: an opened dataset.
-        engine: where tars are measured, each a task; any gives the same bits.
-        progress: told how far the work is.
+        dataset: An opened dataset.
+        executor: Executor of the tasks, one for each tar; the result is bit-identical on all of them.
+        progress: Called with (images done, images in all).
 
     Raises:
-        UsageError: the dataset has no training images, or a damaged index.
-        RunError: an image that does not decode, or a worker that died.
+        UsageError: The dataset has no training images, or an index is damaged.
+        RunError: An image does not decode, or a worker died.
     """
     tars = [_Tar(dataset.root.absolute(), shard.name, dataset.image) for shard in dataset.shards("train")]
     total = dataset.samples("train")
@@ -54,14 +54,14 @@ def decoded_statistics(
             progress(min(done, total), total)
 
     moments = Moments()
-    for part in engine.run(_measure, tars, on_progress):
-        moments.merge(part)
+    for measured in executor.run(_measure, tars, on_progress):
+        moments.merge(measured)
     on_progress(total)
     return statistics_of(moments, "decoded")
 
 
 def _measure(tar: _Tar) -> Moments:
-    """In a worker: the moments of a tar's images."""
+    """Return the moments of a tar's images; runs in a worker."""
     path = tar.root / tar.name
     moments = Moments()
     with path.open("rb") as file:

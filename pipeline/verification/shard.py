@@ -1,4 +1,4 @@
-"""Proving one shard: its tar, its index and its images, against what the manifest says of them."""
+"""Verify one shard: compare its tar, index and images with the manifest."""
 
 import hashlib
 import re
@@ -24,12 +24,17 @@ from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import ByteRange, Store
 
 MOST_PROBLEMS = 20
-"""Faults of members that are told one by one for each shard; more are counted."""
+"""Problems of members that are listed for each shard; further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: the file or tar member (`place`, below the dataset's root), and `what`, one line."""
+    """A problem of a dataset.
+
+    Attributes:
+        place: Path of the file or tar member below the dataset's root.
+        what: Description of the problem, one line.
+    """
 
     place: str
     what: str
@@ -37,16 +42,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What every shard of a dataset has to obey.
+    """Requirements that every shard of a dataset must meet.
 
     Attributes:
-        store: the dataset's folder.
-        classes: how many; labels are below it.
-        label_width: digits of every .cls.
-        image: how images are stored.
-        adopted: whether another tool wrote the tars, so that the index says what they hold.
-        max_megapixels: larger images are not decoded.
-        decode: whether to decode the images.
+        store: Folder of the dataset.
+        classes: Number of classes; labels must be below it.
+        label_width: Number of digits of every .cls member.
+        image: Size and encoding of the images.
+        adopted: Whether another tool wrote the tars; then only the members that the index lists count.
+        max_megapixels: Images with more megapixels are not decoded.
+        decode: Whether to decode the images.
     """
 
     store: Store
@@ -60,16 +65,16 @@ class ShardSpec:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What one shard was found to be.
+    """Report of one shard.
 
     Attributes:
-        faults: of its files, and at most MOST_FAULTS of its members.
-        samples: in the tar.
-        size: of the tar in bytes.
-        pixels: of all its images; of an adopted shard, of those that were decoded.
-        labels: int64 (classes,), samples of each label.
-        keys: uint64 (samples,), a hash of each key; none for an adopted shard, whose keys may repeat.
-        headers: int64 (samples,), where each sample's first tar header is; see `key_at`.
+        problems: Problems of its files, and the first MOST_PROBLEMS of its members.
+        samples: Number of samples in the tar.
+        size: Size of the tar in bytes.
+        pixels: Pixels of all its images; in an adopted shard, of those that were decoded.
+        labels: int64 (classes,), number of samples of each label.
+        keys: uint64 (samples,), a hash of each key; empty for an adopted shard, whose keys may repeat.
+        headers: int64 (samples,), byte offset of each sample's first tar header; see `key_at`.
     """
 
     problems: tuple[Problem, ...]
@@ -82,15 +87,15 @@ class ShardReport:
 
 
 def limited(problems: Iterable[Problem], place: str) -> tuple[Problem, ...]:
-    """The first MOST_FAULTS of them, and how many more there are."""
+    """Return the first MOST_PROBLEMS problems, then one at `place` that says how many more there are."""
     listed = tuple(problems)
     if len(listed) <= MOST_PROBLEMS:
         return listed
-    return (*listed[:MOST_PROBLEMS], Problem(place, f"and {len(listed) - MOST_PROBLEMS:,} faults more"))
+    return (*listed[:MOST_PROBLEMS], Problem(place, f"and {len(listed) - MOST_PROBLEMS:,} more problems"))
 
 
 class Check:
-    """What was found so far of a shard, while it is checked.
+    """Collects the problems and counts of a shard while it is checked.
 
     Attributes:
         samples, size, keys, headers: see `ShardReport`.
@@ -109,7 +114,7 @@ class Check:
         self.size = 0
 
     def report(self) -> ShardReport:
-        """Sum up."""
+        """Return the report of all that was collected."""
         return ShardReport(
             problems=(*self._problems, *limited(self._member_problems, self.shard.name)),
             samples=self.samples,
@@ -127,7 +132,7 @@ class Check:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Turn a file that is missing or unreadable into a fault."""
+        """Context manager that turns a missing or unreadable file into a problem."""
         try:
             yield
         except FileNotFoundError:
@@ -136,15 +141,15 @@ class Check:
             self.problem(f"unreadable: {error.strerror or error}", name)
 
     def problem(self, what: str, name: str | None = None) -> None:
-        """Note a fault of the tar, or of the file `name`."""
+        """Add a problem of the tar, or of the file `name`."""
         self._problems.append(Problem(name or self.shard.name, what))
 
     def member_problem(self, name: str, what: str) -> None:
-        """Note a fault of a member or of a sample."""
+        """Add a problem of a member or of a sample."""
         self._member_problems.append(Problem(f"{self.shard.name}/{shown(name)}", what))
 
     def count(self) -> None:
-        """Compare the number of samples, once all are known."""
+        """Compare the number of samples with the manifest's, after all samples were read."""
         if self.samples != self.shard.samples:
             self.problem(f"{self.samples:,} samples, but the manifest says {self.shard.samples:,}")
 
@@ -158,21 +163,21 @@ class Check:
             )
 
     def image(self, name: str, data: bytes) -> None:
-        """Check an image that the shard writer stored: its form, then whether it decodes as it is."""
+        """Check an image that the shard writer stored: size, colors, and that it decodes without repairs."""
         try:
             height, width, *stored = simplejpeg.decode_jpeg_header(data)
-        except (ValueError, KeyError) as error:  # KeyError: a sampling that simplejpeg has no name for
-            self.member_problem(name, f"no JPEG of the shard writer's: {error}")
+        except (ValueError, KeyError) as error:  # KeyError: a chroma subsampling unknown to simplejpeg
+            self.member_problem(name, f"not a JPEG as the shard writer stores it: {error}")
             return
         self._pixels += height * width
         image = self.spec.image
         if what := _wrong_size(height, width, image) or _wrong_colors(stored, image):
             self.member_problem(name, what)
         elif (decoded := self._decode(name, data)) and decoded.repair:
-            self.member_problem(name, f"does not decode as it is: {decoded.repair}")
+            self.member_problem(name, f"decodes only after a repair: {decoded.repair}")
 
     def external_image(self, name: str, data: bytes) -> None:
-        """Check an image of another tool's: any format that decodes will do."""
+        """Check an image that another tool stored: it may have any format that decodes."""
         if decoded := self._decode(name, data):
             height, width = decoded.shape
             self._pixels += height * width
@@ -190,13 +195,13 @@ class Check:
 
 
 def shown(text: str) -> str:
-    """Text of a file that may be damaged, fit for one line."""
+    """Return text from a possibly damaged file for a message: ASCII, one line, at most 120 characters."""
     safe = ascii(text[:120])[1:-1]
     return safe if len(text) <= 120 else f"{safe}..."
 
 
 def _wrong_size(height: int, width: int, image: ImageFormat) -> str:
-    """What of an image's size the manifest has otherwise, or ''."""
+    """Return how an image's size differs from the manifest's, or ""."""
     size = image.size
     if image.mode == "square" and (height, width) != (size, size):
         return f"{width}x{height} pixels; expected {size}x{size}"
@@ -206,8 +211,8 @@ def _wrong_size(height: int, width: int, image: ImageFormat) -> str:
 
 
 def _wrong_colors(stored: list[str], image: ImageFormat) -> str:
-    """What of [color space, subsampling] the manifest has otherwise, or ''."""
-    # Images of their original size were encoded by anybody.
+    """Return how [color space, chroma subsampling] differ from the manifest's, or ""."""
+    # Images kept at their original size were encoded by other programs.
     if image.mode == "original" or image.subsampling is None:
         return ""
     expected = ["YCbCr", image.subsampling.replace(":", "")]
@@ -215,20 +220,22 @@ def _wrong_colors(stored: list[str], image: ImageFormat) -> str:
 
 
 _BLOCK = 512
-# Of a USTAR header: the name, the type flag, magic and version; and the latter two of a plain file.
+# Fields of a USTAR header: the name; the type flag; magic and version.
 _NAME, _KIND, _MAGIC = slice(0, 100), slice(156, 157), slice(257, 265)
+# Type flag, and magic and version, of a plain file.
 _PLAIN = (b"0", b"ustar\x0000")
-# One dot, between key and extension, and nothing that a path or an index's line is split at.
+# One dot, between key and extension; no slash, which splits paths, and no space, which splits index lines.
 _MEMBER = re.compile(r"[!-.0-~]+\.(jpg|cls)")
 
 
 def check_shard(shard: Shard, spec: ShardSpec) -> ShardReport:
     """Read a shard's files again and compare everything with the manifest.
 
-    Damage is told and not raised, so that one shard's does not hide another's.
+    Damage is reported, not raised, so that one damaged shard does not hide another.
 
     Raises:
-        UsageError, RunError: a bucket refuses or cannot be reached.
+        UsageError: The bucket denies access.
+        RunError: The bucket cannot be reached.
     """
     check = Check(shard, spec)
     index = None
@@ -245,7 +252,7 @@ def check_shard(shard: Shard, spec: ShardSpec) -> ShardReport:
 
 
 def key_at(store: Store, tar: str, header: int) -> str:
-    """Read the key of the sample whose first header is at an offset of a tar."""
+    """Read the key of the sample whose first tar header is at byte offset `header` of a tar."""
     block = store.read(ByteRange(tar, header, _BLOCK))
     return block[_NAME].partition(b".")[0].decode("ascii", "backslashreplace")
 
@@ -261,7 +268,7 @@ def _check_bytes(tar: Path, check: Check) -> None:
 
 
 def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
-    """Check every sample of a tar that the shard writer made, then the index that the headers give."""
+    """Check every sample of a tar that the shard writer made, then its index against the tar's headers."""
     lines: list[str] = []
     try:
         for key, members in groupby(_plain(file, check), lambda member: member.name.partition(".")[0]):
@@ -277,17 +284,19 @@ def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
 
 
 def _plain(file: BinaryIO, check: Check) -> Iterator[Member]:
-    """The tar's files; a header of another kind than a plain USTAR file's is a fault."""
-    at = 0
+    """Yield the tar's files; a header that is not that of a plain USTAR file is a problem."""
+    offset = 0
     for member in scan(file, "not a whole tar", remedy="prepare the dataset again in a new folder"):
         file.seek(member.offset - _BLOCK)
         header = file.read(_BLOCK)
-        if member.offset - _BLOCK != at:
-            check.member_problem(member.name, f"behind a PAX, GNU or folder header at offset {at:,}")
+        if member.offset - _BLOCK != offset:
+            check.member_problem(member.name, f"behind a PAX, GNU or folder header at offset {offset:,}")
         elif (header[_KIND], header[_MAGIC]) != _PLAIN:
-            check.member_problem(member.name, f"its header at offset {at:,} is not USTAR's for a plain file")
+            check.member_problem(
+                member.name, f"its header at offset {offset:,} is not USTAR's for a plain file"
+            )
         yield member
-        at = member.offset + -(-member.size // _BLOCK) * _BLOCK
+        offset = member.offset + -(-member.size // _BLOCK) * _BLOCK
 
 
 def _check_sample(file: BinaryIO, key: str, members: Sequence[Member], check: Check) -> str:
@@ -333,13 +342,15 @@ def _check_entries(file: BinaryIO, sample: dict[str, tuple[int, int, str]], chec
     check.samples += 1
     name = next(iter(sample.values()))[2] if sample else f"sample {check.samples}"
     if sorted(sample) != ["cls", "jpg"]:
-        check.member_problem(name, f"the index has {', '.join(sample) or 'nothing'} of it; expected jpg, cls")
+        check.member_problem(
+            name, f"the index lists {', '.join(sample) or 'nothing'} for it; expected jpg, cls"
+        )
     for extension, (offset, size, member) in sample.items():
         file.seek(max(offset, 0))
         data = file.read(max(size, 0))
         if offset < 0 or size <= 0 or len(data) != size:
             check.member_problem(
-                member, f"the index has {size} bytes at {offset:,}, which are not in the tar"
+                member, f"the index lists {size} bytes at {offset:,}, which are not in the tar"
             )
         elif extension == "jpg":
             check.external_image(member, data)
@@ -348,11 +359,11 @@ def _check_entries(file: BinaryIO, sample: dict[str, tuple[int, int, str]], chec
             if digits:
                 check.label(member, digits[0])
             else:
-                check.member_problem(member, "no digits of a label end the bytes that the index points to")
+                check.member_problem(member, "the bytes that the index points to do not end with a label")
 
 
 def _first_difference(found: bytes, expected: list[str]) -> str:
-    """Where an index departs from the one that the tar gives."""
+    """Describe the first line in which an index differs from the one that the tar's headers give."""
     lines = found.decode("latin-1").split("\n")
     pairs = enumerate(zip(lines, expected, strict=False))
     number = next((n for n, (a, b) in pairs if a != b), min(len(lines), len(expected)))

@@ -1,4 +1,4 @@
-"""`alexnet-eval` as a user meets it: what it prints, what it writes, and every mistake on the way."""
+"""`alexnet-eval`: its printed output, its output files, and its error messages."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def invoke(*arguments):
 
 
 def fails(result, code, *fragments):
-    """One error line, the right exit code, no traceback."""
+    """Assert the exit code, one error line that holds the fragments, and no traceback."""
     assert result.exit_code == code, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.output
@@ -40,7 +40,7 @@ def fails(result, code, *fragments):
 
 @pytest.fixture(scope="module")
 def model(tiny_dataset, tmp_path_factory):
-    """A checkpoint of the tiny dataset with opinions."""
+    """A checkpoint for the tiny dataset whose predictions differ between images."""
     torch.manual_seed(0)
     classifier = new_classifier(RECIPE, tiny_dataset)
     classifier.model.fc8.weight.data *= 100
@@ -51,8 +51,8 @@ def model(tiny_dataset, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def external(tmp_path_factory):
-    """A plain state dict of ten classes, and the preprocessing that its user knows."""
-    folder = tmp_path_factory.mktemp("foreign")
+    """A plain state dict of ten classes, and a TOML file with its preprocessing."""
+    folder = tmp_path_factory.mktemp("external")
     torch.manual_seed(1)
     torch.save({"state_dict": build_model("alexnet_owt", 10, 0.125).state_dict()}, folder / "net.pth")
     (folder / "how.toml").write_text(
@@ -63,12 +63,12 @@ def external(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenets_names(tiny_source, tmp_path_factory):
-    """The tiny source's images as ten WNIDs and the validation files 1 to 30."""
+    """Dataset of the tiny source's images, named like ImageNet: ten WNIDs, validation images 1 to 30."""
     source = tmp_path_factory.mktemp("names") / "source"
     number = 0
     for split in ("train", "val"):
-        for place, folder in enumerate(sorted((tiny_source / split).iterdir())):
-            wnid = f"n{place * 1234567 + 7:08d}"
+        for number_of_class, folder in enumerate(sorted((tiny_source / split).iterdir())):
+            wnid = f"n{number_of_class * 1234567 + 7:08d}"
             (source / split / wnid).mkdir(parents=True)
             for k, path in enumerate(sorted(folder.iterdir())):
                 number += split == "val"
@@ -89,7 +89,7 @@ def named_model(imagenets_names, tmp_path_factory):
 
 
 def write_meta(path, wnids):
-    """A devkit's meta.mat whose IDs count down."""
+    """Write a devkit's meta.mat that numbers the classes in reverse order."""
     fields = ("ILSVRC2012_ID", "WNID", "words", "num_children")
     synsets = np.zeros((len(wnids), 1), dtype=[(field, object) for field in fields])
     for row, wnid in enumerate(wnids):
@@ -157,10 +157,10 @@ def test_weights_of_an_ensemble(model, tiny_dataset, external, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"0.750 × {model}" in result.stdout
     assert json.loads((tmp_path / "r.json").read_text())["weights"] == [0.75, 0.25]
-    assert "10 outputs are taken as the data's 10 classes" in result.stderr
+    assert "10 outputs are assumed to be the data's 10 classes" in result.stderr
 
 
-def test_kernels_of_a_foreign_checkpoint(external, tiny_dataset, tmp_path):
+def test_kernels_of_an_external_checkpoint(external, tiny_dataset, tmp_path):
     file, how = external
     arguments = (file, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how)
     result = invoke(*arguments, "--kernels", tmp_path / "k.png")
@@ -168,7 +168,7 @@ def test_kernels_of_a_foreign_checkpoint(external, tiny_dataset, tmp_path):
     assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_foreign_checkpoint_needs_its_preprocessing(external, tiny_dataset):
+def test_an_external_checkpoint_needs_its_preprocessing(external, tiny_dataset):
     file, how = external
     fails(invoke(file, tiny_dataset.root, "--cpus", 1), 2, "--arch alexnet_owt --preprocessing torchvision")
     fails(invoke(file, tiny_dataset.root, "--arch", "alexnet_owt"), 2, "--arch needs --preprocessing too")
@@ -187,12 +187,12 @@ def test_labels_by_key(model, tiny_dataset, tmp_path):
     predictions = tmp_path / "p.csv"
     assert invoke(model, tiny_dataset.root, "--cpus", 1, "--predictions", predictions).exit_code == 0
     found = read_predictions(predictions)
-    labels = tmp_path / "l.csv"  # the network's own second guesses for ten images, and a stranger
+    labels = tmp_path / "l.csv"  # the second most probable classes of ten images, and an unknown key
     rows = [f"{key},{row[1]}" for key, row in zip(found.keys[:10], found.classes, strict=False)]
     labels.write_text("\n".join(["key,label", *rows, "nobody,0"]))
     result = invoke(model, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
-    assert "10 images; 20 have none there; 1 of its keys are not in the data" in result.stdout
+    assert "10 images; 20 have no label there; 1 of its keys are not in the data" in result.stdout
     score = json.loads((tmp_path / "r.json").read_text())["labels"][0]
     assert (score["top1"], score["top5"], score["samples"]) == (0.0, 1.0, 10)
 
@@ -208,17 +208,17 @@ def test_real_labels_and_a_submission(named_model, imagenets_names, tmp_path):
         *("--predictions", tmp_path / "p.parquet"),
     )
     assert result.exit_code == 0, result.output
-    assert "real.json: 2 images; 28 have none there" in result.stdout
+    assert "real.json: 2 images; 28 have no label there" in result.stdout
     lines = (tmp_path / "s.txt").read_text().splitlines()
     found = read_predictions(tmp_path / "p.parquet")
     assert found.keys[0] == "ILSVRC2012_val_00000001"
-    assert lines == [" ".join(str(10 - answer) for answer in row) for row in found.classes]
+    assert lines == [" ".join(str(10 - label) for label in row) for row in found.classes]
 
 
 def test_mistakes_are_reported_before_the_work(
     model, named_model, tiny_dataset, imagenets_names, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("trainer.distributed.launch.launch", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("trainer.distributed.launch.launch", lambda *_: pytest.fail("the evaluation started"))
     (tmp_path / "real.json").write_text("[[0]]")
     (tmp_path / "l.json").write_text('{"x": 1}')
     write_meta(tmp_path / "meta.mat", imagenets_names.classes[1:])
@@ -249,7 +249,7 @@ def test_mistakes_are_reported_before_the_work(
 
 
 def test_a_file_that_cannot_be_written_does_not_keep_others_back(model, tiny_dataset, tmp_path, monkeypatch):
-    """A folder that vanishes during the work is met after it: one line, exit code 1, the rest written."""
+    """A folder that vanishes during evaluation gives one error line and code 1; other files are written."""
     gone = tmp_path / "gone"
     gone.mkdir()
     original = write_bytes

@@ -1,4 +1,4 @@
-"""Answers that must come at once: nothing heavy is imported for them."""
+"""--help and --version import nothing heavy, and the commands have exactly the options listed here."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_help_and_version_import_nothing_heavy(module, argument):
     assert "heavy: []" in done.stdout
 
 
-# One test freezes the options, so that none appears or vanishes by accident.
+# The options of every command; the test fails where one is added or removed by accident.
 OPTIONS = {
     "prep shard": (
         prep.commands["shard"],

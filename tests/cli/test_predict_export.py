@@ -1,4 +1,4 @@
-"""`alexnet-predict` and `alexnet-export` as a user runs them."""
+"""`alexnet-predict` and `alexnet-export`: output formats, error messages and exported files."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ def invoke(command, *arguments):
 
 @pytest.fixture
 def tiny_checkpoint(tiny_dataset, tmp_path):
-    """An untrained network of the tiny dataset."""
+    """A checkpoint of an untrained network for the tiny dataset."""
     recipe = load_recipe("demo", ["crop=64", "width=0.05"])
     torch.manual_seed(0)
     path = tmp_path / "tiny.pt"
@@ -69,11 +69,11 @@ def test_names_that_are_no_text_are_shown_with_escapes_and_kept_in_json(tiny_che
     assert [os.fsencode(value["image"]) for value in values] == odd
 
 
-def test_exif_turns_a_image_on_request_alone(tiny_checkpoint, images, tmp_path):
-    """A turned copy gives the answers of the upright image only where its EXIF is heeded."""
+def test_exif_rotates_an_image_only_on_request(tiny_checkpoint, images, tmp_path):
+    """A rotated copy gets the upright image's predictions only where its EXIF orientation is applied."""
     upright = Image.open(next(images.rglob("*.jpg")))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     upright.save(tmp_path / "upright.png")
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
 
@@ -111,19 +111,19 @@ def test_predictions_that_cannot_be_printed_are_one_line(tiny_checkpoint, images
     assert done.stderr.splitlines() == ["error: No space left on device"]
 
 
-def test_a_diverged_net_is_named_as_such(tiny_checkpoint, images):
+def test_a_diverged_network_is_an_error(tiny_checkpoint, images):
     content = torch.load(tiny_checkpoint, weights_only=True)
     content["model"]["model.fc8.bias"][0] = float("nan")
     torch.save(content, tiny_checkpoint)
     result = invoke(predict, tiny_checkpoint, images)
     assert result.exit_code == 1
-    assert "outputs are not numbers" in result.stderr
+    assert "outputs are not finite" in result.stderr
     assert result.stdout == ""
 
 
 def test_json_and_csv_say_the_same(tiny_checkpoint, images, tmp_path):
     values = json.loads(invoke(predict, tiny_checkpoint, images, "--format", "json").stdout)
-    out = tmp_path / "answers.csv"
+    out = tmp_path / "predictions.csv"
     assert invoke(predict, tiny_checkpoint, images, "--format", "csv", "--out", out).stdout == ""
     rows = list(csv.DictReader(io.StringIO(out.read_text())))
     assert len(rows) == 5 * len(values) == 150
@@ -149,7 +149,7 @@ def test_an_unreadable_image_is_named_and_the_rest_done(tiny_checkpoint, images,
     [
         (["{run}/no.pt", "x.jpg"], "no such run or checkpoint"),
         (["{run}/plain.pt", "x.jpg"], "not a checkpoint of this toolkit"),
-        (["{run}/junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint (no torch file"),
+        (["{run}/junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint (not a torch file"),
         (["{run}/net.pt", "{run}/empty"], "holds no images"),
         (["{run}/net.pt", "x.jpg", "--out", "{run}/none/x.csv"], "does not exist"),
         (["{run}/net.pt", "x.jpg", "--top", "0"], "not in the range"),
@@ -165,7 +165,7 @@ def test_mistakes_exit_2(tiny_checkpoint, tmp_path, arguments, words):
     assert words in result.stderr
 
 
-def test_an_exported_net_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_dataset, images, tmp_path):
+def test_an_exported_network_is_a_checkpoint_like_any_other(tiny_checkpoint, tiny_dataset, images, tmp_path):
     out = tmp_path / "net.safetensors"
     result = invoke(export, tiny_checkpoint, out)
     assert result.exit_code == 0, result.output
@@ -203,21 +203,21 @@ def test_an_onnx_file_with_other_outputs_is_not_written(tiny_checkpoint, tmp_pat
 
 
 def test_onnx_from_the_command_line(tiny_checkpoint, tmp_path):
-    """In a process of its own, so that what libraries log is seen."""
+    """Runs in a subprocess, so that the log output of libraries is captured too."""
     code = "import sys; from cli.export import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, str(tiny_checkpoint), str(tmp_path / "net.onnx")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'net.onnx'}: ")
     first, second = done.stderr.splitlines()
-    assert first.startswith("note: pixels 0..255 go in")
+    assert first.startswith("note: takes pixels 0..255")
     assert second.startswith("note: ONNX Runtime agrees within")
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.h5", "no known format"),
+        ("model.h5", "unknown format"),
         ("none/net.onnx", "does not exist"),
         ("net.pth", "alexnet_owt at width 1, this network is alexnet_bn"),
     ],

@@ -1,3 +1,5 @@
+"""`alexnet-prep shard`, `info` and `demo`: output and error messages."""
+
 import json
 
 import numpy as np
@@ -14,7 +16,7 @@ def run():
 
 
 def fails(result, code, *fragments):
-    """One line that says it all, the right exit code, no traceback."""
+    """Assert the exit code and that stderr is one error line that holds the fragments."""
     assert result.exit_code == code, result.output
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1
@@ -25,7 +27,7 @@ def fails(result, code, *fragments):
 
 @pytest.fixture
 def source(tmp_path):
-    """Two classes of four images."""
+    """Class folders: two classes of four images."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         folder = tmp_path / "source" / name

@@ -1,4 +1,4 @@
-"""`alexnet-prep finish`, `verify` and `stats`, and what `shard` has beyond folders on one machine."""
+"""`alexnet-prep finish`, `verify` and `stats`, and `shard` with --task, --keep-original and --layout."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Ten classes, 40 images."""
+    """Class folders of 40 drawn images, ten classes."""
     folder = tmp_path_factory.mktemp("commands") / "source"
     draw_demo(folder, images=40)
     return folder
@@ -41,7 +41,10 @@ def test_tasks_and_finish(run, source, dataset, tmp_path):
     for task in range(2):
         done = run("shard", source, out, "--size", 64, "--workers", 1, "--task", f"{task}/2")
         assert done.exit_code == 0
-        assert f"task {task} of 2 done, 1 shards; when all are, `alexnet-prep finish {out}`" in done.stdout
+        assert (
+            f"task {task} of 2 done, 1 shards; after all tasks, run `alexnet-prep finish {out}`"
+            in done.stdout
+        )
     done = run("finish", out)
     assert done.exit_code == 0
     assert "train: 30 images in 1 shards" in done.stdout
@@ -63,7 +66,7 @@ def test_verify_finds_nothing_in_a_good_dataset(run, dataset):
     assert done.stdout.startswith(f"{dataset}: no fault in 40 images in 2 shards, ")
     done = run("verify", dataset, "--workers", 1, "--fast")
     assert done.exit_code == 0
-    assert done.stdout.endswith("; nothing was decoded\n")
+    assert done.stdout.endswith("; images were not decoded\n")
 
 
 def test_verify_names_each_fault(run, dataset, tmp_path):
@@ -95,8 +98,10 @@ def test_stats_of_our_own_shards_are_compared(run, dataset):
     before = (dataset / "manifest.json").read_bytes()
     done = run("stats", dataset, "--workers", 1)
     assert done.exit_code == 0
-    assert "(of decoded pixels)" in done.stdout
-    assert f"{dataset}: the manifest's, of source pixels, differ by 0." in done.stdout
+    assert "(measured on decoded pixels)" in done.stdout
+    assert (
+        f"{dataset}: the statistics in the manifest, measured on source pixels, differ by 0." in done.stdout
+    )
     assert (dataset / "manifest.json").read_bytes() == before
     both = json.loads(run("stats", dataset, "--workers", 1, "--json").stdout)
     assert both["manifest"]["measured_on"] == "source"
@@ -110,7 +115,7 @@ def test_stats_make_other_tools_tars_a_dataset(run, dataset, tmp_path):
     done = run("stats", tmp_path / "tars", "--workers", 1)
     assert done.exit_code == 0
     assert "train: 30 images in 1 shards" in done.stdout
-    assert f"indexed; `alexnet-train {tmp_path / 'tars'}` reads it" in done.stdout
+    assert f"indexed; train on it with `alexnet-train {tmp_path / 'tars'}`" in done.stdout
     assert Dataset.open(tmp_path / "tars").samples("val") == 10
     assert "no fault in 40 images" in run("verify", tmp_path / "tars", "--workers", 1).stdout
     assert "64 px squares" in run("info", tmp_path / "tars").stdout
@@ -128,7 +133,7 @@ def test_a_dataset_of_original_files(run, source, tmp_path):
     done = run("shard", source, out, "--size", 64, "--workers", 1, "--keep-original")
     assert done.exit_code == 0
     facts = run("info", out).stdout
-    assert "of their original size, scaled on loading to a shorter side of 64 px" in facts
+    assert "original size, scaled on loading to a shorter side of 64 px" in facts
     first = next(source.glob("train/*/*"))
     with tarfile.open(out / "train" / "train-000000.tar") as archive:
         assert archive.extractfile(f"{first.stem}.jpg").read() == first.read_bytes()

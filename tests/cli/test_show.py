@@ -1,4 +1,4 @@
-"""Every figure as a user asks for it, and every mistake that a user can make."""
+"""`alexnet-show`: every figure, the report, and error messages."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def show(*arguments):
 
 
 def fails(result, code, *fragments):
-    """One error line, the right exit code, no traceback."""
+    """Assert the exit code, one error line that holds the fragments, and no traceback."""
     assert result.exit_code == code, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -35,7 +35,7 @@ def key(tiny_dataset):
 
 @pytest.fixture
 def moved(tiny_run, tmp_path):
-    """The run where its dataset is gone."""
+    """Copy of the run whose dataset no longer exists."""
     folder = tmp_path / "moved"
     shutil.copytree(tiny_run, folder)
     facts = json.loads((folder / "run.json").read_text())
@@ -102,7 +102,7 @@ def test_neighbors_of_keys_and_of_files(tiny_run, tiny_source, key, tmp_path):
 
 def test_confusion_prints_the_worst_pairs(tiny_run, tmp_path):
     result = show("confusion", tiny_run, "--out", tmp_path / "c.png")
-    assert " taken for " in result.stdout
+    assert " predicted as " in result.stdout
 
 
 def test_several_runs_are_laid_over_each_other(tiny_run, moved, tmp_path):
@@ -190,7 +190,7 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
         (["predictions", "RUN", "--split", "test"], ["has no split 'test'"]),
         (["confusion", "RUN", "--data", "/no"], ["not a prepared dataset"]),
         (["report", "RUN", "--data", "/no"], ["not a prepared dataset"]),
-        (["report", "RUN", "--skip", "kernel"], ["--skip kernel: no such part", "kernels"]),
+        (["report", "RUN", "--skip", "kernel"], ["--skip kernel: no such section", "kernels"]),
         (["curves", "/no"], ["/no: no such run"]),
     ],
 )
@@ -204,13 +204,13 @@ def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
 
 
 def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.inference.neighbors.Prediction.right", True)
+    monkeypatch.setattr("trainer.inference.examples.Prediction.right", True)
     result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
-    fails(result, 1, "no image of val for another class", "leave --only-errors out")
+    fails(result, 1, "predicts every image of val correctly", "leave --only-errors out")
 
 
 def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):
-    """Elsewhere than on Linux there is none."""
+    """DALI exists for Linux only."""
     file = next(tiny_source.rglob("*.jpg"))
     code = (
         "import sys\n"

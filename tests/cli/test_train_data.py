@@ -1,4 +1,4 @@
-"""`alexnet-train`'s options for data: where it comes from, whether it is sound, and how fast it comes."""
+"""`alexnet-train`'s data options: sources and caches, damaged samples, checksums and --bench."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def copy(tiny_dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def plain(tiny_dataset, tmp_path_factory):
-    """A run of the plain command."""
+    """Folder and command result of a run with default data options."""
     out = tmp_path_factory.mktemp("plain") / "run"
     result = invoke(tiny_dataset.root, *TINY, "--cpus", 1, "--out", out)
     assert result.exit_code == 0, result.output
@@ -112,7 +112,7 @@ def test_a_sample_gone_bad_stops_every_process_with_its_name(copy, tmp_path, pro
 
 
 def start_ranks(arguments, count=2, **environment):
-    """As many processes as srun would start: no launcher watches over them."""
+    """Start `count` processes as srun does, without torch's launcher; return (stderr, exit code) of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -134,7 +134,7 @@ def start_ranks(arguments, count=2, **environment):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_without_a_launcher_every_process_names_the_sample(copy, tmp_path, rank):
-    """The first process keeps what the others ask: it waits until they know."""
+    """The first process holds the store that the others read: it stays until they have the error."""
     shards = copy.shards("train")
     seed = derive_seed(load_recipe("demo").seed, "data")
     share = order.training_share([shard.samples for shard in shards], seed, 0, rank, 2, 15)
@@ -165,7 +165,7 @@ def test_without_a_launcher_checksums_are_compared_once_for_all(copy, tmp_path):
     found = start_ranks([copy.root, *TINY, "--cpus", 2, "--out", tmp_path / "run", "--verify-shards"])
     for stderr, code in found:
         assert code == 1, stderr
-        assert "1 of 3 shards are not what was written: val/val-000000.tar" in stderr
+        assert "1 of 3 shards do not match the manifest's checksums: val/val-000000.tar" in stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -176,7 +176,7 @@ def test_checksums_are_compared_before_anything_starts(copy, tmp_path):
     tar.write_bytes(raw)
     result = invoke(copy.root, *TINY, "--cpus", 1, "--out", tmp_path / "run", "--verify-shards")
     assert result.exit_code == 1
-    assert "1 of 3 shards are not what was written: val/val-000000.tar" in result.stderr
+    assert "1 of 3 shards do not match the manifest's checksums: val/val-000000.tar" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -184,7 +184,7 @@ def test_checksums_are_compared_before_anything_starts(copy, tmp_path):
     ("options", "words"),
     [
         (["--cache-limit", "10G"], "--cache-limit needs --cache"),
-        (["--cache", "/tmp/x", "--cache-limit", "lots"], "'lots' is no size; give bytes, such as 200G"),
+        (["--cache", "/tmp/x", "--cache-limit", "lots"], "'lots' is not a size; give bytes, such as 200G"),
         (["--placement", "gpu"], "--placement gpu makes batches on a GPU, but these are CPU processes"),
         (["--threads", "0"], "0 is not in the range x>=1"),
         (["--checkpoint-steps", "0"], "0 is not in the range x>=1"),

@@ -1,4 +1,4 @@
-"""Train and evaluate as a user does, and every mistake that a user can make on the way."""
+"""`alexnet-train` and `alexnet-eval` together: output files, agreement of metrics, and error messages."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def invoke(command, *arguments):
 
 
 def fails(result, code, *fragments):
-    """One error line, the right exit code, no traceback."""
+    """Assert the exit code, one error line that holds the fragments, and no traceback."""
     assert result.exit_code == code, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -37,7 +37,7 @@ def fails(result, code, *fragments):
 
 @pytest.fixture(scope="module")
 def trained(tiny_dataset, tmp_path_factory):
-    """A run folder of two epochs."""
+    """Folder and command result of a run of two epochs."""
     out = tmp_path_factory.mktemp("runs") / "run"
     result = invoke(train, tiny_dataset.root, *TINY, "--out", out)
     assert result.exit_code == 0, result.output
@@ -90,7 +90,7 @@ def test_evaluation_agrees_with_training(trained, tiny_dataset, tmp_path):
     assert metrics["loss"] == pytest.approx(last["val_loss"], rel=1e-5)
 
 
-def test_an_ensemble_of_one_net_twice_is_that_net(trained, tiny_dataset, tmp_path):
+def test_an_ensemble_of_one_network_twice_is_that_network(trained, tiny_dataset, tmp_path):
     out, _ = trained
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     for file, checkpoints in zip(files, ([out], [out, out / "best.pt"]), strict=True):
@@ -127,8 +127,8 @@ def test_kernels_are_drawn(trained, tiny_dataset, tmp_path):
         (["--set", "optimizer=adam"], ["--set: optimizer", "choose from 'paper', 'sgd', 'lars'"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
         (["--recipe", "no.toml"], ["no such file"]),
-        (["--bench", "--tensorboard"], ["--bench trains nothing, so --tensorboard would do nothing"]),
-        (["--dry-run", "--steps", "3"], ["--dry-run trains nothing, so --steps would do nothing"]),
+        (["--bench", "--tensorboard"], ["--bench does not train, so --tensorboard would have no effect"]),
+        (["--dry-run", "--steps", "3"], ["--dry-run does not train, so --steps would have no effect"]),
         (["--nodes", "2"], ["--nodes 2 needs --rendezvous HOST:PORT"]),
         (["--cpus", "1", "--cuda-graphs"], ["--cuda-graphs needs GPUs"]),
         (["--cpus", "2", "--grad-compression", "bf16"], ["bf16 needs GPUs and NCCL"]),
@@ -225,7 +225,7 @@ def test_an_unwritable_result_is_one_line(trained, tiny_dataset, tmp_path):
 
 
 def test_the_main_job_from_images_to_accuracy(tmp_path):
-    """Draw, shard, train, evaluate: the whole way, small."""
+    """Draw, shard, train and evaluate a small image set."""
     assert invoke(prep, "demo", tmp_path / "p", "--images", 100).exit_code == 0
     assert invoke(prep, "shard", tmp_path / "p", tmp_path / "s", "--size", 72, "--workers", 1).exit_code == 0
     assert invoke(train, tmp_path / "s", *TINY, "--out", tmp_path / "r").exit_code == 0
@@ -237,7 +237,7 @@ def test_the_main_job_from_images_to_accuracy(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_real_photographs_are_learnt(shared_data, tmp_path):
-    """A short form of the README's run: twice the largest class's share within 12 epochs."""
+    """Short version of the README's run: after 12 epochs top-1 is twice the largest class's share."""
     assert invoke(prep, "shard", shared_data / "clothing", tmp_path / "s").exit_code == 0
     arguments = ("--recipe", "small", "--set", "epochs=12", "--cpus", 1, "--out", tmp_path / "r")
     result = invoke(train, tmp_path / "s", *arguments)

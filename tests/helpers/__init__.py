@@ -1,1 +1,1 @@
-"""Files, servers and processes that several tests use."""
+"""Helpers that several tests share: they make files, start servers and run processes."""

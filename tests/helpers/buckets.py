@@ -1,4 +1,4 @@
-"""Buckets for tests: Google's emulator, and folders copied into any."""
+"""Buckets for tests: upload a folder; start the emulator of Google Cloud Storage."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from pipeline.storage.open import open_store
 
 
 def upload(folder: Path, url: str) -> None:
-    """Copy every file below a folder."""
+    """Copy every file below a folder to a URL."""
     store = open_store(url)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -23,7 +23,7 @@ def upload(folder: Path, url: str) -> None:
 
 @contextmanager
 def start_gcs(bucket: str) -> Iterator[str]:
-    """Address of Google's storage emulator on loopback, in a process of its own, with an empty bucket."""
+    """Context manager: run the emulator in a process of its own, with an empty bucket; yield its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through the DevTools protocol on two pipes: no port and no further package."""
+"""Drive a headless Chromium by the DevTools protocol over two pipes, without a port or another package."""
 
 import base64
 import json
@@ -24,22 +24,22 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-_SECONDS = 90
+_TIMEOUT = 90  # seconds
 
 
 def find_chromium():
-    """Path of an installed Chromium, or None; CHROMIUM names another."""
+    """Path of Chromium from the variable CHROMIUM or from PATH, or None."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Chromium:
-    """A browser with one page; `events` collects what it reports, such as console messages."""
+    """A browser with one page; `events` collects the protocol's events, such as console messages."""
 
     def __init__(self, program: str, profile: Path) -> None:
         to_read, self._out = os.pipe()
         self._in, to_write = os.pipe()
 
-        def at_3_and_4():  # where Chromium looks for its pipes
+        def at_3_and_4():  # Chromium expects its pipes at these descriptors
             read, write = os.dup(to_read), os.dup(to_write)
             os.dup2(read, 3)
             os.dup2(write, 4)
@@ -71,7 +71,7 @@ class Chromium:
         os.close(self._out)
 
     def open(self, address: str, width: int, height: int = 900) -> None:
-        """Show an address in a window of that width, as of a phone where it is narrow; wait for its load."""
+        """Load a URL in a window of this width (under 600 emulates a phone); wait for the load event."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -84,13 +84,13 @@ class Chromium:
         self._wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str):
-        """The value of a JavaScript expression, or of the promise that it is."""
+        """Value of a JavaScript expression; a promise is awaited."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press a key that types nothing, such as Tab."""
+        """Press a key that types no character: Tab or Enter."""
         codes = {"Tab": 9, "Enter": 13}
         for kind in ("rawKeyDown", "keyUp"):
             self._call(
@@ -98,34 +98,34 @@ class Chromium:
             )
 
     def screenshot(self, file: Path) -> None:
-        """Save the whole page as PNG."""
+        """Save the whole page as a PNG."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def accessibility_tree(self):
-        """The nodes that a screen reader is told of."""
+        """Nodes of the accessibility tree that screen readers see."""
         nodes = self._call("Accessibility.getFullAXTree")["nodes"]
         return [node for node in nodes if not node["ignored"]]
 
     def complaints(self):
-        """Console errors and warnings, exceptions, and requests for anything but data."""
+        """Texts of console errors and warnings, exceptions and failed requests."""
         found = []
         for event in self.events:
-            method, what = event["method"], event["params"]
+            method, params = event["method"], event["params"]
             if method == "Runtime.exceptionThrown":
-                found.append(what["exceptionDetails"]["text"])
-            elif method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning", "assert"):
-                found.append(str(what["args"]))
-            elif method == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"):
-                found.append(what["entry"]["text"])
+                found.append(params["exceptionDetails"]["text"])
+            elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+                found.append(str(params["args"]))
+            elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+                found.append(params["entry"]["text"])
             elif method == "Network.loadingFailed":
-                found.append(what["errorText"])
+                found.append(params["errorText"])
         return found
 
     def requests(self):
-        """Addresses that the page asked for, data: left out."""
+        """URLs that the page requested, without data: URLs."""
         sent = [
             e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
         ]
@@ -138,18 +138,18 @@ class Chromium:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, (method, answer["error"])
-                return answer["result"]
-            self.events.append(answer)
+            received = self._receive()
+            if received.get("id") == self._number:
+                assert "error" not in received, (method, received["error"])
+                return received["result"]
+            self.events.append(received)
 
     def _wait_for(self, method: str) -> None:
         while all(event["method"] != method for event in self.events):
             self.events.append(self._receive())
 
     def _receive(self):
-        deadline = time.monotonic() + _SECONDS
+        deadline = time.monotonic() + _TIMEOUT
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(0, deadline - time.monotonic()))
             assert ready, "Chromium does not answer"

@@ -1,4 +1,4 @@
-"""Files that break naive decoders, built byte by byte for the tests of the codec."""
+"""Image files that break naive decoders, built byte by byte for the tests of the codec."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from pipeline.images.codec import DecodeError, decode
 JPEG = encoded(draw_image(1, 61, 83), quality=90)
 START_OF_SCAN = JPEG.index(b"\xff\xda") + 14
 
-# 8 × 12 pixels: R = 20 x, G = 30 y, B = 10 (x + y), written by libjpeg-turbo 3 (imagecodecs) and cjpeg.
+# JPEGs of the 8 × 12 pixels in `coded_pixels`, written by libjpeg-turbo 3 (imagecodecs) and cjpeg.
 LOSSLESS = base64.b85decode(
     b"|JeWT01iQ9Z(?NtWB>pF0095P01*fP2mlNNQV{@05dcCF0RO}Q7XSbQ0RR910000000000000041qlDz01N|C07n2q00961&-"
     b"woVKhzqiHBf4x)j_I*RR*dJR2rx?P-wi>L8^mQ2C5BI8mKi;YM|9Ys)JPqi_KITs5MY(pw&UDgH;Bq4OAMaHBe~0)j_I*RR*dJ"
@@ -35,13 +35,13 @@ ARITHMETIC = base64.b85decode(
 
 
 def coded_pixels():
-    """The pixels of LOSSLESS, LOSSLESS_GRAY (R only) and, nearly, ARITHMETIC."""
+    """Pixels of LOSSLESS, LOSSLESS_GRAY (R) and, nearly, ARITHMETIC: R = 20 x, G = 30 y, B = 10 (x + y)."""
     y, x = np.mgrid[:8, :12]
     return np.stack([20 * x, 30 * y, 10 * (x + y)], axis=-1).astype(np.uint8)
 
 
 def pillow(data, mode="RGB"):
-    """Pixels as Pillow decodes them; it warns of damaged metadata."""
+    """Decode with Pillow, without its warnings of damaged metadata."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert(mode))
 
@@ -62,7 +62,7 @@ def with_sampling(jpeg, *sampling):
 
 
 def segments(jpeg):
-    """(marker, whole segment) of a JPEG as Pillow or cjpeg writes them; a scan comes with its data."""
+    """Yield (marker, whole segment) of a JPEG written by Pillow or cjpeg; a scan includes its data."""
     at = 2
     while jpeg[at + 1] != 0xD9:
         marker = jpeg[at + 1]
@@ -75,7 +75,7 @@ def segments(jpeg):
 
 
 def with_segment(jpeg, marker, payload):
-    """Insert a segment behind the start of a JPEG."""
+    """Insert a segment after the start marker of a JPEG."""
     return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
 
 
@@ -83,7 +83,7 @@ TABLES = (0xC4, 0xDB)
 
 
 def planes_jpeg(planes, repeats=1):
-    """A baseline JPEG of (Y, Cb, Cr), each in a scan of its own; the last scan `repeats` times."""
+    """A baseline JPEG of planes (Y, Cb, Cr), each in a scan of its own; the last scan is repeated."""
     grays = [dict(segments(encoded(plane, quality=90))) for plane in planes]
     height, width = planes[0].shape
     frame = struct.pack(">BHHB", 8, height, width, 3) + b"".join(bytes([c, 0x11, 0]) for c in (1, 2, 3))
@@ -97,12 +97,12 @@ def planes_jpeg(planes, repeats=1):
 
 
 def chunk(kind, data):
-    """A PNG chunk with its checksum."""
+    """A PNG chunk with its CRC."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(raw, height, width, depth=8, color=0, before=b"", after=b"", level=-1):
-    """A PNG of unfiltered rows, `raw` being (height, bytes) of samples; chunks before and after them."""
+    """A PNG of `height` unfiltered rows `raw`, with other chunks `before` and `after` IDAT."""
     rows = b"".join(b"\0" + raw[i * len(raw) // height : (i + 1) * len(raw) // height] for i in range(height))
     return b"".join(
         [
@@ -117,19 +117,19 @@ def png(raw, height, width, depth=8, color=0, before=b"", after=b"", level=-1):
 
 
 def png_header(height, width):
-    """A PNG of 1-bit gray that claims a size and has no pixels."""
+    """A 1-bit gray PNG that claims a size but has no pixel data."""
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"\x78\x9c") + chunk(b"IEND", b"")
 
 
 def netpbm(magic, maxval, samples):
-    """A binary PGM or PPM of samples uint8 or big-endian uint16."""
+    """A binary PGM or PPM of uint8 or big-endian uint16 values."""
     height, width = samples.shape[:2]
     return b"%s %d %d %d\n" % (magic, width, height, maxval) + samples.tobytes()
 
 
 def tiff(height, width, tags, data):
-    """A little-endian TIFF of 8-bit gray, deflated; `data` follows the tags, whose values are LONGs."""
+    """A little-endian TIFF of 8-bit gray, deflated: tags (tag → LONG value), then `data`."""
     tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1} | tags
     start = 8 + 2 + 12 * len(tags) + 4
     found = {"data": start, "length": len(data)}
@@ -139,7 +139,7 @@ def tiff(height, width, tags, data):
 
 
 def zeros(megabytes):
-    """Deflated zeros, a thousandth of their size."""
+    """Zlib stream of that many megabytes of zeros, a thousandth of their size."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     adler = (megabytes << 20) % 65521 << 16 | 1
@@ -147,7 +147,7 @@ def zeros(megabytes):
 
 
 def attempt(data, **options):
-    """What decoding under a limit of one megapixel comes to: the image, or the reason why not."""
+    """Decode with a limit of one megapixel; return the image, or the error's message."""
     try:
         return decode(data, 1, **options)
     except DecodeError as error:
@@ -155,7 +155,7 @@ def attempt(data, **options):
 
 
 def exif(value, kind=3, count=1, order="<", tag=0x0112):
-    """EXIF with one entry: the orientation, as SHORT unless `kind` says otherwise."""
+    """EXIF data with one entry, by default the orientation as a SHORT."""
     mark = b"II*\0" if order == "<" else b"MM\0*"
     field = struct.pack(order + {1: "B3x", 3: "H2x", 4: "I", 9: "i"}[kind], value)
     return mark + struct.pack(order + "IHHHI", 8, 1, tag, kind, count) + field + bytes(4)

@@ -1,11 +1,11 @@
-"""Kill a step of preparation at each of its operations on the disk, one after the other.
+"""Kill a step of preparation at each of its file operations in turn.
 
     python -m helpers.crashing task SOURCE START FOLDER     the first shard's task
     python -m helpers.crashing finish SOURCE START FOLDER   the merge of finished shards
 
-START is an output folder before that step. For n = 0, 1, … a copy of it at FOLDER/n gets the step, in a
-child process that kills itself on its n-th fsync, rename or removal, until one runs to its end. Prints the
-number of copies; the last is the one that was not killed.
+START is an output folder before that step. For n = 0, 1, … START is copied to FOLDER/n and the step runs
+there in a child process that kills itself at its n-th fsync, rename or removal, until a child runs to its
+end. Prints the number of copies; the child of the last one was not killed.
 """
 
 import os
@@ -26,7 +26,7 @@ OPTIONS = Options(size=SIZE, shard_samples=6)
 
 
 def die_at(number):
-    """Kill this process on its `number`-th operation on the disk from now on."""
+    """Make this process kill itself at its `number`-th file operation from now on."""
     numbers = count()
 
     def dying(call):

@@ -1,4 +1,4 @@
-"""Datasets made for damaging, the damage, and what `verify` tells of it."""
+"""Prepare datasets, damage them, and collect the problems that `verify` finds."""
 
 import hashlib
 import io
@@ -13,21 +13,21 @@ TAR, INDEX = "train/train-000001.tar", "train/train-000001.idx"
 
 
 class Here:
-    """An engine that runs tasks in this process: no interpreter to start for each of many calls."""
+    """An executor that runs tasks in this process: no interpreter to start for each of many calls."""
 
     reports_progress = False
 
     def run(self, work, items, on_progress=None):
-        for item in reversed(items):  # an engine's results come in any order
+        for item in reversed(items):  # an executor's results come in any order
             yield work(item)
 
 
 def check(folder, **settings):
-    return verify(folder, engine=Here(), **settings)
+    return verify(folder, executor=Here(), **settings)
 
 
 def problems(folder, **settings):
-    """place → what, of a dataset with no more than one fault in each place."""
+    """place → what, for a dataset with at most one problem per place."""
     found = check(folder, **settings).problems
     problems = {problem.place: problem.what for problem in found}
     assert len(problems) == len(found), found
@@ -41,7 +41,7 @@ def prepared(source, out, **options):
 
 
 def tar_of(stored, kind=tarfile.USTAR_FORMAT, pax=None):
-    """A tar of (name, bytes) members, and the index that Python's own reader gives of it."""
+    """(tar, index) of members (name, bytes); the offsets in the index are those of Python's tarfile."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
         for name, content in stored:
@@ -75,7 +75,7 @@ def listed(manifest, name):
 
 
 def replace_tar(folder, name, content, index=None, samples=None):
-    """Store another tar, so that its checksum, size and number of samples are the manifest's."""
+    """Replace a tar and adapt its checksum, size and number of samples in the manifest."""
     (folder / name).write_bytes(content)
     if index is not None:
         (folder / name).with_suffix(".idx").write_bytes(index)
@@ -89,7 +89,7 @@ def replace_tar(folder, name, content, index=None, samples=None):
 
 
 def retar(folder, change, name=TAR, samples=None, **tar):
-    """Rewrite a shard with `change(members)` in place of its members, consistent in everything else."""
+    """Rewrite a shard with the members `change(members)`; index and manifest are adapted."""
     replace_tar(folder, name, *tar_of(change(members(folder / name)), **tar), samples)
 
 
@@ -98,5 +98,5 @@ def first_key(folder, name=TAR):
 
 
 def relabeled(label):
-    """A change for `retar`: another label for the first sample."""
+    """A change for `retar` that gives the first sample another label."""
     return lambda stored: [stored[0], (stored[1][0], label), *stored[2:]]

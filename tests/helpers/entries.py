@@ -1,4 +1,4 @@
-"""Functions that the tests start in other processes: a spawned worker imports them from here."""
+"""Functions that tests run in spawned processes, which import them from here."""
 
 import atexit
 import os
@@ -35,7 +35,7 @@ FLOAT32 = Precision(torch.float32, "cpu")
 
 
 class Recorder:
-    """A reporter that keeps what it is told, and can end the run after an epoch's checkpoint."""
+    """A callback that records all calls, and can stop the run after an epoch's checkpoint."""
 
     def __init__(self, stop_after: int = 0) -> None:
         self.stop_after = stop_after
@@ -71,7 +71,7 @@ class Recorder:
 
 
 def run_job(env: DistEnv, job: TrainJob, stop_after: int = 0) -> list[str]:
-    """Train; return the notes."""
+    """Train; return the log messages."""
     torch.set_num_threads(1)
     recorder = Recorder(stop_after)
     train(env, job, recorder)
@@ -79,7 +79,7 @@ def run_job(env: DistEnv, job: TrainJob, stop_after: int = 0) -> list[str]:
 
 
 def without_dropout(model: nn.Sequential) -> nn.Sequential:
-    """Replace dropout by the identity, which is the same for every split of a batch."""
+    """Replace dropout by the identity, so that the result does not depend on how a batch is split."""
     for name, module in model.named_children():
         if "Dropout" in type(module).__name__:
             setattr(model, name, nn.Identity())
@@ -87,7 +87,7 @@ def without_dropout(model: nn.Sequential) -> nn.Sequential:
 
 
 def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Two fixed global batches of a dataset's crops in turn, float64, mean subtracted."""
+    """`steps` global batches of center crops, float64 with the mean subtracted: two batches in turn."""
     dataset = Dataset.open(data)
     mean = torch.tensor(dataset.statistics.mean).view(3, 1, 1)
     with Loader(dataset, "train", EvalView("center", crop), size) as loader:
@@ -98,9 +98,9 @@ def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[t
 def train_on_slices(
     env: DistEnv, recipe: Recipe, data: Path, steps: int
 ) -> tuple[list[float], dict[str, torch.Tensor], bool]:
-    """Train on each global batch's slice; return mean losses, weights, and whether all ranks' agree."""
+    """Train on this rank's slice of each batch; return mean losses, weights, and whether all ranks agree."""
     torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed + env.rank)  # DDP hands rank 0's initial weights to all
+    torch.manual_seed(recipe.seed + env.rank)  # DDP broadcasts rank 0's initial weights
     network = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
     model = DistributedDataParallel(network) if env.world_size > 1 else network
     optimizer = build_optimizer(network, recipe)
@@ -120,7 +120,7 @@ def train_on_slices(
 
 
 class LinearModel(nn.Module):
-    """A network whose logits are made of the pixels themselves, so that every sample has its own."""
+    """A linear classifier of the pixels, so that every sample has logits of its own."""
 
     def __init__(self, classes: int, crop: int) -> None:
         super().__init__()
@@ -134,23 +134,25 @@ class LinearModel(nn.Module):
 def evaluate_everywhere(
     env: DistEnv, file: Path, data: Path
 ) -> tuple[list[Metrics], list[str], Predictions | None]:
-    """Evaluate `LinearModel` and a checkpoint in batches of five: metrics, keys that all ranks saw, predictions."""
+    """Evaluate `LinearModel` and a checkpoint in batches of five: metrics, keys of all ranks, predictions."""
     torch.set_num_threads(1)
     dataset = Dataset.open(data)
     model = LinearModel(len(dataset.classes), 64)
     keys: list[str] = []
     with Loader(dataset, "val", EvalView("center", 64), 5, placement=env.placement, keys=True) as loader:
 
-        def noted():
+        def recorded():
             for batch in loader:
                 keys.extend(batch.keys)
                 yield batch
 
-        # The loader as `evaluate` uses it, with an ear on its keys.
-        listening = type(
-            "Listening", (), {"__iter__": lambda _: noted(), "__getattr__": lambda _, n: getattr(loader, n)}
+        # The loader as `evaluate` uses it, but its keys are recorded.
+        recording = type(
+            "RecordingLoader",
+            (),
+            {"__iter__": lambda _: recorded(), "__getattr__": lambda _, n: getattr(loader, n)},
         )
-        metrics = [evaluate([model], listening(), env)]
+        metrics = [evaluate([model], recording(), env)]
     for views in ("center", "ten-crop"):
         whole = evaluate_checkpoints(env, [file], data, "val", views, 5, predict=True)
         metrics.append(whole.metrics)
@@ -160,7 +162,7 @@ def evaluate_everywhere(
 
 
 def tally_share(env: DistEnv, rows: np.ndarray, labels: np.ndarray) -> tuple[Tally, bool]:
-    """Every other row counted by each of two processes, merged; and whether both have the same metrics."""
+    """Tally every other row in each of two processes, merge, and check that both get the same metrics."""
     tally = Tally(rows.shape[1])
     mine = slice(env.rank, None, env.world_size)
     tally.add(torch.from_numpy(rows[mine].copy()), torch.from_numpy(labels[mine].copy()))
@@ -170,7 +172,7 @@ def tally_share(env: DistEnv, rows: np.ndarray, labels: np.ndarray) -> tuple[Tal
 
 
 def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
-    """What a process knows of itself, and its sum over all."""
+    """Environment and arguments of this process, and sums and ranks gathered from all."""
     total = torch.tensor([float(env.rank + 1)])
     if env.world_size > 1:
         dist.all_reduce(total)
@@ -178,14 +180,14 @@ def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
 
 
 def refuse(env: DistEnv, rank: int) -> None:
-    """One rank refuses the input while the others wait for it."""
+    """One rank raises UsageError while the others wait for it."""
     if env.rank == rank:
         raise UsageError("recipe: of another kind: not usable")
     dist.barrier()
 
 
 def fail(env: DistEnv, rank: int) -> None:
-    """One rank fails while the others wait for it, and ends a second after they have lost it."""
+    """One rank raises RunError while the others wait for it, and exits a second after leaving the group."""
     if env.rank == rank:
         if env.world_size > 1:
             dist.destroy_process_group()
@@ -195,7 +197,7 @@ def fail(env: DistEnv, rank: int) -> None:
 
 
 def stumble(env: DistEnv, rank: int) -> None:
-    """One rank meets a bug while the others wait for it."""
+    """One rank raises KeyError while the others wait for it."""
     if env.rank == rank:
         raise KeyError("a bug")
     dist.barrier()
@@ -209,27 +211,27 @@ def die(env: DistEnv, rank: int) -> None:
 
 
 def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
-    """Make `calls` calls of an agreement on two things, where a rank wishes (at call, which); all answers."""
+    """Call Consensus on two flags `calls` times; rank → (call, flag) it sets. Return all ranks' results."""
     consensus = Consensus(env)
     at, which = wishes.get(env.rank, (0, 0))
-    found_classes = [
-        consensus(*(call == at and thing == which for thing in range(2))) for call in range(1, calls + 1)
+    results = [
+        consensus(*(call == at and flag == which for flag in range(2))) for call in range(1, calls + 1)
     ]
     consensus.finish()
-    return gather_objects(found_classes, env)
+    return gather_objects(results, env)
 
 
 def run_compressed(env: DistEnv, job: TrainJob) -> None:
-    """Train with PowerSGD from its second update on."""
+    """Train with PowerSGD from the second step on."""
     comm_hooks._FIRST_UPDATES = 2
     torch.set_num_threads(1)
     train(env, job, Recorder())
 
 
 def hang(env: DistEnv, rank: int, how: str) -> int:
-    """One rank stops within the fourth update, or sleeps before it, if it was not started again.
+    """One rank stops within the fourth step, or sleeps before it, unless it was restarted.
 
-    Silence of six seconds is enough; returns the restarts.
+    The watchdog acts after six silent seconds. Returns the number of restarts.
     """
     failures._SILENT_SECONDS = 6.0
     with failures.HangWatchdog(env, 2.0) as seen:
@@ -240,19 +242,19 @@ def hang(env: DistEnv, rank: int, how: str) -> int:
                 time.sleep(1000)
             seen.at(step, "training")
             if bad:
-                time.sleep(2)  # a sign of it is out
+                time.sleep(2)  # its heartbeat has been sent
                 os.kill(os.getpid(), signal.SIGSTOP)
             dist.barrier()
     return env.restarts
 
 
 def unlike(env: DistEnv) -> None:
-    """The second process has another torch."""
+    """The second process reports another version of torch."""
     refuse_unlike(env, {"torch": "2.12" if env.rank else "2.13", "numpy": "2"})
 
 
 def die_once(env: DistEnv, marks: Path, rank: int) -> tuple[int, int]:
-    """One rank is killed at the first try; return the restarts and the tries."""
+    """One rank is killed in the first try; return the numbers of restarts and of started processes."""
     (marks / f"{env.rank}-{env.restarts}").touch()
     if env.rank == rank and not env.restarts:
         time.sleep(1)
@@ -262,7 +264,7 @@ def die_once(env: DistEnv, marks: Path, rank: int) -> tuple[int, int]:
 
 
 def refuse_every_time(env: DistEnv, marks: Path) -> None:
-    """The input is bad, and a restart would not mend it."""
+    """Every process raises UsageError, which a restart cannot help."""
     (marks / f"{env.rank}-{env.restarts}").touch()
     dist.barrier()
     raise UsageError("the input is bad")
@@ -274,7 +276,7 @@ def run_with_other_data(env: DistEnv, job: TrainJob, other: Path) -> None:
 
 
 def fail_together(env: DistEnv, folder: Path) -> None:
-    """The second of three processes fails; each writes down what it is told."""
+    """The second of three processes fails; each writes the error that it gets to a file."""
 
     def work() -> None:
         if env.rank == 1:

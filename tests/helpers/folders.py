@@ -1,4 +1,4 @@
-"""Small sources and output folders for the tests of preparation."""
+"""Small sources and output folders for the tests of preparation, and processes to run there."""
 
 import contextlib
 import hashlib
@@ -15,11 +15,11 @@ from PIL import Image
 
 SIZE = 48
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at processes through /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 
 
 def draw_image(seed, height=SIZE, width=SIZE):
-    """A smooth colored image with some grain, uint8 (height, width, 3)."""
+    """A smooth color image with some grain, uint8 (height, width, 3)."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -27,7 +27,7 @@ def draw_image(seed, height=SIZE, width=SIZE):
 
 
 def encoded(pixels, kind="JPEG", **options):
-    """The bytes of a file with these pixels (array or PIL image), written by Pillow."""
+    """An image file of these pixels (array or PIL image) as bytes, written by Pillow."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -35,14 +35,14 @@ def encoded(pixels, kind="JPEG", **options):
 
 
 def place(path, data=b"not empty"):
-    """Write `data` to `path`, whose folders are made."""
+    """Write `data` to `path` and create its folders; return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
 
 def write_source(root, train=8, val=4, classes=("ant", "bee", "cat"), height=SIZE, width=SIZE):
-    """`root/{train,val}/CLASS/CLASS_N.jpg`, numbered through."""
+    """Write `root/{train,val}/CLASS/CLASS_N.jpg`, `train` and `val` images per class; N counts all."""
     number = 0
     for split, count in (("train", train), ("val", val)):
         for name in classes:
@@ -54,7 +54,7 @@ def write_source(root, train=8, val=4, classes=("ant", "bee", "cat"), height=SIZ
 
 
 def tree(folder):
-    """Relative path → SHA-256 of every file below `folder`, hidden ones too."""
+    """Relative path → SHA-256 of every file below `folder`, including hidden ones."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -63,18 +63,18 @@ def tree(folder):
 
 
 def times(folder):
-    """Relative path → time of the last change of every file and folder, in nanoseconds."""
+    """Relative path → modification time of every file and folder, nanoseconds."""
     return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def members(tar):
-    """(name, bytes) of a tar's members in order, as Python's own reader gives them."""
+    """(name, bytes) of a tar's members in order, read by Python's tarfile."""
     with tarfile.open(tar) as archive:
         return [(info.name, archive.extractfile(info).read()) for info in archive]
 
 
 def samples(folder, split):
-    """Key → (JPEG bytes, label as stored) over all the tars of a split."""
+    """Key → (JPEG, label member), both bytes, of all tars of a split."""
     found = {}
     for tar in sorted((folder / split).glob("*.tar")):
         stored = members(tar)
@@ -86,13 +86,13 @@ def samples(folder, split):
 
 
 def python(code, *arguments, **options):
-    """Start `python -c code arguments` in a session of its own; for Popen's options see there."""
+    """Start `python -c code arguments` in a session of its own; `options` go to Popen."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, start_new_session=True, text=True, **options)
 
 
 def workers_of(pid):
-    """Process ids of the living worker processes that `pid` spawned (Linux)."""
+    """Ids of the live worker processes that process `pid` spawned (Linux)."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

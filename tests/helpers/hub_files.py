@@ -10,7 +10,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def images(tree, split):
-    """(class, file) of `tree/SPLIT/CLASS/*`, sorted."""
+    """(class, path) of the files `tree/SPLIT/CLASS/*`, sorted."""
     return [(path.parent.name, path) for path in sorted((tree / split).glob("*/*"))]
 
 
@@ -19,7 +19,7 @@ def classes_of(tree):
 
 
 def table(rows, label_type=None, class_label=None, image="image", label="label"):
-    """A table of rows (bytes, path, label), as Hugging Face's datasets write it."""
+    """An Arrow table of rows (bytes, path, label), as Hugging Face's `datasets` writes it."""
     metadata = None
     if class_label is not None:
         features = {
@@ -33,30 +33,30 @@ def table(rows, label_type=None, class_label=None, image="image", label="label")
 
 
 def write_parquet(path, rows, row_group=5, **options):
-    """Write rows (bytes, path, label) to `path`; for options see `table`."""
+    """Write rows (bytes, path, label) as Parquet to `path`; `options` go to `table`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table(rows, **options), path, row_group_size=row_group)
     return path
 
 
 def hub_name(path, class_id):
-    """What the hub's ImageNet calls a file: with the WNID behind its stem."""
+    """File name in the hub's ImageNet: STEM_WNID.SUFFIX."""
     return f"{path.stem}_{class_id}{path.suffix}"
 
 
 def as_parquet(tree, out, files=2, name=hub_name, label=None, with_test=True, class_label=None):
-    """Write `tree/{train,val}/CLASS/*` to `out/data/*.parquet` as the hub has ImageNet.
+    """Write `tree/{train,val}/CLASS/*` to `out/data/*.parquet` in the layout of the hub's ImageNet.
 
     Args:
-        tree: the class folders.
-        out: the folder to write to.
-        files: of the training split.
-        name: (path, class) → `image.path`.
-        label: class → label; else its place among the sorted classes.
+        tree: folder of the splits' class folders.
+        out: folder to write to.
+        files: number of files of the training split.
+        name: function (path, class) → `image.path`.
+        label: function class → label; by default the class's index among the sorted classes.
         with_test: add a test split without labels.
-        class_label: names of the labels, or None.
+        class_label: names of the labels for the metadata, or None.
     """
-    number = {class_id: place for place, class_id in enumerate(classes_of(tree))}
+    number = {class_id: index for index, class_id in enumerate(classes_of(tree))}
     for split, count, word in (("train", files, "train"), ("val", 1, "validation")):
         rows = [
             (path.read_bytes(), name(path, class_id), label(class_id) if label else number[class_id])
@@ -75,15 +75,15 @@ def as_webdataset(tree, out, kind="cls", per_tar=20, label=None, suffix=".tar"):
     """Write `tree/{train,val}/CLASS/*` to `out/imagenet-SPLIT-*.tar` with webdataset's ShardWriter.
 
     Args:
-        tree: the class folders.
-        out: the folder to write to.
-        kind: "cls" (with .jpg) or "json" (with .jpeg).
-        per_tar: samples.
-        label: class → label; else its place among the sorted classes.
-        suffix: of the tars; ".tar.gz" compresses.
+        tree: folder of the splits' class folders.
+        out: folder to write to.
+        kind: member of the label, "cls" (with .jpg) or "json" (with .jpeg).
+        per_tar: number of samples per tar.
+        label: function class → label; by default the class's index among the sorted classes.
+        suffix: suffix of the tars; ".tar.gz" compresses.
     """
     out.mkdir(parents=True, exist_ok=True)
-    number = {class_id: place for place, class_id in enumerate(classes_of(tree))}
+    number = {class_id: index for index, class_id in enumerate(classes_of(tree))}
     for split in ("train", "val"):
         pattern = f"{out}/imagenet-{split}-%06d{suffix}"
         with webdataset.ShardWriter(pattern, maxcount=per_tar, verbose=0) as writer:
@@ -109,6 +109,6 @@ def write_tar(path, samples):
 
 
 def flattened(source):
-    """Everything of a source that shards depend on: classes, and split → sorted (key, label)."""
+    """(classes, split → sorted (key, label)) of a source: all that its shards depend on."""
     splits = {split: sorted((s.key, s.label) for s in rows) for split, rows in source.splits.items()}
     return source.classes, splits

@@ -1,4 +1,4 @@
-"""ImageNet's archives, Kaggle's tree, class folders and devkits, built from {train,val}/WNID/*.JPEG."""
+"""Build ImageNet's archives, Kaggle's tree, class folders and devkits from {train,val}/WNID/*.JPEG."""
 
 import io
 import tarfile
@@ -24,7 +24,7 @@ FIELDS = (
 
 
 def sample_tree(root, train=3, val=2, wnids=("n01440764", "n01443537", "n02105855")):
-    """`root/{train,val}/WNID/*.JPEG` under ImageNet's kind of names; the bytes are no images."""
+    """Write `root/{train,val}/WNID/*.JPEG` with names as in ImageNet; the files are no images."""
     number = 0
     for wnid in wnids:
         for k in range(train):
@@ -38,7 +38,7 @@ def sample_tree(root, train=3, val=2, wnids=("n01440764", "n01443537", "n0210585
 
 
 def named(wnid):
-    """A name with a comma, as most have."""
+    """A class name with a comma, as most classes of ImageNet have."""
     return f"thing {int(wnid[1:])}, Res {wnid}"
 
 
@@ -52,7 +52,7 @@ def val_labels(tree):
 
 
 def tar_bytes(files, mode="w", **options):
-    """A tar of (name, bytes) pairs."""
+    """A tar of (name, bytes) members."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode, **options) as tar:
         for name, data in files:
@@ -63,12 +63,12 @@ def tar_bytes(files, mode="w", **options):
 
 
 def folder_tar(paths):
-    """A tar of files, without their folders."""
+    """A tar of files, named without their folders."""
     return tar_bytes([(path.name, path.read_bytes()) for path in sorted(paths, key=lambda path: path.name)])
 
 
 def meta_mat(classes, compressed=True):
-    """`meta.mat` of {ILSVRC2012_ID: (WNID, words)}, and one synset that has two of them as children."""
+    """`meta.mat` of {ILSVRC2012_ID: (WNID, words)}, plus one synset that has two of them as children."""
     synsets = np.zeros((len(classes) + 1, 1), dtype=[(field, object) for field in FIELDS])
     for row, (number, (wnid, words)) in enumerate(classes.items()):
         synsets[row, 0] = (float(number), wnid, words, f"what {words} is", 0.0, np.zeros((1, 0)), 0.0, 1300.0)
@@ -80,13 +80,13 @@ def meta_mat(classes, compressed=True):
 
 
 def devkit_files(tree, classes=None, labels=None, lines=None):
-    """`meta.mat` and the ground truth of a tree's devkit.
+    """(`meta.mat`, ground truth) of the devkit for a tree.
 
-    IDs count against the sorted order, so that neither can stand in for the other. Images that the tree
-    lacks have the last class.
+    ILSVRC2012 IDs descend in the order of the sorted WNIDs, so that a test notices if the two are confused.
+    Images that the tree lacks have the last class.
     """
     wnids = classes or class_ids(tree)
-    ids = {wnid: len(wnids) - place for place, wnid in enumerate(wnids)}
+    ids = {wnid: len(wnids) - index for index, wnid in enumerate(wnids)}
     labels = labels or val_labels(tree)
     count = lines or max(int(stem.rpartition("_")[2]) for stem in labels)
     numbers = [ids[labels.get(f"ILSVRC2012_val_{i:08d}", wnids[-1])] for i in range(1, count + 1)]
@@ -95,7 +95,7 @@ def devkit_files(tree, classes=None, labels=None, lines=None):
 
 
 def write_devkit(root, tree, extracted=False, **options):
-    """`root/ILSVRC2012_devkit_t12.tar.gz`, or the folder; for options see `devkit_files`."""
+    """Write `root/ILSVRC2012_devkit_t12.tar.gz`, or the folder; `options` go to `devkit_files`."""
     meta, truth = devkit_files(tree, **options)
     folder = "ILSVRC2012_devkit_t12"
     if extracted:
@@ -107,7 +107,7 @@ def write_devkit(root, tree, extracted=False, **options):
 
 
 def write_solution(root, tree, labels=None):
-    """Kaggle's `root/LOC_val_solution.csv`, with boxes behind the labels."""
+    """Write Kaggle's `root/LOC_val_solution.csv`, with bounding boxes after the labels."""
     rows = [f"{stem},{wnid} 85 1 499 272 \n" for stem, wnid in reversed((labels or val_labels(tree)).items())]
     return place(root / "LOC_val_solution.csv", ("ImageId,PredictionString\n" + "".join(rows)).encode())
 
@@ -149,7 +149,7 @@ def write_kaggle(root, tree, base="ILSVRC/Data/CLS-LOC"):
 
 
 def write_folders(root, tree):
-    """Class folders, with a mapping file."""
+    """Write class folders and Kaggle's mapping file of class names."""
     for path in sorted(tree.glob("*/*/*.JPEG")):
         place(root / path.relative_to(tree), path.read_bytes())
     write_mapping(root, tree)
@@ -157,7 +157,7 @@ def write_folders(root, tree):
 
 
 def contents(source):
-    """Split → {(key, WNID, bytes in the source)}: what must not depend on the layout."""
+    """Split → {(key, WNID, bytes in the source)}, which must not depend on the layout."""
     return {
         split: {(s.key, source.classes[s.label].id, image_bytes(source, s)) for s in samples}
         for split, samples in source.splits.items()
@@ -165,7 +165,7 @@ def contents(source):
 
 
 def image_bytes(source, sample):
-    """A sample's bytes, read with plain file operations."""
+    """A sample's bytes in the source, read with plain file operations."""
     if sample.container < 0:
         return (Path(source.root) / sample.path).read_bytes()
     with (Path(source.root) / source.containers[sample.container].path).open("rb") as file:

@@ -1,7 +1,7 @@
-"""The paper's network and update in NumPy, float64, forward and backward by hand: nothing of torch.
+"""The paper's network and weight update in NumPy, float64, with hand-written gradients and without torch.
 
-Written from the paper's text and the layer table, as loops and sums, to be read beside it. Shapes: N
-images, C channels, H, W maps.
+Written from the paper's text and layer table as loops and sums, to be read beside them. Shapes: N images, C
+channels, feature maps of H, W.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def windows(x, size, stride):
 
 
 def scatter(parts, shape, stride):
-    """The transpose of `windows`: add (N, C, H', W', size, size) up into (N, C, H, W)."""
+    """The transpose of `windows`: sum (N, C, H', W', size, size) into (N, C, H, W)."""
     total = np.zeros(shape)
     _, _, height, width, size, _ = parts.shape
     for i in range(size):
@@ -38,7 +38,7 @@ def scatter(parts, shape, stride):
 
 
 def convolve(x, weight, bias, stride, padding, groups):
-    """Return the maps and a function from their gradient to those of x, weight and bias."""
+    """Return the feature maps, and a function: their gradient → gradients of x, weight and bias."""
     padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     pieces, cut = np.split(padded, groups, axis=1), np.split(weight, groups)
     views = [windows(piece, weight.shape[2], stride) for piece in pieces]
@@ -60,7 +60,7 @@ def convolve(x, weight, bias, stride, padding, groups):
 
 
 def response_norm(a):
-    """b = a / (k + α Σ a²)^β over n neighboring channels."""
+    """Local response normalization: b = a / (k + α Σ a²)^β over n neighboring channels."""
     channels = a.shape[1]
     near = np.array([[abs(i - j) <= N // 2 for j in range(channels)] for i in range(channels)], float)
     d = K + ALPHA * np.einsum("ij,njhw->nihw", near, a**2)
@@ -91,9 +91,9 @@ def relu(x):
 
 
 def loss_and_gradients(weights, images, labels):
-    """The mean cross-entropy of the network on a batch, dropout off, and the gradient of every weight.
+    """Return the mean cross-entropy on a batch and the gradient of every weight, without dropout.
 
-    Without dropout the network in training is as the paper's text has it, every unit kept.
+    Without dropout every unit is kept, so training is as in the paper's text.
     """
     backs, x = [], images
     for name in LAYERS[:5]:
@@ -134,7 +134,7 @@ def loss_and_gradients(weights, images, labels):
 
 
 def update(weights, velocities, gradients, lr, *, bias_factor=1.0, decay_biases=True, frozen=()):
-    """Section 5, in place: v ← 0.9 v − 0.0005 ε w − ε ∂L/∂w; w ← w + v."""
+    """Update in place as in section 5: v ← 0.9 v − 0.0005 ε w − ε ∂L/∂w; w ← w + v."""
     for name, gradient in gradients.items():
         layer, kind = name.split(".")
         if layer in frozen:

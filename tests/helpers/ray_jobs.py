@@ -1,11 +1,11 @@
-"""Jobs on Ray in a process of their own, which loses a worker or a node while they run.
+"""Jobs on Ray, in a process of their own, that lose a worker or a node while they run.
 
     python ray_jobs.py worker SOURCE OUT    Ray on this machine; a worker that runs a task is killed
     python ray_jobs.py node SOURCE OUT      a cluster of two nodes; one with running tasks is removed
     python ray_jobs.py error SOURCE OUT     a task raises
-    python ray_jobs.py parent SOURCE OUT    Ray on this machine; this process kills itself half-way
+    python ray_jobs.py parent SOURCE OUT    Ray on this machine; this process kills itself halfway
 
-Prints what was lost. The slow images that make the moment easy to hit come from SLOW_TASKS.
+Prints what was lost.
 """
 
 import os
@@ -26,12 +26,13 @@ from pipeline.sources.detection import read_source
 OPTIONS = Options(size=48, shard_samples=3)
 
 
-def parts(out):
-    return len(list((out / ".work" / "parts").glob("[!.]*.json")))
+def finished(out):
+    """Number of finished shards."""
+    return len(list((out / ".work" / "results").glob("[!.]*.json")))
 
 
 def busy_workers(root):
-    """Ray's worker processes below `root` that run a task at this moment."""
+    """Ray's worker processes below process `root` that are running a task."""
     found = []
     for process in psutil.Process(root).children(recursive=True):
         try:
@@ -44,10 +45,10 @@ def busy_workers(root):
 
 
 def when_begun(out, act):
-    """In a thread: call `act` until it returns something, once the first shards are finished."""
+    """In a thread, once two shards are finished: call `act` until it returns something; print that."""
 
     def watch():
-        while parts(out) < 2:
+        while finished(out) < 2:
             time.sleep(0.005)
         while not (done := act()):
             time.sleep(0.002)
@@ -70,10 +71,10 @@ def refuse(number):
 
 
 def main(what, source, out):
-    engine = RayExecutor(None, 2)
+    executor = RayExecutor(None, 2)
     if what == "error":
         try:
-            list(engine.run(refuse, [7]))
+            list(executor.run(refuse, [7]))
         except Exception as error:
             print(f"{type(error).__name__}: {error}")
         return
@@ -87,14 +88,14 @@ def main(what, source, out):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         node = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        engine = RayExecutor(cluster.address)
+        executor = RayExecutor(cluster.address)
 
         def remove():
             cluster.remove_node(node, allow_graceful=False)
             return "removed a node"
 
         when_begun(out, remove)
-    manifest = prepare(read_source(source), out, OPTIONS, engine=engine, max_bad=1)
+    manifest = prepare(read_source(source), out, OPTIONS, executor=executor, max_bad=1)
     print(f"{manifest.samples('train')} images")
     if what == "node":
         cluster.shutdown()

@@ -1,4 +1,4 @@
-"""A dataset's samples and their metrics, by tarfile, Pillow and NumPy alone."""
+"""Reference implementation: a dataset's samples, crops and metrics by tarfile, Pillow and NumPy alone."""
 
 import io
 import tarfile
@@ -18,7 +18,7 @@ class Sample:
 
 
 def stored(dataset: Dataset, split: str = "val") -> list[Sample]:
-    """A split as its tars hold it."""
+    """Samples of a split in the order of its tars."""
     samples = []
     for tar in dataset.tars(split):
         with tarfile.open(tar) as archive:
@@ -32,7 +32,7 @@ def stored(dataset: Dataset, split: str = "val") -> list[Sample]:
 
 
 def crops(pixels: np.ndarray, side: int, views: str) -> np.ndarray:
-    """Center, or four corners and center and their mirrors, float32 (V, 3, side, side)."""
+    """The center crop, or the ten crops with views "ten-crop": float32 (V, 3, side, side)."""
     free = pixels.shape[0] - side
     corners = [(free // 2, free // 2)]
     if views == "ten-crop":
@@ -49,8 +49,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def measured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Top-1, top-5 and mean −log probability, by a stable sort."""
+    """Top-1 and top-5 accuracy and mean −log probability; ties are broken by a stable sort."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    places = (order == labels[:, None]).argmax(axis=1)
+    ranks = (order == labels[:, None]).argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
-    return (places < 1).mean(), (places < 5).mean(), -np.log(own).mean()
+    return (ranks < 1).mean(), (ranks < 5).mean(), -np.log(own).mean()

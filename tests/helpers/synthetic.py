@@ -1,4 +1,4 @@
-"""Datasets of drawn images whose content tells a test what the graph did to them."""
+"""Datasets of synthetic images, from whose pixels a test sees how the loader cropped and flipped them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CLASSES = 3
 
 
 def gradient(height, width):
-    """Red grows with x, green with y, one gray level per pixel; blue is flat."""
+    """Image with red = x, green = y (one gray level per pixel), blue = 128; uint8 (height, width, 3)."""
     image = np.zeros((height, width, 3), np.uint8)
     image[:, :, 0] = np.arange(width)[None, :]
     image[:, :, 1] = np.arange(height)[:, None]
@@ -23,7 +23,7 @@ def gradient(height, width):
 
 
 def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
-    """Store lists of uint8 images as a dataset; sample k of a split has key SPLIT-k, label k % 3."""
+    """Write split → uint8 images as a dataset; sample k of a split has key SPLIT-k and label k % 3."""
     moments = Moments()
     written = {}
     for split, images in splits.items():
@@ -54,6 +54,6 @@ def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
 
 
 def tiny_images(count, size=16, seed=0):
-    """Flat images of random colors: quick to decode, told apart by key."""
+    """Images of one random color each, which decode quickly."""
     colors = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), np.uint8)
     return list(np.broadcast_to(colors, (count, size, size, 3)).copy())

@@ -1,4 +1,4 @@
-"""Runs of tests: trained in this process or by the command, and compared."""
+"""Training runs for tests: start them in this process or by the command, and compare them."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "d
 
 
 def train_here(job: TrainJob, stop_after: int = 0, looks: bool = False) -> Recorder:
-    """Train in this process; with `stop_after`, until that epoch's checkpoint."""
+    """Train in this process, up to the checkpoint of epoch `stop_after` if given; return the recorder."""
     recorder = Recorder(stop_after)
     recorder.wants_weights = looks
     if stop_after:
@@ -34,7 +34,7 @@ def train_here(job: TrainJob, stop_after: int = 0, looks: bool = False) -> Recor
 
 
 def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
-    """Bit for bit."""
+    """Check that two checkpoints are equal bit for bit."""
     assert type(one) is type(other), where
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
@@ -51,7 +51,7 @@ def assert_same(one: object, other: object, where: str = "checkpoint") -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Weights, optimizer, progress and generators of two runs, and all that they measured."""
+    """Check that two runs have equal checkpoints and, but for times, equal metrics."""
     for name in ("last.pt", "best.pt"):
         assert_same(checkpoint.load(one / name), checkpoint.load(other / name), name)
     rows = [[replace(row, **CLOCKS) for row in run_folder.read_metrics(folder)] for folder in (one, other)]
@@ -70,7 +70,7 @@ def command(data: Path, out: Path, *more: str, **settings: object) -> list[str]:
 
 
 def start(arguments: list[str], program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
-    """Start the command at the head of its own process group."""
+    """Start the command in a process group of its own."""
     return subprocess.Popen(
         [*program, *arguments],
         stdout=subprocess.PIPE,
@@ -88,7 +88,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def kill_when(process: subprocess.Popen[str], sign: Path) -> None:
-    """SIGKILL the whole group as soon as a file is there."""
+    """Kill the whole process group as soon as the file `sign` exists."""
     while not sign.exists() and process.poll() is None:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Fixtures of prepared datasets that the tests of verification damage."""
+"""Prepared datasets, for the tests of verification to damage."""
 
 import shutil
 from pathlib import Path
@@ -10,13 +10,13 @@ from helpers.folders import SIZE, write_source
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """24 training and 12 validation images of three classes."""
+    """Source of 24 training and 12 validation images in three classes."""
     return write_source(tmp_path_factory.mktemp("verification") / "source", width=SIZE + 12)
 
 
 @pytest.fixture(scope="session")
 def whole(photographs, tmp_path_factory):
-    """A dataset of squares: five training and three validation shards. Read-only."""
+    """Dataset of square images: five training and three validation shards. Read-only."""
     return prepared(photographs, tmp_path_factory.mktemp("whole"))
 
 
@@ -32,5 +32,5 @@ def whole_original(photographs, tmp_path_factory):
 
 @pytest.fixture
 def data(whole, tmp_path):
-    """A dataset to damage."""
+    """A copy of `whole` that a test may damage."""
     return Path(shutil.copytree(whole, tmp_path / "data"))

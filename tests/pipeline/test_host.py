@@ -38,7 +38,7 @@ def test_freed_memory_goes_back_to_the_system():
     blocks = [libc.malloc(BLOCK) for _ in range(BLOCKS)]
     for block in blocks:
         ctypes.memset(block, 1, BLOCK)
-    kept = blocks.pop()  # at the heap's end, so that nothing before it is given back by free alone
+    kept = blocks.pop()  # lies at the end of the heap, so that free alone cannot shrink it
     for block in blocks:
         libc.free(block)
     before = psutil.Process().memory_info().rss
@@ -58,12 +58,12 @@ def test_where_the_c_library_cannot_nothing_happens(monkeypatch):
         host._of_glibc.cache_clear()
 
 
-# Page faults of tensors of 64 MB that are made and freed one after the other.
+# Count page faults while tensors of 64 MB are allocated and freed one after the other.
 FAULTS = """
 import resource, torch
 from pipeline import host
 print(host.keep_freed_memory())
-for _ in range(20):  # the first few split what was free differently
+for _ in range(20):  # warm-up: the first ones split free memory differently
     torch.ones(16, 1024, 1024)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -83,7 +83,7 @@ def test_kept_memory_is_used_again_without_page_faults(chosen, kept):
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], env=environment | chosen, capture_output=True, text=True, check=True
     )
-    said, problems = done.stdout.split()
-    assert said == str(kept)
-    huge_pages = 10 * (64 << 20) // (2 << 20)  # the fewest that a kernel could do with
-    assert (int(problems) < huge_pages // 4) == kept
+    keeps, faults = done.stdout.split()
+    assert keeps == str(kept)
+    huge_pages = 10 * (64 << 20) // (2 << 20)  # the fewest faults possible
+    assert (int(faults) < huge_pages // 4) == kept

@@ -1,4 +1,4 @@
-"""The contact sheet: the stored images on the left, crops of them beside, the scree below."""
+"""The preview: stored images on the left, crops of them to the right, the PCA plot below."""
 
 import io
 
@@ -16,25 +16,25 @@ from pipeline.verification.adopt import adopt
 GAP, MARGIN, BELOW = 6, 12, 24
 
 
-def cells(sheet, plot, side, rows):
-    """The (rows, 8, side, side, 3) cells of a sheet that has the scree at its bottom."""
+def cells(preview, plot, side, rows):
+    """The (rows, 8, side, side, 3) cells of a preview with the PCA plot at its bottom."""
     height = rows * (side + GAP) - GAP + 2 * MARGIN
     width = 8 * (side + GAP) - GAP + 2 * MARGIN
-    top = sheet.shape[0] - plot.shape[0] - BELOW - height + MARGIN
-    left = (sheet.shape[1] - width) // 2 + MARGIN
+    top = preview.shape[0] - plot.shape[0] - BELOW - height + MARGIN
+    left = (preview.shape[1] - width) // 2 + MARGIN
     return np.array(
         [
-            [sheet[y : y + side, x : x + side] for x in range(left, left + 8 * (side + GAP), side + GAP)]
+            [preview[y : y + side, x : x + side] for x in range(left, left + 8 * (side + GAP), side + GAP)]
             for y in range(top, top + rows * (side + GAP), side + GAP)
         ]
     )
 
 
-def without_the_pca_plot(sheet, data):
-    """Check that the scree of the dataset is at the bottom, in the middle; return it."""
+def pca_plot_of(preview, data):
+    """Check that the dataset's PCA plot is at the bottom, centered; return it."""
     plot = draw_pca_plot(data.statistics, 0)
-    left = (sheet.shape[1] - plot.shape[1]) // 2
-    np.testing.assert_array_equal(sheet[-plot.shape[0] :, left : left + plot.shape[1]], plot)
+    left = (preview.shape[1] - plot.shape[1]) // 2
+    np.testing.assert_array_equal(preview[-plot.shape[0] :, left : left + plot.shape[1]], plot)
     return plot
 
 
@@ -46,8 +46,8 @@ def test_every_row_is_a_stored_image_and_crops_of_it(tmp_path, mode, shape):
         np.full((*shape, 3), color, np.uint8) for color in ((200, 60, 60), (60, 90, 200), (90, 200, 90))
     ]
     data = write_dataset(tmp_path / "d", {"train": images}, 64, shards=1, mode=mode)
-    sheet = np.asarray(draw_preview(data, images=3, noise="none"))
-    found = cells(sheet, without_the_pca_plot(sheet, data), 56, 3)
+    preview = np.asarray(draw_preview(data, images=3, noise="none"))
+    found = cells(preview, pca_plot_of(preview, data), 56, 3)
     for row, stored in zip(found, images, strict=True):
         assert np.abs(row.astype(int) - stored[0, 0]).max() <= 2
 
@@ -56,8 +56,8 @@ def test_color_noise_shifts_whole_crops(tiny_dataset):
     plain, noisy = (
         np.asarray(draw_preview(tiny_dataset, images=2, noise=kind, seed=1)) for kind in ("none", "source")
     )
-    plot = without_the_pca_plot(noisy, tiny_dataset)
-    a, b = (cells(sheet, plot, 63, 2).astype(int) for sheet in (plain, noisy))
+    plot = pca_plot_of(noisy, tiny_dataset)
+    a, b = (cells(preview, plot, 63, 2).astype(int) for preview in (plain, noisy))
     np.testing.assert_array_equal(a[:, 0], b[:, 0])
     difference = b[:, 1:] - a[:, 1:]
     assert np.abs(np.median(difference, axis=(2, 3))).max() > 3
@@ -73,5 +73,5 @@ def test_a_preview_of_other_tools_tars(tmp_path):
     with io.BytesIO() as file:
         image.save(file, "PNG")
         assert Image.open(file).size == image.size
-    sheet = np.asarray(image)
-    assert without_the_pca_plot(sheet, Dataset.open(tmp_path)).shape[0] < sheet.shape[0]
+    preview = np.asarray(image)
+    assert pca_plot_of(preview, Dataset.open(tmp_path)).shape[0] < preview.shape[0]

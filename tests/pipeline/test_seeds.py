@@ -6,7 +6,7 @@ from pipeline.seeds import derive_seed
 
 
 def test_seeds_never_change():
-    # The definition, spelled out: 31 bits of BLAKE2b over the parts joined by slashes.
+    # By definition: 31 bits of BLAKE2b over the arguments joined by slashes.
     assert (
         derive_seed(7, "noise", 3) == int(hashlib.blake2b(b"7/noise/3", digest_size=4).hexdigest(), 16) // 2
     )

@@ -1,4 +1,4 @@
-"""Fixtures of the trainer's tests."""
+"""Fixtures for the trainer's tests."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trainer.runs import checkpoint
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Small tensors gain nothing from two threads, and other tests run beside this one."""
+    """Limit torch to one thread: small tensors gain nothing from two, and tests run in parallel."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,7 +22,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> Recipe:
-    """A network that trains for three epochs of the tiny dataset in seconds."""
+    """A recipe that trains a small network on the tiny dataset for three epochs in seconds."""
     return Recipe(
         name="tiny",
         arch="alexnet_bn",
@@ -38,14 +38,14 @@ def tiny_recipe() -> Recipe:
 
 @pytest.fixture
 def tiny_classifier(tiny_recipe: Recipe, tiny_dataset: Dataset) -> Classifier:
-    """`tiny_recipe`'s classifier of the tiny dataset, untrained."""
+    """An untrained classifier of `tiny_recipe` for the tiny dataset."""
     torch.manual_seed(0)
     return new_classifier(tiny_recipe, tiny_dataset)
 
 
 @pytest.fixture
 def tiny_checkpoint(tiny_classifier: Classifier, tmp_path: Path) -> Path:
-    """`tiny_classifier` saved."""
+    """Path of a checkpoint of `tiny_classifier`."""
     path = tmp_path / "tiny.pt"
     checkpoint.save(path, tiny_classifier)
     return path

@@ -1,4 +1,4 @@
-"""Each epoch's loader, its seeds, and its place in a resumed run."""
+"""Training data of a run: the loader of each epoch, seeds, and resumption."""
 
 from dataclasses import replace
 
@@ -23,19 +23,19 @@ def recipe(tiny_recipe):
 
 @pytest.fixture
 def make_train_data(recipe, tiny_dataset):
-    """Make feeds that are closed in the end; keywords replace the defaults."""
-    feeds = []
+    """A function that makes training data, closed at the end; keywords replace the default arguments."""
+    made = []
 
     def make(**changes):
         torch.manual_seed(0)
         classifier = new_classifier(recipe, tiny_dataset)
-        arguments = {"recipe": recipe, "batch_size": 30, "world": DistEnv()} | changes
-        feeds.append(TrainData(dataset=tiny_dataset, classifier=classifier, **arguments))
-        feeds[-1].classifier = classifier
-        return feeds[-1]
+        arguments = {"recipe": recipe, "batch_size": 30, "env": DistEnv()} | changes
+        made.append(TrainData(dataset=tiny_dataset, classifier=classifier, **arguments))
+        made[-1].classifier = classifier
+        return made[-1]
 
     yield make
-    for train_data in feeds:
+    for train_data in made:
         train_data.close()
 
 
@@ -47,7 +47,7 @@ def test_epochs_share_a_loader_until_the_noise_changes(make_train_data):
     train_data = make_train_data()
     first = train_data.epoch(0)
     assert train_data.classifier.divisor == 1.1
-    assert train_data.epoch(1) is first  # a change of rate is none of the loader's
+    assert train_data.epoch(1) is first  # a new learning rate needs no new loader
     second = train_data.epoch(2)
     assert second is not first
     assert train_data.epoch(3) is second
@@ -76,7 +76,7 @@ def test_epochs_differ_and_the_same_data_gives_them_again(make_train_data):
 @pytest.mark.parametrize("finished", [1, 2, 3])
 @pytest.mark.parametrize("begun", [0, 1, 2])
 def test_restored_data_goes_on_as_if_never_stopped(make_train_data, finished, begun):
-    """Three batches an epoch; the place is between two epochs, or within one."""
+    """Three batches per epoch; the position is between two epochs or within one."""
     whole = make_train_data()
     for epoch in range(finished):
         list(whole.epoch(epoch))
@@ -112,7 +112,7 @@ def test_other_processes_leave_out_what_was_begun(make_train_data):
     between = train_data.rank_state()
     next(iter(train_data.epoch(1)))
     begun = train_data.rank_state()
-    two = {"world": DistEnv(rank=1, world_size=2), "batch_size": 15}
+    two = {"env": DistEnv(rank=1, world_size=2), "batch_size": 15}
     assert make_train_data(**two).restore(between, 1) == 0
     assert make_train_data(**two).restore(begun, 1) == 60
 
@@ -164,7 +164,7 @@ def test_noise_is_like_pixels_and_differs_between_ranks(tiny_recipe):
 
 
 def test_a_single_batch_is_learnt_by_heart(tiny_recipe, tiny_dataset, tmp_path):
-    """Without dropout's noise in the way: alexnet_bn's loss on it falls to a tenth."""
+    """The loss of alexnet_bn on one repeated batch falls to a tenth."""
     recipe = replace(tiny_recipe, width=0.25, epochs=20, batch_size=8, lr=0.02)
     job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(overfit_batch=True))
     rows = train_here(job).rows

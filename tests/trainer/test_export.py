@@ -1,4 +1,4 @@
-"""Exported networks answer as the network does, elsewhere and with their preprocessing."""
+"""Exported files give the outputs of the network they were exported from, preprocessing included."""
 
 import json
 import re
@@ -52,12 +52,12 @@ def outputs(classifier, x):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("mean_image", [False, True])
 def test_safetensors_load_as_a_checkpoint_does(tmp_path, arch, mean_image):
-    model, path = make(arch, mean_image=mean_image), tmp_path / "net.safetensors"
+    model, path = make(arch, mean_image=mean_image), tmp_path / "model.safetensors"
     assert "loads wherever a checkpoint does" in export(model, path)[0]
     back = load_model(path).classifier
     assert back.spec == model.spec
     assert torch.equal(outputs(back, pixels(2)), outputs(model, pixels(2)))
-    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -65,7 +65,7 @@ def test_safetensors_load_as_a_checkpoint_does(tmp_path, arch, mean_image):
 def test_onnx_gives_torchs_outputs_for_any_batch(tmp_path, arch, mean_image):
     import onnx
 
-    model, path = make(arch, mean_image=mean_image), tmp_path / "net.onnx"
+    model, path = make(arch, mean_image=mean_image), tmp_path / "model.onnx"
     notes = export(model, path)
     assert any("ONNX Runtime agrees within" in note for note in notes)
     for count in (1, 3, 7):
@@ -82,16 +82,16 @@ def test_onnx_agrees_on_photographs(tmp_path, shared_data):
     model = make("alexnet", crop=64)
     files = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[:12]
     x = as_batch([crop_of_file(file, model.spec) for file in files]).numpy()
-    export(model, tmp_path / "net.onnx")
-    assert onnx_difference(tmp_path / "net.onnx", model, x) <= TOLERANCE
+    export(model, tmp_path / "model.onnx")
+    assert onnx_difference(tmp_path / "model.onnx", model, x) <= TOLERANCE
 
 
 def test_wrong_logits_differ_even_where_probabilities_hardly_do(tmp_path):
     model = make("alexnet_bn")
-    export(model, tmp_path / "net.onnx")
+    export(model, tmp_path / "model.onnx")
     with torch.no_grad():
-        model.model.fc8.bias += 0.01  # of every class: the probabilities stay
-    assert onnx_difference(tmp_path / "net.onnx", model) == pytest.approx(0.01, rel=0.05)
+        model.model.fc8.bias += 0.01  # the same for every class, which leaves probabilities unchanged
+    assert onnx_difference(tmp_path / "model.onnx", model) == pytest.approx(0.01, rel=0.05)
 
 
 @pytest.mark.slow
@@ -102,16 +102,16 @@ def test_onnx_of_full_size_agrees_on_photographs(tmp_path, shared_data, arch):
     model = make(arch, width=1, crop=224)
     files = sorted((shared_data / "imagenet-sample" / "val").rglob("*.JPEG"))[:7]
     x = as_batch([crop_of_file(file, replace(model.spec, size=256)) for file in files]).numpy()
-    export(model, tmp_path / "net.onnx")
+    export(model, tmp_path / "model.onnx")
     for count in (1, 3, 7):
-        assert onnx_difference(tmp_path / "net.onnx", model, x[:count]) <= TOLERANCE
+        assert onnx_difference(tmp_path / "model.onnx", model, x[:count]) <= TOLERANCE
 
 
 def test_torchvisions_layout_with_its_transforms_gives_the_same_logits(tmp_path):
-    """Its pipeline in torch: pixels to 0..1, Normalize with the numbers of the file beside."""
+    """torchvision's pipeline in torch: pixels to 0..1, then Normalize with the exported mean and std."""
     model = make("alexnet_owt", width=1, crop=224)
-    (note,) = export(model, tmp_path / "net.pth")
-    state = torch.load(tmp_path / "net.pth", weights_only=True)
+    (note,) = export(model, tmp_path / "model.pth")
+    state = torch.load(tmp_path / "model.pth", weights_only=True)
     assert list(state)[:2] == ["features.0.weight", "features.0.bias"]
     assert {name: tuple(t.shape) for name, t in state.items()}["classifier.6.weight"] == (4, 4096)
     facts = json.loads((tmp_path / "model.preprocessing.json").read_text())
@@ -128,23 +128,23 @@ def test_torchvisions_layout_with_its_transforms_gives_the_same_logits(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("network", "words"),
+    ("model", "message"),
     [
         (make("alexnet_bn"), "alexnet_owt at width 1, this network is alexnet_bn at width 0.1"),
         (make("alexnet_owt"), "this network is alexnet_owt at width 0.1"),
     ],
 )
-def test_other_nets_have_no_place_in_torchvision(tmp_path, model, words):
-    with pytest.raises(UsageError, match=re.escape(words)):
-        export(model, tmp_path / "net.pth")
+def test_other_networks_do_not_fit_torchvision(tmp_path, model, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        export(model, tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mean_image_is_more_than_torchvisions_transforms_can(tmp_path):
+def test_a_mean_image_cannot_be_exported_to_torchvision(tmp_path):
     model = make("alexnet_owt")
     model.spec = replace(model.spec, width=1, mean_image=True)
     with pytest.raises(UsageError, match="subtracts a mean image"):
-        export(model, tmp_path / "net.pth")
+        export(model, tmp_path / "model.pth")
 
 
 def test_an_unknown_suffix_names_the_known(tmp_path):
@@ -155,43 +155,43 @@ def test_an_unknown_suffix_names_the_known(tmp_path):
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"pip install 'alexnet-toolkit\[export\]'"):
-        export(make("alexnet_bn"), tmp_path / "net.onnx")
+        export(make("alexnet_bn"), tmp_path / "model.onnx")
 
 
-def test_a_net_too_large_for_one_onnx_file_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_network_too_large_for_one_onnx_file_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.export._LARGEST_ONNX", 1000)
     with pytest.raises(UsageError, match=r"holds 2 GiB at most.*export it as \.safetensors"):
-        export(make("alexnet_bn"), tmp_path / "net.onnx")
+        export(make("alexnet_bn"), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_onnxruntime_the_file_is_written_and_said_to_be_untried(tmp_path, monkeypatch):
+def test_without_onnxruntime_the_file_is_written_and_reported_as_untested(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    notes = export(make("alexnet_bn"), tmp_path / "net.onnx")
-    assert any("not tried: onnxruntime is missing" in note for note in notes)
-    assert (tmp_path / "net.onnx").exists()
+    notes = export(make("alexnet_bn"), tmp_path / "model.onnx")
+    assert any("not tested: onnxruntime is missing" in note for note in notes)
+    assert (tmp_path / "model.onnx").exists()
 
 
-def test_names_of_classes_are_no_reason_to_refuse_a_run(tmp_path):
+def test_a_checkpoint_without_class_names_still_fits_its_run(tmp_path):
     model = make("alexnet_bn")
     checkpoint.save(tmp_path / "old.pt", model)
     content = checkpoint.load(tmp_path / "old.pt")
-    del content["spec"]["names"]  # as checkpoints were before they had any
+    del content["spec"]["names"]  # older checkpoints have no names
     assert checkpoint.spec_of(content, tmp_path / "old.pt").names == ()
     checkpoint.refuse_other_spec(content, model.spec, tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize(("prepared", "tolerance"), [(True, 1e-3), (False, 0.02)])
-def test_the_documented_example_classifies_as_the_net_does(
+def test_the_documented_example_classifies_as_the_network_does(
     tmp_path, monkeypatch, shared_data, capsys, prepared, tolerance
 ):
-    """Of a prepared square only cutting is left to it; of a photograph its filter and decoder are others."""
+    """The tolerance is wider for a photograph: Pillow decodes and scales it slightly differently."""
     example = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 15
     model = make("alexnet_bn")
     with torch.no_grad():
-        model.model.fc8.weight *= 2 / model.classify(torch.from_numpy(pixels(8))).std()  # distinct answers
-    export(model, tmp_path / "net.onnx")
+        model.model.fc8.weight *= 2 / model.classify(torch.from_numpy(pixels(8))).std()  # distinct outputs
+    export(model, tmp_path / "alexnet.onnx")
     source = sorted((shared_data / "clothing" / "validation").rglob("*.jpg"))[0]
     if prepared:
         Image.open(source).resize((72, 72)).save(tmp_path / "cat.jpg", "PNG")
@@ -202,9 +202,10 @@ def test_the_documented_example_classifies_as_the_net_does(
     exec(example, names)
     from trainer.inference.classify import classify_images
 
-    (answer,) = classify_images([model], [tmp_path / "cat.jpg"])
+    (prediction,) = classify_images([model], [tmp_path / "cat.jpg"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(answer.guesses[0].name)
+    assert printed[0].startswith(prediction.guesses[0].name)
     got = [float(line.rsplit(" ", 1)[1]) for line in printed]
-    assert got == pytest.approx([guess.probability for guess in answer.guesses[: len(got)]], abs=tolerance)
+    expected = [guess.probability for guess in prediction.guesses[: len(got)]]
+    assert got == pytest.approx(expected, abs=tolerance)
     assert max(got) > 0.3

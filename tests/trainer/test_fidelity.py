@@ -1,4 +1,4 @@
-"""The trainer against the paper in NumPy, and `source`'s schedule against the released run's."""
+"""Training steps against the paper's equations in NumPy; `source`'s schedule against the released run."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def batches():
 def torch_model():
     torch.manual_seed(4)
     model = without_dropout(build_model("alexnet", 10, 0.05, 64)).double()
-    with torch.no_grad():  # signals that reach the end: steps change the loss visibly
+    with torch.no_grad():  # larger weights, so that each step changes the loss visibly
         for name, value in model.named_parameters():
             if name.endswith("weight"):
                 value.mul_(2.0)
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_numpy(batches):
     ],
 )
 def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches, changes, options):
-    """Epochs of five updates: the rate falls tenfold after the first, conv1 is frozen in the last."""
+    """Epochs of five steps: the learning rate drops tenfold after the first, conv1 is frozen in the last."""
     stages = (Stage(epoch=1, lr_factor=0.1), Stage(epoch=3, layer_lr_factors={"conv1": 0.0}))
     recipe = replace(RECIPE, stages=stages, **changes)
     model = torch_model()
@@ -81,7 +81,7 @@ def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches
         assert np.linalg.norm(value.detach().numpy() - weights[name]) < 1e-8 * moved, name
 
 
-# The released run of 2012 (facts): weights' rate, factor of biases, conv1's factor, color noise.
+# The released run of 2012, epochs → learning rate of weights, bias factor, conv1's factor, color noise.
 SOURCE = {
     range(0, 25): (0.01, 2.0, 1.0, "source"),
     range(25, 51): (0.001, 1.0, 1.0, "source"),

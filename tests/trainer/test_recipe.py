@@ -1,4 +1,4 @@
-"""Recipes: what ships, what a TOML file may say, and what is refused in which words."""
+"""Recipes: the shipped ones, overrides, stages, and error messages for invalid settings."""
 
 import re
 import tomllib
@@ -138,14 +138,14 @@ def test_overrides_come_after_the_file_and_the_last_wins():
     assert load_recipe("paper", ["lr=0.5", "lr=0.25"]).lr == 0.25
     assert load_recipe("paper", [" arch = alexnet_bn "]).arch == "alexnet_bn"
     assert load_recipe("paper", ['arch="alexnet_bn"']).arch == "alexnet_bn"
-    assert load_recipe("paper", ["stages=[{epoch=3, rate_factor=0.1}]"]).stages == (
+    assert load_recipe("paper", ["stages=[{epoch=3, lr_factor=0.1}]"]).stages == (
         Stage(epoch=3, lr_factor=0.1),
     )
 
 
 def test_a_file_without_a_name_is_named_after_itself(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('arch = "alexnet"\nepochs = 3\nrate = 0.1\n', encoding="utf-8")
+    path.write_text('arch = "alexnet"\nepochs = 3\nlr = 0.1\n', encoding="utf-8")
     assert load_recipe(str(path)).name == "mine"
 
 
@@ -155,8 +155,8 @@ def test_a_file_without_a_name_is_named_after_itself(tmp_path):
         (["batchsize=3"], r"unknown key 'batchsize'; did you mean 'batch_size'\?"),
         (["weight-decay=3"], r"unknown key 'weight-decay'; did you mean 'weight_decay'\?"),
         (
-            ["stages=[{epoch=1, rate_facter=0.1}]"],
-            r"stages: unknown key 'rate_facter'; did you mean 'rate_factor'",
+            ["stages=[{epoch=1, lr_facter=0.1}]"],
+            r"stages: unknown key 'lr_facter'; did you mean 'lr_factor'",
         ),
         (["epochs=many"], "epochs: expected int, got str"),
         (["epochs=2.5"], "epochs: expected int, got float"),
@@ -165,12 +165,12 @@ def test_a_file_without_a_name_is_named_after_itself(tmp_path):
         (["arch=resnet"], "arch: invalid enum value 'resnet'"),
         (["stages=5"], "stages: expected array, got int"),
         (["stages=[5]"], r"stages\[0\]: expected object, got int"),
-        (["stages=[{rate_factor=1.0}]"], r"stages\[0\]: .*missing required field epoch"),
+        (["stages=[{lr_factor=1.0}]"], r"stages\[0\]: .*missing required field epoch"),
         (["stages=[{epoch=3}, {epoch=3}]"], "rising epochs"),
         (["stages=[{epoch=-1}]"], "rising epochs"),
-        (["stages=[{epoch=1, rate_factor=-0.1}]"], "rate_factor is -0.1"),
-        (["stages=[{epoch=1, bias_rate=nan}]"], "bias_rate is nan"),
-        (["stages=[{epoch=1, layer_rates={conv1=inf}}]"], "conv1.* is inf"),
+        (["stages=[{epoch=1, lr_factor=-0.1}]"], "lr_factor is -0.1"),
+        (["stages=[{epoch=1, bias_lr_factor=nan}]"], "bias_lr_factor is nan"),
+        (["stages=[{epoch=1, layer_lr_factors={conv1=inf}}]"], "conv1.* is inf"),
         (["epochs=0"], r"epochs is 0, not within 1\.\.100000"),
         (["batch_size=0"], "batch_size is 0"),
         (["lr=0"], "lr is 0"),
@@ -183,7 +183,7 @@ def test_a_file_without_a_name_is_named_after_itself(tmp_path):
         (["warmup_epochs=-1"], "warmup_epochs is -1"),
         (["label_smoothing=2"], "label_smoothing is 2"),
         (["plateau_patience=0"], "plateau_patience is 0"),
-        (["lr"], "--set 'rate': expected key=value"),
+        (["lr"], "--set 'lr': expected key=value"),
         (["=3"], "--set '=3': expected key=value"),
         ([""], "--set '': expected key=value"),
     ],
@@ -203,7 +203,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_recipe(str(tmp_path / "mine.toml"))
 
 
-@pytest.mark.parametrize("content", [b"rate = = 1", b"rate = 0.1 0.2", b"\xff\xfe", b"[[stages]\nepoch = 1"])
+@pytest.mark.parametrize("content", [b"lr = = 1", b"lr = 0.1 0.2", b"\xff\xfe", b"[[stages]\nepoch = 1"])
 def test_unreadable_toml_is_named(tmp_path, content):
     path = tmp_path / "mine.toml"
     path.write_bytes(content)

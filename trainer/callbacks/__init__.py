@@ -1,1 +1,1 @@
-"""What follows a run while it trains: the interface, TensorBoard, the profiler."""
+"""Callbacks of a training run: the interface, TensorBoard, the profiler."""

@@ -1,4 +1,4 @@
-"""A Chrome trace of a few updates."""
+"""Record a Chrome trace of a few steps with torch's profiler."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,32 +11,36 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from pipeline.storage.atomic import write_bytes
 
-# The first updates fill caches; then enough of them to see what repeats.
+# Numbers of steps. The skipped ones fill caches; five recorded ones show what repeats.
 _SKIPPED, _WARM_UP, _RECORDED = 5, 2, 5
 
 
 class Profiler:
-    """Is told of every update."""
+    """Counts the steps of a run for torch's profiler."""
 
-    def __init__(self, path: Path | None, profiled: Any) -> None:
-        self._path, self._profile, self._updates = path, profiled, 0
+    def __init__(self, path: Path | None, active: Any) -> None:
+        """Count for the `active` torch profiler, which writes to `path`; both are None without a profile."""
+        self._path, self._profile, self._steps = path, active, 0
 
     def step(self) -> str:
-        """Note an update; what to tell the user once the trace is written, else ''."""
+        """Record that a step ended; return a log line when the trace has been written, else ""."""
         if self._profile is None:
             return ""
         self._profile.step()
-        self._updates += 1
-        if self._updates != _SKIPPED + _WARM_UP + _RECORDED:
+        self._steps += 1
+        if self._steps != _SKIPPED + _WARM_UP + _RECORDED:
             return ""
         return f"{self._path}: trace of {_RECORDED} updates, for chrome://tracing or ui.perfetto.dev"
 
 
 @contextmanager
 def profiler(path: Path | None) -> Iterator[Profiler]:
-    """Record some updates within the block and write them to `path`, a Chrome trace in JSON; None: nothing.
+    """Record five steps within the block, after seven others, and write them as a Chrome trace in JSON.
 
-    A run with fewer updates writes those that there were.
+    A run with fewer steps writes those that were recorded.
+
+    Args:
+        path: File to write; with None nothing is recorded.
 
     Raises:
         RunError: `path` cannot be written.
@@ -48,12 +52,12 @@ def profiler(path: Path | None) -> Iterator[Profiler]:
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
 
-    def write(found: Any) -> None:
+    def write(recorded: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.json"
-            found.export_chrome_trace(str(file))
+            recorded.export_chrome_trace(str(file))
             write_bytes(path, file.read_bytes())
 
     plan = schedule(skip_first=_SKIPPED, wait=0, warmup=_WARM_UP, active=_RECORDED, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True) as found:
-        yield Profiler(path, found)
+    with profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True) as active:
+        yield Profiler(path, active)

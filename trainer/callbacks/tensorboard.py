@@ -1,4 +1,4 @@
-"""A run in TensorBoard: scalars, the first layer's kernels, and how weights and updates are spread."""
+"""TensorBoard callback: scalars, the first layer's kernels, histograms of weights and of their updates."""
 
 import importlib.util
 from pathlib import Path
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
+# Of the image of kernels: kernels in a row, and pixels on each side of a weight.
 _COLUMNS = 12
 _ENLARGED = 4
 
 
 def require_tensorboard() -> None:
-    """Refuse to log for TensorBoard where it is not installed.
+    """Refuse --tensorboard where TensorBoard is not installed.
 
     Raises:
-        UsageError: says how to install it.
+        UsageError: It is not installed; the message says how to install it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
@@ -33,7 +34,10 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardCallback:
-    """Writes RUN/tensorboard; the x axis counts updates. A resumed run replaces what it does again."""
+    """Writes events to RUN/tensorboard, with the number of steps as the x axis.
+
+    A resumed run replaces the events of the steps that it repeats.
+    """
 
     wants_weights = True
 
@@ -42,13 +46,13 @@ class TensorBoardCallback:
         self._opened: SummaryWriter | None = None
 
     def on_start(self, facts: dict[str, str]) -> None:
-        """Nothing: the first event tells from where on older ones are replaced."""
+        """Do nothing: the first event opens the file, and its step decides which old events go."""
 
     def on_log(self, line: str) -> None:
-        """Nothing of it is kept."""
+        """Do nothing: log lines are not written."""
 
     def on_step(self, row: StepMetrics) -> None:
-        """Scalars of a moment."""
+        """Write loss, learning rate, images per second, data wait and memory."""
         writer = self._writer(row.steps)
         for name, value in {
             "train/loss": row.loss,
@@ -60,15 +64,15 @@ class TensorBoardCallback:
             writer.add_scalar(name, value, row.steps)
 
     def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
-        """Scalars of an epoch."""
+        """Write an epoch's losses and accuracies."""
         writer = self._writer(row.steps)
         for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
-            part, _, what = name.partition("_")
-            writer.add_scalar(f"epoch/{part} {what}", getattr(row, name), row.steps)
+            split, _, metric = name.partition("_")
+            writer.add_scalar(f"epoch/{split} {metric}", getattr(row, name), row.steps)
         writer.flush()
 
     def on_weights(self, weights: Weights) -> None:
-        """Kernels, histograms, and each layer's last update against its weights, as lengths."""
+        """Write kernels, histograms, and for each parameter the L2 norm of its last update over its own."""
         writer, steps = self._writer(weights.steps), weights.steps
         kernels = next(value for value in weights.weights.values() if value.ndim == 4)
         writer.add_image("kernels", tiled(kernels), steps)
@@ -80,7 +84,7 @@ class TensorBoardCallback:
             writer.add_scalar(f"update to weight/{name}", ratio, steps)
 
     def on_end(self, how: Ending, line: str) -> None:
-        """Close the file."""
+        """Close the event file."""
         if self._opened is not None:
             self._opened.close()
 
@@ -93,7 +97,14 @@ class TensorBoardCallback:
 
 
 def tiled(kernels: Tensor) -> Tensor:
-    """(N, 3, S, S) weights → one image (3, H, W), 0..1: zero is gray, the largest weight black or white."""
+    """Tile kernels into one image, 12 in a row, each weight 4x4 pixels, with white borders.
+
+    Args:
+        kernels: Weights, (N, 3, S, S).
+
+    Returns:
+        Float image (3, H, W), 0..1: zero is mid-gray, the largest absolute weight black or white.
+    """
     scaled = 0.5 + 0.5 * kernels / kernels.abs().max().clamp_min(1e-30)
     cells = F.pad(
         scaled.repeat_interleave(_ENLARGED, 2).repeat_interleave(_ENLARGED, 3), (1, 1, 1, 1), value=1.0

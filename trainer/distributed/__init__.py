@@ -1,1 +1,1 @@
-"""Processes: their environment, launching them, agreeing, failures, gradient compression."""
+"""Processes of a run: rank and device, launching, joint decisions, failures, gradient compression."""

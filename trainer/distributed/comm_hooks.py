@@ -1,4 +1,4 @@
-"""Smaller gradients between processes, by torch's own hooks for DistributedDataParallel."""
+"""Gradient compression between processes, by torch's communication hooks for DistributedDataParallel."""
 
 from typing import Any, cast
 
@@ -12,16 +12,21 @@ from pipeline.errors import UsageError
 from trainer.distributed.env import Kind
 from trainer.recipe import Recipe
 
-# Vogels, Karimireddy and Jaggi 2019 use ranks of 1 to 4; torch's own default for the start is 1,000.
+# PowerSGD: Vogels, Karimireddy and Jaggi 2019 use ranks of 1 to 4. 1,000 is torch's default of
+# start_powerSGD_iter, the number of first steps without compression.
 _RANK = 4
-_FIRST_UPDATES = 1_000
+_FIRST_STEPS = 1_000
 
 
 def check_compression(recipe: Recipe, kind: Kind) -> None:
-    """Refuse what the processes cannot do.
+    """Refuse a gradient compression that the processes' backend does not support.
+
+    Args:
+        recipe: Recipe whose `grad_compression` is checked.
+        kind: "gpu" (NCCL) or "cpu" (gloo).
 
     Raises:
-        UsageError: bfloat16 sums, which gloo has not.
+        UsageError: "bf16" for CPU processes: gloo cannot sum bfloat16.
     """
     if recipe.grad_compression == "bf16" and kind == "cpu":
         raise UsageError(
@@ -30,25 +35,27 @@ def check_compression(recipe: Recipe, kind: Kind) -> None:
 
 
 class Compression:
-    """A recipe's compression of gradients, registered with a model, and its memory.
+    """Gradient compression of one process: its DDP hook and the hook's state.
 
-    "bf16" halves the bytes. "powersgd" exchanges matrices of low rank after the first updates, and keeps
-    what they leave out for the next; that memory is this process's alone and part of its checkpoint.
+    "bf16" exchanges gradients in bfloat16, half the bytes. "powersgd" exchanges low-rank matrices after the
+    first steps and adds the compression error to the next step's gradients. That error differs between
+    processes, so each process's state is part of the checkpoint. "none" registers no hook.
     """
 
     def __init__(self, model: DistributedDataParallel, recipe: Recipe, device: torch.device) -> None:
+        """Register the hook of `recipe.grad_compression` on `model`, whose gradients are on `device`."""
         self._device = device
         self._state: PowerSGDState | None = None
         if recipe.grad_compression == "bf16":
             model.register_comm_hook(None, bf16_compress_hook)
         elif recipe.grad_compression == "powersgd":
             self._state = PowerSGDState(
-                None, matrix_approximation_rank=_RANK, start_powerSGD_iter=_FIRST_UPDATES
+                None, matrix_approximation_rank=_RANK, start_powerSGD_iter=_FIRST_STEPS
             )
             model.register_comm_hook(self._state, powerSGD_hook)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers; empty where nothing is remembered."""
+        """Return PowerSGD's state (tensors, numbers); empty for the other compressions."""
         state = self._state
         if state is None:
             return {}
@@ -62,11 +69,11 @@ class Compression:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore `state_dict`; an empty one is the state before the first update."""
+        """Restore a `state_dict`; an empty one resets to the state before the first step."""
         state = self._state
         if state is None:
             return
-        fresh = PowerSGDState(None, start_powerSGD_iter=_FIRST_UPDATES)
+        fresh = PowerSGDState(None, start_powerSGD_iter=_FIRST_STEPS)
         state.iter = saved.get("iter", 0)
         state.rng = fresh.rng
         if "rng" in saved:

@@ -1,4 +1,4 @@
-"""What all processes decide together, in the same step: to stop, or to save."""
+"""Decisions that all processes make in the same step: to stop, or to save a checkpoint."""
 
 import signal
 import threading
@@ -11,18 +11,18 @@ import torch.distributed as dist
 from trainer.distributed.env import DistEnv
 
 STOPPED = 75
-"""Exit code of a run that was asked to end and left a checkpoint: BSD's EX_TEMPFAIL, "try again"."""
+"""Exit code of a run that was asked to stop and saved a checkpoint: BSD's EX_TEMPFAIL, "try again"."""
 
-# Slurm's `--signal` names USR1 by custom; schedulers end a job by SIGTERM.
+# Schedulers end a job with SIGTERM; USR1 is the customary signal of Slurm's `--signal` option.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Consensus:
-    """Lets every process know in the same step what any of them wants.
+    """Share requests (booleans) between all processes, so that all act on them in the same step.
 
-    Each call exchanges this process's wishes, and returns what all wished at the call before: the exchange
-    travels beside a step's computing, on the CPU, and no process waits for it. So a wish comes true one
-    step after it was made, everywhere.
+    Each call starts an all-reduce (logical or, over gloo on the CPU) of this process's requests, and returns
+    the result of the call before. The exchange runs beside a step's computation and no process waits for
+    it, so every process sees a request one step after it was made. A single process sees it at once.
     """
 
     def __init__(self, env: DistEnv) -> None:
@@ -30,38 +30,45 @@ class Consensus:
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._sent: tuple[torch.Tensor, Any] | None = None
 
-    def __call__(self, *wishes: bool) -> list[bool]:
-        """Exchange wishes, as many at every call, and return those of the call before."""
+    def __call__(self, *requests: bool) -> list[bool]:
+        """Start an exchange and return the result of the one before.
+
+        Args:
+            requests: This process's requests; their number and order are the same in every call.
+
+        Returns:
+            For each request, whether any process made it in the call before; all False at the first call.
+        """
         if self._alone:
-            return list(wishes)
-        agreed = [False] * len(wishes)
+            return list(requests)
+        agreed = [False] * len(requests)
         if self._sent is not None:
             values, work = self._sent
             work.wait()
             agreed = [bool(value) for value in values.tolist()]
-        values = torch.tensor(wishes, dtype=torch.uint8)
+        values = torch.tensor(requests, dtype=torch.uint8)
         self._sent = values, dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return agreed
 
-    def now(self, *wishes: bool) -> list[bool]:
-        """Exchange wishes and wait for the others'."""
-        self(*wishes)
-        agreed = self(*wishes)
+    def now(self, *requests: bool) -> list[bool]:
+        """Exchange requests and wait for the result; every process must call this at the same point."""
+        self(*requests)
+        agreed = self(*requests)
         self.finish()
         return agreed
 
     def finish(self) -> None:
-        """Wait for the exchange that is under way."""
+        """Wait for the exchange in progress and drop its result."""
         if self._sent is not None:
             self._sent[1].wait()
             self._sent = None
 
 
 class StopSignals:
-    """Within the block, SIGTERM and SIGUSR1 do not end this process but are noted.
+    """Context manager that records SIGTERM and SIGUSR1 instead of letting them end this process.
 
     Attributes:
-        name: of the first that came, or "".
+        name: Name of the first signal received, such as "SIGTERM"; "" before any.
     """
 
     def __init__(self) -> None:
@@ -70,14 +77,14 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
-            return self  # Python hands signals to the first thread alone
+            return self  # Python delivers signals to the main thread only
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.name = self.name or signal.Signals(number).name

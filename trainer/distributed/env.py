@@ -1,4 +1,4 @@
-"""Which process this is among all, and the few collectives that the trainer needs."""
+"""Rank and device of this process, choice of processes, and the few collectives that the trainer needs."""
 
 import os
 import re
@@ -14,18 +14,20 @@ from pipeline.errors import UsageError
 from pipeline.loader.placement import Placement
 
 Kind = Literal["gpu", "cpu"]
+"""Device of a run's processes; all processes of a run have the same kind."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DistEnv:
-    """This process among all.
+    """Distributed environment of this process.
 
     Attributes:
-        rank, world_size: global rank and number of processes.
-        local_rank, local_world_size: the same on this host.
+        rank, world_size: Global rank, 0..world_size - 1, and number of processes.
+        local_rank, local_world_size: Rank among the processes of this host, and their number.
         kind: "gpu" or "cpu".
-        restarts: times that the processes were started anew after one was lost.
+        restarts: How often all processes were restarted after one was lost.
     """
 
     rank: int = 0
@@ -37,23 +39,23 @@ class DistEnv:
 
     @property
     def gpu(self) -> int:
-        """Index of this process's GPU: its own of the host's, or the only one that a scheduler shows it."""
+        """CUDA index of this process's GPU: its local rank, or 0 where a scheduler shows it one GPU only."""
         shown = torch.cuda.device_count()
         return self.local_rank % shown if shown else self.local_rank
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The torch device of this process."""
         return torch.device("cuda", self.gpu) if self.kind == "gpu" else torch.device("cpu")
 
     @property
     def is_first(self) -> bool:
-        """Whether this process reports and writes files."""
+        """Whether this is rank 0, which calls the callbacks and writes the files."""
         return self.rank == 0
 
     @property
     def placement(self) -> Placement:
-        """The same for the loader, all on one device."""
+        """This process's rank and device, as the loader's `Placement`."""
         return Placement(
             rank=self.rank,
             world_size=self.world_size,
@@ -64,10 +66,11 @@ class DistEnv:
 
 
 def read_dist_env(kind: Kind) -> DistEnv:
-    """What torch's launchers, or a script in their place, say in the environment.
+    """Read RANK, WORLD_SIZE and the like from the environment, where torch's launchers or a script set them.
 
     Raises:
         KeyError: RANK or WORLD_SIZE is not set.
+        ValueError: A variable is not an integer.
     """
     return DistEnv(
         rank=int(os.environ["RANK"]),
@@ -80,14 +83,14 @@ def read_dist_env(kind: Kind) -> DistEnv:
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place where there are several."""
+    """Sum a tensor over all processes, in place; a single process's tensor stays as it is."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def all_most(value: float, env: DistEnv) -> float:
-    """The largest of all processes' values."""
+    """Return the largest of all processes' values."""
     if env.world_size == 1:
         return value
     shared = torch.tensor([value], dtype=torch.float64, device=env.device)
@@ -96,7 +99,11 @@ def all_most(value: float, env: DistEnv) -> float:
 
 
 def gather_objects(value: T, env: DistEnv) -> list[T]:
-    """Every rank's value in rank order, on rank 0; elsewhere an empty list."""
+    """Gather a picklable value of every rank.
+
+    Returns:
+        All values in rank order on rank 0; an empty list on the others.
+    """
     if env.world_size == 1:
         return [value]
     gathered: list[Any] | None = [None] * env.world_size if env.is_first else None
@@ -105,7 +112,7 @@ def gather_objects(value: T, env: DistEnv) -> list[T]:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process rank 0's buffers: each has batch-norm statistics of its own samples."""
+    """Copy rank 0's buffers to all processes: batch-norm statistics differ, as each sees other samples."""
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -113,7 +120,13 @@ def share_buffers(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes of which kind a command shall use, and why, for the user to read."""
+    """Processes that a command starts on this host.
+
+    Attributes:
+        kind: "gpu" or "cpu".
+        count: Number of processes.
+        reason: Why these were chosen, as shown to the user.
+    """
 
     kind: Kind
     count: int
@@ -121,10 +134,14 @@ class Processes:
 
 
 def choose_processes(gpus: int | None, cpus: int | None) -> Processes:
-    """Decide from the flags and the machine: all visible GPUs by default, else one CPU process.
+    """Choose processes by the options and the machine: all visible GPUs by default, else one CPU process.
+
+    Args:
+        gpus: Value of --gpus, or None.
+        cpus: Value of --cpus, or None.
 
     Raises:
-        UsageError: both flags, a count below one, or more GPUs than there are.
+        UsageError: Both are given, one is below 1, or there are fewer GPUs.
     """
     if gpus is not None and cpus is not None:
         raise UsageError("--gpus and --cpus were both given; choose one")
@@ -147,27 +164,30 @@ def choose_processes(gpus: int | None, cpus: int | None) -> Processes:
 
 
 def launched_outside() -> bool:
-    """Whether torchrun, or a script that sets its variables, started this process as one of several."""
+    """Whether torchrun, or a script that sets RANK and WORLD_SIZE, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def first_of_all() -> bool:
-    """Whether this process speaks for all: the launcher's own, or rank 0 of those started outside."""
+    """Whether this process prints for all: our own launcher, or rank 0 of processes started from outside."""
     return os.environ.get("RANK", "0") == "0"
 
 
-# Below Linux's own range for outgoing connections, which begins at 32,768.
+# MASTER_PORT is 12,000..31,999: below Linux's range for outgoing connections, which begins at 32,768.
 _FIRST_PORT, _PORTS = 12_000, 20_000
 
 
 def adopt_slurm(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Set RANK, WORLD_SIZE and what else torch reads, where `srun` started this process as one of several.
+    """Set the variables that torch reads (RANK, WORLD_SIZE, ...) where `srun` started several processes.
 
-    Nothing is set outside such a step (a batch script has no step of several tasks), under another
-    launcher, or where a variable has a value already: MASTER_ADDR and MASTER_PORT can be given.
+    Variables that have a value are kept, so a user can set MASTER_ADDR and MASTER_PORT. Nothing is set
+    outside a Slurm step of several tasks (a batch script is none), or under another launcher.
+
+    Args:
+        environment: Variables to read; with None they are read from and set in `os.environ`.
 
     Returns:
-        What was set.
+        Name → value of the variables that were, or with an `environment` would be, set.
     """
     env = os.environ if environment is None else environment
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
@@ -190,7 +210,7 @@ def adopt_slurm(environment: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def tasks_of_nodes(text: str) -> list[int]:
-    """Slurm's short form of tasks for each node: "4(x2),3" → [4, 4, 3]."""
+    """Expand Slurm's short form of the number of tasks on each node: "4(x2),3" → [4, 4, 3]."""
     tasks = []
     for part in text.split(","):
         count, _, times = part.partition("(x")
@@ -199,7 +219,7 @@ def tasks_of_nodes(text: str) -> list[int]:
 
 
 def hosts_of(text: str) -> list[str]:
-    """Slurm's short form of a list of hosts: "gpu[01-03,7],login" → gpu01, gpu02, gpu03, gpu7, login."""
+    """Expand Slurm's short form of a host list: "gpu[01-03,7],login" → gpu01, gpu02, gpu03, gpu7, login."""
     hosts = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         hosts += _expanded(name)

@@ -1,4 +1,4 @@
-"""Finds out which process hangs, when others wait for it."""
+"""Failures of processes: share errors, report which process hangs, refuse processes that differ."""
 
 import os
 import socket
@@ -20,26 +20,27 @@ from pipeline.errors import RunError, ToolkitError, UsageError
 from trainer.distributed.env import DistEnv, launched_outside
 
 FAILURE_FILE = "ALEXNET_FAILURE"
-"""Environment variable with the file in which a launcher's workers find it."""
+"""Environment variable with the path of the failure file, which all workers of our launcher share."""
 
+# Keys in the processes' store: the announced error, and how many processes know it.
 _CAUSE, _KNOWN = "alexnet-failure/cause", "alexnet-failure/known"
-# Processes look once a second (`trainer.distributed.failures`).
-_TELL_SECONDS = 4.0
+# The watchdogs of the other processes read the store once a second (_EVERY_SECONDS).
+_ANNOUNCE_SECONDS = 4.0
 _POLL_SECONDS = 0.1
 
 
 class LostPeerError(RunError):
-    """Another process is gone: no cause of its own, and no reason not to start again."""
+    """Another process is gone. This one has no error of its own, and a restart may help."""
 
 
 def record_failure(error: ToolkitError) -> None:
-    """Keep it for processes that a launcher on this host would start anew: they would only meet it again."""
+    """Write an error to the failure file, if there is one, so that restarted workers raise it at once."""
     if FAILURE_FILE in os.environ:
         Path(os.environ[FAILURE_FILE]).write_text(error_to_text(error))
 
 
 def recorded_failure() -> ToolkitError | RuntimeError | None:
-    """What `note` kept, or None."""
+    """Return the error in the failure file, a RuntimeError for other text, or None without a file."""
     if FAILURE_FILE not in os.environ or not Path(os.environ[FAILURE_FILE]).exists():
         return None
     text = Path(os.environ[FAILURE_FILE]).read_text()
@@ -47,19 +48,23 @@ def recorded_failure() -> ToolkitError | RuntimeError | None:
 
 
 def announce_failure(error: ToolkitError, env: DistEnv) -> None:
-    """Tell the other processes why this one ends, and wait a moment until they know.
+    """Publish this process's error in the processes' store, and wait up to 4 s until all have read it.
 
-    Else they would know no more than that it is gone; and the first process holds what they ask.
+    Without it the others would see only that this process is gone. The wait is needed because the store may
+    live in this very process. A `LostPeerError` is not published.
     """
     if env.world_size > 1 and not isinstance(error, LostPeerError):
-        finishes_within(_TELL_SECONDS, lambda: _tell(error, env.world_size))
+        finishes_within(_ANNOUNCE_SECONDS, lambda: _announce(error, env.world_size))
 
 
 def announced_failure(store: Any) -> ToolkitError | None:
-    """What another process told, by a connection to the processes' store; None where none has.
+    """Return the error that another process announced, or None.
+
+    Args:
+        store: Connection to the processes' store.
 
     Raises:
-        RuntimeError: the store is gone (`torch.distributed.DistError` is one).
+        RuntimeError: The store is gone (`torch.distributed.DistError` is a RuntimeError).
     """
     if not store.check([_CAUSE]):
         return None
@@ -68,10 +73,10 @@ def announced_failure(store: Any) -> ToolkitError | None:
 
 
 def raise_together(work: Callable[[], None], env: DistEnv) -> None:
-    """Do some work in every process, and wait until all have done theirs.
+    """Run `work` in every process, wait for all, and raise an error of one in all of them.
 
     Raises:
-        ToolkitError: in every process, what the first that failed raised.
+        ToolkitError: In every process, the error of the lowest rank whose `work` failed.
     """
     found = ""
     try:
@@ -87,19 +92,22 @@ def raise_together(work: Callable[[], None], env: DistEnv) -> None:
 
 
 def error_to_text(error: ToolkitError) -> str:
-    """`Name: message`, as torch's launcher writes exceptions."""
+    """Format an error as `Name: message`, as torch's launcher writes exceptions."""
     return f"{type(error).__name__}: {error}"
 
 
 def error_from_text(text: str) -> ToolkitError | None:
-    """The toolkit's error that `Name: message` describes; None if it is none of them."""
+    """Rebuild a `UsageError`, `RunError` or `LostPeerError` from `Name: message`; None for other names."""
     kind, _, message = text.partition(": ")
     known = (UsageError, RunError, LostPeerError)
     return next((error(message) for error in known if kind == error.__name__), None)
 
 
 def finishes_within(seconds: float, work: Callable[[], None]) -> bool:
-    """Whether some work on the store ends in time and well: a stopped server leaves its clients waiting."""
+    """Run `work` in a thread; return whether it succeeded within `seconds`.
+
+    For calls to the processes' store, whose clients wait forever once its server is stopped.
+    """
     done = threading.Event()
 
     def run() -> None:
@@ -113,36 +121,36 @@ def finishes_within(seconds: float, work: Callable[[], None]) -> bool:
     return done.is_set()
 
 
-def _tell(error: ToolkitError, processes: int) -> None:
-    # A connection of its own: the process group's is held while a collective waits.
+def _announce(error: ToolkitError, processes: int) -> None:
+    # A connection of its own: a waiting collective blocks the process group's.
     store = _get_default_store().clone()  # type: ignore[attr-defined]
-    store.compare_set(_CAUSE, "", error_to_text(error))  # the first cause is everybody's
+    store.compare_set(_CAUSE, "", error_to_text(error))  # keeps an error announced before
     store.add(_KNOWN, 1)
     while store.add(_KNOWN, 0) < processes:
         time.sleep(_POLL_SECONDS)
 
 
-# Compilers and file systems take their time before the first update.
+# Limit before the first step, when compilers and file systems take long.
 _START_SECONDS = 1800.0
 _EVERY_SECONDS = 1.0
-# A process that lives publishes every second: one silent for so long is stopped, or cut off.
+# A live process publishes every second: one silent for this long is stopped, or its host is cut off.
 _SILENT_SECONDS = 15.0
 _NO_STORE = (
-    "process 0 is silent, or its host cut off: others have waited for {seconds:.0f} s; see to that host, "
+    "process 0 is silent, or its host cut off: others have waited for {seconds:.0f} s; check that host, "
     "then continue with --resume"
 )
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a process last said of itself.
+    """State that a process last published.
 
     Attributes:
-        host: its name.
-        time: seconds since 1970, by its own clock.
-        step: its updates.
-        doing: what it does, as a participle: "training".
-        since: seconds that it has been doing so.
+        host: Name of its host.
+        time: When it published this, in seconds since 1970, by its own clock.
+        step: Number of steps that it has finished.
+        doing: Current activity, as a participle: "training".
+        since: Seconds since it began this activity.
     """
 
     host: str
@@ -153,15 +161,22 @@ class Sign:
 
 
 class HangWatchdog:
-    """Lets processes that wait in vain name the one that hangs, or say why another ended, and end.
+    """Watchdog: when a collective hangs, report which process is stuck and stop the run.
 
-    Within the block a thread publishes where this process is. When it has made no progress for `seconds`,
-    it reads where the others are, and ends this process with one line about those that are silent, or
-    else behind. Where another process told why it ended, this one ends with the same line.
+    Within the block a thread publishes this process's state every second. When this process has made no
+    progress for `seconds`, the thread reads the states of all and ends this process with one line that names
+    the processes that are silent, else those that are behind. When another process has announced an error
+    (`announce_failure`), the thread ends this process with the same error.
     """
 
     def __init__(self, env: DistEnv, seconds: float) -> None:
-        """Watch `env`'s processes; a single one has nobody to wait for."""
+        """Watch the processes of `env`; a single process is not watched.
+
+        Args:
+            env: This process's environment.
+            seconds: Time without progress after which the run is stopped; until the first call of `at`
+                at least 30 minutes.
+        """
         self._env, self._seconds = env, seconds
         self._step, self._doing, self._moved = 0, "starting", time.monotonic()
         self._limit = max(seconds, _START_SECONDS)
@@ -169,12 +184,12 @@ class HangWatchdog:
         self._thread = threading.Thread(target=self._run, name="alexnet-watch", daemon=True)
 
     def at(self, step: int, doing: str) -> None:
-        """Note progress: after `step` updates this process begins something."""
+        """Record progress: after `step` steps this process begins an activity, such as "training"."""
         self._step, self._doing, self._moved, self._limit = step, doing, time.monotonic(), self._seconds
 
     def __enter__(self) -> "HangWatchdog":
         if self._env.world_size > 1:
-            # A connection of its own: the process group's is held while a collective waits.
+            # A connection of its own: a waiting collective blocks the process group's.
             self._store = _get_default_store().clone()  # type: ignore[attr-defined]
             self._thread.start()
         return self
@@ -188,7 +203,7 @@ class HangWatchdog:
         while not self._ended.wait(_EVERY_SECONDS):
             answered = finishes_within(_SILENT_SECONDS, self._publish)
             if self._is_late() and not (answered and finishes_within(3 * _SILENT_SECONDS, self._give_up)):
-                # The store is process 0's, or its launcher's: nobody else can be asked.
+                # The store belongs to process 0 or its launcher: the other states cannot be read.
                 self._end(RunError(_NO_STORE.format(seconds=self._limit)))
 
     def _is_late(self) -> bool:
@@ -203,9 +218,9 @@ class HangWatchdog:
 
     def _give_up(self) -> None:
         before = self._read()
-        until = time.monotonic() + _SILENT_SECONDS  # who lives publishes again meanwhile
+        until = time.monotonic() + _SILENT_SECONDS  # a live process publishes again meanwhile
         while time.monotonic() < until and not self._ended.wait(_EVERY_SECONDS):
-            self._publish()  # as others may be asking too, who must not find this one silent
+            self._publish()  # the others may be checking too, and must not find this one silent
         signs = self._read()
         silent = [rank for rank in before if signs[rank] == before[rank]]
         line = describe_hang(self._env.rank, signs, silent, self._limit)
@@ -218,42 +233,48 @@ class HangWatchdog:
 
     def _end(self, error: ToolkitError) -> None:
         if self._ended.is_set():
-            return  # with an error of its own, or well
+            return  # the block was left, without an error or with one of its own
         get_error_handler().record_exception(error)
-        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # nobody else would say it
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:  # no launcher would print it
             print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
 
 def describe_hang(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) -> str:
-    """Say which processes the others wait for; "" where `rank` itself is one of them.
+    """Describe which processes the others wait for.
+
+    Named are the silent ones; else those with the fewest steps, of which only those whose activity differs
+    from this process's, if any.
 
     Args:
-        rank: who asks.
-        signs: of all processes that ever gave one.
-        silent: those that have stopped to.
-        seconds: that nothing has moved.
+        rank: Rank of this process.
+        signs: Rank → last state, of all processes that have published one.
+        silent: Ranks that no longer publish.
+        seconds: Time without progress.
+
+    Returns:
+        One line for the user, or "" where `rank` itself is one of those named.
     """
     if silent:
-        late, what = silent, "silent"
+        late, state = silent, "silent"
     else:
         least = min(sign.step for sign in signs.values())
         behind = [r for r, sign in signs.items() if sign.step == least]
         odd = [r for r in behind if signs[r].doing != signs[rank].doing]
-        late, what = (odd or behind if len(behind) < len(signs) or odd else []), "behind"
+        late, state = (odd or behind if len(behind) < len(signs) or odd else []), "behind"
     if rank in late:
         return ""
     if not late:
         return (
-            f"no process has moved for {seconds:.0f} s since update {signs[rank].step:,}, and none is "
-            "behind: see to the network between them, then continue with --resume"
+            f"no process has made progress for {seconds:.0f} s since update {signs[rank].step:,}, and none "
+            "is behind: check the network between them, then continue with --resume"
         )
     named = ", ".join(f"process {r} on {signs[r].host}" for r in late)
     one = signs[late[0]]
-    last = "last heard of" if what == "silent" else "still"
+    last = "last seen" if state == "silent" else "still"
     return (
-        f"{named} {'are' if len(late) > 1 else 'is'} {what}: {last} {one.doing} after update {one.step:,}, "
-        f"while others have waited for {seconds:.0f} s; see to that host, then continue with --resume"
+        f"{named} {'are' if len(late) > 1 else 'is'} {state}: {last} {one.doing} after update {one.step:,}, "
+        f"while others have waited for {seconds:.0f} s; check that host, then continue with --resume"
     )
 
 
@@ -261,14 +282,20 @@ def _key(rank: int) -> str:
     return f"alexnet-watch/{rank}"
 
 
+# Delay of the other processes' exit, so that process 0 prints the difference first.
 _ECHO_SECONDS = 5.0
 
 
 def refuse_unlike(env: DistEnv, facts: dict[str, str]) -> None:
-    """Compare facts of all processes with the first one's.
+    """Refuse processes whose versions, data or the like differ from process 0's.
+
+    Args:
+        env: This process's environment.
+        facts: Name → value of what must be the same in all processes.
 
     Raises:
-        UsageError: on every process, of the first that differs: its rank and host, and what differs.
+        UsageError: In process 0, for the first process that differs: its rank and host, and what differs.
+        SystemExit: In the other processes of a launcher, 5 s later, as process 0 prints the message for all.
     """
     if env.world_size == 1:
         return
@@ -278,7 +305,7 @@ def refuse_unlike(env: DistEnv, facts: dict[str, str]) -> None:
     for rank, (host, found) in enumerate(everyone):
         unlike = [name for name in first if found.get(name) != first[name]]
         if unlike and not env.is_first and launched_outside():
-            time.sleep(_ECHO_SECONDS)  # the first says it for all
+            time.sleep(_ECHO_SECONDS)  # process 0 prints the message for all
             sys.exit(UsageError.exit_code)
         if unlike:
             differences = "; ".join(f"{name} {found.get(name)}, process 0 {first[name]}" for name in unlike)

@@ -1,4 +1,4 @@
-"""Starting processes: torch elastic does it, on this host or together with others."""
+"""Launch processes with torch elastic, on this host or together with other hosts."""
 
 import errno
 import fcntl
@@ -41,24 +41,28 @@ from trainer.distributed.failures import (
 
 T = TypeVar("T")
 
-# When one process fails, a collective fails in the others. Their errors are echoes: they wait until the
-# launcher, which looks every 0.2 s, has seen the first and ends them.
+# When one process fails, collectives fail in the others with one of these texts. Such a secondary error is
+# held back until the launcher, which polls every 0.2 s, has seen the first failure and ends all processes.
 _LOST_PEER = ("closed by peer", "reset by peer", "Broken pipe", "remote process", "Socket Timeout")
 _ECHO_SECONDS = 6.0
-# Longer than the trainer's watch waits for a silent process, and than checksums of all shards take.
+# Longer than the watchdog waits for a silent process, and than the checksums of all shards take.
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)
+# A SIGTERM that comes later than this after the first signal ends all processes at once.
 _AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Several hosts that train together, and what becomes of lost processes.
+    """Hosts that train together, and how often lost processes are restarted.
 
     Attributes:
-        nodes: hosts, which all run the same command.
-        rendezvous: HOST:PORT where they meet, one of them; needed for more than one.
-        join_seconds: time that each waits for the others, at the start and after a loss.
-        max_restarts: times that all processes are started anew after some were lost.
+        nodes: Number of hosts, which all run the same command.
+        rendezvous: HOST:PORT of the host where all meet; required for more than one host, else "".
+        join_seconds: Seconds that each host waits for the others, at the start and after a loss.
+        max_restarts: How often all processes are restarted after some were lost.
+
+    Raises:
+        UsageError: Several hosts without a rendezvous, or a rendezvous without several hosts.
     """
 
     nodes: int = 1
@@ -76,16 +80,23 @@ class Cluster:
 def launch(
     processes: Processes, entry: Callable[..., T], *args: Any, cluster: Cluster | None = None
 ) -> T | None:
-    """Run `entry(env, *args)` in every process and return the result of the first on this host.
+    """Run `entry(env, *args)` in every process and return the result of the first process on this host.
 
-    One process runs here; several, or one that shall be restarted, are started by torch's elastic
-    launcher. Under torchrun or srun, this process is one of those that it started, and each returns its own
-    result. SIGTERM and SIGUSR1 are handed on to the processes, which may take their time to end.
+    A single process without restarts runs `entry` itself; otherwise torch's elastic launcher spawns workers.
+    Under torchrun or srun this process is already a worker: it runs `entry` and returns its own result.
+    SIGTERM and SIGUSR1 are forwarded to the workers, which may take their time to end.
+
+    Args:
+        processes: Kind and number of processes on this host.
+        entry: Picklable function that gets the process's `DistEnv` first.
+        args: Further picklable arguments of `entry`.
+        cluster: Hosts and restarts; by default one host and no restart.
 
     Raises:
-        ToolkitError: what a worker raised, with its message and exit code.
-        RunError: a worker was killed, this process was told to end, or the other hosts did not come.
-        KeyboardInterrupt: Ctrl-C, as in one process.
+        ToolkitError: An error that a worker raised, with its message and exit code.
+        RunError: A worker was killed, this process got a signal to end, or the other hosts did not join.
+        RuntimeError: Any other exception of a worker, with its traceback.
+        KeyboardInterrupt: Ctrl-C, as in a single process.
     """
     together = cluster or Cluster()
     if launched_outside():
@@ -94,14 +105,14 @@ def launch(
         if processes.kind == "cpu":
             keep_freed_memory()
         return entry(DistEnv(kind=processes.kind), *args)
-    _silence("torch.distributed.elastic", "torch.multiprocessing")  # what failed is raised below
+    _silence("torch.distributed.elastic", "torch.multiprocessing")  # failures are raised below
     with (
         _environment_kept(),
         tempfile.TemporaryDirectory(prefix="alexnet-") as folder,
         _Relay(Path(folder)) as relay,
     ):
         os.environ[FAILURE_FILE] = str(relay.failure_file)
-        # The launcher's store would still hold the addresses of those that were lost (torch 2.13).
+        # A shared store would still hold the addresses of lost processes after a restart (torch 2.13).
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if together.max_restarts else "0"
         config = _config(processes, together, folder)
         try:
@@ -121,7 +132,7 @@ def launch(
 
 @contextmanager
 def _environment_kept() -> Iterator[None]:
-    """What one run's processes inherit is not the next run's: its hosts may meet elsewhere."""
+    """Restore the environment variables on exit: the next run's hosts may meet elsewhere."""
     before = dict(os.environ)
     try:
         yield
@@ -140,7 +151,7 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
         "monitor_interval": 0.2,
         "start_method": "spawn",
         "logs_specs": DefaultLogsSpecs(log_dir=folder),
-        "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # the others are relayed
+        "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # _Relay forwards SIGTERM and SIGUSR1
         "shutdown_timeout": 5,
     }
     if cluster.nodes == 1:
@@ -151,7 +162,7 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
         refuse_port_in_use(host, port)
     address = address_towards(host, port)
     if interface := interface_of(address):
-        # Else gloo takes the one that this host's name leads to, which is often the loopback.
+        # By default gloo uses the interface that this host's name resolves to, often the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     return LaunchConfig(
         run_id="alexnet-train",
@@ -167,10 +178,10 @@ def _config(processes: Processes, cluster: Cluster, folder: str) -> LaunchConfig
 
 
 class _Relay:
-    """Hands SIGTERM and SIGUSR1 on to the workers; a second SIGTERM, later, ends all at once.
+    """Forwards SIGTERM and SIGUSR1 to the workers; a SIGTERM over a second later ends all at once.
 
     Attributes:
-        verdict: file that says what ended the run for good, for workers that are started anew.
+        failure_file: Path of the file with the run's final error, which restarted workers raise.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -180,7 +191,7 @@ class _Relay:
 
     def __enter__(self) -> "_Relay":
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._hand_on)
+            self._before[number] = signal.signal(number, self._forward)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,18 +199,18 @@ class _Relay:
             signal.signal(number, handler)
 
     def explained(self, error: Exception) -> Exception:
-        """A worker that died of the signal did as it was told."""
+        """Return the error to raise: a worker killed after a forwarded signal was stopped by that signal."""
         killed = isinstance(error, RunError) and "was killed by signal" in str(error)
         return _stopped_by(self._asked[0]) if self._asked and killed else error
 
-    def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
         workers = multiprocessing.active_children()
         again = self._asked is not None and now - self._asked[1] > _AGAIN_SECONDS
         if not workers or (again and number == signal.SIGTERM):
             raise SignalException(f"got {name}", sigval=signal.Signals(number))
         self._asked = self._asked or (name, now)
-        self.failure_file.write_text(error_to_text(_stopped_by(name)))  # none is to be started after this
+        self.failure_file.write_text(error_to_text(_stopped_by(name)))  # restarted workers end at once
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
@@ -210,17 +221,18 @@ def _stopped_by(name: str) -> RunError:
 
 
 def _no_meeting(cluster: Cluster, error: Exception) -> RunError:
-    said = str(error.__cause__ or error) or type(error).__name__
-    cause = said.splitlines()[0][:160]
+    text = str(error.__cause__ or error) or type(error).__name__
+    cause = text.splitlines()[0][:160]
     return RunError(
         f"--rendezvous {cluster.rendezvous}: {cluster.nodes} hosts did not meet there within "
-        f"{cluster.join_seconds} s, or lost it since ({cause}); see that the same command runs on all, that "
-        "its host is one of them and runs still, and that no firewall closes the port"
+        f"{cluster.join_seconds} s, or lost the connection since ({cause}); check that all hosts run the "
+        "same command, that the rendezvous host is one of them and still runs, and that no firewall blocks "
+        "the port"
     )
 
 
 def _silence(*packages: str) -> None:
-    """Keep loggers quiet that have levels of their own, so that a parent's level does not reach them."""
+    """Silence loggers, each by itself: some have levels of their own, which hide a parent's level."""
     for name in (*packages, *logging.root.manager.loggerDict):
         if name.startswith(packages):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -228,9 +240,10 @@ def _silence(*packages: str) -> None:
 
 @contextmanager
 def process_group(kind: Kind) -> Iterator[DistEnv]:
-    """Join the group that the environment describes, and leave it in the end, unless by an error.
+    """Join the process group that the environment describes, and leave it at the end, but not after an error.
 
-    After an error others may be inside a collective, and an orderly leave could wait for them for ever.
+    After an error other processes may be inside a collective, and leaving could wait for them forever.
+    A GPU process also selects its GPU; a CPU process limits torch to its share of the host's cores.
 
     Raises:
         KeyError: RANK or WORLD_SIZE is not set.
@@ -248,7 +261,7 @@ def process_group(kind: Kind) -> Iterator[DistEnv]:
 
 
 def _spawned_worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | None:
-    # Ctrl-C reaches every process of a terminal, and the launcher passes it on: die of it, without a stack.
+    # Ctrl-C reaches every process of a terminal, and the launcher forwards it: end without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if before := recorded_failure():
         raise before
@@ -272,18 +285,18 @@ def _worker(entry: Callable[..., T], kind: Kind, args: tuple[Any, ...]) -> T | N
                 raise
             time.sleep(_ECHO_SECONDS)
             raise LostPeerError(
-                f"process {env.rank} lost another one; what that says of itself is the cause, else its "
-                "host or the network is gone: continue with --resume"
+                f"process {env.rank} lost the connection to another process, whose own error is the cause; "
+                "without one, its host or the network failed: continue with --resume"
             ) from error
         return result
 
 
 def _as_toolkit_error(error: ChildFailedError) -> Exception:
-    """The first failed worker's error, as it would have been in this process."""
+    """Rebuild the first failed worker's error, as this process would have raised it."""
     rank, failure = error.get_first_failure()
     details: Any = failure.error_file_data.get("message") or failure.message
     stack = ""
-    if isinstance(details, dict):  # what torch's `record` noted of the exception
+    if isinstance(details, dict):  # the exception as torch's `record` writes it
         stack = details.get("extraInfo", {}).get("py_callstack", "")
         details = details.get("message", "")
     known = error_from_text(str(details))
@@ -298,18 +311,18 @@ def _as_toolkit_error(error: ChildFailedError) -> Exception:
 
 
 DEFAULT_PORT = 29_400
-"""Of a rendezvous that names none: torch elastic's own."""
+"""Port of a rendezvous that names none: torch elastic's default."""
 
-# Linux's ioctl for an interface's IPv4 address, and where it is in the answer.
+# Linux's ioctl for an interface's IPv4 address, and the bytes of its reply that hold the address.
 _SIOCGIFADDR = 0x8915
 _ADDRESS = slice(20, 24)
 
 
 def parse_rendezvous(text: str) -> tuple[str, int]:
-    """HOST:PORT, or HOST alone.
+    """Split HOST:PORT, or HOST alone, into host and port.
 
     Raises:
-        UsageError: no such form, or a host that nobody knows.
+        UsageError: Neither form, a port outside 1..65535, or a host name that does not resolve.
     """
     host, _, port = text.rpartition(":") if ":" in text else (text, "", str(DEFAULT_PORT))
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
@@ -325,7 +338,7 @@ def parse_rendezvous(text: str) -> tuple[str, int]:
 
 
 def is_this_host(host: str) -> bool:
-    """Whether an address or name is this host's."""
+    """Whether a host name or address belongs to this host: a socket can bind to it."""
     for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
         with socket.socket(family, kind, protocol) as probe:
             try:
@@ -337,10 +350,11 @@ def is_this_host(host: str) -> bool:
 
 
 def refuse_port_in_use(host: str, port: int) -> None:
-    """Refuse a port of this host that another program listens on.
+    """Refuse a port of this host that is in use.
 
     Raises:
-        UsageError: it is taken.
+        UsageError: Another program listens on it, or this user may not open it.
+        OSError: The port cannot be tested for another reason.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -349,14 +363,14 @@ def refuse_port_in_use(host: str, port: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
-            why = "taken by another program" if error.errno == errno.EADDRINUSE else "not open to this user"
+            why = "in use by another program" if error.errno == errno.EADDRINUSE else "not open to this user"
             raise UsageError(
                 f"--rendezvous {host}:{port}: the port is {why}; choose another, the same on every host"
             ) from error
 
 
 def address_towards(host: str, port: int) -> str:
-    """This host's own address on the way to another (nothing is sent)."""
+    """Return this host's own IP address on the route to another host; nothing is sent."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)
@@ -365,14 +379,14 @@ def address_towards(host: str, port: int) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface that has an IPv4 address, None where none has."""
+    """Return the name of the network interface with an IPv4 address, or None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
             except OSError:  # no IPv4 address
                 continue
-            if socket.inet_ntoa(answer[_ADDRESS]) == address:
+            if socket.inet_ntoa(reply[_ADDRESS]) == address:
                 return name
     return None

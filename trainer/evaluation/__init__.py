@@ -1,1 +1,1 @@
-"""Measuring networks: metrics, predictions, label sets, results."""
+"""Evaluation of trained networks: metrics, predictions, label sets, submissions, result files."""

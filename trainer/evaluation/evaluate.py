@@ -1,6 +1,6 @@
-"""One network or an ensemble measured on a split, every sample exactly once.
+"""Evaluate a network, or an ensemble, on a split of a dataset; every sample counts exactly once.
 
-Shapes: B batch, V views (10 for ten crops), K classes, S crop.
+Shapes: B batch, V views (1, or 10 for ten crops), K classes, S side of the crop.
 """
 
 import math
@@ -30,18 +30,20 @@ from trainer.runs.external_weights import ExternalWeights
 from trainer.runs.load_model import load_models, normalized
 
 Progress = Callable[[int, int], None]
+"""Progress callback, called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Results of one class.
+    """Accuracy of one class.
 
     Attributes:
-        id, name: of the class.
-        samples: its images.
-        top1, top5: shares of them, 0..1, None where there are none.
-        taken_for: id of the class that most of the wrong answers name, None where there are none.
-        taken_for_share: share of the images, 0..1, that are taken for it.
+        id: Class id, such as a WNID.
+        name: Readable name of the class.
+        samples: Number of images with this label.
+        top1, top5: Accuracy over these images, 0..1; None where there are no images.
+        confused_with: Id of the most frequent wrong prediction; None where every prediction is right.
+        confused_share: Share of the images, 0..1, that are predicted as `confused_with`.
     """
 
     id: str
@@ -55,18 +57,19 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate_checkpoints` measured, and how.
+    """Result of `evaluate_checkpoints`.
 
     Attributes:
-        checkpoints: files, in the order given.
-        weights: of their probabilities, which sum to 1.
-        split, views: what was measured, and how it was shown.
-        classes: number of classes.
-        metrics: over the split.
-        per_class: in label order.
-        notes: what a user should know of the checkpoints.
-        confusion: int64 (K, K), images by label (row) and likeliest class (column).
-        predictions: of every image in the order of keys, where asked for.
+        checkpoints: Checkpoint files, in the order given.
+        weights: Weight of each checkpoint's probabilities; they sum to 1.
+        split: Name of the evaluated split.
+        views: Name of the `EvalView` that the images were cut by.
+        classes: Number of classes, K.
+        metrics: Metrics over the split.
+        per_class: Accuracy of each class, in label order.
+        notes: Remarks on the checkpoints for the user, one line each.
+        confusion: int64 (K, K), number of images by label (row) and predicted class (column).
+        predictions: Top-5 predictions of every image, sorted by key; None unless requested.
     """
 
     checkpoints: tuple[str, ...]
@@ -94,27 +97,29 @@ def evaluate_checkpoints(
     predict: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure the averaged probabilities of checkpoints on a prepared dataset.
+    """Evaluate checkpoints on a prepared dataset; several are an ensemble that averages probabilities.
 
-    All processes take part; the first one's result is whole, the others' lack `predictions`.
+    Every process must call this; each evaluates its share. Only rank 0 gets `predictions`.
 
     Args:
-        env: this process among all; each measures its share.
-        paths: run directories or checkpoint files; several are an ensemble.
-        root: the dataset's folder or address.
-        split: usually "val".
-        views: a name of `EvalView`.
-        batch_size: images per step of a process.
-        weights: of each checkpoint's probabilities, of any scale; equal where left out.
-        external: what checkpoints that do not describe themselves leave unsaid.
-        loader_options: how the data comes.
-        predict: keep every image's likeliest classes.
-        progress: is told after each batch of the images done and of all, by this process's share.
+        env: Rank, world size and device of this process.
+        paths: Run folders or checkpoint files.
+        root: Path or URL of the dataset.
+        split: Name of the split, usually "val".
+        views: Name of an `EvalView`.
+        batch_size: Images per batch of one process.
+        weights: Weight of each checkpoint's probabilities, 0 or more, on any scale; default: equal.
+        external: Architecture and preprocessing of checkpoints that other programs wrote.
+        loader_options: Device, threads and shard access of the loader.
+        predict: Whether to return the top-5 predictions of every image.
+        progress: Called after each batch with (images done, images in all); images done are estimated
+            from this process's share.
 
     Raises:
-        UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
-            dataset's, weights that do not fit them, or `external` where nothing is.
-        RunError: the samples seen are not the split's, each once.
+        UsageError: a checkpoint cannot be read, or its classes, crop or image size differ from the
+            dataset's or the other checkpoints'; `weights` do not fit the checkpoints; or `external` is
+            given although no checkpoint needs it.
+        RunError: a sample of the split was missed or seen twice, or the outputs are not finite.
     """
     dataset = Dataset.open(root)
     shares = normalized(weights, len(paths))
@@ -123,9 +128,11 @@ def evaluate_checkpoints(
     models = [model.to(env.device) for model in models]
     view = EvalView(views, models[0].spec.crop)
     collector = PredictionCollector()
-    how = loader_options or LoaderOptions()
-    place = how.placement(env)
-    with Loader(dataset, split, view, batch_size, placement=place, keys=True, access=how.access) as loader:
+    options = loader_options or LoaderOptions()
+    placement = options.placement(env)
+    with Loader(
+        dataset, split, view, batch_size, placement=placement, keys=True, access=options.access
+    ) as loader:
         tally = measure(models, loader, env, weights=shares, collector=collector, progress=progress)
     predictions = collector.gather(env)
     if predictions is not None:
@@ -151,12 +158,20 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Metrics:
-    """Measure the mean of the networks' probabilities, over views and networks, on a loader's split.
+    """Evaluate a network or an ensemble on the split of a loader.
 
-    All processes take part and get the same result.
+    Probabilities are averaged over views and networks. Every process must call this, and gets the same
+    result.
+
+    Args:
+        models: One network or an ensemble, on `env.device`.
+        loader: Loader of evaluation batches.
+        env: Rank, world size and device of this process.
+        precision: dtype of the forward pass (autocast below float32); probabilities are float64.
+        progress: Called after each batch with (images done, images in all).
 
     Raises:
-        RunError: the samples seen are not as many as the split's; or the network gives no numbers.
+        RunError: the number of samples seen differs from the split's, or the outputs are not finite.
     """
     return measure(models, loader, env, precision, progress=progress).metrics()
 
@@ -170,19 +185,20 @@ def measure(
     collector: PredictionCollector | None = None,
     progress: Progress | None = None,
 ) -> Tally:
-    """As `evaluate`, but return the sums over all processes that every metric follows from.
+    """Evaluate as `evaluate` does, and return the sums over all processes instead of the metrics.
 
     Args:
-        models: one, or an ensemble.
-        loader: of evaluation batches, with keys where `collector` is given.
-        env: this process among all.
-        precision: of the networks' arithmetic; probabilities are float64.
-        weights: of the networks' probabilities, which sum to 1; equal where left out.
-        collector: gets each image's likeliest classes.
-        progress: see `evaluate_checkpoints`.
+        models: One network or an ensemble, on `env.device`.
+        loader: Loader of evaluation batches; opened with `keys=True` if `collector` is given.
+        env: Rank, world size and device of this process.
+        precision: dtype of the forward pass (autocast below float32); probabilities are float64.
+        weights: Weight of each network's probabilities, on any scale; default: equal.
+        collector: Collects the top-5 predictions of this process's images.
+        progress: Called after each batch with (images done, images in all).
 
     Raises:
-        RunError: as `evaluate`.
+        UsageError: `weights` do not fit the networks.
+        RunError: the number of samples seen differs from the split's, or the outputs are not finite.
     """
     tally = Tally(len(loader.dataset.classes), env.device)
     shares = normalized(weights, len(models))
@@ -205,13 +221,13 @@ def measure(
     tally.merge()
     if tally.samples != loader.samples:
         raise RunError(
-            f"evaluation saw {tally.samples} samples of {loader.samples} in {loader.split}; the shards do "
-            "not hold what the manifest says: `alexnet-prep verify` on the dataset names what differs"
+            f"evaluation saw {tally.samples} samples of {loader.samples} in {loader.split}: the shards do "
+            "not match the manifest; run `alexnet-prep verify` on the dataset to list the differences"
         )
-    # NaN compares as neither likelier nor less likely: it would count as right
+    # Every comparison with NaN is false, so `label_ranks` would count a NaN row as right.
     if not math.isfinite(float(tally.loss)):
         raise RunError(
-            f"the network's outputs on {loader.split} are not numbers: its weights diverged in training; "
+            f"the network's outputs on {loader.split} are not finite: its weights diverged in training; "
             "train again with a lower learning rate"
         )
     return tally
@@ -239,14 +255,14 @@ def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics
 
 
 def _probabilities(model: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
-    """Softmax averaged over views: (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
+    """Average the softmax over views: float32 (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
     count = images.shape[0]
-    if count < batch_size:  # filled up, so that a compiled network meets one shape only
+    if count < batch_size:  # pad the last batch, so that torch.compile sees one shape only
         images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
     views = images if images.ndim == 5 else images[:, None]
     total = torch.zeros((), dtype=torch.float64, device=images.device)
     with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-        # One view at a time: memory stays that of a training step.
+        # One view at a time: memory stays at that of one batch, not V.
         for view in views.unbind(dim=1):
             total = total + model.classify(view).double().softmax(dim=1)
     return (total / views.shape[1])[:count]
@@ -254,6 +270,7 @@ def _probabilities(model: Classifier, images: Tensor, batch_size: int, precision
 
 @contextmanager
 def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode within the block, and restore their mode afterwards."""
     training = [model.training for model in models]
     for model in models:
         model.eval()

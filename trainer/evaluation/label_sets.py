@@ -1,7 +1,4 @@
-"""Other labels than the dataset's own: ImageNet-ReaL, and files that give an image's key its label.
-
-Shapes: N images, P answers kept of each.
-"""
+"""Scoring predictions by labels other than the dataset's: ImageNet-ReaL, or a file of keys and labels."""
 
 import csv
 import io
@@ -26,13 +23,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels that a file gives to images.
+    """Labels read from a file; an image may have several.
 
     Attributes:
-        source: the file.
-        labels: key → the class numbers that are right, one or more.
-        unlabeled: images of the split that it has no label for; they are left out.
-        strangers: keys of the file that are not in the split.
+        source: Path of the file.
+        labels: Key of an image → its right class numbers, one or more.
+        unlabeled: Number of images of the split without a label in the file; they are not scored.
+        strangers: Number of keys in the file that are not in the split.
     """
 
     source: str
@@ -43,15 +40,15 @@ class LabelSet:
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How predictions do by a label set.
+    """Accuracy of predictions by a label set.
 
     Attributes:
-        source: the labels' file.
-        samples: images that have a label there.
-        unlabeled: images left out because they have none.
-        top1, top5: shares, 0..1, whose likeliest class is, or of whose five likeliest one is, among the
-            image's labels.
-        top1_interval, top5_interval: Wilson's 95 % intervals.
+        source: Path of the file of labels.
+        samples: Number of images scored: those with a label in the file.
+        unlabeled: Number of images not scored because the file has no label for them.
+        top1: Share of the scored images, 0..1, whose predicted class is among their labels.
+        top5: Share of the scored images, 0..1, with a label among their five most probable classes.
+        top1_interval, top5_interval: Wilson 95 % intervals of top1 and top5, 0..1.
     """
 
     source: str
@@ -64,10 +61,10 @@ class LabelScore:
 
 
 def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
-    """Score predictions by a label set.
+    """Score predictions by a label set; images without a label are left out.
 
     Raises:
-        UsageError: it has a label for none of the images.
+        UsageError: `labels` has a label for none of the images.
     """
     first = among = samples = 0
     for key, row in zip(predictions.keys, predictions.classes.tolist(), strict=True):
@@ -77,7 +74,10 @@ def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
             first += row[0] in right
             among += not right.isdisjoint(row)
     if not samples:
-        raise UsageError(f"{labels.source}: has a label for none of the {len(predictions):,} images")
+        raise UsageError(
+            f"{labels.source}: has a label for none of the {len(predictions):,} images; give labels of this "
+            "split"
+        )
     return LabelScore(
         labels.source,
         samples,
@@ -90,27 +90,28 @@ def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
 
 
 def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> LabelSet:
-    """Read `real.json` of "Are we done with ImageNet?" (Beyer et al. 2020), or a file like it.
+    """Read `real.json` of "Are we done with ImageNet?" (Beyer et al. 2020), or a file of the same format.
 
-    It is a list with, for each validation file in the order of their names, a list of the class numbers
-    that are right; an empty list leaves the image out. ImageNet's images are found by the number in
-    their key, so that a part of them can be scored too; others are taken in the order of their keys.
+    The file is a JSON list with one entry per validation image, in the order of the file names: the list of
+    its right class numbers. An image with an empty list is left out. ImageNet keys are matched by the number
+    in them, so that a subset of the validation set can be scored; other keys are matched in sorted order.
 
     Args:
-        path: the file.
-        keys: of the split's samples.
-        classes: class ids in label order.
+        path: The JSON file.
+        keys: Keys of the split's samples, in any order.
+        classes: Class ids in label order.
 
     Raises:
-        UsageError: unreadable, something else, of the wrong length, or with a number beyond the classes.
+        UsageError: the file cannot be read or has another format, another number of entries than there
+            are images, or a class number outside `classes`.
     """
     lists = _decode(path, list[list[int]], "a list with a list of class numbers for each image")
     numbers = [_IMAGENET_KEY.fullmatch(key) for key in keys]
     if all(numbers):
-        places = {key: int(match[1]) - 1 for key, match in zip(keys, numbers, strict=True) if match}
+        positions = {key: int(match[1]) - 1 for key, match in zip(keys, numbers, strict=True) if match}
         expected, why = _IMAGENET_IMAGES, "ImageNet has {:,} validation images"
     else:
-        places = {key: place for place, key in enumerate(sorted(keys))}
+        positions = {key: position for position, key in enumerate(sorted(keys))}
         expected, why = len(keys), "the split has {:,} images"
     if len(lists) != expected:
         raise UsageError(
@@ -118,33 +119,34 @@ def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) ->
             "file, in the order of the images' names"
         )
     labels = {}
-    for key, place in places.items():
-        wrong = next((n for n in lists[place] if not 0 <= n < len(classes)), None)
+    for key, position in positions.items():
+        wrong = next((n for n in lists[position] if not 0 <= n < len(classes)), None)
         if wrong is not None:
             raise UsageError(
-                f"{path}: names class {wrong} for {key}, but the data has the classes 0 to "
-                f"{len(classes) - 1}; it belongs to other classes"
+                f"{path}: has class {wrong} for {key}, but the data has the classes 0 to {len(classes) - 1}; "
+                "give labels of the same classes"
             )
-        if lists[place]:
-            labels[key] = frozenset(lists[place])
+        if lists[position]:
+            labels[key] = frozenset(lists[position])
     return LabelSet(str(path), labels, len(keys) - len(labels))
 
 
 def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> LabelSet:
-    """Read labels by key from CSV or JSON.
+    """Read labels by key from a CSV or JSON file.
 
-    CSV has a header with the columns `key` and `label`; others are ignored, and a key that comes again
-    adds a label. JSON is an object of key → label, or list of labels. A label is a class id of the
-    dataset (such as a WNID), else a class number. A key may be a file's name: what stands before the
-    last dot is tried too. Empty labels leave the image out.
+    CSV has a header with the columns `key` and `label`; other columns are ignored, and repeated keys add
+    labels. JSON is an object that maps each key to a label or a list of labels. A label is a class id of
+    the dataset (such as a WNID) or a class number; the id wins where both fit. A key may be a file name:
+    it is also tried without its suffix. An image with an empty label is left out.
 
     Args:
-        path: ends in .csv or .json.
-        keys: of the split's samples.
-        classes: class ids in label order.
+        path: File that ends in .csv or .json.
+        keys: Keys of the split's samples, in any order.
+        classes: Class ids in label order.
 
     Raises:
-        UsageError: unreadable, something else, a label that is no class, or no key of the split.
+        UsageError: the file cannot be read or has another format, a label is no class of the dataset, or
+            no key is in the split.
     """
     if path.suffix not in (".csv", ".json"):
         raise UsageError(f"{path}: labels are read from CSV or JSON; its name must end in .csv or .json")
@@ -161,7 +163,7 @@ def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> Labe
         other = f", such as {min(strangers)!r}" if strangers else ""
         raise UsageError(
             f"{path}: labels none of the split's {len(keys):,} images; its keys{other} are not like "
-            f"{min(keys)!r}"
+            f"{min(keys)!r}; give labels of this split"
         )
     return LabelSet(
         str(path),
@@ -194,7 +196,7 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, Raw]]:
                 raise UsageError(f"{path}: line {rows.line_num:,} has fewer columns than the first")
             yield row["key"], row["label"].strip()
     except csv.Error as error:
-        raise UsageError(f"{path}: line {rows.line_num:,} is no CSV ({error})") from error
+        raise UsageError(f"{path}: line {rows.line_num:,} is not CSV ({error})") from error
 
 
 def _json_rows(path: Path) -> Iterable[tuple[str, Raw]]:

@@ -1,6 +1,6 @@
-"""What is measured of a classifier: top-1, top-5, confusion, calibration, and how sure each figure is.
+"""Metrics of a classifier: top-1 and top-5 with confidence intervals, loss, confusion, calibration error.
 
-Shapes: B batch, K classes, M bins.
+Shapes: B batch, K classes, M bins of the calibration error.
 """
 
 import math
@@ -15,24 +15,26 @@ from torch import Tensor
 from trainer.distributed.env import all_sum
 
 BINS = 15
-"""Equal-width bins of the calibration error: Guo et al. 2017, "On Calibration of Modern Neural Networks"."""
+"""Number of equal-width bins of the calibration error (Guo et al. 2017, "On Calibration of Modern Neural
+Networks")."""
 _Z95 = NormalDist().inv_cdf(0.975)
 
 Interval = tuple[float, float]
+"""Lower and upper bound of a share, 0..1."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Results over a split.
+    """Metrics over a split.
 
     Attributes:
-        samples: images measured.
-        top1, top5: shares of images, 0..1, whose label is the likeliest, or among the five
-            likeliest; of equal probabilities the lower class number counts as likelier.
-        top1_interval, top5_interval: Wilson's 95 % intervals of these shares, 0..1.
-        loss: mean −log of the label's probability, nats.
-        ece: expected calibration error, 0..1; see `calibration_error`.
-        largest_class: share of images, 0..1, of the commonest label: the top-1 of always guessing it.
+        samples: Number of images evaluated.
+        top1, top5: Share of images, 0..1, whose label is the most probable class, or among the five most
+            probable; ties go to the lower class number.
+        top1_interval, top5_interval: Wilson 95 % intervals of top1 and top5, 0..1.
+        loss: Mean of −log of the label's probability, nats.
+        ece: Expected calibration error, 0..1; see `calibration_error`.
+        largest_class: Share of images, 0..1, with the most frequent label: the top-1 of always predicting it.
     """
 
     samples: int
@@ -46,9 +48,16 @@ class Metrics:
 
 
 def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are likelier than the label, int64 (B,), from (B, K) and (B,).
+    """Return the rank of each label: the number of classes that are more probable than it.
 
-    Of equal probabilities the lower class number counts as likelier, so that ties have one outcome.
+    Ties go to the lower class number, so that the result is deterministic.
+
+    Args:
+        probabilities: float (B, K).
+        labels: int64 (B,), 0..K-1.
+
+    Returns:
+        int64 (B,), 0..K-1; the label is in the top k if its rank is below k.
     """
     own = probabilities.gather(1, labels[:, None])
     classes = torch.arange(probabilities.shape[1], device=labels.device)
@@ -57,29 +66,34 @@ def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def topk_stable(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest probabilities of each row, and their classes, int64: (B, count) each, in order.
+    """Return the `count` most probable classes of each row; ties go to the lower class number.
 
-    Fewer where there are fewer classes.
-
-    Ties as in `label_ranks`: a label of rank r < count stands in column r. `torch.topk` leaves them open,
+    A label whose `label_ranks` is r < count stands in column r. `torch.topk` leaves the order of ties open,
     and a stable sort of 1,000 classes takes ten times as long.
+
+    Args:
+        probabilities: float (B, K).
+        count: Number of classes to return, k = min(count, K).
+
+    Returns:
+        Probabilities, of the input's dtype, and class numbers, int64; (B, k) each, most probable first.
     """
     left = probabilities.clone()
     found = []
     for _ in range(min(count, left.shape[1])):
-        found.append(left.max(dim=1, keepdim=True))  # the first of equal ones, as torch documents
+        found.append(left.max(dim=1, keepdim=True))  # torch documents that ties give the first index
         left.scatter_(1, found[-1].indices, -math.inf)
     return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 
 
 def wilson(successes: int, total: int) -> Interval:
-    """Wilson's 95 % score interval of a share: successes of total independent trials, 0..1.
+    """Return the Wilson 95 % score interval of `successes` in `total` independent trials, 0..1.
 
-    Unlike the textbook's p ± 1.96 √(p(1 − p) / n) it keeps within 0..1 and its promise near the ends
+    Unlike the textbook's p ± 1.96 √(p(1 − p) / n), it stays within 0..1, and covers 95 % near 0 and 1 too
     (Wilson 1927; Brown, Cai and DasGupta 2001).
 
     Raises:
-        ValueError: no trials.
+        ValueError: `total` is below 1.
     """
     if total < 1:
         raise ValueError("an interval needs at least one trial")
@@ -88,34 +102,35 @@ def wilson(successes: int, total: int) -> Interval:
     half = _Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     scale = 1 + z2 / total
     low, high = (center - half) / scale, (center + half) / scale
-    # At the ends one bound is the share itself, but for rounding.
+    # With no or only successes, one bound is exactly 0 or 1; rounding would miss it.
     return (0.0 if successes == 0 else low), (1.0 if successes == total else high)
 
 
 def calibration_error(counts: Tensor, correct: Tensor, confidence: Tensor) -> float:
-    """Expected calibration error: Σ over bins of |accuracy − mean confidence|, weighted by images.
+    """Return the expected calibration error, 0..1: |accuracy − mean confidence|, averaged over images by bin.
 
     Args:
-        counts: int64 (M,), images whose largest probability falls into each bin.
-        correct: int64 (M,), those of them that are right.
-        confidence: float64 (M,), the sum of their largest probabilities.
+        counts: int64 (M,), number of images whose largest probability falls into each bin.
+        correct: int64 (M,), number of these images that are predicted right.
+        confidence: float64 (M,), sum of the largest probabilities of these images.
     """
     gaps = (correct.double() - confidence).abs()
     return float(gaps.sum() / counts.sum())
 
 
 class Tally:
-    """Sums over batches that all metrics follow from; counts are integers, so their order is no matter.
+    """Running sums from which all metrics are computed; counts are integers, so batch order does not matter.
 
     Attributes:
-        confusion: int64 (K, K), images by label (row) and likeliest class (column).
-        top5_hits: int64 (K,), images of each label that have it among the five likeliest.
-        loss: float64 scalar, Σ −log probability of the label.
-        bins: int64 (2, M), images in each bin of confidence, and those of them that are right.
-        confidence: float64 (M,), Σ of the largest probabilities in each bin.
+        confusion: int64 (K, K), number of images by label (row) and predicted class (column).
+        top5_hits: int64 (K,), number of images of each label that have it among the five most probable.
+        loss: float64 scalar, sum of −log of the label's probability, nats.
+        bins: int64 (2, M), number of images in each bin of confidence, and how many of them are right.
+        confidence: float64 (M,), sum of the largest probabilities in each bin.
     """
 
     def __init__(self, classes: int, device: torch.device | None = None) -> None:
+        """Start with zero sums for `classes` classes, on `device` (default: the CPU)."""
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         self.top5_hits = torch.zeros(classes, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -124,16 +139,16 @@ class Tally:
         self._edges = torch.arange(1, BINS, dtype=torch.float64, device=device) / BINS
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Count a batch; nothing here waits for the device.
+        """Add a batch, without synchronizing with the GPU.
 
         Args:
-            probabilities: float64 (B, K).
-            labels: int64 (B,), below K.
+            probabilities: float64 (B, K), each row sums to 1.
+            labels: int64 (B,), 0..K-1.
         """
-        confidence, guesses = probabilities.max(dim=1)  # the first of equal ones, as torch documents
+        confidence, predicted = probabilities.max(dim=1)  # torch documents that ties give the first index
         ones = torch.ones_like(labels)
-        hits = (guesses == labels).long()
-        cells = labels * len(self.confusion) + guesses
+        hits = (predicted == labels).long()
+        cells = labels * len(self.confusion) + predicted
         self.confusion.view(-1).scatter_add_(0, cells, ones)
         self.top5_hits.scatter_add_(0, labels, (label_ranks(probabilities, labels) < 5).long())
         own = probabilities.gather(1, labels[:, None]).clamp_min(1e-300)
@@ -144,25 +159,25 @@ class Tally:
         self.confidence.scatter_add_(0, bins, confidence)
 
     def merge(self) -> None:
-        """Sum over all processes; each has the same sums afterwards."""
+        """Sum over all processes (all-reduce); every process has the same sums afterwards."""
         for sums in (self.confusion, self.top5_hits, self.loss, self.bins, self.confidence):
             all_sum(sums)
 
     @property
     def samples(self) -> int:
-        """Images counted."""
+        """Number of images added."""
         return int(self.bins[0].sum())
 
     def per_class(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Images of each label, and those of them with it first, and among the first five: (K,) each."""
+        """Return int64 (K,) each: the images of each label, and how many are right in top-1 and in top-5."""
         images, hits = self.confusion.sum(dim=1), self.confusion.diagonal()
         return images.cpu().numpy(), hits.cpu().numpy().copy(), self.top5_hits.cpu().numpy()
 
     def metrics(self) -> Metrics:
-        """The sums as metrics; the loss is NaN where a probability was.
+        """Compute the metrics from the sums; the loss is NaN if any label's probability was NaN.
 
         Raises:
-            ValueError: nothing was counted.
+            ValueError: no image was added.
         """
         images, top1, top5 = self.per_class()
         samples, right, among = int(images.sum()), int(top1.sum()), int(top5.sum())

@@ -1,6 +1,6 @@
-"""What a network answered for each image, as CSV or Parquet.
+"""Top-5 predictions of each image: collecting them over processes, and CSV or Parquet files of them.
 
-Shapes: N images, P answers kept (5, or the number of classes where there are fewer).
+Shapes: B batch, K classes, N images, P = min(5, K) predictions kept per image.
 """
 
 from collections import Counter
@@ -23,19 +23,20 @@ from trainer.distributed.env import DistEnv, gather_objects
 from trainer.evaluation.metrics import topk_stable
 
 KEPT = 5
-"""Answers kept of each image: the paper's and the challenge's top-5."""
+"""Predictions kept per image: the top-5 of the paper and of the challenge."""
 SUFFIXES = (".csv", ".parquet")
+"""Suffixes of files of predictions."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The likeliest classes of images, in the order of their keys.
+    """The most probable classes of images, sorted by key.
 
     Attributes:
-        keys: the samples' keys.
-        labels: int64 (N,), -1 where unknown.
-        classes: int64 (N, P), class numbers, likeliest first; of equal probabilities the lower first.
-        probabilities: float32 (N, P), theirs.
+        keys: Keys of the N samples.
+        labels: int64 (N,), class numbers, -1 where unknown.
+        classes: int64 (N, P), class numbers, most probable first; ties go to the lower number.
+        probabilities: float32 (N, P), 0..1, the probabilities of `classes`.
     """
 
     keys: tuple[str, ...]
@@ -48,31 +49,31 @@ class Predictions:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file of predictions that is neither CSV nor Parquet by its name.
+    """Check that a file name for predictions ends in .csv or .parquet.
 
     Raises:
-        UsageError: names the suffixes.
+        UsageError: the suffix is another.
     """
     if path.suffix not in SUFFIXES:
         raise UsageError(
-            f"{path}: predictions are written as CSV or Parquet; end its name in .csv or .parquet"
+            f"{path}: predictions are stored as CSV or Parquet; name a file that ends in .csv or .parquet"
         )
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[ClassInfo]) -> None:
-    """Write a row for each image, atomically.
+    """Write predictions as a table with one row per image, atomically.
 
-    Columns: `key`; `label` (class number), `label_id` and `label_name`, empty where unknown; then for
-    k = 1 to P `class_k` (number), `id_k`, `name_k` and `probability_k`, likeliest first.
+    Columns: `key`; `label` (class number), `label_id` and `label_name`, empty where unknown; then for each
+    k = 1 to P, most probable first, `class_k` (class number), `id_k`, `name_k` and `probability_k`.
 
     Args:
-        path: ends in .csv or .parquet.
-        predictions: what to write.
-        classes: of the network, in label order.
+        path: File to write; ends in .csv or .parquet.
+        predictions: Predictions to write.
+        classes: Classes of the network, in label order.
 
     Raises:
-        UsageError: another suffix.
-        RunError: it cannot be written.
+        UsageError: the suffix is another.
+        RunError: the file cannot be written.
     """
     check_suffix(path)
     from pyarrow import csv, parquet
@@ -86,10 +87,10 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[Cl
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote.
+    """Read a file that `write_predictions` wrote.
 
     Raises:
-        UsageError: no such file, or not one of predictions.
+        UsageError: there is no such file, its suffix is another, or it holds no predictions.
     """
     check_suffix(path)
     import pyarrow as pa
@@ -99,8 +100,8 @@ def read_predictions(path: Path) -> Predictions:
         raise UsageError(f"{path}: no such file of predictions")
     try:
         if path.suffix == ".csv":
-            texts = {"key": pa.string(), "label": pa.int64()}  # a key of digits is a text all the same
-            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=texts))
+            types = {"key": pa.string(), "label": pa.int64()}  # else a key of digits is read as a number
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
         else:
             table = parquet.read_table(path)
         kept = [name.removeprefix("class_") for name in table.column_names if name.startswith("class_")]
@@ -133,18 +134,18 @@ def _to_table(predictions: Predictions, classes: Sequence[ClassInfo]) -> Any:
         "label_name": pa.array(names[labels], pa.string(), mask=~known),
     }
     for k in range(predictions.classes.shape[1]):
-        guesses = predictions.classes[:, k]
+        predicted = predictions.classes[:, k]
         columns |= {
-            f"class_{k + 1}": pa.array(guesses),
-            f"id_{k + 1}": pa.array(ids[guesses], pa.string()),
-            f"name_{k + 1}": pa.array(names[guesses], pa.string()),
+            f"class_{k + 1}": pa.array(predicted),
+            f"id_{k + 1}": pa.array(ids[predicted], pa.string()),
+            f"name_{k + 1}": pa.array(names[predicted], pa.string()),
             f"probability_{k + 1}": pa.array(predictions.probabilities[:, k]),
         }
     return pa.table(columns)
 
 
 class PredictionCollector:
-    """A process's images and their likeliest classes, batch by batch."""
+    """Collects the predictions of one process batch by batch, then gathers those of all processes."""
 
     def __init__(self) -> None:
         self._keys: list[str] = []
@@ -153,7 +154,13 @@ class PredictionCollector:
         self._probabilities: list[Tensor] = []
 
     def add(self, keys: Sequence[str], labels: Tensor, probabilities: Tensor) -> None:
-        """Note a batch of (B,) labels and (B, K) probabilities, where they are: nothing waits here."""
+        """Add a batch; tensors stay on their device, and nothing here synchronizes with the GPU.
+
+        Args:
+            keys: Keys of the B samples.
+            labels: int64 (B,), class numbers.
+            probabilities: float (B, K).
+        """
         self._keys += keys
         self._labels.append(labels)
         values, classes = topk_stable(probabilities, KEPT)
@@ -161,41 +168,44 @@ class PredictionCollector:
         self._probabilities.append(values.float())
 
     def gather(self, env: DistEnv) -> Predictions | None:
-        """All processes' images in the order of their keys, on the first; elsewhere None."""
+        """Return the predictions of all processes, sorted by key, on rank 0; None on other ranks.
+
+        Every process must call this.
+        """
         columns = (self._labels, self._classes, self._probabilities)
-        arrays = [torch.cat(parts).cpu().numpy() for parts in columns if parts]
-        everyone = [part for part in gather_objects((self._keys, arrays), env) if part[0]]
-        if not everyone:
+        arrays = [torch.cat(batches).cpu().numpy() for batches in columns if batches]
+        gathered = [(keys, arrays) for keys, arrays in gather_objects((self._keys, arrays), env) if keys]
+        if not gathered:
             return None
-        keys = [key for part, _ in everyone for key in part]
+        keys = [key for rank_keys, _ in gathered for key in rank_keys]
         order = sorted(range(len(keys)), key=keys.__getitem__)
         labels, classes, probabilities = (
-            np.concatenate(column)[order] for column in zip(*(part for _, part in everyone), strict=True)
+            np.concatenate(column)[order] for column in zip(*(arrays for _, arrays in gathered), strict=True)
         )
         return Predictions(tuple(keys[i] for i in order), labels, classes, probabilities)
 
 
 def split_keys(dataset: Dataset, split: str) -> list[str]:
-    """The keys of a split's samples, as its indexes name them.
+    """Read the keys of a split's samples from the index files, in shard order.
 
     Raises:
-        UsageError: no such split, or a damaged index.
+        UsageError: there is no such split, or an index is damaged.
     """
     return [key for shard in dataset.shards(split) for key in keys_in(dataset.store, shard)]
 
 
 def refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None:
-    """Assert that every sample was seen exactly once.
+    """Check that every sample of a split was seen exactly once.
 
-    Tars of other tools may use a key in more than one tar; otherwise a key is one image's.
+    A key is unique within a split, except in adopted datasets: tars of other tools may repeat it.
 
     Args:
-        seen: keys of all processes, sorted.
-        dataset: that they are of.
-        split: of it.
+        seen: Keys seen by all processes, sorted.
+        dataset: The evaluated dataset.
+        split: Name of the evaluated split.
 
     Raises:
-        RunError: they are not the split's, each once.
+        RunError: a sample was missed or seen twice, or a key is not in the split.
     """
     expected = sorted(split_keys(dataset, split))
     twice = 0 if dataset.manifest.adopted else len(seen) - len({*seen})
@@ -203,6 +213,6 @@ def refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None
         missed = Counter(expected) - Counter(seen)
         raise RunError(
             f"evaluation of {split} missed {missed.total():,} of {len(expected):,} samples and saw {twice:,} "
-            "keys again; the shards do not hold what the manifest says: `alexnet-prep verify "
-            f"{dataset.url}` names what differs"
+            "keys again: the shards do not match the manifest; run `alexnet-prep verify "
+            f"{dataset.url}` to list the differences"
         )

@@ -1,4 +1,4 @@
-"""An evaluation as JSON, as a Markdown table to paste, and its confusion matrix as CSV."""
+"""Formats of an evaluation: JSON, a Markdown table beside published results, the confusion matrix as CSV."""
 
 import csv
 import hashlib
@@ -16,15 +16,15 @@ from trainer.evaluation.metrics import Interval
 
 
 def name_of(evaluation: Evaluation) -> str:
-    """What was measured, in a word: the checkpoint, or an ensemble of so many."""
+    """Return the path of the only checkpoint, or "ensemble of N"."""
     models = len(evaluation.checkpoints)
     return evaluation.checkpoints[0] if models == 1 else f"ensemble of {models}"
 
 
 def as_json(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> dict[str, Any]:
-    """Everything but the predictions and the confusion matrix, which have files of their own.
+    """Convert an evaluation to JSON types, without predictions and confusion matrix, which have own files.
 
-    Keys: `checkpoints`, `weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels` (of
+    Keys: `checkpoints`, `weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels` (from
     `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
     """
     return {
@@ -41,11 +41,11 @@ def as_json(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> dict[s
 
 
 def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
-    """A Markdown table of errors; beside published ones where the images are ImageNet's validation set.
+    """Format the errors as a Markdown table; on ImageNet's validation set, published results follow.
 
     Args:
-        evaluation: what was measured.
-        scores: by other labels, a row each.
+        evaluation: The evaluation, first row of the table.
+        scores: Scores by other labels, one row each.
     """
     metrics, name = evaluation.metrics, name_of(evaluation)
     rows = [
@@ -85,27 +85,27 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
 
 
 def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
-    """Write `as_json`, atomically.
+    """Write the result of `as_json` to a file, atomically.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     write_bytes(path, json.dumps(as_json(evaluation, scores), indent=1).encode() + b"\n")
 
 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:
-    """The classes that have images, worst top-1 first; of equal ones the lower top-5, then the label."""
+    """Sort the classes that have images by top-1, then top-5, then label; worst first."""
     measured = [info for info in per_class if info.samples]
     return sorted(measured, key=lambda info: (info.top1 or 0.0, info.top5 or 0.0))
 
 
 def write_confusion(path: Path, evaluation: Evaluation) -> None:
-    """Write the confusion matrix as CSV, atomically: a row for each label, a column for each answer.
+    """Write the confusion matrix as CSV, atomically: one row per label, one column per predicted class.
 
     The first row and the first column hold class ids.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     text = io.StringIO()
     ids = [info.id for info in evaluation.per_class]
@@ -120,14 +120,21 @@ def _error(accuracy: float, interval: Interval) -> str:
     return f"{100 * (1 - accuracy):.2f} % ({100 * (1 - high):.2f}–{100 * (1 - low):.2f})"
 
 
-# SHA-256 of ILSVRC 2012's 1,000 WNIDs, sorted and joined by newlines.
+# SHA-256 of the 1,000 WNIDs of ILSVRC 2012, sorted and joined by newlines.
 _WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 _IMAGES = 50_000
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published result: errors are shares of the 50,000 validation images, 0..1."""
+    """A published result on the 50,000 validation images of ILSVRC 2012.
+
+    Attributes:
+        name: Name of the network.
+        source: Publication that the numbers are from.
+        views: Views that probabilities were averaged over, in the words of `EvalView`.
+        top1_error, top5_error: Share of images, 0..1, predicted wrong.
+    """
 
     name: str
     source: str
@@ -137,16 +144,16 @@ class Published:
 
 
 RESULTS = (
-    # Krizhevsky et al. 2012, table 2. Its other rows are of networks trained on more than ILSVRC 2012.
+    # Krizhevsky et al. 2012, table 2. Its other rows use networks pre-trained on more than ILSVRC 2012.
     Published("AlexNet, one network", "the 2012 paper, table 2", "ten-crop", 0.407, 0.182),
     Published("AlexNet, five networks", "the 2012 paper, table 2", "ten-crop", 0.381, 0.164),
     Published("AlexNet, the code's own run", "the log of the released code", "ten-crop", 0.40664, 0.18210),
-    # 56.522 % and 79.066 % are right, as torchvision documents AlexNet_Weights.IMAGENET1K_V1.
+    # torchvision documents accuracies of 56.522 % and 79.066 % for AlexNet_Weights.IMAGENET1K_V1.
     Published("torchvision's alexnet", "torchvision's documentation", "center", 0.43478, 0.20934),
 )
 
 
 def is_imagenet_validation(class_ids: Iterable[str], images: int) -> bool:
-    """Whether a split is ILSVRC 2012's validation set, by its classes' WNIDs and its size."""
+    """Return whether class ids and number of images are those of the ILSVRC 2012 validation set."""
     joined = "\n".join(sorted(class_ids)).encode()
     return images == _IMAGES and hashlib.sha256(joined).hexdigest() == _WNIDS

@@ -1,9 +1,9 @@
-"""Predictions as the ImageNet challenge of 2012 took them: five ILSVRC2012_IDs a line, a line an image.
+"""Submission file of the ImageNet challenge 2012: one line per image with up to five ILSVRC2012_IDs.
 
-The devkit's readme.txt, "Submission format", says of task 1: one line for each image, in the alphabetical
-order of the file names; each holds the ILSVRC2012_IDs (1 to 1000) of the predicted categories, sorted by
-confidence in descending order, at most five. Its evaluation/demo.val.pred.txt is such a file for the
-validation images, and evaluation/eval_flat.m reads one.
+The format of task 1 is in the devkit's readme.txt, "Submission format": one line per image, in alphabetical
+order of the file names; each line holds the ILSVRC2012_IDs (1 to 1000) of the predicted categories, most
+confident first, at most five. The devkit's evaluation/demo.val.pred.txt is an example for the validation
+images, and its evaluation/eval_flat.m reads such a file.
 """
 
 import re
@@ -18,49 +18,55 @@ _KEY = re.compile(r"ILSVRC2012_(?:val|test)_([0-9]{8})")
 
 
 def check_submission(keys: Sequence[str], class_ids: Sequence[str], ids: Mapping[str, int]) -> None:
-    """Refuse what cannot be a submission, before anything is measured for it.
+    """Check that a split can be submitted, before it is evaluated.
 
     Args:
-        keys: of the split's samples, in any order.
-        class_ids: of the data, in label order.
-        ids: WNID → ILSVRC2012_ID, of a devkit (`pipeline.sources.labelers.devkit.read_ids`).
+        keys: Keys of the split's samples, in any order.
+        class_ids: Class ids of the dataset, in label order.
+        ids: WNID → ILSVRC2012_ID, from a devkit (`pipeline.sources.labelers.devkit.read_ids`).
 
     Raises:
-        UsageError: images that are not the challenge's, one that is missing among them, or a class
-            that the devkit lacks.
+        UsageError: an image is not one of the challenge's, an image of the challenge is missing, or the
+            devkit lacks a class.
     """
     unknown = [class_id for class_id in class_ids if class_id not in ids]
     if unknown:
         more = f" and {len(unknown) - 1:,} more" if unknown[1:] else ""
         raise UsageError(
-            f"a submission needs the devkit's classes, but it has no {unknown[0]}{more}; the data are of "
-            "other classes"
+            f"a submission needs the devkit's classes, but it has no {unknown[0]}{more}; give data with the "
+            "classes of ILSVRC 2012"
         )
-    for place, key in enumerate(sorted(keys), 1):
+    for number, key in enumerate(sorted(keys), 1):
         match = _KEY.fullmatch(key)
         if match is None:
             raise UsageError(
-                f"a submission has a line for each of the challenge's images, but {key} is none of them "
-                "(ILSVRC2012_val_00000001, …)"
+                f"a submission has a line for each of the challenge's images, but {key} is none of them; "
+                "their keys are ILSVRC2012_val_00000001 and so on"
             )
-        if int(match[1]) != place:
+        if int(match[1]) != number:
             raise UsageError(
-                f"a submission has a line for each image in order, but image {place:,} is not in the "
-                f"data, whose next is {key}; prepare the whole validation set"
+                f"a submission has a line for each image, but image {number:,} is not in the data (its next "
+                f"is {key}); prepare the whole validation set"
             )
 
 
 def write_submission(
     path: Path, predictions: Predictions, class_ids: Sequence[str], ids: Mapping[str, int]
 ) -> None:
-    """Write a submission, atomically; for arguments see `check_submission`.
+    """Write a submission file, atomically.
+
+    Args:
+        path: File to write.
+        predictions: Predictions of the challenge's images.
+        class_ids: Class ids of the network, in label order.
+        ids: WNID → ILSVRC2012_ID, from a devkit.
 
     Raises:
-        UsageError: as `check_submission`.
-        RunError: it cannot be written.
+        UsageError: `check_submission` refuses the predictions.
+        RunError: the file cannot be written.
     """
     check_submission(predictions.keys, class_ids, ids)
     numbers = [ids[class_id] for class_id in class_ids]
     rows = sorted(zip(predictions.keys, predictions.classes.tolist(), strict=True))
-    lines = [" ".join(str(numbers[guess]) for guess in guesses) for _, guesses in rows]
+    lines = [" ".join(str(numbers[label]) for label in classes) for _, classes in rows]
     write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -1,1 +1,1 @@
-"""The paper's figures and a run's, as PNG or SVG."""
+"""Figures of a network, its predictions and its run, as PNG or SVG."""

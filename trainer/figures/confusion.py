@@ -1,6 +1,6 @@
-"""Which classes are taken for which: the confusion matrix, drawn whole or in blocks, and its worst pairs.
+"""Figure of a confusion matrix, by class or in blocks of classes, and its most confused pairs.
 
-Shapes: K classes. Rows are labels, columns what was predicted.
+Shapes: K classes. Rows are labels, columns predicted classes.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,26 @@ from numpy.typing import NDArray
 from trainer.figures.style import BLUE, drawable, fonts_for, label_ticks, new_figure, shortened, styled
 
 Matrix = NDArray[np.int64]
+"""int64 (K, K), number of images by label (row) and predicted class (column)."""
 
-# Up to so many classes, every one has its name on the axes, and up to so many its figures in the cells.
 MOST_NAMED = 40
-_MOST_NUMBERED = 16
-# Of more classes, blocks of neighboring labels; ImageNet's sorted WNIDs put related classes together.
+"""Up to this many classes, the axes name every class; beyond, the matrix is drawn in blocks."""
+_MOST_NUMBERED = 16  # up to this many classes, the cells hold counts
+# Blocks of neighboring labels per axis; ImageNet's sorted WNIDs put related classes side by side.
 _BLOCKS = 50
 _PAIRS = 25
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of the class `label` that were taken for `predicted`: how many, and of how many."""
+    """A class and one of the wrong classes predicted for its images.
+
+    Attributes:
+        label: Class number of the label.
+        predicted: Class number of the prediction.
+        count: Number of images with this label and prediction.
+        of: Number of images with this label.
+    """
 
     label: int
     predicted: int
@@ -37,7 +45,12 @@ class Pair:
 
 
 def most_confused(matrix: Matrix, count: int) -> list[Pair]:
-    """The pairs of different classes with the most images; of equal ones the lower labels first."""
+    """Return the off-diagonal pairs with the most images, most first; ties go to the lower class numbers.
+
+    Args:
+        matrix: int64 (K, K), rows are labels.
+        count: Number of pairs; fewer are returned if fewer pairs have images.
+    """
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     totals = matrix.sum(axis=1)
@@ -52,15 +65,15 @@ def most_confused(matrix: Matrix, count: int) -> list[Pair]:
 
 @styled
 def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix in shares of each label's images.
+    """Draw a confusion matrix, normalized by the number of images of each label.
 
-    Up to 40 classes stand by name. Of more, cells are blocks of neighboring labels, on a logarithmic
-    scale, and the most confused pairs are listed beside them, as bars.
+    Up to 40 classes, the axes name every class. Beyond, each cell is a block of neighboring labels, on a
+    logarithmic scale, and the most confused pairs are listed beside it, as bars.
 
     Args:
         matrix: int64 (K, K), rows are labels.
-        names: of the classes, in label order.
-        title: the run, the dataset and the split.
+        names: Names of the classes, in label order.
+        title: Title: the run, the dataset and the split.
     """
     images, right = int(matrix.sum()), int(np.trace(matrix))
     text = f"{title}: {right:,} of {images:,} images right"
@@ -127,21 +140,20 @@ def _draw_blocks(axes: Axes, matrix: Matrix) -> None:
 
 def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     pairs = most_confused(matrix, _PAIRS)
-    axes.set_title(
-        f"the {len(pairs)} most confused pairs: label taken for prediction", fontsize=11, loc="left"
-    )
+    axes.set_title(f"the {len(pairs)} most confused pairs: label → prediction", fontsize=11, loc="left")
     axes.barh(range(len(pairs)), [pair.count for pair in pairs], color=BLUE, height=0.28)
     axes.set_ylim(len(pairs) - 0.3, -0.8)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("images")
     for number, pair in enumerate(pairs):
-        words = f"{shortened(names[pair.label], 26)} → {shortened(names[pair.predicted], 26)}"
-        text = drawable(f"{words}: {pair.count} of {pair.of}")
+        classes = f"{shortened(names[pair.label], 26)} → {shortened(names[pair.predicted], 26)}"
+        text = drawable(f"{classes}: {pair.count} of {pair.of}")
         axes.text(0.0, number - 0.2, text, va="bottom", fontsize=8, family=fonts_for(text))
 
 
 def _shares(matrix: Matrix) -> NDArray[np.float64]:
+    """Divide each row by its sum; rows without images stay 0."""
     totals = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shares: NDArray[np.float64] = matrix / totals
     return shares

@@ -1,4 +1,4 @@
-"""The course of runs over their epochs: loss, accuracy, learning rate and throughput."""
+"""Curves of runs over their epochs: loss, accuracy, learning rate and throughput."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,37 @@ from trainer.runs.run_folder import METRICS_FILE, read_metrics
 
 Panel = Literal["loss", "top-1", "top-5", "lr", "throughput"]
 PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")
+"""Panels drawn by default."""
 
-# A rate that changes more than this is drawn on a logarithmic axis.
+# A learning rate that changes by more than this factor is drawn on a logarithmic axis.
 _WIDE = 20.0
 _MARKERS = ("o", "s", "^", "D")
 
 
 @dataclass(frozen=True)
 class Course:
-    """A run's name and its epochs."""
+    """Metrics of a run.
+
+    Attributes:
+        name: Name of the run, for the legend.
+        rows: Metrics of each finished epoch, in order.
+    """
 
     name: str
     rows: tuple[EpochMetrics, ...]
 
 
 def read_courses(folders: Sequence[Path]) -> list[Course]:
-    """Read the epochs of runs; of equal folder names, as much of the paths as tells them apart.
+    """Read the metrics of runs.
+
+    Runs are named after their folders; where folder names are equal, parent folders are added until the
+    names differ.
+
+    Args:
+        folders: Run folders.
 
     Raises:
-        UsageError: no such run, one without a finished epoch, or a damaged metrics.jsonl.
+        UsageError: there is no such run, a run has no finished epoch, or its metrics.jsonl is damaged.
     """
     courses = []
     for folder, name in zip(folders, _names([path.resolve() for path in folders]), strict=True):
@@ -44,13 +56,14 @@ def read_courses(folders: Sequence[Path]) -> list[Course]:
             raise UsageError(
                 f"{folder}: holds no {METRICS_FILE} with a finished epoch; name a run's folder"
                 if folder.is_dir()
-                else f"{folder}: no such run"
+                else f"{folder}: no such run; name a run's folder"
             )
         courses.append(Course(name, tuple(rows)))
     return courses
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
+    """Name each path by as few of its last parts as distinguish it from the others."""
     parts = 1
     longest = max((len(path.parts) for path in paths), default=1)
     while True:
@@ -64,12 +77,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def draw_curves(
     courses: Sequence[Course], panels: Sequence[Panel] = PANELS, title: str | None = None
 ) -> Figure:
-    """Lay runs over each other, a panel for each quantity; training is dashed, validation solid.
+    """Plot runs together, one panel per quantity; training is dashed, validation solid.
 
     Args:
-        courses: one or more; each has its color, and beyond seven its markers.
-        panels: what to draw, two beside each other.
-        title: above; by default it names the runs and the panels.
+        courses: One or more runs; each has its color, and from the eighth on other markers.
+        panels: Panels to draw, two per row.
+        title: Title of the figure; by default it names the runs and the panels.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -155,7 +168,7 @@ def _in_percent(axes: Axes, title: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def _draw_rate(axes: Axes, courses: Sequence[Course]) -> None:
+def _draw_lr(axes: Axes, courses: Sequence[Course]) -> None:
     _line(axes, courses, lambda row: row.lr)
     lrs = [row.lr for course in courses for row in course.rows]
     if min(lrs) > 0 and max(lrs) > _WIDE * min(lrs):
@@ -176,6 +189,6 @@ _DRAW: dict[Panel, Callable[[Axes, Sequence[Course]], None]] = {
     "loss": _draw_loss,
     "top-1": _draw_top1,
     "top-5": _draw_top5,
-    "lr": _draw_rate,
+    "lr": _draw_lr,
     "throughput": _draw_throughput,
 }

@@ -1,6 +1,6 @@
-"""Images of what a network has learnt and what it looks at: kernels, feature maps and saliency.
+"""Figures of a network's inside: first-layer kernels, feature maps and saliency.
 
-Shapes: S crop, C channels, h, w of a kernel or map.
+Shapes: S side of the crop, C channels, h × w size of a kernel or map.
 """
 
 import math
@@ -21,24 +21,24 @@ from trainer.models.alexnet import first_kernels
 from trainer.models.classifier import Classifier
 
 _COLUMNS = 16
-_MAGNIFY = 6
+_MAGNIFY = 6  # pixels of the PNG per weight
 _TITLE_PIXELS, _CAPTION_PIXELS = 46, 30
-# Of gradients, the strongest per cent saturates: single pixels would leave the rest black.
+# The strongest 1 % of the gradients saturates; otherwise single pixels would leave the rest black.
 _SATURATED = 0.99
-_SHARE_OF_IMAGE = 0.45
+_SHARE_OF_IMAGE = 0.45  # contrast of the gray image below the saliency
 
 
 @styled
 def draw_kernels(classifier: Classifier, name: str) -> Figure:
     """Draw the first layer's kernels in rows of 16, as the paper's figure 3 does.
 
-    All kernels share one scale, symmetric about gray, so that weak ones look weak; the strongest 0.5 %
-    of weights saturate. Where the second layer is split into two towers, the first one's kernels stand
-    above the second one's; one weight is 6 × 6 pixels of the PNG.
+    All kernels share one scale on which zero is gray, so that weak kernels look weak; the strongest 0.5 % of
+    the weights saturate. If the second layer is split into two towers, the kernels of the first tower are
+    drawn above those of the second. One weight is 6 × 6 pixels of the PNG.
 
     Args:
-        classifier: a trained network.
-        name: of the run, for the title.
+        classifier: The network.
+        name: Name of the run, for the title.
     """
     weights = first_kernels(classifier.model).permute(0, 2, 3, 1).float().cpu().numpy()  # (C1, h, w, 3)
     largest = max(float(np.quantile(np.abs(weights), 0.995)), 1e-12)
@@ -54,13 +54,13 @@ def draw_kernels(classifier: Classifier, name: str) -> Figure:
 
 
 def _towers(model: nn.Module) -> int:
-    """Groups of the second convolution: each sees the kernels of one tower only."""
+    """Return the number of groups of the second convolution; each sees only the kernels of one tower."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     return convolutions[1].groups
 
 
 def _stacked_figure(title: str, grids: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Figure:
-    """Put sheets under each other, pixel for pixel, each below its caption."""
+    """Stack images, uint8 (h, w, 3), without resampling, each below its caption."""
     margin, caption = 2 * _MAGNIFY, _CAPTION_PIXELS if any(captions) else 0
     width = max(canvas.shape[1] for canvas in grids) + 2 * margin
     width = max(width, 10 * len(title))
@@ -74,13 +74,13 @@ def _stacked_figure(title: str, grids: Sequence[NDArray[np.uint8]], captions: Se
     for canvas, text in zip(grids, captions, strict=True):
         figure.text(margin / width, 1 - top / height, text, va="top", fontsize=11)
         top += caption
-        place = (
+        box = (
             margin / width,
             1 - (top + canvas.shape[0]) / height,
             canvas.shape[1] / width,
             canvas.shape[0] / height,
         )
-        axes = figure.add_axes(place)
+        axes = figure.add_axes(box)
         show_pixels(axes, canvas)
         top += canvas.shape[0] + margin
     return figure
@@ -90,19 +90,19 @@ def _stacked_figure(title: str, grids: Sequence[NDArray[np.uint8]], captions: Se
 def draw_maps(
     classifier: Classifier, image: Crop, layers: Sequence[str], name: str, most: int = 32
 ) -> Figure:
-    """Draw what layers make of an image: the maps of their first channels, bright where strong.
+    """Draw the feature maps of layers for an image, bright where the activation is high.
 
-    The maps of a layer share one scale, from their least to their greatest activation.
+    The maps of a layer share one scale, from their lowest to their highest activation.
 
     Args:
-        classifier: a trained network.
-        image: uint8 (S, S, 3).
-        layers: names of layers with maps, such as conv1; all convolutions where there are none.
-        name: of the run and the image, for the title.
-        most: channels drawn of a layer at most.
+        classifier: Network in evaluation mode.
+        image: uint8 (S, S, 3) RGB.
+        layers: Names of layers with feature maps, such as "conv1"; if empty, all convolutions.
+        name: Name of the run and the image, for the title.
+        most: Maximum number of channels drawn per layer, from the first on.
 
     Raises:
-        UsageError: a layer that there is not, or one without maps.
+        UsageError: a layer does not exist or has no feature maps.
     """
     known = map_layers(classifier)
     chosen = list(layers) or [layer for layer in known if _is_convolution(classifier.model, layer)]
@@ -136,7 +136,7 @@ def _is_convolution(model: nn.Module, layer: str) -> bool:
 
 
 def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
-    """(C, h, w) in rows of `columns`, with gaps of NaN, which are drawn as nothing."""
+    """Tile maps (C, h, w) in rows of `columns`; gaps are NaN, which Matplotlib leaves blank."""
     count, height, width = maps.shape
     gap = max(1, round(width / 14))
     rows = math.ceil(count / columns)
@@ -148,17 +148,17 @@ def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
 
 
 def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.float32]:
-    """How much each pixel moves a class's logit: the largest |∂logit/∂pixel| of its three channels.
+    """Compute the saliency of each pixel: |∂logit/∂pixel| of a class, maximum over the three channels.
 
     Simonyan, Vedaldi and Zisserman, Deep Inside Convolutional Networks (2013), section 3.
 
     Args:
-        classifier: in evaluation mode.
-        image: uint8 (S, S, 3).
-        label: class number.
+        classifier: Network in evaluation mode.
+        image: uint8 (S, S, 3) RGB.
+        label: Class number of the logit.
 
     Returns:
-        float32 (S, S), logits per gray level.
+        float32 (S, S), logit change per gray level.
     """
     pixels = as_batch([image]).to(classifier.mean.device).requires_grad_()
     logit = classifier.classify(pixels)[0, label]
@@ -169,17 +169,17 @@ def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.floa
 
 @styled
 def draw_saliency(strength: NDArray[np.float32], image: Crop, name: str, class_name: str) -> Figure:
-    """Draw an image, `saliency` of it, and the latter laid over the former.
+    """Draw an image, its saliency, and the saliency over the image.
 
     Args:
-        strength: float32 (S, S).
-        image: uint8 (S, S, 3).
-        name: of the run and the image, for the title.
-        class_name: whose logit it is.
+        strength: float32 (S, S), result of `saliency`.
+        image: uint8 (S, S, 3) RGB.
+        name: Name of the run and the image, for the title.
+        class_name: Name of the class whose logit was differentiated.
     """
     top = max(float(np.quantile(strength, _SATURATED)), 1e-30)
     scaled = np.clip(strength / top, 0, 1)
-    figure = new_figure(10, 4.1, title=f"{name}: pixels that move “{shortened(class_name, 40)}”")
+    figure = new_figure(10, 4.1, title=f"{name}: saliency of “{shortened(class_name, 40)}”")
     left, middle, right = figure.subplots(1, 3)
     show_pixels(left, image)
     left.set_title("image", fontsize=11)
@@ -190,7 +190,7 @@ def draw_saliency(strength: NDArray[np.float32], image: Crop, name: str, class_n
     faint = np.repeat(255 - _SHARE_OF_IMAGE * (255 - gray), 3, axis=2).astype(np.uint8)
     show_pixels(right, faint)
     right.imshow(scaled, cmap="inferno", vmin=0, vmax=1, alpha=np.sqrt(scaled))
-    right.set_title("laid over the image", fontsize=11)
+    right.set_title("over the image", fontsize=11)
     bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.8, pad=0.01)
     bar.set_ticks([0, 1], labels=["0", "strongest 1 %"])
     return figure

@@ -1,4 +1,4 @@
-"""The paper's figure 4 as images: predictions with their bars, and rows of neighbors."""
+"""Figures like the paper's figure 4: images with their top-5 predictions, and images with their neighbors."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,20 +18,21 @@ from trainer.figures.style import (
     shortened,
     styled,
 )
-from trainer.inference.neighbors import UNKNOWN, NamedImage, Neighborhood, Prediction
+from trainer.inference.examples import UNKNOWN, NamedImage, Prediction
+from trainer.inference.neighbors import Neighborhood
 
 _PREDICTION_COLUMNS = 4
-_FRAME = 3
+_FRAME = 3  # line width, points
 
 
 @styled
 def draw_predictions(predictions: Sequence[Prediction], names: Sequence[str], title: str) -> Figure:
-    """Draw images with the five likeliest classes as bars, the label's in orange.
+    """Draw images with bars of their five most probable classes; the label's bar is orange.
 
     Args:
-        predictions: one or more.
-        names: of the classes, in label order.
-        title: the run, the dataset and the split.
+        predictions: Predictions, one or more.
+        names: Names of the classes, in label order.
+        title: Title: the run, the dataset and the split.
     """
     columns = min(_PREDICTION_COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
@@ -48,14 +49,14 @@ def draw_predictions(predictions: Sequence[Prediction], names: Sequence[str], ti
 
 
 def _draw_bars(axes: Axes, prediction: Prediction, names: Sequence[str]) -> None:
-    for place, (label, probability) in enumerate(
+    for row, (label, probability) in enumerate(
         zip(prediction.classes, prediction.probabilities, strict=True)
     ):
         color = ORANGE if label == prediction.image.label else SKY
-        axes.barh(place, probability, color=color, height=0.82)
+        axes.barh(row, probability, color=color, height=0.82)
         text = drawable(shortened(names[label], 21))
-        axes.text(0.015, place, text, va="center", fontsize=9, family=fonts_for(text))
-        axes.text(1.0, place, f"{probability:.1%}", va="center", ha="right", fontsize=8)
+        axes.text(0.015, row, text, va="center", fontsize=9, family=fonts_for(text))
+        axes.text(1.0, row, f"{probability:.1%}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 1)
     axes.set_ylim(4.6, -0.6)
     axes.axvline(0, color=GRAY, linewidth=1)
@@ -63,12 +64,12 @@ def _draw_bars(axes: Axes, prediction: Prediction, names: Sequence[str]) -> None
 
 @styled
 def draw_neighbors(neighborhoods: Sequence[Neighborhood], names: Sequence[str], title: str) -> Figure:
-    """Draw a row for each query: the image, and right of it its nearest, each with its distance.
+    """Draw one row per query: the query image, then its nearest images with their distances.
 
     Args:
-        neighborhoods: one or more.
-        names: of the classes, in label order.
-        title: the run, the dataset and what was searched.
+        neighborhoods: Queries with their neighbors, one or more.
+        names: Names of the classes, in label order.
+        title: Title: the run, the dataset and the split that was searched.
     """
     columns = 1 + max(len(one.found) for one in neighborhoods)
     width = max(1.62 * columns + 0.3, 6.0)
@@ -86,7 +87,7 @@ def draw_neighbors(neighborhoods: Sequence[Neighborhood], names: Sequence[str], 
                 _frame(axes, image.label == one.query.label)
     note = "left: the query; numbers: Euclidean distance of the last hidden layer's features"
     if any(one.query.label != UNKNOWN for one in neighborhoods):
-        note += "; framed green and solid: of the query's class, red and dashed: of another"
+        note += "; solid green frame: same class as the query, dashed red frame: another class"
     _note(figure, note)
     return figure
 
@@ -110,7 +111,7 @@ def _show(axes: Axes, image: NamedImage, text: str, size: float) -> None:
 
 
 def drawable_lines(text: str) -> str:
-    """As `drawable`, line by line."""
+    """Apply `drawable` to each line of a text."""
     return "\n".join(drawable(line) for line in text.splitlines())
 
 

@@ -1,1 +1,1 @@
-"""Using a trained network: preprocessing, classifying files, features, nearest neighbors."""
+"""Inference with a trained network: preprocessing, classifying files, features, nearest neighbors."""

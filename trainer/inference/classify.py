@@ -1,6 +1,6 @@
-"""Images in, classes out: files of any format, without DALI.
+"""Classify image files of any format, without DALI.
 
-Shapes: B batch, V views, S crop, K classes.
+Shapes: B batch, V views (1, or 10 for ten crops), S side of the crop, K classes.
 """
 
 import os
@@ -23,7 +23,13 @@ Views = Literal["center", "ten-crop"]
 
 @dataclass(frozen=True)
 class Guess:
-    """A class id, its name where it is known (else the id), and the probability, 0..1."""
+    """One predicted class of an image.
+
+    Attributes:
+        id: Class id, such as a WNID.
+        name: Readable name of the class, or its id if the checkpoint has no names.
+        probability: Probability of the class, 0..1.
+    """
 
     id: str
     name: str
@@ -32,12 +38,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """An image's likeliest classes in order, or why it has none.
+    """The most probable classes of an image file, or the error that prevented reading it.
 
     Attributes:
-        image: the file.
-        guesses: likeliest first; empty where `error` says why.
-        error: one line, or ''.
+        image: Path of the file.
+        guesses: Predicted classes, most probable first; empty if there was an error.
+        error: Error message of one line, or "".
     """
 
     image: Path
@@ -46,13 +52,16 @@ class ImagePrediction:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as named, whatever they are called, and of folders all images at any depth, in order.
+    """List image files: files as given, whatever their suffix, and folders searched recursively.
 
-    In a folder, images are told by their suffix, and hidden names are left out. A link that leads nowhere
-    is kept: it is an image that cannot be read.
+    In a folder, images are recognized by their suffix, and hidden files and folders are skipped. A dangling
+    symbolic link counts as an image, so that it is reported as unreadable.
+
+    Returns:
+        Files in the order of `paths`, sorted within each folder.
 
     Raises:
-        UsageError: a folder without images, or one that cannot be read.
+        UsageError: a folder has no images or cannot be read.
     """
     found = []
     for path in paths:
@@ -71,7 +80,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(at, name)
-            # A pipe would never end.
+            # `is_file` skips named pipes, whose reading would block forever.
             if not name.startswith(".") and is_image(name) and (file.is_file() or file.is_symlink()):
                 yield file
 
@@ -88,27 +97,33 @@ def classify_images(
     batch_size: int = 32,
     exif_rotate: bool = False,
 ) -> Iterator[ImagePrediction]:
-    """Classify files, one answer for each in order; probabilities are averaged over views and networks.
+    """Classify image files; probabilities are averaged over views and networks.
 
-    An image is prepared as `alexnet-prep shard` does it: center square, scaled by area or cubic
-    interpolation to the size that the network was trained on, then cut.
+    An image is prepared as `alexnet-prep shard` does: the center square is scaled by area or cubic
+    interpolation to the size that the network was trained on, then cropped.
 
     Args:
-        models: one, or an ensemble of the same classes, size and crop; on any device, all on one.
-        images: files of any format that `pipeline.images.codec` reads.
-        views: "center", or "ten-crop".
-        top: classes in each answer.
-        batch_size: images at a time.
-        exif_rotate: turn images upright as their EXIF says, which `alexnet-prep shard` does on request.
+        models: One network, or an ensemble with the same classes, image size and crop; all on one device.
+        images: Files of any format that `pipeline.images.codec` reads.
+        views: "center" or "ten-crop".
+        top: Number of classes to return for each image.
+        batch_size: Number of images per forward pass.
+        exif_rotate: Whether to rotate images upright by their EXIF orientation; `alexnet-prep shard` does
+            so only with `--exif-rotate`.
+
+    Yields:
+        One prediction per file, in order; a file that cannot be read yields its error.
 
     Raises:
-        UsageError: networks that do not share classes, size and crop.
-        RunError: a network's outputs are not numbers.
+        UsageError: the networks differ in classes, image size or crop.
+        RunError: a network's outputs are not finite.
     """
     first = models[0].spec
     for model in models:
         if (model.spec.classes, model.spec.size, model.spec.crop) != (first.classes, first.size, first.crop):
-            raise UsageError("the networks of an ensemble must share their classes, image size and crop")
+            raise UsageError(
+                "the networks of an ensemble must share classes, image size and crop; leave some out"
+            )
         model.eval()
     names = first.names or first.classes
     for start in range(0, len(images), batch_size):
@@ -119,21 +134,21 @@ def classify_images(
                 crops.append(crops_of_file(path, first, views, exif_rotate))
             except UsageError as error:
                 crops.append(str(error))
-        good = [each for each in crops if not isinstance(each, str)]
-        guesses = iter(_guesses(models, good, top))
+        readable = [each for each in crops if not isinstance(each, str)]
+        top_classes = iter(_top_classes(models, readable, top))
         for path, each in zip(batch, crops, strict=True):
             if isinstance(each, str):
                 yield ImagePrediction(path, (), each)
                 continue
-            numbers, values = next(guesses)
+            numbers, values = next(top_classes)
             found = (Guess(first.classes[k], names[k], p) for k, p in zip(numbers, values, strict=True))
             yield ImagePrediction(path, tuple(found))
 
 
-def _guesses(
+def _top_classes(
     models: Sequence[Classifier], crops: Sequence[CROPS], top: int
 ) -> list[tuple[list[int], list[float]]]:
-    """Class numbers and probabilities of each image, likeliest first."""
+    """Return the `top` class numbers and probabilities of each image, most probable first."""
     if not crops:
         return []
     pixels = torch.from_numpy(np.stack(crops)).to(models[0].mean.device)
@@ -142,6 +157,8 @@ def _guesses(
         each = [[model.classify(view).double().softmax(dim=1) for view in views] for model in models]
         total = torch.stack([torch.stack(one).mean(dim=0) for one in each]).mean(dim=0)
     if not bool(total.isfinite().all()):
-        raise RunError("the network's outputs are not numbers: its weights diverged in training; use another")
+        raise RunError(
+            "the network's outputs are not finite: its weights diverged in training; use another checkpoint"
+        )
     values, classes = topk_stable(total, top)
     return list(zip(classes.tolist(), values.tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""What a network's layers give: maps of single images, and features of whole splits.
+"""Outputs of a network's layers, and feature vectors of images and of whole splits.
 
-Shapes: B batch, S crop, D numbers of a feature vector.
+Shapes: B batch, S side of the crop, D length of a feature vector.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,17 @@ from trainer.models.classifier import Classifier
 
 @contextmanager
 def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Copy the outputs of named layers of every forward pass within the block into the dict yielded.
+    """Capture the outputs of named layers: forward passes within the block fill the yielded dict.
+
+    Args:
+        model: The network; only leaf modules can be captured.
+        names: Names of leaf modules, such as "conv1".
+
+    Yields:
+        Name of a layer → copy of its output in the latest forward pass.
 
     Raises:
-        UsageError: no layer has that name; those that there are are listed.
+        UsageError: no layer has one of the names; the message lists the layers.
     """
     layers = _leaves(model)
     for name in names:
@@ -33,7 +40,7 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[name] = output.detach().clone()  # the ReLU behind it works in place
+            outputs[name] = output.detach().clone()  # the ReLU that follows works in place
 
         return hook
 
@@ -46,7 +53,7 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
 
 
 def map_layers(classifier: Classifier) -> list[str]:
-    """Names of the layers whose outputs are maps, in the order of the forward pass."""
+    """List the layers whose outputs are feature maps (1, C, h, w), in the order of the forward pass."""
     names = list(_leaves(classifier.model))
     spec = classifier.spec
     with captured(classifier.model, names) as outputs, torch.inference_mode():
@@ -55,12 +62,20 @@ def map_layers(classifier: Classifier) -> list[str]:
 
 
 def feature_layer(model: nn.Module) -> str:
-    """The last hidden layer behind its ReLU, which the paper's figure 4 compares: `relu7` for fc7."""
+    """Return the name of the last ReLU, `relu7` for fc7; the paper's figure 4 compares its outputs."""
     return [name for name, module in _leaves(model).items() if isinstance(module, nn.ReLU)][-1]
 
 
 def features(classifier: Classifier, pixels: Tensor) -> NDArray[np.float32]:
-    """Pixels (B, 3, S, S), 0..255 → the last hidden layer's activations, float32 (B, D)."""
+    """Compute feature vectors, the activations of the last hidden layer after its ReLU.
+
+    Args:
+        classifier: Network in evaluation mode.
+        pixels: float32 (B, 3, S, S), RGB, 0..255, on the network's device.
+
+    Returns:
+        float32 (B, D).
+    """
     name = feature_layer(classifier.model)
     with captured(classifier.model, [name]) as outputs, torch.inference_mode():
         classifier.classify(pixels)
@@ -69,7 +84,7 @@ def features(classifier: Classifier, pixels: Tensor) -> NDArray[np.float32]:
 
 
 def this_machine() -> DistEnv:
-    """One process on this machine's first GPU, or on the CPU where there is none."""
+    """Return the environment of a single process, on the first GPU, or on the CPU if there is none."""
     return DistEnv(kind="gpu" if torch.cuda.is_available() else "cpu")
 
 
@@ -80,22 +95,26 @@ def split_features(
     batch_size: int = 64,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the features of a whole split, float32 (n, D) a batch, in the order of `read_stored`'s places.
+    """Compute the feature vectors of the center crops of a whole split, batch by batch.
 
-    Center crops through the loader, on the GPU where there is one; the classifier is moved there.
+    The loader and the network run on the first GPU, or on the CPU if there is none; the classifier is moved
+    there.
 
     Args:
-        classifier: in evaluation mode.
-        dataset: an opened dataset.
+        classifier: Network in evaluation mode.
+        dataset: The dataset, opened.
         split: "train", "val" or "test".
-        batch_size: images per step.
-        progress: called with the images done and all of them.
+        batch_size: Number of images per batch.
+        progress: Called after each batch with (images done, images in all).
+
+    Yields:
+        float32 (B, D); row i of all batches together belongs to position i of `read_stored`.
 
     Raises:
-        UsageError: no such split.
-        RunError: the loader could not read or decode a sample.
+        UsageError: there is no such split.
+        RunError: the loader cannot read or decode a sample.
     """
-    from pipeline.loader.loader import Loader  # DALI, which the figures of single images do without
+    from pipeline.loader.loader import Loader  # imports DALI, which figures of single images do not need
     from trainer.data import LoaderOptions
 
     env = this_machine()
@@ -110,4 +129,5 @@ def split_features(
 
 
 def _leaves(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules without children by name, in the order of definition."""
     return {name: module for name, module in model.named_modules() if not list(module.children())}

@@ -1,6 +1,6 @@
-"""The center crops of single images, as the evaluation cuts them, without DALI.
+"""Evaluation crops of single images, equal to the loader's, without DALI.
 
-Shapes: S crop.
+Shapes: B batch, V views (1, or 10 for ten crops), S side of the crop.
 """
 
 from collections.abc import Sequence
@@ -16,42 +16,66 @@ from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_sq
 from trainer.models.classifier import Spec
 
 Crop = NDArray[np.uint8]
+"""One crop of an image, uint8 (S, S, 3) RGB."""
 CROPS = NDArray[np.uint8]
-"""The views of an image, (V, S, S, 3)."""
+"""All views of an image, uint8 (V, S, S, 3) RGB."""
 
-# As `alexnet-prep shard` bounds the images that it reads.
+# The default limit of `alexnet-prep shard`.
 _MOST_MEGAPIXELS = 100.0
 
 
 def crop_of_stored(data: bytes, spec: Spec) -> Crop:
-    """Cut the center out of an image as a dataset stores it, uint8 (S, S, 3) RGB.
+    """Decode an image from a dataset's shard and cut its center crop.
+
+    Args:
+        data: The encoded image, usually a JPEG.
+        spec: Image size and crop of the network.
+
+    Returns:
+        uint8 (S, S, 3) RGB.
 
     Raises:
-        UsageError: it does not decode.
+        UsageError: the image does not decode.
     """
     try:
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
         return _center(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
     except DecodeError as error:
         raise UsageError(
-            f"a stored image does not decode ({error}); `alexnet-prep verify` names it"
+            f"a stored image does not decode ({error}); run `alexnet-prep verify` on the dataset to find it"
         ) from error
 
 
 def crop_of_file(path: Path, spec: Spec) -> Crop:
-    """Prepare an image file as `alexnet-prep shard` does, and cut its center out, uint8 (S, S, 3) RGB.
+    """Prepare an image file as `alexnet-prep shard` does, and cut its center crop.
+
+    Args:
+        path: Path of the image file.
+        spec: Image size and crop of the network.
+
+    Returns:
+        uint8 (S, S, 3) RGB.
 
     Raises:
-        UsageError: no such file, or not an image.
+        UsageError: the file cannot be read, or is not an image.
     """
     return _center(_square_of_file(path, spec), spec.crop)
 
 
 def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> CROPS:
-    """The same for "center" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`), turned on request.
+    """Prepare an image file as `alexnet-prep shard` does, and cut its center crop or ten crops.
+
+    Args:
+        path: Path of the image file.
+        spec: Image size and crop of the network.
+        views: "center" (V = 1) or "ten-crop" (V = 10, in the order of `EvalView`).
+        exif_rotate: Whether to rotate the image upright by its EXIF orientation.
+
+    Returns:
+        uint8 (V, S, S, 3) RGB.
 
     Raises:
-        UsageError: no such file, or not an image.
+        UsageError: the file cannot be read, or is not an image.
     """
     square, side = _square_of_file(path, spec, exif_rotate), spec.crop
     if views == "center":
@@ -67,14 +91,14 @@ def _square_of_file(path: Path, spec: Spec, exif_rotate: bool = False) -> Crop:
         data = path.read_bytes()
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size, exif_rotate=exif_rotate)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name an image") from error
+        raise UsageError(f"{path}: {error.strerror}; name an image file") from error
     except DecodeError as error:
         raise UsageError(f"{path}: cannot be read as an image ({error}); name another") from error
     return resize_square(found.pixels, spec.size)
 
 
 def as_batch(crops: Sequence[Crop]) -> Tensor:
-    """Crops, uint8 (S, S, 3) each → float32 (B, 3, S, S), 0..255, for `Classifier.classify`."""
+    """Stack crops, uint8 (S, S, 3) each, to float32 (B, 3, S, S), 0..255, for `Classifier.classify`."""
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
 
 

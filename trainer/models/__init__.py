@@ -1,1 +1,1 @@
-"""The networks, their layers, and the classifier with its preprocessing."""
+"""Models: the AlexNets, their layers, and the classifier with its preprocessing."""

@@ -1,10 +1,10 @@
-"""Four AlexNets, each written as the list of layers it is.
+"""The four AlexNets, each a sequence of layers.
 
-`alexnet` is the paper's text, `alexnet_source` the code released with it, `alexnet_owt` the network of the
-2014 "one weird trick" paper with torchvision's parameter names, and `alexnet_bn` has batch
-normalization in place of local response normalization.
+`alexnet` follows the paper's text, `alexnet_source` the code released with it. `alexnet_owt` is the network
+of the 2014 "one weird trick" paper with torchvision's parameter names. `alexnet_bn` has batch normalization
+in place of local response normalization.
 
-Shapes: B batch, S crop. Inputs (B, 3, S, S) after preprocessing; outputs logits (B, classes).
+Shapes: B batch, S crop. Input: preprocessed images (B, 3, S, S). Output: logits (B, classes).
 """
 
 import math
@@ -16,29 +16,30 @@ from torch import Tensor, nn
 from pipeline.errors import UsageError
 from trainer.models.layers import LocalResponseNorm, MaxPool2d, PaperDropout, SpatialResponseNorm
 
-# Paper, section 5: weights N(0, 0.01); bias 1 where it feeds ReLUs with positive inputs early.
+# Paper, section 5: weights N(0, 0.01); some biases are 1, which gives their ReLUs positive inputs early on.
 _PAPER_DEVIATION = 0.01
 _SOURCE_DEVIATION = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
-# The released code divides α = 1e-4 by the window of 5, and keeps each GPU's half to itself.
+# The released code divides α = 1e-4 by the window of 5, and normalizes each GPU's half of the channels alone.
 _SOURCE_ALPHA = 1e-4 / 5
 _BIAS_ONE = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
-# conv1 and three poolings shrink smaller images to nothing (`alexnet_source` pads least).
+# conv1 and three poolings leave nothing of smaller inputs (`alexnet_source` has the least padding).
 _SMALLEST_CROP = 64
 WIDEST = 8
-"""The largest `width` that `build_model` takes."""
+"""Largest `width` that `build_model` accepts."""
 
 
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
-    """Build and initialize a network, drawing from torch's default generator.
+    """Build a network and initialize it from torch's default random generator.
 
     Args:
-        arch: one of `ARCHITECTURES`.
-        classes: number of logits.
-        width: multiplies every hidden layer's channels and units; 1 is the published network.
-        crop: side of the input in pixels; 224 is the published one.
+        arch: Name of the architecture, one of `ARCHITECTURES`.
+        classes: Number of classes, at least 2.
+        width: Factor on the channels and units of every hidden layer, above 0 and at most `WIDEST`; 1 is
+            the published network.
+        crop: Side of the input in pixels, at least 64; 224 in the paper.
 
     Raises:
-        UsageError: an unknown name, fewer than two classes, or a crop or width that leaves nothing.
+        UsageError: The name is unknown, or a number is out of range.
     """
     if arch not in ARCHITECTURES:
         raise UsageError(f"arch {arch!r}: unknown; known are {', '.join(ARCHITECTURES)}")
@@ -78,7 +79,7 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
         OrderedDict(
             pad1=nn.ZeroPad2d((0, 3, 0, 3)),
             conv1=nn.Conv2d(3, c1, 11, stride=4),
-            norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU: it sees signed values
+            norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU, so its input is signed
             pool1=MaxPool2d(3, stride=2),
             relu1=nn.ReLU(inplace=True),
             conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
@@ -94,7 +95,7 @@ def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
 
 
 def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, nn.Module]:
-    """The layers that the paper's text and the released code share: conv3 to fc8."""
+    """Build conv3 to fc8, which are the same in the paper's text and the released code."""
     c2, c3, c4, c5, f6, f7 = widths
     return OrderedDict(
         conv3=nn.Conv2d(c2, c3, 3, padding=1),
@@ -153,8 +154,9 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
     for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            # conv1's scale changes nothing behind its normalization but how fast it turns: the paper's
-            # lets it lose its initial noise within a short run. fc8 starts near chance.
+            # Batch normalization cancels the scale of conv1's weights, which only decides how fast they
+            # change direction: with the paper's small scale, conv1 loses its initial noise within a short
+            # run. With small weights in fc8, predictions start near chance.
             if name in ("conv1", "fc8"):
                 nn.init.normal_(module.weight, std=_PAPER_DEVIATION)
             if module.bias is not None:
@@ -163,7 +165,7 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
 
 
 class AlexNetOWT(nn.Sequential):
-    """torchvision's `alexnet`: ungrouped, no normalization, its parameter names and its init."""
+    """torchvision's `alexnet`: no groups, no normalization, its parameter names and its initialization."""
 
     def __init__(self, classes: int, width: float, _crop: int) -> None:
         c1, c2, c3, c4, c5, f6, f7 = _widths((64, 192, 384, 256, 256, 4096, 4096), width)
@@ -210,25 +212,25 @@ ARCHITECTURES: dict[str, Callable[[int, float, int], nn.Sequential]] = {
 
 
 def first_kernels(model: nn.Sequential) -> Tensor:
-    """The first convolution's weights, (C1, 3, 11, 11): what the paper's figure 3 shows."""
+    """Return the first convolution's weights, (C1, 3, 11, 11), which the paper's figure 3 shows."""
     conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     return conv.weight.detach()
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Names that a recipe's `layer_lr_factors` may use: the modules that own parameters, in order."""
+    """List the modules that own parameters, in order: the names allowed in a recipe's `layer_lr_factors`."""
     return [
         name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))
     ]
 
 
 def _widths(full: tuple[int, ...], width: float) -> list[int]:
-    """Scale channel counts, rounded to an even number because some layers have two groups."""
+    """Scale channel counts, rounded to even numbers of at least 2 because some layers have two groups."""
     return [max(2, 2 * round(channels * width / 2)) for channels in full]
 
 
 def _pooled_side(padded: int) -> int:
-    """Side of pool5's maps for an input side with conv1's padding: 228 or 227 → 55 → 27 → 13 → 6."""
+    """Compute the side of pool5's output from the padded input side: 228 or 227 → 55 → 27 → 13 → 6."""
     side = (padded - 11) // 4 + 1
     for _ in range(3):
         side = (side - 3) // 2 + 1
@@ -236,14 +238,19 @@ def _pooled_side(padded: int) -> int:
 
 
 def _initialize(model: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
-    """Set the paper's weights, N(0, 0.01), and biases.
+    """Initialize weights from N(0, deviation) and biases to 0 or 1, as in the paper.
 
-    A layer's gain grows with deviation · √(inputs). Narrower networks have fewer inputs, so that the
-    published deviation leaves them at chance; their hidden layers behind conv1, whose inputs stay 363
-    pixels, get √(1 / inputs) where that is larger. Measured on 40 crops of 64 px at widths 0.1, 0.25
-    and 0.5: the loss starts near ln(classes) and is below 0.2 after 120 to 240 steps of rate 0.01;
-    He et al.'s √(2 / inputs), to which the biases of 1 add, starts at 4 to 9 and falls more slowly.
-    Full width keeps the published numbers.
+    A layer's gain grows with deviation · √(inputs). Narrow networks (`width` below 1) have fewer inputs per
+    layer, and with the published deviation they stay at chance. So their hidden layers get √(1 / inputs)
+    where that is larger, except conv1, which has 363 inputs at every width. Measured on 40 crops of 64 px
+    at widths 0.1, 0.25 and 0.5: the loss starts near ln(classes) and is below 0.2 after 120 to 240 steps
+    at a learning rate of 0.01. With √(2 / inputs) of He et al., and the biases of 1 in addition, the loss
+    starts at 4 to 9 and falls more slowly. At full width the published numbers hold.
+
+    Args:
+        model: Network whose layers are its direct children.
+        width: The network's width factor.
+        deviations: Standard deviation per layer name; other layers get the paper's 0.01.
     """
     for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""A network together with the preprocessing it was trained with, so that neither travels alone.
+"""The classifier: a network together with the preprocessing with which it was trained.
 
 Shapes: B batch, S crop.
 """
@@ -16,16 +16,21 @@ from trainer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Spec:
-    """What a checkpoint must say to rebuild its classifier; units are gray levels 0..255.
+    """Everything besides the weights that is needed to rebuild a classifier from a checkpoint.
 
     Attributes:
-        arch, width, crop: see `trainer.models.alexnet.build_model`.
-        classes: class ids in label order.
-        size: shorter side of the images that crops are cut from.
-        mean: (R, G, B) subtracted, or zeros where a mean image is subtracted instead.
-        std: (R, G, B) divided by.
-        mean_image: whether a mean image is subtracted.
-        names: readable class names in label order, or empty where they are not known.
+        arch: Name of the architecture, see `trainer.models.alexnet.build_model`.
+        width: Factor on hidden channels and units.
+        crop: Side of the input in pixels.
+        classes: Class IDs in label order.
+        size: Shorter side, in pixels, of the images from which crops are cut.
+        mean: (R, G, B) subtracted, in gray levels 0..255; zeros if a mean image is subtracted instead.
+        std: (R, G, B) by which channels are divided, in gray levels.
+        mean_image: Whether a mean image is subtracted.
+        names: Readable class names in label order, or empty if they are not known.
+
+    Raises:
+        ValueError: `names` and `classes` differ in length.
     """
 
     arch: str
@@ -40,22 +45,30 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.classes):
-            raise ValueError(f"{len(self.names)} names of {len(self.classes)} classes")
+            raise ValueError(f"{len(self.names)} names for {len(self.classes)} classes")
 
 
 class Classifier(nn.Module):
-    """Pixels → logits: `model` behind its preprocessing.
+    """A network with its preprocessing.
 
-    `forward` takes batches as the training graph makes them: per-channel mean subtracted, divided by
-    std, color noise added. What is left is the mean image, if the recipe has one, which is subtracted
-    first, on the device and inside the compiled graph. `classify` takes pixels 0..255.
+    `forward` takes batches from the training loader, which has already subtracted the mean per channel,
+    added color noise, and divided by std. If the recipe has a mean image, `forward` subtracts it first, on
+    the device and inside the compiled graph. `classify` takes pixels 0..255 and does all preprocessing.
+
+    Attributes:
+        spec: Architecture and preprocessing.
+        model: The network: preprocessed images (B, 3, S, S) → logits (B, classes).
+        divisor: Divisor of the training view's color noise, 1 without noise; `train_view` sets it.
+        mean_image: float32 (3, S, S) in gray levels, or None.
+        mean: float32 (3, 1, 1) in gray levels.
+        std: float32 (3, 1, 1) in gray levels.
     """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
         self.model = build_model(spec.arch, len(spec.classes), spec.width, spec.crop)
-        self.divisor = 1.0  # what the training graph divided by, besides std; 1 outside training
+        self.divisor = 1.0
         image = torch.zeros(3, spec.crop, spec.crop) if spec.mean_image else None
         self.register_buffer("mean_image", image)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
@@ -65,7 +78,7 @@ class Classifier(nn.Module):
         self.std: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, S, S) from the training graph → logits (B, classes)."""
+        """Compute logits (B, classes) of a loader's batch (B, 3, S, S)."""
         if self.mean_image is not None:
             divisor = self.divisor if self.training else 1.0
             x = x - self.mean_image / (self.std * divisor)
@@ -73,16 +86,21 @@ class Classifier(nn.Module):
         return logits
 
     def classify(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) pixels 0..255 → logits (B, classes)."""
-        logits: Tensor = self((pixels - self.mean).div_(self.std))  # a second copy would cost as much again
+        """Compute logits (B, classes) of pixels 0..255, (B, 3, S, S)."""
+        logits: Tensor = self((pixels - self.mean).div_(self.std))  # in place, to save a second copy
         return logits
 
 
 def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
-    """Build the recipe's classifier for a dataset, freshly initialized from torch's generator.
+    """Build a recipe's classifier for a dataset, initialized from torch's default random generator.
+
+    Args:
+        recipe: Gives architecture, width, crop, mean and std.
+        dataset: Gives classes, image size, pixel statistics and mean image.
 
     Raises:
-        UsageError: an impossible width or crop, or a mean image where the dataset has none.
+        UsageError: The width or crop is impossible, or the recipe wants a mean image and the dataset has
+            none.
     """
     check_crop(recipe.crop, dataset.image.size)
     statistics = dataset.statistics
@@ -109,7 +127,7 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
 
 
 def train_view(classifier: Classifier, recipe: Recipe, dataset: Dataset, epoch: int) -> TrainView:
-    """What the graph makes of each training image at an epoch; sets the classifier's divisor."""
+    """Return the training view of an epoch, counted from 0, and set the classifier's divisor to match."""
     noise = color_noise(recipe.stage_at(epoch).color_noise or "none", dataset.statistics)
     classifier.divisor = noise.divisor if noise else 1.0
     return TrainView(recipe.crop, classifier.spec.mean, classifier.spec.std, noise, recipe.augmentation)

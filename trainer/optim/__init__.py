@@ -1,1 +1,1 @@
-"""Optimizers, learning-rate schedules, averaged weights."""
+"""Optimization: optimizers, the learning-rate schedule, and the EMA of the weights."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,14 @@ from trainer.models.classifier import Classifier
 
 
 class Ema:
-    """A classifier's weights and floating-point buffers, averaged over its updates.
+    """Exponential moving average of a classifier's weights and floating-point buffers.
 
-    a ← d·a + (1 − d)·w, with d = min(decay, (1 + t) / (10 + t)) after t updates, so that the first ones,
-    of a network that has learnt little, are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+    Each update computes a ← d·a + (1 − d)·w with d = min(decay, (1 + t) / (10 + t)) at update t, so that the
+    weights of the first steps are soon forgotten (as in TensorFlow's ExponentialMovingAverage).
+
+    Args:
+        classifier: Classifier whose `model` is averaged; its preprocessing is not.
+        decay: Decay d of the average, 0..1.
     """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
@@ -25,7 +29,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update the average with the current weights; call it after each step."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         live = [self._live[name].detach() for name in self._mean]
@@ -33,7 +37,7 @@ class Ema:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within the block the classifier has the averaged weights."""
+        """Give the classifier the averaged weights within the `with` block."""
         self._swap()
         try:
             yield
@@ -41,7 +45,7 @@ class Ema:
             self._swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and their count."""
+        """Return the averages by name ("mean") and the number of updates ("updates")."""
         return {"updates": self._updates, "mean": self._mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -59,7 +63,7 @@ class Ema:
 
 
 def _averaged(classifier: Classifier) -> dict[str, Tensor]:
-    """What changes in training: weights, and batch normalization's statistics."""
+    """Collect what changes in training: the model's weights and batch normalization's statistics."""
     buffers = {name: b for name, b in classifier.named_buffers() if b.is_floating_point()}
     both = dict(classifier.named_parameters()) | buffers
     return {name: value for name, value in both.items() if name.startswith("model.")}

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning-rate schedule of a run."""
 
 import math
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from trainer.recipe import Recipe
 
 @dataclass
 class Schedule:
-    """Rate as a function of progress, with the plateau's memory.
+    """Computes the learning rate at any point of a run, and keeps the state of the plateau schedule.
 
     Attributes:
-        recipe: names the schedule and its numbers.
-        best_error: lowest validation error so far, 0..1.
-        waited: epochs since it improved.
-        drops: divisions by ten so far.
+        recipe: Gives the schedule and its parameters.
+        best_error: Lowest validation error so far, 0..1.
+        waited: Epochs since the validation error improved.
+        drops: Number of divisions by ten so far.
     """
 
     recipe: Recipe
@@ -23,7 +23,7 @@ class Schedule:
     drops: int = 0
 
     def lr(self, epoch: float) -> float:
-        """Rate at a point of the run, in epochs from 0 (2.5 is halfway through the third)."""
+        """Return the learning rate at `epoch`, counted from 0 (2.5 is halfway through the third epoch)."""
         recipe = self.recipe
         if epoch < recipe.warmup_epochs:
             return recipe.lr * epoch / recipe.warmup_epochs
@@ -39,10 +39,10 @@ class Schedule:
         return recipe.lr * factor
 
     def end_epoch(self, error: float) -> None:
-        """Note an epoch's validation error, 0..1; a plateau may drop the rate.
+        """Record an epoch's validation error, 0..1; the plateau schedule may then drop the learning rate.
 
         "The learning rate was divided by 10 when the validation error rate stopped improving with the
-        current learning rate", three times (paper, section 5); patience is the recipe's.
+        current learning rate", three times (paper, section 5). The recipe sets patience and number of drops.
         """
         if error < self.best_error:
             self.best_error, self.waited = error, 0
@@ -52,7 +52,7 @@ class Schedule:
             self.drops, self.waited = self.drops + 1, 0
 
     def state_dict(self) -> dict[str, float | int]:
-        """The plateau's memory."""
+        """Return the state of the plateau schedule."""
         return {"best_error": self.best_error, "waited": self.waited, "drops": self.drops}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:

@@ -1,4 +1,4 @@
-"""The paper's update rule, LARS for large batches, and how a recipe's rates reach each parameter."""
+"""Optimizers: the paper's update rule, LARS, and a learning rate for each parameter group."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, overload
@@ -12,12 +12,19 @@ from trainer.recipe import Recipe, Stage
 
 
 class PaperSGD(torch.optim.SGD):
-    """v ← m·v − d·ε·w − ε·∂L/∂w;  w ← w + v (paper, section 5), ε the rate, d the weight decay.
+    """SGD with momentum by the paper's rule: v ← m·v − d·ε·w − ε·∂L/∂w;  w ← w + v (section 5).
 
-    The rate is inside the velocity, so that after a drop the old velocity keeps its size and dies away.
-    `torch.optim.SGD` keeps the rate outside: equal while the rate is constant, different after a change.
-    So this is torch's, whose fused kernel reads and writes everything once, with its momentum b = −v / ε
-    rescaled whenever ε changes.
+    Here m is the momentum, d the weight decay and ε the learning rate. The learning rate is part of the
+    velocity, so that after a drop the old velocity keeps its size and decays. `torch.optim.SGD` multiplies
+    the velocity by the learning rate instead: the two agree while the learning rate is constant, and differ
+    after a change. This class uses torch's fused kernel, which reads and writes each tensor once, and
+    rescales torch's momentum b = −v / ε whenever ε changes.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate ε.
+        momentum: Factor m on the velocity, 0..1; 0.9 in the paper.
+        weight_decay: L2 coefficient d; 0.0005 in the paper.
     """
 
     def __init__(
@@ -29,7 +36,7 @@ class PaperSGD(torch.optim.SGD):
     ) -> None:
         super().__init__(params, lr, momentum, weight_decay=weight_decay, fused=True)
         for group in self.param_groups:
-            group["velocity_lr"] = 0.0  # the rate that the momentum was divided by; 0 before the first
+            group["velocity_lr"] = 0.0  # lr of the last step, by which b is divided; 0 before it
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -37,7 +44,7 @@ class PaperSGD(torch.optim.SGD):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one update; parameters without a gradient and groups of rate 0 stay as they are."""
+        """Apply one update; skip parameters without a gradient and groups with a learning rate of 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -54,25 +61,33 @@ class PaperSGD(torch.optim.SGD):
         return loss
 
     def _rescale(self, group: dict[str, Any]) -> None:
-        lr, before = group["lr"], group["velocity_lr"]
-        if lr in (0, before):
+        lr, old_lr = group["lr"], group["velocity_lr"]
+        if lr in (0, old_lr):
             return
         states = [self.state[weight] for weight in group["params"] if weight in self.state]
         momenta = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
         if momenta:
-            torch._foreach_mul_(momenta, before / lr)
+            torch._foreach_mul_(momenta, old_lr / lr)
         group["velocity_lr"] = lr
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates: each layer's step is as long, against its weights, as every other's.
+    """LARS (layer-wise adaptive rate scaling): all layers have the same ratio of update to weight norm.
 
     Algorithm 1 of You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks":
 
     λ = η ‖w‖ / (‖g‖ + d ‖w‖);  v ← m·v + ε λ (g + d·w);  w ← w − v
 
-    with gradient g, weight decay d, rate ε and trust coefficient η. Parameters of one dimension (biases,
-    normalization) take λ = 1, as is usual since; so do weights or gradients that are all zero.
+    with gradient g, weight decay d, learning rate ε, momentum m and trust coefficient η. One-dimensional
+    parameters (biases, normalization) use λ = 1, as has become usual; so do parameters whose weights or
+    gradients are all zero.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate ε.
+        momentum: Factor m on the velocity, 0..1.
+        weight_decay: L2 coefficient d.
+        trust_coefficient: η, the ratio of update to weights at a learning rate of 1.
     """
 
     def __init__(
@@ -99,7 +114,7 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one update; parameters without a gradient and groups of rate 0 stay as they are."""
+        """Apply one update; skip parameters without a gradient and groups with a learning rate of 0."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -114,10 +129,10 @@ class LARS(torch.optim.Optimizer):
         decay = group["weight_decay"]
         direction = gradient.add(weight, alpha=decay)
         if weight.ndim > 1:
-            length, steepness = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
-            ratio = group["trust"] * length / (steepness + decay * length)
-            # On the device: nothing waits for the norms.
-            direction *= torch.where((length > 0) & (steepness > 0), ratio, torch.ones_like(ratio))
+            weight_norm, gradient_norm = torch.linalg.vector_norm(weight), torch.linalg.vector_norm(gradient)
+            ratio = group["trust_coefficient"] * weight_norm / (gradient_norm + decay * weight_norm)
+            # torch.where keeps the comparison on the device, so that the host does not wait for the norms.
+            direction *= torch.where((weight_norm > 0) & (gradient_norm > 0), ratio, torch.ones_like(ratio))
         state = self.state[weight]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
@@ -126,10 +141,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer with one group per layer for weights and one for biases.
+    """Build a recipe's optimizer with two parameter groups per layer: weights and biases.
 
-    Biases and normalization parameters (one dimension) form the bias groups. Groups carry "layer" and
-    "bias" for `set_lrs`.
+    One-dimensional parameters (biases, normalization) form the bias groups. Each group has the keys "layer"
+    (name of the module) and "bias" (whether it is a bias group), which `set_lrs` reads.
     """
     groups: list[dict[str, Any]] = []
     for layer, module in model.named_modules():
@@ -149,7 +164,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Start the momentum at zero: torch 2.13's fused kernel leaves it unset where float16 overflows first."""
+    """Set all momenta to zero: torch 2.13's fused kernel leaves them unset if float16 overflows in step 1."""
     for group in optimizer.param_groups:
         for weight in group["params"] if group["momentum"] else ():
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -157,23 +172,29 @@ def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
 
 
 def check_layers(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse `layer_lr_factors` that name no layer of the network.
+    """Check that every layer in a recipe's `layer_lr_factors` is a layer of the network.
 
     Raises:
-        UsageError: names the layer and the known ones.
+        UsageError: A layer is unknown; the message lists the known ones.
     """
     known = layer_names(model)
     for stage in recipe.stages:
         for layer in stage.layer_lr_factors or {}:
             if layer not in known:
                 raise UsageError(
-                    f"recipe {recipe.name}: layer_lr_factors names {layer!r}, which {recipe.arch} has not; "
-                    f"its layers are {', '.join(known)}"
+                    f"recipe {recipe.name}: layer_lr_factors names {layer!r}, which is no layer of "
+                    f"{recipe.arch}; its layers are {', '.join(known)}"
                 )
 
 
 def set_lrs(optimizer: torch.optim.Optimizer, lr: float, stage: Stage) -> None:
-    """Give every group its rate: the schedule's, times the layer's and the bias's factors."""
+    """Set the learning rate of every parameter group.
+
+    Args:
+        optimizer: An optimizer from `build_optimizer`.
+        lr: The schedule's learning rate.
+        stage: The recipe's stage; its layer and bias factors multiply `lr`.
+    """
     for group in optimizer.param_groups:
         factor = (stage.layer_lr_factors or {}).get(group["layer"], 1.0)
         if group["bias"]:

@@ -1,1 +1,1 @@
-"""A run's report, one HTML page."""
+"""Report of a run as one HTML page."""

@@ -1,4 +1,4 @@
-"""One self-contained page about a run: what it is, how it went, what the network learnt and what it sees."""
+"""Report of a run as one self-contained HTML page: summary, curves, kernels, predictions, data, recipe."""
 
 import re
 from base64 import b64encode
@@ -18,6 +18,7 @@ from trainer.report.parts import has_dali
 from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
 
 Progress = Callable[[str, int, int], None]
+"""Progress callback, called with (heading of the section, images done, images in all)."""
 
 SECTIONS: Mapping[str, str] = {
     "summary": "Summary",
@@ -30,18 +31,19 @@ SECTIONS: Mapping[str, str] = {
     "data": "Data",
     "recipe": "Recipe",
 }
-"""Parts of the page in their order, and their headings."""
+"""Sections of the page in order: id → heading."""
 
 SKIPPABLE = tuple(name for name in SECTIONS if name != "summary")
+"""Ids of the sections that can be left out."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote.
+    """Result of `write_report`.
 
     Attributes:
-        file: the page.
-        left_out: parts that it lacks, by name, each with the reason.
+        file: Path of the HTML file.
+        left_out: Id of each section that is not on the page → reason.
     """
 
     file: Path
@@ -50,7 +52,14 @@ class Report:
 
 @dataclass
 class _Page:
-    """The parts made so far, and those that could not be."""
+    """Sections of the page while it is being made.
+
+    Attributes:
+        progress: Progress callback of `write_report`.
+        skip: Ids of sections to leave out.
+        made: Id of a finished section → values for the template.
+        left_out: Id of a section that is left out → reason.
+    """
 
     progress: Progress
     skip: Sequence[str]
@@ -58,8 +67,9 @@ class _Page:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, make: Callable[[], Any]) -> None:
+        """Make a section, or note why it is left out."""
         if name in self.skip:
-            self.left_out[name] = "not asked for (--skip)"
+            self.left_out[name] = "skipped (--skip)"
             return
         try:
             self.made[name] = make()
@@ -79,26 +89,27 @@ def write_report(
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Report:
-    """Write a page about a run that shows without a network, on a phone and on paper.
+    """Write the report of a run as one HTML file, which needs no internet and suits phones and paper.
 
-    A part that cannot be made, such as for want of the dataset, is left out; the page and the result say
-    which and why.
+    A section that cannot be made, for example because the dataset is missing, is left out; the page and the
+    result list these sections with the reasons.
 
     Args:
-        run: a run's folder.
-        out: the HTML file.
-        data: the dataset, where it is no longer at the place that run.json names.
-        skip: names of `SKIPPABLE` parts to leave out.
-        seed: of the images that are chosen.
-        progress: called with a part's heading, the images done and all of them.
+        run: Folder of the run.
+        out: HTML file to write.
+        data: Path or URL of the dataset, if it is no longer where run.json says.
+        skip: Ids of sections to leave out, from `SKIPPABLE`.
+        seed: Seed of the random choice of images.
+        progress: Called with (heading of the section, images done, images in all).
 
     Raises:
-        UsageError: no run's folder, no checkpoint in it, `data` is no dataset, or an unknown part.
+        UsageError: `run` is no run folder or has no checkpoint, `data` is no dataset with the network's
+            classes, or a name in `skip` is unknown.
         RunError: the page cannot be written.
     """
     for name in skip:
         if name not in SKIPPABLE:
-            raise UsageError(f"--skip {name}: no such part; there are {', '.join(SKIPPABLE)}")
+            raise UsageError(f"--skip {name}: no such section; there are {', '.join(SKIPPABLE)}")
     if run.is_file():
         raise UsageError(f"{run}: a report is about a whole run; name the run's folder, {run.parent}")
     trained = load_model(run)
@@ -109,14 +120,14 @@ def write_report(
     page.add("curves", lambda: parts.curves(run))
     page.add("throughput", lambda: parts.throughput(run, facts))
     page.add("kernels", lambda: parts.kernels(trained))
-    _add_parts_of_data(page, trained, dataset, no_dataset, seed)
+    _add_data_sections(page, trained, dataset, no_dataset, seed)
     page.add("recipe", lambda: parts.recipe(run))
     write_bytes(out, _render(trained.name, page).encode())
     return Report(out, page.left_out)
 
 
 def _dataset(trained: LoadedModel, data: str | Path | None) -> tuple[Dataset | None, str]:
-    """The dataset, or why there is none; one that was named must be usable."""
+    """Open the run's dataset; return (dataset, "") or (None, reason). A dataset given as `data` must open."""
     try:
         dataset = dataset_of(trained, data)
         refuse_other_classes(trained, dataset)
@@ -127,15 +138,17 @@ def _dataset(trained: LoadedModel, data: str | Path | None) -> tuple[Dataset | N
         return None, str(error)
 
 
-def _add_parts_of_data(
+def _add_data_sections(
     page: _Page, trained: LoadedModel, dataset: Dataset | None, no_dataset: str, seed: int
 ) -> None:
+    """Add the sections that need the dataset, some of them DALI too."""
+
     def of_data(make: Callable[[Dataset], Any], *, dali: bool = False) -> Callable[[], Any]:
         def made() -> Any:
             if dataset is None:
                 raise UsageError(no_dataset)
             if dali and not has_dali():
-                raise UsageError("needs NVIDIA DALI to read a whole split, which is not installed")
+                raise UsageError("needs NVIDIA DALI to read a whole split, and it is not installed")
             return make(dataset)
 
         return made
@@ -153,6 +166,7 @@ def _add_parts_of_data(
 
 
 def _render(name: str, page: _Page) -> str:
+    """Render the page of the run called `name` to HTML."""
     environment = Environment(
         loader=PackageLoader("trainer.report", "."),
         autoescape=True,
@@ -173,7 +187,7 @@ def _render(name: str, page: _Page) -> str:
 
 
 def _data_uri(content: bytes) -> str:
-    """An image's bytes as an address that holds them."""
+    """Return the data: URI of an image file's bytes (JPEG, PNG or SVG)."""
     kinds = {b"\xff\xd8": "jpeg", b"\x89P": "png"}
     kind = kinds.get(content[:2], "svg+xml")
     return f"data:image/{kind};base64,{b64encode(content).decode()}"

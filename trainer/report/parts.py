@@ -1,4 +1,4 @@
-"""The parts of a run's page, as plain values for the template; images are files' bytes."""
+"""Content of the report's sections, as plain values for the template; images are encoded files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,9 @@ from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.figures.curves import Panel, draw_curves, read_courses
 from trainer.figures.filters import draw_kernels
 from trainer.figures.style import figure_bytes
+from trainer.inference.examples import NamedImage, some_images, some_predictions
 from trainer.inference.features import this_machine
-from trainer.inference.neighbors import NamedImage, find_neighbors, some_images, some_predictions
+from trainer.inference.neighbors import find_neighbors
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import LoadedModel, class_names, dataset_name
 from trainer.runs.records import EpochMetrics
@@ -28,26 +29,32 @@ from trainer.runs.run_folder import RECIPE_FILE
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBORS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
 _BATCH_SIZE = 64
 _JPEG_QUALITY = 85
-_STRIP_STEPS = 9
+_STRIP_STEPS = 9  # colors of the gradient along an eigenvector
 
 Facts = list[tuple[str, str]]
+"""Rows of (name, value)."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image's bytes (JPEG, PNG or SVG) and its text for those who do not see it."""
+    """An image on the page.
+
+    Attributes:
+        content: Bytes of a JPEG, PNG or SVG file.
+        alt: Alternative text, for screen readers.
+    """
 
     content: bytes
     alt: str
 
 
 def has_dali() -> bool:
-    """Whether whole splits can be read here."""
+    """Return whether DALI is installed, which reading whole splits needs."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def summary(trained: LoadedModel, facts: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
-    """What was trained on what, how far it came, and where."""
+    """Network, dataset, machine and versions of a run (`rows`), and its best results (`results`)."""
     spec = trained.spec
     parameters = sum(p.numel() for p in trained.classifier.model.parameters())
     machine = facts.get("machine", {})
@@ -72,7 +79,7 @@ def summary(trained: LoadedModel, facts: dict[str, Any], dataset: Dataset | None
 
 
 def _results(trained: LoadedModel) -> Facts:
-    """The figures of the epoch that the checkpoint is of, as far as they were kept."""
+    """Accuracy of the best epoch, and training time; empty if metrics.jsonl is missing or damaged."""
     assert trained.folder is not None
     try:
         rows = read_courses([trained.folder])[0].rows
@@ -89,7 +96,7 @@ def _results(trained: LoadedModel) -> Facts:
 
 
 def curves(run: Path) -> dict[str, Any]:
-    """A figure for each quantity, and the numbers behind them."""
+    """Curves of loss, accuracy and learning rate (`images`), and the metrics of each epoch (`rows`)."""
     courses = read_courses([run])
     rows = courses[0].rows
     panels: tuple[tuple[Panel, str], ...] = (
@@ -105,17 +112,17 @@ def curves(run: Path) -> dict[str, Any]:
 
 
 def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Training images a second over the epochs, and what the time went to."""
+    """Curve of training images per second over the epochs (`image`), and where the time went (`rows`)."""
     courses = read_courses([run])
     rows = courses[0].rows
     speeds = sorted(row.images_per_second for row in rows)
-    middle = speeds[len(speeds) // 2]
+    median = speeds[len(speeds) // 2]
     figure = draw_curves(courses, ["throughput"], "")
     alt = f"Training images per second in each epoch: {speeds[0]:,.0f} to {speeds[-1]:,.0f}"
     return {
         "image": Image(figure_bytes(figure, "svg"), alt),
         "rows": [
-            ("Training images per second, median epoch", f"{middle:,.0f}"),
+            ("Training images per second, median epoch", f"{median:,.0f}"),
             ("Slowest and fastest epoch", f"{speeds[0]:,.0f} and {speeds[-1]:,.0f}"),
             ("Training", _duration(sum(row.train_seconds for row in rows))),
             ("Validation", _duration(sum(row.val_seconds for row in rows))),
@@ -126,26 +133,26 @@ def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wait(rows: Sequence[EpochMetrics]) -> Facts:
-    """The share of the training time in which steps waited for batches; nothing of runs that noted none."""
+    """Share of the training time spent waiting for batches; empty if the run did not record it."""
     waited = sum(row.data_wait * row.train_seconds for row in rows)
     share = waited / max(sum(row.train_seconds for row in rows), 1e-9)
     return [("Waiting for data", f"{share:.1%} of the training time")] if waited else []
 
 
 def kernels(trained: LoadedModel) -> Image:
-    """The first layer's kernels."""
+    """Figure of the first layer's kernels."""
     figure = draw_kernels(trained.classifier, trained.name)
     count = next(trained.classifier.model.parameters()).shape[0]
     return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small images")
 
 
 def predictions(trained: LoadedModel, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
-    """Images with their likeliest classes: some of all, and some that were taken for another class."""
+    """Top-5 predictions of validation images: random images, and random misclassified images."""
     names = class_names(trained, dataset)
-    found = []
+    groups = []
     for heading, count, errors in (
-        ("Drawn at random", _PREDICTIONS, False),
-        ("OpenShards for another class", _ERRORS, True),
+        ("Random images", _PREDICTIONS, False),
+        ("Misclassified images", _ERRORS, True),
     ):
         cases = some_predictions(trained.classifier, dataset, "val", count, seed, errors)
         cards = [
@@ -160,14 +167,14 @@ def predictions(trained: LoadedModel, dataset: Dataset, seed: int) -> list[dict[
             }
             for case in cases
         ]
-        found.append({"heading": heading, "cards": cards})
-    return found
+        groups.append({"heading": heading, "cards": cards})
+    return groups
 
 
 def neighbors(
     trained: LoadedModel, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """Validation images with the nearest training images."""
+    """Random validation images with their nearest training images."""
     names = class_names(trained, dataset)
     queries = some_images(dataset, "val", trained.spec, _QUERIES, seed)
     found = find_neighbors(trained.classifier, queries, dataset, count=_NEIGHBORS, progress=progress)
@@ -192,11 +199,11 @@ def neighbors(
 
 
 def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """The matrix of the validation split, and its worst pairs."""
+    """Confusion matrix, metrics and most confused pairs of the checkpoint on the validation split."""
     names = class_names(trained, dataset)
-    from trainer.evaluation.evaluate import evaluate_checkpoints  # DALI
+    from trainer.evaluation.evaluate import evaluate_checkpoints  # imports DALI
 
-    found = evaluate_checkpoints(
+    evaluation = evaluate_checkpoints(
         this_machine(),
         [trained.checkpoint],
         dataset.url,
@@ -205,7 +212,7 @@ def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, i
         _BATCH_SIZE,
         progress=progress,
     )
-    matrix, metrics = found.confusion, found.metrics
+    matrix, metrics = evaluation.confusion, evaluation.metrics
     right, total = int(np.trace(matrix)), int(matrix.sum())
     figure = draw_confusion(matrix, names, "val, center crop")
     return {
@@ -229,7 +236,7 @@ def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, i
 
 
 def data_facts(trained: LoadedModel, dataset: Dataset, seed: int) -> dict[str, Any]:
-    """Splits, the mean, the color directions, and crops as training makes them."""
+    """Splits and mean color (`rows`), PCA color directions, and augmented training crops of the dataset."""
     statistics = dataset.statistics
     total = max(sum(statistics.eigenvalues), 1e-12)
     directions = [
@@ -254,7 +261,7 @@ def data_facts(trained: LoadedModel, dataset: Dataset, seed: int) -> dict[str, A
 
 
 def _training_crops(trained: LoadedModel, dataset: Dataset, seed: int) -> list[Image]:
-    """Crops out of the training graph with the mean added back; none where there is no DALI."""
+    """Crops of one training batch with the mean added back; none without DALI."""
     if not has_dali():
         return []
     from pipeline.loader.loader import Loader
@@ -276,7 +283,7 @@ def _training_crops(trained: LoadedModel, dataset: Dataset, seed: int) -> list[I
 
 
 def recipe(run: Path) -> dict[str, Any]:
-    """Every setting, and the stages that change some."""
+    """All settings of the recipe, and the stages that change some of them."""
     found = _recipe(run)
     settings = {name: value for name, value in asdict(found).items() if name != "stages"}
     stages = [
@@ -313,7 +320,7 @@ def _machine_line(machine: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """For a person: 45 s, 3 min 20 s, 5 h 7 min."""
+    """Format a duration: 45 s, 3 min 20 s, 5 h 7 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, status; loading trained models."""
+"""A run on disk: its folder, checkpoints and status; loading trained models and external weights."""

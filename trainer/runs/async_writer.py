@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, by a thread of their own."""
+"""Write checkpoints in a background thread while training goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,37 +12,48 @@ from trainer.runs import checkpoint
 
 
 class AsyncCheckpointer:
-    """Writes a run's checkpoints one after the other while the training goes on.
+    """Writes a run's checkpoints, one at a time, in a background thread.
 
-    What is given is copied to the CPU first, so that later updates do not reach it. At most one is being
-    written: the next waits for it, since each takes the memory of a copy.
+    The content is copied to the CPU first, so that later steps do not change it. Each copy costs memory, so a
+    new checkpoint waits until the one before has been written.
     """
 
     def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
-        """Write into `folder`, keep the newest `keep`, and tell `warn` of what could not be written."""
+        """Start the thread.
+
+        Args:
+            folder: The run's folder.
+            keep: Number of newest checkpoints to keep.
+            warn: Called with a line for the user when a checkpoint could not be written.
+        """
         self._folder, self._keep, self._warn = folder, keep, warn
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alexnet-saver")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alexnet-checkpoints")
         self._best: dict[str, Any] | None = None
         self._writing: Future[None] | None = None
 
     def best(self, content: dict[str, Any]) -> None:
-        """Take what `best.pt` shall hold; it is written before the next `last`.
+        """Copy the content of `best.pt`, which is written just before the next `last`.
 
-        Killed between the two, a run repeats the epoch and writes both.
+        A run that is killed between the two repeats the epoch and writes both again.
         """
         self._best = _copied(content)
 
     def last(self, content: dict[str, Any], steps: int) -> None:
-        """Write `last.pt`, after so many updates of the run."""
+        """Copy the content of `last.pt` and write it in the background.
+
+        Args:
+            content: See `checkpoint.content_of`.
+            steps: Steps of the run so far.
+        """
         self._wait()
         self._writing = self._thread.submit(self._write, self._best, _copied(content), steps)
         self._best = None
 
     def finish(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
-            RunError: the last of it could not be.
+            RunError: The last checkpoint could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -61,7 +72,7 @@ class AsyncCheckpointer:
         checkpoint.write_last(self._folder, last, steps, self._keep)
 
     def _wait(self) -> None:
-        """Wait for what is being written; a full disk is no reason to lose the run."""
+        """Wait for the checkpoint being written; warn of a failure: a full disk must not end the run."""
         try:
             self.finish()
         except RunError as error:
@@ -69,7 +80,7 @@ class AsyncCheckpointer:
 
 
 def _copied(value: Any) -> Any:
-    """Containers and tensors anew, tensors on the CPU; all else as it is."""
+    """Copy dicts, lists, tuples and tensors, these to the CPU; return other values as they are."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole files, loaded without running any code from them."""
+"""Checkpoints: written atomically, checked on loading, and loaded without running code from them."""
 
 import io
 import json
@@ -25,25 +25,25 @@ _STEP = "step-{:08d}.pt"
 
 
 class DamagedError(UsageError):
-    """A file that is no whole checkpoint."""
+    """A checkpoint file that is damaged or incomplete."""
 
 
 def save(path: Path, classifier: Classifier, **state: Any) -> None:
-    """Write the classifier, and what else `state` holds, atomically.
+    """Write a checkpoint of a classifier and further state atomically.
 
     Args:
-        path: of the file.
-        classifier: its spec, weights and mean image are stored.
-        state: tensors, numbers, strings, lists and dicts only.
+        path: File to write.
+        classifier: Its spec, weights and mean image are stored.
+        state: Further entries: tensors, numbers, strings, lists and dicts only.
 
     Raises:
-        RunError: the disk is full or not writable.
+        RunError: The disk is full or not writable.
     """
     write(path, content_of(classifier, **state))
 
 
 def content_of(classifier: Classifier, **state: Any) -> dict[str, Any]:
-    """What a checkpoint of a classifier holds, besides `state`; tensors are not copied."""
+    """Build a checkpoint's content: format version, spec, weights and `state`; tensors are not copied."""
     return {
         "format": FORMAT_VERSION,
         "spec": asdict(classifier.spec),
@@ -56,45 +56,45 @@ def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint's content atomically.
 
     Raises:
-        RunError: the disk is full or not writable.
+        RunError: The disk is full or not writable.
     """
-    buffer = io.BytesIO()  # torch's own writing to a full disk raises an error without its cause
+    buffer = io.BytesIO()  # torch.save on a full disk raises an error that hides the cause
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
 def write_last(folder: Path, content: dict[str, Any], steps: int, keep: int) -> None:
-    """Write a run's newest checkpoint as `last.pt`, and keep some before it.
+    """Write a run's newest checkpoint as `last.pt`, and delete old ones.
 
-    With `keep` above 1 the file is called after its updates, `step-00001000.pt`, and `last.pt` is another
-    name of it (a copy where the file system has no links); both are whole at any moment.
+    With `keep` above 1 the file is named after the step, `step-00001000.pt`, and `last.pt` is a hard link to
+    it (a copy where the file system has no links). Both files are whole at any moment.
 
     Args:
-        folder: the run's.
-        content: see `content_of`.
-        steps: updates of the run so far.
-        keep: checkpoints to keep, this one included; older ones are deleted.
+        folder: The run's folder.
+        content: See `content_of`.
+        steps: Steps of the run so far.
+        keep: Number of checkpoints to keep, this one included; older ones are deleted.
 
     Raises:
-        RunError: the disk is full or not writable.
+        RunError: The disk is full or not writable.
     """
     if keep == 1:
         write(folder / LAST, content)
     else:
         file = folder / _STEP.format(steps)
         write(file, content)
-        _name_too(file, folder / LAST)
+        _link(file, folder / LAST)
     for old in steps_of(folder)[keep if keep > 1 else 0 :]:
         old.unlink(missing_ok=True)
 
 
 def steps_of(folder: Path) -> list[Path]:
-    """A run's checkpoints that are called after their updates, newest first."""
+    """Return a run's checkpoints that are named after their steps, newest first."""
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-def _name_too(file: Path, name: Path) -> None:
+def _link(file: Path, name: Path) -> None:
     temporary = name.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{name.name}")
     try:
         try:
@@ -111,30 +111,36 @@ def _name_too(file: Path, name: Path) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
+    Args:
+        path: A file that `write` or, as .safetensors, `trainer.export` has written.
+
+    Returns:
+        Its content; see `content_of`.
+
     Raises:
-        UsageError: missing, of another program or of another format version; `DamagedError` where it
-            cannot be read.
+        UsageError: The file is missing, or of another program or format version.
+        DamagedError: The file cannot be read.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
-    if (rotten := _rotten(path)) is not None:
-        raise DamagedError(f"{path}: not a readable checkpoint (bytes of {rotten} have changed)")
+    if (damaged := _damaged_member(path)) is not None:
+        raise DamagedError(f"{path}: not a readable checkpoint (its entry {damaged} fails its checksum)")
     try:
         content: dict[str, Any] = (
             _load_safetensors(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # torch raises many kinds for damaged files
+    except Exception as error:  # torch raises many kinds of exceptions for damaged files
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if first.startswith("Weights only load failed"):  # torch goes on to say how to let it run code
-            first = "no torch file, or one that holds more than tensors and plain values"
+        if first.startswith("Weights only load failed"):  # the rest tells how to let it run code
+            first = "not a torch file, or it holds more than tensors and plain values"
         raise DamagedError(f"{path}: not a readable checkpoint ({first[:160]})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if version is None:
         raise UsageError(
-            f"{path}: not a checkpoint of this toolkit, though torch can read it: it says nothing of its "
-            "network and preprocessing; `alexnet-eval --arch ... --preprocessing ...` measures such weights"
+            f"{path}: not a checkpoint of this toolkit, though torch can read it: it does not describe "
+            "its network and preprocessing; evaluate it with `alexnet-eval --arch ... --preprocessing ...`"
         )
     if version != FORMAT_VERSION:
         raise UsageError(
@@ -144,17 +150,17 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _rotten(path: Path) -> str | None:
-    """The part of a zip file, as torch writes it, that fails its checksum: torch.load compares none."""
+def _damaged_member(path: Path) -> str | None:
+    """Return the first entry of a torch (zip) file that fails its checksum: torch.load checks none."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip()
     except (OSError, zipfile.BadZipFile, zlib.error):
-        return None  # no zip file, or none that torch could read: it says more
+        return None  # not a zip file, or unreadable: torch.load gives a better message
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
-    """What `trainer.export` wrote, as a checkpoint's content."""
+    """Read a file of `trainer.export` as a checkpoint's content; empty where it has no description."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -166,10 +172,10 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def find(run_or_checkpoint: Path) -> Path:
-    """A checkpoint's path as it is; of a run directory its best checkpoint, else its last.
+    """Return a run folder's best checkpoint, else its last; a checkpoint's path is returned as it is.
 
     Raises:
-        UsageError: nothing there, or a run without checkpoints.
+        UsageError: The path does not exist, or the run has no checkpoints.
     """
     if run_or_checkpoint.is_dir():
         for name in (BEST, LAST):
@@ -184,10 +190,14 @@ def find(run_or_checkpoint: Path) -> Path:
 
 
 def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
-    """Rebuild the classifier that a loaded checkpoint holds, with its averaged weights if it has any.
+    """Build the classifier of a loaded checkpoint, with its averaged (EMA) weights if it has any.
+
+    Args:
+        content: Content of the checkpoint; see `load`.
+        path: Its file, for error messages.
 
     Raises:
-        UsageError: its weights do not fit its own description.
+        UsageError: Its weights do not fit its spec.
     """
     classifier = Classifier(spec_of(content, path))
     try:
@@ -195,15 +205,15 @@ def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
         classifier.load_state_dict(content["model"] | averaged)
     except (KeyError, RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
-        raise UsageError(f"{path}: weights do not fit the described network ({first[:160]})") from error
+        raise UsageError(f"{path}: weights do not fit its own description ({first[:160]})") from error
     return classifier
 
 
 def spec_of(content: dict[str, Any], path: Path) -> Spec:
-    """What a loaded checkpoint says of its classifier.
+    """Return the spec of a loaded checkpoint's classifier.
 
     Raises:
-        UsageError: it says nothing, or nothing that can be read.
+        UsageError: The checkpoint has no spec, or none that can be read.
     """
     try:
         return msgspec.convert(content.get("spec"), Spec)
@@ -214,13 +224,18 @@ def spec_of(content: dict[str, Any], path: Path) -> Spec:
 def refuse_other_spec(content: dict[str, Any], wanted: Spec, path: Path) -> None:
     """Refuse a checkpoint of another architecture, class list or preprocessing.
 
+    Args:
+        content: Content of the checkpoint; see `load`.
+        wanted: Spec of the classifier to continue with.
+        path: File of the checkpoint, for error messages.
+
     Raises:
-        UsageError: says what differs.
+        UsageError: The specs differ; the message says in what.
     """
     found = spec_of(content, path)
     differences = []
     for name, value in asdict(wanted).items():
-        if name == "names":  # what classes are called changes nothing, and older checkpoints do not say
+        if name == "names":  # class names change nothing, and older checkpoints have none
             continue
         was = getattr(found, name)
         if was != value:

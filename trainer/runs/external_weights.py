@@ -1,7 +1,8 @@
-"""Checkpoints of other programs: weights by name, without the preprocessing that ours carry.
+"""Load checkpoints of other programs: a state dict without architecture and preprocessing.
 
-Read are torch files and safetensors that hold a state dict, alone or as `state_dict` or `model` inside a
-dict (as timm and torchvision's references write them), also from inside DataParallel or torch.compile.
+Reads torch files and safetensors with a state dict, either alone or in a dict under `state_dict`, `model` or
+`model_state_dict` (as timm and torchvision's reference scripts write them), also of models wrapped in
+DataParallel or torch.compile.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
 from trainer.models.classifier import Classifier, Spec
 
+# Keys of the state dict inside a checkpoint; prefixes that wrappers add to its keys; keys shown in a message.
 _INSIDE = ("state_dict", "model", "model_state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 5
@@ -28,13 +30,16 @@ Color = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network of another program wants its images; units are gray levels 0..255.
+    """Preprocessing that a network of another program was trained with.
 
     Attributes:
-        mean: (R, G, B) subtracted.
-        std: (R, G, B) divided by.
-        size: shorter side of the images that crops are cut from, pixels.
-        crop: side of the crops, pixels.
+        mean: (R, G, B) to subtract, in gray levels 0..255.
+        std: (R, G, B) to divide by afterwards, in gray levels.
+        size: Shorter side of the resized images, in pixels.
+        crop: Side of the crops that are cut from them, in pixels.
+
+    Raises:
+        ValueError: A std is not positive, or the crop does not fit the size.
     """
 
     mean: Color
@@ -49,33 +54,41 @@ class Preprocessing:
             raise ValueError(f"crop is {self.crop}, not within 1..{self.size}, the size")
 
 
-# mean and std on a 0..1 scale as torchvision documents them for its ImageNet weights.
+# torchvision documents mean and std of its ImageNet weights on a 0..1 scale.
 PREPROCESSING = {
     "torchvision": Preprocessing(
         (0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255)
     )
 }
-"""Preprocessing by name."""
+"""Name → preprocessing."""
 
 
 @dataclass(frozen=True)
 class ExternalWeights:
-    """What a checkpoint of another program does not say: its architecture and its preprocessing."""
+    """Description of checkpoints of another program, which do not contain it.
+
+    Attributes:
+        arch: One of `ARCHITECTURES`.
+        preprocessing: Preprocessing of the network's images.
+    """
 
     arch: str
     preprocessing: Preprocessing
 
 
 def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | None:
-    """What a user says of checkpoints that do not describe themselves, None where nothing is said.
+    """Build the description of external weights from the options --arch and --preprocessing.
 
     Args:
-        arch: one of `ARCHITECTURES`.
-        preprocessing: a name in `PREPROCESSING`, or a .toml file with `mean` and `std` in gray levels and
-            optionally `size` and `crop`.
+        arch: One of `ARCHITECTURES`, or None.
+        preprocessing: A name in `PREPROCESSING`, a .toml file with `mean` and `std` in gray levels and
+            optionally `size` and `crop`, or None.
+
+    Returns:
+        The description; None where both arguments are None.
 
     Raises:
-        UsageError: one without the other, an unknown name, or a file that is none.
+        UsageError: Only one is given, a name is unknown, or the file is not valid.
     """
     if arch is None and preprocessing is None:
         return None
@@ -90,7 +103,7 @@ def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | N
 
 
 def is_external(path: Path) -> bool:
-    """Whether a file can be read but does not describe its network, as every checkpoint of ours does."""
+    """Whether a file is readable but does not describe its network, as checkpoints of this toolkit do."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -98,7 +111,7 @@ def is_external(path: Path) -> bool:
             with safe_open(path, "pt") as file:
                 return "spec" not in (file.metadata() or {})
         content = _load_torch(path)
-    except Exception:  # for the reader of our own checkpoints to name
+    except Exception:  # checkpoint.load will report it
         return False
     return not (isinstance(content, dict) and "format" in content and "spec" in content)
 
@@ -106,23 +119,23 @@ def is_external(path: Path) -> bool:
 def load_external(
     path: Path, external: ExternalWeights | None, classes: tuple[str, ...]
 ) -> tuple[Classifier, list[str]]:
-    """Load weights by name into a classifier of the given classes.
+    """Load another program's weights by name into a classifier.
 
     Args:
-        path: of the checkpoint.
-        external: what it does not say.
-        classes: class ids in label order; the network's outputs are taken as these, in this order.
+        path: Checkpoint file.
+        external: Its architecture and preprocessing.
+        classes: Class ids in label order; the network's outputs are assumed to be in this order.
 
     Returns:
-        The classifier, and what a user should know: how the outputs were taken, and keys that were ignored.
+        The classifier, and notes for the user: how outputs match classes, and which keys were ignored.
 
     Raises:
-        UsageError: nothing was said of it, no state dict inside, or weights that do not fit the
+        UsageError: `external` is None, the file holds no state dict, or its weights do not fit the
             architecture or the number of classes.
     """
     if external is None:
         raise UsageError(
-            f"{path}: says neither its architecture nor its preprocessing; give both, such as "
+            f"{path}: does not describe its architecture and preprocessing; give both, such as "
             "--arch alexnet_owt --preprocessing torchvision"
         )
     state = _state_of(path)
@@ -153,7 +166,8 @@ def load_external(
         raise UsageError(f"{path}: does not fit {external.arch}: {detail}; choose another --arch")
     classifier.model.load_state_dict(state, strict=False)
     notes = [
-        f"{path}: its {len(classes):,} outputs are taken as the data's {len(classes):,} classes, in order"
+        f"{path}: its {len(classes):,} outputs are assumed to be the data's {len(classes):,} classes, in "
+        "order"
     ]
     if unexpected:
         notes.append(f"{path}: {_counted(unexpected)} ignored, not in {external.arch}: {_capped(unexpected)}")
@@ -175,7 +189,7 @@ def _preprocessing(name: str) -> Preprocessing:
         return msgspec.convert(values, Preprocessing)
     except OSError as error:
         raise UsageError(f"--preprocessing {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, msgspec.ValidationError) as error:  # no UTF-8, no TOML, or not these values
+    except (ValueError, msgspec.ValidationError) as error:  # not UTF-8, not TOML, or other values
         raise UsageError(
             f"--preprocessing {path}: {error}; it needs mean and std, three gray levels each, and may have "
             "size and crop"
@@ -183,13 +197,13 @@ def _preprocessing(name: str) -> Preprocessing:
 
 
 def _load_torch(path: Path) -> Any:
-    # timm's checkpoints hold the command line's options, a class that only holds values.
+    # timm stores the command line's options as a Namespace, a class that only holds values.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _state_of(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, its names without the wrappers that it was saved from."""
+    """Read the state dict in a file, without the prefixes that wrappers add to its keys."""
     content: Any
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -197,20 +211,20 @@ def _state_of(path: Path) -> dict[str, Tensor]:
         content = load_file(path)
     else:
         content = _load_torch(path)
-    found = [content, *(content[name] for name in _INSIDE if name in content)] if _is_table(content) else []
-    state = next((table for table in reversed(found) if _is_state(table)), None)
+    found = [content, *(content[name] for name in _INSIDE if name in content)] if _is_dict(content) else []
+    state = next((candidate for candidate in reversed(found) if _is_state(candidate)), None)
     if state is None:
-        inside = f" but {', '.join(list(map(str, content))[:_SHOWN])}" if _is_table(content) else ""
+        inside = f" (its keys: {', '.join(list(map(str, content))[:_SHOWN])})" if _is_dict(content) else ""
         raise UsageError(f"{path}: holds no state dict{inside}; save the model's state_dict()")
     return {_unwrapped(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _is_table(value: Any) -> bool:
+def _is_dict(value: Any) -> bool:
     return isinstance(value, dict)
 
 
 def _is_state(value: Any) -> bool:
-    return _is_table(value) and any(
+    return _is_dict(value) and any(
         isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items()
     )
 
@@ -222,7 +236,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _width(state: dict[str, Tensor], arch: str) -> float:
-    """The network's width by the kernels of its first layer; 1 where it has none."""
+    """Infer the network's width from the kernels of its first layer; 1 where this is not possible."""
     with torch.device("meta"):
         published = build_model(arch, classes=2).state_dict()
     first = next(iter(published))
@@ -234,11 +248,11 @@ def _width(state: dict[str, Tensor], arch: str) -> float:
 def _refuse_other_classes(
     path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor], classes: tuple[str, ...]
 ) -> None:
-    last = list(wanted)[-1]  # the bias of the layer that makes the logits
+    last = list(wanted)[-1]  # the bias of the last layer
     if last in state and state[last].ndim == 1 and len(state[last]) != len(classes):
         raise UsageError(
-            f"{path}: has {len(state[last]):,} outputs, but the data has {len(classes):,} classes, and a "
-            "checkpoint of another program names none; evaluate on data with its classes"
+            f"{path}: has {len(state[last]):,} outputs, but the data has {len(classes):,} classes; "
+            "evaluate on data with the classes that it was trained on"
         )
 
 

@@ -1,4 +1,4 @@
-"""A trained network with what is known of its run: its name, its folder and its dataset."""
+"""Load trained models: one with its run and dataset, or several for an ensemble."""
 
 import difflib
 import math
@@ -20,13 +20,13 @@ _RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint, opened.
+    """A trained model with its checkpoint and run.
 
     Attributes:
-        name: of the run's folder, or of the checkpoint file where it lies outside one; for titles.
-        folder: the run's folder, or None.
-        checkpoint: the file.
-        classifier: in evaluation mode, on the CPU.
+        name: Name for titles: of the run's folder, or of a checkpoint file outside of one.
+        folder: The run's folder, or None.
+        checkpoint: The checkpoint file.
+        classifier: The classifier, in evaluation mode, on the CPU.
     """
 
     name: str
@@ -36,15 +36,15 @@ class LoadedModel:
 
     @property
     def spec(self) -> Spec:
-        """What the network was trained on."""
+        """Architecture, classes and preprocessing of the network."""
         return self.classifier.spec
 
 
 def load_model(run_or_checkpoint: Path) -> LoadedModel:
-    """Read a run's best checkpoint, else its last, or a checkpoint file.
+    """Load a run's best checkpoint, else its last, or a checkpoint file.
 
     Raises:
-        UsageError: no checkpoint there, or one that cannot be read.
+        UsageError: There is no checkpoint, or it cannot be read.
     """
     file = checkpoint.find(run_or_checkpoint)
     classifier = checkpoint.classifier_of(checkpoint.load(file), file).eval()
@@ -56,14 +56,16 @@ def load_model(run_or_checkpoint: Path) -> LoadedModel:
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """What run.json says: recipe, dataset and its hash, machine.
+    """Read run.json: recipe, dataset and its hash, machine.
 
     Raises:
-        UsageError: no such file, or a damaged one.
+        UsageError: The file is missing or damaged.
     """
     path = folder / _RUN_FILE
     if not path.is_file():
-        raise UsageError(f"{folder}: no run's folder (no {_RUN_FILE}); name the folder that a training made")
+        raise UsageError(
+            f"{folder}: not a run's folder (no {_RUN_FILE}); give the --out folder of a training"
+        )
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -71,19 +73,23 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def dataset_of(trained: LoadedModel, data: str | Path | None = None) -> Dataset:
-    """Open the dataset that a network was trained on, or the one given.
+    """Open the dataset that a model was trained on, or another one.
+
+    Args:
+        trained: The model.
+        data: Path or URL of a dataset; None for the one that the model's run.json names.
 
     Raises:
-        UsageError: none is known or it is not there; or its images are of another size than those
-            that the network was trained on.
+        UsageError: No dataset is known, it is not there, or its images have another size than those that
+            the network was trained on.
     """
     if data is None:
         if trained.folder is None:
-            raise UsageError(f"{trained.checkpoint}: lies in no run's folder; name its dataset with --data")
+            raise UsageError(f"{trained.checkpoint}: not in a run's folder; name its dataset with --data")
         data = str(run_facts(trained.folder).get("dataset", ""))
         if "://" not in data and not Path(data).is_dir():
             raise UsageError(
-                f"{trained.folder}: its dataset was {data}, which is not there; name its place with --data"
+                f"{trained.folder}: its dataset was {data}, which is not there; give its path with --data"
             )
     dataset = Dataset.open(data)
     if dataset.image.size != trained.spec.size:
@@ -95,10 +101,10 @@ def dataset_of(trained: LoadedModel, data: str | Path | None = None) -> Dataset:
 
 
 def refuse_other_classes(trained: LoadedModel, dataset: Dataset) -> None:
-    """Refuse a dataset whose labels mean something else than the network's outputs.
+    """Refuse a dataset whose classes are not the model's, in the same order.
 
     Raises:
-        UsageError: names classes that only one of them has.
+        UsageError: The classes differ; the message names some that only one of them has.
     """
     ours, theirs = list(trained.spec.classes), dataset.classes
     if ours == theirs:
@@ -112,26 +118,26 @@ def refuse_other_classes(trained: LoadedModel, dataset: Dataset) -> None:
         if names
     ]
     raise UsageError(
-        f"{trained.checkpoint}: knows {len(ours)} classes, {dataset.url} has {len(theirs)} "
-        f"({'; '.join(only) or 'in another order'}); name data with the same classes"
+        f"{trained.checkpoint}: trained on {len(ours)} classes, {dataset.url} has {len(theirs)} "
+        f"({'; '.join(only) or 'in another order'}); give data with the same classes"
     )
 
 
 def dataset_name(dataset: Dataset) -> str:
-    """The last part of a dataset's place, for titles."""
+    """Return the last component of a dataset's path or URL, for titles."""
     local = dataset.store.local
     return local.resolve().name if local else dataset.url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def class_names(trained: LoadedModel, dataset: Dataset | None) -> list[str]:
-    """Names in label order: the dataset's where it knows the class, else the checkpoint's, else ids."""
+    """Return class names in label order: from the dataset, else from the checkpoint, else the class ids."""
     known = dict(zip(trained.spec.classes, trained.spec.names, strict=False))
     known |= {info.id: info.name for info in dataset.manifest.classes} if dataset else {}
     return [known.get(name, name) for name in trained.spec.classes]
 
 
 def dataset_if_any(trained: LoadedModel) -> Dataset | None:
-    """The dataset that a run names, or None where it is not there: for class names alone."""
+    """Open the dataset that a run names; None where that fails, as it is needed for class names only."""
     try:
         return dataset_of(trained)
     except UsageError:
@@ -139,16 +145,21 @@ def dataset_if_any(trained: LoadedModel) -> Dataset | None:
 
 
 def label_of(trained: LoadedModel, dataset: Dataset | None, wanted: str) -> int:
-    """The class number of an id, or of a name of the dataset's.
+    """Return the class number of a class id or name.
+
+    Args:
+        trained: The model.
+        dataset: Dataset with class names, or None.
+        wanted: A class id, or a name as `class_names` returns it.
 
     Raises:
-        UsageError: neither; the nearest is named.
+        UsageError: No such class; the message suggests the nearest.
     """
     for known in (list(trained.spec.classes), class_names(trained, dataset)):
         if wanted in known:
             return known.index(wanted)
     near = difflib.get_close_matches(wanted, {*trained.spec.classes, *known}, n=1, cutoff=0.0)
-    raise UsageError(f"the network knows no class {wanted!r}; did you mean {near[0]!r}?")
+    raise UsageError(f"the network has no class {wanted!r}; did you mean {near[0]!r}?")
 
 
 def load_models(
@@ -157,23 +168,23 @@ def load_models(
     """Load the checkpoints of an ensemble and check that they fit the data and each other.
 
     Args:
-        files: checkpoints, of this toolkit or of other programs.
-        dataset: what they will be shown.
-        external: what those of other programs leave unsaid.
+        files: Checkpoints of this toolkit or of other programs.
+        dataset: Dataset to evaluate on.
+        external: Architecture and preprocessing of the checkpoints of other programs, or None.
 
     Returns:
-        The classifiers, on the CPU, and what a user should know of them.
+        The classifiers, on the CPU, and notes for the user.
 
     Raises:
-        UsageError: unreadable checkpoints, ones of other classes, crops or image sizes than the
-            dataset's, or `external` where every checkpoint describes itself.
+        UsageError: A checkpoint is unreadable, its classes or image size differ from the dataset's, its crop
+            differs from the others', or `external` is given though every checkpoint describes itself.
     """
     models: list[Classifier] = []
     notes: list[str] = []
     others = [is_external(file) for file in files]
     if external is not None and not any(others):
         raise UsageError(
-            f"{files[0]}: a checkpoint of this toolkit says its architecture and preprocessing itself; "
+            f"{files[0]}: a checkpoint of this toolkit has its own architecture and preprocessing; "
             "leave --arch and --preprocessing out"
         )
     for file, other in zip(files, others, strict=True):
@@ -185,18 +196,18 @@ def load_models(
         _refuse_other_data(model, file, dataset)
         if models and model.spec.crop != models[0].spec.crop:
             raise UsageError(
-                f"{file} takes {model.spec.crop} px crops, but {files[0]} takes {models[0].spec.crop}: "
-                "an ensemble shares its crops"
+                f"{file} needs crops of {model.spec.crop} px, but {files[0]} of {models[0].spec.crop} px: "
+                "the checkpoints of an ensemble must have the same crop"
             )
         models.append(model)
     return models, notes
 
 
 def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Weights of `count` checkpoints that sum to 1; equal ones for None.
+    """Normalize the weights of `count` checkpoints to a sum of 1; None gives equal weights.
 
     Raises:
-        UsageError: another number of weights, or one that is negative, no number, or all zero.
+        UsageError: Their number is not `count`, one is negative or not finite, or all are zero.
     """
     given = [1.0] * count if weights is None else list(weights)
     if len(given) != count:

@@ -1,4 +1,4 @@
-"""What a run records: each update, each epoch, and how it ended."""
+"""Records of a run: metrics within an epoch and of each epoch, weights, progress."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,24 +6,24 @@ from typing import Literal
 from torch import Tensor
 
 Ending = Literal["finished", "stopped", "failed"]
+"""How a run ended."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """A moment within an epoch.
+    """Metrics within an epoch.
 
     Attributes:
-        epoch: 1 for the first.
-        done, total: this epoch's updates so far, and all of them.
-        steps: updates since the start of the run.
-        loss: of a recent batch of the first process.
-        top1: of the epoch's images so far, of the first process.
-        rate: learning rate of the last update.
-        images_per_second: training images of all processes, since the epoch began.
-        data_wait: share of the time since the epoch began, 0..1, in which the first process waited for
-            batches.
-        memory_mb: memory of the first process: most that torch held on a GPU, resident on the CPU.
-        seconds_left: of the run, as fast as it went so far; None where nothing can be said yet.
+        epoch: Epoch, counted from 1.
+        done, total: Steps of this epoch so far, and all its steps.
+        steps: Steps since the start of the run.
+        loss: Mean loss of a recent batch of process 0.
+        top1: Accuracy, 0..1, over process 0's images of the epoch so far.
+        lr: Learning rate of the last step.
+        images_per_second: Training images of all processes per second, since the epoch began.
+        data_wait: Share, 0..1, of the time since the epoch began in which process 0 waited for batches.
+        memory_mb: Memory of process 0 in MB: torch's peak on a GPU, resident memory on the CPU.
+        seconds_left: Estimated seconds left of the run; None after too few steps.
     """
 
     epoch: int
@@ -41,13 +41,13 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class Weights:
-    """The network at the end of an epoch, on the CPU.
+    """Weights at the end of an epoch, copied to the CPU.
 
     Attributes:
-        epoch: 1 for the first.
-        steps: updates since the start of the run.
-        weights: parameter name → its values.
-        updates: parameter name → what the epoch's last update added.
+        epoch: Epoch, counted from 1.
+        steps: Steps since the start of the run.
+        weights: Parameter name → values.
+        updates: Parameter name → difference that the epoch's last step made.
     """
 
     epoch: int
@@ -58,17 +58,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A line of metrics.jsonl.
+    """Metrics of an epoch, a line of metrics.jsonl.
 
     Attributes:
-        epoch: 1 for the first.
-        steps: updates since the start of the run.
-        rate: learning rate of the epoch's last update.
-        train_loss, train_top1: over the epoch's training batches, as they were augmented.
-        val_loss, val_top1, val_top5: center crops of the validation split.
-        train_seconds, val_seconds: wall time.
-        images_per_second: training images over `train_seconds`, all processes together.
-        data_wait: share of `train_seconds`, 0..1, in which the first process waited for batches.
+        epoch: Epoch, counted from 1.
+        steps: Steps since the start of the run.
+        lr: Learning rate of the epoch's last step.
+        train_loss, train_top1: Mean loss and accuracy, 0..1, over the epoch's augmented training batches.
+        val_loss, val_top1, val_top5: Mean loss and accuracies, 0..1, on center crops of the validation split.
+        train_seconds, val_seconds: Wall time.
+        images_per_second: Training images of all processes per second of `train_seconds`; 0 for an epoch
+            that was only validated.
+        data_wait: Share of `train_seconds`, 0..1, in which process 0 waited for batches.
     """
 
     epoch: int
@@ -87,12 +88,12 @@ class EpochMetrics:
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run has come.
 
     Attributes:
-        epoch: finished epochs.
-        steps: updates so far.
-        best_top1: best validation top-1 so far, 0..1.
+        epoch: Number of finished epochs.
+        steps: Steps so far.
+        best_top1: Best validation top-1 so far, 0..1; -1 before the first validation.
     """
 
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""A run's folder: recipe.toml, run.json, metrics.jsonl, last.pt and best.pt, each whole or absent."""
+"""A run's folder: recipe.toml, run.json, metrics.jsonl and checkpoints, each whole or absent."""
 
 import datetime
 import hashlib
@@ -34,18 +34,18 @@ RUN_FILE = "run.json"
 def create(
     folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv, *, over_unfinished: bool = False
 ) -> None:
-    """Start a run's folder with its recipe and what it runs on.
+    """Create a run's folder with recipe.toml and run.json.
 
     Args:
-        folder: new or empty, or with `over_unfinished` one whose run never finished an epoch.
-        recipe: written as recipe.toml.
-        dataset: noted in run.json.
-        env: noted in run.json.
-        over_unfinished: see `folder`.
+        folder: A new or empty folder, or with `over_unfinished` one whose run never wrote a checkpoint.
+        recipe: Recipe to write as recipe.toml.
+        dataset: Dataset whose URL or path and hash are written to run.json.
+        env: This process's environment; the machine is described in run.json.
+        over_unfinished: Overwrite the files of a run without a checkpoint.
 
     Raises:
-        UsageError: the folder already holds something.
-        RunError: it cannot be written.
+        UsageError: The folder already holds files.
+        RunError: The folder cannot be written.
     """
     fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not fresh and not over_unfinished:
@@ -65,8 +65,8 @@ def create(
 
 
 def machine(env: DistEnv) -> dict[str, str]:
-    """What a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
-    import nvidia.dali  # which showing a run does without
+    """Describe all that a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
+    import nvidia.dali  # imported here, so that showing a run does not need DALI
 
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
     return found | {
@@ -83,7 +83,18 @@ def machine(env: DistEnv) -> dict[str, str]:
 def common_facts(
     recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, env: DistEnv, precision: torch.dtype
 ) -> dict[str, str]:
-    """What all processes must have in common; `precision` is what the recipe's became on this machine."""
+    """Collect what must be the same in all processes, for `refuse_unlike`.
+
+    Args:
+        recipe: The run's recipe.
+        dataset: The run's dataset.
+        saved: Content of the checkpoint to continue from, or None.
+        env: This process's environment.
+        precision: The recipe's precision as this machine computes it.
+
+    Returns:
+        Name → value: versions, device, hashes of dataset and recipe, precision, checkpoint.
+    """
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
     facts = {name: text for name, text in machine(env).items() if name in versions}
     return facts | {
@@ -95,35 +106,35 @@ def common_facts(
 
 
 def same_processes(saved: dict[str, Any], env: DistEnv) -> bool:
-    """Whether a checkpoint's data streams fit this world: as many processes of the same kind."""
+    """Whether a checkpoint was saved by as many processes of the same kind, and so has this rank's state."""
     return len(saved["ranks"]) == env.world_size and saved["machine"]["device"] == env.kind
 
 
 def sums_of(saved: dict[str, Any], env: DistEnv) -> Tensor:
-    """This process's part of what a begun epoch had summed up: float64 (3,) on its device.
+    """Return this process's totals of a begun epoch: float64 (3,) on its device.
 
-    Other processes than the checkpoint's have it all in the first.
+    With another number or kind of processes than the checkpoint's, rank 0 gets the sum of all ranks.
     """
-    found = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=env.device)
+    sums = torch.tensor([rank["sums"] for rank in saved["ranks"]], dtype=torch.float64, device=env.device)
     if same_processes(saved, env):
-        return found[env.rank]
-    return found.sum(dim=0) if env.is_first else torch.zeros_like(found[0])
+        return sums[env.rank]
+    return sums.sum(dim=0) if env.is_first else torch.zeros_like(sums[0])
 
 
 def difference(saved: dict[str, Any], env: DistEnv) -> str:
-    """What keeps a resumed run from ending with the uninterrupted one's bits, or ''."""
+    """Return a log line on why a resumed run will not be bit-identical to an uninterrupted one, or ""."""
     was, now = saved["machine"], machine(env)
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
     if not changed:
         return ""
     order = "" if same_processes(saved, env) else ", and order and augmentation differ from here on"
-    return f"{'; '.join(changed)}: the result will not be bit for bit the uninterrupted run's{order}"
+    return f"{'; '.join(changed)}: the result will not be bit-identical to an uninterrupted run's{order}"
 
 
 def _processor() -> str:
-    """The CPU's model as Linux names it, else what the platform says, and what torch uses of it.
+    """Return the CPU's model name (from Linux, else from `platform`) and the instruction set that torch uses.
 
-    Virtual machines name processors of several generations alike.
+    The name alone is not enough: virtual machines give processors of several generations the same one.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -134,7 +145,7 @@ def _processor() -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun there."""
+    """Whether a folder holds a run: a recipe.toml."""
     return (folder / RECIPE_FILE).is_file()
 
 
@@ -142,19 +153,20 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str,
     """Read the checkpoint that a run continues from.
 
     Returns:
-        Its content, or None where the run was stopped before its first; and what the user should know.
+        The checkpoint's content, or None where the run was stopped before its first; and a line for the log,
+        or "".
 
     Raises:
-        UsageError: no run there, one of another recipe or dataset, or no checkpoint that can be read.
+        UsageError: There is no run, it has another recipe or dataset, or none of its checkpoints can be read.
     """
     if not is_run(folder):
         raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
     newest = folder / checkpoint.LAST
-    found = [path for path in [newest, *checkpoint.steps_of(folder)] if path.is_file()]
-    if not found:
+    files = [path for path in [newest, *checkpoint.steps_of(folder)] if path.is_file()]
+    if not files:
         return None, f"{folder}: stopped before its first checkpoint, starting again"
     damage = ""
-    for path in found:
+    for path in files:
         try:
             saved = checkpoint.load(path)
         except checkpoint.DamagedError as error:
@@ -173,16 +185,16 @@ def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Da
     if saved.get("dataset") != dataset.fingerprint:
         raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
     if "scaler" not in saved:
-        raise UsageError(f"{path}: of a release whose velocities were kept otherwise; start another --out")
+        raise UsageError(f"{path}: saved by an older release in another form; start another --out")
     if saved.get("one_batch"):
         raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:
-    """Rows of metrics.jsonl in order, none where there is no such file.
+    """Read the rows of metrics.jsonl in order; an empty list where there is no such file.
 
     Raises:
-        UsageError: damaged.
+        UsageError: The file is damaged.
     """
     path = folder / METRICS_FILE
     if not path.is_file():
@@ -194,13 +206,13 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
 
 
 def add_metrics(folder: Path, row: EpochMetrics) -> None:
-    """Add an epoch's row; rows of this and later epochs, left by a killed run, give way."""
+    """Append an epoch's row; rows of this and later epochs, left by a killed run, are removed."""
     rows = [old for old in read_metrics(folder) if old.epoch < row.epoch] + [row]
     write_bytes(folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(rows))
 
 
 def provenance() -> dict[str, object]:
-    """Host, hardware, command, time, and the state of the toolkit's git checkout where it is one."""
+    """Describe host, hardware, command, start time and, in a git checkout, the toolkit's commit."""
     found: dict[str, object] = {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -217,7 +229,7 @@ def provenance() -> dict[str, object]:
 
 
 def git_state(folder: Path) -> str:
-    """The commit of a checkout, with "changed" where files differ from it; '' where it is none."""
+    """Return a git checkout's commit, followed by "changed" where files differ from it; "" outside of one."""
     commit = _git(folder, "rev-parse", "HEAD")
     # A package that is installed below another project's checkout is not part of it.
     if not commit or _git(folder, "rev-parse", "--show-toplevel") != str(folder):

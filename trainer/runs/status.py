@@ -1,4 +1,4 @@
-"""RUN/status.json: where a run is, for whoever looks at its folder from outside."""
+"""RUN/status.json: a run's progress, for other processes that read its folder."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from trainer.runs.run_folder import RUN_FILE, is_run, read_metrics
 
 STATUS_FILE = "status.json"
 _EVERY_SECONDS = 5.0
-# A run writes every few seconds while it trains; validating and compiling take longer.
+# A run writes its status every few seconds while it trains; validating and compiling take longer.
 _QUIET_SECONDS = 300.0
 
 State = Literal["starting", "training", "finished", "stopped", "failed"]
@@ -25,15 +25,15 @@ State = Literal["starting", "training", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Status:
-    """What a run last said of itself.
+    """Content of status.json.
 
     Attributes:
-        state: "starting" before the first update is reported.
-        host, pid: of its first process.
-        started, updated: seconds since 1970.
-        epochs: finished.
-        step: where it is, None before the first report.
-        line: how it ended, or its last note.
+        state: "starting" until the first step is reported, then "training", or how the run ended.
+        host, pid: Host name and process id of process 0.
+        started, updated: Times of the run's start and of this status, in seconds since 1970.
+        epochs: Number of finished epochs.
+        step: Last metrics within an epoch; None before the first.
+        line: Last log line, or how the run ended.
     """
 
     state: State
@@ -47,7 +47,7 @@ class Status:
 
 
 class StatusCallback:
-    """Keeps a run's status.json, at most every five seconds. A disk that takes none is no reason to stop."""
+    """Writes a run's status.json, every five seconds at most; a failure to write it does not end the run."""
 
     wants_weights = False
 
@@ -59,30 +59,30 @@ class StatusCallback:
         self._begun = False
 
     def on_start(self, facts: dict[str, str]) -> None:
-        """The folder is there from now on."""
+        """Write the first status: from now on the folder is this run's."""
         self._begun = True
         self._write()
 
     def on_log(self, line: str) -> None:
-        """Keep it."""
+        """Keep the line for the next status."""
         self._status = replace(self._status, line=line)
 
     def on_step(self, row: StepMetrics) -> None:
-        """Keep where the run is."""
+        """Keep the metrics, and write them if the last status is over five seconds old."""
         self._status = replace(self._status, state="training", step=row)
         if time.monotonic() - self._written > _EVERY_SECONDS:
             self._write()
 
     def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
-        """Keep how far it came."""
+        """Write the number of finished epochs."""
         self._status = replace(self._status, epochs=row.epoch)
         self._write()
 
     def on_weights(self, weights: Weights) -> None:
-        """Nothing of them is kept."""
+        """Do nothing."""
 
     def on_end(self, how: Ending, line: str) -> None:
-        """Keep how it ended; a run that was refused at the start leaves another's folder alone."""
+        """Write how the run ended, unless it never started: the folder may then be another run's."""
         self._status = replace(self._status, state=how, line=line)
         if self._begun:
             self._write()
@@ -98,14 +98,14 @@ class StatusCallback:
 
 @dataclass(frozen=True)
 class RunState:
-    """A run's folder, seen from outside.
+    """A run's state as read from its folder.
 
     Attributes:
-        status: None where the run is older than status.json.
-        verdict: in a few words, whether it lives.
-        facts: run.json.
-        rows: finished epochs.
-        checkpoints: file name → seconds since it was written, newest first.
+        status: Content of status.json; None for a run of a release without it.
+        health: A few words on whether the run goes on, ended, or its process is gone.
+        facts: Content of run.json.
+        rows: Metrics of the finished epochs.
+        checkpoints: File name → seconds since it was written; last.pt and best.pt first, then newest first.
     """
 
     status: Status | None
@@ -116,13 +116,13 @@ class RunState:
 
 
 def read_run(folder: Path) -> RunState:
-    """Read a run's folder.
+    """Read the state of a run from its folder.
 
     Raises:
-        UsageError: no run there, or files that are damaged.
+        UsageError: There is no run, or its files are damaged.
     """
     if not is_run(folder):
-        raise UsageError(f"{folder}: no run there; give the folder that alexnet-train named as --out")
+        raise UsageError(f"{folder}: no run there; give the folder that alexnet-train got as --out")
     path = folder / STATUS_FILE
     try:
         status = msgspec.json.decode(path.read_bytes(), type=Status) if path.is_file() else None
@@ -140,18 +140,18 @@ def _health(status: Status | None, now: float) -> str:
         return "unknown: the run has no status.json"
     if status.state not in ("starting", "training"):
         return status.state
-    if status.host == socket.gethostname() and not _lives(status.pid):
+    if status.host == socket.gethostname() and not _is_alive(status.pid):
         return "dead: its process is gone; continue with --resume"
     if now - status.updated > _QUIET_SECONDS:
         return f"no sign of life for {(now - status.updated) / 60:.0f} min"
     return status.state
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process is another user's
         return True
     return True

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of."""
+"""The training run: loop, step, precision, setup, options, dry run, benchmark."""

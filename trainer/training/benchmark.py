@@ -1,4 +1,4 @@
-"""What limits a machine: the loader, the model and the gradient exchange, alone and together."""
+"""Measure what limits training here: loader, model and gradient exchange, alone and together."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,22 +25,21 @@ from trainer.training.setup import BUCKET_MB, local_batch_size, run_throwaway_st
 from trainer.training.step import train_step
 
 SECONDS = 6.0
-"""Time that each part is measured for, at least two steps."""
+"""Seconds for which each component is measured, but at least two steps."""
 
 _WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one part, over all processes.
+    """Throughput and resources of one component, over all processes.
 
     Attributes:
-        name: "loader (cpu)" and so on, "model", "exchange" or "together".
-        images_per_second: images that it could serve alone.
-        cores: CPU seconds used a second.
-        host_mb: resident memory of all processes, MB (pages that they share are counted in each).
-        device_mb: GPU memory in use with all processes of the fullest GPU, DALI's and CUDA's own among it,
-            MB; 0 on the CPU.
+        name: "loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "exchange" or "together".
+        images_per_second: Images per second of this component alone, or of all "together".
+        cores: CPU seconds used per second.
+        host_mb: Sum of all processes' resident memory, MB; pages that they share are counted in each.
+        device_mb: Used memory of the fullest GPU, MB, including that of DALI and CUDA; 0 on the CPU.
     """
 
     name: str
@@ -52,7 +51,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measured:
-    """The parts in order, "together" last, and one sentence on what limits and what helps."""
+    """Result of a benchmark.
+
+    Attributes:
+        recipe: Name of the recipe.
+        timings: Components in the order measured, "together" last.
+        advice: One sentence: which component limits, by how much, and which option helps.
+    """
 
     recipe: str
     timings: tuple[Timing, ...]
@@ -60,17 +65,17 @@ class Measured:
 
 
 def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
-    """Measure each part of training on a dataset, with the job's recipe and batch; nothing is written.
+    """Measure each component of training with a job's data, recipe and batch size; nothing is written.
 
-    On a GPU the loader is measured in every placement. All processes take part and measure at once.
+    On GPUs the loader is measured with every placement. All processes must call this; they measure together.
 
     Args:
-        env: this process among all.
-        job: data, recipe and feeding; its run folder is not touched.
-        seconds: for each part.
+        env: This process's environment.
+        job: Data, recipe and loader options; its run folder is not touched.
+        seconds: Duration of each measurement.
 
     Raises:
-        UsageError: data and recipe that do not fit together.
+        UsageError: Data, recipe and number of processes do not fit together.
     """
     recipe, dataset = job.recipe, Dataset.open(job.data)
     batch_size = local_batch_size(recipe, env.world_size)
@@ -78,32 +83,41 @@ def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
     classifier = new_classifier(recipe, dataset).to(env.device)
     if recipe.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    meter = _Meter(env, batch_size, seconds)
+    timer = _Timer(env, batch_size, seconds)
 
     chosen = job.loader_options.placement(env).device
     devices: list[Device] = ["cpu", "hybrid", "gpu"] if env.kind == "gpu" else ["cpu"]
     timings = []
-    for device in sorted(devices, key=lambda d: d == chosen):  # what training uses last, beside the rest
+    # The placement that training uses is measured last, next to the model.
+    for device in sorted(devices, key=lambda d: d == chosen):
         loader_options = replace(job.loader_options, device=device)
         with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
             batches = _endless(train_data.epoch(0))
-            timings.append(meter.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
+            timings.append(timer.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
 
     step = _Step(recipe, classifier, env, batch_size)
-    timings.append(meter.run("model", step.on_synthetic))
+    timings.append(timer.run("model", step.on_synthetic))
     if env.world_size > 1:
-        timings.append(meter.run("exchange", _Exchange(classifier)))
+        timings.append(timer.run("exchange", _Exchange(classifier)))
     with TrainData(recipe, dataset, classifier, batch_size, env, job.loader_options) as train_data:
         batches = _endless(train_data.epoch(0))
         shared = _Step(recipe, classifier, env, batch_size, together=True)
-        timings.append(meter.run("together", lambda: shared(next(batches))))
+        timings.append(timer.run("together", lambda: shared(next(batches))))
     return Measured(recipe.name, tuple(timings), advise(timings, recipe, dataset, env.kind, chosen))
 
 
 def advise(timings: list[Timing], recipe: Recipe, dataset: Dataset, kind: str, placement: Device) -> str:
-    """One sentence: what limits, by how much, and which option helps."""
-    loaders = {p.name[8:-1]: p.images_per_second for p in timings if p.name.startswith("loader")}
-    throughputs = {p.name: p.images_per_second for p in timings if not p.name.startswith("loader")}
+    """Write one sentence: which component limits, by how much, and which option helps.
+
+    Args:
+        timings: As in `Measured`.
+        recipe: The recipe measured.
+        dataset: The dataset measured.
+        kind: "gpu" or "cpu".
+        placement: The loader's device in training.
+    """
+    loaders = {t.name[8:-1]: t.images_per_second for t in timings if t.name.startswith("loader")}
+    throughputs = {t.name: t.images_per_second for t in timings if not t.name.startswith("loader")}
     together = throughputs.pop("together")
     throughputs["loader"] = loaders[placement]
     slowest = min(throughputs, key=lambda name: throughputs[name])
@@ -128,9 +142,9 @@ def _helps_loader(loaders: dict[str, float], placement: Device, dataset: Dataset
     if loaders[best] > 1.1 * loaders[placement]:
         return f"`--placement {best}` is {loaders[best] / loaders[placement]:.1f} times as fast"
     if dataset.image.mode == "original":
-        return f"images stored at {dataset.image.size} px decode faster (`alexnet-prep shard` as it is)"
+        return f"images stored at {dataset.image.size} px decode faster (`alexnet-prep shard` by default)"
     if dataset.store.local is None:
-        return "shards on a local disk come faster (`--cache DIR`)"
+        return "shards on a local disk are read faster (`--cache DIR`)"
     return "more cores for each process (`--threads`, or a machine that has them) help"
 
 
@@ -144,8 +158,8 @@ def _helps_model(recipe: Recipe, kind: str) -> str:
     return f"more {'GPUs (`--gpus`)' if kind == 'gpu' else 'cores, or a GPU,'} would help"
 
 
-class _Meter:
-    """Runs something for a while in every process at once, and sums up what it took."""
+class _Timer:
+    """Runs a component for some seconds in all processes at once; sums up throughput, CPU and memory."""
 
     def __init__(self, env: DistEnv, batch_size: int, seconds: float) -> None:
         self._env, self._batch_size, self._seconds = env, batch_size, seconds
@@ -169,9 +183,10 @@ class _Meter:
         return Timing(name, throughput, cores, host, all_most(device_mb(self._env), self._env))
 
     def _steps(self, step: Callable[[], Any]) -> int:
-        """How many steps take the time; as many in all processes, since some of them meet in each.
+        """Find how many steps take about the given time.
 
-        A single step says little: a loader has batches ready, and another process may be late.
+        The number is the same in all processes, since a step may contain collectives. A single step is not
+        enough to measure by: a loader has batches ready, and another process may be late.
         """
         tried = 1
         while True:
@@ -193,7 +208,7 @@ class _Meter:
 
 
 class _Step:
-    """A training step of this process alone, or `together` with the others."""
+    """A training step of this process alone, or with `together` of all, which exchange gradients."""
 
     def __init__(
         self, recipe: Recipe, classifier: Classifier, env: DistEnv, batch_size: int, *, together: bool = False
@@ -205,7 +220,7 @@ class _Step:
         run_throwaway_step(self._model, classifier, recipe, batch_size, env, self._precision, lambda _: None)
         self._optimizer = build_optimizer(classifier.model, recipe)
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.lr * 1e-6  # the work is the same, and nothing diverges
+            group["lr"] = recipe.lr * 1e-6  # the same work, but nothing diverges
         shape = (batch_size, 3, recipe.crop, recipe.crop)
         images = torch.randn(shape, device=env.device)
         if recipe.channels_last:
@@ -226,7 +241,7 @@ class _Step:
 
 
 class _Exchange:
-    """Sums as many bytes as there are gradients, in buckets as DDP does."""
+    """All-reduces as many bytes as there are gradients, in buckets like DDP."""
 
     def __init__(self, classifier: Classifier) -> None:
         weights = [p for p in classifier.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""What a run would be, without running it: steps, memory, and whether its data can be read."""
+"""Dry run: count a training run's steps, estimate its memory, and check that its data can be read."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,19 @@ from trainer.training.precision import Precision, choose_precision, in_words
 from trainer.training.setup import local_batch_size
 from trainer.training.step import forward
 
-# Images that the activations are counted on; with more they grow in proportion.
+# Batch sizes at which activation memory is measured; beyond, it grows linearly.
 _TRIED = (2, 4)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process.
+    """Estimated memory of one process, in bytes.
 
     Attributes:
-        weights: parameters and buffers.
-        state: gradients, velocities, averages, and what compression remembers.
-        activations: kept for the backward pass.
-        batches: of the loader, the one in use and those made ahead.
+        weights: Parameters and buffers.
+        state: Gradients, momentum, averaged (EMA) weights, and PowerSGD's errors.
+        activations: Tensors that a forward pass keeps for the backward pass.
+        batches: Batches of the loader: the one in use and those prefetched.
     """
 
     weights: int
@@ -39,23 +39,23 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it; libraries come on top."""
+        """Sum of all, without what libraries such as CUDA use."""
         return self.weights + self.state + self.activations + self.batches
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that was not begun.
+    """Result of a dry run.
 
     Attributes:
-        recipe: as resolved, in TOML.
-        precision: of its arithmetic on this machine.
-        processes: all of them.
-        batch_size: of each.
-        parameters: of the network.
-        steps_per_epoch, steps: updates.
-        memory: of each process.
-        samples: images of each split whose first batch was read.
+        recipe: The resolved recipe, in TOML.
+        precision: Precision on this machine, such as "float32".
+        processes: Number of processes.
+        batch_size: Batch size of each process.
+        parameters: Number of the network's parameters.
+        steps_per_epoch, steps: Steps of an epoch and of the run.
+        memory: Estimated memory of each process.
+        samples: Split → number of samples; the first batch of each split was read.
     """
 
     recipe: str
@@ -72,10 +72,14 @@ class Plan:
 def plan(job: TrainJob, processes: int) -> Plan:
     """Resolve a job as `train` would, on the CPU, and read the first batch of each split; nothing is written.
 
+    Args:
+        job: The job to check.
+        processes: Number of processes to plan for.
+
     Raises:
-        UsageError: data, recipe and processes that do not fit together, or shards of other sizes than the
+        UsageError: Data, recipe and processes do not fit together, or a shard's size differs from the
             manifest's.
-        RunError: a first batch cannot be read.
+        RunError: A first batch cannot be read.
     """
     recipe, env = job.recipe, DistEnv()
     dataset = Dataset.open(job.data)
@@ -111,24 +115,24 @@ def plan(job: TrainJob, processes: int) -> Plan:
 def memory_of(
     classifier: Classifier, recipe: Recipe, batch_size: int, processes: int, precision: torch.dtype
 ) -> Memory:
-    """Estimate what a process holds, from what a forward pass in `precision` keeps of a few images."""
+    """Estimate a process's memory, its activations from forward passes of a few images in `precision`."""
     weights = sum(p.nbytes for p in classifier.parameters())
     buffers = sum(b.nbytes for b in classifier.buffers())
-    copies = 2 + bool(recipe.ema_decay)  # gradients, velocity
+    copies = 2 + bool(recipe.ema_decay)  # gradients, momentum
     copies += processes > 1 and recipe.grad_compression == "powersgd"
     image = 3 * recipe.crop**2 * 4
-    part = batch_size // recipe.accumulation_steps
+    images_at_once = batch_size // recipe.accumulation_steps
     few, more = (_kept(classifier, recipe, images, precision) for images in _TRIED)
     return Memory(
         weights=weights + buffers,
         state=copies * weights,
-        activations=few + (more - few) * (part - _TRIED[0]) // (_TRIED[1] - _TRIED[0]),
-        batches=4 * image * batch_size,  # in use, and DALI's queue of two with one under way
+        activations=few + (more - few) * (images_at_once - _TRIED[0]) // (_TRIED[1] - _TRIED[0]),
+        batches=4 * image * batch_size,  # one in use, DALI's queue of two, one in the making
     )
 
 
 def _kept(classifier: Classifier, recipe: Recipe, count: int, precision: torch.dtype) -> int:
-    """Bytes that autograd keeps of a forward pass, each storage once, weights left out."""
+    """Return the bytes that autograd keeps of a forward pass: each storage once, without the weights."""
     own = {p.untyped_storage().data_ptr() for p in classifier.parameters()}
     kept: dict[int, int] = {}
 

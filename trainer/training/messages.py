@@ -1,4 +1,4 @@
-"""What a run says of itself in words."""
+"""Log messages of a run."""
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
@@ -13,7 +13,7 @@ from trainer.training.precision import Precision, in_words
 def facts(
     job: TrainJob, dataset: Dataset, classifier: Classifier, env: DistEnv, precision: Precision
 ) -> dict[str, str]:
-    """The head of a run's log: title → text."""
+    """Describe a run for the head of its log: title → text."""
     recipe = job.recipe
     parameters = sum(p.numel() for p in classifier.model.parameters())
     return {
@@ -27,17 +27,26 @@ def facts(
 
 
 def left_out(progress: Progress, images: int) -> str:
-    """Why images of a begun epoch are not trained on, or ''."""
+    """Return the log line on `images` of a begun epoch that are not trained on; "" where there are none."""
     if not images:
         return ""
     epoch = progress.epoch + 1
-    return f"epoch {epoch} was begun by other processes: its last {images:,} images are left out"
+    begun = f"epoch {epoch} was begun with another number or kind of processes"
+    return f"{begun}: its last {images:,} images are left out"
 
 
 def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
-    """The end of a run whose `what` ("loss is") left the numbers at an update, in an epoch from 1."""
+    """Build the error of a run whose loss or weights are no longer finite.
+
+    Args:
+        job: The run's job.
+        what: "loss is" or "weights are".
+        step: Step at which this was found, counted from 1.
+        epoch: Epoch of this step, counted from 1.
+        saved_steps: Steps of the run in its last checkpoint; 0 where there is none.
+    """
     last = job.out / LAST
-    kept = f"{last} is of update {saved_steps:,}" if saved_steps else "nothing was saved"
+    kept = f"{last} is of update {saved_steps:,}" if saved_steps else "no checkpoint was saved"
     return RunError(
         f"the {what} no longer finite at update {step:,}, in epoch {epoch}; {kept}: start again in another "
         f"--out with a lower learning rate, such as --set lr={job.recipe.lr / 2:g}"
@@ -45,13 +54,13 @@ def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) 
 
 
 def finished(job: TrainJob, progress: Progress) -> TrainResult:
-    """The end of a run that came to its end."""
+    """Build the result of a run that has trained all epochs."""
     return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
 
 
 def stopped(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
-    """The end of a run that was asked to stop by `reason`: "--steps", or a signal's name."""
-    at = f"after update {progress.steps:,}; {job.out / LAST} has it"
+    """Build the result of a run that was stopped by `reason`: "--steps", or the name of a signal."""
+    at = f"after update {progress.steps:,}, saved in {job.out / LAST}"
     if reason == "--steps":
         return TrainResult(progress, "finished", f"ended {at} (--steps)")
     return TrainResult(progress, "stopped", f"stopped by {reason} {at}: continue with --resume")

@@ -1,4 +1,4 @@
-"""What a run is asked to do, besides its recipe."""
+"""Options of a training run besides its recipe, and its result."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +10,17 @@ from trainer.recipe import Recipe
 from trainer.runs.records import Ending, Progress
 
 Resume = Literal["no", "must", "auto"]
+"""Whether to resume: start a new run, continue a run, or continue where there is one."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """When checkpoints are written, besides those at the ends of epochs, and how many stay.
+    """When checkpoints are written, besides at the end of each epoch, and how many are kept.
 
     Attributes:
-        steps: updates between two, or None.
-        minutes: between two, or None.
-        keep: how many of the newest stay; the network of the best validation top-1 stays besides.
+        steps: Steps between two checkpoints; None for no checkpoints by steps.
+        minutes: Minutes between two checkpoints; None for no checkpoints by time.
+        keep: Number of newest checkpoints to keep, at least 1; best.pt is kept besides.
     """
 
     steps: int | None = None
@@ -29,13 +30,16 @@ class Saving:
 
 @dataclass(frozen=True)
 class Debugging:
-    """Ways to try a run without making it whole; at most one of the first two.
+    """Options to try out a run.
 
     Attributes:
-        synthetic: train on one batch of noise: what training takes without its data.
-        overfit_batch: train on the first batch alone, as it was augmented once: its loss must vanish.
-        steps: stop after this many updates of the run, with a checkpoint.
-        profile: write a Chrome trace of a few updates to this file.
+        synthetic: Train on one batch of noise, which shows the speed without the loader.
+        overfit_batch: Train on the first batch only, augmented once; its loss must go to zero.
+        steps: Stop once the run has made this many steps, with a checkpoint; None for no limit.
+        profile: File to write a Chrome trace of a few steps to; None for no trace.
+
+    Raises:
+        UsageError: Both `synthetic` and `overfit_batch`.
     """
 
     synthetic: bool = False
@@ -49,24 +53,25 @@ class Debugging:
 
     @property
     def one_batch(self) -> str:
-        """What is trained on in place of the data, or ""."""
+        """The option that replaces the data with one batch: "--synthetic", "--overfit-batch" or ""."""
         return "--synthetic" if self.synthetic else "--overfit-batch" if self.overfit_batch else ""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What to train.
+    """A training run: its data, recipe, folder and options.
 
     Attributes:
-        data: the dataset's folder or address.
-        out: the run's folder.
-        recipe: what the result depends on, besides the data.
-        resume: "must" continues the run in `out`, "auto" does where there is one.
-        feeding: how the data comes.
-        saving: when checkpoints are written.
-        debugging: what is tried.
-        cuda_graphs: let the compiler record CUDA graphs.
-        hang_seconds: after which a process that keeps the others waiting is named, and the run ended.
+        data: Path or URL of the dataset.
+        out: The run's folder.
+        recipe: Everything, besides the data, that the result depends on.
+        resume: "no" starts a run in `out`, "must" continues the one there, "auto" does what fits.
+        loader_options: Where batches are made and how shards are read.
+        saving: When checkpoints are written, and how many are kept.
+        debugging: Options to try out the run.
+        cuda_graphs: Let torch.compile record CUDA graphs; GPU only.
+        hang_seconds: Time without progress after which the watchdog names the stuck process and stops the
+            run.
     """
 
     data: str | Path
@@ -85,9 +90,9 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        progress: how far it came.
-        ending: "finished", or "stopped" where it was asked to and can be continued.
-        line: the same in words.
+        progress: Finished epochs and steps, and the best validation top-1.
+        ending: "finished", or "stopped" after a signal; a stopped run can be continued.
+        line: The ending as one line for the user.
     """
 
     progress: Progress

@@ -1,4 +1,4 @@
-"""In which precision a run computes."""
+"""Choose the floating-point precision of a run."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from trainer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Precision:
-    """What a recipe's precision becomes on a machine.
+    """A recipe's precision as this machine can compute it.
 
     Attributes:
-        dtype: of convolutions and matrix products.
+        dtype: Type of convolutions and matrix products.
         device: "cuda" or "cpu".
-        note: why it is not what the recipe says, or "".
+        note: Why `dtype` is not the recipe's, for the log; "" where it is.
     """
 
     dtype: torch.dtype
@@ -28,16 +28,16 @@ class Precision:
         return self.dtype != torch.float32
 
     def new_scaler(self) -> torch.amp.GradScaler | None:
-        """A scaler of losses for float16, whose smallest gradients vanish without; else None."""
+        """Return a loss scaler for float16, whose small gradients underflow without one, or None."""
         return torch.amp.GradScaler(self.device) if self.dtype == torch.float16 else None
 
 
 def choose_precision(recipe: Recipe, kind: Kind) -> Precision:
-    """Choose the precision and switch TensorFloat-32 on or off, as the recipe says.
+    """Choose the precision, and switch TensorFloat-32 on or off as the recipe says (GPU only, globally).
 
-    GPUs before Ampere (compute capability 8) have no bfloat16 units: float16 with loss scaling takes its
-    place there. On CPUs before AVX-512 torch computes bfloat16 element by element, more than ten times
-    as slowly as float32, which takes its place.
+    bfloat16 is replaced where it is slow. GPUs before Ampere (compute capability 8) have no bfloat16 units
+    and use float16 with loss scaling. On CPUs before AVX-512 torch computes bfloat16 element by element,
+    more than ten times as slowly as float32, and float32 is used.
     """
     device = "cuda" if kind == "gpu" else "cpu"
     if kind == "gpu":
@@ -53,12 +53,12 @@ def choose_precision(recipe: Recipe, kind: Kind) -> Precision:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether torch has more than a reference implementation of bfloat16 for this processor."""
+    """Whether torch has bfloat16 kernels for this processor, not only a reference implementation."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def in_words(recipe: Recipe, precision: Precision) -> str:
-    """Precision and TF32 choice for the log."""
+    """Describe precision and TF32 for the log, such as "bfloat16, TF32 on"."""
     name = str(precision.dtype).removeprefix("torch.")
     return f"{name}, TF32 {'on' if recipe.tf32 else 'off'}" if precision.device == "cuda" else name

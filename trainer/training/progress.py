@@ -1,4 +1,4 @@
-"""An epoch's sums, kept on the device and read without making it wait."""
+"""Progress of an epoch: running totals on the device, timing, and memory in use."""
 
 import os
 import time
@@ -16,12 +16,14 @@ from trainer.runs.records import StepMetrics
 
 @dataclass(frozen=True)
 class Reading:
-    """A meter's state at some update.
+    """A copy of `RunningTotals` on the host.
 
     Attributes:
-        loss_sum, correct, images: of this process's batches in the epoch.
-        loss: of the last batch.
-        diverged: the first update of the run whose loss was not finite, or 0.
+        loss_sum: Sum over this process's images of the epoch of their losses.
+        correct: Number of these images whose top-1 prediction is right.
+        images: Number of these images.
+        loss: Mean loss of the last batch.
+        diverged: The first step of the epoch, counted from the run's start, whose loss was not finite; or 0.
     """
 
     loss_sum: float
@@ -32,7 +34,7 @@ class Reading:
 
 
 class RunningTotals:
-    """Adds up the batches of this process."""
+    """Adds up loss and top-1 over this process's batches of an epoch, on the device."""
 
     def __init__(self, env: DistEnv) -> None:
         self._state = torch.zeros(5, dtype=torch.float64, device=env.device)
@@ -41,7 +43,14 @@ class RunningTotals:
         self._copied: torch.cuda.Event | None = None
 
     def add(self, loss: Tensor, correct: Tensor, images: int, step: int) -> None:
-        """Take in a batch's mean loss and correct guesses, both scalars; `step` counts from 1."""
+        """Add a batch, without waiting for the device.
+
+        Args:
+            loss: Mean loss of the batch, a scalar.
+            correct: Number of correct top-1 predictions, a scalar.
+            images: Number of images in the batch.
+            step: Step of the run, counted from 1.
+        """
         loss = loss.to(torch.float64)
         state = self._state
         state[0] += loss * images
@@ -51,51 +60,55 @@ class RunningTotals:
         state[4] = torch.where((state[4] == 0) & ~torch.isfinite(loss), float(step), state[4])
 
     def peek(self) -> Reading | None:
-        """The state without waiting for it: on a GPU that of the call before, None at the first."""
+        """Return the totals without waiting for a GPU: those at the call before, None at the first call."""
         if not self._on_gpu:
             return self.read()
-        found = None
+        previous = None
         if self._copied is not None:
-            self._copied.synchronize()  # long past: updates lie between two calls
-            found = Reading(*self._copies[0].tolist())
+            self._copied.synchronize()  # long done: steps lie between two calls
+            previous = Reading(*self._copies[0].tolist())
         self._copies.reverse()
         self._copies[0].copy_(self._state, non_blocking=True)
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record()
-        return found
+        return previous
 
     def read(self) -> Reading:
-        """The state as it is, once the device has come so far."""
+        """Return the current totals; waits for the device."""
         return Reading(*self._state.tolist())
 
     @property
     def sums(self) -> Tensor:
-        """Loss, correct guesses and images: float64 (3,), a view."""
+        """Loss sum, correct predictions, images: float64 (3,), a view of the totals on the device."""
         return self._state[:3]
 
     def restart(self) -> None:
-        """Begin another epoch."""
+        """Reset the totals for another epoch."""
         self._state.zero_()
         self._copied = None
 
 
-# The first updates are slower: they fill caches and queues.
-_FEW = 10
+# Steps before the remaining time is estimated: the first ones are slower, as they fill caches and queues.
+_FIRST_STEPS = 10
 
 
 @dataclass
 class Wait:
-    """Seconds that whoever iterates over `over` waits for batches."""
+    """Measures how long the training loop waits for batches.
+
+    Attributes:
+        seconds: Time waited so far.
+    """
 
     seconds: float = 0.0
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches."""
+        """Yield the batches and add the time that each takes to arrive."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
+            started = time.perf_counter()
             batch = next(iterator, None)
-            self.seconds += time.perf_counter() - asked
+            self.seconds += time.perf_counter() - started
             if batch is None:
                 return
             yield batch
@@ -103,17 +116,18 @@ class Wait:
 
 @dataclass
 class EpochTimer:
-    """An epoch under way.
+    """Timing of an epoch in progress.
 
     Attributes:
-        epoch: counted from 0.
-        epochs: of the run.
-        first, total: its updates that were done before this process began, and all of them.
-        batch_size: images of an update, of all processes.
-        rate: learning rate of the last update.
-        val_seconds: what the last validation took; 0 where there was none yet.
-        started: `time.perf_counter` at its begin here.
-        wait: for batches.
+        epoch: Epoch, counted from 0.
+        epochs: Number of epochs of the run.
+        first: Steps of the epoch done before this process began or resumed it.
+        total: All steps of the epoch.
+        batch_size: Global batch size.
+        lr: Learning rate of the last step.
+        val_seconds: Duration of the last validation; 0 before the first.
+        started: `time.perf_counter()` when this process began or resumed the epoch.
+        wait: Time that this process waited for batches since `started`.
     """
 
     epoch: int
@@ -128,15 +142,22 @@ class EpochTimer:
 
     @property
     def seconds(self) -> float:
-        """Since the begin here."""
+        """Seconds since `started`."""
         return time.perf_counter() - self.started
 
     def speed(self, done: int, seconds: float) -> float:
-        """Images a second once `done` updates of the epoch are over."""
+        """Return images per second of all processes, when `done` steps are over `seconds` after `started`."""
         return (done - self.first) * self.batch_size / seconds
 
     def row(self, done: int, steps: int, reading: Reading, memory_mb: float) -> StepMetrics:
-        """The moment after `done` updates of the epoch and `steps` of the run."""
+        """Build the metrics after `done` steps of the epoch.
+
+        Args:
+            done: Steps of the epoch.
+            steps: Steps of the run.
+            reading: Totals of this process, at this step or an earlier one.
+            memory_mb: See `used_mb`.
+        """
         seconds = self.seconds
         return StepMetrics(
             epoch=self.epoch + 1,
@@ -153,22 +174,22 @@ class EpochTimer:
         )
 
     def seconds_left(self, done: int, seconds: float) -> float | None:
-        """Of the run, if all goes on as fast as the epoch has in `seconds`; None after too few updates."""
+        """Estimate the seconds left of the run at this epoch's speed; None after fewer than ten steps."""
         here = done - self.first
-        if here < min(_FEW, self.total):
+        if here < min(_FIRST_STEPS, self.total):
             return None
         epochs = self.epochs - self.epoch
         return (epochs * self.total - done) * seconds / here + epochs * self.val_seconds
 
 
 def resident_mb() -> float:
-    """Host memory of this process, MB; pages that it shares with others are counted too."""
+    """Return the resident host memory of this process in MB (10^6 bytes), shared pages included."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def device_mb(env: DistEnv) -> float:
-    """What is in use on this process's GPU, MB, by torch, DALI and CUDA itself; 0 on the CPU."""
+    """Return the used memory of this process's GPU in MB, by torch, DALI, CUDA and others; 0 on the CPU."""
     if env.kind == "cpu":
         return 0.0
     free, total = torch.cuda.mem_get_info(env.device)
@@ -176,5 +197,5 @@ def device_mb(env: DistEnv) -> float:
 
 
 def used_mb(env: DistEnv) -> float:
-    """What limits a run: the most that torch held on the GPU, or host memory on the CPU, MB."""
+    """Return torch's peak memory on the GPU, or on the CPU this process's resident memory, in MB."""
     return torch.cuda.max_memory_allocated() / 1e6 if env.kind == "gpu" else resident_mb()

@@ -1,4 +1,4 @@
-"""A classifier made ready for training: its share of the batch, compiled, and one of several."""
+"""Prepare a classifier for training: local batch size, torch.compile, DDP."""
 
 import math
 from collections.abc import Callable
@@ -15,23 +15,25 @@ from trainer.training.precision import Precision
 from trainer.training.step import forward
 
 BUCKET_MB = 4
-"""Gradients that DDP exchanges at once, at least.
+"""Least size of a bucket of gradients, which DDP exchanges at once, MB.
 
-Of AlexNet's 244 MB the fully connected layers have 96 %, in three tensors that are ready first and go on
-their way while the convolutions compute. With torch's 25 MB all convolutions would wait for conv1's
-gradient and then cost an exchange of their own; with 4 MB only conv1's 0.1 MB is left to wait for.
+The fully connected layers have 96 % of AlexNet's 244 MB, in three tensors whose gradients are ready first
+and are exchanged while the convolutions compute theirs. With torch's default of 25 MB all convolutions would
+be in one bucket, which waits for conv1's gradient and is then exchanged last; with 4 MB only conv1's 0.1 MB
+is left for the end.
 """
 
-# What the response norm's backward pass sums over five channels takes a root and a division: on a CPU it is
-# cheaper to compute it once, through memory, than five times (docs/benchmarks.md).
+# The backward pass of local response normalization sums terms with a root and a division over five channels.
+# On a CPU it is faster to store each term than to compute it five times (docs/benchmarks.md).
 _CPU_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"realize_reads_threshold": 2}
 
 
 def local_batch_size(recipe: Recipe, processes: int) -> int:
-    """Return one process's part of the global batch.
+    """Return the batch size of one process.
 
     Raises:
-        UsageError: it does not divide, or leaves too little for batch normalization.
+        UsageError: The processes do not divide the global batch, the accumulation steps do not divide a
+            process's batch, or too few images are left for batch normalization.
     """
     if recipe.batch_size % processes:
         fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
@@ -40,26 +42,32 @@ def local_batch_size(recipe: Recipe, processes: int) -> int:
             f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
             f"--set batch_size={larger}"
         )
-    share = recipe.batch_size // processes
-    if share % recipe.accumulation_steps:
-        fits = next(n for n in range(min(recipe.accumulation_steps, share), 0, -1) if share % n == 0)
+    local = recipe.batch_size // processes
+    if local % recipe.accumulation_steps:
+        fits = next(n for n in range(min(recipe.accumulation_steps, local), 0, -1) if local % n == 0)
         raise UsageError(
-            f"accumulation_steps {recipe.accumulation_steps} does not divide a process's {share} images; use "
+            f"accumulation_steps {recipe.accumulation_steps} does not divide a process's {local} images; use "
             f"--set accumulation_steps={fits}"
         )
-    if recipe.arch == "alexnet_bn" and share == recipe.accumulation_steps:
+    if recipe.arch == "alexnet_bn" and local == recipe.accumulation_steps:
         raise UsageError(
-            f"batch_size {recipe.batch_size} leaves one image for each of {processes} processes and "
-            f"{recipe.accumulation_steps} parts, and batch normalization needs two; use --set "
+            f"batch_size {recipe.batch_size} leaves each of {processes} processes one image in each of "
+            f"{recipe.accumulation_steps} accumulation steps, and batch normalization needs two; use --set "
             f"batch_size={2 * processes * recipe.accumulation_steps} or more"
         )
-    return share
+    return local
 
 
 def compile_in_place(classifier: Classifier, kind: Kind, *, cuda_graphs: bool = False) -> None:
-    """Let a classifier run compiled from its next call on: network and preprocessing as one graph.
+    """Compile a classifier in place, network and preprocessing as one graph, at its next call.
 
-    A bare `torch.nn.Sequential` would be compiled in pieces: torch skips the forward method of its own.
+    A bare `torch.nn.Sequential` would be compiled in pieces, because torch skips the forward methods of its
+    own modules.
+
+    Args:
+        classifier: The classifier to compile.
+        kind: "gpu" or "cpu".
+        cuda_graphs: Record CUDA graphs (mode "reduce-overhead"); ignored on the CPU.
     """
     if kind == "gpu":
         classifier.compile(mode="reduce-overhead" if cuda_graphs else None)
@@ -68,7 +76,7 @@ def compile_in_place(classifier: Classifier, kind: Kind, *, cuda_graphs: bool = 
 
 
 def wrap_ddp(classifier: Classifier, recipe: Recipe, env: DistEnv, *, cuda_graphs: bool = False) -> nn.Module:
-    """The classifier as it is trained: compiled where the recipe says so, and one of several."""
+    """Return the module to train: compiled where the recipe says so, wrapped in DDP for several processes."""
     if recipe.compile:
         compile_in_place(classifier, env.kind, cuda_graphs=cuda_graphs)
     if env.world_size == 1:
@@ -86,12 +94,13 @@ def run_throwaway_step(
     batch_size: int,
     env: DistEnv,
     precision: Precision,
-    note: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Run one forward and backward pass that changes nothing.
+    """Run one forward and backward pass on zeros that leaves weights and buffers unchanged.
 
-    DDP regroups its gradients after the first backward pass, so that a resumed run would add in
-    another order than an uninterrupted one; and a compiler that does not work shows itself here.
+    DDP rebuilds its buckets after the first backward pass, so without this step a resumed run would sum
+    gradients in another order than an uninterrupted one. It also shows whether torch.compile works here;
+    where it does not, the model is trained without it, and rank 0 calls `log` with a line that says why.
     """
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
     images = torch.zeros(
@@ -109,10 +118,10 @@ def run_throwaway_step(
     except Exception as error:
         if not recipe.compile or not _is_compiler_error(error):
             raise
-        classifier._compiled_call_impl = None  # how torch itself tells compiled from eager
+        classifier._compiled_call_impl = None  # torch calls a module eagerly where this is None
         if env.is_first:
-            reason = " ".join(str(error).split())[:160]  # the first line may say no more than "raised:"
-            note(f"torch.compile does not work here, going on without it: {reason}")
+            reason = " ".join(str(error).split())[:160]  # the first line alone may end with "raised:"
+            log(f"torch.compile does not work here, training goes on without it: {reason}")
         once()
     classifier.zero_grad(set_to_none=True)
     for name, buffer in classifier.named_buffers():

@@ -1,6 +1,6 @@
-"""One update of the weights.
+"""One training step: forward and backward pass, and the weights' update.
 
-Shapes: B batch of this process, S crop.
+Shapes: B local batch size, S side of the crop, K classes.
 """
 
 from contextlib import nullcontext
@@ -24,24 +24,32 @@ def train_step(
     precision: Precision,
     scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Update the weights once, from (B, 3, S, S) images and (B,) labels.
+    """Update the weights once.
 
-    The batch is taken in `recipe.accumulation_steps` parts.
+    The batch is split into `recipe.accumulation_steps` chunks, whose gradients add up. Processes exchange
+    gradients once, with the last chunk. Nothing here waits for the device, except that a float16 `scaler`
+    checks for overflows and then skips the update.
 
-    Processes exchange their gradients once, with the last part.
+    Args:
+        model: Module to train, as `wrap_ddp` returns it.
+        optimizer: Optimizer of its parameters, with this step's learning rates.
+        images: Batch, (B, 3, S, S), on the model's device.
+        labels: Class numbers, int64 (B,), on the same device.
+        recipe: Its `accumulation_steps` and `label_smoothing` are used.
+        precision: Precision of the forward pass.
+        scaler: Loss scaler for float16, else None.
 
     Returns:
-        The mean loss and the number of correct guesses, both scalars of one dtype that stay on the
-        device: nothing here waits for it, unless a float16 `scaler` must look for overflows.
+        Mean loss and number of correct top-1 predictions, both scalars of the loss's dtype on the device.
     """
     optimizer.zero_grad(set_to_none=True)
-    parts = recipe.accumulation_steps
+    chunks = recipe.accumulation_steps
     total = correct = torch.zeros((), device=images.device)
-    for number, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True), 1):
-        alone = number < parts and isinstance(model, DistributedDataParallel)
-        with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+    for number, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True), 1):
+        local = number < chunks and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if local else nullcontext():  # type: ignore[operator]
             loss, logits = forward(model, x, y, recipe, precision)
-            loss = loss / parts
+            loss = loss / chunks
             (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
         correct = correct + (logits.detach().argmax(dim=1) == y).sum()
@@ -56,7 +64,7 @@ def train_step(
 def forward(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, precision: Precision
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss and the logits (B, classes)."""
+    """Return the mean cross-entropy (a scalar) and the logits (B, K), in float32 after mixed precision."""
     with torch.autocast(precision.device, precision.dtype, enabled=precision.is_mixed):
         logits = model(images)
     if logits.dtype in (torch.bfloat16, torch.float16):
@@ -65,5 +73,5 @@ def forward(
 
 
 def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
-    """What a checkpoint holds of a scaler: numbers."""
+    """Return a scaler's state for a checkpoint, numbers only; empty without a scaler."""
     return {} if scaler is None else scaler.state_dict()

@@ -1,6 +1,6 @@
 """The training run, from top to bottom.
 
-Shapes: B batch of this process, S crop.
+Shapes: B local batch size, S side of the crop.
 """
 
 from contextlib import nullcontext
@@ -39,7 +39,7 @@ from trainer.training.progress import EpochTimer, Reading, RunningTotals, used_m
 from trainer.training.setup import local_batch_size, run_throwaway_step, wrap_ddp
 from trainer.training.step import scaler_state, train_step
 
-# Often enough for a person, seldom enough to cost nothing.
+# Steps between two calls of `on_step`: often enough to watch, and it costs nothing measurable.
 _REPORT_EVERY = 10
 
 
@@ -47,17 +47,20 @@ def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
     """Train a recipe on a dataset and keep the run in a folder.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
-    where validation top-1 improved, `best.pt`. SIGTERM and SIGUSR1 end the run after the update that is
-    under way, with a checkpoint.
+    where validation top-1 improved, `best.pt`. SIGTERM and SIGUSR1 stop the run after the step in progress,
+    with a checkpoint.
 
     Args:
-        env: this process among all; all call this with the same job.
-        job: what to train.
-        callback: told of the progress on rank 0.
+        env: This process's environment; all processes call this with the same job.
+        job: Data, recipe, run folder and options.
+        callback: Called with the run's progress on rank 0, and not on the others.
+
+    Returns:
+        How far the run came and how it ended.
 
     Raises:
-        UsageError: data, recipe and run folder that do not fit together.
-        RunError: the loss is no longer finite, a damaged shard, or a full disk at the end.
+        UsageError: Data, recipe, processes and run folder do not fit together.
+        RunError: The loss is no longer finite, a shard is damaged, or the disk is full at the end.
     """
     callback = callback if env.is_first else Callbacks([])
     try:
@@ -70,13 +73,13 @@ def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
 
 
 class Trainer:
-    """A run in one process."""
+    """One process's part of a training run."""
 
     def __init__(self, env: DistEnv, job: TrainJob, callback: Callback) -> None:
-        """Build everything; nothing is written yet.
+        """Build model, optimizer and loaders; nothing is written yet.
 
         Raises:
-            UsageError: as `train`.
+            UsageError: See `train`.
         """
         recipe = job.recipe
         self.env, self.job, self.recipe, self.callback = env, job, recipe, callback
@@ -105,12 +108,12 @@ class Trainer:
         )
         self.val = validation_loader(recipe, self.dataset, self.batch_size, env, job.loader_options)
         self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, callback.on_log)
-        self.left_out = 0  # images of a begun epoch that other processes began
+        self.left_out = 0  # images of an epoch that another number or kind of processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
 
     def run(self) -> TrainResult:
-        """Train to the end, or until asked to stop."""
+        """Train until the last epoch, the limit of --steps or a signal to stop."""
         with (
             self.train_data,
             self.val,
@@ -130,10 +133,10 @@ class Trainer:
         return messages.finished(self.job, self.progress)
 
     def _restore(self) -> dict[str, Any] | None:
-        """Begin the run's folder, or go on from its last checkpoint, which is returned."""
+        """Create the run's folder, or restore the last checkpoint there and return its content."""
         job, recipe, env = self.job, self.recipe, self.env
-        again = job.resume == "auto" or all_most(env.restarts, env) > 0
-        begun = job.resume == "must" or (again and run_folder.is_run(job.out))
+        may_resume = job.resume == "auto" or all_most(env.restarts, env) > 0
+        begun = job.resume == "must" or (may_resume and run_folder.is_run(job.out))
         if begun and env.is_first:
             remove_leftovers(job.out)
         saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
@@ -149,7 +152,7 @@ class Trainer:
                 self.scaler.load_state_dict(saved["scaler"])
             rank = saved["ranks"][env.rank if run_folder.same_processes(saved, env) else 0]
             left_out = self.train_data.restore(rank, self.progress.epoch)
-            self.left_out = int(all_most(left_out, env))  # where one cannot go on with an epoch, none does
+            self.left_out = int(all_most(left_out, env))  # where one cannot continue the epoch, none does
             self.totals.sums.add_(run_folder.sums_of(saved, env))
         else:
             self.train_data.epoch(0)  # refuses impossible batches and crops before anything is written
@@ -163,7 +166,7 @@ class Trainer:
         return saved
 
     def _make_model(self, saved: dict[str, Any] | None) -> None:
-        """Compile, join the processes, and set the random generators."""
+        """Compile the classifier, wrap it in DDP, and set the random generators."""
         recipe, env = self.recipe, self.env
         model = wrap_ddp(self.classifier, recipe, env, cuda_graphs=self.job.cuda_graphs)
         self.compression = (
@@ -185,10 +188,10 @@ class Trainer:
             self.compression.load_state_dict(mine.get("compression", {}))
 
     def _train_epoch(self, number: int) -> str:
-        """Train what is left of an epoch; return why to stop within it, or ""."""
+        """Train the rest of an epoch; return why to stop within it, or ""."""
         loader = self.train_data.epoch(number)
         total = len(loader)
-        # What other processes began, these cannot end: they go on from its evaluation.
+        # An epoch that other processes began cannot be continued: this run goes on with its evaluation.
         first = total - self.left_out // self.recipe.batch_size if self.left_out else loader.batch
         last_lr = self.schedule.lr(number + max(first - 1, 0) / total)
         self.now = now = EpochTimer(
@@ -216,8 +219,8 @@ class Trainer:
         set_lrs(self.optimizer, now.lr, self.recipe.stage_at(now.epoch))
         images = batch.images.to(self.env.device, torch.float32)
         labels = batch.labels.to(self.env.device, non_blocking=True)
-        looked_at = self.callback.wants_weights and step + 1 == now.total
-        before = self._weights() if looked_at else {}
+        wanted = self.callback.wants_weights and step + 1 == now.total
+        before = self._weights() if wanted else {}
         loss, correct = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
         )
@@ -225,15 +228,15 @@ class Trainer:
             self.ema_weights.update()
         self.progress.steps += 1
         self.totals.add(loss, correct, self.batch_size, self.progress.steps)
-        if written := self.profiler.step():
-            self.callback.on_log(written)
-        if looked_at:
+        if line := self.profiler.step():
+            self.callback.on_log(line)
+        if wanted:
             after = self._weights()
             updates = {name: after[name] - before[name] for name in after}
             self.callback.on_weights(Weights(now.epoch + 1, self.progress.steps, after, updates))
 
     def _end_epoch(self) -> str:
-        """Validate, note the epoch and save; return why to stop after it, or ""."""
+        """Validate, write the epoch's metrics and save; return why to stop after it, or ""."""
         now, env = self.now, self.env
         loss_sum, correct, images = all_sum(self.totals.sums.clone()).tolist()
         self._refuse_diverged(self.totals.read())
@@ -274,7 +277,7 @@ class Trainer:
             run_folder.add_metrics(self.job.out, row)
         self.left_out = 0
         self.totals.restart()
-        self.train_data.epoch(now.epoch + 1)  # so that what is saved is the start of the next
+        self.train_data.epoch(now.epoch + 1)  # the checkpoint holds the start of the next epoch
         self._save()
         self.callback.on_epoch(row, self.recipe.epochs, best)
         if self.progress.epoch == self.recipe.epochs:
@@ -288,10 +291,10 @@ class Trainer:
         return self.signals.name or "a signal to another process"
 
     def _save(self) -> None:
-        """Write `last.pt`, with every rank's place and generators, while the training goes on.
+        """Write `last.pt`, with every rank's data position and generators, while training goes on.
 
         Raises:
-            RunError: the weights are no longer numbers: what was saved before stays the last.
+            RunError: The loss or a weight is not finite; the checkpoint before stays the last.
         """
         self.watchdog.at(self.progress.steps, "saving")
         self._refuse_diverged(self.totals.read())
@@ -324,7 +327,7 @@ class Trainer:
         return bool(minutes) and self.env.is_first and monotonic() - self.saved_at > 60 * (minutes or 0)
 
     def _report(self, done: int) -> None:
-        """Tell of the epoch so far; the loss is some updates old where reading it would make a GPU wait."""
+        """Call `on_step`; on a GPU with totals some steps old, as reading the newest would make it wait."""
         reading = self.totals.peek() if self.env.is_first else None
         if reading is not None:
             self._refuse_diverged(reading)

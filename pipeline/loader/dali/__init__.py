@@ -1,1 +1,1 @@
-"""The DALI graph that decodes and augments, its segments, and what went wrong in a batch."""
+"""The DALI backend: the graph that decodes and augments, pipelines per segment, and error diagnosis."""

@@ -1,4 +1,4 @@
-"""Which sample stopped a loader, and what to do about it."""
+"""Find the sample that made a batch fail, and write an error message that names it."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,29 @@ from pipeline.loader.dali.segment import RawSample, Segment, dali_message
 
 
 def diagnose_batch(error: Exception, dataset: Dataset, segment: Segment, batch: int) -> RunError:
-    """One line for a batch that failed: shard, key and bytes of the sample, and what checks the rest.
+    """Return an error of one line with the failing sample's shard, key, byte range and problem.
 
-    DALI names the file of some errors only. The batch is read once more, without decoding it there, and
-    each of its samples looked at, as preparation does and as DALI does.
+    DALI names the file only in some of its errors. So the batch is read again without decoding, and each
+    sample is decoded on its own, by the strict decoder of preparation and then by DALI. If no sample fails,
+    the message has DALI's error and the batch's shards.
 
     Args:
-        error: what DALI raised, or what is wrong with the batch.
-        dataset: that the segment is of.
-        segment: of which a batch failed.
-        batch: the number of that batch in the segment.
+        error: Exception that DALI raised, or one that says what is wrong with the batch.
+        dataset: Dataset that the segment belongs to.
+        segment: Segment whose batch failed.
+        batch: Number of the batch in the segment, counted from 0.
     """
-    remedy = f"`alexnet-prep verify {dataset.url}` names everything that changed since it was written"
+    remedy = f"`alexnet-prep verify {dataset.url}` lists everything that changed since it was written"
     try:
         samples: Sequence[RawSample] = segment.raw_batch(batch)
-    except RuntimeError:  # it cannot even be read
+    except RuntimeError:  # the batch cannot even be read
         samples = ()
     problems = ((sample, _fault(sample, dataset) or segment.problem(sample.jpeg)) for sample in samples)
     for sample, problem in problems:
         if problem:
-            place, end = dataset.store.url_of(sample.shard), sample.offset + len(sample.jpeg)
-            if sample.tar != place:
-                remedy = f"delete that copy of {place}, and it is brought anew; {remedy}"
+            url, end = dataset.store.url_of(sample.shard), sample.offset + len(sample.jpeg)
+            if sample.tar != url:
+                remedy = f"delete this cached copy of {url}, and it is fetched again; {remedy}"
             return RunError(
                 f"{sample.tar}: the sample {sample.key} (bytes {sample.offset:,} to {end:,}) is damaged: "
                 f"{problem}; {remedy}"
@@ -42,15 +43,16 @@ def diagnose_batch(error: Exception, dataset: Dataset, segment: Segment, batch: 
 
 
 def _fault(sample: RawSample, dataset: Dataset) -> str | None:
+    """Return what is wrong with a sample's image or label, or None."""
     try:
         decode(sample.jpeg, max_megapixels=float("inf"))
     except DecodeError as error:
         return str(error)
     digits = sample.label
-    if dataset.manifest.adopted:  # text may stand before the number
+    if dataset.manifest.adopted:  # text may precede the number
         digits = digits[len(digits.rstrip(b"0123456789")) :]
     if not digits.isdigit():
-        return f"its label is {sample.label[-16:]!r}, no number"
+        return f"its label is {sample.label[-16:]!r}, not a number"
     if int(digits) >= len(dataset.classes):
         return f"its label is {int(digits)}, but the manifest names {len(dataset.classes)} classes"
     return None

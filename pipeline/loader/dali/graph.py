@@ -1,15 +1,15 @@
-"""The DALI graph: one description for every placement.
+"""The DALI graph that reads, decodes and augments images, for all three placements.
 
     reader ─► decode ─► crop, mirror, − mean (with the noise folded in), ÷ std ─► images
        └────► label ────────────────────────────────────────────────────────────► digits
 
-It runs in three placements. Where the CPU decodes ("cpu", "hybrid"), only the crop's part of the JPEG is
-read; "hybrid" then moves these bytes to the GPU. Where the GPU decodes ("gpu"), the whole image is
-decoded and cropped after it, because decoding a region there may crash (nvImageCodec issue 55): every
-decoder is made by `_whole` or `_region`, and `_region` knows the CPU only. Images kept at their original
-size are decoded whole everywhere; of them only what the crop shows is scaled.
+In placements "cpu" and "hybrid" the CPU decodes, and only the crop's region of the JPEG; "hybrid" then
+moves the pixels to the GPU. In placement "gpu" the GPU decodes the whole image and then crops it, because
+decoding a region on a GPU may crash (nvImageCodec issue 55). So all decoders are made in `_whole`,
+`_region` and `_random_resized`, and the last two decode regions on the CPU only. Images stored at their
+original size are decoded whole in every placement, and only the crop is scaled.
 
-Shapes: H, W stored size; S crop; V views (10 for ten crops, else none); C = 3.
+Shapes: H, W stored size; S crop; V views (10 for ten crops, else absent); C = 3; L bytes.
 """
 
 from collections.abc import Sequence
@@ -39,15 +39,17 @@ READER = "shards"
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """What the reader needs to know.
+    """Settings of DALI's reader.
 
     Attributes:
-        tars, indexes: paths in order, `s3://` and `gs://` among them.
-        label_width: digits of a .cls member, or of the largest label where `adopted`.
-        adopted: labels are the digits at the end of the indexed bytes, whatever stands before them.
-        seed: of the shuffle buffer.
-        buffer: samples in the shuffle buffer, 0 for the order of the indexes.
-        mmap: map tars into memory instead of reading them.
+        tars: Paths or `s3://` and `gs://` URLs of the tars, in reading order.
+        indexes: Path or URL of the index of each tar.
+        label_width: Number of digits in a .cls member; if `adopted`, in the largest label.
+        adopted: Whether the dataset was written by another tool: the label is the digits that end the
+            indexed bytes, and other text may precede them.
+        seed: Seed of the shuffle buffer.
+        buffer: Samples in the shuffle buffer, 0 to read in the order of the indexes.
+        mmap: Map tars into memory instead of reading them.
     """
 
     tars: Sequence[str]
@@ -64,7 +66,13 @@ _LINEAR: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """Pixel layout of the images: float16 or float32, and HWC (channels last) or CHW."""
+    """Format of the outputs.
+
+    Attributes:
+        half: Images are float16 instead of float32.
+        channels_last: Images are (H, W, C) instead of (C, H, W).
+        keys: The graph has a third output, which identifies each sample.
+    """
 
     half: bool = False
     channels_last: bool = False
@@ -79,10 +87,19 @@ def build(
     place: Placement,
     output: OutputSettings,
 ) -> tuple[Any, ...]:
-    """Describe the graph; outputs are images, digits and, on request, keys uint8 (L,).
+    """Define the graph. Its outputs are images, digits and, if `output.keys`, sources.
 
-    Digits are the label's bytes, uint8 (label_width,), which cost next to nothing to read once for a batch;
-    of an adopted dataset, whose labels are of any length, they are the number already, int32 (1,).
+    - images: float16 or float32 (C, S, S), (S, S, C) if channels last, with a leading V for ten crops.
+    - digits: the label's bytes, uint8 (label_width,); the loader converts a whole batch at once, which costs
+      next to nothing. Labels of an adopted dataset vary in length and are converted here: int32 (1,).
+    - sources: `PATH:OFFSET:NAME` of the image, uint8 (L,), zero-padded.
+
+    Args:
+        reader: Settings of the reader.
+        view: Crops, flips and normalization.
+        stored: Size and mode of the stored images.
+        place: Device that decodes and augments.
+        output: Format of the outputs.
     """
     jpeg, digits = _read(reader)
     outputs = [
@@ -97,16 +114,16 @@ def build(
 
 
 def raw(reader: ReaderSettings) -> tuple[Any, ...]:
-    """Describe a graph that reads the same samples and decodes nothing.
+    """Define a graph that reads the same samples without decoding them.
 
-    Outputs are the image's and the label's bytes and `PATH:OFFSET:NAME` of the image, uint8 (L,) each.
+    Its outputs are image bytes, label bytes, and `PATH:OFFSET:NAME` of the image, uint8 (L,) each.
     """
     jpeg, digits = _read(reader)
     return jpeg, digits, fn.get_property(jpeg, key="source_info")
 
 
 def decoded(place: Placement) -> Any:
-    """Describe a graph that decodes JPEGs fed to it as "jpeg", where `place` decodes."""
+    """Define a graph that decodes JPEGs, fed to its input "jpeg", on the device on which `place` decodes."""
     image = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
     return image.cpu() if place.device != "cpu" else image
 
@@ -127,12 +144,12 @@ def _read(settings: ReaderSettings) -> Any:
 
 
 def _last_digits(data: Any, width: int) -> Any:
-    """The run of at most `width` ASCII digits that ends the bytes → int32 (1,)."""
-    start = data.shape(dtype=types.INT32) - width  # negative where there are fewer bytes
+    """Convert the last ASCII digits of the bytes, at most `width`, to a number, int32 (1,)."""
+    start = data.shape(dtype=types.INT32) - width  # negative if there are fewer bytes
     last = fn.slice(data, start, [width], axes=[0], out_of_bounds_policy="pad", fill_values=0.0)
     digits = fn.cast(last, dtype=types.INT32) - 48
     is_digit = fn.cast((digits >= 0) & (digits <= 9), dtype=types.INT32)
-    # Row k asks only for bytes k to the end: all of them must be digits for k to belong to the run.
+    # Digit k counts only if all bytes from k to the end are digits. Row k ignores the bytes before k.
     before = types.Constant(np.tri(width, k=-1, dtype=np.int32))
     in_run = fn.reductions.min(dali_math.max(is_digit, before), axes=1)
     powers = types.Constant([10**k for k in reversed(range(width))], dtype=types.INT32)
@@ -140,7 +157,7 @@ def _last_digits(data: Any, width: int) -> Any:
 
 
 def _whole(jpeg: Any, place: Placement) -> Any:
-    """The whole image, decoded on the GPU or on the CPU, and where augmentation goes on."""
+    """Decode the whole image, on the GPU or the CPU, and return it on the device that augments."""
     if place.device == "gpu":
         load = place.hw_decoder_load
         return fn.decoders.image(jpeg, device="mixed", hw_decoder_load=load, adjust_orientation=False)
@@ -148,7 +165,10 @@ def _whole(jpeg: Any, place: Placement) -> Any:
 
 
 def _region(jpeg: Any, place: Placement, side: int, x: Any, y: Any) -> Any:
-    """A square of `side` at shares (x, y) of the free space; the CPU decodes no more than that."""
+    """Decode and crop a square of `side` pixels; the CPU decodes no more than that region.
+
+    `x` and `y` are the corner's position as a fraction, 0..1, of image width or height minus `side`.
+    """
     square = {"crop": (side, side), "crop_pos_x": x, "crop_pos_y": y}
     if place.device == "gpu":
         return fn.crop(_whole(jpeg, place), **square)
@@ -196,10 +216,10 @@ def _random_resized(jpeg: Any, crop: int, place: Placement) -> Any:
 
 
 def _random_shares(jpeg: Any, crop: int, stored: ImageFormat) -> tuple[Any, Any]:
-    """Corner (x, y) of the crop as shares of the free space, each pixel position equally likely.
+    """Draw the crop's corner (x, y) as fractions of the free space, each pixel position equally likely.
 
-    A share drawn uniformly from 0..1 would give the first and last positions half their weight,
-    because DALI rounds it to the nearest pixel.
+    The free space is the image's width or height minus the crop's. A fraction drawn uniformly from 0..1
+    would give the first and last positions half their weight, because DALI rounds to the nearest pixel.
     """
     if stored.mode == "square":
         free = stored.size - crop
@@ -215,18 +235,18 @@ def _random_shares(jpeg: Any, crop: int, stored: ImageFormat) -> tuple[Any, Any]
 
 
 def _random_corner(free: Any) -> Any:
-    """A pixel position in 0..free, float32 (1,), each equally likely."""
+    """Draw a pixel position from 0..free, float32 (1,), each equally likely."""
     return dali_math.min(dali_math.floor(fn.random.uniform(range=[0.0, 1.0], shape=[1]) * (free + 1.0)), free)
 
 
 def _shape(jpeg: Any) -> tuple[Any, Any]:
-    """Height and width of an encoded image, float32 (1,) each."""
+    """Read height and width of an encoded image, float32 (1,) each."""
     shape = fn.cast(fn.peek_image_shape(jpeg, adjust_orientation=False), dtype=types.FLOAT)
     return fn.slice(shape, 0, 1, axes=[0]), fn.slice(shape, 1, 1, axes=[0])
 
 
 def _scaled_shape(jpeg: Any, size: int) -> tuple[Any, Any]:
-    """Height and width of an image once its shorter side is `size`: whole numbers in float32 (1,) each."""
+    """Height and width after scaling the shorter side to `size`: whole numbers, float32 (1,) each."""
     height, width = _shape(jpeg)
     scale = float(size) / dali_math.min(height, width)
     return dali_math.floor(height * scale + 0.5), dali_math.floor(width * scale + 0.5)
@@ -235,10 +255,10 @@ def _scaled_shape(jpeg: Any, size: int) -> tuple[Any, Any]:
 def _scaled_crop(
     jpeg: Any, shape: tuple[Any, Any], corner: Sequence[Any], crop: int, place: Placement
 ) -> Any:
-    """Scale an image to `shape` and cut (crop, crop) out of it at `corner` (y, x), in one go.
+    """Scale an image to `shape` (height, width) and cut (crop, crop) at `corner` (y, x), in one operation.
 
-    Antialiased linear interpolation: on ImageNet photographs as close to the area averaging of
-    preparation as cubic (mean difference 0.73 and 0.72 gray levels), with half the taps.
+    It uses antialiased linear interpolation, which on ImageNet photographs is as close to the area averaging
+    of preparation as cubic is (mean difference 0.73 and 0.72 gray levels), with half the taps.
     """
     full, start = fn.cat(*shape), fn.cat(*corner)
     return fn.resize(
@@ -277,12 +297,12 @@ def _evaluate(
 
 
 def _center(jpeg: Any, view: EvalView, stored: ImageFormat, place: Placement) -> Any:
-    """The center square that crops are cut from, or already the center crop itself."""
+    """Return the center square from which crops are cut, or the center crop itself where it suffices."""
     if stored.mode == "original":
         shape = _scaled_shape(jpeg, stored.size)
         corner = [dali_math.floor((side - float(stored.size)) / 2.0) for side in shape]
         return _scaled_crop(jpeg, shape, corner, stored.size, place)
-    # Of a whole image the center square comes first, so that rounding is that of stored squares.
+    # Of a non-square image, cut the center square first, so that rounding is that of stored squares.
     side = view.crop if stored.mode == "square" and view.name == "center" else stored.size
     return _region(jpeg, place, side, CENTER, CENTER)
 

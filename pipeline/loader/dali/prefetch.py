@@ -1,4 +1,4 @@
-"""The segment after the one in use, made ready by a thread meanwhile."""
+"""Build the next segment in a background thread while the current one is in use."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,33 +8,33 @@ from pipeline.loader.dali.segment import Segment
 
 
 class Place(NamedTuple):
-    """Which segment of an epoch, both counted from 0."""
+    """Number of an epoch and of a segment in it, both counted from 0."""
 
     epoch: int
     number: int
 
 
 class Ahead:
-    """Holds one segment at most: the next, once it is begun."""
+    """Prefetches at most one segment: the next."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alexnet-loader")
         self._next: tuple[Place, Future[Segment]] | None = None
 
     def build(self, place: Place, work: Callable[[Place], Segment]) -> None:
-        """Let the thread build the segment at `place`."""
+        """Build the segment at `place` in the background thread, by calling `work(place)`."""
         self._next = place, self._thread.submit(work, place)
 
     def start(self) -> None:
-        """Let its first batches begin, where it is built."""
+        """Start decoding the prefetched segment's first batches, if it is built."""
         if self._next is not None and self._next[1].done() and self._next[1].exception() is None:
             self._next[1].result().start()
 
     def take(self, place: Place | None = None) -> Segment | None:
-        """The segment at `place`, waited for; None, and what was built is let go, where it is another's.
+        """Wait for the prefetched segment and return it, or close it and return None if it is not `place`'s.
 
         Raises:
-            Exception: what the building raised.
+            Exception: Whatever building the segment raised.
         """
         held, self._next = self._next, None
         if held is None:
@@ -45,7 +45,7 @@ class Ahead:
         return None
 
     def close(self) -> None:
-        """Let go of what was built, and wait for what is being built."""
+        """Close the prefetched segment, after waiting for it if it is being built."""
         self.take()
         self._thread.shutdown(cancel_futures=True)
 

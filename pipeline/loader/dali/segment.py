@@ -1,7 +1,7 @@
-"""One DALI pipeline, run from its first batch to its last and no further.
+"""A segment: one DALI pipeline, run from its first batch to its last and no further.
 
-DALI's own iterator reads on into the next epoch; here exactly the batches that a segment has are asked for,
-so that none is decoded in vain.
+DALI's own iterator reads on into the next epoch. This one schedules exactly the batches of a segment, so
+that no batch is decoded in vain.
 """
 
 import math
@@ -23,11 +23,11 @@ from pipeline.loader.shard_files import OpenShards
 from pipeline.loader.views import EvalView, TrainView
 
 _AHEAD = 2
-"""Batches in work while one is used: DALI's own default."""
+"""Batches that DALI decodes ahead of the one in use (its own default)."""
 
 
 def dali_message(error: Exception) -> str:
-    """What DALI says is wrong, without its stack."""
+    """Extract the first line of a DALI error that says what is wrong, without DALI's stack trace."""
     text = str(error).partition("encountered:")[2] or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     useful = [line for line in lines if line.startswith("[")] or lines
@@ -35,7 +35,16 @@ def dali_message(error: Exception) -> str:
 
 
 class RawSample(NamedTuple):
-    """A sample as stored: its shard, the path it was read from, its key, its offset, image and label."""
+    """A sample's stored bytes.
+
+    Attributes:
+        shard: Name of the shard in the dataset.
+        tar: Path or URL from which it was read.
+        key: Key of the sample.
+        offset: Byte offset of the image in the tar.
+        jpeg: Bytes of the image.
+        label: Bytes of the label.
+    """
 
     shard: str
     tar: str
@@ -46,7 +55,12 @@ class RawSample(NamedTuple):
 
 
 class Segment:
-    """The batches of some pieces of a split, in DALI's order, as tuples of tensors on their device."""
+    """Iterates over the batches of some pieces of a split, as tuples of tensors on the placement's device.
+
+    Attributes:
+        batches: Number of batches in the segment.
+        done: Number of batches yielded so far.
+    """
 
     def __init__(
         self,
@@ -61,23 +75,24 @@ class Segment:
         checkpoint: bytes | None = None,
         done: int = 0,
     ) -> None:
-        """Build the pipeline; nothing is decoded before `start` or the first batch.
+        """Build the pipeline. Decoding begins with `start` or the first batch.
 
         Args:
-            opened: the pieces' tars and indexes.
-            manifest: of the dataset.
-            view: what is made of each image.
-            output: its layout.
-            placement: where it is made.
-            batch_size: samples of a batch; the last may have fewer.
-            seed: of order and augmentation.
-            buffer: samples in the shuffle buffer, 0 for the order of the pieces.
-            checkpoint: `state` of a segment of the same arguments.
-            done: batches that it had given.
+            opened: Tars and indexes of the pieces; `close` releases them.
+            manifest: Manifest of the dataset.
+            view: Crops, flips and normalization of each image.
+            output: Format of the images.
+            placement: Device and threads that decode and augment.
+            batch_size: Samples per batch; the last batch may have fewer.
+            seed: Seed of order and augmentation.
+            buffer: Samples in the shuffle buffer, 0 to keep the order of the pieces.
+            checkpoint: `state` of an earlier segment with the same arguments, to resume it; None to start
+                at the first batch.
+            done: Number of batches that the earlier segment had yielded.
 
         Raises:
-            RunError: the indexes do not hold as many samples as the manifest says.
-            RuntimeError: DALI cannot build the pipeline, or open a tar.
+            RunError: The indexes list another number of samples than the manifest.
+            RuntimeError: DALI cannot build the pipeline or open a tar.
         """
         self.batches = math.ceil(opened.samples / batch_size)
         self.done = done
@@ -95,7 +110,7 @@ class Segment:
             min(buffer, opened.samples),
             opened.mmap,
         )
-        # DALI's first run fills its queue.
+        # DALI's first run fills its whole prefetch queue, so the queue must not exceed what is left.
         self._queue = max(1, min(_AHEAD, self.batches - done))
         self._scheduled = 0
         self._pipe: Any = graph.build(
@@ -115,23 +130,23 @@ class Segment:
         found = self._pipe.reader_meta(graph.READER)["epoch_size"]
         if found != opened.samples:
             raise RunError(
-                f"the indexes of {opened.tars[0]} and what follows list {found} samples, but the manifest "
-                f"says {opened.samples}; `alexnet-prep verify` on the dataset names what differs"
+                f"the indexes of {opened.tars[0]} and the tars after it list {found} samples, but the "
+                f"manifest says {opened.samples}; `alexnet-prep verify` on the dataset lists all differences"
             )
 
     @property
     def all_begun(self) -> bool:
-        """Whether the last batch is in work, so that nothing is left to begin."""
+        """Whether DALI has begun the last batch, so that no work is left to schedule."""
         return self._scheduled >= self.batches
 
     def start(self) -> None:
-        """Begin to make batches ahead, without waiting for them."""
+        """Start decoding the first batches in the background."""
         if not self._scheduled:
             self._pipe.schedule_run()
             self._scheduled = self.done + self._queue
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches that are left.
+        """Yield the remaining batches.
 
         Raises:
             RuntimeError: DALI cannot read or decode a sample; `done` is then the failing batch's number.
@@ -144,16 +159,16 @@ class Segment:
                 self._pipe.schedule_run()
                 self._scheduled += 1
             self.done += 1
-            if self.done == self.batches:  # DALI fills the last batch up
+            if self.done == self.batches:  # DALI pads the last batch
                 tensors = [tensor[: self._last_batch] for tensor in tensors]
             yield tuple(tensors)
 
     def state(self) -> bytes:
-        """DALI's checkpoint after the last batch that was given."""
+        """Return DALI's checkpoint after the last batch yielded."""
         return bytes(self._pipe.checkpoint())
 
     def raw_batch(self, number: int) -> list[RawSample]:
-        """The stored bytes of a batch, read anew.
+        """Read the stored bytes of batch `number`, counted from 0, again.
 
         Raises:
             RuntimeError: DALI cannot read them.
@@ -171,7 +186,7 @@ class Segment:
         return found
 
     def problem(self, jpeg: bytes) -> str:
-        """What DALI says of an image, where this segment decodes, or ""."""
+        """Decode one image on this segment's device; return DALI's error message, or "" if it decodes."""
         pipe = pipeline_def(graph.decoded)(
             self._placement, batch_size=1, num_threads=1, device_id=self._device_id, exec_dynamic=True
         )
@@ -183,7 +198,7 @@ class Segment:
         return ""
 
     def close(self) -> None:
-        """Free DALI's memory and let go of the tars."""
+        """Free DALI's memory and release the tars."""
         if self._pipe is not None:
             self._pipe = None
             self._opened.release()

@@ -1,1 +1,1 @@
-"""Where labels come from: the development kit, names, numbers."""
+"""Labelers: read ImageNet's label files, and turn a source's labels into classes."""

@@ -1,4 +1,4 @@
-"""ILSVRC 2012's development kit: classes from MATLAB's `meta.mat`, and the validation ground truth."""
+"""ILSVRC 2012's development kit (devkit): classes from MATLAB's `meta.mat`, and the validation labels."""
 
 import gzip
 import io
@@ -17,34 +17,36 @@ from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 
 DEVKIT = "ILSVRC2012_devkit_t12"
-"""The development kit of tasks 1 and 2: a folder of this name, or its archive, `.tar.gz`."""
+"""Name of the devkit of tasks 1 and 2: a folder of this name, or its archive with `.tar.gz`."""
 
 
 META = "data/meta.mat"
-"""The devkit's table of classes, which begins with this path in its folder."""
+"""Path of the table of classes in the devkit's folder."""
 
 
 WNID = re.compile(r"n[0-9]{8}")
+"""A WordNet id, such as n01440764: ImageNet's name of a class."""
 
 
 # 64 MiB hold 50,000 labels with a kilobyte each; a larger file is something else.
 _LARGEST_FILE = 2**26
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-"""The devkit's labels: line i holds the ILSVRC2012_ID of `ILSVRC2012_val_{i:08d}`."""
-# MD5 of the archive as the ImageNet project hands it out; torchvision's datasets/imagenet.py has it too.
+"""Path of the validation labels in the devkit's folder: line i, from 1 on, holds the ILSVRC2012_ID of
+`ILSVRC2012_val_{i:08d}`."""
+# MD5 of the archive that the ImageNet project distributes; torchvision's datasets/imagenet.py has it too.
 _AGAIN = "download ILSVRC2012_devkit_t12.tar.gz again (its MD5 is fa75699e90414af021442c21a62c3abf)"
-# It is held in memory, and zeros pack a thousandfold.
+# Limit of the decompressed archive, in bytes: it is held in memory, and zeros compress a thousandfold.
 _LARGEST = 2**27
 
 
 @dataclass(frozen=True)
 class Devkit:
-    """A development kit.
+    """Contents of a development kit.
 
     Attributes:
-        place: where it lies.
-        names: WNID → the words of its class.
-        labels: validation image (its file's stem) → WNID.
+        place: Path or URL of its archive or folder.
+        names: WNID of each class → its words, such as "tench, Tinca tinca".
+        labels: Stem of each validation image → WNID.
     """
 
     place: str
@@ -53,41 +55,44 @@ class Devkit:
 
 
 def read_devkit(store: Store, name: str) -> Devkit:
-    """Read the devkit whose archive (`….tar.gz`) or `data/meta.mat` has this name.
+    """Read a development kit.
+
+    Args:
+        store: The source.
+        name: Path, below the source's root, of the devkit's archive (`….tar.gz`) or of its `data/meta.mat`.
 
     Raises:
-        UsageError: a damaged or missing part, or labels that are not among the classes.
+        UsageError: A file is missing or damaged, or a label is not the ID of a class.
     """
     folder = name.removesuffix(META)
-    place = store.url_of(folder.rstrip("/"))
+    url = store.url_of(folder.rstrip("/"))
     if folder == name:
-        meta, truth = _unpack(read_small(store, name), place)
+        meta, truth = _unpack(read_small(store, name), url)
     elif store.is_file(folder + TRUTH):
         meta, truth = read_small(store, name), read_small(store, folder + TRUTH)
     else:
-        raise UsageError(f"{place}: has no {TRUTH}; {_AGAIN}")
-    classes = _read_meta(meta, place)
+        raise UsageError(f"{url}: has no {TRUTH}; {_AGAIN}")
+    classes = _read_meta(meta, url)
     labels: dict[str, str] = {}
     for number, line in enumerate(truth.splitlines(), 1):
         found = classes.get(int(line)) if line.strip().isdigit() and len(line) < 9 else None
         if found is None:
             shown = line[:20].decode("ascii", "backslashreplace")
             raise UsageError(
-                f"{place}: line {number:,} of {TRUTH} is {shown!r}, which is no class's ID in {META}; "
-                f"{_AGAIN}"
+                f"{url}: line {number:,} of {TRUTH} is {shown!r}, which is no class's ID in {META}; {_AGAIN}"
             )
         labels[f"ILSVRC2012_val_{number:08d}"] = found[0]
-    return Devkit(place, dict(classes.values()), labels)
+    return Devkit(url, dict(classes.values()), labels)
 
 
 def read_ids(path: Path) -> dict[str, int]:
-    """WNID → ILSVRC2012_ID of a devkit's classes.
+    """Return WNID → ILSVRC2012_ID of a devkit's classes.
 
     Args:
-        path: `meta.mat`, the devkit's archive, or a folder that holds either.
+        path: Path of `meta.mat`, of the devkit's archive, or of a folder that holds either.
 
     Raises:
-        UsageError: it is none of these, or damaged.
+        UsageError: The path is none of these, or the file is damaged.
     """
     inside = (META, "meta.mat", f"{DEVKIT}/{META}", f"{DEVKIT}.tar.gz")
     file = next((path / name for name in inside if (path / name).is_file()), path)
@@ -101,27 +106,29 @@ def read_ids(path: Path) -> dict[str, int]:
 
 
 def read_small(store: Store, name: str) -> bytes:
-    """A label file's bytes.
+    """Return the bytes of a label file.
 
     Raises:
-        UsageError: it cannot be read, or is far larger than any label file.
+        UsageError: The file cannot be read, or is larger than 64 MiB, which no label file is.
     """
     try:
         size = store.size(name)
         if size > _LARGEST_FILE:
-            raise UsageError(f"{store.url_of(name)}: {size:,} bytes are too many; download it again")
+            raise UsageError(
+                f"{store.url_of(name)}: {size:,} bytes are too many for a label file; download it again"
+            )
         return store.read(ByteRange(name))
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read {store.url_of(name)}: {reason}; check its permissions") from error
 
 
-def _unpack(archive: bytes, place: str) -> tuple[bytes, bytes]:
-    """`meta.mat` and the ground truth of a devkit's archive; browsers may have undone the gzip."""
+def _unpack(archive: bytes, url: str) -> tuple[bytes, bytes]:
+    """Return `meta.mat` and the labels from a devkit's archive, which a browser may have decompressed."""
     found: dict[str, bytes] = {}
     try:
         if archive.startswith(b"\x1f\x8b"):
-            # To its end, where gzip's checksum is.
+            # Read to the end, where gzip's checksum is.
             archive = gzip.GzipFile(fileobj=io.BytesIO(archive)).read(_LARGEST)
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
             for member in tar:
@@ -130,15 +137,15 @@ def _unpack(archive: bytes, place: str) -> tuple[bytes, bytes]:
                 if wanted and file:
                     found[wanted] = file.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, IndexError) as error:
-        raise UsageError(f"{place}: cannot be unpacked: {error}; {_AGAIN}") from error
+        raise UsageError(f"{url}: cannot be unpacked: {error}; {_AGAIN}") from error
     for wanted in (META, TRUTH):
         if wanted not in found:
-            raise UsageError(f"{place}: has no {wanted}; {_AGAIN}")
+            raise UsageError(f"{url}: has no {wanted}; {_AGAIN}")
     return found[META], found[TRUTH]
 
 
-def _read_meta(data: bytes, place: str) -> dict[int, tuple[str, str]]:
-    """ILSVRC2012_ID → (WNID, words) of the classes, which are the synsets without children."""
+def _read_meta(data: bytes, url: str) -> dict[int, tuple[str, str]]:
+    """Return ILSVRC2012_ID → (WNID, words) of the classes, which are the synsets without children."""
     classes: dict[int, tuple[str, str]] = {}
     try:
         for synset in read_synsets(data):
@@ -149,12 +156,12 @@ def _read_meta(data: bytes, place: str) -> dict[int, tuple[str, str]]:
                     raise ValueError(f"ILSVRC2012_ID {synset.id} occurs twice")
                 classes[synset.id] = synset.wnid, synset.words
     except ValueError as error:
-        raise UsageError(f"{place}: {META} is damaged: {error}; {_AGAIN}") from error
+        raise UsageError(f"{url}: {META} is damaged: {error}; {_AGAIN}") from error
     return classes
 
 
 class Synset(NamedTuple):
-    """A row of the table: its ILSVRC2012_ID, WNID and words, and how many synsets lie below it."""
+    """A row of `meta.mat`: ILSVRC2012_ID, WNID, words, and the number of child synsets (0 for a class)."""
 
     id: int
     wnid: str
@@ -163,14 +170,16 @@ class Synset(NamedTuple):
 
 
 def read_synsets(data: bytes) -> list[Synset]:
-    """Every row of `meta.mat`'s table, classes and the synsets above them.
+    """Return every row of `meta.mat`'s table: the classes and the synsets above them.
+
+    SciPy reads the file in a child process, because a damaged file can crash it.
 
     Args:
-        data: the file. Its variable `synsets` has the fields that the devkit's readme.txt lists:
+        data: Bytes of the file. Its variable `synsets` has the fields that the devkit's readme.txt lists:
             ILSVRC2012_ID, WNID, words, gloss, num_children, children, wordnet_height, num_train_images.
 
     Raises:
-        ValueError: it is damaged, or something else.
+        ValueError: The bytes are damaged, or not such a file.
     """
     command = [sys.executable, "-m", "pipeline.sources.labelers.devkit"]
     reader = subprocess.run(command, input=data, capture_output=True, check=False)
@@ -196,7 +205,7 @@ def _rows(data: bytes) -> list[Synset]:
 if __name__ == "__main__":
     try:
         found = json.dumps(_rows(sys.stdin.buffer.read()))
-    # SciPy raises whatever a damaged file leads it to: ValueError, TypeError, KeyError, zlib.error, more.
+    # On a damaged file SciPy raises almost anything: ValueError, TypeError, KeyError, zlib.error and more.
     except Exception as error:
         sys.exit(" ".join(f"{type(error).__name__}: {error}".split()))
     print(found)

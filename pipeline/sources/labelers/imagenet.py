@@ -1,4 +1,4 @@
-"""What ILSVRC 2012 ships beside its images: class names, and labels of the validation images."""
+"""Read ILSVRC 2012's label files: class names, and labels of the validation images."""
 
 import csv
 import io
@@ -10,22 +10,23 @@ from pipeline.sources.labelers.devkit import DEVKIT, META, WNID, read_devkit, re
 from pipeline.storage.base import Store
 
 MAPPING = "LOC_synset_mapping.txt"
-"""Kaggle's file of class names: `n01440764 tench, Tinca tinca` in each line."""
+"""Kaggle's file of class names, with lines such as `n01440764 tench, Tinca tinca`."""
 SOLUTION = "LOC_val_solution.csv"
-"""Kaggle's file of validation labels: `ImageId,PredictionString`; a prediction begins with the WNID."""
+"""Kaggle's file of validation labels, with columns `ImageId,PredictionString`; the latter starts with the
+WNID."""
 
 _KITS = (f"{DEVKIT}/{META}", f"{DEVKIT}.tar.gz")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the label files of a source say.
+    """Contents of a source's label files.
 
     Attributes:
         names: WNID → name to show; empty without a mapping file or a devkit.
-        tables: place of a label file → validation image (its file's stem) → WNID.
-        devkit: place of the devkit, and the WNIDs of its classes; None where it was not read.
-        root: the source's root.
+        tables: Path or URL of each label file → stem of a validation image → WNID.
+        devkit: Path or URL of the devkit, and the WNIDs of its classes; None if it was not read.
+        root: Path or URL of the source.
     """
 
     names: dict[str, str]
@@ -34,61 +35,69 @@ class Labels:
     root: str
 
     def check_classes(self, train: str, ids: Iterable[str]) -> None:
-        """Check that the devkit knows the classes that were found in `train`.
+        """Check that the devkit, if there is one, has all classes of the training images.
+
+        Args:
+            train: Path or URL of the training images, for messages.
+            ids: WNIDs of their classes.
 
         Raises:
-            UsageError: it does not.
+            UsageError: The devkit lacks a class.
         """
         if self.devkit is None:
             return
-        place, known = self.devkit
+        url, known = self.devkit
         unknown = sorted(set(ids) - known)
         if unknown:
             others = f" and {len(unknown) - 1:,} more of its classes" if unknown[1:] else ""
             raise UsageError(
-                f"{place} does not match {train}: it lacks {unknown[0]}{others}; take both from ILSVRC 2012"
+                f"{url} does not match {train}: it lacks {unknown[0]}{others}; take both from ILSVRC 2012"
             )
 
     def classes_of(self, val: str, stems: Sequence[str]) -> list[str]:
-        """WNIDs of the validation images with these stems, which were found in `val`.
+        """Return the WNIDs of validation images.
+
+        Args:
+            val: Path or URL of the validation images, for messages.
+            stems: Stems of the images' file names.
 
         Raises:
-            UsageError: there is no label file, one has no label for an image, or two disagree.
+            UsageError: There is no label file, a label file lacks an image, or two label files disagree.
         """
         if not self.tables:
             raise UsageError(
                 f"{val}: no labels for its {len(stems):,} images; put {DEVKIT}.tar.gz or {SOLUTION} into "
                 f"{self.root}, or name a folder above it that holds one of them"
             )
-        for place, table in self.tables.items():
+        for url, table in self.tables.items():
             unlabeled = [stem for stem in stems if stem not in table]
             if unlabeled:
                 count = f"{len(unlabeled):,} of {len(stems):,} images"
                 raise UsageError(
-                    f"{place} does not match {val}: {count} are not among its {len(table):,} labels, the "
+                    f"{url} does not match {val}: {count} are not among its {len(table):,} labels, the "
                     f"first is {min(unlabeled)}; take both from ILSVRC 2012"
                 )
-        (place, table), *others = self.tables.items()
-        for other, again in others:
-            differing = min((stem for stem in stems if table[stem] != again[stem]), default=None)
+        (url, table), *others = self.tables.items()
+        for other_url, other in others:
+            differing = min((stem for stem in stems if table[stem] != other[stem]), default=None)
             if differing is not None:
                 raise UsageError(
-                    f"{place} and {other} disagree: {differing} is {table[differing]} in the one and "
-                    f"{again[differing]} in the other; remove the wrong one"
+                    f"{url} and {other_url} disagree: {differing} is {table[differing]} in the one and "
+                    f"{other[differing]} in the other; remove the wrong one"
                 )
         return [table[stem] for stem in stems]
 
 
 def read_labels(store: Store, folders: Sequence[str], labels: bool = True) -> Labels:
-    """Read the label files in `folders` (below the root); of each kind the first that is found.
+    """Read a source's label files: of each kind, the first that is found.
 
     Args:
-        store: the source.
-        folders: where to look, in this order.
-        labels: whether validation labels are wanted, not class names alone.
+        store: The source.
+        folders: Folders to search, in this order, relative to the root.
+        labels: Whether to read validation labels too, not only class names.
 
     Raises:
-        UsageError: a file that cannot be read, is damaged or contradicts itself.
+        UsageError: A file cannot be read, is damaged or contradicts itself.
     """
     mapping = _first(store, folders, [MAPPING])
     names = read_mapping(store, mapping) if mapping else {}
@@ -107,22 +116,22 @@ def read_labels(store: Store, folders: Sequence[str], labels: bool = True) -> La
 
 
 def has_labels(store: Store, folder: str = "") -> bool:
-    """Whether `folder` has a file of validation labels."""
+    """Whether `folder` holds a file with validation labels: Kaggle's CSV or a devkit."""
     return _first(store, [folder], [SOLUTION, *_KITS]) is not None
 
 
 def read_mapping(store: Store, name: str) -> dict[str, str]:
-    """Class → name to show, of a file like `LOC_synset_mapping.txt`.
+    """Return class id → name to show, from a file in the format of `LOC_synset_mapping.txt`.
 
     Raises:
-        UsageError: it cannot be read, is not UTF-8, or names a class twice.
+        UsageError: The file cannot be read, is not UTF-8, or names a class twice.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(_text(store, name).splitlines(), 1):
         class_id, _, words = line.strip().partition(" ")
         if class_id in names:
             raise UsageError(
-                f"{store.url_of(name)}: line {number:,} names {class_id} again; keep one of them"
+                f"{store.url_of(name)}: line {number:,} names {class_id} a second time; keep one of the lines"
             )
         if class_id:
             names[class_id] = words.strip() or class_id
@@ -130,28 +139,28 @@ def read_mapping(store: Store, name: str) -> dict[str, str]:
 
 
 def read_solution(store: Store, name: str) -> dict[str, str]:
-    """Validation image (its file's stem) → WNID, of a file like `LOC_val_solution.csv`.
+    """Return stem of each validation image → WNID, from a file in the format of `LOC_val_solution.csv`.
 
     Raises:
-        UsageError: it cannot be read, is no such CSV, or gives an image two classes.
+        UsageError: The file cannot be read, is no such CSV, or gives an image two classes.
     """
-    place, again = store.url_of(name), "get the file from Kaggle again"
+    url, again = store.url_of(name), "get the file from Kaggle again"
     rows = csv.reader(io.StringIO(_text(store, name)), strict=True)
     table: dict[str, str] = {}
     try:
         if [column.strip() for column in next(rows, [])] != ["ImageId", "PredictionString"]:
-            raise UsageError(f"{place}: its first line is not ImageId,PredictionString; {again}")
+            raise UsageError(f"{url}: its first line is not ImageId,PredictionString; {again}")
         for row in filter(None, rows):
             wnid = row[1].partition(" ")[0] if len(row) == 2 else ""
             if not WNID.fullmatch(wnid):
                 raise UsageError(
-                    f"{place}: line {rows.line_num:,} is not an image, a comma and a WNID such as "
+                    f"{url}: line {rows.line_num:,} is not an image, a comma and a WNID such as "
                     f"n01440764; {again}"
                 )
             if table.setdefault(row[0], wnid) != wnid:
-                raise UsageError(f"{place}: line {rows.line_num:,} gives {row[0]} another class; {again}")
+                raise UsageError(f"{url}: line {rows.line_num:,} gives {row[0]} another class; {again}")
     except csv.Error as error:
-        raise UsageError(f"{place}: line {rows.line_num:,} is no CSV: {error}; {again}") from error
+        raise UsageError(f"{url}: line {rows.line_num:,} is no CSV: {error}; {again}") from error
     return table
 
 

@@ -1,14 +1,14 @@
-"""From the labels that Parquet files and WebDataset tars give to classes.
+"""Turn the labels in Parquet files and WebDataset tars into classes.
 
-A label is a number or a text. The class of a number is
+A label is an integer or a string. The class of an integer is the first of these that is known:
 
-- what the dataset's own manifest says, where it is one of ours; else
-- the WNID that the names of its training images tell, where they do for every label; else
-- its name in the ClassLabel that Hugging Face's metadata hold, with the number behind names given twice; else
+- the class in the dataset's manifest, if this toolkit wrote the dataset;
+- the WNID in the images' file names, if there is one for every label;
+- its name in the ClassLabel of Hugging Face's metadata, with the number behind names that occur twice;
 - its digits, padded with zeros to one width.
 
-A text is the class itself. Where every class is a WNID, they are ordered so, as everywhere else; otherwise
-numbers keep their order, and texts are sorted.
+A string is the class itself. If every class is a WNID, classes are sorted by WNID, as in all layouts;
+otherwise integers keep their order and strings are sorted.
 """
 
 import re
@@ -34,12 +34,13 @@ T = TypeVar("T")
 
 
 class Found(msgspec.Struct, gc=False):
-    """An image with the label that its source gives it.
+    """An image with its label in the source.
 
     Attributes:
-        path, size, container, offset: as of `Entry`.
-        label: None or a negative number where there is none, as in ImageNet's test split.
-        wnid: the class that its name tells, or None.
+        path, size, container, offset: See `Entry`.
+        label: Label in the source; None, "" or a negative number for an unlabeled image, as in ImageNet's
+            test split.
+        wnid: WNID in the image's file name, or None.
     """
 
     path: str
@@ -52,14 +53,14 @@ class Found(msgspec.Struct, gc=False):
 
 @dataclass
 class Labeled:
-    """Images of a source, and what it says of its labels.
+    """Images of a source with their labels, and the names of these labels.
 
     Attributes:
-        layout: how it was read.
-        found: split → images; emptied on the way.
-        containers: that they refer to.
-        names: the ClassLabel's names by number, or None.
-        classes: the classes by number, of a dataset of ours, or None.
+        layout: Name of the layout, as in `--layout`.
+        found: Split → images; `to_listing` empties it.
+        containers: Containers that the images refer to.
+        names: Class names by label, from Hugging Face's ClassLabel, or None.
+        classes: Classes by label, from the manifest of a dataset that this toolkit wrote, or None.
     """
 
     layout: str
@@ -70,7 +71,7 @@ class Labeled:
 
 
 def plain_name(name: str) -> str:
-    """A file's name without the hub's `_WNID` behind its stem.
+    """Return a file name without the `_WNID` that the Hugging Face hub appends to the stem.
 
     The hub's ImageNet has `n01440764_10026_n01440764.JPEG` and `ILSVRC2012_val_00000293_n01440764.JPEG`.
     """
@@ -78,19 +79,20 @@ def plain_name(name: str) -> str:
 
 
 def wnid_in(name: str, split: str) -> str | None:
-    """The WNID that a file's name tells: behind its stem, or before the first _ of a training image's."""
+    """Return the WNID in a file name: at the end of its stem, or before the first _ of a training image."""
     match = _BEHIND.search(name) or (_IN_FRONT.match(name) if split == "train" else None)
     return match[1] if match else None
 
 
 def to_listing(store: Store, labeled: Labeled) -> Listing:
-    """Turn labels into classes.
+    """Turn labels into classes; `labeled.found` is emptied.
 
-    Names to show come from `LOC_synset_mapping.txt` in the source's root, else from the ClassLabel.
+    Names to show come from `LOC_synset_mapping.txt` in the source's root, else from the ClassLabel. A split
+    other than "train" without any labels is left out.
 
     Raises:
-        UsageError: images without labels in a split that has some, or in "train"; numbers beside texts;
-            a number beyond the names; names that contradict labels.
+        UsageError: Unlabeled images in "train" or in a split that has labels; both integers and strings as
+            labels; a label without a name in the ClassLabel or manifest; file names that contradict labels.
     """
     notes: list[str] = []
     _leave_unlabeled_out(store, labeled, notes)
@@ -124,9 +126,9 @@ def _leave_unlabeled_out(store: Store, labeled: Labeled, notes: list[str]) -> No
             del labeled.found[split]
             continue
         first = without[0]
-        place = store.url_of(labeled.containers[first.container].path)
+        url = store.url_of(labeled.containers[first.container].path)
         raise UsageError(
-            f"{place}: {first.path} has no label; {len(without):,} of {len(found):,} {split} images have "
+            f"{url}: {first.path} has no label; {len(without):,} of {len(found):,} {split} images have "
             "none: add labels or remove the images"
         )
 
@@ -136,25 +138,25 @@ def _is_missing(label: Label | None) -> bool:
 
 
 def _distinct(store: Store, labeled: Labeled) -> Iterable[Label]:
-    """Every label that occurs: all of them numbers, or all of them texts."""
+    """Return the distinct labels; raise UsageError if some are integers and others strings."""
     examples: dict[type, Found] = {}
     labels: set[Label] = set()
     for found in labeled.found.values():
         for f in found:
             if f.label not in labels:
-                labels.add(f.label)  # type: ignore[arg-type]  # the missing are gone
+                labels.add(f.label)  # type: ignore[arg-type]  # unlabeled images were left out before
                 examples.setdefault(type(f.label), f)
     if len(examples) > 1:
         number, text = (examples[kind] for kind in (int, str))
         raise UsageError(
-            f"source {store}: labels are numbers and texts: {number.label} of {number.path}, but "
-            f"{text.label!r} of {text.path}; use one kind"
+            f"source {store}: some labels are numbers and others strings: {number.label} of {number.path}, "
+            f"but {text.label!r} of {text.path}; use one kind"
         )
     return labels
 
 
 def _classes(store: Store, labeled: Labeled, labels: list[Label]) -> list[ClassInfo]:
-    """The class of each label, in the order given."""
+    """Return the class of each label, in the order of `labels`."""
     if labeled.classes is not None:
         return [_named(store, labeled.classes, label) for label in labels]
     given: list[str] | None = None
@@ -172,7 +174,7 @@ def _named(store: Store, table: Sequence[T], label: Label) -> T:
     if isinstance(label, int) and label < len(table):
         return table[label]
     raise UsageError(
-        f"source {store}: there is a label {label!r}, but names for the labels 0 to {len(table) - 1} only; "
+        f"source {store}: label {label!r} occurs, but only the labels 0 to {len(table) - 1} have names; "
         "correct the labels or the names"
     )
 
@@ -188,7 +190,7 @@ def _ids(labels: list[Label], given: list[str] | None) -> list[str]:
 
 
 def _wnids(store: Store, labeled: Labeled, labels: list[Label]) -> list[str] | None:
-    """The WNID of each number that images' names tell, or None where some have none."""
+    """Return the WNID of each label from the images' file names, or None if a label has none there."""
     first: dict[Label | None, Found] = {}
     contradictions: list[tuple[Found, Found]] = []
     for found in labeled.found.values():
@@ -204,7 +206,8 @@ def _wnids(store: Store, labeled: Labeled, labels: list[Label]) -> list[str] | N
     if contradictions:
         one, two = contradictions[0]
         raise UsageError(
-            f"source {store}: names contradict labels: {one.path} has label {one.label} and WNID {one.wnid}, "
-            f"{two.path} label {two.label} and WNID {two.wnid}; correct the labels, or give classes as texts"
+            f"source {store}: file names contradict labels: {one.path} has label {one.label} and WNID "
+            f"{one.wnid}, {two.path} label {two.label} and WNID {two.wnid}; correct the labels, or use class "
+            "names as labels"
         )
     return [str(first[label].wnid) for label in labels]

@@ -1,1 +1,1 @@
-"""The images of a source, one module for each layout."""
+"""Listers: list the images of a source, one module for each layout."""

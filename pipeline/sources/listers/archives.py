@@ -1,4 +1,4 @@
-"""ILSVRC 2012's archives as downloaded: read in place, never extracted."""
+"""Lister of ILSVRC 2012's archives as downloaded; they are read in place and never extracted."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,28 +10,28 @@ from pipeline.sources.labelers.imagenet import read_labels
 from pipeline.storage.base import Store
 
 TRAIN = "ILSVRC2012_img_train.tar"
-"""A tar of one tar per class: nXXXXXXXX.tar, with the class's images."""
+"""The training archive: a tar of one tar for each class, nXXXXXXXX.tar, which holds the class's images."""
 VAL = "ILSVRC2012_img_val.tar"
-"""A tar of images: ILSVRC2012_val_XXXXXXXX.JPEG."""
-# Of the files that the ImageNet project hands out; torchvision's datasets/imagenet.py has the same.
+"""The validation archive: a tar of images, ILSVRC2012_val_XXXXXXXX.JPEG."""
+# MD5 of the files that the ImageNet project distributes; torchvision's datasets/imagenet.py has the same.
 _MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabcf34fc5622"}
 _AGAIN = {name: f"download {name} again (its MD5 is {md5})" for name, md5 in _MD5.items()}
 
 
 def detect(store: Store) -> bool:
-    """Whether the root holds the training archive, or the validation archive and nothing to train from."""
+    """Whether the root holds the training archive, or the validation archive without training folders."""
     return store.is_file(TRAIN) or (store.is_file(VAL) and not {"train", "ILSVRC"} & store.names())
 
 
 def list_samples(store: Store) -> Listing:
-    """List the archives; validation images get their labels from the devkit or Kaggle's CSV beside them.
+    """List both archives; the devkit or Kaggle's CSV beside them gives the validation images their labels.
 
-    The training archive is container 0, the validation archive container 1; offsets count from their
-    starts.
+    The training archive is container 0 and the validation archive container 1; the entries' byte offsets
+    count from the start of these files.
 
     Raises:
-        UsageError: no training archive; a damaged archive or label file; validation images without a
-            label; label files that match neither the archives nor each other.
+        UsageError: No training archive; a damaged archive or label file; validation images without a label;
+            label files that contradict the archives or each other.
     """
     if not store.is_file(TRAIN):
         raise UsageError(f"source {store}: found no {TRAIN}; put it beside {VAL} and the devkit")
@@ -54,13 +54,13 @@ def list_samples(store: Store) -> Listing:
 
 
 def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
-    """The training images, and every class, those without images too."""
-    place = store.url_of(TRAIN)
+    """Return the training images, and the ids of all classes, including those without images."""
+    url = store.url_of(TRAIN)
     entries: list[Entry] = []
     classes: set[str] = set()
     others = 0
     with store.open(TRAIN) as file:
-        for tar in _visible(scan(file, place, remedy=_AGAIN[TRAIN])):
+        for tar in _visible(scan(file, url, remedy=_AGAIN[TRAIN])):
             class_id, _, suffix = tar.name.rpartition("/")[2].partition(".")
             if suffix != "tar":
                 others += 1
@@ -68,33 +68,35 @@ def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
             if class_id in classes or not WNID.fullmatch(class_id):
                 reason = "is there twice" if class_id in classes else "is not named nXXXXXXXX.tar"
                 raise UsageError(
-                    f"{place}: member {tar.name} at offset {tar.offset:,} {reason}; {_AGAIN[TRAIN]}"
+                    f"{url}: member {tar.name} at offset {tar.offset:,} {reason}; {_AGAIN[TRAIN]}"
                 )
             classes.add(class_id)
-            inner = scan(file, f"{place} (in {tar.name})", tar.offset, tar.offset + tar.size, _AGAIN[TRAIN])
+            inner = scan(file, f"{url} (in {tar.name})", tar.offset, tar.offset + tar.size, _AGAIN[TRAIN])
             images, skipped = _images(inner)
             others += skipped
-            entries += (Entry(f"{tar.name}/{name}", class_id, size, 0, at) for name, at, size in images)
+            entries += (
+                Entry(f"{tar.name}/{name}", class_id, size, 0, offset) for name, offset, size in images
+            )
     if not classes:
         raise UsageError(
-            f"{place}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
+            f"{url}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
         )
     _note(notes, TRAIN, others)
     return entries, classes
 
 
 def _read_val(store: Store, notes: list[str]) -> list[Member]:
-    place = store.url_of(VAL)
+    url = store.url_of(VAL)
     with store.open(VAL) as file:
-        images, others = _images(scan(file, place, remedy=_AGAIN[VAL]))
+        images, others = _images(scan(file, url, remedy=_AGAIN[VAL]))
     if not images:
-        raise UsageError(f"{place}: holds no images; {_AGAIN[VAL]}, or remove it")
+        raise UsageError(f"{url}: holds no images; {_AGAIN[VAL]}, or remove it")
     _note(notes, VAL, others)
     return images
 
 
 def _images(members: Iterable[Member]) -> tuple[list[Member], int]:
-    """The images among members, and how many others there are."""
+    """Return the images among the members, and the number of other members."""
     images: list[Member] = []
     others = 0
     for member in _visible(members):
@@ -106,11 +108,11 @@ def _images(members: Iterable[Member]) -> tuple[list[Member], int]:
 
 
 def _visible(members: Iterable[Member]) -> Iterator[Member]:
-    """Without hidden files, as in a folder: macOS's tar adds a `._NAME` to each file."""
+    """Leave out hidden files, as listing a folder does: macOS's tar adds a `._NAME` to each file."""
     return (member for member in members if "/." not in f"/{member.name}")
 
 
 def _note(notes: list[str], name: str, others: int) -> None:
     if others:
-        what = "member is" if others == 1 else "members are"
-        notes.append(f"{name}: {others:,} {what} no image, left out")
+        plural = "member is" if others == 1 else "members are"
+        notes.append(f"{name}: {others:,} {plural} no image, left out")

@@ -1,4 +1,4 @@
-"""Class folders: `{train,val|validation,test}/CLASS/*`, or `CLASS/*` as training data."""
+"""Lister of class folders: `{train,val|validation,test}/CLASS/*`, or `CLASS/*` as training data."""
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Entry, Listing, is_image
@@ -9,14 +9,14 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "
 
 
 def list_samples(store: Store) -> Listing:
-    """List class folders; images count at any depth below one, by their suffix.
+    """List class folders: files with an image suffix, at any depth below a class folder.
 
-    Hidden files are left out; files without an image's suffix are left out and counted in `notes`.
+    Hidden files are left out; files without an image suffix are left out and counted in `notes`.
     Classes get their names from `LOC_synset_mapping.txt` where the source has one.
 
     Raises:
-        UsageError: unreadable folders, or both `val` and `validation`, or a validation folder without
-            a training folder.
+        UsageError: Unreadable folders; both `val` and `validation`; a validation or test folder without a
+            training folder.
     """
     notes: list[str] = []
     entries: dict[str, list[Entry]] = {}
@@ -33,16 +33,22 @@ def list_samples(store: Store) -> Listing:
 
 
 def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], set[str]]:
-    """The images in `folder/CLASS/…` ("": the root), and every class, those without images too.
+    """Return the images in `folder/CLASS/…`, and the ids of all classes, including those without images.
 
-    How many other files there are goes to `notes`.
+    Args:
+        store: The source.
+        folder: Folder that holds the class folders, relative to the root; "" is the root.
+        notes: Gets a line with the number of other files, if there are any.
+
+    Raises:
+        UsageError: A folder or file that cannot be read.
     """
     files, folders = store.walk(folder)
     start = len(folder) + 1 if folder else 0
     classes = {path[start:]: path[start:] for path in folders if "/" not in path[start:]}
     entries: list[Entry] = []
     others = 0
-    while files:  # taken off the list, so that a million entries need not lie beside a million files
+    while files:  # popping frees each file, so that a million files and entries are never held together
         file = files.pop()
         name, _, below = file.path[start:].partition("/")
         if below and is_image(below):
@@ -51,14 +57,14 @@ def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[lis
             others += 1
     if others:
         plural = "file is" if others == 1 else "files are"
-        place = store.url_of(folder) if folder else store.url
-        notes.append(f"{place}: {others:,} {plural} no image in a class folder, left out")
+        url = store.url_of(folder) if folder else store.url
+        notes.append(f"{url}: {others:,} {plural} no image in a class folder, left out")
     entries.reverse()
     return entries, set(classes)
 
 
 def _split_folders(store: Store) -> dict[str, str]:
-    """Split → its folder; without such folders, the root is the training split's."""
+    """Return split → its folder; without split folders, the root ("") is the training split."""
     present = store.names()
     named = {
         name: split for name, split in _SPLIT_FOLDERS.items() if name in present and store.is_folder(name)

@@ -1,4 +1,4 @@
-"""Sources of few large files, as data hubs have them: which there are, their splits, and damage to them."""
+"""Shared by the Parquet and WebDataset listers: finding container files, their splits, and read errors."""
 
 import re
 from collections import deque
@@ -9,7 +9,8 @@ from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import is_image
 from pipeline.storage.base import Store
 
-# The hub's own words: https://huggingface.co/docs/hub/datasets-file-names-and-splits
+# Word in a file's or folder's name → split, as in the Hugging Face hub's
+# https://huggingface.co/docs/hub/datasets-file-names-and-splits
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -23,16 +24,17 @@ _SPLITS = {
     "evaluation": "test",
 }
 _NO_LETTERS = re.compile(r"[^a-z]+")
-# A tree of a million images need not be walked to see that it is one.
+# Limits of the search, so that detection does not walk a tree of a million images.
 _MOST_FOLDERS = 32
 _MOST_LOOKUPS = 64
 
 
 def split_of(path: str) -> str:
-    """Return "train", "val" or "test" by the words of a file's name, else of its folders; else "train".
+    """Return the split ("train", "val" or "test") that a file's name, or else its folders' names, contain.
 
-    The words are those of the Hugging Face hub, between anything that is no letter:
+    The words are those of the Hugging Face hub, separated by anything but letters:
     `data/validation-00000-of-00014.parquet`, `imagenet-val-000001.tar`, `default/test/0000.parquet`.
+    A path without such a word is training data.
     """
     for part in reversed(path.lower().split("/")):
         for word in _NO_LETTERS.split(part):
@@ -42,11 +44,17 @@ def split_of(path: str) -> str:
 
 
 def look_for(store: Store, is_wanted: Callable[[str], bool]) -> tuple[str | None, bool]:
-    """Look for a kind of file in the root and the folders next to it, without walking large trees.
+    """Search the root and the folders below it, breadth first, for a kind of file.
+
+    It visits at most 32 folders, so that large trees are not walked.
+
+    Args:
+        store: The source.
+        is_wanted: Whether a file of this name is searched for.
 
     Returns:
-        The path of the first file whose name `is_wanted`, or None; and whether there are images in
-        folders, as where a downloaded file lies beside what was extracted from it.
+        The path of the first wanted file, or None; and whether there are images in folders, for example
+        where a downloaded file lies beside the images extracted from it.
     """
     found: str | None = None
     images = False
@@ -72,25 +80,25 @@ def look_for(store: Store, is_wanted: Callable[[str], bool]) -> tuple[str | None
 
 
 @contextmanager
-def reading(place: str, kind: str, *damage: type[Exception]) -> Iterator[None]:
-    """Turn what the reading of a file raises into one line.
+def reading(url: str, kind: str, *damage: type[Exception]) -> Iterator[None]:
+    """Context manager that turns errors of reading a file into a UsageError or RunError of one line.
 
     Args:
-        place: the file, for messages.
-        kind: what it should be, such as "Parquet file".
-        damage: raised where the bytes are not; an OSError without a number counts too.
+        url: Path or URL of the file, for messages.
+        kind: Expected kind of the file, such as "Parquet file", for messages.
+        damage: Exception types that mean the file is damaged. An OSError without an errno means so too.
 
     Raises:
-        UsageError: missing or damaged.
-        RunError: it cannot be read.
+        UsageError: The file is missing or damaged.
+        RunError: The file cannot be read.
     """
     expected: tuple[type[Exception], ...] = (*damage, OSError)
     try:
         yield
     except FileNotFoundError as error:
-        raise UsageError(f"{place}: it does not exist any more; restore it") from error
+        raise UsageError(f"{url}: it does not exist any more; restore it") from error
     except expected as error:
         if isinstance(error, OSError) and error.errno:
-            raise RunError(f"cannot read {place}: {error.strerror}; run the same command again") from error
+            raise RunError(f"cannot read {url}: {error.strerror}; run the same command again") from error
         text = " ".join(str(error).split())
-        raise UsageError(f"{place}: no complete {kind} ({text}); download it again") from error
+        raise UsageError(f"{url}: no complete {kind} ({text}); download it again") from error

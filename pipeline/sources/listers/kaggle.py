@@ -1,4 +1,4 @@
-"""Kaggle's tree of ILSVRC 2012: class folders to train from, and flat validation images with a CSV."""
+"""Lister of Kaggle's ILSVRC 2012: training images in class folders, flat validation images with a CSV."""
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Entry, Listing, is_image, stem_of
@@ -7,14 +7,14 @@ from pipeline.sources.listers.folders import read_class_folders
 from pipeline.storage.base import File, Store
 
 _TREE = "ILSVRC/Data/CLS-LOC"
-# The source may be the folder above the tree, or any folder of the tree that still holds train/.
+# The source may be the folder that holds ILSVRC, or any folder of the tree that has train/ below it.
 _BASES = (_TREE, "Data/CLS-LOC", "CLS-LOC")
 
 
 def detect(store: Store) -> bool:
-    """Whether the tree is there, or train/ beside a val/ whose images lie in no class folders.
+    """Whether this is Kaggle's tree, or train/ beside a val/ whose images are not in class folders.
 
-    The latter are ImageNet's by their names, or by a file of labels beside them.
+    Images directly in val/ count if they are named like ImageNet's or a label file is in the root.
     """
     if _base(store):
         return True
@@ -25,13 +25,13 @@ def detect(store: Store) -> bool:
 
 
 def list_samples(store: Store) -> Listing:
-    """List the tree; label files are looked for in it and in each folder above it, up to the root.
+    """List the tree; label files may be in the folder of train/ or in any folder above it, up to the root.
 
-    Validation images in class folders need no label file. Those of test/ have no labels and are left out.
+    Validation images in class folders need no label file. Images in test/ have no labels and are left out.
 
     Raises:
-        UsageError: no train/; an unreadable folder; a damaged label file; validation images without a
-            label; label files that match neither the images nor each other.
+        UsageError: No train/; an unreadable folder; a damaged label file; validation images without a label;
+            label files that contradict the images or each other.
     """
     base = _base(store)
     train, val, test = (f"{base}/{split}".lstrip("/") for split in ("train", "val", "test"))
@@ -52,13 +52,13 @@ def list_samples(store: Store) -> Listing:
 
 
 def _base(store: Store) -> str:
-    """The folder of train/ and val/; "" where there is no folder of Kaggle's tree."""
+    """Return the folder that holds train/ or val/; "" if there is no such folder of Kaggle's tree."""
     splits = ((base, f"{base}/{split}") for base in _BASES for split in ("train", "val"))
     return next((base for base, folder in splits if store.is_folder(folder)), "")
 
 
 def _upwards(base: str) -> list[str]:
-    """`base`, the folders above it, and the root, ""."""
+    """Return `base`, the folders above it, and the root, ""."""
     folders = [base]
     while folders[-1]:
         folders.append(folders[-1].rpartition("/")[0])
@@ -66,7 +66,7 @@ def _upwards(base: str) -> list[str]:
 
 
 def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], list[File]]:
-    """Validation images that lie in class folders, and those that need a label."""
+    """Return the validation images in class folders, and those directly in `folder`, which need a label."""
     if not store.is_folder(folder):
         return [], []
     entries: list[Entry] = []
@@ -81,15 +81,15 @@ def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry],
         else:
             flat.append(file)
     if others:
-        what = "file is" if others == 1 else "files are"
-        notes.append(f"{store.url_of(folder)}: {others:,} {what} no image, left out")
+        plural = "file is" if others == 1 else "files are"
+        notes.append(f"{store.url_of(folder)}: {others:,} {plural} no image, left out")
     if not entries and not flat:
         notes.append(f"{store.url_of(folder)}: no images, left out")
     return entries, flat
 
 
-def _labeled(flat: list[File], labels: Labels, place: str) -> list[Entry]:
+def _labeled(flat: list[File], labels: Labels, url: str) -> list[Entry]:
     if not flat:
         return []
-    ids = labels.classes_of(place, [stem_of(file.path) for file in flat])
+    ids = labels.classes_of(url, [stem_of(file.path) for file in flat])
     return [Entry(file.path, class_id, file.size) for file, class_id in zip(flat, ids, strict=True)]

@@ -1,12 +1,12 @@
-"""Parquet files as the Hugging Face hub lays image datasets out, ImageNet among them.
+"""Lister of Parquet files in the form of the Hugging Face hub's image datasets, such as ImageNet.
 
-A file's split is in its name or its folders' (`data/validation-00000-of-00014.parquet`,
-`default/train/0000.parquet`); a file that names none is training data. `parquet_file` beside this module
-reads the columns, `pipeline.sources.labelers.labels` turns labels into classes.
+A file's split is in its name or its folders' names (`data/validation-00000-of-00014.parquet`,
+`default/train/0000.parquet`); a file that names no split is training data. `parquet_file` beside this module
+reads the columns; `pipeline.sources.labelers.labels` turns labels into classes.
 
-An image's name is the last part of `image.path` without the `_WNID` that the hub has put behind ImageNet's
-(`n01440764_10026_n01440764.JPEG` is `n01440764_10026.JPEG`); where there is none, the file's stem and the row
-(`train-00000-of-00294-000012`). An image that is null counts as an empty file.
+An image's name is the last part of `image.path`, without the `_WNID` that the hub appends to ImageNet's file
+names (`n01440764_10026_n01440764.JPEG` becomes `n01440764_10026.JPEG`). An image without a path is named by
+the Parquet file's stem and the row (`train-00000-of-00294-000012`). A null image counts as an empty file.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +20,14 @@ from pipeline.sources.listers.parquet_file import check_embedded, class_label, c
 from pipeline.storage.base import Store
 
 SUFFIX = ".parquet"
+# Rows of label and path read at a time.
 _ROWS = 2**14
-# In a bucket, a file's few ranges take longer to ask for than to read.
+# In a bucket, requesting a file's few byte ranges takes longer than transferring them.
 _FILES_AT_ONCE = 8
 
 
 def detect(store: Store) -> bool:
-    """Whether there are Parquet files; beside folders with images, only such as hold images count."""
+    """Whether there are Parquet files; beside folders of images, the first one must have an image column."""
     first, images = look_for(store, _is_parquet)
     return first is not None and (not images or _has_images(store, first))
 
@@ -35,9 +36,9 @@ def list_samples(store: Store) -> Listing:
     """List the rows of every Parquet file; the images' bytes are not read.
 
     Raises:
-        UsageError: a file that is damaged, lacks columns or has paths instead of images; files that name
-            their labels differently; for labels see `pipeline.sources.labelers.labels.to_listing`.
-        RunError: a file cannot be read.
+        UsageError: A file that is damaged, lacks columns or has paths instead of images; files whose
+            ClassLabels differ; for labels see `pipeline.sources.labelers.labels.to_listing`.
+        RunError: A file cannot be read.
     """
     containers = tuple(Container(f.path, f.size) for f in store.walk()[0] if _is_parquet(f.path))
     _check_embedded(store, containers)
@@ -69,21 +70,21 @@ def _has_images(store: Store, path: str) -> bool:
 
 
 def _check_embedded(store: Store, containers: tuple[Container, ...]) -> None:
-    """Look into one file for all: an export has images or paths throughout."""
+    """Check the first file only: an export embeds images, or paths, in all of its files."""
     for container in containers[:1]:
         with opened(store, container, in_order=True) as parquet:
-            place = store.url_of(container.path)
-            check_embedded(parquet, columns_of(parquet.schema_arrow, place).image, place)
+            url = store.url_of(container.path)
+            check_embedded(parquet, columns_of(parquet.schema_arrow, url).image, url)
 
 
 def _read_rows(store: Store, number: int, container: Container) -> tuple[list[Found], tuple[str, ...] | None]:
-    """A file's rows, and its ClassLabel's names or None."""
-    place = store.url_of(container.path)
+    """Return a file's rows, and the names of its ClassLabel or None."""
+    url = store.url_of(container.path)
     split = split_of(container.path)
     stem = container.path.rpartition("/")[2][: -len(SUFFIX)].replace(".", "_")
     found: list[Found] = []
     with opened(store, container, in_order=False) as parquet:
-        columns = columns_of(parquet.schema_arrow, place)
+        columns = columns_of(parquet.schema_arrow, url)
         wanted = [column for column in (columns.label, columns.path) if column]
         for batch in parquet.iter_batches(_ROWS, columns=wanted):
             labels = batch.column(columns.label).to_pylist()
@@ -92,11 +93,15 @@ def _read_rows(store: Store, number: int, container: Container) -> tuple[list[Fo
                 given = (path or "").replace("\\", "/").rpartition("/")[2]
                 name = plain_name(given) or f"{stem}-{len(found):06d}"
                 found.append(Found(name, label, wnid_in(given, split), UNKNOWN, number, len(found)))
-        return found, class_label(parquet.schema_arrow, columns.label, place)
+        return found, class_label(parquet.schema_arrow, columns.label, url)
 
 
 def _agreed(store: Store, names: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
-    """The names that every file which has some agrees on."""
+    """Return the ClassLabel's names, which must be the same in all files that have them; None without any.
+
+    Raises:
+        UsageError: Two files have different names.
+    """
     if not names:
         return None
     first, *others = names

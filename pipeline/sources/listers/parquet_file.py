@@ -1,9 +1,9 @@
-"""One Parquet file of images: opening it, and its columns.
+"""Open one Parquet file of images and find its columns.
 
 Its columns are
 
 - `image` or `img`: struct{bytes, path}, or the bytes alone; or flat columns `image.bytes` and `image.path`;
-- `label`, `labels` or `fine_label`: a number or a text.
+- `label`, `labels` or `fine_label`: an integer or a string.
 """
 
 import io
@@ -22,14 +22,16 @@ from pipeline.storage.base import ByteRange, Store
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
-# A row group of some writers is the whole file: large columns are read by pages, through so many bytes.
+# Some writers put the whole file into one row group: large columns are read page by page, through a buffer
+# of this many bytes.
 _BUFFER = 2**22
+# Rows that are checked for embedded images.
 _FIRST_LOOK = 16
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Dotted paths of the columns that count; `path` is None where there is none."""
+    """Dotted paths of the image, path and label columns; `path` is None if the file has no such column."""
 
     image: str
     path: str | None
@@ -38,16 +40,17 @@ class Columns:
 
 @contextmanager
 def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
-    """Open a container as a pyarrow ParquetFile; what its reading raises becomes one line.
+    """Open a container as a pyarrow ParquetFile; errors of reading it become a UsageError or RunError.
 
     Args:
-        store: the source.
-        container: the file.
-        in_order: whether large columns are wanted from front to back, or small ones whole.
+        store: The source.
+        container: The Parquet file.
+        in_order: True to stream large columns (images) from front to back; False to read small columns
+            (labels, paths) whole.
 
     Raises:
-        UsageError: missing or damaged.
-        RunError: it cannot be read.
+        UsageError: The file is missing or damaged.
+        RunError: The file cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,11 +58,11 @@ def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
     with reading(store.url_of(container.path), "Parquet file", pa.ArrowException), ExitStack() as stack:
         file: Any = store.local and str(store.local / container.path)
         if file is None:
-            ahead = store.open(container.path) if in_order else _Ranges(store, container)
-            file = stack.enter_context(ahead)
+            remote = store.open(container.path) if in_order else _Ranges(store, container)
+            file = stack.enter_context(remote)
         parquet = pq.ParquetFile(
             file,
-            # Arrow's own way is to keep what it has read of a file until the end.
+            # With pre_buffer, Arrow keeps all that it has read in memory until the file is closed.
             pre_buffer=not in_order,
             buffer_size=_BUFFER if in_order else 0,
             page_checksum_verification=True,
@@ -67,27 +70,31 @@ def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
         yield stack.enter_context(parquet)
 
 
-def columns_of(schema: Any, place: str) -> Columns:
-    """Choose the columns of a pyarrow schema.
+def columns_of(schema: Any, url: str) -> Columns:
+    """Find the image, path and label columns of a pyarrow schema.
+
+    Args:
+        schema: `pyarrow.Schema` of the file.
+        url: Path or URL of the file, for messages.
 
     Raises:
-        UsageError: there is no image or no label among them.
+        UsageError: There is no image column or no label column, or labels are neither integers nor strings.
     """
     image = next(filter(None, (_image(schema, name) for name in _IMAGES)), None)
     label = next((name for name in _LABELS if name in schema.names), None)
     if image is None or label is None:
         needed = {"image (a struct of bytes and path, or bytes)": image, "label": label}
-        missing = " and no column ".join(name for name, there in needed.items() if there is None)
+        missing = " and no column ".join(name for name, column in needed.items() if column is None)
         present = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema) or "none"
-        raise UsageError(f"{place}: no column {missing}; its columns are: {present}")
+        raise UsageError(f"{url}: no column {missing}; its columns are: {present}")
     kind = schema.field(label).type
     if not _is_label(kind):
-        raise UsageError(f"{place}: column {label} is {_shown(kind)}; it must hold whole numbers or texts")
+        raise UsageError(f"{url}: column {label} is {_shown(kind)}; it must hold integers or strings")
     return Columns(*image, label)
 
 
 def leaf(batch: Any, path: str) -> Any:
-    """The column of a dotted path in a pyarrow record batch, null where the struct around it is."""
+    """Return the column at a dotted path of a pyarrow record batch; rows whose struct is null are null."""
     import pyarrow.compute as pc
 
     if path in batch.schema.names:
@@ -96,25 +103,38 @@ def leaf(batch: Any, path: str) -> Any:
     return pc.struct_field(batch.column(outer), inner)
 
 
-def check_embedded(parquet: Any, image: str, place: str) -> None:
-    """Check that images are in a ParquetFile, opened to be read in order, as far as its first rows show.
+def check_embedded(parquet: Any, image: str, url: str) -> None:
+    """Check that a ParquetFile holds images and not only paths, by its first 16 rows.
+
+    Args:
+        parquet: The file, opened with `in_order=True`.
+        image: Dotted path of the image column.
+        url: Path or URL of the file, for messages.
 
     Raises:
-        UsageError: the column `image` is null in all of them.
+        UsageError: The image column is null in all of these rows.
     """
     first = next(parquet.iter_batches(_FIRST_LOOK, columns=[image], use_threads=False), None)
     if first and leaf(first, image).null_count == first.num_rows:
         raise UsageError(
-            f"{place}: it has paths instead of images ({image} is null in its first {first.num_rows} "
+            f"{url}: it has paths instead of images ({image} is null in its first {first.num_rows} "
             "rows); export it again with the images embedded"
         )
 
 
-def class_label(schema: Any, label: str, place: str) -> tuple[str, ...] | None:
-    """The names of the ClassLabel `label` in the metadata that Hugging Face's datasets write, or None.
+def class_label(schema: Any, label: str, url: str) -> tuple[str, ...] | None:
+    """Return the class names, by label, from the metadata that Hugging Face's datasets library writes.
+
+    Args:
+        schema: `pyarrow.Schema` of the file.
+        label: Name of the label column.
+        url: Path or URL of the file, for messages.
+
+    Returns:
+        The names of the column's ClassLabel, or None if the file has none.
 
     Raises:
-        UsageError: the metadata are damaged.
+        UsageError: The metadata is damaged.
     """
     stored = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
@@ -122,7 +142,7 @@ def class_label(schema: Any, label: str, place: str) -> tuple[str, ...] | None:
         return msgspec.convert(features.get(label, {}), _Feature).names
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{place}: Hugging Face's metadata in it are damaged ({error}); download it again"
+            f"{url}: its Hugging Face metadata is damaged ({error}); download it again"
         ) from error
 
 
@@ -139,7 +159,7 @@ class _Metadata(msgspec.Struct):
 
 
 def _image(schema: Any, name: str) -> tuple[str, str | None] | None:
-    """Dotted paths of the bytes and the path of the image column `name`, or None."""
+    """Return dotted paths of the bytes and of the path of image column `name`; None if it has no bytes."""
     import pyarrow.types as kinds
 
     flat = {field.name: field.type for field in schema}
@@ -173,7 +193,7 @@ def _shown(kind: Any) -> str:
 
 
 class _Ranges(io.RawIOBase):
-    """A file of a store that is read as it is asked for: an open bucket file would read far ahead."""
+    """A file of a store that requests exactly the bytes read: an opened bucket file would read far ahead."""
 
     def __init__(self, store: Store, container: Container) -> None:
         self._store, self._container, self._at = store, container, 0

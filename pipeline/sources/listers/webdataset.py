@@ -1,15 +1,16 @@
-"""WebDataset tars: images beside their labels, `KEY.jpg` and `KEY.cls` or `KEY.json`.
+"""Lister of WebDataset tars: images beside their labels, `KEY.jpg` with `KEY.cls` or `KEY.json`.
 
-A tar's split is in its name or its folders' (`imagenet1k-train-0000.tar`, `val/000001.tar`); one that names
-none is training data. As for the webdataset library, a member's key is its folder and its name up to the
-first dot, the rest its extension, in any case; a sample is what stands together under one key. Where names
-have dots (`a.1.jpg`, `a.1.cls`, `a.2.jpg`, ...), what is equal up to the last one is a sample. A label is
+A tar's split is in its name or its folders' names (`imagenet1k-train-0000.tar`, `val/000001.tar`); a tar that
+names no split is training data. As in the webdataset library, a member's key is its folder and its name up to
+the first dot, and the rest is its extension, in upper or lower case; consecutive members with the same key
+are one sample. Where names have more dots (`a.1.jpg`, `a.1.cls`, `a.2.jpg`, ...), members whose names are
+equal up to the last dot are one sample. The label is
 
-- in `cls`: a number or a text, in UTF-8; or
-- in `json`: the first of `label`, `cls`, `class`, `class_id` and `target` that is there, number or text.
+- in `cls`: an integer or a string, in UTF-8; or
+- in `json`: the first existing field of `label`, `cls`, `class`, `class_id` and `target`, of the same types.
 
-Texts of digits are numbers where all labels are. `pipeline.sources.labelers.labels` makes classes of labels;
-a dataset of ours takes them from its manifest.
+Strings of digits become numbers if every label is digits. `pipeline.sources.labelers.labels` turns labels
+into classes; a dataset that this toolkit wrote takes its classes from its manifest.
 """
 
 import re
@@ -31,24 +32,27 @@ from pipeline.storage.base import ByteRange, Store
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "target")
+"""Fields of a sample's JSON that can hold its label, in order of preference."""
 _LABELS = ("cls", "json")
-# Members that the webdataset library leaves out, and hidden ones, such as macOS adds.
+# Members that the webdataset library leaves out, and hidden files, such as those that macOS adds.
 _SKIPPED = re.compile(r"__[^/]*__($|/)|(.*/)?\.")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _LONGEST_LABEL = 2**24
+# Members that detection looks at.
 _FIRST_LOOK = 64
+# Stands for the unknown length of a tar of which only the start is read.
 _ENDLESS = 2**62
 
 
 class SamplePart(NamedTuple):
-    """A member that counts.
+    """A tar member that holds an image or a label.
 
     Attributes:
-        key: of the sample.
-        prefix: what its extension has before the last dot.
+        key: Key of the sample.
+        prefix: Part of the extension before its last dot; "" if it has no dot.
         kind: "image", "cls" or "json".
-        member: where it lies.
-        content: a label's bytes.
+        member: Name, offset and size of the member.
+        content: Bytes of a label; empty for an image.
     """
 
     key: str
@@ -59,11 +63,11 @@ class SamplePart(NamedTuple):
 
 
 TarSample = dict[str, SamplePart]
-"""Kind → part."""
+"""Kind ("image", "cls" or "json") → the sample's part of that kind."""
 
 
 def detect(store: Store) -> bool:
-    """Whether there are tars; beside folders with images, only such as hold labels count."""
+    """Whether there are tars; beside folders of images, the first tar must hold labeled images."""
     first, images = look_for(store, _is_tar)
     return first is not None and (not images or _begins_labeled(store, first))
 
@@ -72,13 +76,13 @@ def list_samples(store: Store) -> Listing:
     """List the samples of every tar.
 
     Raises:
-        UsageError: a damaged tar; samples without an image; labels that are no labels, or see
-            `pipeline.sources.labelers.labels.to_listing`.
-        RunError: a tar cannot be read.
+        UsageError: A damaged tar; labels without an image; labels that are neither integers nor strings; see
+            also `pipeline.sources.labelers.labels.to_listing`.
+        RunError: A tar cannot be read.
     """
     containers = tuple(Container(f.path, f.size) for f in store.walk()[0] if _is_tar(f.path))
     found: dict[str, list[Found]] = {}
-    bare: list[str] = []
+    without_image: list[str] = []
     for number, container in enumerate(containers):
         split = split_of(container.path)
         rows = found.setdefault(split, [])
@@ -89,10 +93,12 @@ def list_samples(store: Store) -> Listing:
                 wnid = wnid_in(name.rpartition("/")[2], split)
                 rows.append(Found(name, label, wnid, size, number, offset))
             elif label is not None:
-                bare.append(f"{store.url_of(container.path)}: {next(iter(sample.values())).member.name}")
-    if bare:
-        others = f", and {len(bare) - 1:,} more labels have none" if bare[1:] else ""
-        raise UsageError(f"{bare[0]} has no image beside it{others}; add images or remove the labels")
+                name = next(iter(sample.values())).member.name
+                without_image.append(f"{store.url_of(container.path)}: {name}")
+    if without_image:
+        first, *more = without_image
+        others = f", and {len(more):,} more labels have none" if more else ""
+        raise UsageError(f"{first} has no image beside it{others}; add images or remove the labels")
     _unify(found)
     return to_listing(store, Labeled("webdataset", found, containers, classes=_own_classes(store)))
 
@@ -105,7 +111,7 @@ def _is_tar(path: str) -> bool:
 def _begins_labeled(store: Store, path: str) -> bool:
     """Whether there is a labeled image among a tar's first members."""
     parts: list[SamplePart | None] = []
-    # What is damaged further on, or has an end, has begun all the same.
+    # The scan raises at damage and at the tar's end; the members before count all the same.
     with suppress(ToolkitError), unpacked(store, Container(path, store.size(path))) as file:
         for member in islice(scan(file, store.url_of(path), end=_ENDLESS), _FIRST_LOOK):
             parts.append(_part(member))
@@ -114,22 +120,23 @@ def _begins_labeled(store: Store, path: str) -> bool:
 
 
 def read_tar(store: Store, container: Container) -> Iterator[TarSample]:
-    """The samples of a tar in order, with the bytes of their labels.
+    """Yield the samples of a tar in order, with the bytes of their labels.
 
     Raises:
-        UsageError: a damaged tar, or a label of 16 MiB or more.
+        UsageError: A damaged tar, or a label larger than 16 MiB.
+        RunError: The tar cannot be read.
     """
-    place = store.url_of(container.path)
+    url = store.url_of(container.path)
     key, group = "", dict[str, SamplePart]()
     with unpacked(store, container) as file:
-        for member in scan(file, place):
+        for member in scan(file, url):
             if (part := _part(member)) is None:
                 continue
             extension = member.name[len(part.key) :].lower()
             if part.key != key or extension in group:
                 yield from _samples(group)
                 key, group = part.key, {}
-            group[extension] = _with_content(part, file, place) if part.kind in _LABELS else part
+            group[extension] = _with_content(part, file, url) if part.kind in _LABELS else part
     yield from _samples(group)
 
 
@@ -145,16 +152,16 @@ def _part(member: Member) -> SamplePart | None:
     return None if _SKIPPED.match(member.name) else SamplePart(f"{folder}{slash}{base}", prefix, kind, member)
 
 
-def _with_content(part: SamplePart, file: BinaryIO, place: str) -> SamplePart:
+def _with_content(part: SamplePart, file: BinaryIO, url: str) -> SamplePart:
     _, offset, size = part.member
     if size > _LONGEST_LABEL:
-        raise UsageError(f"{place}: {part.member.name} has {size:,} bytes, too many for a label; remove it")
+        raise UsageError(f"{url}: {part.member.name} has {size:,} bytes, too many for a label; remove it")
     file.seek(offset)
     return part._replace(content=file.read(size))
 
 
 def _samples(group: dict[str, SamplePart]) -> Iterator[TarSample]:
-    """The samples among the members of one key, by extension."""
+    """Yield the samples among the members of one key (extension → part): one, or one for each prefix."""
     if not group:
         return
     by_prefix: dict[str, TarSample] = {}
@@ -163,7 +170,7 @@ def _samples(group: dict[str, SamplePart]) -> Iterator[TarSample]:
         by_prefix.setdefault(part.prefix, {}).setdefault(part.kind, part)
         merged.setdefault(part.kind, part)
     if _is_complete(by_prefix.get("", {})):
-        yield by_prefix[""]  # the others go with it, such as KEY.mask.png
+        yield by_prefix[""]  # members with longer extensions belong to it, such as KEY.mask.png
     elif any(map(_is_complete, by_prefix.values())):
         yield from by_prefix.values()
     else:
@@ -174,7 +181,7 @@ def _is_complete(sample: TarSample) -> bool:
     return "image" in sample and any(kind in sample for kind in _LABELS)
 
 
-def _label_of(sample: TarSample, place: str) -> Label | None:
+def _label_of(sample: TarSample, url: str) -> Label | None:
     part = sample.get("cls") or sample.get("json")
     if part is None:
         return None
@@ -183,20 +190,18 @@ def _label_of(sample: TarSample, place: str) -> Label | None:
             return part.content.decode().strip("\0 \t\r\n") or None
         fields = msgspec.json.decode(part.content)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise UsageError(
-            f"{place}: {part.member.name} is no label ({error}); correct or remove it"
-        ) from error
+        raise UsageError(f"{url}: {part.member.name} is no label ({error}); correct or remove it") from error
     given = (fields.get(field) for field in LABEL_FIELDS) if isinstance(fields, dict) else ()
     label = next((value for value in given if value is not None), None)
     if label is not None and type(label) not in (int, str):
         raise UsageError(
-            f"{place}: {part.member.name} has the label {label!r}; it must be a whole number or a text"
+            f"{url}: {part.member.name} has the label {label!r}; it must be an integer or a string"
         )
     return label
 
 
 def _unify(found: dict[str, list[Found]]) -> None:
-    """Turn texts of digits into numbers where no label is another text; else share equal texts' memory."""
+    """Turn string labels into numbers if all of them are digits; else make equal strings one object."""
     texts = {f.label: f.label for rows in found.values() for f in rows if isinstance(f.label, str)}
     numbers = all(map(_NUMBER.fullmatch, texts))
     known: dict[str, Label] = {text: int(text) if numbers else text for text in texts}
@@ -207,14 +212,14 @@ def _unify(found: dict[str, list[Found]]) -> None:
 
 
 class _Classes(msgspec.Struct):
-    """What tells a manifest of ours from another file of that name."""
+    """Fields that tell a manifest.json of this toolkit from another file of that name."""
 
     classes: tuple[ClassInfo, ...]
     label_width: int
 
 
 def _own_classes(store: Store) -> tuple[ClassInfo, ...] | None:
-    """The classes of a dataset of ours, by label."""
+    """Return the classes, in label order, of a dataset that this toolkit wrote; None for other tars."""
     if not store.is_file(FILE_NAME):
         return None
     with reading(store.url_of(FILE_NAME), "file"):

@@ -1,4 +1,4 @@
-"""The console of a training run: its view at every width, its log, its times; and `status`."""
+"""Console output of a training run: live view, epoch table, log lines, durations; `status` and --dry-run."""
 
 import json
 import re
@@ -44,7 +44,7 @@ EPOCH = EpochMetrics(
 
 
 class Screen:
-    """A terminal that knows what rich's live views send: lines, ups and erasures."""
+    """A terminal that understands what rich's live views write: text, cursor up, and erase line."""
 
     def __init__(self):
         self.lines, self.row = [""], 0
@@ -74,7 +74,7 @@ class Screen:
 
 
 def new_screen(monkeypatch):
-    """A terminal of 60 columns in place of stdout and stderr."""
+    """Replace stdout and stderr by a terminal of 60 columns."""
     found = Screen()
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "60", "LINES": "30"}.items():
         monkeypatch.setenv(name, value)
@@ -119,10 +119,10 @@ def test_a_dumb_terminal_gets_the_lines_of_a_log(monkeypatch):
         (None, ""),
         (86, ""),
         (80, "wait"),
-        (72, "wait rate"),
-        (60, "wait rate images/s"),
-        (40, "wait rate images/s train loss top-5"),
-        (1, "wait rate images/s train loss top-5"),
+        (72, "wait lr"),
+        (60, "wait lr images/s"),
+        (40, "wait lr images/s train loss top-5"),
+        (1, "wait lr images/s train loss top-5"),
     ],
 )
 def test_epochs_lines_leave_out_what_a_narrow_terminal_has_no_room_for(width, missing):
@@ -158,7 +158,7 @@ def test_a_view_shows_everything_at_any_width(width):
         "images/s 1,234",
         "loss 2.345",
         "top-1 23.4%",
-        "rate 0.013",
+        "lr 0.013",
     ):
         assert part in text
     for part in ("data wait 3%", "memory 5,120 MB", "left 13 min"):
@@ -215,7 +215,7 @@ def test_status_shows_a_run(tiny_dataset, tmp_path):
     ):
         assert part in result.stdout
     found = json.loads(invoke("status", out, "--json").stdout)
-    assert found["verdict"] == "finished"
+    assert found["health"] == "finished"
     assert found["status"]["updated"] <= time.time()
 
 
@@ -223,7 +223,7 @@ def test_status_of_nothing_is_a_users_mistake(tmp_path):
     result = invoke("status", tmp_path)
     assert result.exit_code == 2
     assert "error: " in result.stderr
-    assert "no run there; give the folder that alexnet-train named as --out" in result.stderr
+    assert "no run there; give the folder that alexnet-train got as --out" in result.stderr
 
 
 def test_both_commands_explain_themselves():
@@ -240,8 +240,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dataset, tmp_path):
     assert result.exit_code == 0, result.output
     for part in (
         "batch_size = 32",
-        "steps      4: 2 an epoch",
-        "2, each 16 images a step",
+        "steps      4, 2 per epoch",
+        "2, 16 images per step in each",
         "train 90, val 30",
     ):
         assert part in result.stdout

@@ -27,7 +27,9 @@ def test_what_was_written_passes_and_progress_counts_bytes(data):
 
 def test_shards_that_changed_are_named(data):
     flip(data.tars("val")[2])
-    with pytest.raises(RunError, match=r"1 of 8 shards are not what was written: val/val-000002\.tar; "):
+    with pytest.raises(
+        RunError, match=r"1 of 8 shards do not match the manifest's checksums: val/val-000002\.tar; "
+    ):
         verify_checksums(data)
     for tar in data.tars("train"):
         flip(tar)

@@ -13,7 +13,7 @@ from pipeline.storage.open import open_store
 
 @pytest.fixture
 def copy(tiny_dataset, tmp_path):
-    """A copy of the tiny dataset that a test may damage."""
+    """A copy of the tiny dataset, for the test to damage."""
     return shutil.copytree(tiny_dataset.root, tmp_path / "copy")
 
 

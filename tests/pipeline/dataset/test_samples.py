@@ -1,4 +1,4 @@
-"""Single images out of shards, compared with what Python's tarfile finds and with the loader's order."""
+"""Single samples of shards, compared with Python's tarfile and with the loader's order."""
 
 import shutil
 
@@ -18,19 +18,19 @@ def data(tmp_path_factory):
     return write_dataset(folder, {"train": tiny_images(11), "val": tiny_images(7, seed=1)}, 16, shards=3)
 
 
-def test_images_come_in_the_order_of_the_places_and_repeat(data):
+def test_images_come_in_the_order_of_the_positions_and_repeat(data):
     inside = samples(data.root, "val")
     keys = list(inside)
-    places = [6, 0, 3, 3, 5]
-    found = read_stored(data, "val", places)
-    assert [image.key for image in found] == [keys[place] for place in places]
+    positions = [6, 0, 3, 3, 5]
+    found = read_stored(data, "val", positions)
+    assert [image.key for image in found] == [keys[position] for position in positions]
     for image in found:
         jpeg, label = inside[image.key]
         assert image.data == jpeg
         assert image.label == int(label)
 
 
-def test_places_are_the_loaders_order(data):
+def test_positions_are_the_loaders_order(data):
     with Loader(data, "train", EvalView("center", 16), 4, keys=True) as loader:
         keys = [key for batch in loader for key in batch.keys]
     assert [image.key for image in read_stored(data, "train", range(11))] == keys
@@ -39,8 +39,8 @@ def test_places_are_the_loaders_order(data):
 def test_images_come_out_of_a_bucket_too(data, s3):
     upload(data.root, f"{s3}/set")
     remote = Dataset.open(f"{s3}/set")
-    places = find_places(remote, "val", ["val-6", "val-0"])
-    assert read_stored(remote, "val", places) == read_stored(data, "val", [6, 0])
+    positions = find_places(remote, "val", ["val-6", "val-0"])
+    assert read_stored(remote, "val", positions) == read_stored(data, "val", [6, 0])
 
 
 def test_a_shard_that_vanished_is_one_error(data, tmp_path):
@@ -52,23 +52,21 @@ def test_a_shard_that_vanished_is_one_error(data, tmp_path):
 
 
 def test_keys_are_found_in_any_shard(data):
-    places = [10, 0, 4]
-    keys = [image.key for image in read_stored(data, "train", places)]
-    assert find_places(data, "train", keys) == places
+    positions = [10, 0, 4]
+    keys = [image.key for image in read_stored(data, "train", positions)]
+    assert find_places(data, "train", keys) == positions
     assert find_places(data, "train", []) == []
 
 
 def test_an_unknown_key_is_answered_with_a_known_one(data):
-    with pytest.raises(
-        UsageError, match=r"no image of val has the key 'val-33'; its keys are such as 'val-0'"
-    ):
+    with pytest.raises(UsageError, match=r"no image of val has the key 'val-33'; its keys look like 'val-0'"):
         find_places(data, "val", ["val-1", "val-33"])
 
 
-@pytest.mark.parametrize("place", [-1, 7])
-def test_a_place_outside_the_split(data, place):
-    with pytest.raises(UsageError, match=f"image {place} of val was asked for, but it holds 7"):
-        read_stored(data, "val", [place])
+@pytest.mark.parametrize("position", [-1, 7])
+def test_a_position_outside_the_split(data, position):
+    with pytest.raises(UsageError, match=f"asked for image {position} of val, which has 7"):
+        read_stored(data, "val", [position])
 
 
 def test_an_unknown_split(data):

@@ -17,7 +17,7 @@ from pipeline.dataset.tar import _header, check_sizes, describe, write_shard
 from pipeline.errors import UsageError
 from pipeline.storage.open import open_store
 
-# Sizes around a tar's block of 512 bytes; keys as long as they get.
+# Sizes around a tar's block of 512 bytes; keys up to the maximal length.
 SAMPLES = [
     (f"k{number}", bytes([number]) * size, number * 111)
     for number, size in enumerate([1, 511, 512, 513, 1024, 30_000])
@@ -63,7 +63,7 @@ def test_the_archive_is_plain_ustar(tar):
         at += 512 + -(-int(header[124:135], 8) // 512) * 512
         kinds += 1
     assert kinds == 2 * len(SAMPLES)
-    assert len(data) - at >= 1024  # two zero blocks end it
+    assert len(data) - at >= 1024  # ends with two zero blocks
     assert not data[at:].strip(b"\0")
 
 
@@ -80,7 +80,7 @@ def test_the_index_is_what_dalis_own_tool_writes(tar, tmp_path):
     if spec is None:
         pytest.skip("DALI's wds2idx.py is not installed")
     other = tmp_path / "other.idx"
-    # Its offsets come from GNU tar, which escapes odd names; the keys' alphabet has none to escape.
+    # The offsets come from GNU tar, which escapes unusual characters; keys contain none of these.
     subprocess.run([sys.executable, spec.origin, tar, other], check=True, capture_output=True)
     assert index_path(tar).read_text() == other.read_text()
 
@@ -103,7 +103,7 @@ def test_the_index_tells_the_keys(tar):
         keys_in(store, shard)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves its tars open
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close its tars
 def test_webdataset_reads_images_and_integer_labels(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     images = [encoded(draw_image(k)) for k in range(5)]

@@ -16,7 +16,7 @@ FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
 
 def listed(data, start=0, end=None):
-    """(name, bytes) of every member that `scan` finds."""
+    """(name, bytes) of every member that `scan` yields."""
     return [(m.name, data[m.offset : m.offset + m.size]) for m in scan(io.BytesIO(data), "x.tar", start, end)]
 
 
@@ -27,7 +27,7 @@ def refused(message, data, start=0, end=None):
     assert "\n" not in str(error.value)
 
 
-# What is read
+# Accepted
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -118,7 +118,7 @@ def test_every_truncation_is_an_error_and_says_where(length):
     blocks = 2 + 2 + 1 + 3  # headers and data of FILES
     assert listed(data) == FILES
     if length >= (blocks + 1) * 512:
-        assert listed(data[:length]) == FILES  # one zero block of the end mark is left
+        assert listed(data[:length]) == FILES  # one zero block of the end mark remains
     else:
         refused(f"x.tar: truncated at offset {length:,}: ", data[:length])
 
@@ -232,7 +232,8 @@ def test_damaged_bytes_end_in_an_error_or_in_members_inside_the_file(data, chang
     except UsageError:
         pass
     else:
-        assert len(found) == 5  # data or a name that differ are for other checks; a member less is not
+        # Changed data and names are found by other checks; a missing member must be found here.
+        assert len(found) == 5
     assert all(512 <= m.offset <= m.offset + m.size <= len(damaged) for m in found)
 
 

@@ -9,40 +9,40 @@ from pipeline import prepare, read_source
 from pipeline.errors import UsageError
 from pipeline.executors.ray import RayExecutor
 
-PATIENCE = 200  # seconds; Ray takes some to start
+TIMEOUT = 200  # seconds; Ray is slow to start
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """120 training images in 40 shards, 12 to validate in 4."""
+    """Source of 120 training images (40 shards) and 12 validation images (4 shards)."""
     return write_source(tmp_path_factory.mktemp("ray") / "source", train=40, val=4)
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """The tree of what processes on this machine make of it."""
+    """Checksums of the dataset that local processes make of the source."""
     out = tmp_path_factory.mktemp("whole")
     prepare(read_source(source), out, ray_jobs.OPTIONS)
     return tree(out)
 
 
 def job(what, source, out):
-    """Run one of the jobs of ray_jobs.py; return its exit code and the lines that it printed."""
+    """Run one of the jobs of ray_jobs.py; return its exit code, its output's lines and its stderr."""
     command = [sys.executable, ray_jobs.__file__, what, str(source), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
 def test_the_command_runs_on_ray_to_the_same_bytes(source, whole, tmp_path):
-    words = ["shard", source, tmp_path / "out", "--size", 48, "--shard-samples", 3, "--engine", "ray"]
+    arguments = ["shard", source, tmp_path / "out", "--size", 48, "--shard-samples", 3, "--engine", "ray"]
     process = python(
         "from cli.prep import main; main()",
-        *words,
+        *arguments,
         *("--workers", 2),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (0, "")
     assert "complete in" in out
     assert tree(tmp_path / "out") == whole
@@ -53,7 +53,7 @@ def test_the_command_runs_on_ray_to_the_same_bytes(source, whole, tmp_path):
 def test_a_lost_worker_or_node_costs_nothing(source, whole, tmp_path, what, lost):
     code, lines, err = job(what, source, tmp_path / "out")
     assert code == 0, err
-    assert any(line.startswith(lost) for line in lines)  # among what Ray itself has to say of it
+    assert any(line.startswith(lost) for line in lines)  # Ray prints lines of its own
     assert lines[-1] == "120 images"
     assert tree(tmp_path / "out") == whole
 
@@ -79,11 +79,11 @@ def test_no_item_is_no_work():
 
 def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path):
     code = "from cli.prep import main; main()"
-    words = ["shard", source, tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:9"]
-    process = python(code, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, err = process.communicate(timeout=PATIENCE)
+    arguments = ["shard", source, tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:9"]
+    process = python(code, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 2
-    assert err.splitlines()[-1].startswith("error: no Ray cluster answers at 127.0.0.1:9 (")
+    assert err.splitlines()[-1].startswith("error: cannot connect to Ray at 127.0.0.1:9 (")
     assert "Traceback" not in err
 
 

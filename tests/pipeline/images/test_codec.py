@@ -53,7 +53,7 @@ def test_scans_of_one_plane_each_make_a_image():
     decoded = [pillow(encoded(planes[:, :, c], quality=90), "L") for c in range(3)]
     expected = Image.merge("YCbCr", [Image.fromarray(plane) for plane in decoded]).convert("RGB")
     found = decode(data, 1, keep=True)
-    assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 2  # rounding of the colors
+    assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 2  # the color conversion rounds
     assert found.jpeg == data
 
 
@@ -140,12 +140,12 @@ def test_cmyk_becomes_rgb_as_in_pillow(marker, options):
     data = encoded(Image.fromarray(draw_image(6, 40, 56)).convert("CMYK"), **options)
     at = data.index(b"\xff\xee")
     assert data[at : at + 9] == b"\xff\xee\x00\x0eAdobe"
-    if not marker:  # readers take the values as inverted all the same
+    if not marker:  # readers treat the values as inverted with or without Adobe's marker
         data = data[:at] + data[at + 16 :]
     found = decode(data, 1)
     assert "CMYK" in found.repair
     difference = np.abs(found.pixels.astype(int) - pillow(data))
-    assert difference.max() <= 1  # rounding of one product
+    assert difference.max() <= 1  # one product is rounded
     assert difference.mean() < 0.5
 
 
@@ -167,7 +167,7 @@ def test_cmyk_of_either_transform_is_read_as_pillow_reads_it(transform):
     assert difference.max() <= 1
 
 
-# Untouched bytes
+# Bytes kept as they are
 
 
 @pytest.mark.parametrize(
@@ -220,13 +220,13 @@ def test_kept_images_are_decoded_at_the_scale_of_their_statistics():
     assert found.shape == (61, 83)
 
 
-# What is refused for its coding
+# Codings that are refused
 
 
 @pytest.mark.parametrize("sampling", [0x14, 0x31])
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 def test_samplings_that_cannot_be_decoded_strictly_are_refused(kind, sampling):
-    """Pillow decodes these without a word, though the scan was made for another sampling: garbage."""
+    """Pillow silently decodes these to garbage, since the scan was coded for another subsampling."""
     more = {"save_all": True, "append_images": [Image.fromarray(draw_image(2))]} if kind == "MPO" else {}
     data = with_sampling(encoded(draw_image(1, 61, 83), kind, subsampling=0, **more), sampling)
     pillow(data)
@@ -235,7 +235,7 @@ def test_samplings_that_cannot_be_decoded_strictly_are_refused(kind, sampling):
 
 
 def two_planes():
-    """A JPEG of luma and one chroma plane."""
+    """A JPEG of two components: luma and one chroma plane."""
     parts = list(segments(encoded(draw_image(1, 16, 16), subsampling=0)))
     made = [b"\xff\xd8"]
     for marker, part in parts:

@@ -48,7 +48,7 @@ OTHERS = {
     "turned PNG": small("PNG", exif=exif(6)),
 }
 
-# Most damage in the header is fatal, most in the scan is not seen before the end: both are wanted.
+# Most damage to the header is fatal; most damage to the scan shows only at its end. Both kinds are drawn.
 flips = st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=5)
 cuts = st.sampled_from([0, 0, 0]) | st.integers(0, 40) | st.integers(0, 10**6)
 
@@ -87,17 +87,17 @@ def test_noise_is_a_decode_error(noise, head):
 
 @given(st.sampled_from(sorted(JPEGS)), flips, cuts)
 def test_a_damaged_jpeg_that_decodes_is_what_pillow_sees(kind, flips, cut):
-    """Pillow ignores libjpeg's warnings; what we accept has none, so that both see the same."""
+    """Pillow ignores libjpeg's warnings; files that `decode` accepts give none, so both agree."""
     data = damaged(JPEGS[kind], flips, cut)
     found = attempt(data)
-    if isinstance(found, str) or data[2] != 0xFF:  # where Pillow sees no JPEG, and libjpeg finds a marker
+    if isinstance(found, str) or data[2] != 0xFF:  # Pillow sees no JPEG here, but libjpeg finds a marker
         return
-    tolerance = 1 if "CMYK" in found.repair else 0  # rounding of one product
+    tolerance = 1 if "CMYK" in found.repair else 0  # one product is rounded
     assert np.abs(found.pixels.astype(int) - pillow(data)).max() <= tolerance
 
 
 def djpeg(data):
-    """Pixels by libjpeg's own program, which gives up at the first warning; None where it does."""
+    """Decode with libjpeg's own program, which stops at the first warning; None if it does."""
     done = subprocess.run(["djpeg", "-strict", "-pnm"], input=data, capture_output=True)
     if done.returncode:
         return None
@@ -115,17 +115,17 @@ def has_strict_djpeg():
 @given(st.sampled_from(sorted(JPEGS)), flips, cuts)
 def test_a_jpeg_decodes_exactly_where_libjpeg_has_no_warning(kind, flips, cut):
     data = damaged(JPEGS[kind], flips, cut)
-    judged, found = djpeg(data), attempt(data)
+    expected, found = djpeg(data), attempt(data)
     if isinstance(found, str):
-        assert judged is None or found in NOT_STORED or "megapixels" in found
+        assert expected is None or found in NOT_STORED or "megapixels" in found
         return
     if "header" in found.repair:
-        return  # which libjpeg warns of, and Pillow judges
+        return  # libjpeg warns of these; they are compared with Pillow above
     if found.repair == "JPEG (CMYK) converted":
         return  # the one kind whose scan is not checked
-    assert judged is not None
+    assert expected is not None
     if "CMYK" not in found.repair:
-        assert np.array_equal(found.pixels, judged)
+        assert np.array_equal(found.pixels, expected)
 
 
 NOT_STORED = ("a chroma sampling that cannot be decoded strictly", "not an image in a known format")

@@ -37,7 +37,7 @@ def with_exif(jpeg, data):
 
 
 def turned(data):
-    """As Pillow turns it, an independent judge."""
+    """The upright image by Pillow, an independent implementation."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
@@ -68,7 +68,7 @@ def test_orientation_is_applied_where_asked(kind, orientation):
 
 
 def test_each_orientation_says_where_the_first_row_and_column_are():
-    """EXIF 2.3, 4.6.4 A: (row 0 is at, column 0 is at) of the upright image."""
+    """EXIF 2.3, 4.6.4 A: the sides of the upright image at which row 0 and column 0 lie."""
     sides = {
         1: ("top", "left"),
         2: ("top", "right"),
@@ -181,7 +181,7 @@ def test_formats_without_exif_stay_as_they_are(data):
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=10),
 )
 def test_no_damage_to_exif_is_an_error(kind, changes):
-    """The pixels stay the same, one way up or another."""
+    """Damaged EXIF may change the orientation, but never the pixels."""
     broken = bytearray(exif(6))
     for at, value in changes:
         broken[at % len(broken)] = value

@@ -60,7 +60,7 @@ def test_damaged_files_are_refused_with_a_reason(data, reason, mode):
     assert "\n" not in str(refused.value)
 
 
-# Bombs
+# Decompression bombs
 
 
 def test_the_limit_on_pixels_is_inclusive():
@@ -75,7 +75,7 @@ def test_the_limit_on_pixels_is_inclusive():
     [(14_000, 100, "more than 100 megapixels"), (9_800, 100, "OSError"), (14_000, 200, "OSError")],
 )
 def test_the_limit_is_ours_alone(side, limit, reason):
-    # Pillow warns from 89 and refuses from 179 megapixels on, whatever the user allows.
+    # Pillow itself would warn from 89 megapixels and refuse from 179, whatever the user allows.
     with pytest.raises(DecodeError, match=reason):
         decode(png_header(side, side), limit)
 
@@ -95,7 +95,7 @@ def bmp(width, height):
 
 
 def webp(kind):
-    """A WebP that claims 16,383 × 16,383 pixels, or on a canvas 60,000 × 50,000."""
+    """A WebP that claims 16,383 × 16,383 pixels, or a canvas of 60,000 × 50,000."""
     frames = [Image.fromarray(draw_image(seed)) for seed in (1, 2)]
     if kind == "lossy":
         data = bytearray(encoded(frames[0], "WEBP"))
@@ -172,7 +172,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @pytest.mark.parametrize("kind", ["plain", "progressive"])
 def test_a_jpeg_of_very_many_scans_is_refused(kind):
-    """A few bytes each, they would take a pass over the whole image each: hours of a worker's time."""
+    """Scans of a few bytes each cost a pass over the whole image: hours of a worker's time."""
     planes = [draw_image(2, 40, 56)[:, :, c] for c in range(3)]
     if kind == "plain":
         assert decode(planes_jpeg(planes, repeats=98), 1).pixels.shape == (40, 56, 3)  # 100 scans
@@ -194,7 +194,7 @@ def test_a_thumbnail_of_many_scans_is_no_scan_of_the_image():
     assert np.array_equal(found.pixels, pillow(data))
 
 
-# Real files that break naive pipelines: their size when decoded (height, width) or why not
+# Real files that break naive pipelines: decoded (height, width) and repair, or the reason of the error
 
 HOSTILE = {
     "adobe_rgb_colorspace": (100, 100, ""),

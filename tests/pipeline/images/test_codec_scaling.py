@@ -17,7 +17,7 @@ from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_sq
     st.sampled_from(["RGB", "L", "CMYK"]),
     st.booleans(),
 )
-@example(1021, 2047, 256, "RGB", False)  # the longer side would be 512 from a quarter, and 513 from the whole
+@example(1021, 2047, 256, "RGB", False)  # longer side 512 when decoded at 1/4, but 513 at full scale
 def test_the_smallest_scale_that_holds_the_target_is_used(height, width, size, mode, progressive):
     data = encoded(Image.new(mode, (width, height)), progressive=progressive)
     found = decode(data, 10, size=size)
@@ -32,7 +32,7 @@ def test_the_smallest_scale_that_holds_the_target_is_used(height, width, size, m
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
 def test_a_smaller_scale_shows_the_same_photograph(shared_data, size):
-    """1.3 to 2.8 gray levels were measured over 19 photographs; the stored JPEG's quality costs 1 to 2."""
+    """The difference was 1.3 to 2.8 gray levels over 19 photographs; the JPEG's quality costs 1 to 2."""
     data = (shared_data / "hostile" / "junk_header.JPEG").read_bytes()  # 768 × 1024
     whole, scaled = decode(data, 1), decode(data, 1, size=size)
     assert max(scaled.pixels.shape) == {256: 512, 128: 256, 64: 128, 32: 128}[size]
@@ -43,7 +43,7 @@ def test_a_smaller_scale_shows_the_same_photograph(shared_data, size):
 
 
 def test_an_eighth_is_the_mean_of_each_block():
-    """The DC coefficient is nothing else: an independent value for the smallest scale."""
+    """The DC coefficient is the block's mean: an independent value for the scale 1/8."""
     pixels = np.repeat(np.repeat(draw_image(3, 8, 12)[:, :, :1], 8, axis=0), 8, axis=1)
     data = encoded(np.repeat(pixels, 3, axis=2), quality=100, subsampling=0)
     found = decode(data, 1, size=8).pixels
@@ -75,7 +75,7 @@ def test_images_too_narrow_for_the_target_decode_all_the_same():
     assert decode(data, 1, size=100).pixels.shape == (3, 1200, 3)
 
 
-# Scaling
+# Resizing
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 150))

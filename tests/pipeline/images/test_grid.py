@@ -19,46 +19,46 @@ from pipeline.images.grid import grid, save_png, stacked, titled
 )
 def test_grid(count, columns, gap, margin, shape):
     images = [draw_image(k, 4, 6) for k in range(count)]
-    sheet = grid(images, columns, gap, margin)
-    assert sheet.shape == (*shape, 3)
+    canvas = grid(images, columns, gap, margin)
+    assert canvas.shape == (*shape, 3)
     covered = np.zeros(shape, bool)
     for k, pixels in enumerate(images):
         row, column = divmod(k, min(columns, count))
         top, left = margin + row * (4 + gap), margin + column * (6 + gap)
-        assert np.array_equal(sheet[top : top + 4, left : left + 6], pixels)
+        assert np.array_equal(canvas[top : top + 4, left : left + 6], pixels)
         covered[top : top + 4, left : left + 6] = True
-    assert (sheet[~covered] == 255).all()
+    assert (canvas[~covered] == 255).all()
 
 
 def test_stacked_images_stand_in_the_middle():
     wide, narrow = draw_image(0, 5, 20), draw_image(1, 7, 9)
-    sheet = stacked([wide, narrow], gap=3)
-    assert sheet.shape == (15, 20, 3)
-    assert np.array_equal(sheet[:5], wide)
-    assert np.array_equal(sheet[8:, 5:14], narrow)
-    assert (sheet[5:8] == 255).all()
-    assert (sheet[8:, :5] == 255).all()
-    assert (sheet[8:, 14:] == 255).all()
+    canvas = stacked([wide, narrow], gap=3)
+    assert canvas.shape == (15, 20, 3)
+    assert np.array_equal(canvas[:5], wide)
+    assert np.array_equal(canvas[8:, 5:14], narrow)
+    assert (canvas[5:8] == 255).all()
+    assert (canvas[8:, :5] == 255).all()
+    assert (canvas[8:, 14:] == 255).all()
 
 
 def test_a_title_stands_above_the_image():
     pixels = draw_image(0, 40, 300)
-    sheet = np.asarray(titled(pixels, ["one", "two"], size=20))
+    canvas = np.asarray(titled(pixels, ["one", "two"], size=20))
     above = 2 * 29 + 20
-    assert sheet.shape == (above + 40, 300, 3)
-    assert np.array_equal(sheet[above:], pixels)
-    assert (sheet[:10] == 255).all()
+    assert canvas.shape == (above + 40, 300, 3)
+    assert np.array_equal(canvas[above:], pixels)
+    assert (canvas[:10] == 255).all()
     for top in (10, 39):  # ink in each line's band
-        assert (sheet[top : top + 29] < 128).any()
+        assert (canvas[top : top + 29] < 128).any()
 
 
-def test_a_long_title_widens_the_sheet_and_the_image_stays_in_the_middle():
+def test_a_long_title_widens_the_canvas_and_the_image_stays_in_the_middle():
     pixels = draw_image(0, 10, 10)
-    sheet = np.asarray(titled(pixels, ["a title that is much wider than ten pixels"], size=12))
-    left = (sheet.shape[1] - 10) // 2
-    assert sheet.shape[1] > 100
-    assert np.array_equal(sheet[29:39, left : left + 10], pixels)
-    ink = (sheet[:29] < 128).any(axis=(0, 2))
+    canvas = np.asarray(titled(pixels, ["a title that is much wider than ten pixels"], size=12))
+    left = (canvas.shape[1] - 10) // 2
+    assert canvas.shape[1] > 100
+    assert np.array_equal(canvas[29:39, left : left + 10], pixels)
+    ink = (canvas[:29] < 128).any(axis=(0, 2))
     assert ink.any()
     assert not ink[:6].any()
     assert not ink[-6:].any()

@@ -9,7 +9,7 @@ BLUE = (0, 114, 178)
 
 
 def along_gray(deviations=(60.0, 20.0, 5.0), mean=(128.0, 128.0, 128.0)):
-    """Statistics whose directions are gray, red against blue, and green against both."""
+    """Statistics whose principal directions are gray, red against blue, and green against both."""
     vectors = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]]) / np.sqrt([[3], [2], [6]])
     return Statistics(
         pixels=1,
@@ -21,9 +21,9 @@ def along_gray(deviations=(60.0, 20.0, 5.0), mean=(128.0, 128.0, 128.0)):
     )
 
 
-def bars(sheet):
-    """Top and bottom rows of the three bars, from left to right."""
-    blue = (sheet == BLUE).all(axis=2)
+def bars(plot):
+    """(top row, bottom row) of the three bars, from left to right."""
+    blue = (plot == BLUE).all(axis=2)
     columns = np.flatnonzero(blue.any(axis=0))
     groups = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
     rows = [np.flatnonzero(blue[:, group[len(group) // 2]]) for group in groups]
@@ -31,8 +31,8 @@ def bars(sheet):
 
 
 def test_the_bars_are_as_high_as_the_deviations():
-    sheet = draw_pca_plot(along_gray(), 1858)
-    found = bars(sheet)
+    plot = draw_pca_plot(along_gray(), 1858)
+    found = bars(plot)
     assert len(found) == 3
     bottom = found[0][1]
     assert [b for _, b in found] == [bottom] * 3
@@ -51,22 +51,22 @@ def test_the_strips_run_from_two_deviations_below_the_mean_to_two_above():
     assert colors_along(along_gray((900.0, 1.0, 0.0)), 0, 3).tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
 
-def test_the_sheet_shows_the_strips_with_nothing_cut_off():
+def test_the_plot_shows_the_strips_with_nothing_cut_off():
     statistics = along_gray()
-    sheet = draw_pca_plot(statistics, 1858)
-    assert sheet.dtype == np.uint8
-    assert sheet.shape[1:] == (1858, 3)
+    plot = draw_pca_plot(statistics, 1858)
+    assert plot.dtype == np.uint8
+    assert plot.shape[1:] == (1858, 3)
     ends = {tuple(colors_along(statistics, k, 2)[end].tolist()) for k in range(3) for end in (0, 1)}
-    shown = {tuple(color) for color in np.unique(sheet.reshape(-1, 3), axis=0).tolist()}
+    shown = {tuple(color) for color in np.unique(plot.reshape(-1, 3), axis=0).tolist()}
     assert ends <= shown
-    for edge in (sheet[-8:], sheet[:, :8], sheet[:, -8:]):
+    for edge in (plot[-8:], plot[:, :8], plot[:, -8:]):
         assert (edge == 255).all()
 
 
 def test_text_does_not_run_into_its_neighbor_at_the_narrowest():
-    sheet = draw_pca_plot(along_gray((114.3, 33.8, 16.9)), 10)
-    assert sheet.shape[1] == 1300
-    ink = (sheet[:40] < 128).any(axis=(0, 2))  # the two titles
+    plot = draw_pca_plot(along_gray((114.3, 33.8, 16.9)), 10)
+    assert plot.shape[1] == 1300
+    ink = (plot[:40] < 128).any(axis=(0, 2))  # rows of the two titles
     gaps = np.diff(np.flatnonzero(ink))
     assert (gaps > 18).sum() == 1
 
@@ -76,6 +76,6 @@ def test_flat_and_ordinary_images(pixels):
     moments = Moments()
     moments.add(pixels)
     statistics = statistics_of(moments)
-    sheet = draw_pca_plot(statistics, 1400)
+    plot = draw_pca_plot(statistics, 1400)
     mean = np.rint(statistics.mean).astype(np.uint8)
-    assert (sheet == mean).all(axis=2).any()
+    assert (plot == mean).all(axis=2).any()

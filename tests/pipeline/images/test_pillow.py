@@ -19,7 +19,7 @@ def gray(values):
     return np.repeat(np.asarray(values)[:, :, None], 3, axis=2)
 
 
-# What is accepted
+# Accepted
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
@@ -161,15 +161,17 @@ def test_bytes_behind_a_png_are_not_looked_at():
     assert np.array_equal(decode(encoded(draw_image(3), "PNG") + b"junk", 1).pixels, draw_image(3))
 
 
-# What is refused
+# Refused
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_samples_without_a_defined_white_are_refused(dtype):
-    """Pillow would clip them to 0..255: a satellite's floats would all be black or white."""
-    with pytest.raises(DecodeError, match=r"TIFF \([IF]\): signed or 32-bit samples have no defined white"):
+    """Pillow would clip them to 0..255: a satellite image of floats would be all black or white."""
+    with pytest.raises(
+        DecodeError, match=r"TIFF \([IF]\): signed or 32-bit pixels have no defined white level"
+    ):
         decode(encoded(SHADES.astype(dtype), "TIFF"), 1)
-    with pytest.raises(DecodeError, match=r"PPM \(F\): signed or 32-bit samples have no defined white"):
+    with pytest.raises(DecodeError, match=r"PPM \(F\): signed or 32-bit pixels have no defined white level"):
         decode(b"Pf\n31 20\n-1.0\n" + SHADES.astype("<f4").tobytes(), 1)
 
 
@@ -203,7 +205,7 @@ def test_formats_that_are_none_of_ours_are_unknown(data):
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_changed_byte_in_a_png_is_found_even_where_it_inflates(stored):
-    """Pillow checks no sum of pixel data, and stops before deflate's own where rows are complete."""
+    """Pillow checks no CRC of pixel data, and stops before zlib's checksum once all rows are complete."""
     data = bytearray(png(SHADES.tobytes(), 20, 31, level=0 if stored else 9))
     at = data.index(b"IDAT") + (300 if stored else 20)
     data[at] ^= 1
@@ -248,7 +250,7 @@ def test_whatever_pillow_raises_is_a_reason_of_one_line(monkeypatch):
 def test_nothing_is_said_besides_the_reason(capfd):
     many = tiff(8, 8, {273: "data", 277: 65535, 278: 8, 279: "length"}, b"")
     root = logging.getLogger()
-    handlers, root.handlers = root.handlers, []  # as outside of pytest
+    handlers, root.handlers = root.handlers, []  # as without pytest
     try:
         with pytest.raises(DecodeError):
             decode(many, 1)

@@ -9,7 +9,7 @@ from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 
 
 def reference(images):
-    """Python's own integers: count, sums, products."""
+    """(count, sums, products) in Python's integers."""
     pixels = [tuple(map(int, pixel)) for image in images for pixel in image.reshape(-1, 3)]
     sums = [sum(p[i] for p in pixels) for i in range(3)]
     products = [[sum(p[i] * p[j] for p in pixels) for j in range(3)] for i in range(3)]
@@ -94,7 +94,7 @@ def test_moments_do_not_share_their_arrays():
 
 
 def test_a_image_of_another_size_has_no_place_in_the_sum_image():
-    with pytest.raises(ValueError, match=r"shape \(8, 9, 3\) among those of \(8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(8, 9, 3\), but the others have \(8, 8, 3\)"):
         Moments.for_square(8).add(random_image(0, 8, 9))
 
 
@@ -120,8 +120,8 @@ def test_images_of_changing_sizes_leave_nothing_behind():
     assert moments_of(images).products.tolist() == products
 
 
-# The released source's data, as its authors ship them: standard deviations along three directions, and
-# these directions as columns over the rows R, G, B.
+# Constants of the released source: standard deviations along three directions, and the directions as columns
+# of a matrix with rows R, G, B.
 SOURCE_DEVIATIONS = np.array([19.72, 37.09, 121.78])
 SOURCE_VECTORS = np.array(
     [[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]]
@@ -198,7 +198,7 @@ def test_measured_on_is_kept():
 
 
 def test_no_pixels_no_statistics():
-    with pytest.raises(ValueError, match="no pixels"):
+    with pytest.raises(ValueError, match="no pixel was added"):
         statistics_of(Moments())
 
 
@@ -217,8 +217,8 @@ def test_no_mean_image_without_square_images(moments):
 
 def test_real_images_land_on_the_directions_of_the_released_source(shared_data, tmp_path):
     source = read_source(shared_data / "imagenet-sample")
-    found = prepare(source, tmp_path / "out", Options(size=96), engine=LocalExecutor(2)).statistics
-    order = SOURCE_DEVIATIONS.argsort()[::-1]  # ours are sorted from the largest
+    found = prepare(source, tmp_path / "out", Options(size=96), executor=LocalExecutor(2)).statistics
+    order = SOURCE_DEVIATIONS.argsort()[::-1]  # ours are sorted, largest first
     cosines = np.array(found.eigenvectors) @ SOURCE_VECTORS[:, order]
     assert np.abs(np.diag(cosines)).min() > 0.99
     assert np.abs(cosines - np.diag(np.diag(cosines))).max() < 0.15

@@ -1,4 +1,4 @@
-"""Each sample exactly as often as it should be, for every split of the work."""
+"""The loader: each sample exactly as often as it should be, and exact resumption, on any number of ranks."""
 
 import json
 import math
@@ -19,7 +19,7 @@ VIEW = TrainView(crop=16)
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """A function samples → dataset in three shards, or as many as asked for, each written once."""
+    """A function that returns a dataset of some samples and shards, and writes each only once."""
     folder = tmp_path_factory.mktemp("datasets")
     made: dict[tuple[int, int], Dataset] = {}
 
@@ -114,7 +114,7 @@ def short_segments(monkeypatch):
 
 
 def recorded(loader):
-    """An epoch as (keys, labels, images), to be kept after the next step."""
+    """Read an epoch as a list of (keys, labels, copy of the images)."""
     return [(batch.keys, batch.labels.tolist(), batch.images.clone()) for batch in loader]
 
 
@@ -139,7 +139,7 @@ def assert_equal(got, expected):
 def test_before_and_after_a_cut_are_the_uninterrupted_stream(
     datasets, short_segments, samples, world_size, batch, buffer, cut, data
 ):
-    """Three epochs, cut after any batch: every sample once, tensor for tensor, and so on each rank."""
+    """Three epochs, interrupted after any batch and resumed, give the same tensors as uninterrupted ones."""
     dataset = datasets(samples)
     if samples < world_size * batch:
         return
@@ -180,7 +180,7 @@ def test_before_and_after_a_cut_are_the_uninterrupted_stream(
     cut=st.floats(0, 1),
 )
 def test_cuts_of_many_kinds(datasets, monkeypatch, samples, world_size, batch, most, cut):
-    """As above on every rank at once, with the samples counted over the ranks."""
+    """The same on all ranks together; over the ranks, no sample is shown twice."""
     dataset = datasets(samples)
     if samples < world_size * batch:
         return
@@ -250,7 +250,7 @@ def test_a_state_that_is_none_is_one_line(datasets, state):
 
 
 def test_other_processes_go_on_with_the_next_epoch(datasets):
-    """Of 40 samples in 5 batches of 8, two are seen: 24 are left out, and both ranks share epoch 1."""
+    """Of 5 batches of 8 samples, two are read: 24 samples are skipped, and two ranks share epoch 1."""
     with Loader(datasets(40), "train", VIEW, 8, keys=True) as one:
         stream = iter(one)
         next(stream)
@@ -299,7 +299,7 @@ def test_batches_outlive_the_steps_and_the_loader(datasets):
 
 
 def test_neighbors_do_not_stay_neighbors(datasets):
-    """Of 4,000 samples in 8 shards, two in a row in one epoch are in the next apart as if thrown."""
+    """Two of 4,000 samples that follow each other in one epoch are far apart in the next."""
     with Loader(datasets(4000, 8), "train", TrainView(8), 100, shuffle_buffer=1000, keys=True) as loader:
         epochs = [np.array([int(key.split("-")[1]) for key in keys_of(loader)]) for _ in range(4)]
     for one, other in pairwise(epochs):
@@ -372,7 +372,7 @@ def test_sizes_below_one_are_refused(datasets, wrong):
         Loader(datasets(40), "train", VIEW, **({"batch_size": 4} | wrong))
 
 
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2)])
+@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2)])
 def test_a_rank_beyond_the_world_is_refused(rank, world_size):
     with pytest.raises(UsageError, match="ranks go from 0 to 1"):
         Placement(rank, world_size)

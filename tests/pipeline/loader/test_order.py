@@ -1,4 +1,4 @@
-"""Each sample exactly as often as it should be, by arithmetic alone."""
+"""Order of an epoch: each sample exactly as often as it should be, for any world size."""
 
 import math
 from itertools import chain
@@ -10,11 +10,11 @@ from hypothesis import example, given, strategies as st
 from pipeline.loader.order import Piece, evaluation_share, most_bytes, segments, training_share
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
-WORLDS = st.integers(1, 8)
+WORLD_SIZES = st.integers(1, 8)
 
 
 def listed(pieces):
-    """(shard, sample) of every sample, in order."""
+    """List the pieces' samples as (shard, sample), in order."""
     return [(piece.shard, k) for piece in pieces for k in range(piece.first, piece.last)]
 
 
@@ -22,7 +22,7 @@ def everything(sizes):
     return {(shard, k) for shard, size in enumerate(sizes) for k in range(size)}
 
 
-@given(SIZES, WORLDS, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+@given(SIZES, WORLD_SIZES, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
 @example([13], 2, 3, 1, 0)  # N % W ≠ 0 and (N // W) % B = 0
 @example([8], 8, 1, 0, 0)
 @example([7, 7, 7], 3, 7, 2, 0)
@@ -38,7 +38,7 @@ def test_ranks_share_an_epoch_and_leave_out_less_than_a_global_batch(sizes, worl
     assert sum(sizes) - len(seen) < world_size * batch
 
 
-@given(SIZES, WORLDS)
+@given(SIZES, WORLD_SIZES)
 @example([5], 8)  # more ranks than samples
 def test_ranks_measure_each_sample_once_in_order(sizes, world_size):
     shares = [listed(evaluation_share(sizes, rank, world_size)) for rank in range(world_size)]
@@ -46,7 +46,7 @@ def test_ranks_measure_each_sample_once_in_order(sizes, world_size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@given(SIZES, st.integers(1, 9), st.integers(1, 40), WORLDS)
+@given(SIZES, st.integers(1, 9), st.integers(1, 40), WORLD_SIZES)
 def test_segments_are_whole_batches_of_the_same_samples(sizes, batch, most, world_size):
     pieces = evaluation_share(sizes, 0, world_size)
     found = segments(pieces, batch, most)
@@ -81,7 +81,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_places_of_shards_are_uniform():
-    """Each of 8 shards is equally often at each of 8 places, over 4,000 epochs."""
+    """Each of 8 shards is equally often at each of 8 positions, over 4,000 epochs."""
     counts = np.zeros((8, 8))
     for epoch in range(4000):
         line = list(dict.fromkeys(piece.shard for piece in training_share([10] * 8, 1, epoch, 0, 1, 1)))
@@ -92,7 +92,7 @@ def test_places_of_shards_are_uniform():
 
 
 def test_what_is_left_out_changes():
-    """Of 103 samples 3 are left out; over 200 epochs it is each sample's turn about six times."""
+    """Of 103 samples 3 are left out; over 200 epochs, each sample about six times."""
     sizes = [50, 53]
     missed = [
         everything(sizes) - set(listed(training_share(sizes, 0, epoch, 0, 1, 10))) for epoch in range(200)
@@ -103,14 +103,14 @@ def test_what_is_left_out_changes():
     assert (counts > 0).mean() > 0.9
 
 
-@pytest.mark.parametrize("world", [2, 8])
+@pytest.mark.parametrize("world_size", [2, 8])
 def test_ranks_see_other_samples_in_the_next_epoch(world_size):
     sizes = [1000]
     first, second = (set(listed(training_share(sizes, 0, epoch, 0, world_size, 5))) for epoch in (0, 1))
     assert len(first & second) < len(first)
 
 
-@given(st.data(), SIZES, WORLDS, st.integers(1, 9), st.integers(0, 3))
+@given(st.data(), SIZES, WORLD_SIZES, st.integers(1, 9), st.integers(0, 3))
 def test_no_segment_of_any_epoch_lies_in_more_bytes_than_said(data, sizes, world_size, batch, epoch):
     count = len(sizes)
     weights = data.draw(st.lists(st.integers(1, 1000), min_size=count, max_size=count))
@@ -123,4 +123,4 @@ def test_no_segment_of_any_epoch_lies_in_more_bytes_than_said(data, sizes, world
 
 
 def test_the_bound_on_a_segments_bytes_is_near_what_equal_shards_need():
-    assert most_bytes([100] * 50, [1000] * 50, 1000) == 12_000  # ten, and one of which it is a part
+    assert most_bytes([100] * 50, [1000] * 50, 1000) == 12_000  # ten, and a partly read one at each end

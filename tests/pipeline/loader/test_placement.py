@@ -1,3 +1,5 @@
+"""Placement: the choice of the device, and the number of threads."""
+
 import pytest
 
 from pipeline import Placement, choose_device
@@ -8,8 +10,8 @@ from pipeline.host import usable_cores
     ("cores", "capability", "device"),
     [
         (64, None, "cpu"),
-        (2, (7, 5), "gpu"),  # too few cores to decode for it
-        (16, (7, 5), "hybrid"),  # no JPEG engine, and cores enough
+        (2, (7, 5), "gpu"),  # too few cores to decode on the CPU
+        (16, (7, 5), "hybrid"),  # no JPEG engine, and enough cores
         (16, (8, 6), "hybrid"),
         (16, (8, 0), "gpu"),  # A100
         (16, (9, 0), "gpu"),  # H100

@@ -1,4 +1,4 @@
-"""Local copies of shards: whole, as many as there is room for, and safe when many want them at once."""
+"""The shard cache: complete copies, the limit, and processes that use it at the same time."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 
 
 class CountingStore(LocalStore):
-    """Notes which files are copied, and can hand out damaged ones."""
+    """Records which files are copied, and damages the first `damaged` copies."""
 
     def __init__(self, url, damaged=0):
         super().__init__(url)
@@ -53,14 +53,14 @@ def kept(folder):
 def test_shards_are_brought_once_and_are_the_same_bytes(data, tmp_path):
     shards, cache = data.shards("train"), make(data, tmp_path)
     for _ in range(2):
-        hold = cache.hold(shards)
-        for path, tar in zip(hold.paths, data.tars("train"), strict=True):
+        lease = cache.lease(shards)
+        for path, tar in zip(lease.paths, data.tars("train"), strict=True):
             assert Path(path).read_bytes() == tar.read_bytes()
-        hold.release()
+        lease.release()
     assert sorted(cache.store.copied) == [shard.name for shard in shards]
     assert not list(tmp_path.rglob("*.partial"))
     again = make(data, tmp_path)  # another process finds them
-    again.hold(shards).release()
+    again.lease(shards).release()
     assert again.store.copied == []
 
 
@@ -68,7 +68,7 @@ def test_the_least_recently_used_go_when_there_is_no_room(data, tmp_path):
     shards = data.shards("train")
     cache = make(data, tmp_path, limit=3 * max(shard.bytes for shard in shards))
     for shard in [*shards[:3], shards[0], shards[3]]:
-        cache.hold([shard]).release()
+        cache.lease([shard]).release()
         time.sleep(0.01)
     assert kept(tmp_path) == [f"train-00000{k}.tar" for k in (0, 2, 3)]
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) <= cache.limit
@@ -78,16 +78,16 @@ def test_what_is_in_use_stays(data, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_WAIT_SECONDS", 0.3)
     shards = data.shards("train")
     cache = make(data, tmp_path, limit=2 * max(shard.bytes for shard in shards))
-    hold = cache.hold(shards[:2])
-    with pytest.raises(RunError, match=r"no room for train-000002\.tar, everything in it is in use"):
-        cache.hold(shards[2:3])
-    hold.release()
-    cache.hold(shards[2:4]).release()
+    lease = cache.lease(shards[:2])
+    with pytest.raises(RunError, match=r"no room for train-000002\.tar: all shards in the cache are in use"):
+        cache.lease(shards[2:3])
+    lease.release()
+    cache.lease(shards[2:4]).release()
     assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
 
 
 class WatchedStore(LocalStore):
-    """Looks at the cache while each shard is half copied."""
+    """Counts the shards in the cache while each shard is half copied."""
 
     def __init__(self, url, folder):
         super().__init__(url)
@@ -105,7 +105,7 @@ def test_the_limit_holds_while_shards_are_on_their_way(data, tmp_path):
     shards = data.shards("train")
     store = WatchedStore(data.url, tmp_path)
     cache = Cache(tmp_path, 2 * max(shard.bytes for shard in shards), store, data.fingerprint)
-    threads = [threading.Thread(target=lambda s=s: cache.hold([s]).release()) for s in shards]
+    threads = [threading.Thread(target=lambda s=s: cache.lease([s]).release()) for s in shards]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -117,98 +117,96 @@ def test_a_cache_that_is_stopped_fetches_nothing_more(data, tmp_path):
     cache = make(data, tmp_path)
     cache.stop()
     with pytest.raises(RunError, match="the loader was closed"):
-        cache.hold(data.shards("train"))
+        cache.lease(data.shards("train"))
     assert cache.store.copied == []
 
 
 def test_room_is_waited_for(data, tmp_path):
     shards = data.shards("train")
     cache = make(data, tmp_path, limit=2 * max(shard.bytes for shard in shards))
-    hold = cache.hold(shards[:2])
-    threading.Timer(0.3, hold.release).start()
-    cache.hold(shards[2:4]).release()
+    lease = cache.lease(shards[:2])
+    threading.Timer(0.3, lease.release).start()
+    cache.lease(shards[2:4]).release()
     assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
 
 
 def test_one_that_fails_lets_go_of_the_others(data, tmp_path):
     shards, cache = data.shards("train"), make(data, tmp_path)
     missing = replace(shards[1], name="train/nowhere.tar")
-    with pytest.raises(RunError, match=r"cannot bring .*nowhere\.tar to .*No such file"):
-        cache.hold([shards[0], missing])
+    with pytest.raises(RunError, match=r"cannot copy .*nowhere\.tar to .*No such file"):
+        cache.lease([shards[0], missing])
     cache.limit = 2 * max(shard.bytes for shard in shards)
-    cache.hold(shards[2:4]).release()  # in whose place shard 0 could not stay if it were held
+    cache.lease(shards[2:4]).release()  # there is room for them only if shard 0 was released
     assert kept(tmp_path) == ["train-000002.tar", "train-000003.tar"]
 
 
 def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, tmp_path):
     shard = data.shards("train")[0]
     cache = make(data, tmp_path / "a", damaged=2)
-    cache.hold([shard]).release()
+    cache.lease([shard]).release()
     assert len(cache.store.copied) == 3
     cache = make(data, tmp_path / "b", damaged=3)
-    with pytest.raises(RunError, match="its SHA-256 is not the manifest's, 3 times over"):
-        cache.hold([shard])
+    with pytest.raises(RunError, match="fetched 3 times, and its SHA-256 is never the manifest's"):
+        cache.lease([shard])
     assert kept(tmp_path / "b") == []
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_rot_in_the_cache_is_found_by_the_next_process(data, tmp_path):
     shard = data.shards("train")[0]
-    hold = make(data, tmp_path).hold([shard])
-    hold.release()
-    with Path(hold.paths[0]).open("r+b") as file:
+    lease = make(data, tmp_path).lease([shard])
+    lease.release()
+    with Path(lease.paths[0]).open("r+b") as file:
         file.seek(700)
         file.write(b"rot")
     cache = make(data, tmp_path)
-    cache.hold([shard]).release()
+    cache.lease([shard]).release()
     assert cache.store.copied == [shard.name]
-    assert Path(hold.paths[0]).read_bytes() == data.tars("train")[0].read_bytes()
+    assert Path(lease.paths[0]).read_bytes() == data.tars("train")[0].read_bytes()
 
 
 def test_rot_in_a_copy_that_another_process_uses_is_replaced_under_it(data, tmp_path):
     shard = data.shards("train")[0]
-    hold = make(data, tmp_path).hold([shard])
-    with Path(hold.paths[0]).open("r+b") as file:
+    lease = make(data, tmp_path).lease([shard])
+    with Path(lease.paths[0]).open("r+b") as file:
         file.seek(700)
         file.write(b"rot")
         file.flush()
-        rotten = Path(hold.paths[0]).read_bytes()
+        rotten = Path(lease.paths[0]).read_bytes()
         cache = make(data, tmp_path, limit=shard.bytes)  # no room for a second
-        cache.hold([shard]).release()
+        cache.lease([shard]).release()
         file.seek(0)
     assert cache.store.copied == [shard.name]
-    assert Path(hold.paths[0]).read_bytes() == data.tars("train")[0].read_bytes() != rotten
-    hold.release()
+    assert Path(lease.paths[0]).read_bytes() == data.tars("train")[0].read_bytes() != rotten
+    lease.release()
 
 
 def test_after_an_error_no_more_shards_are_fetched(data, tmp_path):
     shards, cache = data.shards("train"), make(data, tmp_path)
     missing = [replace(shards[0], name=f"train/nowhere-{k}.tar") for k in range(4)]
-    with pytest.raises(RunError, match=r"cannot bring .*nowhere-0\.tar"):
-        cache.hold([*missing, *shards])
+    with pytest.raises(RunError, match=r"cannot copy .*nowhere-0\.tar"):
+        cache.lease([*missing, *shards])
     assert len(cache.store.copied) < len(missing) + len(shards)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_somebody_elses_is_one_line(data, tmp_path):
-    make(data, tmp_path).hold(data.shards("train")[:1]).release()
+    make(data, tmp_path).lease(data.shards("train")[:1]).release()
     for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
         folder.chmod(0o500)
-    with pytest.raises(
-        RunError, match=r"Permission denied, so that train-000001\.tar cannot be kept in --cache"
-    ):
-        make(data, tmp_path).hold(data.shards("train")[1:2])
+    with pytest.raises(RunError, match=r"Permission denied; cannot keep train-000001\.tar in --cache"):
+        make(data, tmp_path).lease(data.shards("train")[1:2])
 
 
 def _use(data, folder, limit, queue):
-    """In a process: hold pairs of shards in turn, check them, say how many were fetched."""
+    """In a child process: lease pairs of shards in turn, check their sizes, and report which were fetched."""
     cache = make(data, folder, limit)
     shards = data.shards("train")
     for k in range(len(shards) - 1):
-        hold = cache.hold(shards[k : k + 2])
-        for path, shard in zip(hold.paths, shards[k : k + 2], strict=True):
+        lease = cache.lease(shards[k : k + 2])
+        for path, shard in zip(lease.paths, shards[k : k + 2], strict=True):
             assert Path(path).stat().st_size == shard.bytes
-        hold.release()
+        lease.release()
     queue.put(cache.store.copied)
 
 
@@ -227,14 +225,14 @@ def test_processes_that_start_at_once_share_the_work(data, tmp_path, room):
         assert worker.exitcode == 0
     names = [shard.name for shard in data.shards("train")]
     if room is None:
-        assert sorted(copied) == names  # each once, by somebody
+        assert sorted(copied) == names  # each once, by one of the processes
     else:
         assert set(copied) == set(names)
         assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) <= limit
 
 
 class SlowStore(LocalStore):
-    """Never ends to copy."""
+    """Takes a minute to copy a shard."""
 
     def copy_to(self, name, path):
         path.write_bytes(b"half")
@@ -242,7 +240,7 @@ class SlowStore(LocalStore):
 
 
 def _fetch_for_ever(data, folder):
-    Cache(folder, None, SlowStore(data.url), data.fingerprint).hold(data.shards("train")[:1])
+    Cache(folder, None, SlowStore(data.url), data.fingerprint).lease(data.shards("train")[:1])
 
 
 def test_what_a_killed_process_left_is_no_obstacle(data, tmp_path):
@@ -256,13 +254,13 @@ def test_what_a_killed_process_left_is_no_obstacle(data, tmp_path):
     shards = data.shards("train")
     assert list(tmp_path.rglob("*.partial"))
     cache = make(data, tmp_path, limit=max(shard.bytes for shard in shards))
-    cache.hold(shards[1:2]).release()  # which needs the room that the dead one's half takes
+    cache.lease(shards[1:2]).release()  # needs the room that the killed process had reserved
     assert not list(tmp_path.rglob("*.partial"))
-    cache.hold(shards[:1]).release()
+    cache.lease(shards[:1]).release()
     assert kept(tmp_path) == ["train-000000.tar"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(data, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RunError, match=r"cannot create the folder .*file"):
-        make(data, tmp_path / "file").hold(data.shards("train")[:1])
+        make(data, tmp_path / "file").lease(data.shards("train")[:1])

@@ -1,4 +1,4 @@
-"""The same batches, wherever the shards lie and however they are read."""
+"""All ways to read shards give the same batches: mapped, read, cached, from a bucket."""
 
 from dataclasses import replace
 
@@ -85,12 +85,12 @@ def test_a_part_of_a_shard_has_an_index_of_its_own(data):
 
 
 def test_an_index_that_the_manifest_does_not_know_is_an_error(data, tmp_path):
-    """One sample less in an index: read in part it is seen by Python, as a whole by DALI."""
+    """An index lacks a sample: Python finds out if part of the shard is read, DALI if all of it is."""
     copy = write_dataset(tmp_path / "d", {"train": tiny_images(12)}, 16, 2)
     path = copy.indexes("train")[0]
     lines = path.read_text().splitlines()
     path.write_text("\n".join(["v1.2 5", *lines[1:-1], ""]))
-    for epoch in range(4):  # whichever shard is read in part
+    for epoch in range(4):  # the epoch decides which shard is read in part
         with Loader(copy, "train", TrainView(12), 12) as loader:
             loader.set_epoch(epoch)
             with pytest.raises((UsageError, RunError), match=r"the manifest says (6|12)"):

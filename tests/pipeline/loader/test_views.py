@@ -1,3 +1,5 @@
+"""Color noise and the checks of crops."""
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 from pipeline.loader.views import check_crop, color_noise
 
-# The released source's eigenvectors (columns) and deviations, as facts of the paper's code.
+# Eigenvectors (columns) and standard deviations from the code released with the paper.
 V = np.array([[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]])
 SIGMA = np.array([19.72, 37.09, 121.78])
 

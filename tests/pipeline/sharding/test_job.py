@@ -47,12 +47,12 @@ OPTIONS = Options(size=SIZE, shard_samples=5)
 
 def make(source, out, options=OPTIONS, workers=1, **settings):
     found = read_source(source, "auto", options.val_fraction, options.seed)
-    return prepare(found, out, options, engine=LocalExecutor(workers), **settings)
+    return prepare(found, out, options, executor=LocalExecutor(workers), **settings)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """24 training and 12 validation images of three classes, all of the size that they are stored in."""
+    """24 training and 12 validation images of three classes, all of the stored size."""
     root = write_source(tmp_path_factory.mktemp("preparation") / "source")
     gray = Image.fromarray(draw_image(0)[:, :, 0])
     place(root / "train" / "ant" / "ant_0.jpg", encoded(gray))
@@ -61,7 +61,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """An uninterrupted job's output. Read-only."""
+    """Output of an uninterrupted job; read-only."""
     out = tmp_path_factory.mktemp("whole")
     make(source, out)
     return out
@@ -69,7 +69,7 @@ def whole(source, tmp_path_factory):
 
 @pytest.fixture
 def bad_source(tmp_path):
-    """24 images, of which two of class ant do not decode and one of class bee is a PNG."""
+    """24 images: two of class ant do not decode, and one of class bee is a PNG."""
     root = write_source(tmp_path / "bad", train=8, val=0)
     (root / "val").rmdir() if (root / "val").exists() else None
     place(root / "train" / "ant" / "ant_1.jpg", encoded(draw_image(1))[:-50])
@@ -78,7 +78,7 @@ def bad_source(tmp_path):
     return root
 
 
-# What a finished dataset is
+# The finished dataset
 
 
 def test_the_folder_holds_exactly_what_the_design_says(whole):
@@ -248,7 +248,7 @@ def test_a_finished_job_with_another_source_is_refused(bad_source, whole):
 
 @pytest.fixture
 def unfinished(bad_source, tmp_path):
-    """The output of a job on `bad_source` that failed for its bad images."""
+    """Output of a job on `bad_source` that failed because of its bad images."""
     with pytest.raises(RunError):
         make(bad_source, tmp_path / "out", max_bad=0.08)
     return tmp_path / "out"
@@ -283,7 +283,7 @@ def test_too_many_bad_images_fail_the_job(bad_source, unfinished):
     assert str(failed.value) == (
         "2 of 24 images cannot be decoded, more than --max-bad 8.00% (first: train/ant/ant_1.jpg: "
         f"Premature end of JPEG file); see {unfinished / 'report.csv'}, then raise --max-bad to leave them "
-        "out, or mend them and prepare into a new folder"
+        "out, or repair them and prepare into a new folder"
     )
     assert not (unfinished / "manifest.json").exists()
     assert {row["path"] for row in read_report(unfinished) if row["action"] == "skipped"} == {
@@ -292,14 +292,14 @@ def test_too_many_bad_images_fail_the_job(bad_source, unfinished):
     }
 
 
-def test_a_image_mended_in_place_is_read_again(bad_source, unfinished):
+def test_an_image_repaired_in_place_is_read_again(bad_source, unfinished):
     with pytest.raises(RunError, match="2 of 24 images"):
         make(bad_source, unfinished, max_bad=0)
     path = bad_source / "train" / "ant" / "ant_1.jpg"
     good = encoded(draw_image(5), quality=20)
     size = path.stat().st_size
     assert len(good) <= size
-    path.write_bytes(good + bytes(size - len(good)))  # of the same size: the source's fingerprint stands
+    path.write_bytes(good + bytes(size - len(good)))  # of the same size, so the fingerprint is unchanged
     with pytest.raises(RunError, match="1 of 24 images"):
         make(bad_source, unfinished, max_bad=0)
     assert make(bad_source, unfinished, max_bad=1 / 24).samples("train") == 23
@@ -321,9 +321,9 @@ def test_a_higher_limit_completes_the_failed_job(bad_source, unfinished, tmp_pat
 
 def test_only_what_is_missing_is_done_again(bad_source, unfinished, tmp_path):
     make(bad_source, tmp_path / "reference", max_bad=1)
-    lost, *kept = (part.stem for part in sorted((unfinished / ".work" / "parts").glob("train-*.json")))
+    lost, *kept = (result.stem for result in sorted((unfinished / ".work" / "results").glob("train-*.json")))
     assert kept
-    (unfinished / ".work" / "parts" / f"{lost}.json").unlink()
+    (unfinished / ".work" / "results" / f"{lost}.json").unlink()
     (unfinished / "train" / f"{lost}.tar").write_bytes(b"half")
     before = times(unfinished)
     make(bad_source, unfinished, max_bad=1)
@@ -386,14 +386,14 @@ def test_real_hostile_files_are_prepared_or_reported(shared_data, tmp_path):
         "twelve_bit.JPEG",
         "zero_bytes.JPEG",
     }
-    assert len(report) - len(skipped) == 6  # converted or mended
+    assert len(report) - len(skipped) == 6  # repaired, not skipped
     assert manifest.samples("train") == 23 - 8
     for data, _ in samples(tmp_path / "out", "train").values():
         with Image.open(io.BytesIO(data)) as image:
             assert (image.size, image.mode) == ((256, 256), "RGB")
 
 
-# Places
+# Output folders
 
 
 def test_an_output_inside_the_source_is_refused(source):
@@ -417,7 +417,7 @@ def test_a_folder_with_other_files_is_refused_and_kept(source, tmp_path):
     assert tree(tmp_path / "out").keys() == {"thesis.tex"}
 
 
-def test_a_foreign_manifest_is_refused_and_kept(source, tmp_path):
+def test_a_manifest_of_another_format_is_refused_and_kept(source, tmp_path):
     place(tmp_path / "out" / "manifest.json", b'{"name": "a web app"}')
     with pytest.raises(UsageError, match="format version None"):
         make(source, tmp_path / "out")
@@ -449,10 +449,10 @@ def test_finish_refuses_missing_shards(source, tmp_path):
     assert not (tmp_path / "manifest.json").exists()
 
 
-# Kills, as they happen: a real process, its workers and its signals
+# Kills of a real process and its workers
 
 COMMAND = "from cli.prep import main; main()"
-PATIENCE = 60  # seconds until something that must happen has failed to
+PATIENCE = 60  # seconds after which a wait fails
 
 
 started = []
@@ -460,7 +460,7 @@ started = []
 
 @pytest.fixture(autouse=True)
 def end_what_was_started():
-    """A test that fails leaves no process behind."""
+    """Kill the processes that a failed test left running."""
     yield
     while started:
         process = started.pop()
@@ -469,7 +469,7 @@ def end_what_was_started():
 
 
 def start(source, out, *options, **settings):
-    """Start the real command on a job with `OPTIONS`, quietly, in a process group of its own."""
+    """Start `alexnet-prep shard` on a job with `OPTIONS`, without output, in a process group of its own."""
     words = ["shard", source, out, "--size", SIZE, "--shard-samples", 5, "--max-bad", 1, *options]
     process = python(COMMAND, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **settings)
     started.append(process)
@@ -477,7 +477,7 @@ def start(source, out, *options, **settings):
 
 
 def end(process):
-    """Wait for a process; return its exit code and what it wrote on stderr."""
+    """Wait for a process; return its exit code and its stderr."""
     _, err = process.communicate(timeout=PATIENCE)
     return process.returncode, err
 
@@ -495,13 +495,13 @@ def wait_until(condition):
         time.sleep(0.002)
 
 
-def finished_parts(out):
-    return len(list((out / ".work" / "parts").glob("[!.]*.json")))
+def finished_results(out):
+    return len(list((out / ".work" / "results").glob("[!.]*.json")))
 
 
 @pytest.fixture(scope="module")
 def blocked(tmp_path_factory):
-    """A source with one image that takes seconds: all the other shards are finished long before it."""
+    """A source with one image that takes seconds; all other shards are finished long before its own."""
     root = write_source(tmp_path_factory.mktemp("blocked") / "source", train=8, val=0)
     huge = Image.fromarray(np.zeros((9900, 9900, 3), np.uint8))
     place(root / "train" / "bee" / "huge.jpg", encoded(huge, "PNG", compress_level=1))
@@ -514,12 +514,12 @@ def reference(source, folder):
 
 
 def kill_and_complete(source, out, expected, kills, rng):
-    """Kill the job's whole group at `kills` random moments, then let it finish."""
+    """Kill the job's process group at `kills` random moments, then let it finish."""
     hit = 0
     for _ in range(kills):
         process = start(source, out, "--workers", 2)
-        parts = rng.randrange(0, 8)
-        wait_until(lambda p=process, n=parts: finished_parts(out) >= n or p.poll() is not None)
+        finished = rng.randrange(0, 8)
+        wait_until(lambda p=process, n=finished: finished_results(out) >= n or p.poll() is not None)
         time.sleep(rng.random() * 0.02)
         hit += process.poll() is None
         kill_group(process)
@@ -537,14 +537,14 @@ def test_a_job_killed_twice_completes_to_the_same_bytes(source, whole, tmp_path)
 def test_a_job_killed_many_times_completes_to_the_same_bytes(source, whole, tmp_path):
     rng, expected = random.Random(2), tree(whole)
     hit = sum(kill_and_complete(source, tmp_path / str(k), expected, 3, rng) for k in range(12))
-    assert hit >= 12  # most of the kills found the job at work
+    assert hit >= 12  # of 36 kills, enough hit a running job
 
 
 @needs_proc
 def test_a_killed_worker_is_a_run_error_and_the_job_can_be_completed(blocked, tmp_path):
     out = tmp_path / "out"
     process = start(blocked, out, "--workers", 2)
-    wait_until(lambda: finished_parts(out) == 4)  # of 5
+    wait_until(lambda: finished_results(out) == 4)  # of 5
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     code, err = end(process)
     assert code == 1
@@ -564,10 +564,10 @@ def test_a_killed_worker_is_a_run_error_and_the_job_can_be_completed(blocked, tm
 def test_workers_do_not_outlive_a_killed_parent(blocked, tmp_path):
     out = tmp_path / "out"
     process = start(blocked, out, "--workers", 2)
-    wait_until(lambda: finished_parts(out) == 4)
+    wait_until(lambda: finished_results(out) == 4)
     family = workers_of(process.pid)
     assert len(family) == 2
-    process.kill()  # the parent alone, while one worker is blocked and another idle
+    process.kill()  # only the parent, while one worker is busy and the other idle
     end(process)
     wait_until(lambda: not any(map(is_running, family)))
     assert end(start(blocked, out)) == (0, "")
@@ -577,11 +577,11 @@ def test_workers_do_not_outlive_a_killed_parent(blocked, tmp_path):
 def test_ctrl_c_keeps_what_is_finished(blocked, tmp_path):
     out = tmp_path / "out"
     process = start(blocked, out, "--workers", 2)
-    wait_until(lambda: finished_parts(out) == 4)
+    wait_until(lambda: finished_results(out) == 4)
     process.send_signal(signal.SIGINT)
     code, err = end(process)
     assert (code, err) == (130, "error: stopped; what was finished is kept\n")
-    assert finished_parts(out) >= 4
+    assert finished_results(out) >= 4
     assert end(start(blocked, out)) == (0, "")
     assert tree(out) == reference(blocked, tmp_path / "reference")
 
@@ -589,12 +589,12 @@ def test_ctrl_c_keeps_what_is_finished(blocked, tmp_path):
 def test_two_jobs_at_once_are_refused(blocked, tmp_path):
     out = tmp_path / "out"
     process = start(blocked, out, "--workers", 2)
-    wait_until(lambda: finished_parts(out) == 4)
+    wait_until(lambda: finished_results(out) == 4)
     before = tree(out)
     code, err = end(start(blocked, out))
     assert (code, err) == (2, f"error: another job is writing to {out}; wait for it or stop it\n")
     assert tree(out) == before
-    kill_group(process)  # and the lock goes with it
+    kill_group(process)  # this releases its lock
     make(blocked, out, max_bad=1)
 
 
@@ -613,7 +613,7 @@ def test_a_lock_left_behind_is_no_lock(source, whole, tmp_path):
 
 
 def whole_or_absent(out, expected):
-    """Every file that a reader could open is the complete one."""
+    """Assert that every file outside `.work` is complete."""
     found = {name: digest for name, digest in tree(out).items() if not name.startswith(".work/")}
     found.pop("report.csv", None)
     assert found.items() <= expected.items()
@@ -626,7 +626,7 @@ def test_a_file_that_may_not_grow_is_one_line_and_completes_later(source, whole,
     assert code == 1
     assert err.startswith(f"error: cannot write {out}/")
     assert err.endswith(
-        "File too large; free space or choose another place, then run the same command again\n"
+        "File too large; free space or choose another path, then run the same command again\n"
     )
     assert err.count("\n") == 1
     assert not (out / "manifest.json").exists()
@@ -651,7 +651,7 @@ cp -r disk/out after
 
 def test_a_full_disk_is_one_line_and_completes_when_there_is_space(source, whole, tmp_path):
     (tmp_path / "disk").mkdir()
-    # A mount of its own namespace: gone with the process.
+    # The disk is mounted in a namespace of its own and disappears with the process.
     job = ["shard", source, "disk/out", "--size", SIZE, "--shard-samples", 5]
     command = [sys.executable, "-c", COMMAND, *map(str, job), "--workers", "2"]
     done = subprocess.run(
@@ -669,12 +669,12 @@ def test_a_full_disk_is_one_line_and_completes_when_there_is_space(source, whole
     assert "manifest.json" not in left
     assert ".writing-" not in left
     assert done.stderr.startswith(f"error: cannot write {tmp_path}/disk/out/")
-    assert "No space left on device; free space or choose another place" in done.stderr
+    assert "No space left on device; free space or choose another path" in done.stderr
     assert done.stderr.count("\n") == 1
     assert tree(tmp_path / "after") == tree(whole)
 
 
-# What is no image, and what is none any more
+# Files that are no images, and images that change
 
 
 def test_a_pipe_among_the_images_is_left_out(tmp_path):
@@ -686,7 +686,7 @@ def test_a_pipe_among_the_images_is_left_out(tmp_path):
 def test_a_file_too_large_for_its_pixels_is_not_read(tmp_path):
     source = write_source(tmp_path / "source", train=3, val=0)
     with (source / "train" / "ant" / "huge.jpg").open("wb") as file:
-        file.truncate(2**42)  # no disk is taken
+        file.truncate(2**42)  # a sparse file, which needs no disk space
     assert make(source, tmp_path / "out", max_bad=0.5).samples("train") == 9
     assert read_report(tmp_path / "out") == [
         {
@@ -697,7 +697,7 @@ def test_a_file_too_large_for_its_pixels_is_not_read(tmp_path):
     ]
 
 
-def test_a_class_that_was_lost_is_found_again_once_its_files_are_mended(tmp_path):
+def test_a_class_that_was_lost_is_found_again_once_its_files_are_repaired(tmp_path):
     source = write_source(tmp_path / "source", train=2, val=0)
     kept = {path: path.read_bytes() for path in (source / "train" / "bee").iterdir()}
     for path, data in kept.items():
@@ -714,7 +714,7 @@ def test_jobs_that_share_a_scratch_folder_share_nothing_in_it(tmp_path):
     trees = {}
     for name in ("a", "b"):
         source = write_source(tmp_path / name / "source", train=4, val=2)
-        if name == "b":  # the same names, other images
+        if name == "b":  # other images with the same names
             for number, path in enumerate(sorted(source.rglob("*.jpg"))):
                 path.write_bytes(encoded(draw_image(100 + number), quality=90))
         as_parquet(source, tmp_path / name / "parquet", name=lambda path, _: path.name)
@@ -726,14 +726,14 @@ def test_jobs_that_share_a_scratch_folder_share_nothing_in_it(tmp_path):
     assert tree(tmp_path / "scratch") == {}
 
 
-def test_parts_of_another_plan_are_refused(source, tmp_path):
+def test_results_of_another_plan_are_refused(source, tmp_path):
     listed = read_source(source)
     for name, options in (("one", OPTIONS), ("two", replace(OPTIONS, quality=20))):
         store_plan(open_store(tmp_path / name), *make_plan(listed, options))
         for shard in read_plan(open_store(tmp_path / name)).shards:
             run_shard(ShardJob(str(source), str(tmp_path / name), str(tmp_path / "scratch")), shard.name)
-    part = ".work/results/train-000001.json"
-    shutil.copy(tmp_path / "two" / part, tmp_path / "one" / part)
+    result = ".work/results/train-000001.json"
+    shutil.copy(tmp_path / "two" / result, tmp_path / "one" / result)
     with pytest.raises(RunError, match="train/train-000001 was made for another plan"):
         finish(tmp_path / "one")
     assert not (tmp_path / "one" / "manifest.json").exists()

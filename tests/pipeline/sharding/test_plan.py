@@ -83,7 +83,7 @@ def test_shards_of_original_files_are_bounded_in_bytes():
     assert len(make_plan(listed, Options())[1]) == 2
     assert len(make_plan(listed, Options(keep_original=True))[1]) == 4  # of 250 MB
     assert len(make_plan(listed, Options(keep_original=True, shard_samples=100))[1]) == 1
-    # In Parquet files images' sizes are not known, but the files' are.
+    # The sizes of images in Parquet files are unknown, but those of the files are known.
     containers = (Container("train-0.parquet", 10**9),)
     rows = [Sample(s.path, s.label, s.key, UNKNOWN, 0, n) for n, s in enumerate(large)]
     packed = Source("nowhere", "parquet", listed.classes, {"train": rows}, containers)
@@ -97,12 +97,12 @@ def test_the_order_is_shuffled_by_the_seed_alone():
     listed = source(200)
     listed.splits["train"].reverse()
     assert order(make_plan(listed, Options(seed=1))) == first
-    # Shuffled: each half of the output draws from both halves of the input, 50 ± 7 (two sigma are 10).
+    # About half of the first 100 samples come from the first half of the input: 50 ± 3.5 (one sigma).
     early = sum(int(key.removeprefix("train")) < 100 for key in first[:100])
     assert 35 <= early <= 65
 
 
-def test_a_image_more_leaves_the_order_of_the_others():
+def test_an_image_more_leaves_the_order_of_the_others():
     longer = order(make_plan(source(201), Options()))
     assert [key for key in longer if key != "train200"] == order(make_plan(source(200), Options()))
 
@@ -205,7 +205,7 @@ def test_each_option_that_differs_is_named(options, message, tmp_path):
 
 
 def test_every_option_is_compared():
-    assert len(asdict(Options())) == 9  # one row above for each
+    assert len(asdict(Options())) == 9  # the test above has a row for each of them
 
 
 def test_source_and_versions_that_differ_are_named(tmp_path):

@@ -15,13 +15,13 @@ OPTIONS = Options(size=SIZE, shard_samples=5)
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """24 training and 12 validation images: 5 and 3 shards."""
+    """24 training and 12 validation images, which make 5 and 3 shards."""
     return write_source(tmp_path_factory.mktemp("slices") / "source")
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """The tree of one job's output."""
+    """File tree of the output of one whole job."""
     out = tmp_path_factory.mktemp("whole")
     prepare(read_source(source), out, OPTIONS)
     return tree(out)
@@ -47,7 +47,7 @@ def test_slices_at_the_same_time_make_the_same_dataset(source, whole, tmp_path):
     with ThreadPoolExecutor(3) as together:
         done = list(together.map(run, range(3)))
     assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 3
-    assert "task 0 of 3 done, 3 shards; when all are, `alexnet-prep finish " in done[0].stdout
+    assert "task 0 of 3 done, 3 shards; after all tasks, run `alexnet-prep finish " in done[0].stdout
     finish(tmp_path / "out")
     assert tree(tmp_path / "out") == whole
 
@@ -72,7 +72,7 @@ def test_finishing_needs_every_slice(source, whole, tmp_path):
     finish(out)
     assert tree(out) == whole
     before = times(out)
-    finish(out)  # again: nothing to do
+    finish(out)  # does nothing the second time
     assert times(out) == before
     with pytest.raises(UsageError, match="is complete already"):
         prepare_slice(source, out, OPTIONS, 1, 2)
@@ -118,7 +118,7 @@ def test_a_slice_beside_a_whole_job_or_finish_is_refused(source, tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another job is writing"):
             prepare_slice(source, out, OPTIONS, 0, 2)
-        fcntl.flock(held, fcntl.LOCK_SH)  # a slice
+        fcntl.flock(held, fcntl.LOCK_SH)  # as a running slice does
         with pytest.raises(UsageError, match="another job is writing"):
             finish(out)
         with pytest.raises(UsageError, match="another job is writing"):
@@ -126,20 +126,20 @@ def test_a_slice_beside_a_whole_job_or_finish_is_refused(source, tmp_path):
         prepare_slice(source, out, OPTIONS, 0, 2)
 
 
-def test_a_part_of_another_machines_libraries_is_refused(source, tmp_path):
+def test_a_result_of_another_machines_libraries_is_refused(source, tmp_path):
     out = tmp_path / "out"
     for k in range(2):
         prepare_slice(source, out, OPTIONS, k, 2)
-    path = out / ".work" / "parts" / "train-000002.json"
-    part = json.loads(path.read_text())
-    part["versions"]["simplejpeg"] = "0.1"
-    path.write_text(json.dumps(part))
+    path = out / ".work" / "results" / "train-000002.json"
+    result = json.loads(path.read_text())
+    result["versions"]["simplejpeg"] = "0.1"
+    path.write_text(json.dumps(result))
     with pytest.raises(RunError, match=r"train/train-000002 has simplejpeg 0\.1 instead of "):
         finish(out)
     assert not (out / "manifest.json").exists()
 
 
-def test_a_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
+def test_an_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
     source = write_source(tmp_path / "source")
     prepare_slice(source, tmp_path / "out", OPTIONS, 0, 8)
     changed = sorted((source / "val" / "bee").iterdir())[0]

@@ -40,14 +40,14 @@ def run(tmp_path, shard, containers=(), **options):
 def test_samples_are_written_in_the_order_of_the_plan(tmp_path):
     for name in ("b.jpg", "a.jpg"):
         place(tmp_path / name, encoded(draw_image(name == "a.jpg")))
-    part = run(tmp_path, plan_for("b.jpg", "a.jpg"))
+    result = run(tmp_path, plan_for("b.jpg", "a.jpg"))
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert [name for name, _ in stored] == ["key0.jpg", "key0.cls", "key1.jpg", "key1.cls"]
     assert [data for _, data in stored[1::2]] == [b"0000", b"0001"]
-    assert part.shard.name == "train/train-000000.tar"
-    assert part.shard.samples == 2
-    assert part.labels == {0: 1, 1: 1}
-    assert part.report_rows == ()
+    assert result.shard.name == "train/train-000000.tar"
+    assert result.shard.samples == 2
+    assert result.labels == {0: 1, 1: 1}
+    assert result.report_rows == ()
 
 
 def test_bad_images_are_skipped_with_their_reason(tmp_path):
@@ -58,16 +58,16 @@ def test_bad_images_are_skipped_with_their_reason(tmp_path):
     place(tmp_path / "narrow.jpg", encoded(narrow))
     (tmp_path / "folder.jpg").mkdir()
     plan = plan_for("cut.jpg", "good.jpg", "gone.jpg", "converted.jpg", "narrow.jpg", "folder.jpg")
-    part = run(tmp_path, plan, keep_aspect=True)
-    assert part.report_rows == (
+    result = run(tmp_path, plan, keep_aspect=True)
+    assert result.report_rows == (
         ReportRow("converted.jpg", "PNG (RGB) converted", "repaired"),
         ReportRow("cut.jpg", "Premature end of JPEG file", "skipped"),
         ReportRow("folder.jpg", "unreadable file: Is a directory", "skipped"),
         ReportRow("gone.jpg", "unreadable file: No such file or directory", "skipped"),
         ReportRow("narrow.jpg", "2000x1 pixels are too narrow to scale to a shorter side of 48", "skipped"),
     )
-    assert part.labels == {1: 1, 3: 1}
-    assert part.images == 2
+    assert result.labels == {1: 1, 3: 1}
+    assert result.images == 2
 
 
 @pytest.mark.skipif(is_root(), reason="root may read anything")
@@ -91,13 +91,13 @@ def test_moments_are_those_of_the_training_pixels_before_encoding(tmp_path, spli
     for k, pixels in enumerate(images):
         place(tmp_path / f"{k}.png", encoded(pixels, "PNG"))
     plan = plan_for("0.png", "1.png", "2.png", split=split)
-    part = run(tmp_path, plan, keep_aspect=keep_aspect)
+    result = run(tmp_path, plan, keep_aspect=keep_aspect)
     expected = Moments() if keep_aspect or split != "train" else Moments.for_square(SIZE)
     if split == "train":
         for k, pixels in enumerate(images):
             expected.add(pixels if keep_aspect else pixels[:, 5 * k : 5 * k + SIZE])
     stored, moments = read_result(open_store(tmp_path / "out"), plan.name)
-    assert stored == part
+    assert stored == result
     assert (moments.images, moments.count) == (expected.images, expected.count)
     assert np.array_equal(moments.sums, expected.sums)
     assert np.array_equal(moments.products, expected.products)
@@ -117,23 +117,23 @@ def test_images_are_stored_at_the_size_asked_for(tmp_path, keep_aspect, shape):
     assert found.shape == (*shape, 3)
     halved = draw_image(0, 40, 60).reshape(20, 2, 30, 2, 3).mean(axis=(1, 3))
     expected = halved if keep_aspect else halved[:, 5:25]
-    assert np.abs(found - expected).mean() < 6  # what JPEG loses of the grain's color
+    assert np.abs(found - expected).mean() < 6  # JPEG loses the color of fine grain
     assert np.abs(found.mean(axis=(0, 1)) - expected.mean(axis=(0, 1))).max() < 1.5
 
 
 def test_larger_images_than_allowed_are_skipped(tmp_path):
     place(tmp_path / "a.jpg", encoded(draw_image(0, 100, 101)))
-    part = run(tmp_path, plan_for("a.jpg"), max_megapixels=0.01)
-    assert part.report_rows[0].reason == "101x100 pixels are more than 0.01 megapixels"
+    result = run(tmp_path, plan_for("a.jpg"), max_megapixels=0.01)
+    assert result.report_rows[0].reason == "101x100 pixels are more than 0.01 megapixels"
 
 
 def test_a_file_that_changed_since_it_was_listed_is_skipped(tmp_path):
     data = encoded(draw_image(0))
     place(tmp_path / "a.jpg", data)
     plan = ShardPlan("train/train-000000", "train", (Sample("a.jpg", 0, "a", len(data) + 1),))
-    part = run(tmp_path, plan)
+    result = run(tmp_path, plan)
     reason = f"has {len(data)} bytes now, but {len(data) + 1} when it was listed"
-    assert part.report_rows == (ReportRow("a.jpg", reason, "skipped"),)
+    assert result.report_rows == (ReportRow("a.jpg", reason, "skipped"),)
 
 
 def test_members_of_a_container_are_read_at_their_place(tmp_path):
@@ -145,13 +145,13 @@ def test_members_of_a_container_are_read_at_their_place(tmp_path):
         at += len(data)
     samples.append(Sample("beyond.png", 3, "key3", 100, 0, at))
     plan = ShardPlan("train/train-000000", "train", tuple(reversed(samples)))
-    part = run(tmp_path, plan, (Container("all.bin", at),))
+    result = run(tmp_path, plan, (Container("all.bin", at),))
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert [name for name, _ in stored[::2]] == ["key2.jpg", "key1.jpg", "key0.jpg"]  # the plan's order
     assert [data for _, data in stored[::2]] == [encode(draw_image(k), 95) for k in (2, 1, 0)]
-    skipped = [report_row for report_row in part.report_rows if report_row.action == "skipped"]
+    skipped = [report_row for report_row in result.report_rows if report_row.action == "skipped"]
     assert [report_row.path for report_row in skipped] == ["all.bin/beyond.png"]
-    assert part.labels == {0: 1, 1: 1, 2: 1}
+    assert result.labels == {0: 1, 1: 1, 2: 1}
 
 
 def test_original_bytes_are_stored_untouched(tmp_path):
@@ -159,14 +159,14 @@ def test_original_bytes_are_stored_untouched(tmp_path):
     png = encoded(draw_image(1, 60, 90), "PNG")
     place(tmp_path / "a.jpg", jpeg)
     place(tmp_path / "b.png", png)
-    part = run(tmp_path, plan_for("a.jpg", "b.png"), keep_original=True)
+    result = run(tmp_path, plan_for("a.jpg", "b.png"), keep_original=True)
     stored = members(tmp_path / "out" / "train" / "train-000000.tar")
     assert stored[0] == ("key0.jpg", jpeg)
     assert stored[2] == ("key1.jpg", encode(draw_image(1, 60, 90), 95))
-    assert part.report_rows == (ReportRow("b.png", "PNG (RGB) converted", "repaired"),)
-    # Statistics are of the images scaled as on loading: 48 by 72 pixels each.
-    assert part.count == 2 * SIZE * SIZE * 3 // 2
-    assert not part.image_sum
+    assert result.report_rows == (ReportRow("b.png", "PNG (RGB) converted", "repaired"),)
+    # Statistics are measured on images scaled as on loading: 48 x 72 pixels each.
+    assert result.count == 2 * SIZE * SIZE * 3 // 2
+    assert not result.image_sum
 
 
 def test_rotation_is_applied_on_request_and_reported(tmp_path):
@@ -176,9 +176,9 @@ def test_rotation_is_applied_on_request_and_reported(tmp_path):
     place(tmp_path / "a.png", encoded(wide, "PNG", exif=exif))
     run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40)
     assert size_of_first(tmp_path) == (60, 40)
-    part = run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40, exif_rotate=True)
+    result = run(tmp_path, plan_for("a.png"), keep_aspect=True, size=40, exif_rotate=True)
     assert size_of_first(tmp_path) == (40, 60)
-    assert "rotated by EXIF orientation 6" in part.report_rows[0].reason
+    assert "rotated by EXIF orientation 6" in result.report_rows[0].reason
 
 
 def size_of_first(tmp_path):
@@ -187,7 +187,7 @@ def size_of_first(tmp_path):
         return image.size
 
 
-def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
+def test_a_result_records_its_libraries_and_other_ones_are_refused(tmp_path):
     for label in range(2):
         place(tmp_path / "source" / str(label) / f"{label}.jpg", encoded(draw_image(label)))
     plan, shards = make_plan(read_source(tmp_path / "source"), Options(size=SIZE))
@@ -199,8 +199,8 @@ def test_a_part_knows_its_libraries_and_other_ones_are_refused(tmp_path):
     assert finished(out) == set()
 
 
-def test_a_damaged_part_is_one_line(tmp_path):
-    place(tmp_path / ".work" / "parts" / "train-000000.json", b"{")
+def test_a_damaged_result_is_one_line(tmp_path):
+    place(tmp_path / ".work" / "results" / "train-000000.json", b"{")
     with pytest.raises(RunError, match=r"train-000000\.json: damaged .*; delete it and run"):
         read_result(open_store(tmp_path), "train/train-000000")
 
@@ -222,7 +222,7 @@ def test_an_output_that_cannot_be_written_is_a_run_error(tmp_path):
         run(tmp_path, plan_for("a.jpg"))
 
 
-# A kill at every operation on the disk
+# A kill after every disk operation
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def source(tmp_path_factory):
 
 
 def run_tasks(source, out):
-    """Run what is unfinished of the job in this process."""
+    """Run the job's unfinished tasks in this process."""
     plan, shards = make_plan(read_source(source), crashing.OPTIONS)
     store = open_store(out)
     for shard in shards:
@@ -243,7 +243,7 @@ def run_tasks(source, out):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """The tree of an uninterrupted job's output."""
+    """File tree of an uninterrupted job's output."""
     out = tmp_path_factory.mktemp("whole")
     prepare(read_source(source), out, crashing.OPTIONS, max_bad=1)
     return tree(out)
@@ -258,7 +258,7 @@ def crash(step, source, start, folder):
 
 
 def visible(out):
-    """The tree of what readers may open: no work in progress, no file under a temporary name."""
+    """File tree of the output without `.work` and temporary files: the files that readers may open."""
     return {
         name: digest
         for name, digest in tree(out).items()
@@ -277,8 +277,8 @@ def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(
         for folder in (".work/results", "train", "val"):
             (start / folder).mkdir(parents=True)
     copies = crash(step, source, start, tmp_path / "copies")
-    # Tar, index, sums and part; or report, mean image and manifest. Each is synced, renamed, its folder
-    # synced and its temporary name removed.
+    # The files are tar, index, sums and result, or report, mean image and manifest. Each is synced and
+    # renamed, its folder is synced, and its temporary name removed.
     assert copies > 4 * files
     partial = 0
     for number in range(copies):
@@ -290,4 +290,4 @@ def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(
         prepare(read_source(source), out, crashing.OPTIONS, max_bad=1)
         assert tree(out) == whole, f"killed at operation {number}"
         shutil.rmtree(out)
-    assert partial >= 2 * files  # the kills did hit files half-way
+    assert partial >= 2 * files  # enough kills hit a half-written file

@@ -23,7 +23,7 @@ KEY = re.compile(r"[A-Za-z0-9_+=@~%-]{1,90}")
 
 
 def entries(split="train", **counts):
-    """Entries SPLIT/CLASS/CLASS_N.jpg for CLASS=count."""
+    """Return `count` entries SPLIT/CLASS/CLASS_N.jpg for each keyword CLASS=count."""
     return [
         Entry(f"{split}/{name}/{name}_{number:02d}.jpg", name, 10 + number)
         for name, count in counts.items()
@@ -212,7 +212,7 @@ def test_stems_and_suffixes(path, stem, is_one):
 
 
 def keyed(files):
-    """Path → key; a path is [SPLIT/]CLASS/NAME."""
+    """Return path → key for paths of the form [SPLIT/]CLASS/NAME."""
     found = unique_keys((path.startswith("val/"), path, path.split("/")[-2]) for path in files)
     return dict(zip(files, found, strict=True))
 

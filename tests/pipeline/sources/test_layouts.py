@@ -1,4 +1,4 @@
-"""The same images in every layout that people have: the same shards, byte for byte."""
+"""The same images in every layout give the same shards, byte for byte."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ LAYOUTS = ["folders", "kaggle", "archives", "archives, labels by CSV", "parquet"
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory):
-    """Some of ImageNet's real files, {train,val}/WNID/*.JPEG."""
+    """Real ImageNet files, {train,val}/WNID/*.JPEG: 9 training and 4 validation images of each class."""
     root = tmp_path_factory.mktemp("photographs")
     for split, count in (("train", 9), ("val", 4)):
         for folder in sorted((shared_data / "imagenet-sample" / split).iterdir()):
@@ -37,7 +37,7 @@ def photographs(shared_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(photographs, tmp_path_factory):
-    """Layout → a source of it, made of the photographs under their real names."""
+    """Layout → a source with this layout, made of the photographs with their real names."""
     root = tmp_path_factory.mktemp("sources")
     for name in LAYOUTS:
         (root / name).mkdir()
@@ -54,7 +54,7 @@ def sources(photographs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(sources, tmp_path_factory):
-    """What class folders become."""
+    """Dataset that is made from the class folders."""
     out = tmp_path_factory.mktemp("reference") / "out"
     prepare(read_source(sources["folders"]), out, OPTIONS)
     return out
@@ -65,7 +65,7 @@ def test_every_layout_is_detected_and_gives_the_same_bytes(sources, reference, t
     source = read_source(sources[name])
     assert source.layout == name.partition(",")[0]
     out = tmp_path / "out"
-    manifest = prepare(source, out, OPTIONS, engine=LocalExecutor(2))
+    manifest = prepare(source, out, OPTIONS, executor=LocalExecutor(2))
     expected = tree(reference)
     assert len(expected) == 2 * (3 + 1) + 3
     found = tree(out)
@@ -74,7 +74,7 @@ def test_every_layout_is_detected_and_gives_the_same_bytes(sources, reference, t
     ours, theirs = asdict(manifest), asdict(read_manifest(reference))
     assert ours.pop("source")["layout"] == source.layout
     theirs.pop("source")
-    assert json.dumps(ours) == json.dumps(theirs)  # everything else, the classes' names too
+    assert json.dumps(ours) == json.dumps(theirs)  # everything else, including the classes' names
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -91,7 +91,7 @@ def test_layouts_can_be_forced(sources, tmp_path):
         assert read_source(both, layout=layout).layout == layout
 
 
-# Thirty jobs, killed
+# Thirty jobs that are killed
 
 
 def job(source, out, workers=2):
@@ -106,7 +106,7 @@ def job(source, out, workers=2):
 
 
 def kill_one(process, victim):
-    """Kill the parent, a worker, or the whole group; return whether someone was there to be killed."""
+    """Kill the parent, a worker, or the whole process group; return whether the victim existed."""
     with contextlib.suppress(ProcessLookupError, IndexError):
         if victim == "group":
             os.killpg(process.pid, signal.SIGKILL)
@@ -118,10 +118,10 @@ def kill_one(process, victim):
     return False
 
 
-def wait_for_parts(process, out, count):
-    """Until so many shards are finished, or the job ended."""
-    parts = out / ".work" / "parts"
-    while process.poll() is None and len(list(parts.glob("[!.]*.json"))) < count:
+def wait_for_results(process, out, count):
+    """Wait until `count` shards are finished or the job has ended."""
+    results = out / ".work" / "results"
+    while process.poll() is None and len(list(results.glob("[!.]*.json"))) < count:
         time.sleep(0.002)
 
 
@@ -130,7 +130,7 @@ def wait_for_parts(process, out, count):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", ["archives", "parquet", "folders"])
 def test_thirty_jobs_killed_at_random_moments_end_as_one_that_was_not(sources, tmp_path, name):
-    """Ten for each layout here: parent, worker or both, three times each, from the start to the end."""
+    """Ten jobs for each layout; each is killed three times (parent, worker or group), then completed."""
     rng = random.Random(name)
     assert job(sources[name], tmp_path / "whole").wait(timeout=300) == 0
     expected = tree(tmp_path / "whole")
@@ -140,15 +140,15 @@ def test_thirty_jobs_killed_at_random_moments_end_as_one_that_was_not(sources, t
         out = tmp_path / str(number)
         for _ in range(3):
             process = job(sources[name], out)
-            wait_for_parts(process, out, rng.randrange(shards))
+            wait_for_results(process, out, rng.randrange(shards))
             time.sleep(rng.choice([0, rng.random() * 0.02, rng.random() * 2]))
             victim = rng.choice(["parent", "worker", "group"])
             killed += process.poll() is None and kill_one(process, victim)
             process.wait(timeout=60)
-            for path in out.rglob("*.tar"):  # whatever is there under its name is whole
+            for path in out.rglob("*.tar"):  # a tar under its final name is complete
                 if not path.name.startswith("."):
                     assert sha256_of(path) == expected[path.relative_to(out).as_posix()]
         assert job(sources[name], out).wait(timeout=300) == 0
         assert tree(out) == expected
         shutil.rmtree(out)
-    assert killed >= 10  # of 30: many moments did fall into the work
+    assert killed >= 10  # of 30 kills, enough hit a running job

@@ -137,7 +137,7 @@ def test_a_spool_made_again_is_not_read_by_its_old_table(tmp_path):
 
 
 def spool_slowly(root, which, folder):
-    """Spool, stopping half-way until the file `go` is there; in a process of its own."""
+    """Spool in a process of its own, pausing half-way until the file `go` exists."""
     rows = module._rows
 
     def slow(store, which):
@@ -229,7 +229,7 @@ def test_fewer_rows_than_listed(tmp_path):
     write_parquet(tmp_path / "a.parquet", some_rows(5))
     which = container(tmp_path, "a.parquet")
     spool(LocalStore(str(tmp_path)), 0, which, tmp_path)
-    with pytest.raises(UsageError, match=r"a.parquet: row 5 was listed, but it has 5 rows"):
+    with pytest.raises(UsageError, match=r"a.parquet: row 5 was listed, but the file has 5 rows"):
         spooled_span(tmp_path, 0, which, 5, -1)
 
 
@@ -280,7 +280,7 @@ def test_a_full_disk_is_put_down_to_the_spool(tmp_path, name):
     )
     place_of = tmp_path / "spool" / "00000.bin"
     assert done.stdout == (
-        f"cannot write {place_of}: File too large; free space or choose another place, then run the same "
+        f"cannot write {place_of}: File too large; free space or choose another path, then run the same "
         "command again\n"
     )
     assert set(tree(tmp_path / "spool")) == {"00000.lock"}

@@ -59,9 +59,9 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(tmp
 
 
 @pytest.mark.parametrize("name", ["missing/a.bin", "folder"])
-def test_an_impossible_place_is_a_run_error_that_names_it(tmp_path, name):
+def test_an_impossible_path_is_a_run_error_that_names_it(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match=f"cannot write {tmp_path / name}: .*choose another place"):
+    with pytest.raises(RunError, match=f"cannot write {tmp_path / name}: .*choose another path"):
         write_bytes(tmp_path / name, b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
@@ -117,7 +117,7 @@ except RunError as error:
     print(error)
 """
     out, _ = python(code, tmp_path / "a", stdout=-1).communicate()
-    assert out.startswith(f"cannot write {tmp_path}/a: File too large; free space or choose another place")
+    assert out.startswith(f"cannot write {tmp_path}/a: File too large; free space or choose another path")
     assert list(tmp_path.iterdir()) == []
 
 

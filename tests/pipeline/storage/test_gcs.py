@@ -1,4 +1,4 @@
-"""The same of a bucket of Google's, against its emulator."""
+"""A bucket of Google Cloud Storage as a store, against its emulator."""
 
 import pytest
 from helpers.buckets import start_gcs

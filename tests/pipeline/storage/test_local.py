@@ -15,7 +15,7 @@ from pipeline.storage.open import open_store
 
 @pytest.fixture(params=["local", "s3"])
 def store(request, tmp_path):
-    """An empty folder, and an empty prefix of a bucket: the same is asked of both."""
+    """An empty folder, then an empty prefix of a bucket: each test runs on both."""
     if request.param == "local":
         return open_store(tmp_path / "store")
     return open_store(request.getfixturevalue("s3") + "/some/prefix")
@@ -28,7 +28,7 @@ def test_paths_and_file_urls_are_local(tmp_path):
         assert opened.local == tmp_path
 
 
-def test_an_empty_place_has_nothing(store):
+def test_an_empty_folder_has_nothing(store):
     assert store.names() == set()
     assert not store.is_folder("a")
     assert not store.is_file("a")
@@ -98,7 +98,7 @@ def test_walking_lists_visible_files_with_sizes(store):
     assert store.walk("train/ant") == ([File("train/ant/1.jpg", 15)], [])
 
 
-def test_removing_takes_files_and_whole_folders_and_minds_nothing(store):
+def test_remove_deletes_files_and_folders_and_ignores_missing_ones(store):
     for name in ("keep", "gone/a", "gone/b/c", "file"):
         store.write(name, b"x")
     for name in ("gone", "file", "never-there"):
@@ -106,7 +106,7 @@ def test_removing_takes_files_and_whole_folders_and_minds_nothing(store):
     assert store.names() == {"keep"}
 
 
-def test_fetched_is_a_local_file_of_the_same_content(store):
+def test_as_local_path_gives_a_file_of_the_same_content(store):
     store.write("a/b.tar", b"content")
     with store.as_local_path("a/b.tar") as path:
         assert path.name == "b.tar"
@@ -120,7 +120,7 @@ def test_a_store_travels_as_its_address(store):
     assert copy.read(ByteRange("a")) == b"x"
 
 
-# What only folders on this machine have
+# Local folders only
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -169,7 +169,7 @@ def test_a_file_below_a_file_cannot_be_written(tmp_path):
         open_store(tmp_path).write("file/below", b"")
 
 
-# What only buckets have
+# Buckets only
 
 
 def fails(url, act):
@@ -179,7 +179,7 @@ def fails(url, act):
     return refused.type, str(refused.value)
 
 
-def test_taking_uploads_and_frees_the_disk(s3, tmp_path):
+def test_upload_deletes_the_local_file(s3, tmp_path):
     file = place(tmp_path / "shard.tar", os.urandom(3_000_000))
     data = file.read_bytes()
     store = open_store(f"{s3}/out")
@@ -215,10 +215,10 @@ def test_an_upload_that_arrives_damaged_is_tried_again_and_then_refused(s3, tmp_
     tries.clear()
     good_at = 99
     with pytest.raises(
-        RunError, match=r"s3://.*/b: what the bucket holds differs from what was sent, 3 times"
+        RunError, match=r"s3://.*/b: the stored object differed from the local file after each of 3 uploads"
     ):
         store.upload(place(tmp_path / "b", b"sevenby"), "b")
-    assert (tmp_path / "b").exists()  # nothing is lost
+    assert (tmp_path / "b").exists()  # the local file is kept
 
 
 def test_a_missing_bucket_is_one_line(s3):
@@ -266,7 +266,7 @@ def test_missing_credentials_are_a_usage_error(s3_server, tmp_path):
 def test_unknown_protocols_and_missing_packages_are_one_line():
     kind, message = fails("nonsense://bucket/x", lambda store: store.names())
     assert kind is UsageError
-    assert "nonsense://bucket/x: no such protocol" in message
+    assert "nonsense://bucket/x: unknown protocol" in message
     code = (
         "import sys\n"
         "sys.modules['s3fs'] = None\n"

@@ -1,4 +1,4 @@
-"""Preparing from and to buckets, against a real S3 server."""
+"""Preparation from and to buckets, against a local S3 server."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
-    """The tree of a local job's output."""
+    """Checksums of the dataset that a local job makes of the source."""
     out = tmp_path_factory.mktemp("whole")
     prepare(read_source(source), out, OPTIONS, max_bad=1)
     return tree(out)
@@ -51,7 +51,9 @@ def download(url, folder):
 
 def test_a_bucket_gets_the_same_bytes_and_the_disk_is_freed(source, whole, s3, tmp_path):
     out, scratch = f"{s3}/sets/one", tmp_path / "scratch"
-    manifest = prepare(read_source(source), out, OPTIONS, engine=LocalExecutor(2), max_bad=1, scratch=scratch)
+    manifest = prepare(
+        read_source(source), out, OPTIONS, executor=LocalExecutor(2), max_bad=1, scratch=scratch
+    )
     assert download(out, tmp_path / "back") == whole
     assert read_manifest(out) == manifest
     assert [row["path"] for row in read_report(out)] == ["train/ant/ant_0.jpg"]
@@ -81,7 +83,7 @@ def test_what_is_in_the_bucket_is_not_done_again(source, whole, s3, tmp_path):
     assert tars
     assert {name: before[name] for name in tars} == {name: after[name] for name in tars}
     assert download(out, tmp_path / "back") == whole
-    prepare(read_source(source), out, OPTIONS, max_bad=1)  # complete: nothing to do
+    prepare(read_source(source), out, OPTIONS, max_bad=1)  # complete already: does nothing
     with pytest.raises(UsageError, match="--size was 48, now 32"):
         prepare(read_source(source), out, Options(size=32), max_bad=1)
 
@@ -100,10 +102,10 @@ def test_an_output_inside_the_source_is_refused(source, s3):
         prepare(read_source(f"{s3}/images"), f"{s3}/images/out", OPTIONS)
 
 
-def command(*words):
+def command(*arguments):
     code = "from cli.prep import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stderr
     return done
@@ -142,10 +144,11 @@ def test_a_tar_in_a_bucket_is_read_in_place(source, s3, tmp_path, whole):
 
 def test_a_job_that_runs_twice_at_once_ends_twice_with_the_same_dataset(source, whole, s3, tmp_path):
     code = "from cli.prep import main; main()"
-    words = ["shard", source, f"{s3}/out", "--size", SIZE, "--shard-samples", 9, "--max-bad", 1]
-    command = [sys.executable, "-c", code, *map(str, words), "--workers", "1", "--scratch", tmp_path / "s"]
+    arguments = ["shard", source, f"{s3}/out", "--size", SIZE, "--shard-samples", 9, "--max-bad", 1]
+    words = [*map(str, arguments), "--workers", "1", "--scratch", tmp_path / "s"]
+    command = [sys.executable, "-c", code, *words]
     jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [job.communicate()[1] for job in jobs]
-    assert [(job.returncode, err) for job, err in zip(jobs, said, strict=True)] == [(0, ""), (0, "")]
+    errors = [job.communicate()[1] for job in jobs]
+    assert [(job.returncode, err) for job, err in zip(jobs, errors, strict=True)] == [(0, ""), (0, "")]
     assert download(f"{s3}/out", tmp_path / "back") == whole
     assert tree(tmp_path / "s") == {}

@@ -1,4 +1,4 @@
-"""Other tools' tars: written by webdataset's own writer or Python's tarfile, read through DALI."""
+"""Adopting tars that webdataset's writer or Python's tarfile wrote; they are read back through DALI."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from pipeline.verification.adopt import adopt
 
 
 class Here:
-    """Runs tasks in this process: no interpreters to start."""
+    """An executor that runs tasks in this process, without starting interpreters."""
 
     reports_progress = True
 
@@ -31,7 +31,7 @@ class Here:
 
 
 def by_webdataset(path, rows):
-    """Write a tar with webdataset's writer, as its users do: PAX headers, members in the order of names."""
+    """Write a tar with webdataset's writer: PAX headers, members in the order of their names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for key, fields in rows:
@@ -61,7 +61,7 @@ def rows(count, classes, shape=lambda k: (48, 48), first=0):
 
 
 def labels_through_dali(root, split, crop=32):
-    """Key → label as the loader gives it."""
+    """Return key → label as the loader yields it."""
     found = {}
     with Loader(Dataset.open(root), split, EvalView("center", crop), 5, keys=True) as loader:
         for batch in loader:
@@ -84,7 +84,7 @@ def test_squares_of_webdatasets_own_writer_are_trained_on_in_place(tmp_path):
     by_webdataset(tmp_path / "d" / "set-val-0000.tar", val)
     before = tree(tmp_path / "d")
     calls = []
-    manifest = adopt(tmp_path / "d", engine=LocalExecutor(2), progress=lambda *done: calls.append(done))
+    manifest = adopt(tmp_path / "d", executor=LocalExecutor(2), progress=lambda *done: calls.append(done))
     assert calls[-1] == (43, 43)
     assert {name: sha for name, sha in tree(tmp_path / "d").items() if name in before} == before
     assert set(tree(tmp_path / "d")) - set(before) == {
@@ -115,7 +115,7 @@ def test_squares_of_webdatasets_own_writer_are_trained_on_in_place(tmp_path):
 def test_statistics_and_mean_image_are_numpys(tmp_path):
     train = rows(9, 3)
     by_webdataset(tmp_path / "train.tar", train)
-    found = adopt(tmp_path, engine=Here()).statistics
+    found = adopt(tmp_path, executor=Here()).statistics
     images = [decoded(fields["jpg"]) for _, fields in train]
     flat = np.concatenate(images).reshape(-1, 3)
     assert (found.measured_on, found.pixels) == ("decoded", 9 * 48 * 48)
@@ -129,7 +129,7 @@ def test_statistics_and_mean_image_are_numpys(tmp_path):
     [
         (lambda k: (40, 40), "square", 40),
         (lambda k: (40, 50 + k) if k % 2 else (50 + k, 40), "aspect", 40),
-        (lambda k: (40, 40) if k != 11 else (40, 41), "aspect", 40),  # the last one is no square
+        (lambda k: (40, 40) if k != 11 else (40, 41), "aspect", 40),  # the last one is not square
         (lambda k: (40, 40) if k != 11 else (39, 40), "original", 36),
         (lambda k: (30 + 3 * k, 80 - k), "original", 36),
     ],
@@ -138,7 +138,7 @@ def test_the_mode_is_what_fits_all_images(tmp_path, shape, mode, size):
     samples = rows(12, 3, shape)
     by_webdataset(tmp_path / "train-a.tar", samples[:6])
     by_webdataset(tmp_path / "train-b.tar", samples[6:])
-    manifest = adopt(tmp_path, size=36, engine=Here())
+    manifest = adopt(tmp_path, size=36, executor=Here())
     assert (manifest.image.mode, manifest.image.size) == (mode, size)
     assert (tmp_path / "mean_image.npy").is_file() == (mode == "square")
     assert labels_through_dali(tmp_path, "train") == {key: int(f["cls"]) for key, f in samples}
@@ -179,7 +179,7 @@ def test_labels_are_read_where_they_stand(tmp_path, kind):
         suffix, data = WRITERS[kind](k % 12)
         members += [(f"pic{k}.JPEG", jpeg(k)), (f"pic{k}.{suffix}", data)]
     by_tarfile(tmp_path / "train.tar", members)
-    manifest = adopt(tmp_path, engine=Here())
+    manifest = adopt(tmp_path, executor=Here())
     assert len(manifest.classes) == 12
     assert labels_through_dali(tmp_path, "train") == {f"pic{k}": k % 12 for k in range(24)}
 
@@ -192,7 +192,7 @@ def test_many_classes_have_labels_of_many_widths(tmp_path):
         [m for k in order for m in ((f"k{k}.jpg", data), (f"k{k}.cls", b"%d" % k))],
         format=tarfile.GNU_FORMAT,
     )
-    assert adopt(tmp_path, engine=Here()).label_width == 4
+    assert adopt(tmp_path, executor=Here()).label_width == 4
     assert labels_through_dali(tmp_path, "train", 16) == {f"k{k}": k for k in range(1101)}
 
 
@@ -202,7 +202,7 @@ def test_keys_with_dots_folders_and_long_names(tmp_path):
     for k, name in enumerate(names):
         members += [(f"{name}.jpg", jpeg(k)), (f"{name}.cls", b"%d" % (k % 2))]
     by_tarfile(tmp_path / "train.tar", members, format=tarfile.PAX_FORMAT)
-    adopt(tmp_path, engine=Here())
+    adopt(tmp_path, executor=Here())
     found = labels_through_dali(tmp_path, "train")
     assert len(found) == 8
     assert sorted(found.values()) == [0] * 4 + [1] * 4
@@ -211,10 +211,10 @@ def test_keys_with_dots_folders_and_long_names(tmp_path):
 
 
 def test_the_numbers_in_the_tars_are_the_labels_whatever_the_names_say(tmp_path):
-    wnids = ["n00000003", "n00000001", "n00000002"]  # of the labels 0, 1 and 2
+    wnids = ["n00000003", "n00000001", "n00000002"]  # classes of the labels 0, 1 and 2
     samples = [(f"{wnids[k % 3]}_{k}", {"jpg": jpeg(k), "cls": k % 3}) for k in range(9)]
     by_webdataset(tmp_path / "train.tar", samples)
-    manifest = adopt(tmp_path, engine=Here())
+    manifest = adopt(tmp_path, executor=Here())
     assert [info.id for info in manifest.classes] == wnids
     assert labels_through_dali(tmp_path, "train") == {key: int(f["cls"]) for key, f in samples}
 
@@ -228,7 +228,7 @@ def gif():
 
 
 def junk():
-    """A JPEG with bytes between its header's segments, which DALI does not read."""
+    """Return a JPEG with stray bytes between its header's segments, which DALI cannot read."""
     data = jpeg(8)
     return data[:20] + b"stray" + data[20:]
 
@@ -241,7 +241,7 @@ def test_images_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(tmp
     samples[21][1]["jpg"] = encoded(draw_image(21), "PNG")
     samples[22][1]["jpg"] = encoded(Image.fromarray(draw_image(22)).convert("CMYK"), quality=95)
     by_webdataset(tmp_path / "train.tar", samples)
-    manifest = adopt(tmp_path, engine=Here(), max_bad=0.1)
+    manifest = adopt(tmp_path, executor=Here(), max_bad=0.1)
     assert manifest.samples("train") == 37
     found = report(tmp_path)
     assert [(row["path"], row["action"]) for row in found] == [
@@ -259,11 +259,11 @@ def test_too_many_bad_images_fail_and_leave_no_manifest(tmp_path):
     samples[3][1]["jpg"] = damaged(samples[3][1]["jpg"])
     by_webdataset(tmp_path / "train.tar", samples)
     with pytest.raises(RunError, match=r"1 of 40 images .*train\.tar/pic0003\.jpg.*--max-bad"):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
     assert len(report(tmp_path)) == 1
     assert not (tmp_path / "manifest.json").exists()
     assert not (tmp_path / "train.idx").exists()
-    assert adopt(tmp_path, engine=Here(), max_bad=0.05).samples("train") == 39
+    assert adopt(tmp_path, executor=Here(), max_bad=0.05).samples("train") == 39
 
 
 def test_a_class_that_lost_its_images_fails(tmp_path):
@@ -272,13 +272,13 @@ def test_a_class_that_lost_its_images_fails(tmp_path):
         samples[k][1]["jpg"] = b"\xff\xd8 no image"
     by_webdataset(tmp_path / "train.tar", samples)
     with pytest.raises(RunError, match="no decodable training images are left for 07"):
-        adopt(tmp_path, engine=Here(), max_bad=0.5)
+        adopt(tmp_path, executor=Here(), max_bad=0.5)
 
 
 def test_a_tar_with_nothing_left_is_no_shard(tmp_path):
     by_webdataset(tmp_path / "train-0.tar", rows(20, 4))
     by_webdataset(tmp_path / "train-1.tar", [("bad", {"jpg": b"\xff\xd8", "cls": 0})])
-    manifest = adopt(tmp_path, engine=Here(), max_bad=0.2)
+    manifest = adopt(tmp_path, executor=Here(), max_bad=0.2)
     assert [shard.name for shard in manifest.splits["train"]] == ["train-0.tar"]
     assert not (tmp_path / "train-1.idx").exists()
     assert len(labels_through_dali(tmp_path, "train")) == 20
@@ -287,7 +287,7 @@ def test_a_tar_with_nothing_left_is_no_shard(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "dog"], r"train\.tar: .*\.cls has no whole number as its label .*--layout webdataset"),
+        (["cat", "dog"], r"train\.tar: .*\.cls has no integer as its label .*--layout webdataset"),
         ([1, 2], r"labels go up to 2, but no image has 0; .*--layout webdataset"),
         ([0, 1, 4], r"labels go up to 4, but no image has 2 or 1 others"),
     ],
@@ -298,7 +298,7 @@ def test_labels_that_cannot_be_read_in_place_are_one_line(tmp_path, labels, mess
         [(f"k{n}", {"jpg": jpeg(n), "cls": str(labels[n % len(labels)])}) for n in range(6)],
     )
     with pytest.raises(UsageError, match=message) as caught:
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["train.tar"]
 
@@ -306,14 +306,14 @@ def test_labels_that_cannot_be_read_in_place_are_one_line(tmp_path, labels, mess
 def test_a_compressed_tar_is_one_line(tmp_path):
     by_webdataset(tmp_path / "train.tar.gz", rows(6, 2))
     with pytest.raises(UsageError, match=r"train\.tar\.gz: a compressed tar .* decompress it"):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
 
 
 def test_a_truncated_tar_is_one_line(tmp_path):
     path = by_webdataset(tmp_path / "train.tar", rows(6, 2))
     path.write_bytes(path.read_bytes()[:-12000])
     with pytest.raises(UsageError, match=r"train\.tar: (truncated|damaged) at offset [0-9,]+"):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_dataset_of_ours_is_refused(tmp_path, name, message):
     by_webdataset(tmp_path / "train.tar", rows(6, 2))
     place(tmp_path / name, b"{}")
     with pytest.raises(UsageError, match=message):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
 
 
 def test_no_folder_no_tars_and_a_bucket(tmp_path):
@@ -340,14 +340,14 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     by_webdataset(tmp_path / "sub" / "train.tar", rows(6, 2))
     (tmp_path / "sub").chmod(0o555)
     with pytest.raises(UsageError, match="sub cannot be written; make a folder of links"):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
     by_webdataset(tmp_path / "sub" / "train.tar", rows(6, 2))
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("sub"))
     with pytest.raises(UsageError, match="sub cannot be written; make a folder of links"):
-        adopt(tmp_path, engine=Here())
+        adopt(tmp_path, executor=Here())
 
 
 def test_a_folder_of_links_will_do(tmp_path):
@@ -355,6 +355,6 @@ def test_a_folder_of_links_will_do(tmp_path):
     target = by_webdataset(tmp_path / "real" / "train.tar", samples)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "train.tar").symlink_to(target)
-    adopt(tmp_path / "links", engine=Here())
+    adopt(tmp_path / "links", executor=Here())
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["train.tar"]
     assert labels_through_dali(tmp_path / "links", "train") == {key: int(f["cls"]) for key, f in samples}

@@ -36,7 +36,7 @@ def test_an_undamaged_dataset_has_no_faults(request, mode, fast):
     assert found.bytes == sum(path.stat().st_size for path in folder.rglob("*.tar"))
 
 
-def test_the_default_engine_finds_the_same_in_another_process_and_tells_how_far_it_is(data):
+def test_the_default_executor_finds_the_same_in_another_process_and_reports_progress(data):
     calls = []
     (data / TAR).unlink()
     assert problems(data) == {TAR: "missing"}
@@ -148,7 +148,7 @@ def test_many_stray_tars_are_counted(data):
         place(data / "train" / f"x-{number:03d}.tar")
     *listed, last = check(data).problems
     assert len(listed) == MOST_PROBLEMS
-    assert last.what == "and 7 faults more"
+    assert last.what == "and 7 more problems"
 
 
 def test_a_link_to_nowhere_is_reported_and_the_check_goes_on(data):
@@ -184,7 +184,7 @@ def test_a_key_twice_in_a_shard(data):
     retar(data, lambda stored: [*stored, *stored[:2]], samples=6)
     found = problems(data)
     assert found.pop(TAR) == f"key {key} is twice in it"
-    assert list(found) == ["manifest.json"]  # statistics of fewer pixels
+    assert list(found) == ["manifest.json"]  # its statistics have fewer pixels
 
 
 def test_a_shard_that_is_there_twice_is_one_fault(data):
@@ -226,7 +226,7 @@ def test_a_manifest_that_lists_nothing(data):
 
 
 class Elsewhere(Here):
-    """An engine whose workers have another current folder, as those of a cluster have."""
+    """An executor whose workers have another current folder, as on a cluster."""
 
     def run(self, work, items, on_progress=None):
         os.chdir("/")
@@ -235,7 +235,7 @@ class Elsewhere(Here):
 
 def test_a_folder_by_its_relative_path(data, monkeypatch):
     monkeypatch.chdir(data.parent)
-    found = verify(data.name, engine=Elsewhere())
+    found = verify(data.name, executor=Elsewhere())
     assert (found.problems, found.samples) == ((), 36)
 
 
@@ -342,7 +342,7 @@ def test_the_mean_image_must_have_the_mean(data):
 
 
 def test_statistics_of_flat_images_hold(tmp_path):
-    """No color varies: eigenvalues are all zero."""
+    """All pixels have the same color, so all eigenvalues are zero."""
     root = tmp_path / "flat"
     for k, name in enumerate("abab"):
         place(root / "train" / name / f"{k}.jpg", encoded(np.full((SIZE, SIZE, 3), 99, np.uint8)))

@@ -1,4 +1,4 @@
-"""Statistics of the stored images, against NumPy over what Pillow decodes."""
+"""Statistics of the stored images, compared with NumPy's over the pixels that Pillow decodes."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ from pipeline.verification.measure import decoded_statistics
 
 
 def numpy_statistics(images):
-    """Mean and population covariance over all pixels, in float64."""
+    """Return mean and population covariance over all pixels, in float64."""
     flat = np.concatenate([p.reshape(-1, 3) for p in images]).astype(np.float64)
     return flat.mean(axis=0), np.cov(flat.T, bias=True)
 
@@ -45,7 +45,7 @@ def test_any_number_of_workers_gives_the_same_bits_and_all_progress(tmp_path):
 
 
 def test_images_of_their_original_size_count_as_they_are_loaded(tmp_path):
-    """A large and a small image weigh the same, and aspect ratios are kept."""
+    """Large and small images have the same weight, and aspect ratios are kept."""
     images = [draw_image(1, 300, 400), draw_image(2, 30, 40), draw_image(3, 64, 48)]
     data = write_dataset(tmp_path / "d", {"train": images}, 60, shards=1, mode="original")
     found = decoded_statistics(data)
@@ -55,7 +55,7 @@ def test_images_of_their_original_size_count_as_they_are_loaded(tmp_path):
         for p, shape in zip(decoded_by_pillow(data.root), [(80, 60), (80, 60), (60, 80)], strict=True)
     ]
     mean, covariance = numpy_statistics(reference)
-    np.testing.assert_allclose(found.mean, mean, atol=0.3)  # the small ones grow by another filter
+    np.testing.assert_allclose(found.mean, mean, atol=0.3)  # small images are enlarged with another filter
     np.testing.assert_allclose(found.covariance, covariance, rtol=0.05, atol=15)
 
 
@@ -68,7 +68,7 @@ def test_validation_images_do_not_count(tmp_path):
 
 @pytest.mark.parametrize("mode", ["square", "aspect"])
 def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp_path, mode):
-    """Encoding at quality 95 keeps the mean to rounding, and loses fine color.
+    """Encoding at quality 95 changes the mean only by rounding, and loses fine color.
 
     Measured on this sample and on `clothing`: means move by at most 0.026 gray levels; the deviation along
     the first direction, brightness, grows by 0.2 %; along the other two, which are color, it shrinks by
@@ -77,7 +77,7 @@ def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp
     """
     source = read_source(shared_data / "imagenet-sample")
     options = Options(size=256, keep_aspect=mode == "aspect")
-    before = prepare(source, tmp_path / "d", options, engine=LocalExecutor(2)).statistics
+    before = prepare(source, tmp_path / "d", options, executor=LocalExecutor(2)).statistics
     after = decoded_statistics(Dataset.open(tmp_path / "d"), LocalExecutor(2))
     assert (before.measured_on, after.measured_on) == ("source", "decoded")
     assert after.pixels == before.pixels
@@ -125,5 +125,5 @@ def test_gray_images_have_one_direction(tmp_path):
     prepare(read_source(root), tmp_path / "d", Options(size=48))
     found = decoded_statistics(Dataset.open(tmp_path / "d"))
     assert found.deviations[0] > 10
-    assert found.deviations[1:].max() < 1.5  # gray is stored as color: a level of rounding
+    assert found.deviations[1:].max() < 1.5  # gray is stored as color, with a rounding error of one level
     np.testing.assert_allclose(found.eigenvectors[0], 3**-0.5, atol=0.01)

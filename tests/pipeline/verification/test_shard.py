@@ -30,7 +30,7 @@ from pipeline.verification.shard import MOST_PROBLEMS, Problem
 
 @pytest.fixture(scope="module")
 def patched(whole, tmp_path_factory):
-    """Verify the dataset with other bytes in one file."""
+    """A function that verifies the dataset with other bytes in one file."""
     folder = Path(shutil.copytree(whole, tmp_path_factory.mktemp("patched") / "data"))
 
     def verify_with(name, content, **settings):
@@ -45,7 +45,7 @@ def patched(whole, tmp_path_factory):
 
 
 def draw_change(draw, folder, names):
-    """A file below the folder, by one of the patterns, and its content with one byte changed."""
+    """Draw a file below the folder that matches a pattern; return its path and its bytes with one changed."""
     path = draw.draw(st.sampled_from(sorted(path for name in names for path in folder.rglob(name))))
     content = bytearray(path.read_bytes())
     at = draw.draw(st.integers(0, len(content) - 1), label="position")
@@ -133,7 +133,7 @@ def test_a_wrong_label(data, label, what):
         (lambda jpg, cls: [(jpg[0][:-4] + ".x.jpg", jpg[1]), cls], "{0}.x.jpg, {0}.cls"),
     ],
 )
-def test_members_that_are_not_a_image_and_its_label(data, change, members_found):
+def test_members_that_are_not_an_image_and_its_label(data, change, members_found):
     key = first_key(data)
     retar(data, lambda stored: change(*stored[:2]) + stored[2:])
     found = problems(data)
@@ -175,7 +175,7 @@ def test_gnus_format_is_found(data):
 def test_an_archive_that_is_not_whole(data, damage, what):
     content = (data / TAR).read_bytes()
     at = content.rindex(b"ustar")
-    end = -(-(at + 512 + 4) // 512) * 512  # the last member is a label of four bytes in a block
+    end = -(-(at + 512 + 4) // 512) * 512  # the last member is a label: four bytes in one block
     content = content[:end].ljust(end + 10240, b"\0")
     replace_tar(data, TAR, damage(content))
     found = problems(data)
@@ -218,12 +218,12 @@ def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
         (encoded(draw_image(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "48x96 pixels; expected 48x48"),
         (encoded(draw_image(1), subsampling="4:4:4"), "stored as YCbCr 444; expected YCbCr 420"),
         (encoded(draw_image(1)[:, :, 0]), "stored as Gray Gray; expected YCbCr 420"),
-        (encoded(draw_image(1), "PNG"), "no JPEG of the shard writer's"),
-        (b"text", "no JPEG of the shard writer's"),
-        (b"", "no JPEG of the shard writer's"),
+        (encoded(draw_image(1), "PNG"), "not a JPEG as the shard writer stores it"),
+        (b"text", "not a JPEG as the shard writer stores it"),
+        (b"", "not a JPEG as the shard writer stores it"),
     ],
 )
-def test_a_image_of_another_form(data, content, what, fast):
+def test_an_image_of_another_form(data, content, what, fast):
     retar(data, with_image(content))
     found = problems(data, fast=fast)
     assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
@@ -245,7 +245,7 @@ def test_the_shorter_side_is_checked_where_the_aspect_is_kept(whole_aspect, tmp_
     key = first_key(data)
     assert problems(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
     retar(data, with_image(encoded(draw_image(1, SIZE, 99), subsampling="4:2:0")))
-    assert list(problems(data)) == ["manifest.json"]  # statistics of fewer pixels
+    assert list(problems(data)) == ["manifest.json"]  # its statistics have fewer pixels
 
 
 def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original, tmp_path):
@@ -255,7 +255,7 @@ def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original
     retar(data, with_image(encoded(draw_image(1, 33, 77))[:-30]))
     assert "does not decode" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
     retar(data, with_image(encoded(draw_image(1)[:, :, 0])))
-    assert "does not decode as it is: gray" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
+    assert "decodes only after a repair: gray" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 def test_many_faults_of_a_shard_are_counted(data):
@@ -263,7 +263,7 @@ def test_many_faults_of_a_shard_are_counted(data):
     retar(data, lambda _: stored, samples=20)
     found = check(data).problems
     assert len(found) == MOST_PROBLEMS + 1
-    assert found[-1] == Problem(TAR, "and 20 faults more")
+    assert found[-1] == Problem(TAR, "and 20 more problems")
 
 
 # Indexes
@@ -305,8 +305,8 @@ def test_an_index_that_differs_in_any_way(data, change):
 # Tars of other tools
 
 
-def foreign_tar(path, first, label_member, count=6, **image_options):
-    """A PAX tar as other tools write them: JPEGs and labels of three classes, with odd names."""
+def external_tar(path, first, label_member, count=6, **image_options):
+    """Write a PAX tar as other tools do: JPEGs and labels of three classes, with odd names."""
     stored = []
     for k in range(first, first + count):
         jpeg = encoded(draw_image(k, **image_options))
@@ -323,19 +323,19 @@ CLS = ("cls", lambda label: b"%d\n" % label)
 
 @pytest.fixture(params=[(JSON, {}), (CLS, {"width": SIZE + 5}), (JSON, {"height": 77, "width": 52})])
 def adopted(request, tmp_path):
-    """An adopted dataset: squares, images of one shorter side, or of another."""
+    """Adopted datasets of three kinds: square images, equal shorter sides, and different shorter sides."""
     label_member, options = request.param
-    root = tmp_path / "foreign"
+    root = tmp_path / "external"
     for number in range(3):
-        foreign_tar(root / "train" / f"{number:05d}.tar", 6 * number, label_member, **options)
-    if "height" in options:  # a second shorter side: these are scaled on loading
-        foreign_tar(root / "train" / "00003.tar", 18, label_member, height=60, width=90)
-    foreign_tar(root / "val" / "00000.tar", 100, label_member, **options)
-    adopt(root, size=SIZE, engine=Here())
+        external_tar(root / "train" / f"{number:05d}.tar", 6 * number, label_member, **options)
+    if "height" in options:  # a second shorter side, so images are scaled on loading
+        external_tar(root / "train" / "00003.tar", 18, label_member, height=60, width=90)
+    external_tar(root / "val" / "00000.tar", 100, label_member, **options)
+    adopt(root, size=SIZE, executor=Here())
     return root
 
 
-FOREIGN, FOREIGN_INDEX = "train/00001.tar", "train/00001.idx"
+EXTERNAL, EXTERNAL_INDEX = "train/00001.tar", "train/00001.idx"
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -346,13 +346,13 @@ def test_an_undamaged_adopted_dataset_has_no_faults(adopted, fast):
 
 
 def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
-    content = bytearray((adopted / FOREIGN).read_bytes())
+    content = bytearray((adopted / EXTERNAL).read_bytes())
     content[len(content) // 2] ^= 1
-    (adopted / FOREIGN).write_bytes(content)
-    assert "its SHA-256" in problems(adopted, fast=True)[FOREIGN]
+    (adopted / EXTERNAL).write_bytes(content)
+    assert "its SHA-256" in problems(adopted, fast=True)[EXTERNAL]
 
 
-@pytest.mark.parametrize("name", [FOREIGN, FOREIGN_INDEX, "report.csv"])
+@pytest.mark.parametrize("name", [EXTERNAL, EXTERNAL_INDEX, "report.csv"])
 def test_a_deleted_file_of_an_adopted_dataset(adopted, name):
     (adopted / name).unlink()
     assert problems(adopted) == {name: "missing"}
@@ -367,14 +367,14 @@ def test_files_beside_adopted_tars_are_notes(adopted):
 
 
 def change_entry(folder, extension, offset=0, size=0):
-    """Change the first image's or label's place in an index, which stays of the right form."""
-    index = (folder / FOREIGN_INDEX).read_text().split("\n")
+    """Change the first image's or label's offset and size in an index, which stays well-formed."""
+    index = (folder / EXTERNAL_INDEX).read_text().split("\n")
     words = index[1].split()
     at = words.index(extension)
     words[at + 1], words[at + 2] = str(int(words[at + 1]) + offset), str(int(words[at + 2]) + size)
     index[1] = " ".join(words)
-    (folder / FOREIGN_INDEX).write_text("\n".join(index))
-    return f"{FOREIGN}/{words[at + 3]}"
+    (folder / EXTERNAL_INDEX).write_text("\n".join(index))
+    return f"{EXTERNAL}/{words[at + 3]}"
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def change_entry(folder, extension, offset=0, size=0):
         ("cls", 0, -(10**6), "which are not in the tar"),
         ("jpg", 512, 0, "does not decode"),
         ("jpg", 0, -100, "does not decode"),
-        ("cls", 0, 1, "no digits of a label"),
+        ("cls", 0, 1, "do not end with a label"),
     ],
 )
 def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
@@ -398,16 +398,16 @@ def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
     "content", [b"", b"v1.2 6\n", b"v1.1 0\n", b"\xff", b"v1.2 1\njpg a b c cls 1 2 d\n"]
 )
 def test_an_adopted_tars_index_that_is_none(adopted, content):
-    (adopted / FOREIGN_INDEX).write_bytes(content)
-    assert "not a complete v1.2 index" in problems(adopted)[FOREIGN_INDEX]
+    (adopted / EXTERNAL_INDEX).write_bytes(content)
+    assert "not a complete v1.2 index" in problems(adopted)[EXTERNAL_INDEX]
 
 
 def test_an_adopted_tars_index_that_lacks_samples_or_parts(adopted):
-    index = (adopted / FOREIGN_INDEX).read_text().split("\n")
-    (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 5", *index[2:]]))
-    assert problems(adopted)[FOREIGN] == "5 samples, but the manifest says 6"
-    (adopted / FOREIGN_INDEX).write_text("\n".join(["v1.2 6", " ".join(index[1].split()[:4]), *index[2:]]))
-    assert [what for what in problems(adopted).values() if "the index has jpg of it" in what]
+    index = (adopted / EXTERNAL_INDEX).read_text().split("\n")
+    (adopted / EXTERNAL_INDEX).write_text("\n".join(["v1.2 5", *index[2:]]))
+    assert problems(adopted)[EXTERNAL] == "5 samples, but the manifest says 6"
+    (adopted / EXTERNAL_INDEX).write_text("\n".join(["v1.2 6", " ".join(index[1].split()[:4]), *index[2:]]))
+    assert [what for what in problems(adopted).values() if "the index lists jpg for it" in what]
 
 
 def test_an_adopted_label_that_is_no_class(adopted):

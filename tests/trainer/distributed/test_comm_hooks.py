@@ -1,4 +1,4 @@
-"""Compressed gradients: what is refused, and that a resumed run knows what was left out of them."""
+"""Gradient compression: refused combinations, and that a resumed run restores each rank's state."""
 
 from dataclasses import replace
 

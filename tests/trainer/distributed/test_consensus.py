@@ -1,4 +1,4 @@
-"""Processes that decide together, and signals that wait to be looked at."""
+"""Requests shared between processes, and recorded signals."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 
 
-def test_alone_a_wish_is_granted_at_once():
+def test_a_single_process_gets_its_requests_at_once():
     consensus = Consensus(DistEnv())
     assert consensus(False, True) == [False, True]
     assert consensus.now(True) == [True]
     consensus.finish()
 
 
-def test_all_processes_learn_of_a_wish_in_the_same_call():
-    """Rank 1 wishes the second thing at call 3, rank 2 the first at call 5."""
+def test_all_processes_see_a_request_in_the_same_call():
+    """Rank 1 makes the second request in call 3, rank 2 the first in call 5."""
     everywhere = launch(Processes("cpu", 3, ""), wish, {1: (3, 1), 2: (5, 0)}, 8)
     quiet = [False, False]
     expected = [quiet] * 3 + [[False, True]] + [quiet] + [[True, False]] + [quiet] * 2
@@ -28,7 +28,7 @@ def test_all_processes_learn_of_a_wish_in_the_same_call():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_noted_and_ends_nothing(number):
+def test_a_signal_is_recorded_and_ends_nothing(number):
     before = signal.getsignal(number)
     with StopSignals() as signals:
         assert signals.name == ""
@@ -38,7 +38,7 @@ def test_a_signal_is_noted_and_ends_nothing(number):
     assert signal.getsignal(number) == before
 
 
-def test_a_thread_other_than_the_first_can_train_but_hears_no_signals():
+def test_a_thread_other_than_the_main_one_can_train_but_receives_no_signals():
     found = []
 
     def work():

@@ -1,4 +1,4 @@
-"""Processes: how many, how they start and end, and that two train as one does. Real ones, over gloo."""
+"""Processes: choice, launch, failures, Slurm; two real processes over gloo train as one does."""
 
 import os
 import socket
@@ -69,13 +69,14 @@ def test_impossible_flags_are_refused_with_a_remedy(show_gpus, gpus, cpus, found
         choose_processes(gpus, cpus)
 
 
-def test_a_world_places_its_data_and_arithmetic():
+def test_the_environment_chooses_device_and_loader_placement():
     env = DistEnv(rank=5, world_size=8, local_rank=1, local_world_size=4, kind="gpu")
     assert env.device == torch.device("cuda:1")
     assert not env.is_first
-    place = env.placement
-    assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 8, 1, 4)
-    assert place.device == "gpu"
+    placement = env.placement
+    assert (placement.rank, placement.world_size) == (5, 8)
+    assert (placement.local_rank, placement.local_world_size) == (1, 4)
+    assert placement.device == "gpu"
     assert DistEnv().device == torch.device("cpu")
     assert DistEnv().is_first
 
@@ -85,12 +86,12 @@ def test_collectives_of_one_process_are_the_identity():
     assert gather_objects("a", DistEnv()) == ["a"]
 
 
-def test_one_process_runs_here():
+def test_a_single_process_is_not_spawned():
     env, arguments, total, ranks = launch(Processes("cpu", 1, ""), entries.describe, os.getpid(), "b")
     assert (env, arguments, total, ranks) == (DistEnv(), (os.getpid(), "b"), 1.0, [0])
 
 
-def test_one_processes_errors_are_its_own():
+def test_a_single_process_raises_its_own_error():
     with pytest.raises(RunError, match=r"^the disk is full$"):
         launch(Processes("cpu", 1, ""), entries.fail, 0)
 
@@ -129,7 +130,7 @@ def test_a_lost_worker_is_started_again_with_all(tmp_path):
     assert (restarts, tries) == (1, 4)
 
 
-def test_what_a_restart_would_meet_again_is_not_tried_again(tmp_path):
+def test_a_usage_error_is_not_retried(tmp_path):
     with pytest.raises(UsageError, match=r"^the input is bad$"):
         launch(TWO, entries.refuse_every_time, tmp_path, cluster=Cluster(max_restarts=2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "1-0"]
@@ -139,28 +140,28 @@ def test_what_a_restart_would_meet_again_is_not_tried_again(tmp_path):
     ("nodes", "rendezvous", "words"),
     [(2, "", "--nodes 2 needs --rendezvous HOST:PORT"), (1, "a:1", "--rendezvous a:1 needs --nodes")],
 )
-def test_hosts_and_their_meeting_place_go_together(nodes, rendezvous, words):
+def test_several_hosts_need_a_rendezvous(nodes, rendezvous, words):
     with pytest.raises(UsageError, match=words):
         Cluster(nodes, rendezvous)
 
 
-def test_a_host_that_waits_in_vain_says_for_whom():
+def test_hosts_that_do_not_meet_are_reported():
     before = dict(os.environ)
     with socket.socket() as free:
         free.bind(("", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(RunError, match=f"--rendezvous {place}: 2 hosts did not meet there within 3 s"):
-        launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(RunError, match=f"--rendezvous {rendezvous}: 2 hosts did not meet there within 3 s"):
+        launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, rendezvous, join_seconds=3))
     assert dict(os.environ) == before  # the next run's hosts may meet elsewhere
 
 
-def test_a_meeting_place_in_use_is_refused():
+def test_a_rendezvous_port_in_use_is_refused():
     with socket.socket() as listener:
         listener.bind(("", 0))
         listener.listen()
-        place = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"--rendezvous {place}: the port is taken"):
-            launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, place, join_seconds=3))
+        rendezvous = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"--rendezvous {rendezvous}: the port is in use"):
+            launch(Processes("cpu", 1, ""), entries.describe, cluster=Cluster(2, rendezvous, join_seconds=3))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_meeting_place_in_use_is_refused():
     ],
 )
 def test_two_processes_train_as_one_does(tiny_dataset, changes, learns):
-    """Fifty updates in float64, of the same global batches; one process takes them whole."""
+    """Fifty steps in float64 on the same global batches; the single process does not split its batch."""
     recipe = Recipe(**{"name": "t", "arch": "alexnet", "epochs": 1, "width": 0.1, "crop": 64} | changes)
     whole = replace(recipe, batch_size=30, seed=1, accumulation_steps=1)
     parts = replace(whole, accumulation_steps=recipe.accumulation_steps)
@@ -223,7 +224,7 @@ STEP = {
 }
 
 
-def test_a_task_of_a_step_learns_its_place():
+def test_a_task_of_a_step_gets_its_rank():
     assert adopt_slurm(STEP) == {
         "RANK": "5",
         "WORLD_SIZE": "7",
@@ -234,7 +235,7 @@ def test_a_task_of_a_step_learns_its_place():
     }
 
 
-def test_what_the_user_says_of_the_meeting_place_stays():
+def test_a_master_address_set_by_the_user_stays():
     found = adopt_slurm(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5000"})
     assert "MASTER_ADDR" not in found
     assert "MASTER_PORT" not in found
@@ -250,11 +251,11 @@ def test_what_the_user_says_of_the_meeting_place_stays():
         STEP | {"RANK": "3", "WORLD_SIZE": "4"},  # torchrun inside a step
     ],
 )
-def test_nothing_is_made_of_less_than_a_step_of_several(environment):
+def test_nothing_is_set_outside_a_step_of_several_tasks(environment):
     assert adopt_slurm(environment) == {}
 
 
-def test_it_is_set_for_torch_to_read(monkeypatch):
+def test_the_variables_are_set_in_the_environment(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Who is blamed when nothing moves, and real processes that hang."""
+"""Errors shared between processes, and the watchdog's reports, also of real processes that hang."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,19 +33,19 @@ def test_an_error_outlives_its_text(error):
     assert error_from_text("ValueError: 3") is error_from_text("nothing") is None
 
 
-def test_a_note_is_for_those_who_are_started_again(tmp_path, monkeypatch):
+def test_restarted_workers_read_the_recorded_failure(tmp_path, monkeypatch):
     monkeypatch.delenv(FAILURE_FILE, raising=False)
     record_failure(RunError("nobody asks"))
     assert recorded_failure() is None
-    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "verdict"))
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "failure"))
     assert recorded_failure() is None
     record_failure(UsageError("the input is bad"))
-    noted = recorded_failure()
-    assert isinstance(noted, UsageError)
-    assert str(noted) == "the input is bad"
+    recorded = recorded_failure()
+    assert isinstance(recorded, UsageError)
+    assert str(recorded) == "the input is bad"
 
 
-def test_alone_there_is_nobody_to_tell():
+def test_a_single_process_announces_to_nobody_and_raises_its_own_error():
     announce_failure(RunError("x"), DistEnv())
     done = []
     raise_together(lambda: done.append(1), DistEnv())
@@ -69,17 +69,17 @@ def sign(step=37, doing="training", host="node1"):
     return Sign(host, 1e9, step, doing, 700.0)
 
 
-def test_the_silent_are_named_first():
+def test_silent_processes_are_named_first():
     signs = {0: sign(), 1: sign(36, "waiting for data"), 2: sign(host="node2")}
     line = describe_hang(0, signs, [2], 600)
     assert line == (
-        "process 2 on node2 is silent: last heard of training after update 37, while others have waited for "
-        "600 s; see to that host, then continue with --resume"
+        "process 2 on node2 is silent: last seen training after update 37, while others have waited for "
+        "600 s; check that host, then continue with --resume"
     )
     assert describe_hang(2, signs, [2], 600) == ""
 
 
-def test_else_those_behind_are():
+def test_without_silent_ones_those_behind_are_named():
     signs = {0: sign(), 1: sign(36, "waiting for data"), 2: sign(36, "waiting for data", "node2")}
     assert describe_hang(0, signs, [], 600).startswith(
         "process 1 on node1, process 2 on node2 are behind: still waiting for data after update 36"
@@ -87,14 +87,14 @@ def test_else_those_behind_are():
     assert describe_hang(1, signs, [], 600) == ""
 
 
-def test_of_equals_those_are_that_do_something_else():
+def test_of_equal_steps_those_doing_something_else_are_named():
     signs = {0: sign(), 1: sign(doing="waiting for data"), 2: sign()}
     assert describe_hang(2, signs, [], 600).startswith("process 1 on node1 is behind: still waiting for data")
 
 
 def test_nobody_is_named_where_all_wait_alike():
     line = describe_hang(0, {0: sign(), 1: sign()}, [], 600)
-    assert "no process has moved for 600 s since update 37, and none is behind" in line
+    assert "no process has made progress for 600 s since update 37, and none is behind" in line
 
 
 def test_a_single_process_has_nobody_to_wait_for():
@@ -103,26 +103,26 @@ def test_a_single_process_has_nobody_to_wait_for():
         assert not watch._thread.is_alive()
 
 
-def test_who_asks_is_not_silent_to_others_that_ask(monkeypatch):
+def test_a_process_that_checks_the_others_still_publishes_its_own_state(monkeypatch):
     monkeypatch.setattr("trainer.distributed.failures._SILENT_SECONDS", 1.0)
     monkeypatch.setattr("trainer.distributed.failures._EVERY_SECONDS", 0.05)
-    said, signs = [], set()
+    lines, signs = [], set()
     store = dist.HashStore()
     dead, watch = (HangWatchdog(DistEnv(rank, 2), 0.0) for rank in (1, 0))
     dead._store = watch._store = store
     dead._publish()  # once, and never again
     watch._publish()
     watch._limit = 0.0
-    monkeypatch.setattr(watch, "_end", lambda error: said.append(str(error)))
+    monkeypatch.setattr(watch, "_end", lambda error: lines.append(str(error)))
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(watch._give_up)
-        while not asked.done():
+        check = pool.submit(watch._give_up)
+        while not check.done():
             signs.add(watch._read()[0])
             time.sleep(0.01)
     assert len(signs) > 3
-    assert len(said) == 1
-    assert said[0].startswith("process 1 on ")
-    assert " is silent: " in said[0]
+    assert len(lines) == 1
+    assert lines[0].startswith("process 1 on ")
+    assert " is silent: " in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_who_asks_is_not_silent_to_others_that_ask(monkeypatch):
     [
         pytest.param(
             "stop",
-            r"process 1 on .* is silent: last heard of training after update 3, while others have waited",
-            marks=pytest.mark.slow,  # the launcher gives the stopped one 30 s to end
+            r"process 1 on .* is silent: last seen training after update 3, while others have waited",
+            marks=pytest.mark.slow,  # the launcher waits 30 s for the stopped process
         ),
         ("sleep", r"process 1 on .* is behind: still waiting for data after update 3, while others"),
     ],

@@ -1,4 +1,4 @@
-"""Addresses of this host."""
+"""Rendezvous addresses, ports and network interfaces of this host."""
 
 import socket
 
@@ -9,10 +9,10 @@ from trainer.distributed import launch
 
 
 @pytest.mark.parametrize(
-    ("text", "place"), [("localhost:5000", ("localhost", 5000)), ("127.0.0.1", ("127.0.0.1", 29400))]
+    ("text", "expected"), [("localhost:5000", ("localhost", 5000)), ("127.0.0.1", ("127.0.0.1", 29400))]
 )
-def test_a_rendezvous_is_host_and_port(text, place):
-    assert launch.parse_rendezvous(text) == place
+def test_a_rendezvous_is_host_and_port(text, expected):
+    assert launch.parse_rendezvous(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_port_in_use_is_refused():
         listener.bind(("", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(UsageError, match=f"localhost:{port}: the port is taken by another program"):
+        with pytest.raises(UsageError, match=f"localhost:{port}: the port is in use by another program"):
             launch.refuse_port_in_use("localhost", port)
     launch.refuse_port_in_use("localhost", port)
 

@@ -14,7 +14,7 @@ from helpers.training_runs import COMMAND, assert_same_run, command, finish, sta
 from trainer.runs import checkpoint, run_folder
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PLACE = f"{ADDRESSES[0]}:29400"
+RENDEZVOUS = f"{ADDRESSES[0]}:29400"
 
 
 def ip(*arguments: str) -> None:
@@ -23,7 +23,7 @@ def ip(*arguments: str) -> None:
 
 @pytest.fixture
 def namespaces() -> Iterator[list[str]]:
-    """Names of two hosts that see each other and nothing else."""
+    """Names of two network namespaces that reach each other and nothing else."""
     names = [f"alexnet-{os.getpid()}-{n}" for n in range(2)]
     ends = [f"ax{os.getpid() % 10**7}{n}" for n in range(2)]
     if len(os.sched_getaffinity(0)) < 2 or shutil.which("ip") is None:
@@ -56,25 +56,25 @@ def namespaces() -> Iterator[list[str]]:
     finally:
         for name in names:
             found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, check=False)
-            for process in found.stdout.split():  # of a test that failed
+            for process in found.stdout.split():  # left by a test that failed
                 os.kill(int(process), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
 def on(name: str, arguments: list[str]) -> subprocess.Popen[str]:
-    core = name[-1]  # each host has one
+    core = name[-1]  # each host gets one core
     return start(arguments, ("ip", "netns", "exec", name, "taskset", "-c", core, *COMMAND))
 
 
 def kill(process: subprocess.Popen[str]) -> str:
-    """As a host's power cut: all its processes at once."""
+    """Kill all processes of a host at once, as a power cut would."""
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     return output
 
 
 def both(data: Path, out: Path, *more: str, **settings: object) -> list[str]:
-    hosts = ("--cpus", "1", "--nodes", "2", "--rendezvous", PLACE, "--join-timeout", "120")
+    hosts = ("--cpus", "1", "--nodes", "2", "--rendezvous", RENDEZVOUS, "--join-timeout", "120")
     return command(data, out, *hosts, *more, **settings)
 
 
@@ -84,12 +84,12 @@ def test_two_hosts_train_as_two_processes_of_one(namespaces, tiny_dataset, tmp_p
     outputs = [finish(process) for process in processes]
     finish(start(command(tiny_dataset.root, tmp_path / "one", "--cpus", "2", epochs=3)))
     assert_same_run(tmp_path / "one", tmp_path / "two")
-    assert sorted("    3/3 " in output for output in outputs) == [False, True]  # the first reports
+    assert sorted("    3/3 " in output for output in outputs) == [False, True]  # only rank 0 reports
 
 
 @pytest.mark.slow
 def test_a_host_lost_and_back_changes_nothing(namespaces, tiny_dataset, tmp_path):
-    """The second host's power goes; its command, given again, lets both go on from the last checkpoint."""
+    """The second host is killed; once its command runs again, both resume from the last checkpoint."""
     settings = {"epochs": 60, "batch_size": 10}
     out = tmp_path / "two"
     arguments = both(tiny_dataset.root, out, "--max-restarts", "3", "--checkpoint-steps", "1", **settings)
@@ -123,8 +123,8 @@ def test_a_host_that_is_asked_to_stop_stops_both(namespaces, tiny_dataset, tmp_p
 def test_hosts_that_cannot_reach_each_other_say_so(namespaces, tiny_dataset, tmp_path):
     arguments = both(tiny_dataset.root, tmp_path / "two", epochs=1)
     arguments[arguments.index("--join-timeout") + 1] = "5"
-    process = on(namespaces[1], arguments)  # the first host, where they meet, does not come
+    process = on(namespaces[1], arguments)  # the first host, which has the rendezvous, never starts
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"error: --rendezvous {PLACE}: 2 hosts did not meet there within 5 s" in output
+    assert f"error: --rendezvous {RENDEZVOUS}: 2 hosts did not meet there within 5 s" in output
     assert "Traceback" not in output

@@ -1,3 +1,5 @@
+"""CPU processes keep freed memory: few page faults once malloc has settled."""
+
 import platform
 import resource
 import subprocess
@@ -11,7 +13,7 @@ from trainer.distributed.launch import launch
 
 
 def page_faults(env):
-    """Of ten tensors of 64 MB, made and freed after malloc has settled."""
+    """Count page faults while ten tensors of 64 MB are made and freed, after malloc has settled."""
     for _ in range(20):
         torch.ones(16, 1024, 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -27,11 +29,12 @@ def print_faults(processes: str) -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_processes_on_the_cpu_keep_their_memory(processes):
-    # In a process of its own: this one may keep its memory already.
+    # In a process of its own: the test process may have changed its malloc options already.
     done = subprocess.run(
         [sys.executable, __file__, str(processes)], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) < 10 * (64 << 20) // (2 << 20) // 4  # a quarter of the fewest with huge pages
+    fewest_with_huge_pages = 10 * (64 << 20) // (2 << 20)
+    assert int(done.stdout) < fewest_with_huge_pages // 4
 
 
 if __name__ == "__main__":

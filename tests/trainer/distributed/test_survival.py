@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, or meet damaged files and full disks, and end as if nothing had been."""
+"""Runs that are stopped, killed, or meet damaged files and full disks, and still end with the same result."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def steps_so_far(out: Path) -> int:
 
 
 def end_when(process: subprocess.Popen[str], how: signal.Signals, is_time) -> str:
-    """Send a signal once it is time: SIGKILL to all processes, others to the first; return the output."""
+    """Send a signal once `is_time()`: SIGKILL to all processes, others to the first; return the output."""
     while not is_time() and process.poll() is None:
         time.sleep(0.002)
     if how == signal.SIGKILL:
@@ -53,17 +53,17 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
     output = end_when(process, how, lambda: (cut / "last.pt").exists())
     assert process.returncode == consensus.STOPPED == 75, output
     done = checkpoint.load(cut / "last.pt")["progress"]["steps"]
-    assert f"stopped by {how.name} after update {done:,}; {cut / 'last.pt'} has it" in output
+    assert f"stopped by {how.name} after update {done:,}, saved in {cut / 'last.pt'}" in output
     assert "continue with --resume" in output
     assert 0 < done < 540
-    limit = ("--steps", str(done + 14))  # as far as both are compared
+    limit = ("--steps", str(done + 14))  # both runs end here and are compared
     finish(start([str(tiny_dataset.root), "--out", str(cut), *cpus, "--resume", *limit]))
     finish(start(command(tiny_dataset.root, whole, *cpus, *limit, **settings)))
     assert_same_run(whole, cut)
 
 
 def test_resume_auto_begins_a_run_and_continues_it(tiny_dataset, tmp_path):
-    """The same command each time, as a scheduler repeats it."""
+    """The same command is repeated, as by a scheduler."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     settings = {"epochs": 2, "batch_size": 10}
     finish(start(command(tiny_dataset.root, whole, "--cpus", "1", **settings)))
@@ -76,7 +76,7 @@ def test_resume_auto_begins_a_run_and_continues_it(tiny_dataset, tmp_path):
 
 
 def test_checkpoints_come_by_the_minute(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
-    """On a clock on which every look takes 30 s, an update's check is due every second time."""
+    """Each reading of this clock advances it by 30 s; every step reads it once."""
     clock = iter(range(0, 100_000, 30))
     monkeypatch.setattr(trainer, "monotonic", lambda: next(clock))
     saved = []
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_recipe, tiny_data
     content = bytearray((cut.out / "last.pt").read_bytes())
     middle = len(content) // 2
     content[middle : middle + 64] = bytes(64)
-    (cut.out / "last.pt").write_bytes(content)  # and so its other name
+    (cut.out / "last.pt").write_bytes(content)  # also changes step-*.pt, a link to the same file
     recorder = train_here(replace(cut, resume="must"))
     (note,) = recorder.notes
     assert "last.pt: not a readable checkpoint" in note
@@ -143,8 +143,8 @@ def test_a_full_disk_at_the_end_is_an_error(tiny_recipe, tiny_dataset, tmp_path,
         train_here(TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=1)))
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny_recipe, tiny_dataset, tmp_path):
-    """The step is named, and the checkpoint before it is the last: one comes after every update."""
+def test_weights_that_are_not_finite_are_never_saved(tiny_recipe, tiny_dataset, tmp_path):
+    """The error names the step, and last.pt is of the step before: every step saves a checkpoint."""
     stages = (Stage(epoch=1, lr_factor=1e6),)
     recipe = replace(tiny_recipe, arch="alexnet_owt", lr=1e-3, batch_size=10, stages=stages)
     job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
@@ -192,12 +192,12 @@ def test_the_average_is_what_is_validated_and_kept_as_best(tiny_recipe, tiny_dat
         assert torch.equal(best["model"][name], mean)
 
 
-def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_path):
+def test_log_lines_and_endings_reach_the_callback(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=2, batch_size=10)
     job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(steps=12))
     recorder = train_here(job)
     assert recorder.endings == [
-        ("finished", f"ended after update 12; {job.out / 'last.pt'} has it (--steps)")
+        ("finished", f"ended after update 12, saved in {job.out / 'last.pt'} (--steps)")
     ]
     assert [(row.epoch, row.done, row.total, row.steps) for row in recorder.steps] == [
         (1, 1, 9, 1),
@@ -211,7 +211,7 @@ def test_notes_and_endings_reach_the_reporter(tiny_recipe, tiny_dataset, tmp_pat
     assert row.memory_mb > 10
 
 
-def test_a_reporter_that_wants_weights_gets_the_last_update_of_each_epoch(
+def test_a_callback_that_wants_weights_gets_the_last_update_of_each_epoch(
     tiny_recipe, tiny_dataset, tmp_path
 ):
     job = TrainJob(
@@ -238,11 +238,11 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # eleven starts of up to three processes
+@pytest.mark.timeout(1200)  # starts up to three processes eleven times
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
-    """Each run ends at a random moment, ten times over, and goes on from there."""
+    """The run is ended at ten random moments and resumed each time."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = {"epochs": 30, "batch_size": 6, "ema_decay": 0.9}
     cpus = ("--cpus", str(processes), "--checkpoint-steps", "1")

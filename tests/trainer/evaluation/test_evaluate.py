@@ -1,4 +1,4 @@
-"""Top-1 and top-5 against NumPy and scikit-learn, and against images read with tarfile and Pillow."""
+"""Evaluation against NumPy and scikit-learn, on images read with tarfile and Pillow."""
 
 import shutil
 from dataclasses import replace
@@ -23,7 +23,7 @@ from trainer.runs import checkpoint
 
 
 def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np.ndarray:
-    """A classifier's averaged probabilities, with its preprocessing done here in NumPy float64."""
+    """Probabilities averaged over views, with the preprocessing done in NumPy float64."""
     spec = model.spec
     mean = (
         np.array(spec.mean)[:, None, None] if model.mean_image is None else model.mean_image.double().numpy()
@@ -38,8 +38,8 @@ def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np
     return np.array(rows)
 
 
-def opinionated(model: Classifier) -> Classifier:
-    """Scale the last layer so that logits spread by 2 and answers differ between images and crops."""
+def spread(model: Classifier) -> Classifier:
+    """Scale the last layer to logits of standard deviation 2, so that predictions differ between images."""
     pixels = 255 * torch.rand(16, 3, model.spec.crop, model.spec.crop)
     with torch.no_grad():
         model.model.fc8.weight *= 2 / model.eval().classify(pixels).std()
@@ -47,7 +47,7 @@ def opinionated(model: Classifier) -> Classifier:
 
 
 class Fixed(nn.Module):
-    """Logits by sample (its first pixel is its number) and view (its second pixel)."""
+    """A network with given logits (N, V, K); an image's first pixel is its sample, its second its view."""
 
     def __init__(self, logits: np.ndarray) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Fixed(nn.Module):
 
 
 class Batches:
-    """A loader of numbered samples and views, of twelve classes."""
+    """A loader whose images hold their sample number and view as pixels, with twelve classes."""
 
     split = "val"
     dataset = SimpleNamespace(classes=[f"class {number}" for number in range(12)])
@@ -78,9 +78,9 @@ class Batches:
 
 
 @pytest.mark.parametrize("views", [1, 10])
-@pytest.mark.parametrize("networks", [1, 3])
+@pytest.mark.parametrize("models", [1, 3])
 @pytest.mark.parametrize("batch_size", [4, 23, 64])
-def test_probabilities_not_logits_are_averaged_over_views_and_nets(views, models, batch_size):
+def test_probabilities_not_logits_are_averaged_over_views_and_models(views, models, batch_size):
     rng = np.random.default_rng(views * models)
     logits, labels = rng.normal(0, 4, (models, 23, views, 12)), rng.integers(0, 12, 23)
     got = evaluate([Fixed(each) for each in logits], Batches(labels, views, batch_size), DistEnv())
@@ -106,7 +106,7 @@ def test_a_missing_sample_is_an_error():
         evaluate([Fixed(np.zeros((9, 1, 3)))], Batches(np.zeros(9, np.int64), 1, 4, samples=10), DistEnv())
 
 
-def test_nets_without_numbers_are_an_error_not_a_perfect_score():
+def test_outputs_of_nan_are_an_error_not_a_perfect_score():
     logits = np.zeros((9, 1, 3))
     logits[4] = np.nan
     with pytest.raises(RunError, match="diverged"):
@@ -119,7 +119,7 @@ def test_evaluation_uses_eval_mode_and_leaves_the_mode_as_it_was(tiny_classifier
     before = {name: buffer.clone() for name, buffer in tiny_classifier.named_buffers()}
     with Loader(tiny_dataset, "val", EvalView("center", 64), 7) as loader:
         first, second = (evaluate([tiny_classifier], loader, DistEnv()) for _ in range(2))
-    assert first == second  # neither dropout nor batch statistics
+    assert first == second  # neither dropout nor batch-norm updates
     assert tiny_classifier.training == training
     assert tiny_classifier.model.bn1.training == training
     assert all(torch.equal(before[name], buffer) for name, buffer in tiny_classifier.named_buffers())
@@ -131,9 +131,9 @@ def test_a_checkpoints_metrics_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views, settings
 ):
     torch.manual_seed(3)
-    model = opinionated(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
-    checkpoint.save(tmp_path / "net.pt", model)
-    got = evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8)
+    model = spread(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
+    checkpoint.save(tmp_path / "model.pt", model)
+    got = evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", views, 8)
     samples = stored(tiny_dataset)
     expected = probabilities_of(model, samples, views)
     top1, top5, loss = measured(expected, np.array([sample.label for sample in samples]))
@@ -146,7 +146,7 @@ def test_an_ensemble_of_different_preprocessing_averages_probabilities(tiny_reci
     models, files = [], []
     for number, mean in enumerate(("image", "channel")):
         torch.manual_seed(number)
-        models.append(opinionated(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
+        models.append(spread(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
         files.append(tmp_path / f"{number}.pt")
         checkpoint.save(files[-1], models[-1])
     got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8)
@@ -161,7 +161,7 @@ def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_
     models, files = [], []
     for number in range(3):
         torch.manual_seed(number)
-        models.append(opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+        models.append(spread(new_classifier(tiny_recipe, tiny_dataset)))
         files.append(tmp_path / f"{number}.pt")
         checkpoint.save(files[-1], models[-1])
     weights = [2, 1, 0.5]
@@ -181,7 +181,7 @@ def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_
 def test_a_checkpoint_of_weight_zero_does_not_count(tiny_recipe, tiny_dataset, tmp_path):
     for number in range(2):
         torch.manual_seed(number)
-        checkpoint.save(tmp_path / f"{number}.pt", opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+        checkpoint.save(tmp_path / f"{number}.pt", spread(new_classifier(tiny_recipe, tiny_dataset)))
     files = [tmp_path / "0.pt", tmp_path / "1.pt"]
     one = evaluate_checkpoints(DistEnv(), files[:1], tiny_dataset.root, "val", "center", 8)
     both = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, [3, 0])
@@ -193,10 +193,10 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
     tiny_recipe, tiny_dataset, tmp_path, views
 ):
     torch.manual_seed(3)
-    model = opinionated(new_classifier(tiny_recipe, tiny_dataset))
-    checkpoint.save(tmp_path / "net.pt", model)
+    model = spread(new_classifier(tiny_recipe, tiny_dataset))
+    checkpoint.save(tmp_path / "model.pt", model)
     got = evaluate_checkpoints(
-        DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", views, 8, predict=True
+        DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", views, 8, predict=True
     )
     samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
     labels = np.array([sample.label for sample in samples])
@@ -221,7 +221,7 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
         assert info.top5 == (order[mine] == number).any(axis=1).mean()
 
 
-def test_without_being_asked_for_there_are_no_predictions(tiny_checkpoint, tiny_dataset):
+def test_predictions_are_kept_only_on_request(tiny_checkpoint, tiny_dataset):
     got = evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
     assert got.predictions is None
 
@@ -234,7 +234,7 @@ def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_da
 
 
 def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, tiny_dataset, tmp_path):
-    """The right number of samples is not enough: an index that names one twice is found out."""
+    """An index lists one sample twice, so that the number of samples is still right."""
     folder = tmp_path / "copy"
     shutil.copytree(tiny_dataset.root, folder)
     index = next((folder / "val").glob("*.idx"))
@@ -245,7 +245,7 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
 
 
 @pytest.mark.parametrize(
-    ("weights", "words"),
+    ("weights", "message"),
     [
         ([1, 1], "2 weights for 1 checkpoint;"),
         ([-1], "weights -1: each must be 0 or more"),
@@ -254,15 +254,15 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
         ([float("inf")], "weights inf"),
     ],
 )
-def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, words):
-    with pytest.raises(UsageError, match=words):
+def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, message):
+    with pytest.raises(UsageError, match=message):
         evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, weights)
 
 
 def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe, tiny_dataset, tmp_path):
     torch.manual_seed(3)
-    file = tmp_path / "net.pt"
-    checkpoint.save(file, opinionated(new_classifier(tiny_recipe, tiny_dataset)))
+    file = tmp_path / "model.pt"
+    checkpoint.save(file, spread(new_classifier(tiny_recipe, tiny_dataset)))
     by_processes = {
         count: launch(Processes("cpu", count, ""), evaluate_everywhere, file, tiny_dataset.root)
         for count in (1, 2, 3)
@@ -290,7 +290,7 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (
             {"classes": ("a", "b"), "names": ()},
@@ -299,18 +299,18 @@ def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe
         ({"size": 256, "crop": 64}, "shorter side of 256 px.*has 72 px.*--size 256"),
     ],
 )
-def test_other_data_is_refused_naming_the_difference(tiny_classifier, tiny_dataset, tmp_path, change, words):
+def test_other_data_is_refused(tiny_classifier, tiny_dataset, tmp_path, change, message):
     other = Classifier(replace(tiny_classifier.spec, **change))
-    checkpoint.save(tmp_path / "net.pt", other)
-    with pytest.raises(UsageError, match=words):
-        evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
+    checkpoint.save(tmp_path / "model.pt", other)
+    with pytest.raises(UsageError, match=message):
+        evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_classes_in_another_order_are_refused(tiny_classifier, tiny_dataset, tmp_path):
     backwards = tuple(reversed(tiny_classifier.spec.classes))
-    checkpoint.save(tmp_path / "net.pt", Classifier(replace(tiny_classifier.spec, classes=backwards)))
+    checkpoint.save(tmp_path / "model.pt", Classifier(replace(tiny_classifier.spec, classes=backwards)))
     with pytest.raises(UsageError, match="in another order"):
-        evaluate_checkpoints(DistEnv(), [tmp_path / "net.pt"], tiny_dataset.root, "val", "center", 8)
+        evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", "center", 8)
 
 
 def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_path):
@@ -318,7 +318,7 @@ def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_
     for crop in (64, 70):
         files.append(tmp_path / f"{crop}.pt")
         checkpoint.save(files[-1], Classifier(replace(tiny_classifier.spec, crop=crop)))
-    with pytest.raises(UsageError, match=r"70\.pt takes 70 px crops, but .*64\.pt takes 64"):
+    with pytest.raises(UsageError, match=r"70\.pt needs crops of 70 px, but .*64\.pt of 64 px"):
         evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8)
 
 

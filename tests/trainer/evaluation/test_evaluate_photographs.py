@@ -1,4 +1,4 @@
-"""Ten crops of real photographs, against an evaluation that shares nothing with ours but the checkpoint."""
+"""Ten-crop evaluation of photographs, against a reference that shares only the checkpoint with it."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def invoke(command, *arguments):
 
 
 def decoders(node, found=()):
-    """The decoder operators that a graph's output hangs on: each once, however often it is used."""
+    """The set of decoder operators that an output of a DALI graph depends on."""
     if node.source is None:
         return set(found)
     operators = {node.source} if "decoders" in str(node.source.spec).partition("\n")[0] else set()
@@ -48,7 +48,7 @@ def test_ten_crops_are_cut_from_one_decoded_image(device, mode):
 
 
 def ten_crops(pixels, side):
-    """(H, W, 3) → (10, side, side, 3): corners and center, then their mirrors."""
+    """(H, W, 3) → (10, side, side, 3): corners and center, then their mirror images."""
     free = np.array(pixels.shape[:2]) - side
     corners = [(0, 0), (0, free[1]), (free[0], 0), tuple(free), tuple(free // 2)]
     cut = [pixels[y : y + side, x : x + side] for y, x in corners]
@@ -56,15 +56,15 @@ def ten_crops(pixels, side):
 
 
 def forward(w, x):
-    """`alexnet_bn` from its weights by name, in evaluation mode."""
+    """Forward pass of `alexnet_bn` in evaluation mode, from a dict of its weights."""
 
     def normalized(x, name):
         view = (1, -1) + (1,) * (x.ndim - 2)
         scale = w[f"{name}.weight"] / torch.sqrt(w[f"{name}.running_var"] + 1e-5)
         return (x - w[f"{name}.running_mean"].view(view)) * scale.view(view) + w[f"{name}.bias"].view(view)
 
-    def conv(x, number, groups, **how):
-        x = F.conv2d(x, w[f"conv{number}.weight"], groups=groups, **how)
+    def conv(x, number, groups, **options):
+        x = F.conv2d(x, w[f"conv{number}.weight"], groups=groups, **options)
         return F.relu(normalized(x, f"bn{number}"))
 
     x = F.max_pool2d(conv(x, 1, 1, stride=4, padding=2), 3, 2)
@@ -76,7 +76,7 @@ def forward(w, x):
     return F.linear(x, w["fc8.weight"], w["fc8.bias"])
 
 
-def found_classes(content, pixels, side):
+def class_probabilities(content, pixels, side):
     """Mean softmax over the ten crops of an image, float64 (K,)."""
     weights = {name.removeprefix("model."): value for name, value in content["model"].items()}
     crops = ten_crops(pixels, side).astype(np.float32)
@@ -88,7 +88,7 @@ def found_classes(content, pixels, side):
 
 
 def stored_images(folder):
-    """Key → (label, pixels) of the validation shards, by tarfile and Pillow."""
+    """Key → (label, pixels) of the validation shards, read by tarfile and Pillow."""
     members = {}
     for path in sorted((folder / "val").glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -104,7 +104,7 @@ def stored_images(folder):
 
 
 def squares_of(source, size):
-    """Stem → pixels of the photographs themselves: center square, scaled by Pillow, not encoded again."""
+    """Stem → pixels of each photograph's center square, scaled by Pillow and not encoded again."""
     squares = {}
     for path in source.glob("*/*.jpg"):
         image = Image.open(path).convert("RGB")
@@ -118,7 +118,7 @@ def squares_of(source, size):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
-    """Within 0.2 points on 341 photographs: none may be answered otherwise."""
+    """Accuracy must agree within 0.2 points on 341 photographs, less than one photograph."""
     invoke(prep, "shard", shared_data / "clothing", tmp_path / "s")
     settings = ("--recipe", "small", "--set", "epochs=3", "--cpus", 1, "--out", tmp_path / "r")
     invoke(train, tmp_path / "s", *settings)
@@ -132,20 +132,20 @@ def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
     side, size = content["spec"]["crop"], content["spec"]["size"]
     stored = stored_images(tmp_path / "s")
     assert sorted(stored) == list(found.keys)
-    expected = np.array([found_classes(content, stored[key][1], side) for key in found.keys])
+    expected = np.array([class_probabilities(content, stored[key][1], side) for key in found.keys])
     labels = np.array([stored[key][0] for key in found.keys])
     order = np.argsort(-expected, axis=1, kind="stable")
     top1 = (order[:, 0] == labels).mean()
     top5 = (order[:, :5] == labels[:, None]).any(axis=1).mean()
-    assert len({*order[:, 0]}) >= 4  # the network has opinions
+    assert len({*order[:, 0]}) >= 4  # predictions differ between images
     assert abs(metrics["top1"] - top1) <= 0.002
     assert abs(metrics["top5"] - top5) <= 0.002
     np.testing.assert_allclose(
         found.probabilities, np.take_along_axis(expected, found.classes, axis=1), atol=1e-4
     )
 
-    # From the photographs instead of their shards, only the filter and the second JPEG differ.
+    # Read from the photographs instead of the shards, only the scaling filter and the second JPEG differ.
     squares = squares_of(shared_data / "clothing" / "validation", size)
-    direct = np.array([found_classes(content, squares[key], side) for key in found.keys])
+    direct = np.array([class_probabilities(content, squares[key], side) for key in found.keys])
     assert (direct.argmax(axis=1) == order[:, 0]).mean() > 0.97
     assert np.abs(direct - expected).mean() < 0.01

@@ -1,4 +1,4 @@
-"""Labels other than the dataset's: ImageNet-ReaL's list, and files of key and label."""
+"""Labels other than the dataset's: ImageNet-ReaL, and files of keys and labels."""
 
 import json
 
@@ -27,9 +27,9 @@ def predictions(keys, classes):
     )
 
 
-def real_accuracy(found_classes, lists):
-    """As the file's authors publish it: among images with labels, those whose guess is in the list."""
-    return np.mean([guess in lists[i] for i, guess in enumerate(found_classes) if lists[i]])
+def real_accuracy(predicted, lists):
+    """The definition of Beyer et al.: share of the labeled images whose prediction is in their list."""
+    return np.mean([label in lists[i] for i, label in enumerate(predicted) if lists[i]])
 
 
 @given(
@@ -41,14 +41,12 @@ def test_real_labels_score_as_their_authors_do(tmp_path_factory, rows):
     keys = [f"p{number:03d}" for number in range(len(rows))]
     lists = [labels for _, labels in rows]
     path = written(tmp_path_factory.mktemp("real"), "real.json", lists)
-    found_classes = np.array([answer[:2] for answer, _ in rows])
+    predicted = np.array([classes[:2] for classes, _ in rows])
     shuffled = np.random.default_rng(len(rows)).permutation(len(rows))  # predictions come in any order
     found = read_real_labels(path, [keys[i] for i in shuffled], CLASSES)
-    got = score_labels(predictions([keys[i] for i in shuffled], found_classes[shuffled]), found)
-    assert got.top1 == real_accuracy(found_classes[:, 0], lists)
-    among = [
-        bool({*answer} & {*labels}) for answer, labels in zip(found_classes, lists, strict=True) if labels
-    ]
+    got = score_labels(predictions([keys[i] for i in shuffled], predicted[shuffled]), found)
+    assert got.top1 == real_accuracy(predicted[:, 0], lists)
+    among = [bool({*classes} & {*labels}) for classes, labels in zip(predicted, lists, strict=True) if labels]
     assert got.top5 == np.mean(among)
     assert (got.samples, got.unlabeled) == (len(among), len(rows) - len(among))
     assert got.top1_interval[0] <= got.top1 <= got.top1_interval[1]
@@ -65,7 +63,7 @@ def test_imagenets_images_are_found_by_their_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ([[0], [1], [2]], "labels for 3 images, but the split has 4 images"),
         ([[0]] * 5, "labels for 5 images, but the split has 4"),
@@ -77,8 +75,8 @@ def test_imagenets_images_are_found_by_their_number(tmp_path):
         ("", "as JSON"),
     ],
 )
-def test_real_labels_that_do_not_fit(tmp_path, content, words):
-    with pytest.raises(UsageError, match=words):
+def test_real_labels_that_do_not_fit(tmp_path, content, message):
+    with pytest.raises(UsageError, match=message):
         read_real_labels(written(tmp_path, "real.json", content), KEYS, CLASSES)
 
 
@@ -115,7 +113,7 @@ def test_labels_by_key(tmp_path, name, content):
     ("name", "content"),
     [("l.csv", "key,label\na,dog\nx,cat\na,cat\n"), ("l.json", {"a": ["cat", 1], "x": 0})],
 )
-def test_a_image_may_have_several_labels_and_a_file_other_images(tmp_path, name, content):
+def test_an_image_may_have_several_labels_and_a_file_other_images(tmp_path, name, content):
     found = read_labels(written(tmp_path, name, content), KEYS, CLASSES)
     assert found.labels == {"a": {0, 1}}
     assert (found.unlabeled, found.strangers) == (3, 1)
@@ -127,13 +125,13 @@ def test_a_class_id_of_digits_comes_before_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("l.txt", "", r"must end in \.csv or \.json"),
         ("l.csv", "", "no column 'key'"),
         ("l.csv", "key,class\na,1\n", "no column 'label'"),
         ("l.csv", "key,label\na\n", "line 2 has fewer columns"),
-        ("l.csv", 'key,label\na,"1\n', "no CSV"),
+        ("l.csv", 'key,label\na,"1\n', "is not CSV"),
         ("l.csv", "key,label\na,fish\n", r"a has the label 'fish'.*such as 'cat'.*0 to 3"),
         ("l.csv", "key,label\na,4\n", "label '4'"),
         ("l.json", {"a": -1}, "label -1"),
@@ -143,8 +141,8 @@ def test_a_class_id_of_digits_comes_before_a_number(tmp_path):
         ("l.csv", "key,label\n", "none of the split's 4 images"),
     ],
 )
-def test_labels_that_do_not_fit(tmp_path, name, content, words):
-    with pytest.raises(UsageError, match=words):
+def test_labels_that_do_not_fit(tmp_path, name, content, message):
+    with pytest.raises(UsageError, match=message):
         read_labels(written(tmp_path, name, content), KEYS, CLASSES)
 
 

@@ -21,7 +21,7 @@ scores_with_ties = hnp.arrays(
 
 
 def probabilities(samples: int, classes: int, seed: int, levels: int | None = None) -> np.ndarray:
-    """Rows that sum to 1; with `levels`, of few distinct values, so that most rows have ties."""
+    """Random rows that sum to 1; a few `levels` of values give most rows ties."""
     rng = np.random.default_rng(seed)
     scores = rng.random((samples, classes)) if levels is None else rng.integers(1, levels, (samples, classes))
     return scores / scores.sum(axis=1, keepdims=True)
@@ -40,7 +40,7 @@ def order(rows: np.ndarray) -> np.ndarray:
 
 
 @given(scores_with_ties, st.randoms(use_true_random=False))
-def test_ranks_are_places_in_a_stable_sort(scores, random):
+def test_ranks_are_positions_in_a_stable_sort(scores, random):
     labels = np.array([random.randrange(scores.shape[1]) for _ in scores])
     expected = (order(scores) == labels[:, None]).argmax(axis=1)
     got = label_ranks(torch.from_numpy(scores), torch.from_numpy(labels))

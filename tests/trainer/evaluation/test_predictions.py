@@ -1,4 +1,4 @@
-"""Predictions on disk, read back by this module and by the standard library's and pyarrow's readers."""
+"""Files of predictions, read back by `read_predictions`, the standard library and pyarrow."""
 
 import csv
 
@@ -87,7 +87,7 @@ def test_a_folder_that_is_missing_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("p.csv", None, "no such file"),
         ("p.csv", b"", "not predictions"),
@@ -96,8 +96,8 @@ def test_a_folder_that_is_missing_is_one_line(tmp_path):
         ("p.parquet", b"PAR1 and no more", "not predictions"),
     ],
 )
-def test_files_that_are_no_predictions(tmp_path, name, content, words):
+def test_files_that_are_no_predictions(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         read_predictions(tmp_path / name)

@@ -1,4 +1,4 @@
-"""An evaluation as JSON, Markdown and CSV, read back by the standard library."""
+"""An evaluation written as JSON, Markdown and CSV, read back by the standard library."""
 
 import csv
 import json

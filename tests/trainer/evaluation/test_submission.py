@@ -1,4 +1,4 @@
-"""The challenge's file, against a reader written from the devkit's description of it."""
+"""Submission files, against a reader written from the devkit's description."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.submission import check_submission, write_submission
 
 WNIDS = [f"n{number:08d}" for number in (11, 22, 33, 44, 55, 66, 77)]
-# The devkit's IDs follow another order than the sorted WNIDs, and begin with 1.
-IDS = {wnid: (3 * place) % 7 + 1 for place, wnid in enumerate(WNIDS)} | {"n00000099": 8}
+# The devkit's IDs start at 1, and are not in the order of the WNIDs.
+IDS = {wnid: (3 * number) % 7 + 1 for number, wnid in enumerate(WNIDS)} | {"n00000099": 8}
 
 
 def drawn(count: int) -> Predictions:
@@ -23,7 +23,7 @@ def drawn(count: int) -> Predictions:
 
 
 def flat_error(lines: list[str], truth: list[int], guesses: int) -> float:
-    """eval_flat: the share of images whose ID is not among the first guesses of its line."""
+    """Flat error as eval_flat.m: share of images whose ID is not among the first `guesses` of their line."""
     return np.mean(
         [label not in [*map(int, line.split())][:guesses] for line, label in zip(lines, truth, strict=True)]
     )
@@ -45,7 +45,7 @@ def test_lines_are_images_in_order_and_numbers_the_devkits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "classes", "words"),
+    ("keys", "classes", "message"),
     [
         (["ILSVRC2012_val_00000001", "cat_1"], WNIDS, "cat_1 is none of them"),
         (
@@ -61,8 +61,8 @@ def test_lines_are_images_in_order_and_numbers_the_devkits(tmp_path):
         ),
     ],
 )
-def test_what_is_no_submission_is_refused(tmp_path, keys, classes, words):
-    with pytest.raises(UsageError, match=words):
+def test_what_is_no_submission_is_refused(tmp_path, keys, classes, message):
+    with pytest.raises(UsageError, match=message):
         check_submission(keys, classes, IDS)
 
 

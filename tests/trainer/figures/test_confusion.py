@@ -1,4 +1,4 @@
-"""The worst pairs of a confusion matrix, and what is drawn of it."""
+"""The most confused pairs of a confusion matrix, and its figure."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_many_classes_are_blocks_and_a_list_of_pairs(classes):
 def test_long_names_leave_room_for_the_matrix(classes):
     names = ["W" * 60, *["漢" * 60] * (classes - 1)]
     figure = draw_confusion(3 * np.eye(classes, dtype=np.int64), names, "W" * 200)
-    figure_bytes(figure, "png")  # a collapsed layout is a warning
+    figure_bytes(figure, "png")  # warns if the layout collapses
     box = figure.axes[0].get_window_extent()
     assert box.width > 150
     assert box.width == pytest.approx(box.height, rel=0.02)

@@ -1,4 +1,4 @@
-"""Curves of runs: the numbers drawn are those of metrics.jsonl."""
+"""Curves of runs: the lines hold the numbers of metrics.jsonl."""
 
 import math
 
@@ -30,7 +30,7 @@ def row(epoch, lr=0.01):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two runs of three and one epochs; both folders are called `run`."""
+    """Two runs, of three epochs and of one; both folders are called `run`."""
     found = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
     for folder, epochs in zip(found, (3, 1), strict=True):
         folder.mkdir(parents=True)
@@ -40,6 +40,7 @@ def folders(tmp_path):
 
 
 def lines_of(axes):
+    """(color, style, epochs, values) of each line."""
     return [
         (to_hex(line.get_color()), line.get_linestyle(), *map(list, line.get_data())) for line in axes.lines
     ]
@@ -58,7 +59,7 @@ def test_every_panel_holds_the_runs_numbers(folders):
     assert [line[3] for line in top1[2:]] == [[0.12, 0.24, 0.12 * 3], [0.12]]
     assert [line[3] for line in top5] == [[0.15, 0.3, 0.15 * 3], [0.15]]
     assert [line[3] for line in lr] == [[0.01] * 3, [0.01]]
-    assert all(line.get_marker() != "None" for line in axes[0].lines)  # a single epoch is seen
+    assert all(line.get_marker() != "None" for line in axes[0].lines)  # markers show a single epoch
 
 
 def test_equal_folder_names_are_distinguished(folders, tmp_path):
@@ -76,9 +77,9 @@ def test_the_legend_names_the_runs_and_kinds_of_lines(folders):
 
 
 @pytest.mark.parametrize(
-    ("rates", "scale"), [([0.01, 0.005], "linear"), ([0.01, 0.0001], "log"), ([0.01, 0.0], "linear")]
+    ("lrs", "scale"), [([0.01, 0.005], "linear"), ([0.01, 0.0001], "log"), ([0.01, 0.0], "linear")]
 )
-def test_a_rate_that_changes_much_gets_a_logarithmic_axis(lrs, scale):
+def test_a_learning_rate_that_changes_much_gets_a_logarithmic_axis(lrs, scale):
     course = Course("r", tuple(row(epoch, lr) for epoch, lr in enumerate(lrs, start=1)))
     figure = draw_curves([course], ["lr"])
     assert figure.axes[0].get_yscale() == scale

@@ -1,4 +1,4 @@
-"""Kernels, maps and saliency: what is on the image, pixel by pixel where it can be told."""
+"""Figures of kernels, feature maps and saliency, checked by their pixels and arrays."""
 
 import io
 
@@ -15,7 +15,7 @@ from trainer.inference.features import captured
 from trainer.inference.preprocess import as_batch
 from trainer.models.classifier import Classifier
 
-CELL = 11 * 6  # 11 px, six times larger
+CELL = 11 * 6  # side in pixels of a drawn 11 × 11 kernel
 
 
 def pixels_of(figure):
@@ -23,8 +23,8 @@ def pixels_of(figure):
         return np.asarray(image.convert("RGB"))
 
 
-def place_of(image, color):
-    """(top, left) of the one cell of a color."""
+def position_of(image, color):
+    """(top, left) of the only cell of a color."""
     found = (image == color).all(axis=2)
     rows, columns = found.any(axis=1).nonzero()[0], found.any(axis=0).nonzero()[0]
     assert found.sum() == CELL**2
@@ -33,7 +33,7 @@ def place_of(image, color):
 
 
 def paint(classifier):
-    """Kernels of two towers of two: gray, red; blue down, gray."""
+    """Set four kernels: gray and red in tower 1, yellow (negative blue) and gray in tower 2."""
     weights = classifier.model.conv1.weight
     assert len(weights) == 4
     with torch.no_grad():
@@ -46,25 +46,25 @@ def test_kernels_are_drawn_magnified_on_one_gray_centered_scale(tiny_classifier)
     paint(tiny_classifier)
     image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
     assert (image == 127).all(axis=2).sum() >= 2 * CELL**2
-    place_of(image, (255, 127, 127))
-    place_of(image, (127, 127, 0))
+    position_of(image, (255, 127, 127))
+    position_of(image, (127, 127, 0))
 
 
 def test_the_second_towers_kernels_stand_below_the_first_ones(tiny_classifier):
     paint(tiny_classifier)
     image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
-    (upper, right), (lower, left) = place_of(image, (255, 127, 127)), place_of(image, (127, 127, 0))
-    assert lower - upper >= CELL + 20  # a gap that can be seen, and a caption in it
-    assert right - left == CELL + 6  # the second of its row, and the first
+    (upper, right), (lower, left) = position_of(image, (255, 127, 127)), position_of(image, (127, 127, 0))
+    assert lower - upper >= CELL + 20  # at least 20 px for a gap and a caption
+    assert right - left == CELL + 6  # second and first of their rows
     between = image[upper + CELL : lower]
     assert (between < 100).any()
 
 
-def test_a_net_without_towers_has_one_block(tiny_classifier):
+def test_a_network_without_towers_has_one_block(tiny_classifier):
     tiny_classifier.model.conv2 = nn.Conv2d(4, 14, 5, padding=2)
     paint(tiny_classifier)
     image = pixels_of(draw_kernels(tiny_classifier, "tiny"))
-    (one, left), (other, right) = place_of(image, (255, 127, 127)), place_of(image, (127, 127, 0))
+    (one, left), (other, right) = position_of(image, (255, 127, 127)), position_of(image, (127, 127, 0))
     assert one == other
     assert right - left == CELL + 6
 
@@ -79,7 +79,7 @@ def test_weak_kernels_look_weak_beside_strong_ones(tiny_classifier):
     assert {255, 191, 127} <= values
 
 
-def test_an_untrained_or_zero_net_can_be_drawn(tiny_classifier):
+def test_kernels_of_zero_can_be_drawn(tiny_classifier):
     with torch.no_grad():
         tiny_classifier.model.conv1.weight.zero_()
     assert (pixels_of(draw_kernels(tiny_classifier, "zero")) == 127).all(axis=2).sum() >= 4 * CELL**2
@@ -103,12 +103,12 @@ def test_maps_are_the_layers_outputs_in_tiles(tiny_classifier, image):
         tiny_classifier.classify(as_batch([image]))
     shown, conv1, pool2 = images_of(figure)
     np.testing.assert_array_equal(shown, image)
-    for sheet, name in ((conv1, "conv1"), (pool2, "pool2")):
+    for tiles, name in ((conv1, "conv1"), (pool2, "pool2")):
         maps = outputs[name][0, :3].numpy()
         side = maps.shape[1]
-        step = (sheet.shape[1] - side) // 2
+        step = (tiles.shape[1] - side) // 2
         for number, one in enumerate(maps):
-            tile = sheet[:, number * step : number * step + side]
+            tile = tiles[:, number * step : number * step + side]
             np.testing.assert_array_equal(tile, one)
 
 
@@ -123,7 +123,7 @@ def test_layers_without_maps_are_refused(tiny_classifier, image, layer):
 
 
 class OneWeight(nn.Module):
-    """A network whose logit k is k + 1 times one red and minus another blue pixel."""
+    """A network whose logit k is (k + 1) · (3 · one red pixel − 2 · one blue pixel)."""
 
     def forward(self, x):
         return torch.stack([(k + 1) * (3 * x[:, 0, 5, 7] - 2 * x[:, 2, 9, 1]) for k in range(10)], dim=1)

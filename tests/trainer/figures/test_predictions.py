@@ -1,4 +1,4 @@
-"""Figure 4: the bars are the probabilities, the label's has its color, and images keep their aspect."""
+"""Figures of predictions and neighbors: bars, colors, frames, and images that keep their aspect ratio."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from matplotlib.colors import to_hex
 
 from trainer.figures.predictions import draw_neighbors, draw_predictions
 from trainer.figures.style import GREEN, ORANGE, SKY, VERMILION, figure_bytes
-from trainer.inference.neighbors import UNKNOWN, NamedImage, Neighborhood, Prediction
+from trainer.inference.examples import UNKNOWN, NamedImage, Prediction
+from trainer.inference.neighbors import Neighborhood
 
 NAMES = ["ant", "$b_1$", "<cat>", "鳥", "a name that is far too long for the space that there is", "fish"]
 
@@ -16,6 +17,7 @@ def image(label, name="key"):
 
 
 def shown(figure):
+    """The axes of a figure that show an image."""
     return [axes for axes in figure.axes if axes.images]
 
 
@@ -57,7 +59,7 @@ def test_neighbors_stand_in_rows_framed_by_whether_the_class_is_the_same():
     frames = [to_hex(axes.spines["left"].get_edgecolor()).upper() for axes in (*cells[1:3], *cells[4:])]
     assert frames == [GREEN, VERMILION, GREEN, GREEN]
     styles = [axes.spines["left"].get_linestyle() for axes in cells[1:3]]
-    assert styles == ["-", "--"]  # not by color alone
+    assert styles == ["-", "--"]  # color is not the only difference
     figure_bytes(figure, "png")
     lefts = [axes.get_window_extent().x0 for axes in cells[:3]]
     assert lefts == sorted(lefts)
@@ -68,4 +70,4 @@ def test_a_query_without_a_label_has_its_files_name_and_no_frames():
     figure = draw_neighbors(rows, NAMES, "t")
     assert shown(figure)[0].get_title() == "my cat.jpg"
     assert not shown(figure)[1].axison
-    assert "framed" not in figure.get_supxlabel()
+    assert "frame" not in figure.get_supxlabel()

@@ -1,4 +1,4 @@
-"""Letters, files and colors that all figures share."""
+"""Fonts, files and colors of all figures."""
 
 import io
 import xml.etree.ElementTree as ElementTree
@@ -83,7 +83,7 @@ def test_a_long_title_is_broken_into_lines():
 
 
 def test_letters_that_no_font_has_become_boxes_without_a_warning():
-    text = "a\U0010fffd\ue000z"  # private use: in no font
+    text = "a\U0010fffd\ue000z"  # private use: no font has them
     assert drawable(text) == "a□□z"
     assert figure_bytes(figure(text), "png")
 

@@ -1,4 +1,4 @@
-"""Files are classified as the evaluation classifies the same pixels."""
+"""Classifying image files gives the probabilities of the evaluation, and of Pillow and NumPy."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from trainer.inference.preprocess import crop_of_file
 
 
 def stored_images(dataset, folder):
-    """A dataset's validation JPEGs as files KEY.jpg."""
+    """Extract the validation images of a dataset as KEY.jpg."""
     for tar in dataset.tars("val"):
         with tarfile.open(tar) as file:
             for member in file:
@@ -52,7 +52,7 @@ def test_stored_images_get_the_evaluations_probabilities(tiny_dataset, tiny_clas
 def test_stored_images_get_the_probabilities_of_pillow_and_numpy(
     tiny_dataset, tiny_classifier, tmp_path, views
 ):
-    """Decoded by Pillow, cut and prepared in NumPy; only the layers behind are the network's own."""
+    """The reference decodes with Pillow and preprocesses in NumPy; it shares only the layers."""
     files = stored_images(tiny_dataset, tmp_path)[:5]
     model, side = tiny_classifier.eval(), tiny_classifier.spec.crop
     pixels = np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float32)
@@ -112,7 +112,7 @@ def test_an_ensemble_averages_probabilities(tiny_dataset, tiny_classifier, tmp_p
             assert guess.probability == pytest.approx(mean, abs=1e-9)
 
 
-def test_what_cannot_be_read_is_said_in_its_place(tiny_classifier, tmp_path):
+def test_unreadable_files_yield_their_error_in_order(tiny_classifier, tmp_path):
     def png(mode):
         buffer = io.BytesIO()
         Image.new(mode, (90, 80), 7).save(buffer, "TIFF" if mode == "CMYK" else "PNG")

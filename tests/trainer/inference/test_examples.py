@@ -1,4 +1,4 @@
-"""Predictions and neighbors of single images, against plain references over the whole split."""
+"""Predictions and neighbors of single images, against references computed over the whole split."""
 
 import numpy as np
 import pytest
@@ -8,16 +8,16 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline import UsageError
 from pipeline.dataset.samples import read_stored
 from trainer import load_model
-from trainer.inference.features import features
-from trainer.inference.neighbors import (
+from trainer.inference.examples import (
     UNKNOWN,
     NamedImage,
-    find_neighbors,
     named_images,
     predict,
     some_images,
     some_predictions,
 )
+from trainer.inference.features import features
+from trainer.inference.neighbors import find_neighbors
 from trainer.inference.preprocess import as_batch, crop_of_stored
 
 
@@ -27,13 +27,14 @@ def trained(tiny_run):
 
 
 @pytest.fixture
-def everything(trained, tiny_dataset):
-    """Key → (label, crop) of the whole validation split."""
+def val_crops(trained, tiny_dataset):
+    """Key → (label, crop) of every image of the validation split."""
     stored = read_stored(tiny_dataset, "val", range(30))
     return {s.key: (s.label, crop_of_stored(s.data, trained.spec)) for s in stored}
 
 
 def reference(trained, crop):
+    """Probabilities of a crop, with the softmax in NumPy."""
     with torch.inference_mode():
         logits = trained.classifier.classify(as_batch([crop]))[0].numpy().astype(np.float64)
     shares = np.exp(logits - logits.max())
@@ -47,7 +48,7 @@ def test_predictions_are_softmaxes_top_five(trained, tiny_dataset):
         np.testing.assert_allclose(one.probabilities, np.sort(shares)[::-1][:5], rtol=1e-4)
 
 
-def test_equally_likely_classes_come_by_number(trained):
+def test_ties_are_sorted_by_class_number(trained):
     with torch.no_grad():
         trained.classifier.model.fc8.weight.zero_()
         trained.classifier.model.fc8.bias.zero_()
@@ -58,7 +59,7 @@ def test_equally_likely_classes_come_by_number(trained):
     assert not found.right
 
 
-def test_the_choice_is_the_seeds(trained, tiny_dataset):
+def test_the_seed_determines_the_images(trained, tiny_dataset):
     def keys(seed, count=6):
         found = some_predictions(trained.classifier, tiny_dataset, "val", count, seed)
         return [one.image.name for one in found]
@@ -69,9 +70,9 @@ def test_the_choice_is_the_seeds(trained, tiny_dataset):
     assert [image.name for image in images] == keys(1)
 
 
-def test_only_errors_are_all_of_them_when_asked_for_many(trained, tiny_dataset, everything):
+def test_only_errors_finds_every_misclassified_image(trained, tiny_dataset, val_crops):
     found = some_predictions(trained.classifier, tiny_dataset, "val", 30, 0, only_errors=True)
-    wrong = {key for key, (label, crop) in everything.items() if reference(trained, crop).argmax() != label}
+    wrong = {key for key, (label, crop) in val_crops.items() if reference(trained, crop).argmax() != label}
     assert {one.image.name for one in found} == wrong
     assert 0 < len(wrong) < 30
 
@@ -94,25 +95,25 @@ def test_neighbors_are_scikit_learns_over_the_whole_split(trained, tiny_dataset)
     assert seen[-1] == (90, 90)
 
 
-def test_a_image_of_the_split_itself_is_its_own_nearest(trained, tiny_dataset):
+def test_an_image_of_the_searched_split_is_its_own_nearest(trained, tiny_dataset):
     (query,) = some_images(tiny_dataset, "train", trained.spec, 1, 5)
     (found,) = find_neighbors(trained.classifier, [query], tiny_dataset, count=1)
     assert found.found[0].name == query.name
     assert found.distances[0] == pytest.approx(0, abs=1e-3)
 
 
-def test_images_by_key_and_by_file(trained, tiny_dataset, tiny_source, everything):
+def test_images_by_key_and_by_file(trained, tiny_dataset, tiny_source, val_crops):
     file = next(tiny_source.rglob("*.jpg"))
-    key = list(everything)[3]
+    key = list(val_crops)[3]
     found = named_images([str(file), key], trained.spec, tiny_dataset)
     assert [(image.name, image.label) for image in found] == [
         (file.name, UNKNOWN),
-        (key, everything[key][0]),
+        (key, val_crops[key][0]),
     ]
-    np.testing.assert_array_equal(found[1].crop, everything[key][1])
+    np.testing.assert_array_equal(found[1].crop, val_crops[key][1])
 
 
-def test_names_that_are_neither(trained, tiny_dataset):
+def test_names_that_are_neither_key_nor_file(trained, tiny_dataset):
     with pytest.raises(UsageError, match="no image of val has the key 'nothing'"):
         named_images(["nothing"], trained.spec, tiny_dataset)
     with pytest.raises(UsageError, match="nothing: no such file, and no dataset is known"):

@@ -1,4 +1,4 @@
-"""Outputs of layers, against the layers applied one by one."""
+"""Captured outputs of layers, against the layers applied one by one."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_outputs_are_copied_before_the_next_layer_works_in_place(arch, pixels):
         for name, layer in model.named_children():
             x = layer(x.clone())
             torch.testing.assert_close(outputs[name], x, rtol=1e-5, atol=1e-5)
-    assert (outputs["conv1"] < 0).any()  # the ReLU behind it has not touched it
+    assert (outputs["conv1"] < 0).any()  # before the in-place ReLU
 
 
 def test_nothing_is_kept_after_the_block(tiny_classifier, pixels):
@@ -56,16 +56,16 @@ def test_an_unknown_layer_is_named_with_those_that_there_are(tiny_classifier):
 def test_features_are_the_last_hidden_layers(arch, hidden):
     model = build_model(arch, 4, 0.05, 64)
     assert feature_layer(model) == hidden
-    behind = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules()]
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert behind.index(linear[-2]) < behind.index(hidden) < behind.index(linear[-1])
+    assert names.index(linear[-2]) < names.index(hidden) < names.index(linear[-1])
 
 
 def test_features_times_the_last_layer_are_the_logits(tiny_classifier, pixels):
     tiny_classifier.eval()
     found = features(tiny_classifier, pixels)
     assert found.dtype == np.float32
-    assert found.min() == 0  # behind the ReLU
+    assert found.min() == 0  # after the ReLU
     last = tiny_classifier.model.fc8
     logits = found @ last.weight.detach().numpy().T + last.bias.detach().numpy()
     with torch.inference_mode():
@@ -88,6 +88,6 @@ def test_a_whole_splits_features_are_its_images_in_order(tiny_classifier, tiny_d
     stored = read_stored(tiny_dataset, "val", range(30))
     crops = [crop_of_stored(image.data, tiny_classifier.spec) for image in stored]
     alone = features(tiny_classifier, as_batch(crops))
-    # Batches of another size are summed in another order, so a small feature is as inexact as a large one.
+    # Other batch sizes sum in another order: the error is relative to the largest terms, not to the feature.
     atol = 1e-5 * alone.max()
     np.testing.assert_allclose(np.concatenate(chunks), alone, rtol=1e-4, atol=atol)

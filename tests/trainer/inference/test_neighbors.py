@@ -1,4 +1,4 @@
-"""Exact search against brute force in float64, scikit-learn, and cases that float32 cannot tell apart."""
+"""Exact search against float64 brute force and scikit-learn, with near-duplicates that defeat float32."""
 
 import tracemalloc
 
@@ -12,7 +12,7 @@ from trainer.inference.neighbors import nearest, rounding_bound
 
 
 def brute_force(queries, rows, count):
-    """Squared distances in float64 by differences; equal ones by index."""
+    """Indices and distances of the nearest rows, from differences in float64; ties go to the lower index."""
     differences = rows.astype(np.float64)[None] - queries.astype(np.float64)[:, None]
     squared = (differences**2).sum(axis=2)
     order = np.lexsort((np.broadcast_to(np.arange(len(rows)), squared.shape), squared))[:, :count]
@@ -35,7 +35,7 @@ def normal(seed, *shape, scale=1.0, shift=0.0):
     chunk=st.integers(1, 70),
     levels=st.integers(1, 4),
 )
-def test_many_ties_have_brute_forces_order(seed, rows, length, count, chunk, levels):
+def test_ties_are_ordered_as_brute_force_orders_them(seed, rows, length, count, chunk, levels):
     rng = np.random.default_rng(seed)
     data = rng.integers(0, levels, (rows, length)).astype(np.float32)
     queries = rng.integers(0, levels, (3, length)).astype(np.float32)
@@ -122,14 +122,14 @@ def test_a_memory_mapped_file_is_searched_in_blocks(tmp_path):
 @pytest.mark.parametrize(
     ("queries", "chunks", "count", "error", "text"),
     [
-        (np.ones((1, 4)), [np.ones((2, 5))], 1, UsageError, "shape (2, 5) among rows of 4"),
+        (np.ones((1, 4)), [np.ones((2, 5))], 1, UsageError, "shape (2, 5) cannot be compared"),
         (np.ones((1, 4)), [np.ones(4)], 1, UsageError, "shape (4,)"),
         (np.ones((1, 4)), [np.ones((2, 4))], 0, UsageError, "0 neighbors"),
         (np.ones((1, 4)), [], 1, UsageError, "no vectors to search"),
         (np.ones((0, 4)), [np.ones((2, 4))], 1, UsageError, "no vector to find"),
-        (np.full((1, 4), np.nan), [np.ones((2, 4))], 1, RunError, "a query is not of finite numbers"),
-        (np.ones((1, 4)), [np.full((2, 4), np.inf)], 1, RunError, "a row is not of finite numbers"),
-        (np.ones((1, 4)), [np.array([[1, 2, 3, np.nan]])], 1, RunError, "a row is not of finite"),
+        (np.full((1, 4), np.nan), [np.ones((2, 4))], 1, RunError, "a query holds NaN or infinity"),
+        (np.ones((1, 4)), [np.full((2, 4), np.inf)], 1, RunError, "a row holds NaN or infinity"),
+        (np.ones((1, 4)), [np.array([[1, 2, 3, np.nan]])], 1, RunError, "a row holds NaN"),
     ],
 )
 def test_what_cannot_be_searched(queries, chunks, count, error, text):

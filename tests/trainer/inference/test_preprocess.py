@@ -1,4 +1,4 @@
-"""Center crops of single images, against the loader's and Pillow's."""
+"""Center crops of single images, against those of the loader and of Pillow."""
 
 import io
 from dataclasses import replace
@@ -26,7 +26,7 @@ def test_stored_images_are_cut_as_the_loader_cuts_them(tiny_dataset, spec):
 
 
 @pytest.mark.parametrize("shape", [(72, 101), (100, 72), (73, 73)])
-def test_the_center_of_a_image_of_any_shape(spec, shape):
+def test_the_center_of_an_image_of_any_shape(spec, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -43,7 +43,7 @@ def test_a_file_is_prepared_as_its_stored_image_was(tiny_source, tiny_dataset, s
     assert len(files) == 30
     for path in files:
         fresh, again = crop_of_file(path, spec), crop_of_stored(stored[path.stem].data, spec)
-        gray = (fresh.astype(int) - again) @ [0.299, 0.587, 0.114]  # 4:2:0 spares brightness
+        gray = (fresh.astype(int) - again) @ [0.299, 0.587, 0.114]  # 4:2:0 subsamples only color
         assert np.abs(gray).mean() < 2
 
 

@@ -1,7 +1,7 @@
-"""The four networks against the published counts, shapes, names and functional references.
+"""The four networks against published parameter counts, shapes and names, and functional references.
 
-The references below are written with torch's functional interface from the paper, the released
-source and torchvision's layout; they share nothing with `trainer.models` but the weights.
+The references are written with torch's functional interface from the paper, the released source and
+torchvision's layout; they share nothing with `trainer.models` but the weights.
 """
 
 import pytest
@@ -34,7 +34,7 @@ TORCHVISION = {
     "classifier.6.weight": (1000, 4096),
     "classifier.6.bias": (1000,),
 }
-# The paper's section 3.5: kernels as (number, inputs, side, side), and the fully connected layers.
+# The paper's section 3.5: kernels as (outputs, inputs, side, side), and the fully connected layers.
 PAPER = {
     "conv1": (96, 3, 11, 11),
     "conv2": (256, 48, 5, 5),
@@ -49,7 +49,7 @@ BIAS_ONE = {"conv2", "conv4", "conv5", "fc6", "fc7"}
 
 
 def without_memory(arch: str) -> nn.Sequential:
-    """The network at full size, as shapes only."""
+    """Build the network at full size on the meta device, which has shapes only."""
     with torch.device("meta"):
         return build_model(arch, 1000)
 
@@ -133,7 +133,7 @@ def test_owt_has_torchvisions_names_and_shapes():
 
 
 def owt_reference(x, w):
-    """torchvision's alexnet in use (dropout is the identity)."""
+    """torchvision's alexnet in inference (dropout is the identity)."""
 
     def conv(x, at, **how):
         return F.relu(F.conv2d(x, w[f"features.{at}.weight"], w[f"features.{at}.bias"], **how))
@@ -149,7 +149,7 @@ def owt_reference(x, w):
 
 
 def alexnet_reference(x, w):
-    """The paper's text, sections 3.3 to 4.2, in use (outputs of fc6 and fc7 times one half)."""
+    """The paper's text, sections 3.3 to 4.2, in inference (outputs of fc6 and fc7 times one half)."""
 
     def conv(x, at, **how):
         return F.relu(F.conv2d(x, w[f"conv{at}.weight"], w[f"conv{at}.bias"], **how))
@@ -270,7 +270,7 @@ def test_every_parameter_gets_a_gradient(arch):
 
 
 def overfit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[float, float]:
-    """Train by the paper's rule on one batch; return loss and accuracy in use."""
+    """Train on one batch by the paper's rule; return loss and accuracy in inference mode."""
     optimizer = PaperSGD(model.parameters(), lr=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -293,7 +293,7 @@ def test_a_narrow_net_learns_from_our_init_but_not_from_the_papers(tiny_dataset,
     for module in plain.children():
         if hasattr(module, "weight"):
             nn.init.normal_(module.weight, std=0.01)
-    with torch.no_grad():  # ours starts no worse than a guess does
+    with torch.no_grad():  # ours starts near the loss of a random guess
         assert F.cross_entropy(ours.train()(images), batch.labels).item() < 3
     loss, accuracy = overfit(ours, images, batch.labels, 240)
     assert loss < 0.5

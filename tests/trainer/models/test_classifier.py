@@ -1,4 +1,4 @@
-"""The preprocessing that travels with a network, against NumPy on pixels and mean image."""
+"""The classifier's preprocessing against NumPy."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def pixels() -> np.ndarray:
 
 
 def seen_by_model(classifier: Classifier, call, images: np.ndarray) -> np.ndarray:
-    """What `classifier.model` is given."""
+    """Return the input of `classifier.model` while `call` runs on the images."""
     seen = []
     hook = classifier.model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -27,7 +27,7 @@ def seen_by_model(classifier: Classifier, call, images: np.ndarray) -> np.ndarra
 
 
 def center_of_mean_image(dataset) -> np.ndarray:
-    """Rows and columns 4..67 of 72, channels first."""
+    """Cut rows and columns 4..67 of 72 from the mean image, channels first."""
     return np.load(dataset.root / "mean_image.npy").astype(np.float64)[4:68, 4:68].transpose(2, 0, 1)
 
 

@@ -17,7 +17,7 @@ from trainer.models.layers import (
 
 
 def random_maps(*shape: int, scale: float = 30.0, seed: int = 0) -> torch.Tensor:
-    """Float64 maps large enough for the normalization to bite."""
+    """Draw float64 feature maps, large enough for normalization to have an effect."""
     return torch.from_numpy(np.random.default_rng(seed).normal(0, scale, shape))
 
 
@@ -131,7 +131,7 @@ def test_dropouts_gradient_passes_where_the_unit_was_kept():
 
 
 def pooled(layer, x):
-    """Maxima, and the gradient of their squares' sum."""
+    """Return the maxima, and the gradient of the sum of their squares."""
     x = x.detach().requires_grad_()
     maxima = layer(x)
     maxima.square().sum().backward()
@@ -160,7 +160,7 @@ def test_other_windows():
 
 
 class Whole(torch.nn.Module):
-    """A Sequential alone is compiled in pieces."""
+    """Wraps a Sequential, which torch.compile would otherwise compile in pieces."""
 
     def __init__(self, model):
         super().__init__()

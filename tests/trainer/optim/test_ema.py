@@ -1,4 +1,4 @@
-"""Averaged weights against the formula in NumPy."""
+"""The EMA of the weights against its formula in NumPy."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def values(classifier) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def averaged(tiny_classifier):
-    """A classifier changed at random 30 times, its average, and what NumPy makes of the same."""
+    """A classifier after 30 random changes, its EMA, and the same average computed by NumPy."""
     averages = Ema(tiny_classifier, 0.7)
     expected = {name: value.astype(np.float64) for name, value in values(tiny_classifier).items()}
     generator = torch.Generator().manual_seed(3)

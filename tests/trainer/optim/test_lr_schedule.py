@@ -1,4 +1,4 @@
-"""Rates over a run, against the paper's words and the released run's log."""
+"""The learning-rate schedule against the paper's text and the released run's log."""
 
 import math
 
@@ -52,8 +52,8 @@ def test_a_warm_up_as_long_as_the_run_never_divides_by_zero():
     assert schedule.lr(2.9) == pytest.approx(0.2 * 2.9 / 3)
 
 
-def train_data(schedule: Schedule, errors: list[float]) -> list[float]:
-    """Rates after each validation error."""
+def lrs_after(schedule: Schedule, errors: list[float]) -> list[float]:
+    """Return the learning rate after each validation error."""
     lrs = []
     for error in errors:
         schedule.end_epoch(error)
@@ -63,21 +63,21 @@ def train_data(schedule: Schedule, errors: list[float]) -> list[float]:
 
 def test_plateau_divides_by_ten_after_patience_without_improvement():
     schedule = Schedule(recipe(schedule="plateau", plateau_patience=2))
-    lrs = train_data(schedule, [0.9, 0.8, 0.8, 0.81, 0.7, 0.75, 0.69, 0.7, 0.7])
+    lrs = lrs_after(schedule, [0.9, 0.8, 0.8, 0.81, 0.7, 0.75, 0.69, 0.7, 0.7])
     #                       best best wait drop  best wait  best wait drop
     assert lrs == pytest.approx([0.2] * 3 + [0.02] * 4 + [0.02, 0.002])
 
 
 def test_plateau_drops_three_times_at_most():
     schedule = Schedule(recipe(schedule="plateau", plateau_patience=1))
-    lrs = train_data(schedule, [0.9] * 10)
+    lrs = lrs_after(schedule, [0.9] * 10)
     assert lrs == pytest.approx([0.2, 0.02, 0.002] + [0.0002] * 7)
 
 
 def test_paper_recipe_ends_at_a_thousandth_of_its_rate():
     schedule = Schedule(load_recipe("paper"))
     assert schedule.lr(0) == 0.01
-    lrs = train_data(schedule, [0.4] * 80)
+    lrs = lrs_after(schedule, [0.4] * 80)
     assert lrs[-1] == pytest.approx(1e-5)
     assert len({round(math.log10(lr)) for lr in lrs}) == 4
 
@@ -85,13 +85,13 @@ def test_paper_recipe_ends_at_a_thousandth_of_its_rate():
 def test_plateaus_memory_survives_a_round_trip():
     errors = [0.9, 0.8, 0.85, 0.81, 0.82, 0.83, 0.7, 0.71, 0.72, 0.73]
     whole = Schedule(recipe(schedule="plateau", plateau_patience=3))
-    expected = train_data(whole, errors)
+    expected = lrs_after(whole, errors)
     for cut in range(len(errors)):
         first = Schedule(recipe(schedule="plateau", plateau_patience=3))
-        train_data(first, errors[:cut])
+        lrs_after(first, errors[:cut])
         second = Schedule(recipe(schedule="plateau", plateau_patience=3))
         second.load_state_dict(first.state_dict())
-        assert train_data(second, errors[cut:]) == expected[cut:]
+        assert lrs_after(second, errors[cut:]) == expected[cut:]
 
 
 def test_source_recipes_table_is_the_released_runs():

@@ -1,4 +1,4 @@
-"""The update rule against the paper's two equations in NumPy float64, and how rates reach parameters."""
+"""Optimizers against the published equations in NumPy float64, and each parameter's learning rate."""
 
 import copy
 from dataclasses import replace
@@ -31,7 +31,7 @@ def paper_equations(w, gradients, lrs, momentum=0.9, decay=0.0005):
 
 
 def descend(make_optimizer, gradients, lrs):
-    """The same steps taken by an optimizer of torch's kind."""
+    """Take the same steps with a torch optimizer."""
     w = torch.nn.Parameter(torch.from_numpy(start()))
     optimizer = make_optimizer([w], lrs[0])
     for gradient, lr in zip(gradients, lrs, strict=True):
@@ -61,7 +61,7 @@ def test_paper_sgd_is_the_papers_equations_over_a_change_of_rate():
 def test_torchs_sgd_differs_from_the_paper_after_a_change_of_rate():
     expected = paper_equations(start(), gradients(20), DROPPING)
     torchs = descend(torch_sgd, gradients(20), DROPPING)
-    # Inside the velocity the old rate lives on: after the drop both move on from different speeds.
+    # The paper's velocity contains the old learning rate, so that after the drop the two velocities differ.
     assert np.abs(torchs - expected).max() > 0.1 * np.abs(expected - start()).max()
     paper = descend(paper_sgd, gradients(11), DROPPING[:11]) - descend(
         paper_sgd, gradients(10), DROPPING[:10]
@@ -87,7 +87,7 @@ def test_momentum_and_decay_are_the_equations(momentum, decay):
 
 
 def lars_equations(weights, gradients, lrs, momentum, decay, trust_coefficient):
-    """Algorithm 1 of the paper of 2017 on a list of layers in float64; vectors take a ratio of 1."""
+    """Algorithm 1 of the 2017 paper on a list of float64 layers; one-dimensional ones have a ratio of 1."""
     weights = [w.copy() for w in weights]
     velocities = [np.zeros_like(w) for w in weights]
     for step, lr in enumerate(lrs):
@@ -105,16 +105,16 @@ def lars_equations(weights, gradients, lrs, momentum, decay, trust_coefficient):
 
 
 @pytest.mark.parametrize(
-    ("momentum", "decay", "trust"), [(0.9, 0.0005, 0.001), (0.0, 0.1, 0.02), (0.5, 0.0, 1.0)]
+    ("momentum", "decay", "trust_coefficient"), [(0.9, 0.0005, 0.001), (0.0, 0.1, 0.02), (0.5, 0.0, 1.0)]
 )
 def test_lars_is_the_published_algorithm(momentum, decay, trust_coefficient):
     rng = np.random.default_rng(4)
     shapes = [(3, 4), (5, 2, 3, 3), (6,), (2, 2), (2, 3)]
     weights = [rng.normal(size=shape) * 10.0**k for k, shape in enumerate(shapes)]
-    weights[3][:] = 0  # a layer that starts at nothing
+    weights[3][:] = 0  # a layer whose weights are all zero
     gradients_ = [[rng.normal(size=shape) for shape in shapes] for _ in range(20)]
     for step in gradients_:
-        step[4][:] = 0  # and one without slope
+        step[4][:] = 0  # and one whose gradients are all zero
     lrs = [0.5] * 10 + [0.05] * 10
     parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
     optimizer = LARS(parameters, 1.0, momentum, decay, trust_coefficient)
@@ -129,7 +129,7 @@ def test_lars_is_the_published_algorithm(momentum, decay, trust_coefficient):
 
 
 def test_lars_steps_are_as_long_as_its_coefficient_says():
-    """Without decay and momentum a layer moves by rate · trust of its own length, whatever its gradient's."""
+    """Without decay and momentum, ‖update‖ / ‖weights‖ is lr · trust_coefficient for any gradient."""
     for scale in (1e-6, 1.0, 1e6):
         w = torch.nn.Parameter(torch.randn(7, 5, dtype=torch.float64))
         before = w.detach().clone()
@@ -142,7 +142,7 @@ def test_a_recipe_of_lars_trains(tiny_recipe):
     model = build_model("alexnet_bn", 10, 0.05, 64)
     optimizer = build_optimizer(model, replace(tiny_recipe, optimizer="lars", trust_coefficient=0.02))
     assert isinstance(optimizer, LARS)
-    assert {group["trust"] for group in optimizer.param_groups} == {0.02}
+    assert {group["trust_coefficient"] for group in optimizer.param_groups} == {0.02}
     x, y = torch.randn(20, 3, 64, 64), torch.arange(20) % 10
     losses = []
     for _ in range(30):
@@ -172,7 +172,7 @@ def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():
             step.step()
     assert torch.equal(w, other)
     fresh = paper_sgd([torch.nn.Parameter(weights.clone())], 0.01)
-    assert fresh.state_dict()["state"] == {}  # and the velocity was part of the state
+    assert fresh.state_dict()["state"] == {}  # so the saved velocity mattered
     assert "momentum_buffer" in saved["state"][0]
 
 
@@ -273,7 +273,7 @@ def test_sources_bias_and_layer_rates_reach_the_parameters():
     optimizer = build_optimizer(small_model("alexnet_source"), recipe)
     decays = by_layer(optimizer, "weight_decay")
     assert (decays[("fc6", False)], decays[("fc6", True)]) == (0.0005, 0.0)
-    expected = {  # epoch → rates of conv1's weights, conv2's weights and conv2's biases, for ε = 1
+    expected = {  # epoch → learning rates of conv1's weights, conv2's weights, conv2's biases, for lr = 1
         0: (1, 1, 2),
         24: (1, 1, 2),
         25: (1, 1, 1),

@@ -1,4 +1,4 @@
-"""A run whose names try to be HTML."""
+"""A run whose names contain HTML, to test escaping."""
 
 import dataclasses
 import shutil
@@ -10,7 +10,7 @@ from pipeline.dataset.manifest import write_manifest
 
 @pytest.fixture
 def hostile_text():
-    """A name that a page or a figure could take for its own markup."""
+    """A name with HTML and mathtext markup."""
     return '<script>alert("1")</script>\'&amp;"$x_1$'
 
 

@@ -1,4 +1,4 @@
-"""The page as a file: what it holds, what it escapes, and what it says when something is missing."""
+"""The page's HTML: its sections and numbers, escaping, and the reasons for missing sections."""
 
 import base64
 import io
@@ -17,12 +17,12 @@ from trainer.report.page import SECTIONS
 
 
 class Page(HTMLParser):
-    """Start tags with their attributes, in order, and the text."""
+    """Parsed HTML: start tags with their attributes, in order, and the text."""
 
     def __init__(self, html):
         super().__init__()
         self.tags, self.text, self._open = [], "", []
-        self.train_data(html)
+        self.feed(html)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -125,7 +125,7 @@ def test_a_missing_dataset_leaves_out_what_needs_it(tiny_run, tmp_path):
     assert headings == ["summary", "curves", "throughput", "kernels", "recipe", "left-out"]
 
 
-def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
+def test_missing_metrics_and_a_damaged_recipe_leave_out_their_sections(tiny_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
     (folder / "metrics.jsonl").unlink()
@@ -133,7 +133,7 @@ def test_a_missing_course_leaves_out_its_curves(tiny_run, tmp_path):
     skip = ("predictions", "neighbors", "confusion", "data")
     done = write_report(folder, tmp_path / "r.html", skip=skip)
     assert list(done.left_out) == ["curves", "throughput", *skip, "recipe"]
-    assert done.left_out["neighbors"] == "not asked for (--skip)"
+    assert done.left_out["neighbors"] == "skipped (--skip)"
     assert "not valid TOML" in done.left_out["recipe"]
     _, page = open_page(done.file)
     assert "top-1 accuracy" not in page.text
@@ -150,7 +150,7 @@ def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch)
     assert "Training crops" not in page.text
 
 
-def test_what_cannot_be_reported_on(tiny_run, tmp_path):
+def test_a_report_that_cannot_be_made(tiny_run, tmp_path):
     out = tmp_path / "r.html"
     (tmp_path / "empty").mkdir()
     for arguments, error, text in (
@@ -162,6 +162,6 @@ def test_what_cannot_be_reported_on(tiny_run, tmp_path):
         skip = ("neighbors", "confusion") if error is RunError else ()
         with pytest.raises(error, match=text):
             write_report(*arguments, skip=skip)
-    with pytest.raises(UsageError, match="--skip summary: no such part"):
+    with pytest.raises(UsageError, match="--skip summary: no such section"):
         write_report(tiny_run, out, skip=["summary"])
     assert not out.exists()

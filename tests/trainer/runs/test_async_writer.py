@@ -1,4 +1,4 @@
-"""Checkpoints beside the training: what is in them, which stay, and a disk that takes no more."""
+"""Checkpoints written in the background: content, number kept, and full disks."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def weights(path) -> float:
 
 
 def test_later_updates_do_not_reach_what_is_being_written(tmp_path, warnings, monkeypatch):
-    """The file is written only once the weights have changed."""
+    """The file is written after the weights have changed."""
     changed, write = threading.Event(), checkpoint.write_last
 
     def late(*arguments):

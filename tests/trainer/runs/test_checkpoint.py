@@ -1,4 +1,4 @@
-"""Checkpoints: whole, checked, and loaded without running code."""
+"""Checkpoints: atomic writing, checks, and loading without running code."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def test_further_state_comes_back(tiny_classifier, tmp_path):
 
 
 class Attack:
-    """Unpickling this makes a folder."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -83,26 +83,26 @@ def test_an_empty_zip_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"format": None}, {}, [1, 2], {"weight": torch.zeros(1)}])
-def test_a_foreign_file_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "foreign.pt")
+def test_a_file_of_another_program_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "external.pt")
     with pytest.raises(UsageError, match="not a checkpoint of this toolkit"):
-        checkpoint.load(tmp_path / "foreign.pt")
+        checkpoint.load(tmp_path / "external.pt")
 
 
-@pytest.mark.parametrize("content", [{"format": 2}, {"format": "1"}])
+@pytest.mark.parametrize("content", [{"format": 1}, {"format": 3}, {"format": "2"}])
 def test_another_format_version_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "new.pt")
-    with pytest.raises(UsageError, match="this release reads 1"):
+    with pytest.raises(UsageError, match="this release reads 2"):
         checkpoint.load(tmp_path / "new.pt")
 
 
-def test_a_checkpoint_that_does_not_describe_its_net_is_refused(tmp_path):
+def test_a_checkpoint_without_a_spec_is_refused(tmp_path):
     for spec in (None, {"arch": "alexnet"}, 3):
         with pytest.raises(UsageError, match=r"x\.pt: does not describe its network"):
-            checkpoint.spec_of({"format": 1, "spec": spec}, tmp_path / "x.pt")
+            checkpoint.spec_of({"format": 2, "spec": spec}, tmp_path / "x.pt")
 
 
-def test_weights_of_another_net_are_refused(tiny_classifier, tmp_path):
+def test_weights_of_another_network_are_refused(tiny_classifier, tmp_path):
     narrow = Classifier(replace(tiny_classifier.spec, width=0.04))
     path = tmp_path / "x.pt"
     checkpoint.save(path, tiny_classifier)
@@ -158,7 +158,7 @@ def test_a_failing_save_leaves_the_old_file(tiny_classifier, tiny_checkpoint, mo
     assert [path.name for path in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
 
 
-def test_a_disk_that_takes_no_more_is_a_run_error_and_leaves_the_old_file(tiny_classifier, tiny_checkpoint):
+def test_a_full_disk_is_a_run_error_and_leaves_the_old_file(tiny_classifier, tiny_checkpoint):
     before = tiny_checkpoint.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))  # Python ignores SIGXFSZ

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs, among them torchvision's layout against its published list of layers."""
+"""Checkpoints of other programs; torchvision's layout is checked against its published list of layers."""
 
 import argparse
 
@@ -79,22 +79,22 @@ def test_torchvisions_layout_gives_torchvisions_logits(published, tmp_path):
     with torch.inference_mode():
         got = model.eval().classify(pixels)
     assert expected.std() > 0.1
-    # A processor's kernels sum in an order of their own: float32's error grows with the largest logit.
+    # The order of sums depends on the processor; float32's error grows with the largest logit.
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert notes == [
-        f"{tmp_path / 'alexnet-owt.pth'}: its 10 outputs are taken as the data's 10 classes, in order"
+        f"{tmp_path / 'alexnet-owt.pth'}: its 10 outputs are assumed to be the data's 10 classes, in order"
     ]
     assert (model.spec.size, model.spec.crop) == (256, 224)
 
 
 def save_timm(state, path):
-    """What timm's saver writes: the command line's options are a Namespace."""
+    """Write a file as timm does, with the command line's options as a Namespace."""
     content = {"epoch": 3, "arch": "alexnet", "state_dict": state, "args": argparse.Namespace(lr=0.1)}
     torch.save(content | {"optimizer": {"state": {0: {"m": torch.zeros(2)}}}, "metric": 0.5}, path)
 
 
 def save_reference_script(state, path):
-    """What torchvision's training script writes, here from inside torch.compile and DataParallel."""
+    """Write a file as torchvision's training script does, of a model in torch.compile and DataParallel."""
     wrapped = {f"module._orig_mod.{name}": value for name, value in state.items()}
     torch.save({"model": wrapped, "epoch": 3, "args": argparse.Namespace()}, path)
 
@@ -119,7 +119,7 @@ def test_weights_are_found_however_they_were_saved(tmp_path, name):
     model, notes = load_external(
         path, ExternalWeights("alexnet_bn", Preprocessing((1, 2, 3), (4, 5, 6))), CLASSES
     )
-    assert model.spec.width == 0.125  # told by the kernels of the first layer
+    assert model.spec.width == 0.125  # inferred from the kernels of the first layer
     for key, value in model.model.state_dict().items():
         assert torch.equal(value, state[key].half().to(value.dtype) if name == "half.pth" else state[key])
     assert len(notes) == 1
@@ -127,14 +127,14 @@ def test_weights_are_found_however_they_were_saved(tmp_path, name):
 
 def test_weights_of_another_shape_are_named(tmp_path):
     state = build_model("alexnet", 10, 0.125).state_dict()
-    torch.save(state | {"conv2.bias": torch.zeros(7)}, tmp_path / "net.pth")
+    torch.save(state | {"conv2.bias": torch.zeros(7)}, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match=r"1 key of another shape: conv2\.bias 7 for 32;"):
         load_external(
-            tmp_path / "net.pth", ExternalWeights("alexnet", Preprocessing((0,) * 3, (1,) * 3)), CLASSES
+            tmp_path / "weights.pth", ExternalWeights("alexnet", Preprocessing((0,) * 3, (1,) * 3)), CLASSES
         )
 
 
-def test_our_own_checkpoints_are_not_foreign(tiny_checkpoint, tmp_path):
+def test_our_own_checkpoints_are_not_external(tiny_checkpoint, tmp_path):
     assert not is_external(tiny_checkpoint)
     (tmp_path / "junk.pt").write_bytes(b"junk")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
@@ -155,7 +155,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 
 def test_missing_and_unexpected_keys_are_reported_and_capped(published, tmp_path):
-    path = tmp_path / "net.pth"
+    path = tmp_path / "weights.pth"
     few = {name: value for name, value in published.items() if "features" not in name}
     torch.save(few | {"head.weight": torch.zeros(2)}, path)
     with pytest.raises(UsageError) as error:
@@ -168,7 +168,7 @@ def test_missing_and_unexpected_keys_are_reported_and_capped(published, tmp_path
 
 
 def test_unexpected_keys_alone_are_a_note(published, tmp_path):
-    path = tmp_path / "net.pth"
+    path = tmp_path / "weights.pth"
     extra = {f"ema.{number}": torch.zeros(1) for number in range(7)}
     torch.save(published | extra, path)
     _, notes = load_external(path, torchvision(), CLASSES)
@@ -180,27 +180,27 @@ def test_unexpected_keys_alone_are_a_note(published, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"epoch": 3, "lr": 0.1}, "holds no state dict but epoch, lr"),
+        ({"epoch": 3, "lr": 0.1}, r"holds no state dict \(its keys: epoch, lr\)"),
         ([1, 2], "holds no state dict;"),
         (torch.zeros(3), "holds no state dict;"),
     ],
 )
 def test_files_without_a_state_dict(tmp_path, content, words):
-    torch.save(content, tmp_path / "net.pth")
+    torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match=words):
-        load_external(tmp_path / "net.pth", torchvision(), CLASSES)
+        load_external(tmp_path / "weights.pth", torchvision(), CLASSES)
 
 
 def test_another_number_of_classes_is_named(published, tmp_path):
-    torch.save(published, tmp_path / "net.pth")
+    torch.save(published, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="has 10 outputs, but the data has 4 classes"):
-        load_external(tmp_path / "net.pth", torchvision(), CLASSES[:4])
+        load_external(tmp_path / "weights.pth", torchvision(), CLASSES[:4])
 
 
-def test_nothing_said_of_its_preprocessing(published, tmp_path):
-    torch.save(published, tmp_path / "net.pth")
+def test_external_weights_need_a_description(published, tmp_path):
+    torch.save(published, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="--arch alexnet_owt --preprocessing torchvision"):
-        load_external(tmp_path / "net.pth", None, CLASSES)
+        load_external(tmp_path / "weights.pth", None, CLASSES)
 
 
 def test_preprocessing_from_a_file(tmp_path):
@@ -210,7 +210,7 @@ def test_preprocessing_from_a_file(tmp_path):
     assert found == ExternalWeights("alexnet", Preprocessing((127.5,) * 3, (127.5,) * 3, 256, 192))
 
 
-def test_nothing_described():
+def test_no_description_without_options():
     assert describe(None, None) is None
 
 
@@ -230,7 +230,7 @@ def test_nothing_described():
         ("alexnet", "mean = ", "it needs mean and std"),
     ],
 )
-def test_descriptions_that_say_too_little(tmp_path, arch, preprocessing, words):
+def test_incomplete_descriptions_are_refused(tmp_path, arch, preprocessing, words):
     if preprocessing and "=" in preprocessing:
         path = tmp_path / "mine.toml"
         path.write_text(preprocessing)
@@ -239,16 +239,16 @@ def test_descriptions_that_say_too_little(tmp_path, arch, preprocessing, words):
         describe(arch, preprocessing)
 
 
-def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dataset, tmp_path):
-    """End to end on 72 px images, against the network run here on Pillow's pixels."""
+def test_an_external_checkpoint_is_evaluated_with_the_named_preprocessing(tiny_dataset, tmp_path):
+    """End to end on 72 px images, against a reference network on pixels that Pillow decoded."""
     torch.manual_seed(0)
     model = build_model("alexnet_owt", 10, 0.125)
     model.classifier[6].weight.data *= 40
-    torch.save(model.state_dict(), tmp_path / "net.pth")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
     how = Preprocessing(tuple(255 * m for m in MEAN), tuple(255 * s for s in STD), 72, 64)
     got = evaluate_checkpoints(
         DistEnv(),
-        [tmp_path / "net.pth"],
+        [tmp_path / "weights.pth"],
         tiny_dataset.root,
         "val",
         "center",
@@ -267,19 +267,19 @@ def test_a_foreign_checkpoint_is_evaluated_with_the_preprocessing_named(tiny_dat
     top1, top5, loss = measured(softmax(np.array(rows)), labels)
     assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
     assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
-    assert "10 outputs are taken as the data's 10 classes, in order" in got.notes[0]
+    assert "10 outputs are assumed to be the data's 10 classes, in order" in got.notes[0]
 
 
-def test_a_description_where_every_checkpoint_has_its_own_is_refused(tiny_checkpoint, tiny_dataset):
-    with pytest.raises(UsageError, match="says its architecture and preprocessing itself"):
+def test_a_description_is_refused_where_every_checkpoint_has_its_own(tiny_checkpoint, tiny_dataset):
+    with pytest.raises(UsageError, match="has its own architecture and preprocessing"):
         evaluate_checkpoints(
             DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )
 
 
 def test_images_of_another_size_than_the_preprocessings_are_refused(tiny_dataset, tmp_path):
-    torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "net.pth")
+    torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UsageError, match=r"shorter side of 256 px.*has 72 px"):
         evaluate_checkpoints(
-            DistEnv(), [tmp_path / "net.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
+            DistEnv(), [tmp_path / "weights.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
         )

@@ -1,4 +1,4 @@
-"""Opening a run, and finding its dataset."""
+"""Loading a run's model, and finding its dataset."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from trainer.runs.load_model import (
 
 @pytest.fixture
 def moved(tiny_run, tmp_path):
-    """A copy of the run, whose dataset is gone."""
+    """A copy of the run whose dataset is missing."""
     folder = tmp_path / "moved"
     shutil.copytree(tiny_run, folder)
     facts = json.loads((folder / "run.json").read_text())
@@ -40,7 +40,7 @@ def test_a_checkpoint_of_a_run_and_one_alone(tiny_run, tiny_checkpoint):
     assert load_model(tiny_run / "last.pt").name == "tiny-run/last.pt"
     alone = load_model(tiny_checkpoint)
     assert (alone.name, alone.folder) == ("tiny", None)
-    with pytest.raises(UsageError, match="lies in no run's folder; name its dataset with --data"):
+    with pytest.raises(UsageError, match="not in a run's folder; name its dataset with --data"):
         dataset_of(alone)
 
 
@@ -56,12 +56,12 @@ def test_a_damaged_or_missing_run_file(moved, tmp_path):
     (moved / "run.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
         run_facts(moved)
-    with pytest.raises(UsageError, match="no run's folder"):
+    with pytest.raises(UsageError, match="not a run's folder"):
         run_facts(tmp_path)
 
 
 def changed(dataset, folder, **changes):
-    """The dataset with another manifest over the same shards."""
+    """Copy the dataset's manifest with changes; the shards are the same."""
     folder.mkdir()
     for split in ("train", "val"):
         (folder / split).symlink_to(dataset.root / split)

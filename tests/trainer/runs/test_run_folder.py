@@ -1,4 +1,4 @@
-"""The run's folder: created once, read back checked, metrics in order."""
+"""The run's folder: creation, checks when it is read, order of metrics."""
 
 import json
 from dataclasses import asdict, replace

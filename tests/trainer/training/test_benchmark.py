@@ -1,4 +1,4 @@
-"""What limits a machine: measured parts, and the sentence made of them."""
+"""The benchmark: measured components, and the advice made from them."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from trainer.training.options import TrainJob
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_parts_are_measured_and_nothing_is_written(tiny_recipe, tiny_dataset, tmp_path, processes):
+def test_components_are_measured_and_nothing_is_written(tiny_recipe, tiny_dataset, tmp_path, processes):
     job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, batch_size=20))
     if processes == 1:
         found = measure(DistEnv(), job, seconds=0.2)
@@ -35,7 +35,7 @@ def timings(**throughputs):
     return [Timing(names.get(name, name), throughput, 1, 1, 0) for name, throughput in throughputs.items()]
 
 
-def test_the_slowest_part_limits(tiny_recipe, tiny_dataset):
+def test_the_slowest_component_limits(tiny_recipe, tiny_dataset):
     found = advise(timings(cpu=3000, model=300, together=270), tiny_recipe, tiny_dataset, "cpu", "cpu")
     assert found == (
         "The model limits this machine: all else is at least 10.0 times as fast as it (they share the same "
@@ -77,7 +77,7 @@ def test_a_slow_model_gets_advice_on_what_is_left(tiny_recipe, tiny_dataset, mon
     assert "channels_last=true" in advice(compile=True)
 
 
-def test_large_or_distant_data_gets_advice_to_come_nearer(tiny_recipe, tiny_dataset):
+def test_large_or_remote_data_gets_advice(tiny_recipe, tiny_dataset):
     def advice(dataset):
         return advise(timings(cpu=1, model=9, together=1), tiny_recipe, dataset, "cpu", "cpu")
 
@@ -88,11 +88,11 @@ def test_large_or_distant_data_gets_advice_to_come_nearer(tiny_recipe, tiny_data
     assert "`--cache DIR`" in advice(replace(tiny_dataset, url="s3://bucket/set"))
 
 
-def test_a_part_is_measured_for_about_the_time_asked(monkeypatch):
+def test_a_component_is_measured_for_about_the_time_asked(monkeypatch):
     steps = []
-    meter = benchmark._Meter(DistEnv(), batch_size=10, seconds=0.2)
+    timer = benchmark._Timer(DistEnv(), batch_size=10, seconds=0.2)
     clock = iter(range(10**6))
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock) * 0.05)
-    timing = meter.run("x", lambda: steps.append(1))
-    assert len(steps) == 2 + 1 + 4  # warm-up, one to know its length of 0.05 s, four to measure
+    timing = timer.run("x", lambda: steps.append(1))
+    assert len(steps) == 2 + 1 + 4  # warm-up, one to find its duration of 0.05 s, four to measure
     assert timing.images_per_second == pytest.approx(4 * 10 / 0.05)

@@ -1,4 +1,4 @@
-"""Which precision a recipe gets on which machine."""
+"""The precision that a recipe gets on a machine."""
 
 import platform
 from dataclasses import replace
@@ -13,7 +13,7 @@ from trainer.training.precision import choose_precision, in_words
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Pretend a GPU of a compute capability."""
+    """Pretend a GPU with the given compute capability."""
 
     def pretend(major: int, minor: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (major, minor))
@@ -24,7 +24,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def restored():
-    """TF32 choices are torch's globals."""
+    """Restore torch's global TF32 settings."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
@@ -40,22 +40,22 @@ def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypat
     assert (found.new_scaler() is not None) == (precision == "float16")
 
 
-def test_a_cpu_without_bfloat16_takes_float32_and_says_so(tiny_recipe, monkeypatch):
+def test_a_cpu_without_bfloat16_uses_float32_and_says_so(tiny_recipe, monkeypatch):
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
     found = choose_precision(replace(tiny_recipe, precision="bfloat16"), "cpu")
     assert (found.dtype, found.device, found.is_mixed) == (torch.float32, "cpu", False)
     assert found.note == "this processor has no bfloat16: float32 instead"
 
 
-def test_what_the_processor_has_agrees_with_its_flags():
-    """AVX-512 is what torch's bfloat16 kernels need on x86."""
+def test_bfloat16_support_agrees_with_the_processors_flags():
+    """On x86 torch's bfloat16 kernels need AVX-512."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
         pytest.skip("no x86 Linux")
     flags = Path("/proc/cpuinfo").read_text().split()
     assert module.cpu_has_bfloat16() == ({"avx512bw", "avx512vl", "avx512dq"} <= set(flags))
 
 
-def test_a_gpu_without_bfloat16_takes_float16_with_scaling_and_says_so(tiny_recipe, gpu):
+def test_a_gpu_without_bfloat16_uses_float16_with_scaling_and_says_so(tiny_recipe, gpu):
     gpu(7, 5)
     found = choose_precision(replace(tiny_recipe, precision="bfloat16"), "gpu")
     assert (found.dtype, found.device) == (torch.float16, "cuda")

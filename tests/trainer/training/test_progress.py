@@ -1,4 +1,4 @@
-"""An epoch's sums."""
+"""An epoch's running totals and timing."""
 
 import time
 
@@ -9,31 +9,31 @@ from trainer.distributed.env import DistEnv
 from trainer.training.progress import EpochTimer, Reading, RunningTotals, Wait
 
 
-def test_a_meter_adds_up_and_knows_the_last_loss():
-    meter = RunningTotals(DistEnv())
+def test_totals_add_up_and_keep_the_last_loss():
+    totals = RunningTotals(DistEnv())
     for step, (loss, correct) in enumerate([(2.0, 3.0), (1.0, 5.0)], 1):
-        meter.add(torch.tensor(loss), torch.tensor(correct), 8, step)
-    reading = meter.peek()
+        totals.add(torch.tensor(loss), torch.tensor(correct), 8, step)
+    reading = totals.peek()
     assert (reading.loss_sum, reading.correct, reading.images) == (24.0, 8.0, 16.0)
     assert (reading.loss, reading.diverged) == (1.0, 0.0)
-    assert meter.read() == reading
-    meter.restart()
-    assert meter.read().images == 0.0
+    assert totals.read() == reading
+    totals.restart()
+    assert totals.read().images == 0.0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_first_update_that_is_no_number_is_remembered(bad):
-    meter = RunningTotals(DistEnv())
+def test_the_first_step_whose_loss_is_not_finite_is_kept(bad):
+    totals = RunningTotals(DistEnv())
     for step, loss in enumerate([2.0, bad, 1.0, bad], 41):
-        meter.add(torch.tensor(loss), torch.tensor(0.0), 8, step)
-    assert meter.read().diverged == 42
+        totals.add(torch.tensor(loss), torch.tensor(0.0), 8, step)
+    assert totals.read().diverged == 42
 
 
-def test_sums_are_what_a_resumed_epoch_goes_on_from():
-    meter = RunningTotals(DistEnv())
-    meter.sums.add_(torch.tensor([10.0, 4.0, 6.0]))
-    meter.add(torch.tensor(0.5), torch.tensor(1.0), 2, 1)
-    assert meter.sums.tolist() == [11.0, 5.0, 8.0]
+def test_a_resumed_epoch_continues_from_saved_sums():
+    totals = RunningTotals(DistEnv())
+    totals.sums.add_(torch.tensor([10.0, 4.0, 6.0]))
+    totals.add(torch.tensor(0.5), torch.tensor(1.0), 2, 1)
+    assert totals.sums.tolist() == [11.0, 5.0, 8.0]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_only_waiting_for_batches_is_counted(clock):
         for number in range(3):
             clock[0] += 5.0
             yield number
-        clock[0] += 0.5  # to find that there are no more
+        clock[0] += 0.5  # time to find that there are no more
 
     wait = Wait()
     for _ in wait.over(slow()):
@@ -57,8 +57,8 @@ def test_only_waiting_for_batches_is_counted(clock):
     assert wait.seconds == 15.5
 
 
-def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
-    """From update 40 of 100 on, 20 updates of 128 images in 10 s."""
+def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
+    """Resumed after step 40 of 100; 20 steps of 128 images took 10 s."""
     timer = EpochTimer(
         epoch=2, epochs=5, first=40, total=100, batch_size=128, lr=0.01, val_seconds=7.0, started=100
     )
@@ -69,14 +69,14 @@ def test_a_moment_of_an_epoch_begun_by_an_earlier_process(clock):
     assert (row.loss, row.top1, row.lr, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)
     assert row.images_per_second == 20 * 128 / 10
     assert row.data_wait == 0.25
-    # 40 updates of this epoch and 200 of two more, half a second each, and three validations
+    # 40 steps of this epoch and 200 of two more, half a second each, and three validations
     assert row.seconds_left == pytest.approx(240 * 0.5 + 3 * 7.0)
 
 
 @pytest.mark.parametrize(
     ("total", "done", "known"), [(100, 9, False), (100, 10, True), (3, 2, False), (3, 3, True)]
 )
-def test_a_few_updates_say_nothing_of_the_rest(clock, total, done, known):
+def test_after_few_steps_no_time_left_is_given(clock, total, done, known):
     timer = EpochTimer(epoch=0, epochs=2, first=0, total=total, batch_size=1, lr=0.1, started=100)
     clock[0] += done
     assert timer.seconds_left(done, timer.seconds) == (2 * total - done if known else None)

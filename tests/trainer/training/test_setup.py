@@ -1,4 +1,4 @@
-"""A classifier made ready for training: compiled as a whole, to the same numbers."""
+"""Compiling a classifier: one graph, and the same gradients as without."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def classifier_of(arch: str) -> Classifier:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_net_and_preprocessing_are_one_graph(arch, kind, monkeypatch):
-    """Of a torch.nn.Sequential alone, torch.compile would make graphs of pieces."""
+def test_network_and_preprocessing_are_one_graph(arch, kind, monkeypatch):
+    """torch.compile would split a bare torch.nn.Sequential into several graphs."""
     classifier, counter = classifier_of(arch), CompileCounter()
     compile_ = classifier.compile
     monkeypatch.setattr(classifier, "compile", lambda **_: compile_(backend=counter))
@@ -32,7 +32,7 @@ def test_net_and_preprocessing_are_one_graph(arch, kind, monkeypatch):
 
 
 def test_compiled_gradients_are_the_eager_ones():
-    """With the norms' sums through memory, as the CPU's options have it."""
+    """With the CPU's compiler options, which store the response norm's sums."""
     images, labels = 255 * torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
     found = []
     for compiled in (False, True):

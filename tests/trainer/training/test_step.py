@@ -1,4 +1,4 @@
-"""One update: the loss it names, parts of a batch, and float16's scaling."""
+"""One step: returned loss, accumulation steps, and float16 loss scaling."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precisi
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
 def test_a_batch_in_parts_moves_the_weights_as_a_whole_one(parts):
-    """In float64, without what depends on the parts: dropout and batch normalization."""
+    """In float64, without dropout and batch normalization, which depend on how the batch is split."""
     torch.manual_seed(0)
     model = without_dropout(build_model("alexnet", 10, 0.1, 64)).double()
     start = {name: value.clone() for name, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A sample that went bad after it was written is named, wherever it lies and whoever meets it."""
+"""The loader's error names the damaged sample, on every rank and for every way of reading."""
 
 import re
 
@@ -20,7 +20,10 @@ def data(tmp_path):
 
 
 def overwrite(dataset, split, number, extension, at, content):
-    """Damage member `extension` of sample `number` of a split, `at` bytes behind its start."""
+    """Write `content` into one member of a sample, `at` bytes after its start.
+
+    Returns the tar, and the byte offset and size of the sample's image.
+    """
     for tar in dataset.tars(split):
         for sample in read_index(index_path(tar)):
             offset, _, name = sample[extension]
@@ -39,7 +42,7 @@ def read_all(dataset, split, rank=0, world_size=1, access=None):
         return sum(len(batch.labels) for batch in loader)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("number", [0, 17, 39])
 def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_size):
@@ -50,7 +53,7 @@ def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_si
             read_all(data, split, rank, world_size)
         except RunError as error:
             errors.append(str(error))
-    # Of a training epoch a few samples are left out, and this may be one of them.
+    # A training epoch leaves a few samples out; the damaged one may be among them.
     assert len(errors) == 1 or (split == "train" and not errors and SAMPLES % (4 * world_size))
     for error in errors:
         assert error.startswith(f"{tar}: the sample {split}-{number} (bytes {offset:,} to {offset + size:,})")
@@ -82,8 +85,8 @@ def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
     ("digits", "reason"),
     [
         (b"0003", "its label is 3, but the manifest names 3 classes"),
-        (b"00x2", "its label is b'00x2', no number"),
-        (b"0/:2", "its label is b'0/:2', no number"),  # 2, were a digit's value not looked at
+        (b"00x2", "its label is b'00x2', not a number"),
+        (b"0/:2", "its label is b'0/:2', not a number"),  # 2 if digit values were not checked
     ],
 )
 def test_a_label_that_is_none_is_named(data, digits, reason):
@@ -93,14 +96,14 @@ def test_a_label_that_is_none_is_named(data, digits, reason):
 
 
 def test_bytes_that_dali_takes_stop_nothing(data):
-    """Rot in the scan decodes to other pixels: only checksums show it."""
+    """Damage inside the JPEG's scan decodes to other pixels: only checksums show it."""
     _, _, size = overwrite(data, "train", 5, "jpg", 0, b"")
     overwrite(data, "train", 5, "jpg", size - 12, b"\x55\xaa\x55")
     assert read_all(data, "train") == SAMPLES
 
 
 def test_an_error_of_no_sample_is_still_one_line(data):
-    """A tar that vanished after the dataset was opened."""
+    """A tar is deleted after the dataset was opened."""
     data.tars("train")[1].unlink()
     with pytest.raises(RunError, match=rf"{data.url}: DALI cannot read train: .*") as caught:
         read_all(data, "train")
@@ -108,10 +111,10 @@ def test_an_error_of_no_sample_is_still_one_line(data):
 
 
 def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
-    """And what to do: the source may be whole."""
+    """The source may be intact, so the message says to delete the copy."""
     cache, source = tmp_path / "cache", data.tars("train")[0]
     with Loader(data, "train", TrainView(16), 4, access=ReadOptions(cache=cache)) as loader:
-        opened = loader._shard_files.take(
+        opened = loader._shard_files.acquire(
             order.training_share(loader._sizes, 0, 0, 0, 1, 4)
         )  # fetched and checked
         copy = next(p for p in cache.rglob("*.tar") if p.read_bytes() == source.read_bytes())
@@ -124,11 +127,11 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
         with pytest.raises(RunError, match=rf"^{copy}: the sample .* is damaged: ") as caught:
             list(loader)
         opened.release()
-    assert f"delete that copy of {source}, and it is brought anew" in str(caught.value)
+    assert f"delete this cached copy of {source}, and it is fetched again" in str(caught.value)
 
 
 def test_random_damage_always_names_the_sample(data):
-    """One byte of the first image's header at a time, at random: batches, or the one error."""
+    """Change one random byte of the first image's header at a time: all batches come, or the one error."""
     original = data.tars("train")[0].read_bytes()
     rng = np.random.default_rng(0)
     (offset, size, _) = read_index(data.indexes("train")[0])[0]["jpg"]

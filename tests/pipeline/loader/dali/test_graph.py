@@ -1,4 +1,4 @@
-"""The graph against an independent reference: Pillow decodes, NumPy crops, flips and adds."""
+"""The DALI graph against an independent reference: Pillow decodes, NumPy crops, flips and adds noise."""
 
 import io
 import re
@@ -20,7 +20,7 @@ MEAN = (120.5, 110.25, 100.125)
 
 
 def pillow_images(dataset, split):
-    """Key → float64 (H, W, 3), decoded by Pillow from the tars."""
+    """Decode a split's images with Pillow: key → float64 (H, W, 3)."""
     images = {}
     for path in dataset.tars(split):
         with tarfile.open(path) as tar:
@@ -33,7 +33,7 @@ def pillow_images(dataset, split):
 
 
 def find_crop(image, seen, crop):
-    """The corner and flip whose crop differs from `seen` by one shift per channel, and that shift."""
+    """Find top, left and flip of the crop that equals `seen` but for a shift per channel, and the shift."""
     rows, columns = np.random.default_rng(0).integers(0, crop, (2, 40))
     free_y, free_x = image.shape[0] - crop, image.shape[1] - crop
     best = (np.inf,)
@@ -49,7 +49,7 @@ def find_crop(image, seen, crop):
 
 
 def photographs(count, height, width, seed=0):
-    """Smooth random color fields: no two crops of one are alike."""
+    """Draw smooth random color fields, in which no two crops are alike."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
     return [np.asarray(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC)) for s in small]
@@ -77,7 +77,7 @@ def test_training_tensors_equal_the_reference(fields, kind, channels_last):
         assert batch.images.shape == (3, 3, CROP, CROP)
         assert batch.images.permute(0, 2, 3, 1).is_contiguous() == channels_last
         for key, image in zip(batch.keys, batch.images.permute(0, 2, 3, 1).double().numpy(), strict=True):
-            gray = image * std * divisor + MEAN  # back to gray levels, noise still in it
+            gray = image * std * divisor + MEAN  # back to gray levels, with the noise
             top, left, flip, shift = find_crop(images[key], gray, CROP)
             crop = images[key][top : top + CROP, left : left + CROP]
             if noise is None:
@@ -93,13 +93,13 @@ def test_training_tensors_equal_the_reference(fields, kind, channels_last):
 
 @pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
-    """Images that tell where a crop was cut: red is x, green is y."""
+    """Images whose pixels tell their position: red is x, green is y."""
     folder = tmp_path_factory.mktemp("gradients") / "data"
     return write_dataset(folder, {"train": [gradient(SIZE, SIZE)] * 400}, SIZE)
 
 
 def draws(dataset, epochs, crop=CROP, **options):
-    """Corner x, corner y and flip of every sample over some epochs."""
+    """Measure left, top and flip of every sample's crop over some epochs."""
     found = []
     with Loader(dataset, "train", TrainView(crop), 100, **options) as loader:
         for _ in range(epochs):
@@ -144,7 +144,7 @@ def test_crops_of_unequal_sides_are_uniform(tmp_path, height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(80, 125), (125, 80)])
 def test_crops_of_images_of_original_size_are_uniform(tmp_path, height, width):
-    """Stored at half the size: a gray level is two pixels once they are loaded."""
+    """Images are stored at half the size: one gray level of the gradient is two loaded pixels."""
     size, crop = 160, 150
     data = write_dataset(tmp_path / "d", {"train": [gradient(height, width)] * 400}, size, mode="original")
     found = []
@@ -219,7 +219,7 @@ def test_evaluation_views_equal_slices(tmp_path, height, width, mode):
 
 
 def scaled_by_pillow(image, size):
-    """An image's center square once Pillow has scaled its shorter side to `size`."""
+    """Scale an image's shorter side to `size` with Pillow, and cut the center square."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     target = (round(width * size / shorter), round(height * size / shorter))
@@ -230,7 +230,7 @@ def scaled_by_pillow(image, size):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """Grainy images of many sizes: more than twice as large as they are loaded, as large, and smaller."""
+    """Noisy images of many sizes: larger than twice the loaded size, equal to it, and smaller."""
     sizes = [(300, 431), (260, 170), (64, 64), (64, 99), (41, 30), (20, 333), (128, 128), (65, 64)]
     rng = np.random.default_rng(5)
     images = [
@@ -266,7 +266,7 @@ def test_images_of_original_size_are_scaled_as_by_pillow(originals):
 
 
 def test_training_crops_of_images_of_original_size_are_crops_of_the_scaled_image(originals):
-    crop = 64  # all of a square image: what is left of chance is the flip
+    crop = 64  # all of a square image: only the flip is random
     images = pillow_images(originals, "train")
     squares = [key for key, pixels in images.items() if pixels.shape[0] == pixels.shape[1]]
     assert len(squares) == 2
@@ -294,7 +294,7 @@ def test_float16_is_the_rounded_float32(fields):
 
 
 def torchvision_boxes(count, size, rng):
-    """(width, height) of random-resized crops as torchvision's documentation has them, in NumPy."""
+    """Draw (width, height) of random-resized crops in NumPy, as torchvision documents them."""
     found = []
     while len(found) < count:
         for _ in range(10):
@@ -310,7 +310,7 @@ def torchvision_boxes(count, size, rng):
 
 
 def test_random_resized_crops_are_torchvisions(tmp_path):
-    """On gradients the corners' gray levels tell which part was cut, and the slope how large it was."""
+    """In a gradient, the gray levels at the corners tell where a crop was cut, the slope how large it was."""
     size, crop = 256, 64
     data = write_dataset(tmp_path / "d", {"train": [gradient(size, size)] * 300}, size)
     boxes, flips = [], 0
@@ -322,7 +322,7 @@ def test_random_resized_crops_are_torchvisions(tmp_path):
                     across, down = image[0].mean(axis=0), image[1].mean(axis=1)
                     flips += across[0] > across[-1]
                     across = across[:: -1 if across[0] > across[-1] else 1]
-                    # The slope between inner pixels, which no border bends; a pixel's middle is half in.
+                    # The slope between inner pixels, free of border effects; pixel centers are at + 0.5.
                     steps = [(line[-9] - line[8]) / (crop - 17) for line in (across, down)]
                     starts = [
                         line[8] + 0.5 - 8.5 * step for line, step in zip((across, down), steps, strict=True)
@@ -376,7 +376,7 @@ def test_full_resize_is_the_whole_image_squeezed(tmp_path, height, width, mode, 
 
 
 def decoders_of(node):
-    """The (name, device) of every decoder that a graph's output hangs on, as DALI specifies them."""
+    """Collect (name, device) of every decoder on which a graph's output depends."""
     if node.source is None:
         return set()
     text = str(node.source.spec)
@@ -398,7 +398,7 @@ def decoders_of(node):
     ],
 )
 def test_no_gpu_decodes_a_region(view, mode):
-    """By construction: DALI's region decoders may crash on a GPU, so they are the CPU's or nobody's."""
+    """DALI's region decoders may crash on a GPU, so the graph has them on the CPU only."""
     reader = graph.ReaderSettings(["a.tar"], ["a.idx"], 4)
     for device in ("cpu", "hybrid", "gpu"):
         with Pipeline(batch_size=2, num_threads=1, device_id=None if device == "cpu" else 0):

@@ -30,7 +30,7 @@ CLASSES = {1: ("n02119789", "kit fox, Vulpes macrotis"), 2: ("n02100735", "Engli
 
 
 def read(root, meta, truth):
-    """Read an extracted devkit of these two files."""
+    """Read an extracted devkit that consists of these two files."""
     place(root / NAME / META, meta)
     place(root / NAME / TRUTH, truth)
     return read_devkit(open_store(root), f"{NAME}/{META}")
@@ -45,7 +45,7 @@ def refused(root, message, name=ARCHIVE):
 
 
 def gzip_is_sound(data):
-    """Whether gzip's own program finds no fault, its checksum included."""
+    """Whether the gzip program accepts the file, including its checksum."""
     return subprocess.run(["gzip", "-t"], input=bytes(data), capture_output=True).returncode == 0
 
 
@@ -146,7 +146,7 @@ def test_a_flipped_bit_in_the_archive_is_an_error_or_changes_nothing(tmp_path):
         damaged = bytearray(data)
         damaged[at] ^= 16
         place(tmp_path / ARCHIVE, bytes(damaged))
-        if gzip_is_sound(damaged):  # another way to write the same: gzip has some
+        if gzip_is_sound(damaged):  # this is another valid encoding of the same data
             assert read_devkit(open_store(tmp_path), ARCHIVE) == whole
         else:
             refused(tmp_path, f"{tmp_path}/{ARCHIVE}: ")

@@ -51,7 +51,7 @@ def test_the_real_mapping_file(shared_data):
 
 
 def test_bad_mapping_files(tmp_path):
-    refused(f"{tmp_path}/m.txt: line 2 names a again;", mapping, tmp_path, b"a one\na two\n")
+    refused(f"{tmp_path}/m.txt: line 2 names a a second time;", mapping, tmp_path, b"a one\na two\n")
     refused(f"{tmp_path}/m.txt: not UTF-8 text (byte 2);", mapping, tmp_path, b"a \xff\n")
 
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_far_too_large(tmp_path):
     with (tmp_path / "s.csv").open("wb") as file:
         file.truncate(2**40)
     store = open_store(tmp_path)
-    refused("s.csv: 1,099,511,627,776 bytes are too many;", read_solution, store, "s.csv")
+    refused("s.csv: 1,099,511,627,776 bytes are too many for a label file;", read_solution, store, "s.csv")
 
 
 @pytest.mark.skipif(is_root(), reason="root may read anything")

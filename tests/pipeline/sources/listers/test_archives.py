@@ -255,7 +255,7 @@ def test_a_devkit_that_is_too_short(root, tree):
     refused(root, "devkit_t12.tar.gz does not match", count)
 
 
-def test_a_csv_that_lacks_a_image(tmp_path, tree):
+def test_a_csv_that_lacks_an_image(tmp_path, tree):
     root = write_archives(tmp_path / "csv", tree, "csv")
     labels = val_labels(tree)
     first, second, *_ = sorted(labels)

@@ -83,7 +83,7 @@ def test_images_are_found_at_any_depth_and_in_every_format(tmp_path):
     assert {s.label for s in source.splits["train"] if s.path.startswith("ant/")} == {0}
 
 
-def test_a_folder_named_like_a_image_is_a_folder(tmp_path):
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
     flat(tmp_path, bee=1)
     place(tmp_path / "ant" / "album.jpg" / "1.jpg")
     assert paths(read_source(tmp_path), "train") == ["ant/album.jpg/1.jpg", "bee/bee_00.jpg"]

@@ -38,7 +38,7 @@ def refused(root, *parts, **options):
 
 
 def files(tree):
-    """Split → {(stem, WNID, bytes)} of a tree of class folders."""
+    """Return split → {(stem, WNID, bytes)} of a tree of class folders."""
     return {
         split: {(p.stem, p.parent.name, p.read_bytes()) for p in tree.glob(f"{split}/*/*")}
         for split in ("train", "val")

@@ -22,7 +22,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Class folders under ImageNet's names: three classes, eight images each to train and four to test."""
+    """Class folders with ImageNet's names: three classes, each with 8 training and 4 validation images."""
     root = write_source(tmp_path_factory.mktemp("tree") / "tree", classes=WNIDS, height=16, width=16)
     for number, (class_id, path) in enumerate(images(root, "train")):
         path.rename(path.with_name(f"{class_id}_{number}.JPEG"))
@@ -263,9 +263,9 @@ def test_columns_of_other_names_and_types(tmp_path, columns):
         ({"a": [1]}, "no column image .* and no column label; its columns are: a (int64)"),
         ({"image": ["a.jpg"], "label": [0]}, "no column image .*: image (string), label (int64)"),
         ({"image": [{"path": "a"}], "label": [0]}, "no column image .*: image (struct<path: string>)"),
-        ({"image": [b"a"], "label": [0.5]}, "column label is double; it must hold whole numbers or texts"),
-        ({"image": [b"a"], "label": [[1, 2]]}, "column label is list<.*>; it must hold whole numbers"),
-        ({"image": [b"a"], "label": [True]}, "column label is bool; it must hold whole numbers"),
+        ({"image": [b"a"], "label": [0.5]}, "column label is double; it must hold integers or strings"),
+        ({"image": [b"a"], "label": [[1, 2]]}, "column label is list<.*>; it must hold integers"),
+        ({"image": [b"a"], "label": [True]}, "column label is bool; it must hold integers"),
     ],
 )
 def test_other_columns_are_named(tmp_path, columns, message):
@@ -354,14 +354,16 @@ def test_texts_group_images_of_several_wnids(tmp_path):
 
 
 def test_a_number_beyond_the_names_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="label 2, but names for the labels 0 to 1 only"):
+    with pytest.raises(UsageError, match="label 2 occurs, but only the labels 0 to 1 have names"):
         read_source(one_file(tmp_path, [0, 1, 2], class_label=["a", "b"]))
 
 
 def test_numbers_beside_texts_are_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", rows([0, 1]))
     write_parquet(tmp_path / "val.parquet", rows(["ant"], "v{}.jpg"))
-    with pytest.raises(UsageError, match=r"labels are numbers and texts: 0 of a0.jpg, but 'ant' of v0.jpg"):
+    with pytest.raises(
+        UsageError, match=r"some labels are numbers and others strings: 0 of a0.jpg, but 'ant' of v0.jpg"
+    ):
         read_source(tmp_path)
 
 
@@ -428,7 +430,7 @@ def test_a_null_image_is_an_empty_one(tmp_path):
 def test_damaged_metadata_are_named(tmp_path):
     given = pa.table({"image": [b"a"], "label": [0]}).replace_schema_metadata({"huggingface": "{"})
     pq.write_table(given, tmp_path / "train.parquet")
-    with pytest.raises(UsageError, match=r"train.parquet: Hugging Face's metadata in it are damaged"):
+    with pytest.raises(UsageError, match=r"train.parquet: its Hugging Face metadata is damaged"):
         read_source(tmp_path)
 
 

@@ -23,7 +23,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Class folders under ImageNet's names: three classes, eight images each to train and four to test."""
+    """Class folders with ImageNet's names: three classes, each with 8 training and 4 validation images."""
     root = write_source(tmp_path_factory.mktemp("tree") / "tree", classes=WNIDS, height=16, width=16)
     for number, (class_id, path) in enumerate(images(root, "train")):
         path.rename(path.with_name(f"{class_id}_{number}.JPEG"))
@@ -33,7 +33,7 @@ def tree(tmp_path_factory):
 
 
 def tar(path, *members):
-    """A tar of (name, bytes) members in this order, by Python's own writer."""
+    """Write a tar of (name, bytes) members, in this order, with Python's tarfile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
         for name, data in members:
@@ -44,7 +44,7 @@ def tar(path, *members):
 
 
 def by_library(path):
-    """The samples that the webdataset library finds in a tar."""
+    """Return the samples that the webdataset library reads from a tar."""
     with path.open("rb") as file:
         members = [member | {"__url__": str(path)} for member in tar_file_iterator(file)]
     return list(group_by_keys(members))
@@ -119,7 +119,7 @@ def test_a_dataset_of_ours_keeps_its_classes(tiny_dataset, tmp_path):
 def test_a_label_beyond_our_manifest_is_refused(tiny_dataset, tmp_path):
     shutil.copy(tiny_dataset.root / "manifest.json", tmp_path)
     tar(tmp_path / "train.tar", ("a.jpg", b"a"), ("a.cls", b"10"))
-    with pytest.raises(UsageError, match="label 10, but names for the labels 0 to 9 only"):
+    with pytest.raises(UsageError, match="label 10 occurs, but only the labels 0 to 9 have names"):
         read_source(tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_splits_are_in_the_names(tmp_path, names):
     assert [s.path for s in source.splits["val"]] == ["v0.jpg", "v1.jpg"]
 
 
-def test_archives_of_imagenet_are_left_to_another_reader(tmp_path):
+def test_archives_of_imagenet_are_left_to_another_lister(tmp_path):
     for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
         place(tmp_path / name)
     assert not detect(open_store(tmp_path))
@@ -279,17 +279,17 @@ def test_names_with_dots(tmp_path):
     assert list(data_of(tmp_path, source, "train", tmp_path / "none").values()) == [b"p1", b"p2", b"p3"]
 
 
-def test_long_and_foreign_names(tmp_path):
-    long, external = "x" * 300, "Ünï ćode 猫"
+def test_long_and_non_ascii_names(tmp_path):
+    long, unicode = "x" * 300, "Ünï ćode 猫"
     tar(
         tmp_path / "t.tar",
         (f"{long}.jpg", b"1"),
         (f"{long}.cls", b"a"),
-        (f"{external}.jpg", b"2"),
-        (f"{external}.cls", b"b"),
+        (f"{unicode}.jpg", b"2"),
+        (f"{unicode}.cls", b"b"),
     )
-    assert listed(tmp_path) == [(f"{long}.jpg", "a"), (f"{external}.jpg", "b")] or listed(tmp_path) == [
-        (f"{external}.jpg", "b"),
+    assert listed(tmp_path) == [(f"{long}.jpg", "a"), (f"{unicode}.jpg", "b")] or listed(tmp_path) == [
+        (f"{unicode}.jpg", "b"),
         (f"{long}.jpg", "a"),
     ]
 
@@ -349,7 +349,7 @@ def test_a_test_split_without_labels_is_left_out(tmp_path):
     assert source.notes == ["test: its 2 images have no labels, left out"]
 
 
-def test_a_sample_without_a_image_is_named(tmp_path):
+def test_a_sample_without_an_image_is_named(tmp_path):
     first = tar(tmp_path / "a-train.tar", ("a.jpg", b""), ("a.cls", b"0"), ("b.cls", b"1"))
     tar(tmp_path / "b-train.tar", ("c.cls", b"1"), ("d.json", b'{"label": 1}'))
     with pytest.raises(
@@ -364,7 +364,7 @@ def test_a_sample_without_a_image_is_named(tmp_path):
     [
         ("a.cls", b"\xff\xfe", "a.cls is no label"),
         ("a.json", b'{"label": ', "a.json is no label"),
-        ("a.json", b'{"label": 1.5}', r"a.json has the label 1.5; it must be a whole number or a text"),
+        ("a.json", b'{"label": 1.5}', r"a.json has the label 1.5; it must be an integer or a string"),
         ("a.json", b'{"label": true}', r"a.json has the label True; it must be"),
         ("a.json", b'{"label": [1]}', r"a.json has the label \[1\]; it must be"),
         ("a.cls", bytes(2**24 + 1), "a.cls has 16,777,217 bytes, too many for a label"),
@@ -378,7 +378,9 @@ def test_labels_that_are_none_are_named(tmp_path, name, data, message):
 
 def test_numbers_beside_texts_are_refused(tmp_path):
     tar(tmp_path / "t.tar", ("a.jpg", b""), ("a.json", b'{"label": 1}'), ("b.jpg", b""), ("b.cls", b"dog"))
-    with pytest.raises(UsageError, match=r"labels are numbers and texts: 1 of a.jpg, but 'dog' of b.jpg"):
+    with pytest.raises(
+        UsageError, match=r"some labels are numbers and others strings: 1 of a.jpg, but 'dog' of b.jpg"
+    ):
         read_source(tmp_path)
 
 

@@ -1,0 +1,161 @@
+"""Single images as the network sees them, by name or at random, and their predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.samples import StoredImage, find_places, read_stored
+from pipeline.errors import UsageError
+from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
+from trainer.models.classifier import Classifier, Spec
+
+UNKNOWN = -1
+"""Label of an image whose class is not known."""
+_BATCH = 32
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image's center crop, the network's input, with its name and label.
+
+    Attributes:
+        name: Key of the image in the dataset, or its file name.
+        crop: uint8 (S, S, 3) RGB, center crop.
+        label: Class number, or `UNKNOWN`.
+    """
+
+    name: str
+    crop: Crop
+    label: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The top-5 prediction of an image.
+
+    Attributes:
+        image: The image.
+        classes: Class numbers, most probable first; five, or fewer if the network has fewer classes.
+        probabilities: Probabilities of `classes`, 0..1.
+    """
+
+    image: NamedImage
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the most probable class is the label."""
+        return self.classes[0] == self.image.label
+
+
+def named_images(
+    names: Sequence[str], spec: Spec, dataset: Dataset | None, split: str = "val"
+) -> list[NamedImage]:
+    """Read images by path or by key; a name is a key only if there is no such file.
+
+    Args:
+        names: Paths of image files, or keys of `split`.
+        spec: Image size and crop of the network.
+        dataset: Dataset in which keys are looked up, or None to allow files only.
+        split: Name of the split that the keys belong to.
+
+    Returns:
+        Images in the order of `names`; those from files have the label `UNKNOWN`.
+
+    Raises:
+        UsageError: a name is neither a file nor a key, or an image cannot be read.
+    """
+    keys = [name for name in names if not Path(name).is_file()]
+    if keys and dataset is None:
+        raise UsageError(f"{keys[0]}: no such file, and no dataset is known that could hold it as a key")
+    stored = read_stored(dataset, split, find_places(dataset, split, keys)) if dataset and keys else []
+    by_key = {key: of_stored(image, spec) for key, image in zip(keys, stored, strict=True)}
+    return [
+        by_key.get(name) or NamedImage(Path(name).name, crop_of_file(Path(name), spec), UNKNOWN)
+        for name in names
+    ]
+
+
+def some_images(dataset: Dataset, split: str, spec: Spec, count: int, seed: int) -> list[NamedImage]:
+    """Read random images of a split, without repetition.
+
+    Args:
+        dataset: The dataset, opened.
+        split: Name of the split.
+        spec: Image size and crop of the network.
+        count: Number of images; fewer are returned if the split is smaller.
+        seed: Seed of the random choice.
+
+    Raises:
+        UsageError: there is no such split, or an image does not decode.
+    """
+    positions = _shuffled(dataset, split, seed)[:count]
+    return [of_stored(stored, spec) for stored in read_stored(dataset, split, positions)]
+
+
+def of_stored(stored: StoredImage, spec: Spec) -> NamedImage:
+    """Decode a stored image and cut its center crop.
+
+    Raises:
+        UsageError: the image does not decode.
+    """
+    return NamedImage(stored.key, crop_of_stored(stored.data, spec), stored.label)
+
+
+def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Prediction]:
+    """Predict the five most probable classes of images; ties go to the lower class number.
+
+    Args:
+        classifier: Network in evaluation mode, on any device.
+        images: Images, in batches of 32.
+    """
+    found: list[Prediction] = []
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        pixels = as_batch([image.crop for image in batch]).to(classifier.mean.device)
+        with torch.inference_mode():
+            probabilities = classifier.classify(pixels).double().softmax(dim=1).cpu().numpy()
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :_LISTED]
+        for image, classes, row in zip(batch, order, probabilities, strict=True):
+            top_classes = tuple(int(label) for label in classes)
+            found.append(Prediction(image, top_classes, tuple(float(row[label]) for label in classes)))
+    return found
+
+
+def some_predictions(
+    classifier: Classifier, dataset: Dataset, split: str, count: int, seed: int, only_errors: bool = False
+) -> list[Prediction]:
+    """Predict random images of a split until there are `count` predictions or the split ends.
+
+    Args:
+        classifier: Network in evaluation mode.
+        dataset: Dataset with the network's classes.
+        split: Name of the split, usually "val".
+        count: Number of predictions; fewer are returned if the split has fewer.
+        seed: Seed of the random order.
+        only_errors: Whether to keep only images whose most probable class is not their label.
+
+    Raises:
+        UsageError: there is no such split, or an image does not decode.
+    """
+    order = _shuffled(dataset, split, seed)
+    found: list[Prediction] = []
+    step = max(_BATCH, count) if only_errors else count
+    for start in range(0, len(order), step):
+        stored = read_stored(dataset, split, order[start : start + step])
+        predictions = predict(classifier, [of_stored(one, classifier.spec) for one in stored])
+        found += [one for one in predictions if not (only_errors and one.right)]
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _shuffled(dataset: Dataset, split: str, seed: int) -> list[int]:
+    """Return all positions of a split in random order, for `read_stored`."""
+    return [int(position) for position in np.random.default_rng(seed).permutation(dataset.samples(split))]
