@@ -231,7 +231,7 @@ class RemoteStore(Store):
                     f"cannot {doing} {url}: no credentials ({text}); set them as for the cloud's own tools, "
                     "such as in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
-            if isinstance(error, PermissionError) or "Forbidden" in text or "ReadOptions Denied" in text:
+            if isinstance(error, PermissionError) or "Forbidden" in text or "Access Denied" in text:
                 raise UsageError(
                     f"cannot {doing} {url}: access denied ({text}); check the credentials and the bucket"
                 ) from error
