@@ -129,9 +129,9 @@ def main(
     from pipeline import Dataset, UsageError
     from trainer import load_recipe
     from trainer.callbacks.tensorboard import require_tensorboard
-    from trainer.distributed.consensus import STOPPED
     from trainer.distributed.env import adopt_slurm, choose_processes, launched_outside
     from trainer.distributed.launch import launch
+    from trainer.distributed.stop_signals import STOPPED
     from trainer.runs.run_folder import RECIPE_FILE, is_run
     from trainer.training.options import TrainJob
     from trainer.training.setup import local_batch_size

@@ -61,10 +61,6 @@ def read_samples(
             return spooled, span
         return source, ByteRange(container.path, sample.offset, sample.size)
 
-    def measured(sample: Sample) -> tuple[Store, bool, ByteRange]:
-        store, span = located(sample)
-        return store, max(span.size or 0, sample.size) > largest, span
-
     def read(batch: Sequence[Sample]) -> Iterator[bytes | OSError]:
         placed = ((*located(sample), sample.size) for sample in batch)
         for (store, too_large), group in groupby(

@@ -14,7 +14,7 @@ import torch
 from helpers.entries import Recorder
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file
 from trainer.training.options import TrainJob
 from trainer.training.trainer import train
 
@@ -54,7 +54,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Check that two runs have equal checkpoints and, but for times, equal metrics."""
     for name in ("last.pt", "best.pt"):
         assert_same(checkpoint.load(one / name), checkpoint.load(other / name), name)
-    rows = [[replace(row, **CLOCKS) for row in run_folder.read_metrics(folder)] for folder in (one, other)]
+    rows = [[replace(row, **CLOCKS) for row in metrics_file.read_metrics(folder)] for folder in (one, other)]
     assert rows[0] == rows[1]
 
 

@@ -1,20 +1,11 @@
 """Decisions that all processes make in the same step: to stop, or to save a checkpoint."""
 
-import signal
-import threading
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from trainer.distributed.env import DistEnv
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop and saved a checkpoint: BSD's EX_TEMPFAIL, "try again"."""
-
-# Schedulers end a job with SIGTERM; USR1 is the customary signal of Slurm's `--signal` option.
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Consensus:
@@ -62,29 +53,3 @@ class Consensus:
         if self._sent is not None:
             self._sent[1].wait()
             self._sent = None
-
-
-class StopSignals:
-    """Context manager that records SIGTERM and SIGUSR1 instead of letting them end this process.
-
-    Attributes:
-        name: Name of the first signal received, such as "SIGTERM"; "" before any.
-    """
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python delivers signals to the main thread only
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._record)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, _frame: FrameType | None) -> None:
-        self.name = self.name or signal.Signals(number).name

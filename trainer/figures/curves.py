@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
 from trainer.figures.style import COLORS, INK, drawable, fonts_for, new_figure, shortened, styled
+from trainer.runs.metrics_file import METRICS_FILE, read_metrics
 from trainer.runs.records import EpochMetrics
-from trainer.runs.run_folder import METRICS_FILE, read_metrics
 
 Panel = Literal["loss", "top-1", "top-5", "lr", "throughput"]
 PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -24,10 +23,8 @@ from pipeline.storage.atomic import make_folder, write_bytes
 from trainer.distributed.env import DistEnv
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
-from trainer.runs.records import EpochMetrics
 
 RECIPE_FILE = "recipe.toml"
-METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
 
 
@@ -188,27 +185,6 @@ def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Da
         raise UsageError(f"{path}: saved by an older release in another form; start another --out")
     if saved.get("one_batch"):
         raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
-
-
-def read_metrics(folder: Path) -> list[EpochMetrics]:
-    """Read the rows of metrics.jsonl in order; an empty list where there is no such file.
-
-    Raises:
-        UsageError: The file is damaged.
-    """
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    try:
-        return msgspec.json.Decoder(EpochMetrics).decode_lines(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise UsageError(f"{path}: damaged ({error})") from error
-
-
-def add_metrics(folder: Path, row: EpochMetrics) -> None:
-    """Append an epoch's row; rows of this and later epochs, left by a killed run, are removed."""
-    rows = [old for old in read_metrics(folder) if old.epoch < row.epoch] + [row]
-    write_bytes(folder / METRICS_FILE, msgspec.json.Encoder().encode_lines(rows))
 
 
 def provenance() -> dict[str, object]:

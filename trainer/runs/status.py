@@ -12,8 +12,9 @@ import msgspec
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer.runs import checkpoint
+from trainer.runs.metrics_file import read_metrics
 from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
-from trainer.runs.run_folder import RUN_FILE, is_run, read_metrics
+from trainer.runs.run_folder import RUN_FILE, is_run
 
 STATUS_FILE = "status.json"
 _EVERY_SECONDS = 5.0

@@ -21,15 +21,16 @@ from trainer.callbacks.base import Callback, Callbacks
 from trainer.callbacks.profiler import profiler
 from trainer.data import TrainData, validation_loader
 from trainer.distributed.comm_hooks import Compression, check_compression
-from trainer.distributed.consensus import Consensus, StopSignals
+from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, all_most, all_sum, gather_objects, share_buffers
 from trainer.distributed.failures import HangWatchdog, refuse_unlike
+from trainer.distributed.stop_signals import StopSignals
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, check_layers, set_lrs
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file, run_folder
 from trainer.runs.async_writer import AsyncCheckpointer
 from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
@@ -274,7 +275,7 @@ class Trainer:
             data_wait=now.wait.seconds / trained,
         )
         if env.is_first:
-            run_folder.add_metrics(self.job.out, row)
+            metrics_file.add_metrics(self.job.out, row)
         self.left_out = 0
         self.totals.restart()
         self.train_data.epoch(now.epoch + 1)  # the checkpoint holds the start of the next epoch

@@ -7,9 +7,10 @@ import threading
 import pytest
 from helpers.entries import wish
 
-from trainer.distributed.consensus import Consensus, StopSignals
+from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
+from trainer.distributed.stop_signals import StopSignals
 
 
 def test_a_single_process_gets_its_requests_at_once():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.training_runs import COMMAND, assert_same_run, command, finish, start
 
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 RENDEZVOUS = f"{ADDRESSES[0]}:29400"
@@ -102,7 +102,7 @@ def test_a_host_lost_and_back_changes_nothing(namespaces, tiny_dataset, tmp_path
     second = on(namespaces[1], arguments)
     output = finish(first) + finish(second)
     assert "Traceback" not in output
-    assert [row.epoch for row in run_folder.read_metrics(out)] == list(range(1, 61))
+    assert [row.epoch for row in metrics_file.read_metrics(out)] == list(range(1, 61))
     finish(start(command(tiny_dataset.root, tmp_path / "one", "--cpus", "2", **settings)))
     assert_same_run(tmp_path / "one", out)
 

@@ -19,7 +19,7 @@ from trainer.distributed import consensus
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 from trainer.recipe import Stage
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
 from trainer.training.options import Debugging, Saving, TrainJob
 
@@ -268,4 +268,4 @@ def test_ten_random_ends_change_nothing(tiny_dataset, tmp_path, processes, how):
     finish(start(arguments))
     finish(start(command(tiny_dataset.root, whole, *cpus, **settings)))
     assert_same_run(whole, cut)
-    assert [row.epoch for row in run_folder.read_metrics(cut)] == list(range(1, 31))
+    assert [row.epoch for row in metrics_file.read_metrics(cut)] == list(range(1, 31))

@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from pipeline import UsageError
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
 from trainer.figures.style import COLORS, figure_bytes
+from trainer.runs.metrics_file import add_metrics
 from trainer.runs.records import EpochMetrics
-from trainer.runs.run_folder import add_metrics
 
 
 def row(epoch, lr=0.01):

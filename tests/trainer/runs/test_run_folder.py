@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file, run_folder
 from trainer.runs.records import Progress
 
 
@@ -103,24 +103,24 @@ def test_read_last_refuses_another_recipe_dataset_or_nothing(
 
 
 def test_metrics_are_appended_in_order(tmp_path):
-    assert run_folder.read_metrics(tmp_path) == []
+    assert metrics_file.read_metrics(tmp_path) == []
     rows = [row(epoch) for epoch in (1, 2, 3)]
     for each in rows:
-        run_folder.add_metrics(tmp_path, each)
-    assert run_folder.read_metrics(tmp_path) == rows
+        metrics_file.add_metrics(tmp_path, each)
+    assert metrics_file.read_metrics(tmp_path) == rows
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_an_epoch_done_again_replaces_what_a_killed_run_left(tmp_path):
     for epoch in (1, 2, 3):
-        run_folder.add_metrics(tmp_path, row(epoch))
-    run_folder.add_metrics(tmp_path, row(2, train_loss=1.0))
-    assert run_folder.read_metrics(tmp_path) == [row(1), row(2, train_loss=1.0)]
+        metrics_file.add_metrics(tmp_path, row(epoch))
+    metrics_file.add_metrics(tmp_path, row(2, train_loss=1.0))
+    assert metrics_file.read_metrics(tmp_path) == [row(1), row(2, train_loss=1.0)]
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"epoch": 1}\n', b"\xff\n", b'{"epoch": "one"}\n'])
 def test_damaged_metrics_are_named(tmp_path, content):
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(UsageError, match=r"metrics\.jsonl: damaged"):
-        run_folder.read_metrics(tmp_path)
+        metrics_file.read_metrics(tmp_path)

@@ -19,7 +19,8 @@ from trainer.callbacks.base import Callbacks
 from trainer.callbacks.tensorboard import FOLDER, TensorBoardCallback, tiled
 from trainer.distributed.env import DistEnv
 from trainer.runs import checkpoint
-from trainer.runs.run_folder import git_state, provenance, read_metrics
+from trainer.runs.metrics_file import read_metrics
+from trainer.runs.run_folder import git_state, provenance
 from trainer.runs.status import StatusCallback, read_run
 from trainer.training.dry_run import plan
 from trainer.training.options import Debugging, Saving, TrainJob

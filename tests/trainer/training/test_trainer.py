@@ -29,7 +29,7 @@ from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
-from trainer.runs import checkpoint, run_folder
+from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
 from trainer.training.options import Saving, TrainJob
 from trainer.training.setup import local_batch_size
@@ -49,7 +49,7 @@ def test_a_run_leaves_recipe_metrics_and_checkpoints(tiny_recipe, tiny_dataset, 
         "last.pt",
         "best.pt",
     }
-    rows = run_folder.read_metrics(folder)
+    rows = metrics_file.read_metrics(folder)
     assert rows == recorder.rows
     assert [(row.epoch, row.steps) for row in rows] == [(1, 2), (2, 4), (3, 6), (4, 8)]  # 90 // 32 a time
     halves = (0.5, 1.5, 2.5, 3.5)  # where the second of two steps begins
@@ -215,7 +215,7 @@ def test_other_processes_leave_out_the_rest_of_a_begun_epoch_and_say_so(
     assert recorder.losses == []
     (row,) = recorder.rows
     assert (row.epoch, row.steps, row.images_per_second) == (2, 7, 0)
-    assert [row.epoch for row in run_folder.read_metrics(job.out)] == [1, 2]
+    assert [row.epoch for row in metrics_file.read_metrics(job.out)] == [1, 2]
     assert np.isfinite(row.train_loss)
 
 
@@ -224,7 +224,7 @@ def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dat
     train_here(job, stop_after=1)
     (note,) = launch(Processes("cpu", 2, ""), run_job, replace(job, resume="must"))
     assert "processes was 1, is 2" in note
-    assert [row.epoch for row in run_folder.read_metrics(job.out)] == [1, 2]
+    assert [row.epoch for row in metrics_file.read_metrics(job.out)] == [1, 2]
     ranks = checkpoint.load(job.out / "last.pt")["ranks"]
     assert len(ranks) == 2
     assert not torch.equal(ranks[0]["rng"], ranks[1]["rng"])  # else both would drop the same units
@@ -389,7 +389,7 @@ def test_a_run_killed_after_its_first_epoch_ends_as_one_never_stopped(tiny_datas
             break
     assert 1 <= checkpoint.load(cut / "last.pt")["progress"]["epoch"] < 12
     finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", str(processes), "--resume"]))
-    assert [row.epoch for row in run_folder.read_metrics(cut)] == list(range(1, 13))
+    assert [row.epoch for row in metrics_file.read_metrics(cut)] == list(range(1, 13))
     assert_same_run(whole, cut)
     assert not list(cut.glob(".writing-*"))
 
