@@ -2,20 +2,17 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.common.console import check_folder, fail, one_line_errors, progress_bar, require_dali
-from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, statistics_rows
-from pipeline.host import usable_cores
+from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
+from cli.common.options import max_bad_option, max_megapixels_option, workers_option
 
 if TYPE_CHECKING:
-    from pipeline import Executor, Manifest, Options
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+    from pipeline import Executor, Options
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -24,35 +21,6 @@ _FOLDER = click.Path(path_type=Path)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
     """Convert images to WebDataset shards with RGB statistics, and check and describe them."""
-
-
-def _workers(command: _Command) -> _Command:
-    return click.option(
-        "--workers",
-        type=click.IntRange(1, 1024),
-        default=usable_cores,
-        help="Number of worker processes; the output does not depend on it.  [default: all cores]",
-    )(command)
-
-
-def _max_megapixels(command: _Command) -> _Command:
-    return click.option(
-        "--max-megapixels",
-        default=100.0,
-        show_default=True,
-        type=click.FloatRange(0, min_open=True),
-        help="Skip larger images, before memory is allocated for them.",
-    )(command)
-
-
-def _max_bad(command: _Command) -> _Command:
-    return click.option(
-        "--max-bad",
-        default=0.01,
-        show_default=True,
-        type=click.FloatRange(0, 1),
-        help="Largest share of undecodable images, 0 to 1; above it the job fails.",
-    )(command)
 
 
 @main.command()
@@ -107,9 +75,9 @@ def _max_bad(command: _Command) -> _Command:
     type=click.IntRange(1),
     help="Number of images per tar.  [default: 2000, fewer for small datasets]",
 )
-@_max_megapixels
-@_max_bad
-@_workers
+@max_megapixels_option
+@max_bad_option
+@workers_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -194,7 +162,7 @@ def shard(
         manifest = prepare(
             found, out, options, executor=executor, max_bad=max_bad, progress=show, scratch=scratch
         )
-    _summarize(out, manifest)
+    print_summary(out, manifest)
     if finished_before:
         click.echo(f"{out}: was complete already")
     else:
@@ -237,7 +205,7 @@ def _run_slice(
 
 @main.command()
 @click.argument("out")
-@_max_bad
+@max_bad_option
 @one_line_errors
 def finish(out: str, max_bad: float) -> None:
     """Complete a dataset after all tasks of `shard --task`.
@@ -247,14 +215,14 @@ def finish(out: str, max_bad: float) -> None:
     """
     from pipeline import finish as merge
 
-    _summarize(out, merge(out, max_bad=max_bad))
+    print_summary(out, merge(out, max_bad=max_bad))
     click.echo(f"{out}: complete")
 
 
 @main.command()
 @click.argument("out")
 @click.option("--fast", is_flag=True, help="Check checksums, indexes and labels only; decode no images.")
-@_workers
+@workers_option
 @one_line_errors
 def verify(out: str, fast: bool, workers: int) -> None:
     """Check a dataset and list every fault.
@@ -287,9 +255,9 @@ def verify(out: str, fast: bool, workers: int) -> None:
     type=click.IntRange(8, 4096),
     help="For tars of other tools with images of mixed sizes: shorter side to which training scales them.",
 )
-@_max_megapixels
-@_max_bad
-@_workers
+@max_megapixels_option
+@max_bad_option
+@workers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @one_line_errors
 def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
@@ -324,7 +292,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
         click.echo(json.dumps(both, indent=1))
         return
     if kept is decoded:
-        _summarize(out, manifest)
+        print_summary(out, manifest)
     print_rows(statistics_rows(decoded))
     if kept is not decoded:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
@@ -399,17 +367,3 @@ def demo(out: Path, images: int, seed: int) -> None:
         counts = draw_demo(out, images, seed, progress=lambda done: show(done, images))
     drawn = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     click.echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")
-
-
-def _summarize(out: str, manifest: "Manifest") -> None:
-    from pipeline import read_report
-
-    actions = [row["action"] for row in read_report(out)]
-    for split, shards in manifest.splits.items():
-        size = sum(shard.bytes for shard in shards)
-        click.echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
-    if actions:
-        click.echo(
-            f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
-            f"see {out.rstrip('/')}/report.csv"
-        )

@@ -74,3 +74,18 @@ def in_bytes(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.1f} TB"
+
+
+def print_summary(out: str, manifest: "Manifest") -> None:
+    """Print a new dataset's splits, and how many images were skipped or converted."""
+    from pipeline import read_report
+
+    actions = [row["action"] for row in read_report(out)]
+    for split, shards in manifest.splits.items():
+        size = sum(shard.bytes for shard in shards)
+        click.echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
+    if actions:
+        click.echo(
+            f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
+            f"see {out.rstrip('/')}/report.csv"
+        )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.host import usable_cores
+
 if TYPE_CHECKING:
     from trainer.data import LoaderOptions
     from trainer.distributed.launch import Cluster
@@ -224,3 +226,35 @@ def debugging_of(options: dict[str, Any]) -> "Debugging":
     from trainer.training.options import Debugging
 
     return Debugging(options["synthetic"], options["overfit_batch"], options["steps"], options["profile"])
+
+
+def workers_option(command: F) -> F:
+    """Add --workers: worker processes, by default one per usable core."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(1, 1024),
+        default=usable_cores,
+        help="Number of worker processes; the output does not depend on it.  [default: all cores]",
+    )(command)
+
+
+def max_megapixels_option(command: F) -> F:
+    """Add --max-megapixels: larger images are skipped."""
+    return click.option(
+        "--max-megapixels",
+        default=100.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Skip larger images, before memory is allocated for them.",
+    )(command)
+
+
+def max_bad_option(command: F) -> F:
+    """Add --max-bad: largest share of undecodable images."""
+    return click.option(
+        "--max-bad",
+        default=0.01,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Largest share of undecodable images, 0 to 1; above it the job fails.",
+    )(command)
