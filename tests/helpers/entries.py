@@ -223,7 +223,7 @@ def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[l
 
 def run_compressed(env: DistEnv, job: TrainJob) -> None:
     """Train with PowerSGD from the second step on."""
-    comm_hooks._FIRST_UPDATES = 2
+    comm_hooks._FIRST_STEPS = 2
     torch.set_num_threads(1)
     train(env, job, Recorder())
 
