@@ -9,10 +9,10 @@ from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file, run_folder
-from trainer.runs.records import Progress
+from trainer.runs.records import EpochMetrics, Progress
 
 
-def row(epoch: int, **values) -> run_folder.EpochMetrics:
+def row(epoch: int, **values) -> EpochMetrics:
     numbers = {
         "steps": epoch * 10,
         "lr": 0.1,
@@ -25,7 +25,7 @@ def row(epoch: int, **values) -> run_folder.EpochMetrics:
         "val_seconds": 0.5,
         "images_per_second": 100.0,
     }
-    return run_folder.EpochMetrics(epoch=epoch, **(numbers | values))
+    return EpochMetrics(epoch=epoch, **(numbers | values))
 
 
 def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tiny_dataset):
