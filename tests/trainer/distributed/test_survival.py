@@ -15,7 +15,7 @@ from helpers.entries import run_with_other_data
 from helpers.training_runs import assert_same_run, command, finish, start, train_here
 
 from pipeline.errors import RunError, UsageError
-from trainer.distributed import consensus
+from trainer.distributed import stop_signals
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 from trainer.recipe import Stage
@@ -51,7 +51,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
     cpus = ("--cpus", str(processes))
     process = start(command(tiny_dataset.root, cut, *cpus, **settings))
     output = end_when(process, how, lambda: (cut / "last.pt").exists())
-    assert process.returncode == consensus.STOPPED == 75, output
+    assert process.returncode == stop_signals.STOPPED == 75, output
     done = checkpoint.load(cut / "last.pt")["progress"]["steps"]
     assert f"stopped by {how.name} after update {done:,}, saved in {cut / 'last.pt'}" in output
     assert "continue with --resume" in output
