@@ -1,30 +1,40 @@
-"""Shared by the benchmarks: source images, facts about the machine, tables and charts."""
+"""Shared by the benchmarks: source images, child processes, rounds, the machine, tables and charts."""
 
 import argparse
 import errno
 import io
+import json
 import os
 import platform
 import random
 import shlex
 import shutil
+import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from statistics import median
+from typing import Any, TypeVar, cast
 
 import psutil
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+CHILD = "--child"
+"""Argument with which a script runs itself again; see `run_child`."""
 
 # Okabe and Ito's colors: distinguishable with any kind of color vision, and in gray.
 BLUE, ORANGE, GREEN, VERMILION, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 COLORS = (BLUE, ORANGE, GREEN, VERMILION, "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 
 _JPEG_SUFFIXES = frozenset([".jpg", ".jpeg"])
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 
 class BenchmarkError(Exception):
@@ -102,6 +112,102 @@ def work_folder(wanted: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="alexnet-benchmark-") as folder:
         yield Path(folder)
+
+
+def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
+    """Return a tar of name → content; `mode` is that of `tarfile.open`."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def prepare(source: Path, work: Path, out: Path, images: int, *options: str) -> Path:
+    """Prepare `images` images like those below `source` with `alexnet-prep shard`, and return `out`.
+
+    A dataset that is at `out` already is used as it is.
+    """
+    if not (out / "manifest.json").is_file():
+        originals = copy_originals(jpegs_below(source), fresh(work / "originals"))
+        repeat(originals, fresh(work / "images"), images)
+        run([tool("alexnet-prep"), "shard", str(work / "images"), str(out), *options])
+        fresh(work / "images")
+        fresh(work / "originals")
+    return out
+
+
+def run(command: Sequence[str], data: str | None = None) -> str:
+    """Run a command to its end and return its standard output; `data` is its standard input.
+
+    Raises:
+        BenchmarkError: The command failed; the message has the end of its output.
+    """
+    done = subprocess.run(command, input=data, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = f"{done.stdout}{done.stderr}".strip()[-2000:]
+        raise BenchmarkError(f"exit code {done.returncode} of: {shlex.join(command)}\n{tail}")
+    return done.stdout
+
+
+def run_child(task: Any) -> Any:
+    """Run this script in another process, where `child_task` gives the task; return its last line's JSON."""
+    return json.loads(run([sys.executable, sys.argv[0], CHILD], json.dumps(task)).splitlines()[-1])
+
+
+def child_task() -> Any:
+    """Return the task that `run_child` gave to this process; None where it is not such a process."""
+    return json.load(sys.stdin) if sys.argv[1:] == [CHILD] else None
+
+
+def peer_environment(venv: Path, requirements: str, module: str, *unisolated: str) -> Path:
+    """Return the folder of a peer's virtual environment, which is made on first use.
+
+    Args:
+        venv: Folder of the environment.
+        requirements: File in this folder with its packages.
+        module: Module that must be importable in it.
+        unisolated: Packages that are built against those already installed.
+
+    Raises:
+        BenchmarkError: It cannot be installed; the message has the end of pip's output.
+    """
+    if (venv / "complete").is_file():
+        return venv
+    print(f"making {venv} (downloads, and builds where it must) ...", file=sys.stderr)
+    python = str(venv / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet"]
+    run([sys.executable, "-m", "venv", "--clear", str(venv)])
+    run([*pip, "-r", str(HERE / requirements)])
+    if unisolated:
+        run([*pip, "--no-build-isolation", "--no-deps", *unisolated])
+    run([python, "-c", f"import {module}"])
+    (venv / "complete").touch()
+    return venv
+
+
+def take_turns(
+    parts: Mapping[Key, Callable[[], Result]], rounds: int, show: Callable[[Key, Result], str] | None = None
+) -> dict[Key, list[Result]]:
+    """Call each part once a round, every other round in reverse order, so that drift favors none.
+
+    Args:
+        parts: Name → function that measures it once.
+        rounds: Number of rounds.
+        show: Describes a result for a line on standard error; None prints nothing.
+
+    Returns:
+        Name → results, one a round.
+    """
+    found: dict[Key, list[Result]] = {name: [] for name in parts}
+    for number in range(1, rounds + 1):
+        for name in parts if number % 2 else reversed(parts):
+            found[name].append(parts[name]())
+            if show:
+                print(f"round {number}: {show(name, found[name][-1])}", file=sys.stderr)
+    return found
 
 
 def fresh(folder: Path) -> Path:
@@ -199,46 +305,101 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
-def new_axes(width: float, height: float) -> tuple[Any, Any]:
-    """Return a Matplotlib figure and axes of `width` × `height` inches, without top and right frame.
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """Format the median of values, with their minimum and maximum."""
+    return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
-    Raises:
-        BenchmarkError: Matplotlib is not installed.
+
+def paired(above: Sequence[float], below: Sequence[float]) -> float:
+    """Return the median of the ratios within each round, where the machine's speed drifts little."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def judged(met: bool) -> str:
+    """Return "met" or "MISSED", for a target."""
+    return "met" if met else "MISSED"
+
+
+def save_json(path: Path | None, **facts: Any) -> None:
+    """Write facts with the command line and the machine to a JSON file; nothing where `path` is None."""
+    if path is not None:
+        path.write_text(json.dumps({"command": command_line(), "machine": machine()} | facts, indent=1))
+
+
+def draw_bars(axes: Any, bars: Sequence[tuple[str, Sequence[float], str]], title: str) -> None:
+    """Draw a horizontal bar of each (name, images/s of each round, color), with the range of the rounds."""
+    for number, (_, values, color) in enumerate(bars):
+        middle = median(values)
+        axes.barh(number, middle, color=color, height=0.65)
+        limits = [[middle - min(values)], [max(values) - middle]]
+        axes.errorbar(middle, number, xerr=limits, color="black", capsize=3, linewidth=1)
+        place = (max(values), number)
+        axes.annotate(f"{middle:,.0f}", place, xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("images/s: median of the rounds, with minimum and maximum")
+
+
+def new_axes(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    """Return a Matplotlib figure and its axes, an array of `panels`, without top and right frame.
+
+    Args:
+        width, height: Size of the figure in inches.
+        panels: Number of axes, one below the other.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise BenchmarkError("a chart needs Matplotlib; run: pip install matplotlib") from error
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    return pyplot.subplots(figsize=(width, height), layout="constrained")
-
-
-def check_chart(path: Path | None) -> None:
-    """Check before measuring that a chart can be drawn; None is accepted.
-
-    Raises:
-        BenchmarkError: Matplotlib is not installed, or the path is not a .png file in an existing folder.
-    """
-    if path is None:
-        return
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise BenchmarkError("--chart needs Matplotlib; run: pip install matplotlib")
-    if path.suffix != ".png" or not path.resolve().parent.is_dir():
-        raise BenchmarkError(f"--chart {path}: name a .png file in a folder that exists")
+    figure, axes = pyplot.subplots(panels, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, axes[:, 0]
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return an argument parser whose help shows the script's docstring and the defaults."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Help)
+_SHARED: dict[str, dict[str, Any]] = {
+    "source": {"type": Path, "help": "folder with JPEGs in class folders"},
+    "rounds": {"type": int, "default": 3, "help": "number of rounds; in each, everything is measured once"},
+    "work": {"type": Path, "help": "folder for what is made, which is kept; a temporary one if not given"},
+    "chart": {"type": Path, "help": "draw a chart to this PNG file"},
+    "csv": {"type": Path, "help": "write every sample to this file"},
+    "json": {"type": Path, "help": "write every measurement to this file"},
+}
+
+
+def parser(description: str | None, *shared: str) -> argparse.ArgumentParser:
+    """Return an argument parser whose help shows the script's docstring and the defaults.
+
+    Args:
+        description: Docstring of the script.
+        shared: Names of options that several scripts have: source, rounds, work, chart, csv, json.
+    """
+    options = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    for name in shared:
+        options.add_argument(f"--{name}", **_SHARED[name])
+    if "source" in shared:
+        options.set_defaults(source=test_data() / "imagenet-sample")
+    return options
+
+
+def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; refuse numbers that are not positive, and a --chart that cannot be written."""
+    given = options.parse_args()
+    for name, value in vars(given).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and number <= 0:
+                options.error(f"--{name.replace('_', '-')} must be above 0")
+    chart = vars(given).get("chart")
+    if chart is not None and (chart.suffix != ".png" or not chart.resolve().parent.is_dir()):
+        options.error(f"--chart {chart}: name a .png file in a folder that exists")
+    return given
 
 
 def finish(main: Any) -> None:

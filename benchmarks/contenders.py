@@ -2,22 +2,16 @@
 
 import csv
 import json
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
-import psutil
 from candidates import QUALITY, SIZE
-from common import BenchmarkError, tool
-from processes import Usage, end_tree, measure
+from common import HERE, BenchmarkError, peer_environment, tool
+from processes import Usage, measure
 
-_HERE = Path(__file__).parent
 # Threads of each img2dataset process that fetch files; the default of 256 is meant for the internet.
 _IMG2DATASET_THREADS = 4
 
@@ -36,18 +30,16 @@ class Contender:
     """A way to prepare images.
 
     Attributes:
-        kind: One of "ours", "keep-original", "pillow", "img2dataset", "http", "limit".
+        kind: One of "ours", "keep-original", "pillow", "img2dataset", "limit".
         name: Name in tables.
         workers: Number of worker processes.
         note: How it differs from the other contenders.
-        server_cpu: CPU seconds per image of the HTTP server, one value per round; empty without a server.
     """
 
     kind: str
     name: str
     workers: int
     note: str
-    server_cpu: list[float] = field(default_factory=list)
 
     @property
     def writes_squares(self) -> bool:
@@ -61,40 +53,25 @@ class Contender:
 
     def run(self, images: Images, out: Path) -> Usage:
         """Run the whole command on `images`; it writes to `out`, a folder that does not exist yet."""
-        workers = str(self.workers)
-        sizes = ["--size", str(SIZE), "--quality", str(QUALITY)]
+        workers, sizes = str(self.workers), ["--size", str(SIZE), "--quality", str(QUALITY)]
         source, target = str(images.source), str(out)
-        if self.kind == "ours":
-            return measure([tool("alexnet-prep"), "shard", source, target, *sizes, "--workers", workers])
-        if self.kind == "keep-original":
-            prep = [tool("alexnet-prep"), "shard", source, target, "--keep-original"]
-            return measure([*prep, "--workers", workers])
         if self.kind == "pillow":
-            script = str(_HERE / "pillow_loop.py")
+            script = str(HERE / "pillow_loop.py")
             return measure([sys.executable, script, source, target, *sizes, "--processes", workers])
-        raise ValueError(self.kind)
+        options = sizes if self.kind == "ours" else ["--keep-original"]
+        return measure([tool("alexnet-prep"), "shard", source, target, *options, "--workers", workers])
 
 
 @dataclass
 class Img2dataset(Contender):
-    """The `img2dataset` command of the environment `venv`, on file:// URLs or those of an HTTP server."""
+    """The `img2dataset` command of the environment `venv`, on file:// URLs."""
 
     venv: Path = Path()
 
     def run(self, images: Images, out: Path) -> Usage:
-        """See `Contender.run`; the CPU seconds of the HTTP server are kept separately in `server_cpu`."""
+        """See `Contender.run`."""
         table = out.with_suffix(".csv")
-        if self.kind == "img2dataset":
-            _write_urls(images.source, table, images.source.resolve().as_uri())
-            return self._measure(images, table, out)
-        with _server(images.source) as (url, process):
-            _write_urls(images.source, table, url)
-            usage = self._measure(images, table, out)
-            times = process.cpu_times()
-            self.server_cpu.append((times.user + times.system) / images.count)
-        return usage
-
-    def _measure(self, images: Images, table: Path, out: Path) -> Usage:
+        _write_urls(images.source, table)
         options = {
             "url_list": table,
             "input_format": "csv",
@@ -138,7 +115,7 @@ class Limit(Contender):
         }
         table = out.with_suffix(".json")
         table.write_text(json.dumps(task))
-        usage = measure([sys.executable, str(_HERE / "limit.py"), str(table)])
+        usage = measure([sys.executable, str(HERE / "limit.py"), str(table)])
         table.unlink()
         loop = json.loads(usage.output.splitlines()[-1])
         self.mean_bytes = loop["bytes"] / images.count
@@ -150,41 +127,28 @@ def contenders(
 ) -> tuple[list[Contender], list[str]]:
     """Return the contenders of the requested kinds that can run here, and notes on why others cannot."""
     most = max(workers)
-    found: list[Contender] = []
+    venv = work / "img2dataset-venv"
     skipped: list[str] = []
-    if "ours" in kinds:
-        found += [
-            Contender("ours", "alexnet-prep shard", n, "strict decoding, statistics, checksums, fsync")
-            for n in workers
-        ]
-    if "keep-original" in kinds:
-        if "--keep-original" in subprocess.check_output([tool("alexnet-prep"), "shard", "--help"], text=True):
-            note = "stores the untouched files; decodes each to check and measure it"
-            found.append(Contender("keep-original", "alexnet-prep shard --keep-original", most, note))
-        else:
-            skipped.append("--keep-original: this release of alexnet-prep does not have it")
-    if "pillow" in kinds:
-        found.append(Contender("pillow", "Pillow loop", most, "bicubic; no check, no statistics"))
-    for kind in ("img2dataset", "http"):
-        if kind in kinds:
-            _add_img2dataset(kind, most, work, found, skipped)
-    if "limit" in kinds:
-        note = "decode, resize and encode alone: " + " + ".join(chain)
-        found += [Limit("limit", "limit", n, note, chain=chain) for n in workers]
-    return found, skipped
-
-
-def _add_img2dataset(kind: str, workers: int, work: Path, found: list[Contender], skipped: list[str]) -> None:
-    name, note = {
-        "img2dataset": ("img2dataset, file://", "grays stay gray; a JSON member and a Parquet row for each"),
-        "http": ("img2dataset, loopback", "as above, and HTTP; the server's CPU seconds are not in its own"),
-    }[kind]
-    try:
-        venv = _img2dataset_venv(work)
-    except BenchmarkError as error:
-        skipped.append(f"{name}: {error}")
-        return
-    found.append(Img2dataset(kind, name, workers, note, venv=venv))
+    if "img2dataset" in kinds:
+        try:
+            if sys.version_info >= (3, 13):
+                raise BenchmarkError("needs Python 3.12 or older, which has the module imghdr")
+            peer_environment(venv, "requirements-img2dataset.txt", "img2dataset")
+        except BenchmarkError as error:
+            skipped.append(f"img2dataset: {error}")
+            kinds = [kind for kind in kinds if kind != "img2dataset"]
+    checks = "strict decoding, statistics, checksums, fsync"
+    kept = "stores the untouched files; decodes each to check and measure it"
+    peer = "grays stay gray; a JSON member and a Parquet row for each"
+    limit = "decode, resize and encode alone: " + " + ".join(chain)
+    found: list[Contender] = [
+        *(Contender("ours", "alexnet-prep shard", n, checks) for n in workers),
+        Contender("keep-original", "alexnet-prep shard --keep-original", most, kept),
+        Contender("pillow", "Pillow loop", most, "bicubic; no check, no statistics"),
+        Img2dataset("img2dataset", "img2dataset, file://", most, peer, venv=venv),
+        *(Limit("limit", "limit", n, limit, chain=chain) for n in workers),
+    ]
+    return [contender for contender in found if contender.kind in kinds], skipped
 
 
 def img2dataset_versions(work: Path) -> str:
@@ -199,62 +163,10 @@ def img2dataset_versions(work: Path) -> str:
     )
 
 
-def _img2dataset_venv(work: Path) -> Path:
-    venv = work / "img2dataset-venv"
-    if (venv / "complete").is_file():
-        return venv
-    if sys.version_info >= (3, 13):
-        raise BenchmarkError(
-            "needs Python 3.12 or older (it imports imghdr); run the benchmark with such a version"
-        )
-    print(f"making {venv} for img2dataset (downloads some 200 MB) ...", file=sys.stderr)
-    shutil.rmtree(venv, ignore_errors=True)
-    requirements = str(_HERE / "requirements-img2dataset.txt")
-    for command in (
-        [sys.executable, "-m", "venv", str(venv)],
-        [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "-r", requirements],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise BenchmarkError(f"cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
-    (venv / "complete").touch()
-    return venv
-
-
-def _write_urls(source: Path, table: Path, base_url: str) -> None:
+def _write_urls(source: Path, table: Path) -> None:
     files = sorted(path for path in source.rglob("*") if path.is_file())
     labels = {name: label for label, name in enumerate(sorted({path.parent.name for path in files}))}
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("url", "label"))
-        rows.writerows(
-            (f"{base_url}/{quote(path.relative_to(source).as_posix())}", labels[path.parent.name])
-            for path in files
-        )
-
-
-@contextmanager
-def _server(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Run the standard library's HTTP server on loopback in its own process; yield its URL and process."""
-    command = [
-        sys.executable,
-        "-u",
-        "-m",
-        "http.server",
-        "--bind",
-        "127.0.0.1",
-        "--directory",
-        str(folder),
-        "0",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert server.stdout is not None
-        first_line = server.stdout.readline()
-        port = re.search(r"port (\d+)", first_line)
-        if port is None:
-            raise BenchmarkError(f"http.server did not start: {first_line!r}")
-        yield f"http://127.0.0.1:{port.group(1)}", psutil.Process(server.pid)
-    finally:
-        end_tree(server.pid)
-        server.wait()
+        rows.writerows((path.resolve().as_uri(), labels[path.parent.name]) for path in files)

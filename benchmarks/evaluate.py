@@ -10,13 +10,12 @@ a GPU it is the slower of the two. --data evaluates a prepared dataset instead.
 """
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import common
@@ -26,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `alexnet-eval` does, b
 
 import torch
 
-from pipeline import Batch, Dataset, EvalView, Loader, Options, prepare, read_source
+from pipeline import Batch, Dataset, EvalView, Loader
 from trainer.data import LoaderOptions
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.evaluate import measure
@@ -70,24 +69,16 @@ def main() -> int:
         for views in options.views:
             throughputs[views] = _measure(model, dataset, views, options, env)
         met = _report(throughputs, dataset.samples(options.split), options)
-        if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "images/s": throughputs}
-            options.json.write_text(json.dumps(facts, indent=1))
+        common.save_json(options.json, **{"images/s": throughputs})
     return 0 if met else 1
 
 
 def _prepared(options: argparse.Namespace, work: Path) -> Dataset:
     """Prepare a dataset of 256 px squares with --images validation images."""
-    out = work / "dataset"
-    source = common.fresh(work / "source")
-    common.fresh(out)
-    originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
-    common.repeat(originals, source / "val", options.images)
-    common.repeat(originals, source / "train", max(_TRAINING_IMAGES, len(originals)))
-    prepare(read_source(source), out, Options())
-    for folder in (source, work / "originals"):
-        common.fresh(folder)
-    return Dataset.open(out)
+    fraction = options.images / (options.images + _TRAINING_IMAGES)
+    images = options.images + _TRAINING_IMAGES
+    out = common.fresh(work / "dataset")
+    return Dataset.open(common.prepare(options.source, work, out, images, "--val-fraction", f"{fraction}"))
 
 
 def _model(options: argparse.Namespace, dataset: Dataset) -> Classifier:
@@ -128,16 +119,18 @@ def _measure(
     with new_loader() as loader:
         held = HeldBatches(loader)
     parts: dict[str, Callable[[], None]] = {"loader": load, "model": compute, "evaluation": evaluate}
-    throughputs: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(options.rounds + 1):  # round 0 warms up and is not counted
-        for name, part in parts.items():
-            started = time.perf_counter()
-            part()
-            throughput = dataset.samples(options.split) / (time.perf_counter() - started)
-            if number:
-                throughputs[name].append(throughput)
-        print(f"{views}, round {number} of {options.rounds}", file=sys.stderr)
-    return throughputs
+
+    def throughput(part: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        part()
+        return dataset.samples(options.split) / (time.perf_counter() - started)
+
+    for part in parts.values():
+        part()  # warms up
+    timed = {name: partial(throughput, part) for name, part in parts.items()}
+    return common.take_turns(
+        timed, options.rounds, lambda name, found: f"{views}, {name}: {found:,.0f} images/s"
+    )
 
 
 def _bound(loader: float, model: float, device: str) -> float:
@@ -175,9 +168,9 @@ def _report(throughputs: dict[str, dict[str, list[float]]], images: int, options
         rows.append(
             [
                 views,
-                *(_spread(values) for values in found.values()),
+                *(common.spread(values, 1) for values in found.values()),
                 f"{statistics.median(limits):,.1f}",
-                f"{share:.3f} ({min(shares):.3f}–{max(shares):.3f})",
+                common.spread(shares, 3),
                 f"≥ {target:.2f}" if target else "–",
             ]
         )
@@ -185,18 +178,9 @@ def _report(throughputs: dict[str, dict[str, list[float]]], images: int, options
     return met
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):,.1f} ({min(values):,.1f}–{max(values):,.1f})"
-
-
 def _options() -> argparse.Namespace:
-    parser = common.parser(__doc__)
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=common.test_data() / "imagenet-sample",
-        help="folder with JPEGs in class folders",
-    )
+    parser = common.parser(__doc__, "source", "rounds", "work", "json")
+    parser.set_defaults(rounds=5)
     parser.add_argument("--data", type=Path, help="prepared dataset to evaluate instead of --source")
     parser.add_argument("--split", default="val", help="split of the dataset")
     parser.add_argument("--images", type=int, default=2000, help="number of images to evaluate")
@@ -207,10 +191,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images per batch")
     parser.add_argument("--device", choices=["cpu", "gpu"], default=None, help="device to evaluate on")
-    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; in each, all parts run once")
-    parser.add_argument("--work", type=Path, help="folder for the dataset; a temporary one if not given")
-    parser.add_argument("--json", type=Path, help="save all measurements to this file")
-    options = parser.parse_args()
+    options = common.checked(parser)
     options.device = options.device or ("gpu" if torch.cuda.is_available() else "cpu")
     if options.device == "gpu" and not torch.cuda.is_available():
         raise BenchmarkError("--device gpu: torch finds no GPU on this machine")

@@ -9,8 +9,6 @@ are not repeated, and stopped ones are continued.
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -44,7 +42,10 @@ def main() -> int:
     options = _arguments()
     options.work.mkdir(parents=True, exist_ok=True)
     for name, size in _PREPARE.items():
-        _prepare(options.work / _folder(name), size)
+        out = options.work / _folder(name)
+        if not (out / "manifest.json").exists():
+            clothing = str(common.test_data() / "clothing")
+            common.run([common.tool("alexnet-prep"), "shard", clothing, str(out), "--size", str(size)])
     print(f"{common.command_line()}\n{common.machine()}\n")
     if "large-batch" in options.tables:
         _table("Large batches", _large_batches(options.work), options.work)
@@ -114,34 +115,10 @@ def _accuracy(setting: Setting, seed: int, work: Path) -> float:
     if len(rows) < _EPOCHS:
         sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
         data = str(work / _folder(setting.data))
-        _run(
-            "alexnet-train",
-            data,
-            "--recipe",
-            "small",
-            "--cpus",
-            "1",
-            "--resume",
-            "auto",
-            *sets,
-            "--out",
-            str(out),
-        )
+        options = ("--recipe", "small", "--cpus", "1", *sets, "--out", str(out))
+        common.run([common.tool("alexnet-train"), data, *options, "--resume", "auto"])
         rows = metrics.read_text().splitlines()
     return float(json.loads(rows[-1])["val_top1"])
-
-
-def _prepare(data: Path, size: int) -> None:
-    if not (data / "manifest.json").exists():
-        clothing = common.test_data() / "clothing"
-        _run("alexnet-prep", "shard", str(clothing), str(data), "--size", str(size))
-
-
-def _run(command: str, *arguments: str) -> None:
-    program = Path(sys.executable).with_name(command)
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise common.BenchmarkError(f"{command} failed:\n{done.stdout}{done.stderr}")
 
 
 def _folder(name: str) -> str:
@@ -149,13 +126,11 @@ def _folder(name: str) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("tables", nargs="+", choices=["large-batch", "ablation"], help="tables to measure")
     parser.add_argument("--work", type=Path, required=True, help="folder for datasets and runs; it is kept")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.finish(main)

@@ -8,9 +8,11 @@ many images and prints one line of JSON with the number of images and the second
 import argparse
 import json
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 WARM_UP = 3
 PREFETCHED = 12  # batches dropped before a round: a loader may have prefetched them while it waited
@@ -49,6 +51,18 @@ def read_order(description: str | None) -> Order:
     options.add_argument("--original", action="store_true", help="images are stored in their original size")
     options.add_argument("--kind", default="", help="variant of the feeder")
     return Order(**vars(options.parse_args()))
+
+
+def read_images(folder: Path) -> list[bytes]:
+    """Return the bytes of all images in the tars below `folder`."""
+    images = []
+    for path in sorted(folder.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if member.name.endswith(".jpg") and file is not None:
+                    images.append(file.read())
+    return images
 
 
 def serve(batches: Iterator[int]) -> None:

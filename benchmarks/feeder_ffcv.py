@@ -6,13 +6,12 @@ color noise: FFCV's normalization of NCHW tensors on the CPU never returns.
 
 import io
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from feeder import AREA, CROP, RATIO, Order, read_order, serve
+from feeder import AREA, CROP, RATIO, Order, read_images, read_order, serve
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.fields.rgb_image import IMAGE_MODES
@@ -32,24 +31,6 @@ class StoredField(RGBImageField):
         storage[:] = np.frombuffer(jpeg, np.uint8)
 
 
-class Images:
-    """The JPEGs of a folder's tars by number, as (bytes, label 0); held in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self._images: list[bytes] = []
-        for path in sorted(folder.glob("*.tar")):
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if member.name.endswith(".jpg"):
-                        self._images.append(tar.extractfile(member).read())  # type: ignore[union-attr]
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, number: int) -> tuple[bytes, int]:
-        return self._images[number], 0
-
-
 def main() -> None:
     serve(batches(read_order(__doc__)))
 
@@ -65,9 +46,8 @@ def batches(order: Order) -> Iterator[int]:
         with tempfile.NamedTemporaryFile(dir=order.data, delete=False) as unfinished:
             pass
         fields = {"image": StoredField(), "label": IntField()}
-        DatasetWriter(unfinished.name, fields, num_workers=1).from_indexed_dataset(
-            Images(Path(order.data, "train"))
-        )
+        images = [(image, 0) for image in read_images(Path(order.data, "train"))]
+        DatasetWriter(unfinished.name, fields, num_workers=1).from_indexed_dataset(images)
         Path(unfinished.name).rename(file)
     area, ratio = (AREA, RATIO) if order.augmentation != "paper" else (((CROP / 256) ** 2,) * 2, (1.0, 1.0))
     decoder = RandomResizedCropRGBImageDecoder((CROP, CROP), scale=area, ratio=ratio)

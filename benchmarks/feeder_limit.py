@@ -1,25 +1,18 @@
 """Feeder for the limit in benchmarks/loader.py: libjpeg-turbo decodes whole images that are in memory."""
 
 import multiprocessing
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import simplejpeg
-from feeder import Order, read_order, serve
+from feeder import Order, read_images, read_order, serve
 
 _images: list[bytes] = []
 
 
 def main() -> None:
     order = read_order(__doc__)
-    for path in sorted(Path(order.data, "train").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    _images.append(file.read())
+    _images.extend(read_images(Path(order.data, "train")))
     serve(batches(order))
 
 

@@ -5,12 +5,11 @@ Threads decode, crop and scale with FFmpeg. Batches are uint8, NHWC, without mea
 
 import math
 import random
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import spdl.io
-from feeder import AREA, CROP, RATIO, SIZE, Order, read_order, serve
+from feeder import AREA, CROP, RATIO, SIZE, Order, read_images, read_order, serve
 from spdl.pipeline import PipelineBuilder
 
 
@@ -20,12 +19,7 @@ def main() -> None:
 
 def batches(order: Order) -> Iterator[int]:
     """Yield the size of each batch; the images of the tars are read into memory first."""
-    images = []
-    for path in sorted(Path(order.data, "train").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    images.append(tar.extractfile(member).read())  # type: ignore[union-attr]
+    images = read_images(Path(order.data, "train"))
     filters = _paper if order.augmentation == "paper" else _resized
 
     def decode(data: bytes):  # type: ignore[no-untyped-def]

@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from common import BenchmarkError
+from common import HERE, BenchmarkError, peer_environment
 from processes import end_tree
-
-_HERE = Path(__file__).parent
-
 
 KINDS = ("ours", "bytes", "decoding", "webdataset", "spdl", "ffcv", "limit")
 
@@ -84,8 +81,8 @@ def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[st
         if kind not in kinds:
             continue
         try:
-            python = _environment(work / f"{kind}-venv", _HERE / f"requirements-{kind}.txt", extra, kind)
-            found.append(Feeder(kind, name, "bytes", f"feeder_{kind}.py", python))
+            venv = peer_environment(work / f"{kind}-venv", f"requirements-{kind}.txt", kind, *extra)
+            found.append(Feeder(kind, name, "bytes", f"feeder_{kind}.py", str(venv / "bin" / "python")))
         except BenchmarkError as error:
             skipped.append(f"{name}: {error}")
     return [*found, *([LIMIT] if "limit" in kinds else [])], skipped
@@ -106,7 +103,7 @@ class Running:
     def __init__(self, row: Row) -> None:
         self.row = row
         feeder, setting = row.feeder, row.setting
-        command = [feeder.python, str(_HERE / feeder.script), str(setting.data)]
+        command = [feeder.python, str(HERE / feeder.script), str(setting.data)]
         command += ["--augmentation", setting.augmentation, "--threads", str(setting.threads)]
         command += ["--batch", str(setting.batch), *(["--original"] if setting.original else [])]
         command += ["--kind", feeder.variant] if feeder.variant else []
@@ -116,8 +113,8 @@ class Running:
         )
         self._expect("ready")
 
-    def measure(self, images: int) -> None:
-        """Run a round of at least `images` images, and append its results to the row."""
+    def measure(self, images: int) -> float:
+        """Run a round of at least `images` images, append its results to the row, and return its images/s."""
         assert self._process.stdin is not None
         print(images, file=self._process.stdin, flush=True)
         self._expect("begun")
@@ -128,6 +125,7 @@ class Running:
             raise self._failed() from None
         self.row.throughputs.append(found["images"] / found["seconds"])
         self.row.cpu.append((self._cpu_seconds() - before) / found["images"] * 1e6)
+        return self.row.throughputs[-1]
 
     def end(self) -> None:
         """Kill the process and its children."""
@@ -166,24 +164,3 @@ def running(rows: Sequence[Row]) -> Iterator[list[Running]]:
     finally:
         for each in started:
             each.end()
-
-
-def _environment(venv: Path, requirements: Path, extra: Sequence[str], module: str) -> str:
-    """Return the interpreter of a peer's virtual environment, which is made on first use."""
-    python = venv / "bin" / "python"
-    if (venv / "complete").is_file():
-        return str(python)
-    print(f"making {venv} (downloads and builds) ...", file=sys.stderr)
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    commands = [
-        [sys.executable, "-m", "venv", "--clear", str(venv)],
-        [*pip, "-r", str(requirements)],
-        *([[*pip, "--no-build-isolation", "--no-deps", *extra]] if extra else []),
-        [str(python), "-c", f"import {module}"],
-    ]
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise BenchmarkError(f"cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}")
-    (venv / "complete").touch()
-    return str(python)

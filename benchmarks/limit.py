@@ -9,52 +9,58 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import simplejpeg
-from candidates import STEPS, Candidate, candidates
-from common import BenchmarkError
+from candidates import CANDIDATES
+from common import BenchmarkError, take_turns
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per image of a candidate, the median of the rounds."""
+    """Microseconds per image of a candidate of a step, the median of the rounds."""
 
-    candidate: Candidate
+    step: str
+    name: str
     microseconds: float
 
 
-def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str, ...], list[str]]:
-    """Time every candidate on one core and choose the fastest chain.
+def try_all(files: Sequence[Path], rounds: int) -> tuple[list[Timing], tuple[str, ...], int]:
+    """Time every candidate on one core and choose the fastest of each step.
 
     The candidates of a step take turns in each round.
 
     Returns:
-        The timings; the names of the fastest chain's candidates, one per step or one for all; and notes on
-        candidates and images that were left out.
+        The timings, the names of the fastest candidates, one per step, and the number of images that were
+        left out because they do not decode as RGB JPEGs.
 
     Raises:
         BenchmarkError: No file decodes as an RGB JPEG.
     """
-    found, notes = candidates()
     originals, unfit = usable(files)
-    if unfit:
-        notes.append(f"{unfit} of {len(files)} images were left out: they do not decode as RGB JPEGs")
     timings: list[Timing] = []
     names: list[str] = []
     inputs: list[Any] = list(originals)
-    for step in STEPS:
-        tried = _time([c for c in found if c.step == step], inputs, rounds)
-        best = min((t for t in tried if t.candidate.equal), key=lambda t: t.microseconds).candidate
-        inputs = [best.work(item) for item in inputs]
+    for step, candidates in CANDIDATES.items():
+        parts = {name: partial(_seconds, work, inputs) for name, work in candidates.items()}
+        for work in candidates.values():
+            work(inputs[0])
+        found = take_turns(parts, rounds)
+        tried = [Timing(step, name, median(times) / len(inputs) * 1e6) for name, times in found.items()]
+        names.append(min(tried, key=lambda timing: timing.microseconds).name)
+        inputs = [candidates[names[-1]](item) for item in inputs]
         timings += tried
-        names.append(best.name)
-    mixed = Candidate("all", "the fastest of each step", _chain(tuple(names)))
-    whole = _time([c for c in found if c.step == "all"] + [mixed], originals, rounds)
-    best = min(whole, key=lambda t: t.microseconds).candidate
-    return timings + whole, tuple(names) if best is mixed else (best.name,), notes
+    return timings, tuple(names), unfit
+
+
+def _seconds(work: Callable[[Any], Any], inputs: list[Any]) -> float:
+    started = time.perf_counter()
+    for item in inputs:
+        work(item)
+    return time.perf_counter() - started
 
 
 def usable(files: Sequence[Path]) -> tuple[list[bytes], int]:
@@ -72,26 +78,9 @@ def usable(files: Sequence[Path]) -> tuple[list[bytes], int]:
     return found, len(files) - len(found)
 
 
-def _time(tried: list[Candidate], inputs: list[Any], rounds: int) -> list[Timing]:
-    seconds: dict[Candidate, list[float]] = {candidate: [] for candidate in tried}
-    for candidate in tried:
-        candidate.work(inputs[0])
-    for _ in range(rounds):
-        for candidate in tried:
-            started = time.perf_counter()
-            for item in inputs:
-                candidate.work(item)
-            seconds[candidate].append(time.perf_counter() - started)
-    return [Timing(c, float(np.median(times)) / len(inputs) * 1e6) for c, times in seconds.items()]
-
-
-def _chain(names: tuple[str, ...]) -> Callable[[bytes], bytes]:
-    """Compose the named candidates, one per step or one for all steps, into a function of JPEG bytes."""
-    found, _ = candidates()
-    steps = ("all",) if len(names) == 1 else STEPS
-    work = [
-        next(c.work for c in found if (c.step, c.name) == wanted) for wanted in zip(steps, names, strict=True)
-    ]
+def _chain(names: Sequence[str]) -> Callable[[bytes], bytes]:
+    """Compose the named candidates, one per step, into a function of JPEG bytes."""
+    work = [CANDIDATES[step][name] for step, name in zip(CANDIDATES, names, strict=True)]
 
     def run_chain(data: Any) -> bytes:
         for step in work:
@@ -130,7 +119,7 @@ def _work(files: list[str], names: list[str], lo: int, hi: int) -> tuple[float, 
         Start and end by `time.monotonic`, CPU seconds, and bytes of output.
     """
     originals, _ = usable([Path(name) for name in files])
-    chain = _chain(tuple(names))
+    chain = _chain(names)
     chain(originals[0])
     _barrier.wait()
     started, cpu, size = time.monotonic(), time.process_time(), 0

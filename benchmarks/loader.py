@@ -11,17 +11,14 @@ where they cannot be installed.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import common
 import loader_gpu
 import loader_profile
 import loader_report
-from common import BenchmarkError
 from feeders import KINDS, Feeder, Row, Setting, all_feeders, can, running
 
 AUGMENTATIONS = ("paper", "random-resized-crop")
@@ -29,7 +26,6 @@ AUGMENTATIONS = ("paper", "random-resized-crop")
 
 def main() -> int:
     options = _options()
-    common.check_chart(options.chart)
     if options.device == "gpu":
         loader_gpu.check()
     with common.work_folder(options.work) as work:
@@ -38,7 +34,7 @@ def main() -> int:
                 "alexnet-toolkit", "nvidia-dali-cuda130", "torch", "webdataset", "pillow", "simplejpeg"
             )
         )
-        shards = {kind: _shards(options, work, kind) for kind in options.sizes}
+        shards = {size: _shards(options, work, size) for size in options.sizes}
         if options.device == "gpu":
             loader_gpu.sweep(shards["256"], options.rounds, options.images)
             return 0
@@ -53,23 +49,17 @@ def main() -> int:
                     rows += _measure(found, setting, options)
         problems = loader_report.show(rows)
         profile = {size: loader_profile.profile(data, options.rounds) for size, data in shards.items()}
-        if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "profile": profile}
-            rounds = [_plain(row) for row in rows]
-            options.json.write_text(json.dumps(facts | {"rows": rounds}, indent=1))
+        common.save_json(options.json, profile=profile, rows=[_plain(row) for row in rows])
         if options.chart:
             loader_report.draw(rows, options.chart)
     return 1 if problems else 0
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
-    source = common.test_data() / "imagenet-sample"
-    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options = common.parser(__doc__, "source", "rounds", "work", "chart", "json")
     options.add_argument(
         "--images", type=int, default=4000, help="number of images in the shards and in a round"
     )
-    options.add_argument("--rounds", type=int, default=3, help="rounds of each setting")
     options.add_argument("--batch", type=int, default=128, help="images per batch")
     options.add_argument(
         "--sizes",
@@ -92,28 +82,14 @@ def _options() -> argparse.Namespace:
         "--feeders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
     options.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="device to load to")
-    options.add_argument("--work", type=Path, help="folder for shards and environments; it is kept")
-    options.add_argument("--chart", type=Path, help="draw the throughputs to this PNG file")
-    options.add_argument("--json", type=Path, help="write every measurement to this file")
-    return options.parse_args()
+    return common.checked(options)
 
 
 def _shards(options: argparse.Namespace, work: Path, size: str) -> Path:
     """Return the folder of the sharded images; an existing one is reused."""
+    keep = ["--keep-original"] if size == "original" else []
     out = work / f"shards-{size}-{options.images}"
-    if (out / "manifest.json").is_file():
-        return out
-    images = common.fresh(work / "images")
-    originals = common.copy_originals(common.jpegs_below(options.source), common.fresh(work / "originals"))
-    common.repeat(originals, images, options.images)
-    command = [common.tool("alexnet-prep"), "shard", str(images), str(out), "--val-fraction", "0.02"]
-    done = subprocess.run(
-        [*command, *(["--keep-original"] if size == "original" else [])], capture_output=True, text=True
-    )
-    common.fresh(images)
-    if done.returncode:
-        raise BenchmarkError(f"cannot shard {options.source}: {done.stderr.strip()[-500:]}")
-    return out
+    return common.prepare(options.source, work, out, options.images, "--val-fraction", "0.02", *keep)
 
 
 def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace) -> list[Row]:
@@ -121,14 +97,10 @@ def _measure(found: list[Feeder], setting: Setting, options: argparse.Namespace)
     # Images of original size take several times as long to decode.
     count = options.images // (4 if setting.original else 1)
     with running(rows) as started:
-        for number in range(options.rounds):
-            for each in started if number % 2 == 0 else reversed(started):
-                each.measure(count)
-                print(
-                    f"{loader_report.describe(setting)}, round {number + 1}: {each.row.feeder.name}: "
-                    f"{each.row.throughputs[-1]:,.0f} images/s",
-                    file=sys.stderr,
-                )
+        parts = {each.row.feeder.name: partial(each.measure, count) for each in started}
+        where = loader_report.describe(setting)
+        show = lambda name, throughput: f"{where}, {name}: {throughput:,.0f} images/s"  # noqa: E731
+        common.take_turns(parts, options.rounds, show)
     return rows
 
 
@@ -137,7 +109,7 @@ def _plain(row: Row) -> dict[str, object]:
     return {
         "kind": row.feeder.kind,
         "setting": setting,
-        "rates": row.throughputs,
+        "throughputs": row.throughputs,
         "cpu_microseconds": row.cpu,
     }
 

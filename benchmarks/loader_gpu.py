@@ -46,7 +46,7 @@ def sweep(data: Path, rounds: int, images: int) -> None:
             str(batch),
             str(place.threads),
             f"{place.hw_decoder_load:.2f}" if place.device == "gpu" else "–",
-            f"{median(throughputs):,.0f} ({min(throughputs):,.0f}–{max(throughputs):,.0f})",
+            common.spread(throughputs),
         )
         for place, batch, throughputs in rows
     ]

@@ -107,9 +107,7 @@ def _limit(dataset: Dataset) -> Callable[[], object]:
 
 
 def _jpegs(dataset: Dataset) -> list[bytes]:
-    pipe = pipeline_def(graph.raw)(
-        _reader(dataset, buffer=0), batch_size=1, num_threads=1, device_id=None, exec_dynamic=True
-    )
+    pipe = graph.raw(_reader(dataset, buffer=0), batch_size=1, device_id=None)
     pipe.build()
     return [bytes(pipe.run()[0].at(0)) for _ in range(dataset.samples("train"))]
 

@@ -9,8 +9,6 @@ from feeders import Row, Setting
 
 # (kind, other kind, smallest ratio of their throughputs) for images stored at 256 px with the paper's crops.
 _TARGETS = (("ours", "webdataset", 4.0), ("decoding", "limit", 0.9), ("ours", "limit", 0.6))
-
-
 _LIGHT = "#56B4E9"
 
 
@@ -33,7 +31,7 @@ def show(rows: list[Row]) -> bool:
             (
                 row.feeder.name,
                 row.feeder.output,
-                f"{median(row.throughputs):,.0f} ({min(row.throughputs):,.0f}–{max(row.throughputs):,.0f})",
+                common.spread(row.throughputs),
                 _ratio(row, by_kind.get("ours")),
                 _ratio(row, by_kind.get("limit")),
                 f"{median(row.cpu):,.0f}",
@@ -55,30 +53,21 @@ def _targets(rows: dict[str, Row], setting: Setting) -> list[tuple[str, bool]]:
     peers = [row for kind, row in rows.items() if kind in ("webdataset", "spdl", "ffcv")]
     if ours is not None and peers:
         best = max(peers, key=lambda row: median(row.throughputs))
-        ratio = _paired(best, ours)
+        ratio = common.paired(best.throughputs, ours.throughputs)
         rank = "first" if ratio <= 1 else f"behind {best.feeder.name} by a factor of {ratio:.2f}"
         lines.append((f"ours is {rank}", True))
     if setting.original or setting.augmentation != "paper":
         return lines
     for above, below, target in _TARGETS:
         if above in rows and below in rows:
-            ratio = _paired(rows[above], rows[below])
+            ratio = common.paired(rows[above].throughputs, rows[below].throughputs)
             text = f"{rows[above].feeder.name} / {rows[below].feeder.name}: {ratio:.2f}"
-            lines.append((f"{text}, target ≥ {target}: {_met_or_missed(ratio >= target)}", ratio >= target))
+            lines.append((f"{text}, target ≥ {target}: {common.judged(ratio >= target)}", ratio >= target))
     return lines
 
 
-def _met_or_missed(met: bool) -> str:
-    return "met" if met else "MISSED"
-
-
-def _paired(above: Row, below: Row) -> float:
-    """Median of the ratios within each round, where the machine's speed drifts little."""
-    return median(a / b for a, b in zip(above.throughputs, below.throughputs, strict=True))
-
-
 def _ratio(row: Row, other: Row | None) -> str:
-    return f"{_paired(row, other):.2f}" if other is not None else "–"
+    return f"{common.paired(row.throughputs, other.throughputs):.2f}" if other is not None else "–"
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -87,26 +76,16 @@ def draw(rows: list[Row], path: Path) -> None:
     panels = [list(group) for _, group in groupby(rows, key=lambda row: describe(row.setting))]
     panels = [panel for panel in panels if panel[0].setting.threads == most]
     colors = {"ours": common.BLUE, "bytes": _LIGHT, "decoding": _LIGHT, "limit": common.GRAY}
-    figure, _ = common.new_axes(11, 1.2 + 1.75 * len(panels))
-    figure.clear()
-    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    figure, axes = common.new_axes(11, 1.2 + 1.75 * len(panels), len(panels))
     for axis, panel in zip(axes, panels, strict=True):
-        for number, row in enumerate(panel):
-            middle = median(row.throughputs)
-            axis.barh(number, middle, color=colors.get(row.feeder.kind, common.ORANGE), height=0.7)
-            spread = [[middle - min(row.throughputs)], [max(row.throughputs) - middle]]
-            axis.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
-            axis.annotate(
-                f"{middle:,.0f}",
-                (max(row.throughputs), number),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
+        bars = [
+            (
+                f"{row.feeder.name} ({row.feeder.output})",
+                row.throughputs,
+                colors.get(row.feeder.kind, common.ORANGE),
             )
-        axis.set_yticks(range(len(panel)), [f"{row.feeder.name} ({row.feeder.output})" for row in panel])
-        axis.invert_yaxis()
-        axis.margins(x=0.12)
-        axis.set_xlim(left=0)
-        axis.set_title(describe(panel[0].setting), loc="left")
-    axes[-1].set_xlabel("images/s: median of the rounds, with minimum and maximum")
+            for row in panel
+        ]
+        common.draw_bars(axis, bars, describe(panel[0].setting))
+        axis.label_outer()
     figure.savefig(path, dpi=130)

@@ -10,7 +10,6 @@ which is zero where memory stays flat.
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import common
 import memory
 import psutil
-from common import BenchmarkError
 from memory import Course, Trace
 
 _COURSE = Course("epochs", 1.0, ("epoch", 1.0), ("epochs", 1.0))
@@ -37,19 +35,22 @@ _WAYS = {
 
 
 def main() -> int:
-    options = _options()
-    if options.child:
-        way, data, cache = options.child
-        _run_epochs(way, data, Path(cache), options.epochs, options.batch)
+    if task := common.child_task():
+        print(json.dumps(_run_epochs(**task)))
         return 0
-    common.check_chart(options.chart)
+    options = _options()
     with common.work_folder(options.work) as work:
         common.print_facts(common.versions("alexnet-toolkit", "nvidia-dali-cuda130", "torch"))
-        data = _dataset(options.source, options.images, work)
+        data = common.prepare(options.source, work, common.fresh(work / "dataset"), options.images)
         print(f"{options.images} images, {options.epochs} epochs, batches of {options.batch}; RSS in MB\n")
-        traces = [_watch(way, data, common.fresh(work / "cache"), options) for way in _WAYS]
-        for name in ("originals", "images", "dataset", "cache"):
-            common.fresh(work / name)
+        traces = []
+        for way, text in _WAYS.items():
+            task = {"way": way, "data": str(data), "cache": str(common.fresh(work / "cache"))}
+            rss = common.run_child(task | {"epochs": options.epochs, "batch": options.batch})
+            traces.append(Trace(way, [float(epoch) for epoch in range(1, len(rss) + 1)], rss))
+            print(f"{way}: {text}", file=sys.stderr)
+        common.fresh(work / "dataset")
+        common.fresh(work / "cache")
     flat = _report(traces, options)
     if options.chart:
         title = f"Memory of the loader over {options.epochs} epochs of {options.images} images"
@@ -58,67 +59,28 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
-    source = common.test_data() / "imagenet-sample"
-    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options = common.parser(__doc__, "source", "work", "chart", "csv", "json")
     options.add_argument("--images", type=int, default=300, help="samples per epoch")
     options.add_argument("--epochs", type=int, default=50, help="number of epochs")
     options.add_argument("--batch", type=int, default=32, help="samples per batch")
-    options.add_argument("--work", type=Path, help="folder for the dataset; a temporary one if not given")
-    options.add_argument("--chart", type=Path, help="draw RSS over the epochs to this PNG file")
-    options.add_argument("--csv", type=Path, help="write RSS after every epoch to this file")
-    options.add_argument("--json", type=Path, help="write the table and every sample to this file")
-    options.add_argument("--child", nargs=3, metavar=("WAY", "DATA", "CACHE"), help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.batch < 1 or given.epochs < 4 or given.images < 4 * given.batch:
-        options.error("--epochs must be at least 4, --batch at least 1, and --images at least four batches")
+    given = common.checked(options)
+    if given.epochs < 4 or given.images < 4 * given.batch:
+        options.error("--epochs must be at least 4, and --images at least four batches")
     return given
 
 
-def _dataset(source: Path, images: int, work: Path) -> Path:
-    originals = common.copy_originals(common.jpegs_below(source), common.fresh(work / "originals"))
-    common.repeat(originals, common.fresh(work / "images"), images)
-    out = common.fresh(work / "dataset")
-    command = [common.tool("alexnet-prep"), "shard", str(work / "images"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(f"alexnet-prep failed:\n{done.stderr.strip()[-2000:]}")
-    return out
-
-
-def _watch(way: str, data: Path, cache: Path, options: argparse.Namespace) -> Trace:
-    """Run the epochs in a separate process and return its RSS after each."""
-    numbers = [
-        "--epochs",
-        str(options.epochs),
-        "--batch",
-        str(options.batch),
-        "--images",
-        str(options.images),
-    ]
-    command = [sys.executable, __file__, "--child", way, str(data), str(cache), *numbers]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(f"{way!r} failed:\n{done.stderr.strip()[-2000:]}")
-    trace = Trace(way)
-    for epoch, line in enumerate(done.stdout.split(), start=1):
-        trace.add(epoch, int(line))
-    print(f"{way}: {_WAYS[way]}", file=sys.stderr)
-    return trace
-
-
-def _run_epochs(way: str, data: str, cache: Path, epochs: int, batch: int) -> None:
-    """Entry point of the separate process: load the epochs and print RSS in bytes after each."""
+def _run_epochs(way: str, data: str, cache: str, epochs: int, batch: int) -> list[int]:
+    """In a child process: load the epochs and return RSS in bytes after each."""
     from pipeline import Dataset, Loader, ReadOptions, TrainView, color_noise
 
     dataset = Dataset.open(data)
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
-    access = ReadOptions(mmap=way != "read", cache=cache if way == "cached" else None)
+    access = ReadOptions(mmap=way != "read", cache=Path(cache) if way == "cached" else None)
 
     def new_loader() -> Loader:
         return Loader(dataset, "train", view, batch, access=access, keys=True)
 
-    process = psutil.Process()
+    rss = []
     loader = new_loader()
     for _ in range(epochs):
         if way == "resumed":
@@ -128,8 +90,9 @@ def _run_epochs(way: str, data: str, cache: Path, epochs: int, batch: int) -> No
             loader.load_state_dict(state)
         for _ in loader:
             loader.state_dict()
-        print(process.memory_info().rss, flush=True)
+        rss.append(psutil.Process().memory_info().rss)
     loader.close()
+    return rss
 
 
 def _first_half(loader: Any) -> dict[str, Any]:
@@ -152,18 +115,11 @@ def _report(traces: list[Trace], options: argparse.Namespace) -> bool:
     if options.csv:
         memory.write_csv(traces, options.csv, "way", _COURSE)
     found = {trace.name: memory.figures(trace, options.epochs, _COURSE) for trace in traces}
-    if options.json:
-        facts = {
-            "command": common.command_line(),
-            "machine": common.machine(),
-            "megabytes": found,
-            "traces": [asdict(trace) for trace in traces],
-        }
-        options.json.write_text(json.dumps(facts, indent=1))
+    common.save_json(options.json, megabytes=found, traces=[asdict(trace) for trace in traces])
     growth = max(map(_growth, traces))
     flat = growth <= _MOST_GROWTH
-    judged = "met" if flat else "MISSED"
-    print(f"\ngrowth from the first quarter to the last {growth:+.0%}, target ≤ {_MOST_GROWTH:.0%}: {judged}")
+    target = f"target ≤ {_MOST_GROWTH:.0%}: {common.judged(flat)}"
+    print(f"\ngrowth from the first quarter to the last {growth:+.0%}, {target}")
     return flat
 
 

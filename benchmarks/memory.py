@@ -102,7 +102,7 @@ def write_csv(traces: Sequence[Trace], path: Path, heading: str, course: Course)
 
 def draw(traces: Sequence[Trace], end: float, path: Path, title: str, course: Course) -> None:
     """Draw one line per trace to a PNG file; the legend is in the order of the last samples."""
-    figure, axes = common.new_axes(9, 4.5)
+    figure, (axes,) = common.new_axes(9, 4.5)
     styles = ("-", "--", "-.", ":")
     label, scale = course.axis
     for number, trace in enumerate(sorted(traces, key=lambda trace: -trace.rss[-1])):

@@ -11,17 +11,14 @@ index, or the exit code is 1.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from statistics import median
+from functools import partial
 from typing import Any
 
 import common
 import numpy as np
-from common import BenchmarkError
+from processes import peak_of_this_process
 
 CONTENDERS = ("ours", "torch.cdist + topk")
 _CHUNK_ROWS = 4096
@@ -59,67 +56,45 @@ class Rows:
 
 
 def main() -> int:
-    options = _options()
-    if options.contender:
-        print(json.dumps(_contend(options)))
+    if task := common.child_task():
+        print(json.dumps(_search(**task)))
         return 0
+    options = _options()
     common.print_facts(common.versions("alexnet-toolkit", "numpy", "torch"))
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    for _ in range(options.rounds):
-        for name in CONTENDERS:
-            runs[name].append(_run(name))
+    task = {name: getattr(options, name) for name in ("rows", "length", "queries", "count")}
+    parts = {name: partial(common.run_child, task | {"contender": name}) for name in CONTENDERS}
+    runs = common.take_turns(parts, options.rounds, lambda name, run: f"{name}: {run['seconds']:.1f} s")
     print(f"{options.rows:,} × {options.length:,} float32, {options.queries} queries, k = {options.count}\n")
     truth = _truth(options)
     rows = []
     for name, found in runs.items():
         right = sum(a == b for a, b in zip(found[0]["indices"], truth, strict=True))
-        rows.append(
-            [
-                name,
-                f"{median(run['seconds'] for run in found):.2f}",
-                f"{max(run['peak'] for run in found) / 1e9:.2f}",
-                f"{right} of {len(truth)}",
-            ]
-        )
-    print(common.markdown(["", "seconds", "peak GB", "lists that are exact"], rows))
-    if options.json:
-        options.json.write_text(json.dumps(runs, indent=1))
+        seconds = common.spread([run["seconds"] for run in found], 2)
+        peak = f"{max(run['peak'] for run in found) / 1e9:.2f}"
+        rows.append((name, seconds, peak, f"{right} of {len(truth)}"))
+    print(common.markdown(("", "seconds", "peak GB", "lists that are exact"), rows))
+    common.save_json(options.json, runs=runs)
     return 0 if all(run["indices"] == truth for run in runs["ours"]) else 1
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
+    options = common.parser(__doc__, "rounds", "json")
     options.add_argument("--rows", type=int, default=100_000, help="vectors to search")
     options.add_argument("--length", type=int, default=4096, help="length of a vector")
     options.add_argument("--queries", type=int, default=64, help="vectors to search for")
     options.add_argument("--count", type=int, default=10, help="neighbors per query")
-    options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
-    options.add_argument("--json", type=Path, help="write every measurement to this file")
-    options.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if min(given.rows, given.length, given.queries, given.count, given.rounds) < 1:
-        raise BenchmarkError("--rows, --length, --queries, --count and --rounds must be at least 1")
-    return given
+    return common.checked(options)
 
 
-def _run(name: str) -> dict[str, Any]:
-    """Run a contender in a separate process, so that its peak memory is measured alone."""
-    command = [sys.executable, *sys.argv, "--contender", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(f"{name} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def _contend(options: argparse.Namespace) -> dict[str, Any]:
-    rows = Rows(options.rows, options.length, options.queries)
-    search = _ours if options.contender == "ours" else _torch
-    search(rows.queries, [rows.queries], 1)  # starts the thread pools
+def _search(contender: str, rows: int, length: int, queries: int, count: int) -> dict[str, Any]:
+    """In a child process, so that its peak memory is its own: search once."""
+    data = Rows(rows, length, queries)
+    search = _ours if contender == "ours" else _torch
+    search(data.queries, [data.queries], 1)  # starts the thread pools
     started = time.perf_counter()
-    indices = search(rows.queries, rows.chunks(), options.count)
-    seconds = time.perf_counter() - started - rows.seconds
-    return {"seconds": seconds, "peak": _peak_bytes(), "indices": indices.tolist()}
+    indices = search(data.queries, data.chunks(), count)
+    seconds = time.perf_counter() - started - data.seconds
+    return {"seconds": seconds, "peak": peak_of_this_process(), "indices": indices.tolist()}
 
 
 def _ours(queries: Any, chunks: Any, count: int) -> Any:
@@ -164,18 +139,6 @@ def _truth(options: argparse.Namespace) -> list[list[int]]:
 def _features(rng: np.random.Generator, count: int, length: int) -> Any:
     rows = rng.standard_normal((count, length), dtype=np.float32)
     return np.maximum(rows, 0, out=rows)
-
-
-def _peak_bytes() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024
-    except (OSError, StopIteration):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Check the tars that the contenders wrote: number, size and JPEG quality of the images."""
 
 import io
-import tarfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import simplejpeg
 from candidates import QUALITY, SIZE
+from feeder import read_images
 from PIL import Image
 
 
@@ -19,7 +19,7 @@ class Output:
         samples: Number of .jpg members.
         mean_bytes: Their mean size in bytes.
         odd_sizes: Number of images that are not SIZE×SIZE.
-        odd_quality: Number of tars whose first image has other quantization tables than those of QUALITY.
+        odd_quality: Number of images with other quantization tables than those of QUALITY.
     """
 
     samples: int
@@ -30,21 +30,13 @@ class Output:
 
 def look(folder: Path) -> Output:
     """Read every tar below `folder` and return its statistics."""
-    sizes: list[int] = []
-    odd_sizes = odd_quality = 0
-    for path in sorted(folder.rglob("*.tar")):
-        with tarfile.open(path) as tar:
-            first = True
-            for member in tar:
-                file = tar.extractfile(member)
-                if not member.name.endswith(".jpg") or file is None:
-                    continue
-                data = file.read()
-                sizes.append(len(data))
-                odd_sizes += _size(data) != (SIZE, SIZE)
-                odd_quality += first and _tables(data) not in _wanted_tables()
-                first = False
-    return Output(len(sizes), sum(sizes) / max(len(sizes), 1), odd_sizes, odd_quality)
+    images = read_images(folder)
+    return Output(
+        samples=len(images),
+        mean_bytes=sum(map(len, images)) / max(len(images), 1),
+        odd_sizes=sum(_size(data) != (SIZE, SIZE) for data in images),
+        odd_quality=sum(_tables(data) not in _wanted_tables() for data in images),
+    )
 
 
 def problems(output: Output, images: int, squares: bool) -> list[str]:
@@ -55,7 +47,7 @@ def problems(output: Output, images: int, squares: bool) -> list[str]:
     if squares and output.odd_sizes:
         found.append(f"{output.odd_sizes} images are not {SIZE}×{SIZE}")
     if squares and output.odd_quality:
-        found.append(f"{output.odd_quality} tars have a JPEG quality other than {QUALITY}")
+        found.append(f"{output.odd_quality} images have a JPEG quality other than {QUALITY}")
     return found
 
 

@@ -15,14 +15,12 @@ import csv
 import io
 import json
 import random
-import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO
+from typing import Any
 
 import common
 from common import BenchmarkError
@@ -36,33 +34,29 @@ _MOST_SECONDS, _MOST_BYTES = 120, 1e9
 
 
 def main() -> int:
-    options = _options()
-    if options.child:
-        print(json.dumps(_list_and_plan(*options.child)))
+    if task := common.child_task():
+        print(json.dumps(_list_and_plan(*task)))
         return 0
+    options = _options()
     with common.work_folder(options.work) as work:
         common.print_facts(common.versions("alexnet-toolkit", "msgspec"))
         source = _archives(work, options.meta, options.classes)
         size = sum(path.stat().st_size for path in source.iterdir())
         print(f"archives of tiny JPEGs: {size / 1e9:.2f} GB\n")
         rounds = []
-        for number in range(options.rounds):
+        for _ in range(options.rounds):
             if options.cold:
                 common.forget_pages(source)
             rounds.append(_measure(source, common.fresh(work / "out")))
-            print(f"round {number + 1}: {rounds[-1]['wall']:.1f} s", file=sys.stderr)
         common.fresh(work / "out")
         met = _report(rounds, options)
-        if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "rounds": rounds}
-            options.json.write_text(json.dumps(facts, indent=1))
+        common.save_json(options.json, rounds=rounds)
     return 0 if met else 1
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
+    options = common.parser(__doc__, "rounds", "work", "json")
     meta = common.test_data() / "imagenet-meta"
-    options.add_argument("--work", type=Path, help="folder for the archives, which are kept")
     options.add_argument(
         "--meta",
         type=Path,
@@ -70,19 +64,14 @@ def _options() -> argparse.Namespace:
         help="folder with the true counts and labels",
     )
     options.add_argument(
-        "--rounds", type=int, default=3, help="number of processes to measure, one after the other"
-    )
-    options.add_argument(
         "--cold", action="store_true", help="drop the archives from the page cache before each round"
     )
     options.add_argument(
         "--classes", type=int, default=_CLASSES, help="number of classes; fewer to try the script"
     )
-    options.add_argument("--json", type=Path, help="write every measurement to this file")
-    options.add_argument("--child", nargs=2, metavar=("SOURCE", "OUT"), help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if given.rounds < 1 or not 2 <= given.classes <= _CLASSES:
-        options.error(f"--rounds must be at least 1, and --classes 2 to {_CLASSES}")
+    given = common.checked(options)
+    if not 2 <= given.classes <= _CLASSES:
+        options.error(f"--classes must be 2 to {_CLASSES}")
     return given
 
 
@@ -121,14 +110,11 @@ def _list_and_plan(source: str, out: str) -> dict[str, Any]:
 
 
 def _measure(source: Path, out: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", str(source), str(out)]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    found = common.run_child([str(source), str(out)])
     wall = time.perf_counter() - started
-    if done.returncode:
-        raise BenchmarkError(f"listing or planning failed:\n{done.stderr.strip()[-2000:]}")
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return {**json.loads(done.stdout), "wall": wall, "plan_bytes": written}
+    return {**found, "wall": wall, "plan_bytes": written}
 
 
 def _report(rounds: list[dict[str, Any]], options: argparse.Namespace) -> bool:
@@ -174,15 +160,15 @@ def _make_archives(folder: Path, meta: Path | None, classes: int) -> None:
     counts = dict(sorted(_counts(meta).items())[:classes])
     image = _tiny_jpeg()
     draw = random.Random(2012)
-    with (folder / _TRAIN).open("wb") as file:
+    with tarfile.open(folder / _TRAIN, "w", format=tarfile.USTAR_FORMAT) as tar:
         for wnid, count in counts.items():
             numbers = draw.sample(range(1, 4 * count), count)  # with gaps and in no order
-            inner = _tar((f"{wnid}_{number}.JPEG", image) for number in numbers)
-            file.write(_member(f"{wnid}.tar", inner))
-        _end(file)
+            inner = common.tar_bytes({f"{wnid}_{number}.JPEG": image for number in numbers})
+            member = tarfile.TarInfo(f"{wnid}.tar")
+            member.size = len(inner)
+            tar.addfile(member, io.BytesIO(inner))
     labels = _val_labels(meta, list(counts), draw)
-    with (folder / _VAL).open("wb") as file:
-        file.write(_tar((f"{name}.JPEG", image) for name in sorted(labels)))
+    (folder / _VAL).write_bytes(common.tar_bytes({f"{name}.JPEG": image for name in sorted(labels)}))
     with (folder / _SOLUTION).open("w", newline="") as text:
         rows = csv.writer(text)
         rows.writerow(("ImageId", "PredictionString"))
@@ -217,29 +203,6 @@ def _tiny_jpeg() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (128, 64, 32)).save(buffer, "JPEG", optimize=True)
     return buffer.getvalue()
-
-
-def _tar(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return a whole tar of (name, content) members."""
-    buffer = io.BytesIO()
-    for name, data in members:
-        buffer.write(_member(name, data))
-    _end(buffer)
-    return buffer.getvalue()
-
-
-def _member(name: str, data: bytes) -> bytes:
-    """Return a tar member: USTAR header, content, and zeros up to a whole block."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    header = info.tobuf(tarfile.USTAR_FORMAT)
-    return header + data + bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-def _end(file: BinaryIO) -> None:
-    """End a tar with two empty blocks and zeros up to a whole record, like GNU tar."""
-    file.write(bytes(2 * tarfile.BLOCKSIZE))
-    file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
 
 
 if __name__ == "__main__":

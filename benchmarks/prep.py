@@ -5,12 +5,11 @@
 Links the images below --source under --images distinct names, then runs the contenders in turns, --rounds
 times each, as whole commands: ours, the usual Pillow loop, img2dataset in its own environment, and the limit
 (decoding, resizing and encoding only, each by the fastest library). Every output is read back and must hold
-as many 256×256 images of quality 95. Needs the `dev` extra; see also benchmarks/requirements.txt.
+as many 256×256 images of quality 95. Needs the `dev` extra.
 """
 
 import argparse
-import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import common
@@ -24,13 +23,12 @@ from limit import Timing, try_all
 from processes import Usage
 from report import FEW, Row
 
-KINDS = ("ours", "keep-original", "pillow", "img2dataset", "http", "limit")
+KINDS = ("ours", "keep-original", "pillow", "img2dataset", "limit")
 _CANDIDATE_IMAGES = 350
 
 
 def main() -> int:
     options = _options()
-    common.check_chart(options.chart)
     with common.work_folder(options.work) as work:
         common.print_facts(
             common.versions(
@@ -50,9 +48,7 @@ def main() -> int:
         rows = _measure(found, images, few, options.rounds, work)
         peer = contenders.img2dataset_versions(work)
         problems = report.show(rows, images.count, options.rounds, peer)
-        if options.json:
-            facts = report.as_json(rows, candidates, images.count, peer)
-            options.json.write_text(json.dumps(facts, indent=1))
+        common.save_json(options.json, **report.facts(rows, candidates, images.count, peer))
         if options.chart:
             report.draw(rows, images.count, options.chart)
         for folder in (images.source, few.source, work / "originals", work / "out"):
@@ -62,11 +58,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     most = common.cores()
-    options = common.parser(__doc__)
-    source = common.test_data() / "imagenet-sample"
-    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options = common.parser(__doc__, "source", "rounds", "work", "chart", "json")
     options.add_argument("--images", type=int, default=5000, help="number of images to prepare")
-    options.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     options.add_argument(
         "--workers",
         type=int,
@@ -77,14 +70,9 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--contenders", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
-    options.add_argument(
-        "--work", type=Path, help="folder for images and outputs; img2dataset's environment is kept there"
-    )
-    options.add_argument("--chart", type=Path, help="draw the throughputs to this PNG file")
-    options.add_argument("--json", type=Path, help="write every measurement to this file")
-    given = options.parse_args()
-    if given.images <= FEW or given.rounds < 1 or min(given.workers) < 1:
-        options.error(f"--images must be at least {FEW + 1}, --rounds and --workers at least 1")
+    given = common.checked(options)
+    if given.images <= FEW:
+        options.error(f"--images must be at least {FEW + 1}")
     given.workers = sorted(set(given.workers))
     return given
 
@@ -106,37 +94,29 @@ def _prepare_source(options: argparse.Namespace, work: Path) -> tuple[Images, Im
 
 def _candidates(images: Images, rounds: int) -> tuple[list[Timing], tuple[str, ...]]:
     step = max(1, len(images.originals) // _CANDIDATE_IMAGES)
-    timings, chain, notes = try_all(images.originals[::step], rounds)
-    header = ("single step, one process", "images/s", "equal quality")
-    table = [
-        (f"{t.candidate.step}: {t.candidate.name}", f"{1e6 / t.microseconds:,.0f}", _yes(t.candidate.equal))
-        for t in timings
-    ]
-    print(common.markdown(header, table))
-    for note in notes:
-        print(note)
+    timings, chain, unfit = try_all(images.originals[::step], rounds)
+    table = [(f"{t.step}: {t.name}", f"{1e6 / t.microseconds:,.0f}") for t in timings]
+    print(common.markdown(("single step, one process", "images/s"), table))
+    if unfit:
+        print(f"{unfit} images were left out: they do not decode as RGB JPEGs")
     print(f"the limit is: {' + '.join(chain)}\n")
     return timings, chain
 
 
-def _yes(good: bool) -> str:
-    return "yes" if good else "no"
-
-
 def _measure(found: list[Contender], images: Images, few: Images, rounds: int, work: Path) -> list[Row]:
-    """Run each contender on few images, then in rounds on all; every other round is in reverse order."""
+    """Run each contender on few images, then in rounds on all."""
     rows = [Row(c, _run(c, few, work)[0], [], None) for c in found]
-    for number in range(rounds):
-        for row in rows if number % 2 == 0 else reversed(rows):
-            usage, output = _run(row.contender, images, work)
-            row.rounds.append(usage)
-            row.output = output
-            throughput = images.count / usage.wall
-            print(
-                f"round {number + 1}: {row.contender.name}, {row.contender.workers}: "
-                f"{throughput:,.0f} images/s",
-                file=sys.stderr,
-            )
+
+    def measured(row: Row) -> Usage:
+        usage, row.output = _run(row.contender, images, work)
+        row.rounds.append(usage)
+        return usage
+
+    def shown(number: int, usage: Usage) -> str:
+        contender = rows[number].contender
+        return f"{contender.name}, {contender.workers}: {images.count / usage.wall:,.0f} images/s"
+
+    common.take_turns({n: partial(measured, row) for n, row in enumerate(rows)}, rounds, shown)
     return rows
 
 

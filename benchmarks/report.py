@@ -58,8 +58,6 @@ def show(rows: list[Row], images: int, rounds: int, peer: str) -> list[str]:
     for row in rows:
         c = row.contender
         print(f"{c.name}, {c.workers}: {c.note}")
-        if c.server_cpu:
-            print(f"  its server used {median(c.server_cpu) * 1000:.2f} ms of CPU time per image in addition")
         if row.output is not None:
             problems += [
                 f"{c.name}, {c.workers}: {problem}"
@@ -97,7 +95,7 @@ def _cells(row: Row, images: int, ours: Row | None) -> tuple[str, ...]:
     return (
         row.contender.name,
         str(row.contender.workers),
-        f"{median(throughputs):,.0f} ({min(throughputs):,.0f}–{max(throughputs):,.0f})",
+        common.spread(throughputs),
         f"{row.throughput_without_start(images):,.0f}",
         f"{row.few.wall:.1f}" if writes else "–",
         f"{row.cpu(images) * 1000:.2f} ({row.cpu_without_start(images) * 1000:.2f})",
@@ -135,50 +133,31 @@ def _targets(rows: list[Row], images: int) -> list[str]:
             continue
         ratios = [a / b for a, b in zip(first.throughputs(images), second.throughputs(images), strict=True)]
         steady = first.throughput_without_start(images) / second.throughput_without_start(images)
-        lines.append(
-            f"{name}: {median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}); "
-            f"without start-up {steady:.2f}{_met_or_missed(median(ratios), target)}"
-        )
+        wanted_line = f"; target ≥ {target}: {common.judged(median(ratios) >= target)}" if target else ""
+        lines.append(f"{name}: {common.spread(ratios, 2)}; without start-up {steady:.2f}{wanted_line}")
     return lines
 
 
-def _met_or_missed(ratio: float, target: float | None) -> str:
-    if target is None:
-        return ""
-    return f"; target ≥ {target}: {'met' if ratio >= target else 'MISSED'}"
-
-
-def as_json(rows: list[Row], candidates: list[Timing], images: int, peer: str) -> dict[str, Any]:
-    """Return every measurement and the facts about machine and versions, for JSON."""
+def facts(rows: list[Row], candidates: list[Timing], images: int, peer: str) -> dict[str, Any]:
+    """Return every measurement, for JSON."""
     return {
-        "command": common.command_line(),
-        "machine": common.machine(),
         "img2dataset": peer,
         "images": images,
         "memory": processes.memory_kind(),
-        "candidates": [
-            {
-                "step": t.candidate.step,
-                "name": t.candidate.name,
-                "microseconds": t.microseconds,
-                "as_good": t.candidate.equal,
-            }
-            for t in candidates
-        ],
+        "candidates": [asdict(timing) for timing in candidates],
         "contenders": [
             {
                 "name": row.contender.name,
                 "kind": row.contender.kind,
                 "processes": row.contender.workers,
                 "note": row.contender.note,
-                "server_cpu_seconds_per_image": row.contender.server_cpu,
                 "few": _numbers(row.few),
                 "rounds": [_numbers(usage) for usage in row.rounds],
                 "output": asdict(row.output) if row.output else None,
             }
             for row in rows
         ],
-        "verdicts": _targets(rows, images),
+        "targets": _targets(rows, images),
     }
 
 
@@ -189,30 +168,11 @@ def _numbers(usage: Usage) -> dict[str, float]:
 def draw(rows: list[Row], images: int, path: Path) -> None:
     """Draw bars of images/s with the range of the rounds."""
     colors = {"ours": common.BLUE, "keep-original": common.BLUE, "limit": common.GRAY}
-    figure, axes = common.new_axes(8.5, 1.2 + 0.5 * len(rows))
-    for number, row in enumerate(rows):
-        throughputs = row.throughputs(images)
-        middle = median(throughputs)
-        color = colors.get(row.contender.kind, common.ORANGE)
-        spread = [[middle - min(throughputs)], [max(throughputs) - middle]]
-        axes.barh(number, middle, color=color, height=0.62)
-        axes.errorbar(middle, number, xerr=spread, color="black", capsize=3, linewidth=1)
-        axes.annotate(
-            f"{middle:,.0f}",
-            (max(throughputs), number),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    names = [f"{row.contender.name}, {_processes(row.contender.workers)}" for row in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("images/s: median of the rounds, with minimum and maximum")
-    axes.set_title(f"{images:,} images to {SIZE}×{SIZE} JPEG, quality {QUALITY}", loc="left")
+    figure, (axes,) = common.new_axes(8.5, 1.2 + 0.5 * len(rows))
+    bars = []
+    for row in rows:
+        count = row.contender.workers
+        name = f"{row.contender.name}, {count} process{'' if count == 1 else 'es'}"
+        bars.append((name, row.throughputs(images), colors.get(row.contender.kind, common.ORANGE)))
+    common.draw_bars(axes, bars, f"{images:,} images to {SIZE}×{SIZE} JPEG, quality {QUALITY}")
     figure.savefig(path, dpi=150)
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"

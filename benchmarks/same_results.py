@@ -17,7 +17,6 @@ import json
 import math
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ def write_archives(sample: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     classes = sorted(path.name for path in (sample / "train").iterdir())
     inner = {f"{wnid}.tar": tar_of(sorted((sample / "train" / wnid).iterdir())) for wnid in classes}
-    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(common.tar_bytes(inner))
     (folder / "ILSVRC2012_img_val.tar").write_bytes(
         tar_of(sorted(images(sample, "val"), key=lambda p: p.name))
     )
@@ -138,7 +137,7 @@ def write_archives(sample: Path, folder: Path) -> None:
     truth = "".join(f"{labels.get(number, 1)}\n" for number in range(1, 50_001)).encode()
     files = {"data/meta.mat": meta_mat(ids), "data/ILSVRC2012_validation_ground_truth.txt": truth}
     kit = {f"ILSVRC2012_devkit_t12/{name}": data for name, data in files.items()}
-    (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar_bytes(kit, "w:gz"))
+    (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(common.tar_bytes(kit, "w:gz"))
 
 
 def meta_mat(ids: Mapping[str, int]) -> bytes:
@@ -163,18 +162,7 @@ def meta_mat(ids: Mapping[str, int]) -> bytes:
 
 def tar_of(paths: Iterable[Path]) -> bytes:
     """Return a tar of the files, without their folders."""
-    return tar_bytes({path.name: path.read_bytes() for path in paths})
-
-
-def tar_bytes(files: Mapping[str, bytes], mode: str = "w") -> bytes:
-    """Return a tar of name → content; `mode` is that of `tarfile.open`."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
+    return common.tar_bytes({path.name: path.read_bytes() for path in paths})
 
 
 def write_parquet(sample: Path, folder: Path) -> None:
@@ -199,7 +187,7 @@ def write_tars(sample: Path, folder: Path) -> None:
             for path in files[part::4]:
                 members[f"{path.stem}.jpg"] = path.read_bytes()
                 members[f"{path.stem}.cls"] = str(label[path.parent.name]).encode()
-            (folder / f"{split}-{part}.tar").write_bytes(tar_bytes(members))
+            (folder / f"{split}-{part}.tar").write_bytes(common.tar_bytes(members))
 
 
 def print_dataset(name: str, folder: Path) -> None:

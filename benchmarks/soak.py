@@ -8,7 +8,6 @@ half and all of the job, and the slope after the first tenth, which is zero wher
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import common
 import memory
@@ -36,7 +34,6 @@ _ENTRY_BYTES = 300
 
 def main() -> int:
     options = _options()
-    common.check_chart(options.chart)
     with common.work_folder(options.work) as work:
         common.print_facts(
             common.versions("alexnet-toolkit", "simplejpeg", "opencv-python-headless", "numpy")
@@ -56,12 +53,15 @@ def main() -> int:
         )
         traces, wall, output = _watch(_command(source, work / "out", options))
         print(output.strip() + "\n")
-        _report(traces, wall, images + hostile)
+        print(f"{wall / 60:.1f} minutes, {(images + hostile) / wall:,.0f} images/s; RSS in MB\n")
+        print(memory.table(traces, wall, _COURSE, "process"))
         if options.csv:
             memory.write_csv(traces, options.csv, "process", _COURSE)
-        if options.json:
-            facts = _as_json(traces, wall, images + hostile, hostile)
-            options.json.write_text(json.dumps(facts, indent=1))
+        figures = {trace.name: memory.figures(trace, wall, _COURSE) for trace in traces}
+        samples = [asdict(trace) for trace in traces]
+        common.save_json(
+            options.json, wall_seconds=wall, images=images, hostile=hostile, megabytes=figures, traces=samples
+        )
         if options.chart:
             memory.draw(traces, wall, options.chart, "Memory of one preparation", _COURSE)
         for name in ("originals", "hostile", "images", "out"):
@@ -70,9 +70,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
-    source = common.test_data() / "imagenet-sample"
-    options.add_argument("--source", type=Path, default=source, help="folder with JPEGs in class folders")
+    options = common.parser(__doc__, "source", "work", "chart", "csv", "json")
     options.add_argument("--minutes", type=float, default=10.0, help="duration of the job")
     options.add_argument("--images", type=int, help="number of images to prepare, instead of --minutes")
     options.add_argument("--workers", type=int, default=common.cores(), help="number of worker processes")
@@ -80,33 +78,17 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--hostile-share", type=float, default=0.01, help="number of hostile files as a share of the images"
     )
-    options.add_argument(
-        "--work", type=Path, help="folder for images and output; a temporary one if not given"
-    )
-    options.add_argument("--chart", type=Path, help="draw RSS over time to this PNG file")
-    options.add_argument("--csv", type=Path, help="write every sample to this file")
-    options.add_argument("--json", type=Path, help="write the table and every sample to this file")
-    given = options.parse_args()
-    if given.minutes <= 0 or given.workers < 1 or (given.images is not None and given.images < 1):
-        options.error("--minutes, --workers and --images must be above 0")
-    if not 0 < given.hostile_share <= 1:
-        options.error("--hostile-share must be above 0 and at most 1")
+    given = common.checked(options)
+    if given.hostile_share > 1:
+        options.error("--hostile-share must be at most 1")
     return given
 
 
 def _command(source: Path, out: Path, options: argparse.Namespace) -> list[str]:
     limit = min(1.0, 2 * options.hostile_share) if options.hostile else 0.01
     common.fresh(out)
-    return [
-        common.tool("alexnet-prep"),
-        "shard",
-        str(source),
-        str(out),
-        "--workers",
-        str(options.workers),
-        "--max-bad",
-        f"{limit:g}",
-    ]
+    flags = ["--workers", str(options.workers), "--max-bad", f"{limit:g}"]
+    return [common.tool("alexnet-prep"), "shard", str(source), str(out), *flags]
 
 
 def _trial(originals: list[Path], options: argparse.Namespace, work: Path) -> tuple[float, float]:
@@ -188,23 +170,6 @@ def _named(traces: Iterable[Trace]) -> list[Trace]:
     for number, trace in enumerate(workers, start=1):
         trace.name = f"worker {number}"
     return sorted(kept, key=lambda trace: (trace.name != "command", trace.name == "resource tracker"))
-
-
-def _report(traces: list[Trace], wall: float, images: int) -> None:
-    print(f"{wall / 60:.1f} minutes, {images / wall:,.0f} images/s; RSS in MB\n")
-    print(memory.table(traces, wall, _COURSE, "process"))
-
-
-def _as_json(traces: list[Trace], wall: float, images: int, hostile: int) -> dict[str, Any]:
-    return {
-        "command": common.command_line(),
-        "machine": common.machine(),
-        "wall_seconds": wall,
-        "images": images,
-        "hostile": hostile,
-        "megabytes": {trace.name: memory.figures(trace, wall, _COURSE) for trace in traces},
-        "traces": [asdict(trace) for trace in traces],
-    }
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@
 
 Makes 1,281,167 tiny JPEGs of 256×256 pixels in 640 tars (some 2.7 GB), then starts processes that open them
 and load one batch: at the start of an epoch, and resumed from a state past 90 % of an epoch; as a single
-process, and as rank 3 of 8. Each case runs --rounds times. First, on part of the tars, it checks that such a
-state equals that of an uninterrupted run, and that a loader resumed from it yields the same batches.
+process, and as rank 3 of 8. Each case runs --rounds times.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -30,8 +28,6 @@ SAMPLES, TARS = 1_281_167, 640
 _MOST_SECONDS = 10.0
 _CROP = 224
 _EPOCH, _SHARE = 1, 0.9
-_PROOF_TARS = 100
-_PROOF_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -39,8 +35,7 @@ class Task:
     """Task of a child process.
 
     Attributes:
-        kind: "first" (load the first batch), "state" (return the loader's state past 90 % of an epoch) or
-            "prove" (compare a resumed loader with an uninterrupted one).
+        kind: "first" (load the first batch) or "state" (return the loader's state past 90 % of an epoch).
         data: Folder of the dataset.
         batch: Samples per batch of one process.
         rank, world_size: Rank of the process and number of processes.
@@ -58,35 +53,25 @@ class Task:
 
 
 def main() -> int:
-    options = _options()
-    if options.child:
-        task = Task(**json.load(sys.stdin))
-        print(json.dumps({"first": _first, "state": _state, "prove": _prove}[task.kind](task)))
+    if found := common.child_task():
+        task = Task(**found)
+        print(json.dumps((_first if task.kind == "first" else _state)(task)))
         return 0
+    options = _options()
     with common.work_folder(options.work) as work:
         common.print_facts(common.versions("alexnet-toolkit", "nvidia-dali-cuda130", "torch"))
         data = tiny_dataset.at(work, options.samples, options.tars)
         size = sum(path.stat().st_size for path in data.rglob("*"))
         print(f"{options.samples:,} samples in {options.tars} tars, {size / 1e9:.2f} GB\n")
-        proof = _run(Task("prove", str(data), options.batch))
-        print(
-            f"batches {proof['batch']} to {proof['batch'] + proof['compared'] - 1} of {proof['of']}, of "
-            f"{proof['samples']:,} samples: a resumed loader's keys, labels and pixels equal those of an "
-            "uninterrupted one\n"
-        )
         cases = _cases(options, data)
         rounds = _measure(cases, options, data)
         met = _report(rounds, options)
-        if options.json:
-            facts = {"command": common.command_line(), "machine": common.machine(), "rounds": rounds}
-            options.json.write_text(json.dumps(facts, indent=1))
+        common.save_json(options.json, rounds=rounds)
     return 0 if met else 1
 
 
 def _options() -> argparse.Namespace:
-    options = common.parser(__doc__)
-    options.add_argument("--work", type=Path, help="folder for the tars, which are kept")
-    options.add_argument("--rounds", type=int, default=3, help="number of processes to measure in each case")
+    options = common.parser(__doc__, "rounds", "work", "json")
     options.add_argument("--batch", type=int, default=128, help="samples per batch of one process")
     options.add_argument(
         "--cold", action="store_true", help="drop the tars from the page cache before each process"
@@ -95,11 +80,9 @@ def _options() -> argparse.Namespace:
         "--samples", type=int, default=SAMPLES, help="number of samples; fewer to try the script"
     )
     options.add_argument("--tars", type=int, default=TARS, help="number of tars; fewer to try the script")
-    options.add_argument("--json", type=Path, help="write every measurement to this file")
-    options.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    given = options.parse_args()
-    if min(given.rounds, given.batch, given.tars) < 1 or given.samples < 80 * given.batch:
-        options.error("--rounds, --batch and --tars must be at least 1, --samples at least 80 times --batch")
+    given = common.checked(options)
+    if given.samples < 80 * given.batch:
+        options.error("--samples must be at least 80 times --batch")
     return given
 
 
@@ -116,14 +99,13 @@ def _cases(options: argparse.Namespace, data: Path) -> dict[str, Task]:
 
 
 def _measure(cases: dict[str, Task], options: argparse.Namespace, data: Path) -> dict[str, Any]:
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    for number in range(options.rounds):
-        for name, task in cases.items():
-            if options.cold:
-                common.forget_pages(data)
-            rounds[name].append(_run(task))
-            print(f"round {number + 1}: {name}: {rounds[name][-1]['whole']:.1f} s", file=sys.stderr)
-    return rounds
+    def run(task: Task) -> dict[str, float]:
+        if options.cold:
+            common.forget_pages(data)
+        return dict(_run(task))
+
+    parts = {name: partial(run, task) for name, task in cases.items()}
+    return common.take_turns(parts, options.rounds, lambda name, found: f"{name}: {found['whole']:.1f} s")
 
 
 def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
@@ -138,7 +120,7 @@ def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
         whole = [run["whole"] for run in runs]
         parts = [f"{median(run[part] for run in runs):.1f}" for part in header[2:6]]
         memory = [f"{max(run[part] for run in runs) / 1e6:,.0f}" for part in ("rss", "peak")]
-        rows.append((name, f"{median(whole):.1f} ({min(whole):.1f}–{max(whole):.1f})", *parts, *memory))
+        rows.append((name, common.spread(whole, 1), *parts, *memory))
     print(common.markdown(header, rows))
     if (options.samples, options.tars) != (SAMPLES, TARS):
         print("\nnot all samples: the limit is not checked")
@@ -149,12 +131,7 @@ def _report(rounds: dict[str, Any], options: argparse.Namespace) -> bool:
 
 
 def _run(task: Task) -> Any:
-    now = replace(task, started=time.monotonic())
-    command = [sys.executable, __file__, "--child"]
-    done = subprocess.run(command, input=json.dumps(asdict(now)), capture_output=True, text=True)
-    if done.returncode:
-        raise BenchmarkError(f"{task.kind!r} of {task.data} failed:\n{done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return common.run_child(asdict(replace(task, started=time.monotonic())))
 
 
 def _first(task: Task) -> dict[str, float]:
@@ -192,46 +169,12 @@ def _state(task: Task) -> dict[str, Any]:
         return _state_at(loader, _late(loader))
 
 
-def _prove(task: Task) -> dict[str, Any]:
-    """In a child process: compare a resumed loader with an uninterrupted one, on the first _PROOF_TARS tars.
-
-    Raises:
-        BenchmarkError: Their states or batches differ.
-    """
-    import torch
-
-    from pipeline import Dataset
-
-    whole = Dataset.open(task.data)
-    shards = whole.shards("train")[:_PROOF_TARS]
-    dataset = Dataset(whole.url, replace(whole.manifest, splits={"train": shards}))
-    with _loader(dataset, task, keys=True) as loader:
-        at = _late(loader)
-        loader.set_epoch(_EPOCH)
-        batches = iter(loader)
-        next(islice(batches, at - 1, None))
-        position = {name: value for name, value in loader.state_dict().items() if name != "dali"}
-        wanted = list(islice(batches, _PROOF_BATCHES))
-    with _loader(dataset, task, keys=True) as other:
-        state = _state_at(other, at)
-    with _loader(dataset, task, keys=True) as resumed:
-        resumed.load_state_dict(state)
-        found = list(islice(resumed, _PROOF_BATCHES))
-    same = position == {name: value for name, value in state.items() if name != "dali"} and all(
-        a.keys == b.keys and torch.equal(a.labels, b.labels) and torch.equal(a.images, b.images)
-        for a, b in zip(wanted, found, strict=True)
-    )
-    if not (same and wanted):
-        raise BenchmarkError("a resumed loader yields other batches than an uninterrupted one")
-    return {"batch": at, "compared": len(wanted), "of": len(loader), "samples": dataset.samples("train")}
-
-
-def _loader(dataset: Any, task: Task, *, keys: bool = False) -> Any:
+def _loader(dataset: Any, task: Task) -> Any:
     from pipeline import Loader, Placement, TrainView, color_noise
 
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     place = Placement(task.rank, task.world_size)
-    return Loader(dataset, "train", view, task.batch, placement=place, keys=keys)
+    return Loader(dataset, "train", view, task.batch, placement=place)
 
 
 def _late(loader: Any) -> int:

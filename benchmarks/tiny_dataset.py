@@ -17,7 +17,7 @@ from pipeline.dataset.manifest import (
     SourceInfo,
     write_manifest,
 )
-from pipeline.dataset.tar import describe, write_shard
+from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.statistics import Moments, statistics_of
 
 SIZE = 256

@@ -16,15 +16,13 @@ measures the share of a run's time that reports, metrics and checkpoints take.
 """
 
 import argparse
-import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 
 import common
@@ -113,13 +111,11 @@ def main() -> int:
         if arch == "alexnet" and base and options.device == "cpu":
             missed |= _misses({variant: throughput / base for variant, throughput in found.items()})
     print("\n" + _table(rows))
-    if options.json:
-        plain = [
-            {"arch": a, "variant": v.__dict__, "rate": r, "ratio": q, "of_limit": of}
-            for a, v, r, q, of in rows
-        ]
-        facts = {"command": common.command_line(), "machine": common.machine(), "rows": plain}
-        options.json.write_text(json.dumps(facts, indent=1))
+    plain = [
+        {"arch": arch, "variant": asdict(v), "throughput": throughput, "ratio": ratio, "of_limit": share}
+        for arch, v, throughput, ratio, share in rows
+    ]
+    common.save_json(options.json, rows=plain)
     return int(missed)
 
 
@@ -133,7 +129,7 @@ def _misses(ratios: dict[Variant, float]) -> bool:
             missed |= ratios[best] < target
             print(
                 f"{best.arch}, {precision} {best.name}: {ratios[best]:.2f} of eager with torch's layer, "
-                f"target ≥ {target:g}: {'met' if ratios[best] >= target else 'MISSED'}"
+                f"target ≥ {target:g}: {common.judged(ratios[best] >= target)}"
             )
     return missed
 
@@ -150,16 +146,14 @@ def _measure(arch: str, precisions: list[str], options: argparse.Namespace) -> d
         for kept in (True, False) if options.device == "cpu" else (False,):
             variants.insert(0, Variant(arch, "float32", False, False, torchs_norm=True, memory_kept=kept))
     steps = {variant: _step(variant, options.batch, options.device) for variant in variants}
-    times: dict[Variant, list[float]] = {variant: [] for variant in variants}
-    for number in range(options.rounds + 1):
-        for variant, step in steps.items():
-            seconds = _time(step, options.steps, options.device)
-            if number:  # round 0 compiles
-                times[variant].append(seconds)
-            print(
-                f"  {arch} {variant.precision} {variant.name}: {options.batch / seconds:,.1f}/s",
-                file=sys.stderr,
-            )
+    for step in steps.values():
+        _time(step, options.steps, options.device)  # compiles
+    timed = {v: partial(_time, step, options.steps, options.device) for v, step in steps.items()}
+    times = common.take_turns(
+        timed,
+        options.rounds,
+        lambda v, seconds: f"{arch} {v.precision} {v.name}: {options.batch / seconds:,.1f}/s",
+    )
     return {variant: options.batch / median(found) for variant, found in times.items()}
 
 
@@ -254,34 +248,23 @@ def _table(rows: list[tuple[str, Variant, float, float | None, float]]) -> str:
         (arch, v.precision, v.name, f"{throughput:,.1f}", f"{ratio:.2f}" if ratio else "–", f"{of:.0%}")
         for arch, v, throughput, ratio, of in rows
     ]
-    head = (
-        "network",
-        "precision",
-        "variant",
-        "images/s",
-        "vs. eager, torch's norm",
-        "share of arithmetic limit",
-    )
-    return common.markdown(head, cells)
+    ratio, share = "vs. eager, torch's norm", "share of arithmetic limit"
+    return common.markdown(("network", "precision", "variant", "images/s", ratio, share), cells)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "rounds", "json")
     parser.add_argument(
         "--arch", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES), help="architectures"
     )
     parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="device to train on")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; in each, all variants run once")
-    parser.add_argument("--steps", type=int, default=1, help="steps of each variant per round (default 1)")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each variant per round")
     parser.add_argument(
         "--overhead", action="store_true", help="measure the cost of reports and checkpoints instead"
     )
-    parser.add_argument("--json", type=Path, help="write all measurements to this file")
-    return parser.parse_args()
+    return common.checked(parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.finish(main)
