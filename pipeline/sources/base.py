@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
+from posixpath import splitext
 
 import msgspec
 
@@ -162,7 +164,7 @@ def shuffle_key(seed: int, purpose: str, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{purpose}/{key}".encode(), digest_size=16).digest()
 
 
-def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
+def unique_keys(images: Iterable[tuple[int, str, str]]) -> tuple[list[str], int]:
     """Return one key for each image: the file's stem, escaped, with the class in front where stems collide.
 
     Keys that still collide get a number behind them. The numbers follow the order of class, file name, split
@@ -170,12 +172,15 @@ def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
 
     Args:
         images: Split number (0 is training), path and class id of each image.
+
+    Returns:
+        The keys in the order of `images`, and the number of images whose stem collides.
     """
     listed = list(images)
     keys = [_safe(stem_of(path)) for _, path, _ in listed]
     uses = Counter(keys)
     if len(uses) == len(keys):
-        return keys
+        return keys, 0
     used = {stem for stem, count in uses.items() if count == 1}
     colliding = [number for number, stem in enumerate(keys) if uses[stem] > 1]
 
@@ -191,7 +196,7 @@ def unique_keys(images: Iterable[tuple[int, str, str]]) -> list[str]:
             key, again = f"{base}-{again}", again + 1
         used.add(key)
         keys[number] = key
-    return keys
+    return keys, len(colliding)
 
 
 def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> dict[str, list[Sample]]:
@@ -199,23 +204,19 @@ def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> di
     for entries in listing.entries.values():
         entries.sort(key=lambda e: (e.container, e.path, e.offset))
     order = [split for split in ("train", "val", "test") if listing.entries.get(split)]
-    keys = unique_keys(
+    keys, renamed = unique_keys(
         (number, e.path, e.class_id) for number, split in enumerate(order) for e in listing.entries[split]
     )
-    stems = (stem_of(e.path) for split in order for e in listing.entries[split])
-    renamed = sum(key != _safe(stem) for key, stem in zip(keys, stems, strict=True))
     if renamed:
         notes.append(f"{renamed:,} images share a file name with another; their keys have the class in front")
-    splits: dict[str, list[Sample]] = {}
-    at = 0
-    for split in order:
-        entries = listing.entries.pop(split)
-        splits[split] = [
-            Sample(e.path, label_of[e.class_id], key, e.size, e.container, e.offset)
-            for e, key in zip(entries, keys[at : at + len(entries)], strict=True)
+    key = iter(keys)
+    return {
+        split: [
+            Sample(e.path, label_of[e.class_id], next(key), e.size, e.container, e.offset)
+            for e in listing.entries.pop(split)
         ]
-        at += len(entries)
-    return splits
+        for split in order
+    }
 
 
 def _check_fraction(root: str, listing: Listing, val_fraction: float | None) -> None:
@@ -232,20 +233,14 @@ def _check_fraction(root: str, listing: Listing, val_fraction: float | None) -> 
 
 def _check_names(root: str, listing: Listing) -> None:
     """Refuse names that are not UTF-8: the manifest and report.csv are UTF-8 and could not hold them."""
-    for class_id in listing.classes or ():
-        _check_utf8(root, class_id)
-    for entries in listing.entries.values():
-        for entry in entries:
-            for name in (entry.path, entry.class_id):
-                if not name.isascii():
-                    _check_utf8(root, name)
-
-
-def _check_utf8(root: str, name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"source {root}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from error
+    entries = chain.from_iterable(listing.entries.values())
+    names = chain.from_iterable((e.path, e.class_id) for e in entries)
+    for name in chain(listing.classes or (), names):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(name)
+            raise UsageError(f"source {root}: the name {shown!r} is not UTF-8; rename it") from error
 
 
 def _check_classes(root: str, ids: list[str], listing: Listing) -> None:
@@ -284,11 +279,24 @@ def _split_off(samples: list[Sample], fraction: float, seed: int) -> dict[str, l
     }
 
 
+def note_left_out(notes: list[str], place: str, count: int, kind: str, what: str) -> None:
+    """Add a line on the files that were left out, if there are any.
+
+    Args:
+        notes: Gets the line.
+        place: Path or URL of the folder or archive that holds them.
+        count: Number of files.
+        kind: "file" or "member".
+        what: What they are not, such as "image".
+    """
+    if count:
+        are = f"{kind} is" if count == 1 else f"{kind}s are"
+        notes.append(f"{place}: {count:,} {are} no {what}, left out")
+
+
 def is_image(path: str) -> bool:
     """Whether a file name ends with an image suffix, in upper or lower case."""
-    name = path.rpartition("/")[2]
-    dot = name.rfind(".")
-    return dot > 0 and name[dot:].lower() in IMAGE_SUFFIXES
+    return splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def stem_of(path: str) -> str:

@@ -1,8 +1,7 @@
 """Read a source: detect its layout, list its images, and build a `Source`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Listing, Source, build_source
@@ -11,48 +10,24 @@ from pipeline.storage.base import Store
 from pipeline.storage.open import open_store
 
 
-class Layout(NamedTuple):
-    """A supported layout of a source.
+class Lister(Protocol):
+    """A module of `pipeline.sources.listers`, which reads sources of one layout."""
 
-    Attributes:
-        description: One line that describes the layout to users.
-        detect: Whether a folder or bucket has this layout.
-        list_samples: Lists the images of a source with this layout.
-    """
+    def detect(self, store: Store) -> bool:
+        """Return whether a folder or bucket has this layout."""
 
-    description: str
-    detect: Callable[[Store], bool]
-    list_samples: Callable[[Store], Listing]
+    def list_samples(self, store: Store) -> Listing:
+        """List the images of a source with this layout."""
 
 
-LAYOUTS = {
-    "archives": Layout(
-        "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as downloaded, with the devkit",
-        archives.detect,
-        archives.list_samples,
-    ),
-    "kaggle": Layout(
-        "Kaggle's tree ILSVRC/Data/CLS-LOC/{train,val} with its CSV of labels",
-        kaggle.detect,
-        kaggle.list_samples,
-    ),
-    "parquet": Layout(
-        "Parquet files with image.bytes and label, as the Hugging Face hub has them",
-        parquet.detect,
-        parquet.list_samples,
-    ),
-    "webdataset": Layout(
-        "tars of images with .cls or .json labels",
-        webdataset.detect,
-        webdataset.list_samples,
-    ),
-    "folders": Layout(
-        "{train,val|validation,test}/CLASS/* or CLASS/*",
-        lambda _: True,  # the fallback, so it must be the last
-        folders.list_samples,
-    ),
+LAYOUTS: dict[str, Lister] = {
+    "archives": archives,
+    "kaggle": kaggle,
+    "parquet": parquet,
+    "webdataset": webdataset,
+    "folders": folders,  # any folder has this layout, so it must be the last
 }
-"""Name of a layout, as in `--layout` → layout; in the order in which "auto" tries them."""
+"""Name of a layout, as in `--layout` → its lister; in the order in which "auto" tries them."""
 
 
 def read_source(

@@ -59,10 +59,13 @@ def spool(store: Store, number: int, container: Container, folder: Path) -> None
     with _locked(folder / f"{number:05d}.lock"):
         if not _is_finished(folder, number, container):
             _check_unchanged(store, container)
+            starts = array("q", [0])
+            with atomic_write(folder / f"{number:05d}.bin") as file:
+                for data in _rows(store, container) if _is_parquet(container) else _chunks(store, container):
+                    file.write(data)
+                    starts.append(starts[-1] + len(data))
             if _is_parquet(container):
-                _spool_rows(store, number, container, folder)
-            else:
-                _spool_tar(store, number, container, folder)
+                write_array(folder / f"{number:05d}.npy", np.frombuffer(starts, np.int64))
 
 
 def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> ByteRange:
@@ -130,15 +133,6 @@ def _check_unchanged(store: Store, container: Container) -> None:
         )
 
 
-def _spool_rows(store: Store, number: int, container: Container, folder: Path) -> None:
-    starts = array("q", [0])
-    with atomic_write(folder / f"{number:05d}.bin") as file:
-        for data in _rows(store, container):
-            file.write(data)
-            starts.append(starts[-1] + len(data))
-    write_array(folder / f"{number:05d}.npy", np.frombuffer(starts, np.int64))
-
-
 def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a Parquet file's images, in row order.
 
@@ -151,12 +145,6 @@ def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
         for batch in parquet.iter_batches(_ROWS, columns=[image], use_threads=False):
             for value in leaf(batch, image):
                 yield memoryview(value.as_buffer()) if value.is_valid else b""
-
-
-def _spool_tar(store: Store, number: int, container: Container, folder: Path) -> None:
-    with atomic_write(folder / f"{number:05d}.bin") as file:
-        for data in _chunks(store, container):
-            file.write(data)
 
 
 def _chunks(store: Store, container: Container) -> Iterator[bytes]:

@@ -43,9 +43,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "choose another path"
-        if full:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = f"free space or {remedy}, then run the same command again"
         raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
@@ -88,8 +87,6 @@ def sha256_of(path: Path) -> str:
 
 
 def _fsync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

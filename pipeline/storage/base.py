@@ -108,8 +108,14 @@ class Store(ABC):
                 yield error
 
     @abstractmethod
-    def open(self, name: str) -> BinaryIO:
-        """Open a file for binary reading and seeking."""
+    def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
+        """Open a file for binary reading and seeking.
+
+        Args:
+            name: the file.
+            read_ahead: in a bucket, read blocks ahead, which pays where a tar is scanned from front to back;
+                False requests exactly the bytes of each read.
+        """
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:

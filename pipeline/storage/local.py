@@ -45,27 +45,26 @@ class LocalStore(Store):
     def walk(self, folder: str = "") -> tuple[list[File], list[str]]:
         files: list[File] = []
         folders: list[str] = []
-        self._walk(self.local / folder, f"{folder}/" if folder else "", frozenset(), files, folders)
-        return files, folders
 
-    def _walk(
-        self, folder: Path, prefix: str, above: frozenset[str], files: list[File], folders: list[str]
-    ) -> None:
-        real = os.path.realpath(folder)
-        if real in above:  # a symbolic link to a folder above
-            return
-        try:
-            with os.scandir(folder) as entries:
+        def add(prefix: str, above: frozenset[str]) -> None:
+            real = os.path.realpath(self.local / prefix)
+            if real in above:  # a symbolic link to a folder above
+                return
+            with os.scandir(self.local / prefix) as entries:
                 visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
             for entry in visible:
                 path = prefix + entry.name
                 if entry.is_dir():
                     folders.append(path)
-                    self._walk(Path(entry.path), path + "/", above | {real}, files, folders)
+                    add(f"{path}/", above | {real})
                 elif stat.S_ISREG((status := entry.stat()).st_mode):  # reading a named pipe would never end
                     files.append(File(path, status.st_size))
+
+        try:
+            add(f"{folder}/" if folder else "", frozenset())
         except OSError as error:
             raise _unreadable(error) from error
+        return files, folders
 
     @override
     def size(self, name: str) -> int:
@@ -82,7 +81,7 @@ class LocalStore(Store):
         return data
 
     @override
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
         return (self.local / name).open("rb")
 
     @override

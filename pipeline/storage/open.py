@@ -19,11 +19,10 @@ def open_store(url: str | Path | Store) -> Store:
     if isinstance(url, Store):
         return url
     text = str(url)
+    if text.startswith("file://"):
+        text = f"/{text.removeprefix('file://').lstrip('/')}"
     if "://" not in text:
         return LocalStore(text)
-    protocol, _, rest = text.partition("://")
-    if protocol == "file":
-        return LocalStore("/" + rest.lstrip("/"))
     from pipeline.storage.remote import RemoteStore
 
     return RemoteStore(text)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from typing_extensions import override
 
@@ -111,50 +111,58 @@ class RemoteStore(Store):
 
     @override
     def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
+        wanted = [span for span in spans if span.size != 0]  # servers refuse empty ranges
+        starts = [span.offset or None for span in wanted]
+        ends = [None if span.size is None else span.offset + span.size for span in wanted]
         with self.errors("read"):
-            wanted = [span for span in spans if span.size != 0]  # servers refuse empty ranges
-            found = iter(
-                self._fs.cat_ranges(
-                    [self._at(span.path) for span in wanted],
-                    [span.offset or None for span in wanted],
-                    [None if span.size is None else span.offset + span.size for span in wanted],
-                    on_error="return",
-                )
-            )
+            paths = [self._at(span.path) for span in wanted]
+            found = iter(self._fs.cat_ranges(paths, starts, ends, on_error="return"))
         for span in spans:
             data = next(found) if span.size != 0 else b""
-            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-                with self.errors("read", span.path):
-                    raise data
             if isinstance(data, FileNotFoundError):
                 yield FileNotFoundError(2, "No such file or directory", span.path)
+            elif isinstance(data, Exception):
+                with self.errors("read", span.path):
+                    raise data
             elif span.size is not None and len(data) != span.size:
                 yield OSError(0, f"{len(data)} of {span.size} bytes at offset {span.offset}", span.path)
             else:
                 yield bytes(data)
 
     @override
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
         with self.errors("open", name):
-            # Tars are scanned from front to back, so reading ahead pays.
-            file = self._fs.open(self._at(name), "rb", block_size=_BLOCK, cache_type="readahead")
-        return io.BufferedReader(_Guarded(self, name, file), _BUFFER)
+            cache = "readahead" if read_ahead else "none"
+            file = self._fs.open(self._at(name), "rb", block_size=_BLOCK, cache_type=cache)
+        guarded = _Guarded(self, name, file)
+        return io.BufferedReader(guarded, _BUFFER) if read_ahead else cast(BinaryIO, guarded)
 
     @override
     def write(self, name: str, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(data)
-            file.flush()
-            self._upload(Path(file.name), name)
+        with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
+            path = Path(folder) / "data"
+            path.write_bytes(data)
+            self.upload(path, name)
 
     def upload(self, file: Path, name: str) -> None:
         """Upload a finished local file as `name`, compare checksums, delete the local file.
 
+        An upload is atomic. It is tried up to three times.
+
         Raises:
             RunError: the upload failed, or the stored object differs from the file after three tries.
         """
-        self._upload(file, name)
-        file.unlink()
+        for _ in range(_UPLOAD_TRIES):
+            with self.errors("write", name):
+                self._fs.put_file(str(file), self._at(name))
+                arrived = self._arrived(file, name)
+            if arrived:
+                file.unlink()
+                return
+        raise RunError(
+            f"{self.url_of(name)}: the stored object differed from the local file after each of "
+            f"{_UPLOAD_TRIES} uploads; run the same command again"
+        )
 
     @override
     @contextmanager
@@ -174,19 +182,6 @@ class RemoteStore(Store):
         with self.errors("delete", name):
             if self._fs.exists(self._at(name)):
                 self._fs.rm(self._at(name), recursive=True)
-
-    def _upload(self, file: Path, name: str) -> None:
-        """Upload a file, which is atomic, and compare the stored object with it; try up to three times."""
-        for last in (number == _UPLOAD_TRIES - 1 for number in range(_UPLOAD_TRIES)):
-            with self.errors("write", name):
-                self._fs.put_file(str(file), self._at(name))
-                if self._arrived(file, name):
-                    return
-            if last:
-                raise RunError(
-                    f"{self.url_of(name)}: the stored object differed from the local file after each of "
-                    f"{_UPLOAD_TRIES} uploads; run the same command again"
-                )
 
     def _arrived(self, file: Path, name: str) -> bool:
         """Return whether the stored object has the size and checksum of the local file."""
@@ -226,18 +221,16 @@ class RemoteStore(Store):
         except Exception as error:
             kind = type(error).__name__
             text = " ".join(str(error).split()) or kind
-            if "Credential" in kind or "credential" in text or "DefaultCredentialsError" in kind:
-                raise UsageError(
-                    f"cannot {doing} {url}: no credentials ({text}); set them as for the cloud's own tools, "
-                    "such as in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-                ) from error
-            if isinstance(error, PermissionError) or "Forbidden" in text or "Access Denied" in text:
-                raise UsageError(
-                    f"cannot {doing} {url}: access denied ({text}); check the credentials and the bucket"
-                ) from error
-            raise RunError(
-                f"cannot {doing} {url}: {kind}: {text}; check the network and run the same command again"
-            ) from error
+            failure: type[ToolkitError] = UsageError
+            if "Credential" in kind or "credential" in text:
+                reason = f"no credentials ({text}); set them as for the cloud's own tools, such as in "
+                reason += "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            elif isinstance(error, PermissionError) or "Forbidden" in text or "Access Denied" in text:
+                reason = f"access denied ({text}); check the credentials and the bucket"
+            else:
+                failure = RunError
+                reason = f"{kind}: {text}; check the network and run the same command again"
+            raise failure(f"cannot {doing} {url}: {reason}") from error
 
 
 class _Guarded(io.RawIOBase):
@@ -264,10 +257,6 @@ class _Guarded(io.RawIOBase):
     @override
     def seek(self, offset: int, whence: int = 0) -> int:
         return int(self._file.seek(offset, whence))
-
-    @override
-    def tell(self) -> int:
-        return int(self._file.tell())
 
     @override
     def close(self) -> None:

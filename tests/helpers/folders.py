@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.errors import UsageError
+
 SIZE = 48
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -39,6 +41,23 @@ def place(path, data=b"not empty"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def flat(root, **counts):
+    """Write `root/CLASS/CLASS_N.jpg` for CLASS=count, which are no images; return `root`."""
+    for name, count in counts.items():
+        for number in range(count):
+            place(root / name / f"{name}_{number:02d}.jpg")
+    return root
+
+
+def refused(call, *parts, error=UsageError):
+    """Check that a call raises an error of one line that has these parts, by default a UsageError."""
+    with pytest.raises(error) as raised:
+        call()
+    for part in parts:
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def write_source(root, train=8, val=4, classes=("ant", "bee", "cat"), height=SIZE, width=SIZE):

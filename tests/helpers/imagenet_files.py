@@ -1,13 +1,15 @@
 """Build ImageNet's archives, Kaggle's tree, class folders and devkits from {train,val}/WNID/*.JPEG."""
 
+import functools
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 from scipy.io import savemat
 
 from helpers.folders import place
+from pipeline.sharding.reader import read_samples
+from pipeline.storage.open import open_store
 
 META = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
@@ -69,6 +71,12 @@ def folder_tar(paths):
 
 def meta_mat(classes, compressed=True):
     """`meta.mat` of {ILSVRC2012_ID: (WNID, words)}, plus one synset that has two of them as children."""
+    return _meta_mat(tuple(classes.items()), compressed)
+
+
+@functools.cache  # the file holds the time, but equal classes shall give equal bytes
+def _meta_mat(items, compressed):
+    classes = dict(items)
     synsets = np.zeros((len(classes) + 1, 1), dtype=[(field, object) for field in FIELDS])
     for row, (number, (wnid, words)) in enumerate(classes.items()):
         synsets[row, 0] = (float(number), wnid, words, f"what {words} is", 0.0, np.zeros((1, 0)), 0.0, 1300.0)
@@ -119,16 +127,9 @@ def write_mapping(root, tree):
 
 def write_archives(root, tree, labels="devkit"):
     """The archives as downloaded, with `labels` "devkit", "extracted", "csv" or "" beside them."""
-    inner = [
-        (
-            f"{wnid}.tar",
-            tar_bytes([(p.name, p.read_bytes()) for p in sorted((tree / "train" / wnid).iterdir())]),
-        )
-        for wnid in class_ids(tree)
-    ]
+    inner = [(f"{wnid}.tar", folder_tar((tree / "train" / wnid).iterdir())) for wnid in class_ids(tree)]
     place(root / "ILSVRC2012_img_train.tar", tar_bytes(inner))
-    images = sorted(tree.glob("val/*/*.JPEG"), key=lambda path: path.name)
-    place(root / "ILSVRC2012_img_val.tar", tar_bytes([(p.name, p.read_bytes()) for p in images]))
+    place(root / "ILSVRC2012_img_val.tar", folder_tar(tree.glob("val/*/*.JPEG")))
     if labels in ("devkit", "extracted"):
         write_devkit(root, tree, extracted=labels == "extracted")
     if labels == "csv":
@@ -156,18 +157,21 @@ def write_folders(root, tree):
     return root
 
 
-def contents(source):
-    """Split → {(key, WNID, bytes in the source)}, which must not depend on the layout."""
+def in_tree(tree):
+    """Split → {(stem, WNID, bytes)} of a tree of class folders."""
     return {
-        split: {(s.key, source.classes[s.label].id, image_bytes(source, s)) for s in samples}
-        for split, samples in source.splits.items()
+        split: {(p.stem, p.parent.name, p.read_bytes()) for p in tree.glob(f"{split}/*/*")}
+        for split in ("train", "val")
     }
 
 
-def image_bytes(source, sample):
-    """A sample's bytes in the source, read with plain file operations."""
-    if sample.container < 0:
-        return (Path(source.root) / sample.path).read_bytes()
-    with (Path(source.root) / source.containers[sample.container].path).open("rb") as file:
-        file.seek(sample.offset)
-        return file.read(sample.size)
+def contents(source, scratch):
+    """Split → {(key, WNID, bytes in the source)}; `scratch` is a folder for what must be spooled."""
+    store = open_store(source.root)
+    return {
+        split: {
+            (s.key, source.classes[s.label].id, data)
+            for s, data in zip(samples, read_samples(store, source.containers, scratch, samples), strict=True)
+        }
+        for split, samples in source.splits.items()
+    }

@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.storage.base import ByteRange, Store
@@ -18,25 +18,20 @@ from pipeline.storage.open import open_store
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 """Name of the devkit of tasks 1 and 2: a folder of this name, or its archive with `.tar.gz`."""
-
-
 META = "data/meta.mat"
 """Path of the table of classes in the devkit's folder."""
-
-
-WNID = re.compile(r"n[0-9]{8}")
-"""A WordNet id, such as n01440764: ImageNet's name of a class."""
-
-
-# 64 MiB hold 50,000 labels with a kilobyte each; a larger file is something else.
-_LARGEST_FILE = 2**26
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 """Path of the validation labels in the devkit's folder: line i, from 1 on, holds the ILSVRC2012_ID of
 `ILSVRC2012_val_{i:08d}`."""
+WNID = re.compile(r"n[0-9]{8}")
+"""A WordNet id, such as n01440764: ImageNet's name of a class."""
+
 # MD5 of the archive that the ImageNet project distributes; torchvision's datasets/imagenet.py has it too.
 _AGAIN = "download ILSVRC2012_devkit_t12.tar.gz again (its MD5 is fa75699e90414af021442c21a62c3abf)"
 # Limit of the decompressed archive, in bytes: it is held in memory, and zeros compress a thousandfold.
 _LARGEST = 2**27
+# 64 MiB hold 50,000 labels with a kilobyte each; a larger file is something else.
+_LARGEST_FILE = 2**26
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def read_devkit(store: Store, name: str) -> Devkit:
         meta, truth = read_small(store, name), read_small(store, folder + TRUTH)
     else:
         raise UsageError(f"{url}: has no {TRUTH}; {_AGAIN}")
-    classes = _read_meta(meta, url)
+    classes = read_classes(meta, url)
     labels: dict[str, str] = {}
     for number, line in enumerate(truth.splitlines(), 1):
         found = classes.get(int(line)) if line.strip().isdigit() and len(line) < 9 else None
@@ -102,7 +97,7 @@ def read_ids(path: Path) -> dict[str, int]:
         )
     data = read_small(open_store(file.parent), file.name)
     meta = data if file.suffix == ".mat" else _unpack(data, str(file))[0]
-    return {wnid: number for number, (wnid, _) in _read_meta(meta, str(file)).items()}
+    return {wnid: number for number, (wnid, _) in read_classes(meta, str(file)).items()}
 
 
 def read_small(store: Store, name: str) -> bytes:
@@ -144,60 +139,49 @@ def _unpack(archive: bytes, url: str) -> tuple[bytes, bytes]:
     return found[META], found[TRUTH]
 
 
-def _read_meta(data: bytes, url: str) -> dict[int, tuple[str, str]]:
-    """Return ILSVRC2012_ID → (WNID, words) of the classes, which are the synsets without children."""
+def read_classes(data: bytes, url: str) -> dict[int, tuple[str, str]]:
+    """Return ILSVRC2012_ID → (WNID, words) of the classes, which are the synsets without children.
+
+    SciPy reads the file in a child process, because a damaged file can crash it.
+
+    Args:
+        data: Bytes of `meta.mat`. Its variable `synsets` has the fields that the devkit's readme.txt lists:
+            ILSVRC2012_ID, WNID, words, gloss, num_children, children, wordnet_height, num_train_images.
+        url: Path or URL of the devkit, for messages.
+
+    Raises:
+        UsageError: The bytes are damaged, or not such a file.
+    """
+    # -P: nothing is imported from the current folder.
+    command = [sys.executable, "-P", "-m", "pipeline.sources.labelers.devkit"]
+    reader = subprocess.run(command, input=data, capture_output=True, check=False)
     classes: dict[int, tuple[str, str]] = {}
     try:
-        for synset in read_synsets(data):
-            if synset.children == 0:
-                if not WNID.fullmatch(synset.wnid):
-                    raise ValueError(f"{synset.wnid[:20]!r} is no WNID")
-                if synset.id in classes:
-                    raise ValueError(f"ILSVRC2012_ID {synset.id} occurs twice")
-                classes[synset.id] = synset.wnid, synset.words
+        if reader.returncode < 0:
+            raise ValueError(f"reading it crashed SciPy (signal {-reader.returncode})")
+        if reader.returncode:
+            lines = reader.stderr.decode(errors="replace").split("\n")
+            raise ValueError(next((line for line in reversed(lines) if line.strip()), "unreadable")[:200])
+        for number, wnid, words, children in json.loads(reader.stdout):
+            if children == 0:
+                if not WNID.fullmatch(wnid):
+                    raise ValueError(f"{wnid[:20]!r} is no WNID")
+                if number in classes:
+                    raise ValueError(f"ILSVRC2012_ID {number} occurs twice")
+                classes[number] = wnid, words
     except ValueError as error:
         raise UsageError(f"{url}: {META} is damaged: {error}; {_AGAIN}") from error
     return classes
 
 
-class Synset(NamedTuple):
-    """A row of `meta.mat`: ILSVRC2012_ID, WNID, words, and the number of child synsets (0 for a class)."""
-
-    id: int
-    wnid: str
-    words: str
-    children: int
-
-
-def read_synsets(data: bytes) -> list[Synset]:
-    """Return every row of `meta.mat`'s table: the classes and the synsets above them.
-
-    SciPy reads the file in a child process, because a damaged file can crash it.
-
-    Args:
-        data: Bytes of the file. Its variable `synsets` has the fields that the devkit's readme.txt lists:
-            ILSVRC2012_ID, WNID, words, gloss, num_children, children, wordnet_height, num_train_images.
-
-    Raises:
-        ValueError: The bytes are damaged, or not such a file.
-    """
-    command = [sys.executable, "-m", "pipeline.sources.labelers.devkit"]
-    reader = subprocess.run(command, input=data, capture_output=True, check=False)
-    if reader.returncode < 0:
-        raise ValueError(f"reading it crashed SciPy (signal {-reader.returncode})")
-    if reader.returncode:
-        lines = reader.stderr.decode(errors="replace").split("\n")
-        raise ValueError(next((line for line in reversed(lines) if line.strip()), "unreadable")[:200])
-    return [Synset(*row) for row in json.loads(reader.stdout)]
-
-
-def _rows(data: bytes) -> list[Synset]:
+def _rows(data: bytes) -> list[tuple[int, str, str, int]]:
+    """Return ILSVRC2012_ID, WNID, words and number of children of each synset; runs in a child process."""
     import numpy as np
     from scipy.io import loadmat
 
     table: Any = loadmat(io.BytesIO(data), variable_names=["synsets"], squeeze_me=True)["synsets"]
     return [
-        Synset(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"]), int(row["num_children"]))
+        (int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"]), int(row["num_children"]))
         for row in np.atleast_1d(table)
     ]
 

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from pipeline.errors import UsageError
 from pipeline.sources.labelers.devkit import DEVKIT, META, WNID, read_devkit, read_small
@@ -18,101 +17,72 @@ WNID."""
 _KITS = (f"{DEVKIT}/{META}", f"{DEVKIT}.tar.gz")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Contents of a source's label files.
-
-    Attributes:
-        names: WNID → name to show; empty without a mapping file or a devkit.
-        tables: Path or URL of each label file → stem of a validation image → WNID.
-        devkit: Path or URL of the devkit, and the WNIDs of its classes; None if it was not read.
-        root: Path or URL of the source.
-    """
-
-    names: dict[str, str]
-    tables: dict[str, dict[str, str]]
-    devkit: tuple[str, frozenset[str]] | None
-    root: str
-
-    def check_classes(self, train: str, ids: Iterable[str]) -> None:
-        """Check that the devkit, if there is one, has all classes of the training images.
-
-        Args:
-            train: Path or URL of the training images, for messages.
-            ids: WNIDs of their classes.
-
-        Raises:
-            UsageError: The devkit lacks a class.
-        """
-        if self.devkit is None:
-            return
-        url, known = self.devkit
-        unknown = sorted(set(ids) - known)
-        if unknown:
-            others = f" and {len(unknown) - 1:,} more of its classes" if unknown[1:] else ""
-            raise UsageError(
-                f"{url} does not match {train}: it lacks {unknown[0]}{others}; take both from ILSVRC 2012"
-            )
-
-    def classes_of(self, val: str, stems: Sequence[str]) -> list[str]:
-        """Return the WNIDs of validation images.
-
-        Args:
-            val: Path or URL of the validation images, for messages.
-            stems: Stems of the images' file names.
-
-        Raises:
-            UsageError: There is no label file, a label file lacks an image, or two label files disagree.
-        """
-        if not self.tables:
-            raise UsageError(
-                f"{val}: no labels for its {len(stems):,} images; put {DEVKIT}.tar.gz or {SOLUTION} into "
-                f"{self.root}, or name a folder above it that holds one of them"
-            )
-        for url, table in self.tables.items():
-            unlabeled = [stem for stem in stems if stem not in table]
-            if unlabeled:
-                count = f"{len(unlabeled):,} of {len(stems):,} images"
-                raise UsageError(
-                    f"{url} does not match {val}: {count} are not among its {len(table):,} labels, the "
-                    f"first is {min(unlabeled)}; take both from ILSVRC 2012"
-                )
-        (url, table), *others = self.tables.items()
-        for other_url, other in others:
-            differing = min((stem for stem in stems if table[stem] != other[stem]), default=None)
-            if differing is not None:
-                raise UsageError(
-                    f"{url} and {other_url} disagree: {differing} is {table[differing]} in the one and "
-                    f"{other[differing]} in the other; remove the wrong one"
-                )
-        return [table[stem] for stem in stems]
-
-
-def read_labels(store: Store, folders: Sequence[str], labels: bool = True) -> Labels:
+def read_labels(
+    store: Store, folders: Sequence[str], train: str, classes: Iterable[str], val: str, stems: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
     """Read a source's label files: of each kind, the first that is found.
 
     Args:
         store: The source.
         folders: Folders to search, in this order, relative to the root.
-        labels: Whether to read validation labels too, not only class names.
+        train: Path or URL of the training images, for messages.
+        classes: WNIDs of their classes.
+        val: Path or URL of the validation images, for messages.
+        stems: Stems of their file names. Without any, only class names are read.
+
+    Returns:
+        WNID → name to show, which is empty without a mapping file or a devkit; and the WNID of each
+        validation image.
 
     Raises:
-        UsageError: A file cannot be read, is damaged or contradicts itself.
+        UsageError: A file cannot be read, is damaged or contradicts itself; there are validation images but
+            no labels; a label file lacks an image or a class; two label files disagree.
     """
     mapping = _first(store, folders, [MAPPING])
     names = read_mapping(store, mapping) if mapping else {}
     tables: dict[str, dict[str, str]] = {}
-    known = None
     kit = _first(store, folders, _KITS)
-    if kit and (labels or not names):
+    if kit and (stems or not names):
         devkit = read_devkit(store, kit)
-        known = devkit.place, frozenset(devkit.names)
+        unknown = sorted(set(classes) - devkit.names.keys())
+        if unknown:
+            others = f" and {len(unknown) - 1:,} more of its classes" if unknown[1:] else ""
+            raise UsageError(
+                f"{devkit.place} does not match {train}: it lacks {unknown[0]}{others}; take both from "
+                "ILSVRC 2012"
+            )
         names = names or devkit.names
         tables[devkit.place] = devkit.labels
     solution = _first(store, folders, [SOLUTION])
-    if solution and labels:
+    if solution and stems:
         tables[store.url_of(solution)] = read_solution(store, solution)
-    return Labels(names, tables, known, store.url)
+    if stems and not tables:
+        raise UsageError(
+            f"{val}: no labels for its {len(stems):,} images; put {DEVKIT}.tar.gz or {SOLUTION} into "
+            f"{store.url}, or name a folder above it that holds one of them"
+        )
+    return names, _agreed(tables, val, stems) if stems else []
+
+
+def _agreed(tables: dict[str, dict[str, str]], val: str, stems: Sequence[str]) -> list[str]:
+    """Return the WNID of each image; `tables` is path or URL of each label file → stem → WNID."""
+    for url, table in tables.items():
+        unlabeled = [stem for stem in stems if stem not in table]
+        if unlabeled:
+            count = f"{len(unlabeled):,} of {len(stems):,} images"
+            raise UsageError(
+                f"{url} does not match {val}: {count} are not among its {len(table):,} labels, the "
+                f"first is {min(unlabeled)}; take both from ILSVRC 2012"
+            )
+    (url, table), *others = tables.items()
+    for other_url, other in others:
+        differing = min((stem for stem in stems if table[stem] != other[stem]), default=None)
+        if differing is not None:
+            raise UsageError(
+                f"{url} and {other_url} disagree: {differing} is {table[differing]} in the one and "
+                f"{other[differing]} in the other; remove the wrong one"
+            )
+    return [table[stem] for stem in stems]
 
 
 def has_labels(store: Store, folder: str = "") -> bool:

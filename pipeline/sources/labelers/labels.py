@@ -13,9 +13,9 @@ otherwise integers keep their order and strings are sorted.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -51,25 +51,6 @@ class Found(msgspec.Struct, gc=False):
     offset: int
 
 
-@dataclass
-class Labeled:
-    """Images of a source with their labels, and the names of these labels.
-
-    Attributes:
-        layout: Name of the layout, as in `--layout`.
-        found: Split → images; `to_listing` empties it.
-        containers: Containers that the images refer to.
-        names: Class names by label, from Hugging Face's ClassLabel, or None.
-        classes: Classes by label, from the manifest of a dataset that this toolkit wrote, or None.
-    """
-
-    layout: str
-    found: dict[str, list[Found]]
-    containers: tuple[Container, ...]
-    names: Sequence[str] | None = None
-    classes: Sequence[ClassInfo] | None = None
-
-
 def plain_name(name: str) -> str:
     """Return a file name without the `_WNID` that the Hugging Face hub appends to the stem.
 
@@ -84,85 +65,87 @@ def wnid_in(name: str, split: str) -> str | None:
     return match[1] if match else None
 
 
-def to_listing(store: Store, labeled: Labeled) -> Listing:
-    """Turn labels into classes; `labeled.found` is emptied.
+def to_listing(
+    store: Store,
+    layout: str,
+    found: dict[str, list[Found]],
+    containers: tuple[Container, ...],
+    names: Sequence[str] | None = None,
+    classes: Sequence[ClassInfo] | None = None,
+) -> Listing:
+    """Turn labels into classes.
 
     Names to show come from `LOC_synset_mapping.txt` in the source's root, else from the ClassLabel. A split
     other than "train" without any labels is left out.
+
+    Args:
+        store: The source.
+        layout: Name of the layout, as in `--layout`.
+        found: Split → images with their labels. It is emptied.
+        containers: Containers that the images refer to.
+        names: Class names by label, from Hugging Face's ClassLabel, or None.
+        classes: Classes by label, from the manifest of a dataset that this toolkit wrote, or None.
 
     Raises:
         UsageError: Unlabeled images in "train" or in a split that has labels; both integers and strings as
             labels; a label without a name in the ClassLabel or manifest; file names that contradict labels.
     """
     notes: list[str] = []
-    _leave_unlabeled_out(store, labeled, notes)
-    labels = sorted(_distinct(store, labeled))
-    classes = _classes(store, labeled, labels)
-    ids = [info.id for info in classes]
-    id_of = dict(zip(labels, ids, strict=True))
+    for split, images in list(found.items()):
+        without = [f for f in images if _is_missing(f.label)]
+        if without and (split == "train" or len(without) < len(images)):
+            url = store.url_of(containers[without[0].container].path)
+            raise UsageError(
+                f"{url}: {without[0].path} has no label; {len(without):,} of {len(images):,} {split} images "
+                "have none: add labels or remove the images"
+            )
+        if without:
+            notes.append(f"{split}: its {len(images):,} images have no labels, left out")
+            del found[split]
+    labels = _distinct(store, found)
+    if classes is not None:
+        infos = [_named(store, classes, label) for label in labels]
+    else:
+        infos = _classes(store, found, labels, names)
+    ids = [info.id for info in infos]
+    id_of: dict[Label | None, str] = dict(zip(labels, ids, strict=True))
     entries: dict[str, list[Entry]] = {}
-    for split in list(labeled.found):
+    for split in list(found):
         entries[split] = [
-            Entry(f.path, id_of[f.label], f.size, f.container, f.offset)  # type: ignore[index]
-            for f in labeled.found.pop(split)
+            Entry(f.path, id_of[f.label], f.size, f.container, f.offset) for f in found.pop(split)
         ]
-    return Listing(
-        labeled.layout,
-        entries,
-        labeled.containers,
-        {info.id: info.name for info in classes},
-        tuple(sorted(ids) if all(map(WNID.fullmatch, ids)) else ids),
-        notes,
-    )
-
-
-def _leave_unlabeled_out(store: Store, labeled: Labeled, notes: list[str]) -> None:
-    for split, found in list(labeled.found.items()):
-        without = [f for f in found if _is_missing(f.label)]
-        if not without:
-            continue
-        if len(without) == len(found) and split != "train":
-            notes.append(f"{split}: its {len(found):,} images have no labels, left out")
-            del labeled.found[split]
-            continue
-        first = without[0]
-        url = store.url_of(labeled.containers[first.container].path)
-        raise UsageError(
-            f"{url}: {first.path} has no label; {len(without):,} of {len(found):,} {split} images have "
-            "none: add labels or remove the images"
-        )
+    shown = {info.id: info.name for info in infos}
+    order = tuple(sorted(ids) if all(map(WNID.fullmatch, ids)) else ids)
+    return Listing(layout, entries, containers, shown, order, notes)
 
 
 def _is_missing(label: Label | None) -> bool:
     return label is None or label == "" or (isinstance(label, int) and label < 0)
 
 
-def _distinct(store: Store, labeled: Labeled) -> Iterable[Label]:
-    """Return the distinct labels; raise UsageError if some are integers and others strings."""
-    examples: dict[type, Found] = {}
-    labels: set[Label] = set()
-    for found in labeled.found.values():
-        for f in found:
-            if f.label not in labels:
-                labels.add(f.label)  # type: ignore[arg-type]  # unlabeled images were left out before
-                examples.setdefault(type(f.label), f)
+def _distinct(store: Store, found: dict[str, list[Found]]) -> list[Label]:
+    """Return the distinct labels, sorted; raise UsageError if some are integers and others strings."""
+    first: dict[Any, Found] = {}
+    for f in chain.from_iterable(found.values()):
+        first.setdefault(f.label, f)
+    examples = {type(label): f for label, f in reversed(first.items())}
     if len(examples) > 1:
-        number, text = (examples[kind] for kind in (int, str))
+        number, text = examples[int], examples[str]
         raise UsageError(
             f"source {store}: some labels are numbers and others strings: {number.label} of {number.path}, "
             f"but {text.label!r} of {text.path}; use one kind"
         )
-    return labels
+    return sorted(first)
 
 
-def _classes(store: Store, labeled: Labeled, labels: list[Label]) -> list[ClassInfo]:
+def _classes(
+    store: Store, found: dict[str, list[Found]], labels: list[Label], names: Sequence[str] | None
+) -> list[ClassInfo]:
     """Return the class of each label, in the order of `labels`."""
-    if labeled.classes is not None:
-        return [_named(store, labeled.classes, label) for label in labels]
     given: list[str] | None = None
-    if labeled.names is not None and not any(isinstance(label, str) for label in labels):
-        given = [_named(store, labeled.names, label) for label in labels]
-    ids = _wnids(store, labeled, labels) or _ids(labels, given)
+    if names is not None and not any(isinstance(label, str) for label in labels):
+        given = [_named(store, names, label) for label in labels]
+    ids = _wnids(store, found, labels) or _ids(labels, given)
     shown = read_mapping(store, MAPPING) if store.is_file(MAPPING) else {}
     return [
         ClassInfo(class_id, shown.get(class_id) or name)
@@ -189,14 +172,13 @@ def _ids(labels: list[Label], given: list[str] | None) -> list[str]:
     return [label if isinstance(label, str) else f"{label:0{width}d}" for label in labels]
 
 
-def _wnids(store: Store, labeled: Labeled, labels: list[Label]) -> list[str] | None:
+def _wnids(store: Store, found: dict[str, list[Found]], labels: list[Label]) -> list[str] | None:
     """Return the WNID of each label from the images' file names, or None if a label has none there."""
     first: dict[Label | None, Found] = {}
     contradictions: list[tuple[Found, Found]] = []
-    for found in labeled.found.values():
-        for f in found:
-            if f.wnid and first.setdefault(f.label, f).wnid != f.wnid:
-                contradictions.append((first[f.label], f))
+    for f in chain.from_iterable(found.values()):
+        if f.wnid and first.setdefault(f.label, f).wnid != f.wnid:
+            contradictions.append((first[f.label], f))
     if any(isinstance(label, str) or label not in first for label in labels):
         return None
     by_wnid: dict[str | None, Found] = {}

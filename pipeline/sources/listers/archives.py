@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
-from pipeline.sources.base import Container, Entry, Listing, is_image, stem_of
+from pipeline.sources.base import Container, Entry, Listing, is_image, note_left_out, stem_of
 from pipeline.sources.labelers.devkit import WNID
 from pipeline.sources.labelers.imagenet import read_labels
 from pipeline.storage.base import Store
@@ -38,19 +38,23 @@ def list_samples(store: Store) -> Listing:
     notes: list[str] = []
     train, classes = _read_train(store, notes)
     entries, containers = {"train": train}, [Container(TRAIN, store.size(TRAIN))]
-    has_val = store.is_file(VAL)
-    labels = read_labels(store, [""], labels=has_val)
-    labels.check_classes(store.url_of(TRAIN), classes)
-    if has_val:
-        images = _read_val(store, notes)
-        ids = labels.classes_of(store.url_of(VAL), [stem_of(name) for name, _, _ in images])
+    images: list[Member] = []
+    url = store.url_of(VAL)
+    if store.is_file(VAL):
+        with store.open(VAL) as file:
+            images, others = _images(scan(file, url, remedy=_AGAIN[VAL]))
+        if not images:
+            raise UsageError(f"{url}: holds no images; {_AGAIN[VAL]}, or remove it")
+        note_left_out(notes, VAL, others, "member", "image")
+        containers.append(Container(VAL, store.size(VAL)))
+    stems = [stem_of(name) for name, _, _ in images]
+    names, ids = read_labels(store, [""], store.url_of(TRAIN), classes, url, stems)
+    if images:
         entries["val"] = [
             Entry(name, class_id, size, 1, offset)
             for (name, offset, size), class_id in zip(images, ids, strict=True)
         ]
-        containers.append(Container(VAL, store.size(VAL)))
-        classes |= set(ids)
-    return Listing("archives", entries, tuple(containers), labels.names, tuple(sorted(classes)), notes)
+    return Listing("archives", entries, tuple(containers), names, tuple(sorted(classes | set(ids))), notes)
 
 
 def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
@@ -81,38 +85,17 @@ def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
         raise UsageError(
             f"{url}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
         )
-    _note(notes, TRAIN, others)
+    note_left_out(notes, TRAIN, others, "member", "image")
     return entries, classes
-
-
-def _read_val(store: Store, notes: list[str]) -> list[Member]:
-    url = store.url_of(VAL)
-    with store.open(VAL) as file:
-        images, others = _images(scan(file, url, remedy=_AGAIN[VAL]))
-    if not images:
-        raise UsageError(f"{url}: holds no images; {_AGAIN[VAL]}, or remove it")
-    _note(notes, VAL, others)
-    return images
 
 
 def _images(members: Iterable[Member]) -> tuple[list[Member], int]:
     """Return the images among the members, and the number of other members."""
-    images: list[Member] = []
-    others = 0
-    for member in _visible(members):
-        if is_image(member.name):
-            images.append(member)
-        else:
-            others += 1
-    return images, others
+    visible = list(_visible(members))
+    images = [member for member in visible if is_image(member.name)]
+    return images, len(visible) - len(images)
 
 
 def _visible(members: Iterable[Member]) -> Iterator[Member]:
     """Leave out hidden files, as listing a folder does: macOS's tar adds a `._NAME` to each file."""
     return (member for member in members if "/." not in f"/{member.name}")
-
-
-def _note(notes: list[str], name: str, others: int) -> None:
-    if others:
-        plural = "member is" if others == 1 else "members are"
-        notes.append(f"{name}: {others:,} {plural} no image, left out")

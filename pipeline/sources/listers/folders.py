@@ -1,11 +1,16 @@
 """Lister of class folders: `{train,val|validation,test}/CLASS/*`, or `CLASS/*` as training data."""
 
 from pipeline.errors import UsageError
-from pipeline.sources.base import Entry, Listing, is_image
+from pipeline.sources.base import Entry, Listing, is_image, note_left_out
 from pipeline.sources.labelers.imagenet import MAPPING, read_mapping
-from pipeline.storage.base import Store
+from pipeline.storage.base import File, Store
 
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+
+
+def detect(store: Store) -> bool:
+    """Whether it is a folder: any may hold class folders, and `list_samples` says what it lacks."""
+    return store.is_folder()
 
 
 def list_samples(store: Store) -> Listing:
@@ -32,13 +37,16 @@ def list_samples(store: Store) -> Listing:
     return Listing("folders", entries, names=names, classes=tuple(sorted(classes)), notes=notes)
 
 
-def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], set[str]]:
+def read_class_folders(
+    store: Store, folder: str, notes: list[str], loose: list[File] | None = None
+) -> tuple[list[Entry], set[str]]:
     """Return the images in `folder/CLASS/…`, and the ids of all classes, including those without images.
 
     Args:
         store: The source.
         folder: Folder that holds the class folders, relative to the root; "" is the root.
         notes: Gets a line with the number of other files, if there are any.
+        loose: Gets the images directly in `folder`; None leaves them out as other files.
 
     Raises:
         UsageError: A folder or file that cannot be read.
@@ -53,13 +61,12 @@ def read_class_folders(store: Store, folder: str, notes: list[str]) -> tuple[lis
         name, _, below = file.path[start:].partition("/")
         if below and is_image(below):
             entries.append(Entry(file.path, classes.setdefault(name, name), file.size))
+        elif loose is not None and not below and is_image(name):
+            loose.append(file)
         elif file.path != MAPPING:
             others += 1
-    if others:
-        plural = "file is" if others == 1 else "files are"
-        url = store.url_of(folder) if folder else store.url
-        notes.append(f"{url}: {others:,} {plural} no image in a class folder, left out")
-    entries.reverse()
+    what = "image" if loose is not None else "image in a class folder"
+    note_left_out(notes, store.url_of(folder) if folder else store.url, others, "file", what)
     return entries, set(classes)
 
 

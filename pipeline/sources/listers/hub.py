@@ -9,20 +9,14 @@ from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import is_image
 from pipeline.storage.base import Store
 
-# Word in a file's or folder's name → split, as in the Hugging Face hub's
+# Split → words in a file's or folder's name, as in the Hugging Face hub's
 # https://huggingface.co/docs/hub/datasets-file-names-and-splits
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 _NO_LETTERS = re.compile(r"[^a-z]+")
 # Limits of the search, so that detection does not walk a tree of a million images.
 _MOST_FOLDERS = 32

@@ -2,7 +2,7 @@
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Entry, Listing, is_image, stem_of
-from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels
+from pipeline.sources.labelers.imagenet import has_labels, read_labels
 from pipeline.sources.listers.folders import read_class_folders
 from pipeline.storage.base import File, Store
 
@@ -40,56 +40,24 @@ def list_samples(store: Store) -> Listing:
     notes: list[str] = []
     images, classes = read_class_folders(store, train, notes)
     entries = {"train": images}
-    sorted_in, flat = _read_val(store, val, notes)
-    labels = read_labels(store, _upwards(base), labels=bool(flat))
-    labels.check_classes(store.url_of(train), classes)
-    if sorted_in or flat:
-        entries["val"] = sorted_in + _labeled(flat, labels, store.url_of(val))
-        classes |= {entry.class_id for entry in entries["val"]}
+    flat: list[File] = []
+    labeled = read_class_folders(store, val, notes, flat)[0] if store.is_folder(val) else []
+    parts = base.split("/")
+    folders = ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]  # from base up to the root
+    stems = [stem_of(file.path) for file in flat]
+    names, ids = read_labels(store, folders, store.url_of(train), classes, store.url_of(val), stems)
+    labeled += [Entry(file.path, class_id, file.size) for file, class_id in zip(flat, ids, strict=True)]
+    if labeled:
+        entries["val"] = labeled
+        classes |= {entry.class_id for entry in labeled}
+    elif store.is_folder(val):
+        notes.append(f"{store.url_of(val)}: no images, left out")
     if store.is_folder(test):
         notes.append(f"{store.url_of(test)}: left out, its images have no labels")
-    return Listing("kaggle", entries, names=labels.names, classes=tuple(sorted(classes)), notes=notes)
+    return Listing("kaggle", entries, names=names, classes=tuple(sorted(classes)), notes=notes)
 
 
 def _base(store: Store) -> str:
     """Return the folder that holds train/ or val/; "" if there is no such folder of Kaggle's tree."""
     splits = ((base, f"{base}/{split}") for base in _BASES for split in ("train", "val"))
     return next((base for base, folder in splits if store.is_folder(folder)), "")
-
-
-def _upwards(base: str) -> list[str]:
-    """Return `base`, the folders above it, and the root, ""."""
-    folders = [base]
-    while folders[-1]:
-        folders.append(folders[-1].rpartition("/")[0])
-    return folders
-
-
-def _read_val(store: Store, folder: str, notes: list[str]) -> tuple[list[Entry], list[File]]:
-    """Return the validation images in class folders, and those directly in `folder`, which need a label."""
-    if not store.is_folder(folder):
-        return [], []
-    entries: list[Entry] = []
-    flat: list[File] = []
-    others = 0
-    for file in store.walk(folder)[0]:
-        class_id, _, below = file.path[len(folder) + 1 :].partition("/")
-        if not is_image(file.path):
-            others += 1
-        elif below:
-            entries.append(Entry(file.path, class_id, file.size))
-        else:
-            flat.append(file)
-    if others:
-        plural = "file is" if others == 1 else "files are"
-        notes.append(f"{store.url_of(folder)}: {others:,} {plural} no image, left out")
-    if not entries and not flat:
-        notes.append(f"{store.url_of(folder)}: no images, left out")
-    return entries, flat
-
-
-def _labeled(flat: list[File], labels: Labels, url: str) -> list[Entry]:
-    if not flat:
-        return []
-    ids = labels.classes_of(url, [stem_of(file.path) for file in flat])
-    return [Entry(file.path, class_id, file.size) for file, class_id in zip(flat, ids, strict=True)]

@@ -10,16 +10,19 @@ the Parquet file's stem and the row (`train-00000-of-00294-000012`). A null imag
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import UNKNOWN, Container, Listing
-from pipeline.sources.labelers.labels import Found, Labeled, plain_name, to_listing, wnid_in
+from pipeline.sources.labelers.labels import Found, plain_name, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, split_of
-from pipeline.sources.listers.parquet_file import check_embedded, class_label, columns_of, leaf, opened
+from pipeline.sources.listers.parquet_file import class_label, columns_of, leaf, opened
 from pipeline.storage.base import Store
 
 SUFFIX = ".parquet"
+# Rows that are checked for embedded images.
+_FIRST_LOOK = 16
 # Rows of label and path read at a time.
 _ROWS = 2**14
 # In a bucket, requesting a file's few byte ranges takes longer than transferring them.
@@ -43,17 +46,23 @@ def list_samples(store: Store) -> Listing:
     containers = tuple(Container(f.path, f.size) for f in store.walk()[0] if _is_parquet(f.path))
     _check_embedded(store, containers)
     found: dict[str, list[Found]] = {}
-    names: dict[str, tuple[str, ...]] = {}
+    names: tuple[str, ...] | None = None
+    named = ""  # first file that names its labels
     pool = ThreadPoolExecutor(_FILES_AT_ONCE)
     try:
         parts = pool.map(partial(_read_rows, store), range(len(containers)), containers)
         for container, (rows, listed) in zip(containers, parts, strict=True):
             found.setdefault(split_of(container.path), []).extend(rows)
-            if listed is not None:
-                names[container.path] = listed
+            if names is None:
+                names, named = listed, container.path
+            elif listed not in (None, names):
+                raise UsageError(
+                    f"source {store}: {named} and {container.path} name their labels differently; "
+                    "keep the files of one dataset"
+                )
     finally:
         pool.shutdown(cancel_futures=True)
-    return to_listing(store, Labeled("parquet", found, containers, _agreed(store, names)))
+    return to_listing(store, "parquet", found, containers, names=names)
 
 
 def _is_parquet(path: str) -> bool:
@@ -61,20 +70,25 @@ def _is_parquet(path: str) -> bool:
 
 
 def _has_images(store: Store, path: str) -> bool:
-    try:
-        with opened(store, Container(path, store.size(path)), in_order=False) as parquet:
-            columns_of(parquet.schema_arrow, path)
-    except UsageError:
-        return False
-    return True
+    container = Container(path, store.size(path))
+    with suppress(UsageError), opened(store, container, in_order=False) as parquet:
+        columns_of(parquet.schema_arrow, path)
+        return True
+    return False
 
 
 def _check_embedded(store: Store, containers: tuple[Container, ...]) -> None:
-    """Check the first file only: an export embeds images, or paths, in all of its files."""
+    """Refuse paths instead of images in the first file: an export has the same in all of its files."""
     for container in containers[:1]:
+        url = store.url_of(container.path)
         with opened(store, container, in_order=True) as parquet:
-            url = store.url_of(container.path)
-            check_embedded(parquet, columns_of(parquet.schema_arrow, url).image, url)
+            image = columns_of(parquet.schema_arrow, url).image
+            first = next(parquet.iter_batches(_FIRST_LOOK, columns=[image], use_threads=False), None)
+            if first and leaf(first, image).null_count == first.num_rows:
+                raise UsageError(
+                    f"{url}: it has paths instead of images ({image} is null in its first {first.num_rows} "
+                    "rows); export it again with the images embedded"
+                )
 
 
 def _read_rows(store: Store, number: int, container: Container) -> tuple[list[Found], tuple[str, ...] | None]:
@@ -94,21 +108,3 @@ def _read_rows(store: Store, number: int, container: Container) -> tuple[list[Fo
                 name = plain_name(given) or f"{stem}-{len(found):06d}"
                 found.append(Found(name, label, wnid_in(given, split), UNKNOWN, number, len(found)))
         return found, class_label(parquet.schema_arrow, columns.label, url)
-
-
-def _agreed(store: Store, names: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the ClassLabel's names, which must be the same in all files that have them; None without any.
-
-    Raises:
-        UsageError: Two files have different names.
-    """
-    if not names:
-        return None
-    first, *others = names
-    differing = next((path for path in others if names[path] != names[first]), None)
-    if differing is not None:
-        raise UsageError(
-            f"source {store}: {first} and {differing} name their labels differently; "
-            "keep the files of one dataset"
-        )
-    return names[first]

@@ -6,27 +6,23 @@ Its columns are
 - `label`, `labels` or `fine_label`: an integer or a string.
 """
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from typing_extensions import override
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container
 from pipeline.sources.listers.hub import reading
-from pipeline.storage.base import ByteRange, Store
+from pipeline.storage.base import Store
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
 # Some writers put the whole file into one row group: large columns are read page by page, through a buffer
 # of this many bytes.
 _BUFFER = 2**22
-# Rows that are checked for embedded images.
-_FIRST_LOOK = 16
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,7 @@ def opened(store: Store, container: Container, in_order: bool) -> Iterator[Any]:
     with reading(store.url_of(container.path), "Parquet file", pa.ArrowException), ExitStack() as stack:
         file: Any = store.local and str(store.local / container.path)
         if file is None:
-            remote = store.open(container.path) if in_order else _Ranges(store, container)
-            file = stack.enter_context(remote)
+            file = stack.enter_context(store.open(container.path, read_ahead=in_order))
         parquet = pq.ParquetFile(
             file,
             # With pre_buffer, Arrow keeps all that it has read in memory until the file is closed.
@@ -80,6 +75,8 @@ def columns_of(schema: Any, url: str) -> Columns:
     Raises:
         UsageError: There is no image column or no label column, or labels are neither integers nor strings.
     """
+    import pyarrow.types as kinds
+
     image = next(filter(None, (_image(schema, name) for name in _IMAGES)), None)
     label = next((name for name in _LABELS if name in schema.names), None)
     if image is None or label is None:
@@ -88,7 +85,8 @@ def columns_of(schema: Any, url: str) -> Columns:
         present = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema) or "none"
         raise UsageError(f"{url}: no column {missing}; its columns are: {present}")
     kind = schema.field(label).type
-    if not _is_label(kind):
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    if not (_is_text(kind) or kinds.is_integer(value)):
         raise UsageError(f"{url}: column {label} is {_shown(kind)}; it must hold integers or strings")
     return Columns(*image, label)
 
@@ -101,25 +99,6 @@ def leaf(batch: Any, path: str) -> Any:
         return batch.column(path)
     outer, _, inner = path.partition(".")
     return pc.struct_field(batch.column(outer), inner)
-
-
-def check_embedded(parquet: Any, image: str, url: str) -> None:
-    """Check that a ParquetFile holds images and not only paths, by its first 16 rows.
-
-    Args:
-        parquet: The file, opened with `in_order=True`.
-        image: Dotted path of the image column.
-        url: Path or URL of the file, for messages.
-
-    Raises:
-        UsageError: The image column is null in all of these rows.
-    """
-    first = next(parquet.iter_batches(_FIRST_LOOK, columns=[image], use_threads=False), None)
-    if first and leaf(first, image).null_count == first.num_rows:
-        raise UsageError(
-            f"{url}: it has paths instead of images ({image} is null in its first {first.num_rows} "
-            "rows); export it again with the images embedded"
-        )
 
 
 def class_label(schema: Any, label: str, url: str) -> tuple[str, ...] | None:
@@ -166,60 +145,21 @@ def _image(schema: Any, name: str) -> tuple[str, str | None] | None:
     if name in flat and kinds.is_struct(flat[name]):
         inner = flat[name]
         flat |= {f"{name}.{inner.field(k).name}": inner.field(k).type for k in range(inner.num_fields)}
-    path = f"{name}.path" if _is_text(flat.get(f"{name}.path")) else None
+    given = f"{name}.path"
+    path = given if given in flat and _is_text(flat[given]) else None
     for column in (f"{name}.bytes", name):
         if column in flat and (kinds.is_binary(flat[column]) or kinds.is_large_binary(flat[column])):
             return column, path
     return None
 
 
-def _is_label(kind: Any) -> bool:
-    import pyarrow.types as kinds
-
-    return _is_text(kind) or kinds.is_integer(kind.value_type if kinds.is_dictionary(kind) else kind)
-
-
 def _is_text(kind: Any) -> bool:
     import pyarrow.types as kinds
 
-    if kind is not None and kinds.is_dictionary(kind):
-        kind = kind.value_type
-    return kind is not None and bool(kinds.is_string(kind) or kinds.is_large_string(kind))
+    value = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_string(value) or kinds.is_large_string(value))
 
 
 def _shown(kind: Any) -> str:
     text = " ".join(str(kind).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-class _Ranges(io.RawIOBase):
-    """A file of a store that requests exactly the bytes read: an opened bucket file would read far ahead."""
-
-    def __init__(self, store: Store, container: Container) -> None:
-        self._store, self._container, self._at = store, container, 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._at
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._container.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    @override
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._container.size - self._at)
-        size = left if size < 0 else min(size, left)
-        data = self._store.read(ByteRange(self._container.path, self._at, size)) if size else b""
-        self._at += len(data)
-        return data

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import FILE_NAME, ClassInfo
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, Container, Listing
-from pipeline.sources.labelers.labels import Found, Label, Labeled, to_listing, wnid_in
+from pipeline.sources.labelers.labels import Found, Label, to_listing, wnid_in
 from pipeline.sources.listers.hub import look_for, reading, split_of
 from pipeline.sources.spool import unpacked
 from pipeline.storage.base import ByteRange, Store
@@ -100,7 +100,7 @@ def list_samples(store: Store) -> Listing:
         others = f", and {len(more):,} more labels have none" if more else ""
         raise UsageError(f"{first} has no image beside it{others}; add images or remove the labels")
     _unify(found)
-    return to_listing(store, Labeled("webdataset", found, containers, classes=_own_classes(store)))
+    return to_listing(store, "webdataset", found, containers, classes=_own_classes(store))
 
 
 def _is_tar(path: str) -> bool:
@@ -113,8 +113,7 @@ def _begins_labeled(store: Store, path: str) -> bool:
     parts: list[SamplePart | None] = []
     # The scan raises at damage and at the tar's end; the members before count all the same.
     with suppress(ToolkitError), unpacked(store, Container(path, store.size(path))) as file:
-        for member in islice(scan(file, store.url_of(path), end=_ENDLESS), _FIRST_LOOK):
-            parts.append(_part(member))
+        parts.extend(map(_part, islice(scan(file, store.url_of(path), end=_ENDLESS), _FIRST_LOOK)))
     labeled = {part.key for part in parts if part and part.kind in _LABELS}
     return any(part and part.kind == "image" and part.key in labeled for part in parts)
 
@@ -136,7 +135,14 @@ def read_tar(store: Store, container: Container) -> Iterator[TarSample]:
             if part.key != key or extension in group:
                 yield from _samples(group)
                 key, group = part.key, {}
-            group[extension] = _with_content(part, file, url) if part.kind in _LABELS else part
+            if part.kind in _LABELS:
+                if member.size > _LONGEST_LABEL:
+                    raise UsageError(
+                        f"{url}: {member.name} has {member.size:,} bytes, too many for a label; remove it"
+                    )
+                file.seek(member.offset)
+                part = part._replace(content=file.read(member.size))
+            group[extension] = part
     yield from _samples(group)
 
 
@@ -152,33 +158,21 @@ def _part(member: Member) -> SamplePart | None:
     return None if _SKIPPED.match(member.name) else SamplePart(f"{folder}{slash}{base}", prefix, kind, member)
 
 
-def _with_content(part: SamplePart, file: BinaryIO, url: str) -> SamplePart:
-    _, offset, size = part.member
-    if size > _LONGEST_LABEL:
-        raise UsageError(f"{url}: {part.member.name} has {size:,} bytes, too many for a label; remove it")
-    file.seek(offset)
-    return part._replace(content=file.read(size))
-
-
 def _samples(group: dict[str, SamplePart]) -> Iterator[TarSample]:
     """Yield the samples among the members of one key (extension → part): one, or one for each prefix."""
-    if not group:
-        return
     by_prefix: dict[str, TarSample] = {}
     merged: TarSample = {}
     for part in group.values():
         by_prefix.setdefault(part.prefix, {}).setdefault(part.kind, part)
         merged.setdefault(part.kind, part)
-    if _is_complete(by_prefix.get("", {})):
+    # A complete sample has an image and a label.
+    complete = {prefix for prefix, sample in by_prefix.items() if "image" in sample and len(sample) > 1}
+    if "" in complete:
         yield by_prefix[""]  # members with longer extensions belong to it, such as KEY.mask.png
-    elif any(map(_is_complete, by_prefix.values())):
+    elif complete:
         yield from by_prefix.values()
-    else:
+    elif merged:
         yield merged
-
-
-def _is_complete(sample: TarSample) -> bool:
-    return "image" in sample and any(kind in sample for kind in _LABELS)
 
 
 def _label_of(sample: TarSample, url: str) -> Label | None:

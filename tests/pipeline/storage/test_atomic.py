@@ -130,13 +130,7 @@ def test_make_folder(tmp_path):
         make_folder(tmp_path / "file" / "c")
 
 
-@pytest.mark.parametrize(
-    ("data", "digest"),  # FIPS 180-2, appendix B.1, and the empty message
-    [
-        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
-        (b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-    ],
-)
-def test_sha256(tmp_path, data, digest):
-    (tmp_path / "a").write_bytes(data)
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert sha256_of(tmp_path / "a") == digest

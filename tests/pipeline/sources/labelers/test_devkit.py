@@ -5,27 +5,18 @@ import sys
 import tarfile
 
 import pytest
-from helpers.folders import place
-from helpers.imagenet_files import (
-    META,
-    TRUTH,
-    devkit_files,
-    meta_mat,
-    named,
-    sample_tree,
-    tar_bytes,
-    write_devkit,
-)
-from hypothesis import given, settings, strategies as st
+from helpers.folders import place, refused
+from helpers.imagenet_files import META, TRUTH, devkit_files, meta_mat, named, tar_bytes, write_devkit
 from scipy.io import savemat
 
 from pipeline.errors import UsageError
-from pipeline.sources.labelers.devkit import Synset, read_devkit, read_ids, read_synsets
+from pipeline.sources.labelers import devkit
+from pipeline.sources.labelers.devkit import read_classes, read_devkit, read_ids
 from pipeline.storage.open import open_store
 
 NAME = "ILSVRC2012_devkit_t12"
 ARCHIVE = f"{NAME}.tar.gz"
-MD5 = "fa75699e90414af021442c21a62c3abf"
+MD5 = "(its MD5 is fa75699e90414af021442c21a62c3abf)"
 CLASSES = {1: ("n02119789", "kit fox, Vulpes macrotis"), 2: ("n02100735", "English setter")}
 
 
@@ -36,62 +27,61 @@ def read(root, meta, truth):
     return read_devkit(open_store(root), f"{NAME}/{META}")
 
 
-def refused(root, message, name=ARCHIVE):
-    with pytest.raises(UsageError) as error:
-        read_devkit(open_store(root), name)
-    assert message in str(error.value)
-    assert str(error.value).endswith(f"(its MD5 is {MD5})")
-    assert "\n" not in str(error.value)
+@pytest.fixture
+def archive(tmp_path, tree):
+    """A devkit's archive, in the folder `tmp_path`."""
+    return write_devkit(tmp_path, tree)
 
 
-def gzip_is_sound(data):
-    """Whether the gzip program accepts the file, including its checksum."""
-    return subprocess.run(["gzip", "-t"], input=bytes(data), capture_output=True).returncode == 0
+def read_archive(archive):
+    return read_devkit(open_store(archive.parent), ARCHIVE)
 
 
 # What is read
 
 
-def test_classes_and_labels(tmp_path):
-    devkit = read(tmp_path, meta_mat(CLASSES), b"2\n1\r\n2")
-    assert devkit.place == f"{tmp_path}/{NAME}"
-    assert devkit.names == dict(CLASSES.values())
-    assert devkit.labels == {
-        "ILSVRC2012_val_00000001": "n02100735",
-        "ILSVRC2012_val_00000002": "n02119789",
-        "ILSVRC2012_val_00000003": "n02100735",
-    }
-
-
-def test_a_single_class(tmp_path):
-    assert read(tmp_path, meta_mat({7: ("n02119789", "kit fox")}), b"7\n").names == {"n02119789": "kit fox"}
-
-
 def test_a_thousand_classes_and_fifty_thousand_labels(tmp_path):
     classes = {k: (f"n{k * 97:08d}", named(f"n{k * 97:08d}")) for k in range(1, 1001)}
-    truth = "".join(f"{k % 1000 + 1}\n" for k in range(50_000)).encode()
-    devkit = read(tmp_path, meta_mat(classes), truth)
-    assert devkit.names == dict(classes.values())
-    assert len(devkit.labels) == 50_000
-    assert devkit.labels["ILSVRC2012_val_00050000"] == "n00097000"
-    assert devkit.labels["ILSVRC2012_val_00001001"] == "n00000097"
+    truth = b"2\r\n" + b"".join(b"%d\n" % (k % 1000 + 1) for k in range(1, 50_000))
+    found = read(tmp_path, meta_mat(classes), truth)
+    assert found.place == f"{tmp_path}/{NAME}"
+    assert found.names == dict(classes.values())
+    assert len(found.labels) == 50_000
+    assert found.labels["ILSVRC2012_val_00000001"] == "n00000194"
 
 
-def test_packed_and_extracted_are_the_same(tmp_path):
-    tree = sample_tree(tmp_path / "tree")
-    write_devkit(tmp_path, tree)
-    write_devkit(tmp_path, tree, extracted=True)
-    store = open_store(tmp_path)
-    packed, extracted = read_devkit(store, ARCHIVE), read_devkit(store, f"{NAME}/{META}")
+@pytest.mark.parametrize(
+    ("classes", "compressed"),
+    [({7: ("n02119789", "kit fox")}, True), ({2: ("n02119789", "café, Grüße"), 1: CLASSES[2]}, False)],
+)
+def test_the_classes_are_the_synsets_without_children(classes, compressed):
+    assert read_classes(meta_mat(classes, compressed), "kit") == classes
+
+
+def test_packed_extracted_and_unzipped_are_the_same(archive, tree, scipy_once):
+    packed = read_archive(archive)
+    assert packed.place == str(archive)
+    write_devkit(archive.parent, tree, extracted=True)
+    extracted = read_devkit(open_store(archive.parent), f"{NAME}/{META}")
     assert (packed.names, packed.labels) == (extracted.names, extracted.labels)
-    assert packed.place == f"{tmp_path}/{ARCHIVE}"
+    archive.write_bytes(gzip.decompress(archive.read_bytes()))  # as a browser does
+    assert read_archive(archive) == packed
 
 
-def test_an_archive_that_a_browser_has_unzipped(tmp_path):
-    archive = write_devkit(tmp_path, sample_tree(tmp_path / "tree"))
-    packed = read_devkit(open_store(tmp_path), ARCHIVE)
-    archive.write_bytes(gzip.decompress(archive.read_bytes()))
-    assert read_devkit(open_store(tmp_path), ARCHIVE) == packed
+def test_ids_are_in_another_order_than_the_labels(tmp_path, tree, scipy_once):
+    meta, truth = devkit_files(tree)
+    found = read(tmp_path, meta, truth)
+    assert list(found.names) == ["n01440764", "n01443537", "n02105855"]
+    assert truth.splitlines()[0] == b"3"
+    assert found.labels["ILSVRC2012_val_00000001"] == "n01440764"
+
+
+@pytest.mark.parametrize("form", ["archive", "folder", "above", "above an archive", "meta"])
+def test_ids_are_read_from_any_form_of_the_kit(tmp_path, tree, scipy_once, form):
+    kit = write_devkit(tmp_path, tree, extracted=form in ("folder", "above", "meta"))
+    path = {"above": tmp_path, "above an archive": tmp_path, "meta": kit / META}.get(form, kit)
+    # As in the real kit, IDs do not follow the sorted WNIDs.
+    assert read_ids(path) == {"n01440764": 3, "n01443537": 2, "n02105855": 1}
 
 
 # Damage
@@ -109,169 +99,92 @@ def test_an_archive_that_a_browser_has_unzipped(tmp_path):
         (b"1\n\xff\x00", f"line 2 of {TRUTH} is "),
     ],
 )
-def test_labels_that_are_no_class(tmp_path, truth, message):
-    place(tmp_path / NAME / META, meta_mat(CLASSES))
-    place(tmp_path / NAME / TRUTH, truth)
-    refused(tmp_path, f"{tmp_path}/{NAME}: {message}", f"{NAME}/{META}")
+def test_labels_that_are_no_class(tmp_path, scipy_once, truth, message):
+    refused(lambda: read(tmp_path, meta_mat(CLASSES), truth), f"{tmp_path}/{NAME}: {message}", MD5)
 
 
-@pytest.mark.parametrize("kept", [META, TRUTH])
-def test_a_part_that_is_missing(tmp_path, kept):
-    lost = {META: TRUTH, TRUTH: META}[kept]
-    data = dict(zip((META, TRUTH), (meta_mat(CLASSES), b"1\n"), strict=True))
-    place(tmp_path / ARCHIVE, tar_bytes([(f"{NAME}/{kept}", data[kept])], "w:gz"))
-    refused(tmp_path, f"{tmp_path}/{ARCHIVE}: has no {lost};")
+@pytest.mark.parametrize(("kept", "lost"), [(META, TRUTH), (TRUTH, META)])
+def test_a_part_that_is_missing(tmp_path, kept, lost):
+    archive = place(tmp_path / ARCHIVE, tar_bytes([(f"{NAME}/{kept}", b"1\n")], "w:gz"))
+    refused(lambda: read_archive(archive), f"{archive}: has no {lost};", MD5)
     if kept == META:
-        place(tmp_path / NAME / META, data[META])
-        refused(tmp_path, f"{tmp_path}/{NAME}: has no {lost};", f"{NAME}/{META}")
+        place(tmp_path / NAME / META, b"1\n")
+        read = lambda: read_devkit(open_store(tmp_path), f"{NAME}/{META}")  # noqa: E731
+        refused(read, f"{tmp_path}/{NAME}: has no {lost};", MD5)
 
 
-def test_what_is_no_archive(tmp_path):
-    for data in (b"", b"junk", b"<html>" * 500, b"\x1f\x8bjunk"):
-        place(tmp_path / ARCHIVE, data)
-        refused(tmp_path, f"{tmp_path}/{ARCHIVE}: cannot be unpacked: ")
+@pytest.mark.parametrize("data", [b"", b"junk", b"<html>" * 500, b"\x1f\x8bjunk"])
+def test_what_is_no_archive(tmp_path, data):
+    archive = place(tmp_path / ARCHIVE, data)
+    refused(lambda: read_archive(archive), f"{archive}: cannot be unpacked: ", MD5)
 
 
-def test_every_truncation_of_the_archive_is_an_error(tmp_path):
-    data = write_devkit(tmp_path, sample_tree(tmp_path / "tree")).read_bytes()
+def test_every_truncation_of_the_archive_is_an_error(archive):
+    data = archive.read_bytes()
     for length in range(0, len(data), 7):
-        place(tmp_path / ARCHIVE, data[:length])
-        refused(tmp_path, f"{tmp_path}/{ARCHIVE}: ")
+        archive.write_bytes(data[:length])
+        refused(lambda: read_archive(archive), f"{archive}: ", MD5)
 
 
-def test_a_flipped_bit_in_the_archive_is_an_error_or_changes_nothing(tmp_path):
-    data = write_devkit(tmp_path, sample_tree(tmp_path / "tree")).read_bytes()
-    whole, caught = read_devkit(open_store(tmp_path), ARCHIVE), 0
+def test_a_flipped_bit_in_the_archive_is_an_error_or_changes_nothing(archive, scipy_once):
+    data, whole = archive.read_bytes(), read_archive(archive)
+    caught = 0
     for at in range(10, len(data), 11):
-        damaged = bytearray(data)
-        damaged[at] ^= 16
-        place(tmp_path / ARCHIVE, bytes(damaged))
-        if gzip_is_sound(damaged):  # this is another valid encoding of the same data
-            assert read_devkit(open_store(tmp_path), ARCHIVE) == whole
-        else:
-            refused(tmp_path, f"{tmp_path}/{ARCHIVE}: ")
+        archive.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+        try:
+            assert read_archive(archive) == whole
+        except UsageError:
             caught += 1
     assert caught > 20
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     info = tarfile.TarInfo(f"{NAME}/{META}")
-    info.size = 2**31
-    data = gzip.compress(info.tobuf() + bytes(2**28), 1)
-    place(tmp_path / ARCHIVE, data)
-    refused(tmp_path, f"{tmp_path}/{ARCHIVE}: ")
-
-
-def test_meta_mat_of_something_else(tmp_path):
-    for content in ({"other": 1}, {"synsets": 5}, {"synsets": "text"}, {"synsets": [{"WNID": "n02119789"}]}):
-        file = io.BytesIO()
-        savemat(file, content)
-        place(tmp_path / NAME / META, file.getvalue())
-        place(tmp_path / NAME / TRUTH, b"1\n")
-        refused(tmp_path, f"{tmp_path}/{NAME}: {META} is damaged: ", f"{NAME}/{META}")
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ({1: ("fox", "kit fox"), 2: CLASSES[2]}, "'fox' is no WNID"),
-        ({1: CLASSES[1], 1.5: CLASSES[2]}, "ILSVRC2012_ID 1 occurs twice"),
-    ],
-)
-def test_classes_that_cannot_be(tmp_path, classes, message):
-    place(tmp_path / NAME / META, meta_mat(classes))
-    place(tmp_path / NAME / TRUTH, b"1\n")
-    refused(tmp_path, f"{META} is damaged: {message}", f"{NAME}/{META}")
-
-
-def test_the_helper_s_ids_are_in_another_order_than_the_labels(tmp_path):
-    meta, truth = devkit_files(sample_tree(tmp_path))
-    devkit = read(tmp_path / "kit", meta, truth)
-    assert list(devkit.names) == ["n01440764", "n01443537", "n02105855"]
-    assert truth.splitlines()[0] == b"3"
-    assert devkit.labels["ILSVRC2012_val_00000001"] == "n01440764"
-
-
-# The IDs alone
-
-
-@pytest.mark.parametrize("form", ["archive", "folder", "above", "above an archive", "meta"])
-def test_ids_are_read_from_any_form_of_the_kit(tmp_path, form):
-    tree = sample_tree(tmp_path / "tree")
-    kit = write_devkit(tmp_path, tree, extracted=form in ("folder", "above", "meta"))
-    path = {"above": tmp_path, "above an archive": tmp_path, "meta": kit / META}.get(form, kit)
-    # As in the real kit, IDs do not follow the sorted WNIDs.
-    assert read_ids(path) == {"n01440764": 3, "n01443537": 2, "n02105855": 1}
+    info.size = 2**24
+    monkeypatch.setattr(devkit, "_LARGEST", 2**20)
+    archive = place(tmp_path / ARCHIVE, gzip.compress(info.tobuf() + bytes(2**24), 1))
+    refused(lambda: read_archive(archive), f"{archive}: ", MD5)
 
 
 def test_no_kit_and_a_damaged_one_have_different_messages(tmp_path):
-    with pytest.raises(UsageError, match=r"no development kit; name ILSVRC2012_devkit_t12\.tar\.gz"):
-        read_ids(tmp_path / "nothing")
+    refused(lambda: read_ids(tmp_path / "nothing"), f"no development kit; name {ARCHIVE}")
     place(tmp_path / "meta.mat", b"junk")
-    with pytest.raises(UsageError, match="damaged"):
-        read_ids(tmp_path / "meta.mat")
+    refused(lambda: read_ids(tmp_path / "meta.mat"), f"{META} is damaged")
+
+
+def mat(content):
+    file = io.BytesIO()
+    savemat(file, content)
+    return file.getvalue()
 
 
 PLAIN = meta_mat(CLASSES, compressed=False)
 
 
-def with_byte(at, value):
-    return PLAIN[:at] + bytes([value]) + PLAIN[at + 1 :]
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (PLAIN[:1000], "Error"),
+        (b"<html>" * 500, "Error"),
+        (mat({"other": 1}), "KeyError: 'synsets'"),
+        (mat({"synsets": [{"WNID": "n02119789"}]}), "Error"),
+        (meta_mat({1: ("fox", "kit fox"), 2: CLASSES[2]}), "'fox' is no WNID"),
+        (meta_mat({1: CLASSES[1], 1.5: CLASSES[2]}), "ILSVRC2012_ID 1 occurs twice"),
+        # With this byte SciPy 1.17.1's loadmat ends its process by a segmentation fault.
+        (PLAIN[:905] + b"\xff" + PLAIN[906:], ""),
+    ],
+)
+def test_what_is_no_table_of_classes(data, message):
+    refused(lambda: read_classes(data, "kit"), f"kit: {META} is damaged: ", message, MD5)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_the_rows_of_the_table(compressed):
-    assert read_synsets(meta_mat(CLASSES, compressed)) == [
-        Synset(1, "n02119789", "kit fox, Vulpes macrotis", 0),
-        Synset(2, "n02100735", "English setter", 0),
-        Synset(3, "n00000001", "entity", 2),
-    ]
-
-
-def test_names_beyond_ascii():
-    found = read_synsets(meta_mat({1: ("n02119789", "café, Grüße"), 2: CLASSES[2]}))
-    assert found[0].words == "café, Grüße"
-
-
-@pytest.mark.parametrize("data", [b"", b"junk", bytes(5000), PLAIN[:1000], PLAIN[:200], b"<html>" * 500])
-def test_what_is_no_such_file(data):
-    with pytest.raises(ValueError, match=r"^\w+: .") as error:
-        read_synsets(data)
-    assert "\n" not in str(error.value)
-
-
-def test_a_table_of_something_else():
-    file = io.BytesIO()
-    savemat(file, {"other": 1})
-    with pytest.raises(ValueError, match="KeyError: 'synsets'"):
-        read_synsets(file.getvalue())
-
-
-# With each of these bytes SciPy 1.17.1's loadmat ends its process by a segmentation fault.
-@pytest.mark.parametrize(("at", "value"), [(384, 122), (905, 255), (1288, 0), (1441, 255)])
-def test_damage_that_crashes_scipy_is_an_error(at, value):
-    with pytest.raises(ValueError, match=r"crashed SciPy|\w+Error: "):
-        read_synsets(with_byte(at, value))
-
-
-@settings(max_examples=10)
-@given(st.integers(0, len(PLAIN) - 1), st.integers(0, 255))
-def test_any_damage_ends_in_rows_or_one_line(at, value):
-    try:
-        read_synsets(with_byte(at, value))
-    except ValueError as error:
-        message = str(error)
-    else:
-        message = "read"
-    assert message
-    assert "\n" not in message
-
-
-def test_scipy_stays_out_of_the_caller_s_process(tmp_path):
-    (tmp_path / "meta.mat").write_bytes(PLAIN)
+def test_scipy_stays_out_of_the_caller_s_process_and_out_of_the_current_folder(tmp_path):
+    place(tmp_path / "meta.mat", PLAIN)
+    place(tmp_path / "scipy.py", b"raise RuntimeError('imported from the current folder')")
     code = (
-        "import sys; from pathlib import Path; from pipeline.sources.labelers.devkit import read_synsets; "
-        "read_synsets(Path(sys.argv[1]).read_bytes()); print('scipy' in sys.modules)"
+        "import sys; from pathlib import Path; from pipeline.sources.labelers.devkit import read_classes; "
+        "print(len(read_classes(Path('meta.mat').read_bytes(), 'kit')), 'scipy' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, tmp_path / "meta.mat"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]

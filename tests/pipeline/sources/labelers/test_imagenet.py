@@ -1,9 +1,9 @@
 import pytest
-from helpers.folders import is_root, place
-from hypothesis import given, strategies as st
+from helpers.folders import is_root, place, refused
+from hypothesis import given, settings, strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.sources.labelers.imagenet import Labels, has_labels, read_labels, read_mapping, read_solution
+from pipeline.sources.labelers.imagenet import has_labels, read_labels, read_mapping, read_solution
 from pipeline.storage.open import open_store
 
 HEADER = b"ImageId,PredictionString\n"
@@ -15,13 +15,6 @@ def mapping(folder, data):
 
 def solution(folder, data):
     return read_solution(open_store(place(folder / "s.csv", data).parent), "s.csv")
-
-
-def refused(message, function, *arguments):
-    with pytest.raises(UsageError) as error:
-        function(*arguments)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 # Class names
@@ -51,8 +44,8 @@ def test_the_real_mapping_file(shared_data):
 
 
 def test_bad_mapping_files(tmp_path):
-    refused(f"{tmp_path}/m.txt: line 2 names a a second time;", mapping, tmp_path, b"a one\na two\n")
-    refused(f"{tmp_path}/m.txt: not UTF-8 text (byte 2);", mapping, tmp_path, b"a \xff\n")
+    refused(lambda: mapping(tmp_path, b"a one\na two\n"), "m.txt: line 2 names a a second time;")
+    refused(lambda: mapping(tmp_path, b"a \xff\n"), f"{tmp_path}/m.txt: not UTF-8 text (byte 2);")
 
 
 # Kaggle's labels
@@ -89,35 +82,33 @@ def test_the_real_csv(shared_data):
     ],
 )
 def test_bad_csv_files(tmp_path, data, message):
-    refused(f"{tmp_path}/s.csv: {message}", solution, tmp_path, data)
+    refused(lambda: solution(tmp_path, data), f"{tmp_path}/s.csv: {message}")
 
 
 def test_a_file_that_is_far_too_large(tmp_path):
     with (tmp_path / "s.csv").open("wb") as file:
         file.truncate(2**40)
-    store = open_store(tmp_path)
-    refused("s.csv: 1,099,511,627,776 bytes are too many for a label file;", read_solution, store, "s.csv")
+    message = "s.csv: 1,099,511,627,776 bytes are too many for a label file;"
+    refused(lambda: read_solution(open_store(tmp_path), "s.csv"), message)
 
 
 @pytest.mark.skipif(is_root(), reason="root may read anything")
 def test_an_unreadable_file(tmp_path):
     place(tmp_path / "m.txt").chmod(0)
-    store = open_store(tmp_path)
-    refused(f"cannot read {tmp_path}/m.txt: Permission denied;", read_mapping, store, "m.txt")
+    message = f"cannot read {tmp_path}/m.txt: Permission denied;"
+    refused(lambda: read_mapping(open_store(tmp_path), "m.txt"), message)
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, data):
-    folder = tmp_path_factory.getbasetemp()
-    for function in (mapping, solution):
-        for found in (data, HEADER + data):
-            try:
-                function(folder, found)
-            except UsageError as error:
-                message = str(error)
-            else:
-                message = ""
-            assert "\n" not in message
+@settings(max_examples=30)
+@given(st.binary(max_size=200), st.sampled_from([b"", HEADER]), st.sampled_from([mapping, solution]))
+def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, data, header, function):
+    try:
+        function(tmp_path_factory.getbasetemp(), header + data)
+    except UsageError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
 
 
 # All of a source's label files
@@ -127,18 +118,14 @@ def test_of_each_kind_the_first_that_is_found(tmp_path):
     place(tmp_path / "a" / "LOC_synset_mapping.txt", b"n01440764 inner")
     place(tmp_path / "LOC_synset_mapping.txt", b"n01440764 outer")
     place(tmp_path / "LOC_val_solution.csv", HEADER + b"v1,n01440764")
-    store = open_store(tmp_path)
-    labels = read_labels(store, ["a/b", "a", ""])
-    assert labels == Labels(
-        {"n01440764": "inner"},
-        {f"{tmp_path}/LOC_val_solution.csv": {"v1": "n01440764"}},
-        None,
-        str(tmp_path),
-    )
-    assert labels.classes_of("val", ["v1", "v1"]) == ["n01440764", "n01440764"]
-    assert read_labels(store, ["a"]).names == {"n01440764": "inner"}
-    assert read_labels(store, [""]).names == {"n01440764": "outer"}
-    assert read_labels(store, ["", "a"], labels=False).tables == {}
+
+    def read(folders, *stems):
+        return read_labels(open_store(tmp_path), folders, "train", [], "val", stems)
+
+    assert read(["a/b", "a", ""], "v1", "v1") == ({"n01440764": "inner"}, ["n01440764"] * 2)
+    assert read(["", "a"]) == ({"n01440764": "outer"}, [])
+    refused(lambda: read(["a"], "v1"), "val: no labels for its 1 images; put ILSVRC2012_devkit_t12.tar.gz")
+    refused(lambda: read([""], "v1", "v2"), "LOC_val_solution.csv does not match val: 1 of 2 images")
 
 
 def test_whether_there_are_labels(tmp_path):

@@ -62,13 +62,6 @@ def test_images_count_in_folders_alone(tmp_path):
     assert look_for(open_store(tmp_path), wanted) == ("a.tar", True)
 
 
-def test_in_a_bucket(s3, tmp_path):
-    store = open_store(f"{s3}/some")
-    store.write("x/y/a.tar", b"1")
-    store.write("x/train/cat/b.jpg", b"1")
-    assert look_for(store, wanted) == ("x/y/a.tar", True)
-
-
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
