@@ -1,26 +1,26 @@
 """Check shards by their checksums alone, without decoding them."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError
 from pipeline.host import usable_cores
+from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import sha256_of
 
 
-def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
+def verify_checksums(dataset: Dataset, on_progress: OnProgress = no_progress) -> None:
     """Compare every shard's SHA-256 with the manifest's; `pipeline.verify` also checks the shards' contents.
 
     Args:
         dataset: an opened dataset.
-        progress: called after each shard with (bytes read, bytes in all).
+        on_progress: called after each shard with (bytes read, bytes in all).
 
     Raises:
         RunError: some shards differ; names up to three of them and their number.
     """
-    shards = [shard for split in dataset.manifest.splits.values() for shard in split]
+    shards = dataset.manifest.shards
     total, read = sum(shard.bytes for shard in shards), 0
     wrong = []
 
@@ -33,8 +33,7 @@ def verify_checksums(dataset: Dataset, progress: Callable[[int, int], None] | No
             read += shard.bytes
             if not same:
                 wrong.append(shard.name)
-            if progress is not None:
-                progress(read, total)
+            on_progress(read, total)
     if wrong:
         named = ", ".join(wrong[:3]) + (" …" if len(wrong) > 3 else "")
         raise RunError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.index import index_path
 from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, Shard, read_manifest, to_json
-from pipeline.dataset.tar import check_sizes
+from pipeline.dataset.shards import check_sizes
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 from pipeline.storage.base import ByteRange, Store
@@ -26,9 +26,10 @@ class Dataset:
         url: path or URL of the dataset's folder.
         manifest: content of its `manifest.json`.
 
-    >>> data = Dataset.open("imagenet")            # doctest: +SKIP
-    >>> data.samples("train"), len(data.classes)   # doctest: +SKIP
-    (1281167, 1000)
+    Examples:
+        >>> data = Dataset.open("imagenet")
+        >>> data.samples("train"), len(data.classes)
+        (1281167, 1000)
     """
 
     url: str
@@ -48,7 +49,7 @@ class Dataset:
         """
         store = open_store(root)
         manifest = read_manifest(store)
-        check_sizes(store, [shard for shards in manifest.splits.values() for shard in shards])
+        check_sizes(store, manifest.shards)
         return cls(store.url, manifest)
 
     @cached_property

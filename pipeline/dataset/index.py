@@ -1,9 +1,10 @@
 """DALI index of a tar: offset, size and name of each sample's image and label."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.dataset.manifest import Shard
+from pipeline.dataset.tar import Member
 from pipeline.errors import UsageError
 from pipeline.storage.base import ByteRange, Store
 
@@ -20,65 +21,59 @@ def index_name(tar: str) -> str:
     return PurePosixPath(tar).with_suffix(".idx").as_posix()
 
 
-def to_index(lines: Sequence[str]) -> bytes:
-    """Encode a DALI index (v1.2).
+def to_index(samples: Sequence[Iterable[tuple[str, Member]]]) -> bytes:
+    """Encode a DALI index (v1.2): a line for each sample, a sequence of `EXT OFFSET SIZE NAME`.
 
     Args:
-        lines: one line per sample, a sequence of `EXT OFFSET SIZE NAME` for its members; OFFSET is that of
-            the member's data in the tar, in bytes.
+        samples: for each sample, its members in the order of the tar, each with its extension.
     """
-    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]).encode()
+    lines = [" ".join(f"{ext} {m.offset} {m.size} {m.name}" for ext, m in sample) for sample in samples]
+    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""]).encode("utf-8", "surrogateescape")
 
 
-def read_index(path: Path) -> list[dict[str, tuple[int, int, str]]]:
-    """Read a DALI index.
-
-    Returns:
-        For each sample, extension → (offset in bytes, size in bytes, member name).
+def parse_index(data: bytes) -> list[dict[str, Member]]:
+    """Decode a DALI index; return extension → member of each sample.
 
     Raises:
-        UsageError: the file is missing, truncated, or not an index of version v1.2.
+        ValueError: the data is truncated, or not an index of version v1.2.
     """
+    head, *lines = data.decode().split("\n")
+    if lines[-1:] != [""] or head != f"{INDEX_VERSION} {len(lines) - 1}":
+        raise ValueError(f"it starts {head[:20]!r} and has {len(lines)} more lines")
+    return [
+        {
+            ext: Member(name, int(offset), int(size))
+            for ext, offset, size, name in zip(*[iter(line.split())] * 4, strict=True)
+        }
+        for line in lines[:-1]
+    ]
+
+
+def read_index(store: Store, shard: Shard) -> list[dict[str, Member]]:
+    """Read the index of a shard; return the members "jpg" and "cls" of each sample.
+
+    Raises:
+        UsageError: the index is missing, truncated or not of version v1.2, a sample in it is not an image and
+            a label, or it lists another number of samples than the manifest.
+    """
+    url = store.url_of(index_name(shard.name))
     try:
-        return _parse_index(path.read_text())
+        samples = parse_index(store.read(ByteRange(index_name(shard.name))))
+        if other := next((sample for sample in samples if sample.keys() != {"jpg", "cls"}), None):
+            raise ValueError(f"a sample has {', '.join(other)} instead of jpg, cls")
     except (OSError, ValueError) as error:
-        raise _incomplete(str(path), error) from error
-
-
-def keys_in(store: Store, shard: Shard) -> list[str]:
-    """Read the keys of a shard's samples from its index, in order. They are the keys in the loader's batches.
-
-    Raises:
-        UsageError: the index is missing, truncated, or not of version v1.2.
-    """
-    name = index_name(shard.name)
-    try:
-        samples = _parse_index(store.read(ByteRange(name)).decode())
-        return [sample["jpg"][2].removesuffix(".jpg") for sample in samples]
-    except (OSError, ValueError, KeyError) as error:
-        raise _incomplete(store.url_of(name), error) from error
-
-
-def _incomplete(url: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"{url}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify` on the dataset "
-        "lists all such files; prepare the dataset again"
-    )
+        raise UsageError(
+            f"{url}: not a complete {INDEX_VERSION} index ({error}); `alexnet-prep verify {store}` lists all "
+            "such files; prepare the dataset again"
+        ) from error
+    if len(samples) != shard.samples:
+        raise UsageError(
+            f"{url}: lists {len(samples)} samples, but the manifest says {shard.samples}; "
+            f"`alexnet-prep verify {store}` lists all differences"
+        )
+    return samples
 
 
 def label_in(data: bytes) -> int:
     """Parse the label in the bytes of an index's `cls` entry: their last digits, as the DALI graph does."""
     return int(data[len(data.rstrip(b"0123456789")) :])
-
-
-def _parse_index(text: str) -> list[dict[str, tuple[int, int, str]]]:
-    head, *lines = text.split("\n")
-    if not text.endswith("\n") or head != f"{INDEX_VERSION} {len(lines) - 1}":
-        raise ValueError(f"it starts {head[:20]!r} and has {len(lines)} more lines")
-    return [
-        {
-            ext: (int(offset), int(size), name)
-            for ext, offset, size, name in zip(*[iter(line.split())] * 4, strict=True)
-        }
-        for line in lines[:-1]
-    ]

@@ -110,6 +110,11 @@ class Manifest:
         """
         return self.source.layout == ADOPTED
 
+    @property
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of the splits."""
+        return [shard for shards in self.splits.values() for shard in shards]
+
     def samples(self, split: str) -> int:
         """Return the number of samples in a split, 0 if there is no such split."""
         return sum(shard.samples for shard in self.splits.get(split, ()))

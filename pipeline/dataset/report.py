@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from pipeline.storage.base import ByteRange, Store
@@ -26,6 +26,10 @@ class ReportRow:
     action: str
 
 
+COLUMNS = [column.name for column in fields(ReportRow)]
+"""Names of the columns of report.csv."""
+
+
 def read_report(out: str | Path | Store) -> list[dict[str, str]]:
     """Read a dataset's `report.csv`.
 
@@ -43,8 +47,6 @@ def report_csv(report_rows: list[ReportRow]) -> bytes:
     """Encode rows as the content of `report.csv`, sorted by path."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "reason", "action"))
-    writer.writerows(
-        (row.path, row.reason, row.action) for row in sorted(report_rows, key=lambda row: row.path)
-    )
+    writer.writerow(COLUMNS)
+    writer.writerows(map(astuple, sorted(report_rows, key=lambda row: row.path)))
     return text.getvalue().encode("utf-8", "surrogateescape")

@@ -1,11 +1,13 @@
 """Read single samples of a dataset by their position in a split or by their key."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import index_name, keys_in, label_in, read_index
+from pipeline.dataset.index import label_in, read_index
+from pipeline.dataset.manifest import Shard
+from pipeline.dataset.tar import Member
 from pipeline.errors import UsageError
 from pipeline.storage.base import ByteRange
 
@@ -41,30 +43,43 @@ def read_stored(dataset: Dataset, split: str, positions: Sequence[int]) -> list[
     Raises:
         UsageError: there is no such split or position, an index is damaged, or a shard cannot be read.
     """
-    wanted: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    wanted: dict[Shard, list[tuple[int, int]]] = defaultdict(list)
     for number, position in enumerate(positions):
-        tar, offset = _shard_of(dataset, split, position)
-        wanted[tar].append((offset, number))
+        shard, offset = _shard_of(dataset, split, position)
+        wanted[shard].append((offset, number))
     found: dict[int, StoredImage] = {}
-    for tar, offsets in wanted.items():
-        with dataset.store.as_local_path(index_name(tar)) as path:
-            index = read_index(path)
+    for shard, offsets in wanted.items():
+        index = read_index(dataset.store, shard)
         for offset, number in sorted(offsets):
-            found[number] = _read(dataset, tar, index[offset])
+            found[number] = _read(dataset, shard, index[offset])
     return [found[number] for number in range(len(positions))]
 
 
-def _read(dataset: Dataset, tar: str, sample: dict[str, tuple[int, int, str]]) -> StoredImage:
-    (at, size, name), (label_at, width, _) = sample["jpg"], sample["cls"]
+def _read(dataset: Dataset, shard: Shard, sample: dict[str, Member]) -> StoredImage:
     try:
-        data = dataset.store.read(ByteRange(tar, at, size))
-        label = label_in(dataset.store.read(ByteRange(tar, label_at, width)))
+        data, label = (
+            dataset.store.read(ByteRange(shard.name, sample[ext].offset, sample[ext].size))
+            for ext in ("jpg", "cls")
+        )
     except OSError as error:
         raise UsageError(
-            f"{dataset.store.url_of(tar)}: unreadable ({error.strerror or error}); `alexnet-prep verify "
-            f"{dataset.url}` checks the other files"
+            f"{dataset.store.url_of(shard.name)}: unreadable ({error.strerror or error}); `alexnet-prep "
+            f"verify {dataset.url}` checks the other files"
         ) from error
-    return StoredImage(name.removesuffix(".jpg"), label, data)
+    return StoredImage(_key(sample), label_in(label), data)
+
+
+def split_keys(dataset: Dataset, split: str) -> list[str]:
+    """Read the keys of a split's samples from the indexes, in order. They are the keys in loaders' batches.
+
+    Raises:
+        UsageError: there is no such split, or an index is damaged.
+    """
+    return [_key(sample) for shard in dataset.shards(split) for sample in read_index(dataset.store, shard)]
+
+
+def _key(sample: dict[str, Member]) -> str:
+    return sample["jpg"].name.removesuffix(".jpg")
 
 
 def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
@@ -76,29 +91,24 @@ def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:
     Raises:
         UsageError: there is no such split, or no sample has one of the keys.
     """
-    wanted = set(keys)
-    positions = {key: position for position, key in enumerate(_keys(dataset, split)) if key in wanted}
+    stored = split_keys(dataset, split)
+    positions = {key: position for position, key in enumerate(stored)}
     for key in keys:
         if key not in positions:
-            example = next(_keys(dataset, split), "")
+            example = next(iter(stored), "")
             raise UsageError(
                 f"{dataset.url}: no image of {split} has the key {key!r}; its keys look like {example!r}"
             )
     return [positions[key] for key in keys]
 
 
-def _keys(dataset: Dataset, split: str) -> Iterator[str]:
-    for shard in dataset.shards(split):
-        yield from keys_in(dataset.store, shard)
-
-
-def _shard_of(dataset: Dataset, split: str, position: int) -> tuple[str, int]:
-    """Return the tar that holds the sample at a position, and its position in that tar."""
+def _shard_of(dataset: Dataset, split: str, position: int) -> tuple[Shard, int]:
+    """Return the shard that holds the sample at a position, and its position in that shard."""
     if position >= 0:
         offset = position
         for shard in dataset.shards(split):
             if offset < shard.samples:
-                return shard.name, offset
+                return shard, offset
             offset -= shard.samples
     raise UsageError(
         f"{dataset.url}: asked for image {position} of {split}, which has {dataset.samples(split)} images "

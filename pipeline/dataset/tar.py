@@ -1,21 +1,16 @@
-"""Tar files: list any tar's members strictly; write shards that are identical byte for byte."""
+"""List the members of any tar, strictly: damage is an error."""
 
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Self
 
-from pipeline.dataset.index import index_name, index_path, to_index
-from pipeline.dataset.manifest import Shard
 from pipeline.errors import UsageError
-from pipeline.storage.atomic import atomic_write, sha256_of, write_bytes
-from pipeline.storage.base import Store
 
-_BLOCK = tarfile.BLOCKSIZE
-_ZEROS = bytes(_BLOCK)
+BLOCK = tarfile.BLOCKSIZE
+"""Bytes of a tar's blocks: headers are one block each, and data is padded to whole blocks."""
+_ZEROS = bytes(BLOCK)
 _OCTAL = re.compile(rb"[0-7]+")
 _EXTENSIONS = {
     tarfile.GNUTYPE_LONGNAME,
@@ -43,6 +38,11 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+
+    @property
+    def end(self) -> int:
+        """Offset of the end of the data's last block, where the next header starts."""
+        return self.offset + -(-self.size // BLOCK) * BLOCK
 
 
 class _Header(tarfile.TarInfo):
@@ -83,21 +83,21 @@ def scan(
     with tarfile.open(fileobj=io.BytesIO(_ZEROS)) as reader:
         reader.fileobj = file
         while True:
-            if start + _BLOCK > end:
+            if start + BLOCK > end:
                 raise UsageError(f"{url}: truncated at offset {end:,}: the end mark is missing; {remedy}")
             file.seek(start)
-            block = file.read(_BLOCK)
+            block = file.read(BLOCK)
             if block == _ZEROS:
                 break
-            member = _plain(block, start + _BLOCK) or _any(reader, file, url, start, remedy)
-            name, offset, size = member
-            if offset + size > end:
+            member = _plain(block, start + BLOCK) or _any(reader, file, url, start, remedy)
+            missing = member.offset + member.size - end
+            if missing > 0:
                 raise UsageError(
-                    f"{url}: truncated at offset {end:,}: member {name} needs {offset + size - end:,} "
-                    f"bytes more; {remedy}"
+                    f"{url}: truncated at offset {end:,}: member {member.name} needs {missing:,} bytes more; "
+                    f"{remedy}"
                 )
-            start = offset + -(-size // _BLOCK) * _BLOCK
-            if not name.endswith("/"):
+            start = member.end
+            if not member.name.endswith("/"):
                 yield member
     _check_padding(file, url, start, end, remedy)
 
@@ -153,139 +153,3 @@ def _check_padding(file: BinaryIO, url: str, start: int, end: int, remedy: str) 
             f"{url}: damaged at offset {start:,}: {end - start:,} bytes from there to the end are missing "
             f"or zero; {remedy}"
         )
-
-
-class ShardWriter:
-    """Appends samples as KEY.jpg, KEY.cls to a USTAR archive and builds its index.
-
-    Headers contain no time, user or machine, so equal samples give equal bytes.
-
-    Args:
-        file: file to write to, at its start.
-        label_width: number of digits of the labels.
-    """
-
-    def __init__(self, file: BinaryIO, label_width: int) -> None:
-        self._file = file
-        self._label_width = label_width
-        self._lines: list[str] = []
-
-    @property
-    def samples(self) -> int:
-        """Number of samples added so far."""
-        return len(self._lines)
-
-    def add(self, key: str, jpeg: bytes, label: int) -> None:
-        """Append one sample; the label is stored as zero-padded ASCII digits.
-
-        Raises:
-            ValueError: the key or the JPEG is too long for a USTAR header (100 bytes with suffix; 8 GiB).
-        """
-        members = (("jpg", jpeg), ("cls", f"{label:0{self._label_width}d}".encode()))
-        self._lines.append(" ".join(self._member(key, ext, data) for ext, data in members))
-
-    def close(self) -> None:
-        """Write the archive's end mark; the file stays open."""
-        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
-        self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
-
-    def index(self) -> bytes:
-        """Return the DALI index (v1.2) of the samples added so far."""
-        return to_index(self._lines)
-
-    def _member(self, key: str, ext: str, data: bytes) -> str:
-        """Write one member; return its entry in the index."""
-        name, offset = f"{key}.{ext}", self._file.tell() + tarfile.BLOCKSIZE
-        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        self._file.write(b"".join((_header(name, len(data)), data, padding)))
-        return f"{ext} {offset} {len(data)} {name}"
-
-
-def _header(name: str, size: int) -> bytes:
-    """Return the USTAR header of a regular file with mode 0644 and without time or owner.
-
-    Building it with `tarfile` takes a hundred times as long as writing the data after it.
-
-    Raises:
-        ValueError: the name or the size is too long for its field.
-    """
-    encoded, digits = name.encode(), b"%011o" % size
-    if len(encoded) > tarfile.LENGTH_NAME or len(digits) > 11:
-        raise ValueError(f"{name!r} of {size} bytes does not fit into a USTAR header")
-    header = bytearray(_EMPTY_HEADER)
-    header[: len(encoded)] = encoded
-    header[_SIZE_AT] = digits
-    header[_CHECKSUM_AT] = b"%06o\0 " % sum(header)
-    return bytes(header)
-
-
-def _empty_header() -> bytes:
-    """Return a header without name and size, with a blank checksum field, as the checksum requires."""
-    info = tarfile.TarInfo("")
-    info.mode = 0o644
-    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    header[_CHECKSUM_AT] = b" " * 8
-    return bytes(header)
-
-
-_SIZE_AT = slice(124, 135)
-_CHECKSUM_AT = slice(148, 156)
-_EMPTY_HEADER = _empty_header()
-
-
-@contextmanager
-def write_shard(path: Path, label_width: int) -> Iterator[ShardWriter]:
-    """Context manager: write a tar at `path`, then its index beside it, each atomically.
-
-    If no sample was added, no file is left, because readers see a phantom sample in an empty tar.
-
-    Args:
-        path: path of the tar.
-        label_width: number of digits of the labels.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
-    with atomic_write(path) as file:
-        writer = ShardWriter(file, label_width)
-        yield writer
-        writer.close()
-    if writer.samples:
-        write_bytes(index_path(path), writer.index())
-    else:
-        path.unlink()
-        index_path(path).unlink(missing_ok=True)  # left by an earlier run that had samples
-
-
-def describe(root: Path, path: Path, samples: int) -> Shard:
-    """Return the manifest's entry for a finished tar: its name below `root`, size and checksum."""
-    return Shard(path.relative_to(root).as_posix(), samples, path.stat().st_size, sha256_of(path))
-
-
-def check_sizes(store: Store, shards: Sequence[Shard]) -> None:
-    """Check that every shard has its tar, of the size in the manifest, and its index.
-
-    Raises:
-        UsageError: a file is missing or a tar has another size; names the first such file.
-    """
-    found = _sizes_here(store.local, shards) if store.local else dict(store.walk()[0])
-    for shard in shards:
-        for name in (shard.name, index_name(shard.name)):
-            if name not in found:
-                raise UsageError(
-                    f"{store.url_of(name)}: missing, but the manifest lists it; "
-                    f"`alexnet-prep verify {store}` lists all missing files; "
-                    "prepare the dataset again in a new folder"
-                )
-        if found[shard.name] != shard.bytes:
-            raise UsageError(
-                f"{store.url_of(shard.name)}: {found[shard.name]:,} bytes, but the manifest says "
-                f"{shard.bytes:,}; it was cut or changed after it was written: `alexnet-prep verify {store}` "
-                "lists all such shards; prepare the dataset again in a new folder"
-            )
-
-
-def _sizes_here(root: Path, shards: Sequence[Shard]) -> dict[str, int]:
-    """Name → size in bytes of those shards' tars and indexes that exist; other files are not examined."""
-    names = [name for shard in shards for name in (shard.name, index_name(shard.name))]
-    return {name: (root / name).stat().st_size for name in names if (root / name).is_file()}

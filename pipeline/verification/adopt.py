@@ -19,13 +19,14 @@ from pipeline.dataset.manifest import (
     SourceInfo,
     write_manifest,
 )
-from pipeline.dataset.report import REPORT, ReportRow, report_csv
+from pipeline.dataset.report import COLUMNS, REPORT, ReportRow, report_csv
+from pipeline.dataset.tar import Member
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
 from pipeline.executors.base import Executor
-from pipeline.executors.local import LocalExecutor
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sources.base import Container, Sample, Source, build_source
+from pipeline.progress import OnProgress, no_progress
+from pipeline.sources.base import Sample, Source, build_source
 from pipeline.sources.listers import webdataset
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import ByteRange
@@ -33,14 +34,11 @@ from pipeline.storage.open import open_store
 from pipeline.verification.external_tars import (
     REMEDY,
     ExternalTar,
-    LabelSpan,
     Measured,
-    Progress,
-    locate,
+    find_labels,
     measure,
 )
-
-_ONE_BY_ONE: Executor = LocalExecutor()
+from pipeline.verification.tasks import ONE_BY_ONE, run_tasks
 
 
 def adopt(
@@ -49,8 +47,8 @@ def adopt(
     size: int = 256,
     max_bad: float = 0.01,
     max_megapixels: float = 100.0,
-    executor: Executor = _ONE_BY_ONE,
-    progress: Progress | None = None,
+    executor: Executor = ONE_BY_ONE,
+    on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Make a folder of WebDataset tars from another tool a dataset: write indexes, statistics and a manifest.
 
@@ -65,7 +63,7 @@ def adopt(
         max_bad: Share of undecodable images, 0..1, above which the job fails.
         max_megapixels: Images with more megapixels count as undecodable.
         executor: Executor of the tasks, one for each tar.
-        progress: Called with (images done, images in all).
+        on_progress: Called with (images done, images in all).
 
     Returns:
         The manifest, with statistics of the decoded images.
@@ -78,14 +76,20 @@ def adopt(
     """
     source, tars = _listed(folder)
     root = tars[0].root
-    spans = dict(executor.run(_find_labels, tars))
-    classes = _classes_by_label(source, tars, spans)
-    image, found = measure(executor, tars, size, max_megapixels, progress)
+    labels = run_tasks(executor, find_labels, tars, [len(tar.samples) for tar in tars])
+    tars = [tar._replace(labels=spans) for tar, spans in zip(tars, labels, strict=True)]
+    classes = _classes_by_label(source, tars)
+    image, found = measure(executor, tars, size, max_megapixels, on_progress)
     _report(root, tars, found, max_bad)
-    _refuse_lost(classes, tars, spans, found)
-    splits = _write_indexes(tars, spans, found)
+    kept = [_without(tar, measured.skipped) for tar, measured in zip(tars, found, strict=True)]
+    _refuse_lost(classes, kept)
+    splits: dict[str, tuple[Shard, ...]] = {}
+    for tar, measured in zip(kept, found, strict=True):
+        if tar.samples:  # a tar whose images were all skipped is not a shard
+            write_bytes(index_path(root / tar.name), _index(tar))
+            splits[tar.split] = (*splits.get(tar.split, ()), measured.shard)
     moments = Moments.for_square(image.size) if image.mode == "square" else Moments()
-    for measured in found.values():
+    for measured in found:
         moments.merge(measured.moments)
     checksum = None
     if image.mode == "square":
@@ -124,7 +128,7 @@ def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
                 f"{folder}: {reason} (it has {name}); only tars of other tools can be adopted: name another "
                 "folder"
             )
-    if REPORT in store.names() and not store.read(ByteRange(REPORT)).startswith(b"path,reason,action"):
+    if REPORT in store.names() and not store.read(ByteRange(REPORT)).startswith(",".join(COLUMNS).encode()):
         raise UsageError(f"{folder}: has a {REPORT} of another kind, which would be replaced; move it away")
     source = build_source(store.url, webdataset.list_samples(store))
     tars = _tars(store.local.absolute(), source)
@@ -156,16 +160,7 @@ def _tars(root: Path, source: Source) -> list[ExternalTar]:
     ]
 
 
-def _find_labels(tar: ExternalTar) -> tuple[str, list[LabelSpan]]:
-    """Return a tar's name and the label spans of its images; runs in a worker."""
-    store = open_store(tar.root)
-    container = Container(tar.name, store.size(tar.name))
-    return tar.name, locate(store, container, [sample.offset for sample in tar.samples])
-
-
-def _classes_by_label(
-    source: Source, tars: list[ExternalTar], spans: dict[str, list[LabelSpan]]
-) -> tuple[ClassInfo, ...]:
+def _classes_by_label(source: Source, tars: list[ExternalTar]) -> tuple[ClassInfo, ...]:
     """Return the classes in the order of the labels in the tars, whatever order their names would have.
 
     Raises:
@@ -173,7 +168,7 @@ def _classes_by_label(
     """
     number_of: dict[int, int] = {}
     for tar in tars:
-        for sample, span in zip(tar.samples, spans[tar.name], strict=True):
+        for sample, span in zip(tar.samples, tar.labels, strict=True):
             if number_of.setdefault(sample.label, span.value) != span.value:
                 raise UsageError(
                     f"{source.root}: the class {source.classes[sample.label].id} has the labels "
@@ -190,17 +185,17 @@ def _classes_by_label(
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def _report(root: Path, tars: list[ExternalTar], found: dict[str, Measured], max_bad: float) -> None:
+def _report(root: Path, tars: list[ExternalTar], found: list[Measured], max_bad: float) -> None:
     """Write report.csv; raise RunError if more than the share `max_bad` of the images is skipped."""
     report_rows = [
         ReportRow(f"{tar.name}/{tar.samples[number].path}", reason, "skipped")
-        for tar in tars
-        for number, reason in found[tar.name].skipped.items()
+        for tar, measured in zip(tars, found, strict=True)
+        for number, reason in measured.skipped.items()
     ]
     write_bytes(root / REPORT, report_csv(report_rows))
     total = sum(len(tar.samples) for tar in tars)
     if len(report_rows) > max_bad * total:
-        first = min(report_rows, key=lambda i: i.path)
+        first = min(report_rows, key=lambda row: row.path)
         raise RunError(
             f"{len(report_rows)} of {total} images cannot be loaded, more than --max-bad {max_bad:.2%} "
             f"(first: {first.path}: {first.reason}); see {root / REPORT}, then raise --max-bad to leave "
@@ -208,50 +203,37 @@ def _report(root: Path, tars: list[ExternalTar], found: dict[str, Measured], max
         )
 
 
-def _refuse_lost(
-    classes: tuple[ClassInfo, ...],
-    tars: list[ExternalTar],
-    spans: dict[str, list[LabelSpan]],
-    found: dict[str, Measured],
-) -> None:
+def _without(tar: ExternalTar, skipped: dict[int, str]) -> ExternalTar:
+    """Return a tar without the samples of these indexes."""
+    kept = [number for number in range(len(tar.samples)) if number not in skipped]
+    return tar._replace(
+        samples=tuple(tar.samples[number] for number in kept),
+        labels=tuple(tar.labels[number] for number in kept),
+    )
+
+
+def _refuse_lost(classes: tuple[ClassInfo, ...], kept: list[ExternalTar]) -> None:
     """Raise RunError if a class has no training images left, or a split no images."""
-    kept = [
-        (tar.split, span.value)
-        for tar in tars
-        for number, span in enumerate(spans[tar.name])
-        if number not in found[tar.name].skipped
-    ]
-    trained = {label for split, label in kept if split == "train"}
+    trained = {span.value for tar in kept if tar.split == "train" for span in tar.labels}
     lost = [info.id for label, info in enumerate(classes) if label not in trained]
     if lost:
         raise RunError(
             f"no decodable training images are left for {', '.join(lost[:5])}; {REPORT} lists those that "
             "were left out: repair the tars"
         )
-    empty = {tar.split for tar in tars} - {split for split, _ in kept}
+    empty = {tar.split for tar in kept} - {tar.split for tar in kept if tar.samples}
     if empty:
         raise RunError(f"no decodable images are left in {', '.join(sorted(empty))}; see {REPORT}")
 
 
-def _write_indexes(
-    tars: list[ExternalTar], spans: dict[str, list[LabelSpan]], found: dict[str, Measured]
-) -> dict[str, tuple[Shard, ...]]:
-    """Write a DALI index of the images that are not skipped beside each tar.
-
-    Returns:
-        Split → shards; a tar whose images were all skipped is not a shard.
-    """
-    splits: dict[str, list[Shard]] = {}
-    for tar in tars:
-        measured = found[tar.name]
-        lines = [
-            f"jpg {sample.offset} {sample.size} {sample.key}.jpg "
-            f"cls {span.offset} {span.size} {sample.key}.cls"
-            for number, (sample, span) in enumerate(zip(tar.samples, spans[tar.name], strict=True))
-            if number not in measured.skipped
+def _index(tar: ExternalTar) -> bytes:
+    """Return the DALI index of a tar's images and labels."""
+    return to_index(
+        [
+            (
+                ("jpg", Member(f"{sample.key}.jpg", sample.offset, sample.size)),
+                ("cls", Member(f"{sample.key}.cls", span.offset, span.size)),
+            )
+            for sample, span in zip(tar.samples, tar.labels, strict=True)
         ]
-        if lines:
-            write_bytes(index_path(tar.root / tar.name), to_index(lines))
-            shard = Shard(tar.name, len(lines), measured.bytes, measured.sha256)
-            splits.setdefault(tar.split, []).append(shard)
-    return {split: tuple(shards) for split, shards in splits.items()}
+    )

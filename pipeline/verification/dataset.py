@@ -3,38 +3,43 @@
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from pipeline.dataset.index import index_name
 from pipeline.dataset.manifest import FILE_NAME, MEAN_IMAGE, Manifest, Shard, read_manifest
-from pipeline.dataset.report import REPORT
+from pipeline.dataset.report import COLUMNS, REPORT
+from pipeline.dataset.work import WORK
 from pipeline.errors import ToolkitError
 from pipeline.executors.base import Executor
-from pipeline.executors.local import LocalExecutor
 from pipeline.images.statistics import Statistics
+from pipeline.progress import OnProgress, no_progress
+from pipeline.storage.atomic import PARTIAL
 from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 from pipeline.verification.shard import (
     MOST_PROBLEMS,
     Problem,
     ShardReport,
-    ShardSpec,
     check_shard,
     key_at,
     limited,
+    reading,
 )
+from pipeline.verification.tasks import ONE_BY_ONE, run_tasks
 
-# Megapixels of the largest image that the JPEG format allows.
-_LARGEST = 65535**2 / 1e6
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
+_MODES = ("square", "aspect", "original")
+# Relative tolerance: float64 eigenvectors satisfy the eigenvalue equation to about 1e-15.
+_TOLERANCE = 1e-9
+# Gray levels: float32 rounds a number between 128 and 256 by at most 2^-17, and so the mean of such numbers.
+_MEAN_TOLERANCE = 2.0**-16
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,16 @@ def verify(
     root: str | Path,
     *,
     fast: bool = False,
-    executor: Executor | None = None,
-    progress: Progress | None = None,
+    executor: Executor = ONE_BY_ONE,
+    on_progress: OnProgress = no_progress,
 ) -> VerifyReport:
     """Read a dataset again and check it: checksums, indexes, labels, counts, images, statistics.
 
     Args:
         root: Folder of the dataset, local or in a bucket.
         fast: Check images' headers but do not decode them.
-        executor: Executor of the tasks, one for each shard; None means one worker process on this machine.
-        progress: Called with (images done, images in all).
+        executor: Executor of the tasks, one for each shard; by default one worker process on this machine.
+        on_progress: Called with (images done, images in all).
 
     Raises:
         UsageError: There is no finished dataset, its manifest cannot be read, or the bucket denies access.
@@ -79,153 +84,104 @@ def verify(
     manifest = read_manifest(store)
     if store.local is not None:  # workers may have another current folder
         store = open_store(store.local.absolute())
-    shards = _listed(manifest)
-    if outside := tuple(_wrong_names(shards)):  # no file that such a manifest lists is opened
-        return VerifyReport(len(shards), 0, 0, outside)
-    reports = _check_shards(store, manifest, fast, executor or LocalExecutor(), progress)
+    shards = manifest.shards
+    if outside := _problems(FILE_NAME, _wrong_names(shards)):  # no file that such a manifest lists is opened
+        return VerifyReport(len(shards), 0, 0, tuple(outside))
+    # Without the list of shards, which every task would carry.
+    work = partial(check_shard, store=store, manifest=replace(manifest, splits={}), decode=not fast)
+    reports = run_tasks(executor, work, shards, [shard.samples for shard in shards], on_progress)
+    by_name = {shard.name: report for shard, report in zip(shards, reports, strict=True)}
     strays, notes = _strays(store, manifest)
     problems = (
-        *check_manifest(manifest),
-        *check_statistics(manifest.statistics),
-        *(() if fast and manifest.adopted else _wrong_pixels(manifest, reports)),
-        *check_mean_image(store, manifest),
-        *check_report(store),
-        *(problem for found in reports.values() for problem in found.problems),
-        *_untrained(manifest, reports),
-        *_duplicates(store, reports),
+        *_problems(FILE_NAME, chain(_contradictions(manifest), _wrong_statistics(manifest.statistics))),
+        *_problems(MEAN_IMAGE, _wrong_mean_image(store, manifest)),
+        *_problems(REPORT, _wrong_report(store)),
+        *(problem for report in reports for problem in report.problems),
+        *_wrong_training(manifest, by_name, counted=not (fast and manifest.adopted)),
+        *_duplicates(store, by_name),
         *limited(strays, "."),
     )
-    samples = sum(found.samples for found in reports.values())
-    size = sum(found.size for found in reports.values())
-    return VerifyReport(len(shards), samples, size, problems, limited(notes, "."))
+    return VerifyReport(
+        shards=len(shards),
+        samples=sum(report.samples for report in reports),
+        bytes=sum(report.size for report in reports),
+        problems=problems,
+        notes=limited(notes, "."),
+    )
 
 
-def _listed(manifest: Manifest) -> list[Shard]:
-    return [shard for shards in manifest.splits.values() for shard in shards]
+def _problems(name: str, found: Iterable[str]) -> list[Problem]:
+    """Return the problems that a check of the file `name` finds; that it cannot be read is one."""
+    problems: list[Problem] = []
+    with reading(name, problems):
+        problems.extend(Problem(name, what) for what in found)
+    return problems
 
 
-def _wrong_names(shards: list[Shard]) -> Iterator[Problem]:
+def _wrong_names(shards: list[Shard]) -> Iterator[str]:
     """Yield shards that are listed twice, lead out of the folder, or are not named as tars."""
     seen: set[str] = set()
     for name in (shard.name for shard in shards):
         path = PurePosixPath(name)
-        if (
-            "\0" in name
-            or path.is_absolute()
-            or ".." in path.parts
-            or path.suffix != ".tar"
-            or str(path) != name
-        ):
-            yield Problem(FILE_NAME, f"lists a shard {name!r}, which is no name of a tar below this folder")
+        plain = "\0" not in name and not path.is_absolute() and ".." not in path.parts
+        if not plain or path.suffix != ".tar" or str(path) != name:
+            yield f"lists a shard {name!r}, which is no name of a tar below this folder"
         if name in seen:
-            yield Problem(FILE_NAME, f"lists the shard {name} twice")
+            yield f"lists the shard {name} twice"
         seen.add(name)
 
 
-def _check_shards(
-    store: Store, manifest: Manifest, fast: bool, executor: Executor, progress: Progress | None
-) -> dict[str, ShardReport]:
-    """Check every shard on the executor; return shard name → report, in the manifest's order."""
-    shards = _listed(manifest)
-    total = sum(shard.samples for shard in shards)
+def _wrong_training(manifest: Manifest, reports: dict[str, ShardReport], counted: bool) -> Iterator[Problem]:
+    """Yield a problem if classes have no training samples, or if the statistics are not of all their pixels.
 
-    def on_progress(done: int) -> None:
-        if progress:
-            progress(min(done, total), total)
-
-    spec = ShardSpec(
-        store=store,
-        classes=len(manifest.classes),
-        label_width=manifest.label_width,
-        image=manifest.image,
-        adopted=manifest.adopted,
-        max_megapixels=_pixel_limit(manifest),
-        decode=not fast,
-    )
-    found: dict[str, ShardReport] = {}
-    with closing(executor.run(partial(_check_one, spec=spec), shards, on_progress)) as run:
-        for name, report in run:
-            found[name] = report
-            if not executor.reports_progress:
-                on_progress(sum(report.samples for report in found.values()))
-    on_progress(total)
-    return {shard.name: found[shard.name] for shard in shards}
-
-
-def _check_one(shard: Shard, spec: ShardSpec) -> tuple[str, ShardReport]:
-    return shard.name, check_shard(shard, spec)
-
-
-def _pixel_limit(manifest: Manifest) -> float:
-    """Return the megapixels above which preparation stored no image.
-
-    Only images of their original size need the limit: other images have a fixed size, which is checked.
+    Args:
+        manifest: The dataset's manifest.
+        reports: Shard name → its report.
+        counted: Whether the reports have the pixels of all images.
     """
-    if manifest.image.mode == "original":
-        limit = manifest.settings.get("max_megapixels", _LARGEST)
-        return float(limit) if isinstance(limit, int | float) else _LARGEST
-    return _LARGEST
-
-
-def _training(manifest: Manifest, reports: dict[str, ShardReport]) -> list[ShardReport] | None:
-    """Return the training shards' reports, or None if one has problems, so that its counts may be wrong."""
     training = [reports[shard.name] for shard in manifest.splits.get("train", ())]
-    return None if any(report.problems for report in training) else training
-
-
-def _wrong_pixels(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
-    """Yield a problem if the training images' pixels are not as many as the statistics say."""
-    training = _training(manifest, reports)
-    if training is None or manifest.image.mode == "original":  # such images are scaled before measuring
+    if any(report.problems for report in training):  # its counts may be wrong
         return
-    found = sum(report.pixels for report in training)
-    if found != manifest.statistics.pixels:
-        yield Problem(
-            FILE_NAME,
-            f"statistics: of {manifest.statistics.pixels:,} pixels, but the training images have {found:,}",
-        )
-
-
-def _untrained(manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[Problem]:
-    """Yield a problem if classes have no training samples."""
-    training = _training(manifest, reports)
-    if training is None:
-        return
-    labels = sum((report.labels for report in training), np.zeros(len(manifest.classes), np.int64))
-    lost = [info.id for info, count in zip(manifest.classes, labels, strict=True) if not count]
+    pixels, found = manifest.statistics.pixels, sum(report.pixels for report in training)
+    # Images of their original size are scaled before measuring.
+    if counted and manifest.image.mode != "original" and found != pixels:
+        what = f"statistics: of {pixels:,} pixels, but the training images have {found:,}"
+        yield Problem(FILE_NAME, what)
+    labels = set[int]().union(*(report.labels for report in training))
+    lost = [info.id for label, info in enumerate(manifest.classes) if label not in labels]
     if lost:
         more = f" and {len(lost) - MOST_PROBLEMS:,} more" if len(lost) > MOST_PROBLEMS else ""
         yield Problem("train", f"no samples of {', '.join(lost[:MOST_PROBLEMS])}{more}")
 
 
-def _duplicates(store: Store, reports: dict[str, ShardReport]) -> Iterator[Problem]:
-    """Yield a problem for each pair of shards that share keys, and for each shard that repeats a key.
+def _duplicates(store: Store, reports: dict[str, ShardReport]) -> tuple[Problem, ...]:
+    """Return a problem for each pair of shards that share keys, and for each shard that repeats a key.
 
     Keys are compared by 8-byte hashes; among 1.5 million keys, two collide with a probability of 1e-7.
     """
     names = list(reports)
-    if not names:
-        return
-    keys = np.concatenate([found.keys for found in reports.values()])
-    owners = np.repeat(np.arange(len(names)), [len(found.keys) for found in reports.values()])
-    headers = np.concatenate([found.headers for found in reports.values()])
-    order = np.argsort(keys, kind="stable")
-    twice = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    keys, headers, owners = array("Q"), array("q"), array("q")
+    for number, report in enumerate(reports.values()):
+        keys += report.keys
+        headers += report.headers
+        owners += array("q", [number]) * len(report.keys)
+    ordered = np.argsort(np.asarray(keys), kind="stable")
+    twice = np.flatnonzero(np.diff(np.asarray(keys)[ordered]) == 0)
     pairs: dict[tuple[int, int], list[int]] = {}
-    for first, second in zip(order[twice], order[twice + 1], strict=True):
-        pairs.setdefault((int(owners[first]), int(owners[second])), []).append(int(headers[second]))
+    for first, second in zip(ordered[twice], ordered[twice + 1], strict=True):
+        pairs.setdefault((owners[first], owners[second]), []).append(headers[second])
     problems = []
     for (one, other), offsets in sorted(pairs.items()):
         key = key_at(store, names[other], min(offsets))
         more = f", and {len(offsets) - 1:,} more keys" if len(offsets) > 1 else ""
         also = "twice in it" if one == other else f"also in {names[one]}"
         problems.append(Problem(names[other], f"key {key} is {also}{more}"))
-    yield from limited(problems, ".")
+    return limited(problems, ".")
 
 
 def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Problem]]:
     """Return files that the manifest does not list: tars and indexes as problems, other files as notes."""
-    known = {shard.name for shard in _listed(manifest)}
+    known = {shard.name for shard in manifest.shards}
     known |= {index_name(name) for name in known} | {FILE_NAME, MEAN_IMAGE, REPORT}
     try:
         visible = {file.path for file in store.walk()[0]}
@@ -235,68 +191,55 @@ def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Probl
         return [Problem(".", str(error))], []
     problems, notes = [], []
     for name in sorted((visible | hidden) - known):
+        last = name.rpartition("/")[2]
         # In an adopted folder, an unlisted tar can be one whose images were all skipped.
         if name.endswith((".tar", ".idx")) and not manifest.adopted:
-            problems.append(
-                Problem(name, "not in the manifest, but programs that read *.tar would read it; delete it")
-            )
+            what = "not in the manifest, but programs that read *.tar would read it; delete it"
+            problems.append(Problem(name, what))
+        elif last == WORK or last.startswith(PARTIAL):
+            notes.append(Problem(name, "left by a job that was killed; delete it"))
         else:
-            notes.append(Problem(name, _stray_note(name)))
+            notes.append(Problem(name, "not part of this dataset"))
     return problems, notes
 
 
-def _stray_note(name: str) -> str:
-    last = name.rpartition("/")[2]
-    if last == ".work" or last.startswith(".writing-"):
-        return "left by a job that was killed; delete it"
-    return "not part of this dataset"
-
-
-_REPORT_COLUMNS = ["path", "reason", "action"]
-_MODES = ("square", "aspect", "original")
-# Relative tolerance: float64 eigenvectors satisfy the eigenvalue equation to about 1e-15.
-_TOLERANCE = 1e-9
-# Gray levels: float32 rounds a number between 128 and 256 by at most 2^-17, and so the mean of such numbers.
-_MEAN_TOLERANCE = 2.0**-16
-
-
-def check_manifest(manifest: Manifest) -> Iterator[Problem]:
+def _contradictions(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions in a manifest, except in its statistics."""
     classes, width, mode = len(manifest.classes), manifest.label_width, manifest.image.mode
     if mode not in _MODES:
-        yield Problem(FILE_NAME, f"image mode {mode!r} is none of {', '.join(_MODES)}")
+        yield f"image mode {mode!r} is none of {', '.join(_MODES)}"
     if width < len(str(classes - 1)):
-        yield Problem(FILE_NAME, f"labels of {width} digits are too short for {classes} classes")
+        yield f"labels of {width} digits are too short for {classes} classes"
     limit = manifest.settings.get("max_megapixels", 0)
     if not isinstance(limit, int | float):
-        yield Problem(FILE_NAME, f"a limit of {limit!r} megapixels is no number")
-    ids = [info.id for info in manifest.classes]
-    for repeated in sorted({i for i in ids if ids.count(i) > 1}):
-        yield Problem(FILE_NAME, f"lists the class {repeated} twice")
+        yield f"a limit of {limit!r} megapixels is no number"
+    ids = Counter(info.id for info in manifest.classes)
+    for repeated in sorted(name for name, count in ids.items() if count > 1):
+        yield f"lists the class {repeated} twice"
 
 
-def check_statistics(statistics: Statistics) -> Iterator[Problem]:
+def _wrong_statistics(statistics: Statistics) -> Iterator[str]:
     """Yield statistics with a wrong shape or range, and eigenvectors that do not fit the covariance."""
     rows = (*statistics.covariance, *statistics.eigenvectors)
     if [len(statistics.covariance), *map(len, rows)] != [3] * 7:
-        yield _statistics("covariance and eigenvectors are not 3 x 3 both")
+        yield "statistics: covariance and eigenvectors are not 3 x 3 both"
         return
     mean, values = np.array(statistics.mean), np.array(statistics.eigenvalues)
     covariance, vectors = np.array(statistics.covariance), np.array(statistics.eigenvectors)
     scale = np.abs(covariance).max()
     if mean.min() < 0 or mean.max() > 255:
-        yield _statistics(f"a mean of {_numbers(mean)} is not within 0..255")
+        yield f"statistics: a mean of {_numbers(mean)} is not within 0..255"
     if not _close(covariance, covariance.T, scale):
-        yield _statistics("the covariance is not symmetric")
+        yield "statistics: the covariance is not symmetric"
     if values.min() < 0 or (np.diff(values) > 0).any():
-        yield _statistics(f"eigenvalues of {_numbers(values)}: negative, or not the largest first")
+        yield f"statistics: eigenvalues of {_numbers(values)}: negative, or not the largest first"
     if not _close(vectors @ vectors.T, np.eye(3), 1):
-        yield _statistics("the eigenvectors are not orthogonal and of length one")
+        yield "statistics: the eigenvectors are not orthogonal and of length one"
     elif not _close(vectors @ covariance, values[:, None] * vectors, scale):
-        yield _statistics("eigenvalues and eigenvectors are not the covariance's")
+        yield "statistics: eigenvalues and eigenvectors are not the covariance's"
 
 
-def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
+def _wrong_mean_image(store: Store, manifest: Manifest) -> Iterator[str]:
     """Yield a problem of the mean image of a dataset of squares.
 
     It must be there, be float32 (size, size, 3), and have the mean of the statistics and the manifest's
@@ -307,57 +250,38 @@ def check_mean_image(store: Store, manifest: Manifest) -> Iterator[Problem]:
     try:
         data = store.read(ByteRange(MEAN_IMAGE))
     except FileNotFoundError:
-        yield Problem(MEAN_IMAGE, "missing; a dataset of square images has one")
-        return
-    except OSError as error:
-        yield Problem(MEAN_IMAGE, f"unreadable: {error.strerror or error}")
+        yield "missing; a dataset of square images has one"
         return
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy parses the header as Python code and raises any error of that
-        yield Problem(MEAN_IMAGE, f"no array: {' '.join(str(error).split())}")
+        yield f"no array: {' '.join(str(error).split())}"
         return
-    size = manifest.image.size
+    size, expected = manifest.image.size, np.array(manifest.statistics.mean)
     if image.shape != (size, size, 3) or image.dtype != np.float32:
-        shape = "x".join(map(str, image.shape))
-        yield Problem(MEAN_IMAGE, f"{image.dtype} {shape}; expected float32 {size}x{size}x3")
+        yield f"{image.dtype} {'x'.join(map(str, image.shape))}; expected float32 {size}x{size}x3"
         return
-    mean = image.mean(axis=(0, 1), dtype=np.float64)
-    if not np.abs(mean - manifest.statistics.mean).max() <= _MEAN_TOLERANCE:  # "not <=" catches NaN
-        expected = _numbers(np.array(manifest.statistics.mean))
-        yield Problem(MEAN_IMAGE, f"its mean is {_numbers(mean)}, but the manifest says {expected}")
-        return
-    checksum = hashlib.sha256(data).hexdigest()
-    if manifest.mean_image_sha256 not in (None, checksum):
-        yield Problem(
-            MEAN_IMAGE, f"its SHA-256 is {checksum}, but the manifest says {manifest.mean_image_sha256}"
-        )
+    mean, checksum = image.mean(axis=(0, 1), dtype=np.float64), hashlib.sha256(data).hexdigest()
+    if not np.abs(mean - expected).max() <= _MEAN_TOLERANCE:  # "not <=" catches NaN
+        yield f"its mean is {_numbers(mean)}, but the manifest says {_numbers(expected)}"
+    elif manifest.mean_image_sha256 not in (None, checksum):
+        yield f"its SHA-256 is {checksum}, but the manifest says {manifest.mean_image_sha256}"
 
 
-def check_report(store: Store) -> Iterator[Problem]:
-    """Yield a problem if report.csv is missing or unreadable, or a row has other columns."""
+def _wrong_report(store: Store) -> Iterator[str]:
+    """Yield a problem if report.csv is unreadable, or a row has other columns."""
+    data = store.read(ByteRange(REPORT))
     try:
-        text = store.read(ByteRange(REPORT)).decode()
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    except FileNotFoundError:
-        yield Problem(REPORT, "missing")
-        return
-    except OSError as error:
-        yield Problem(REPORT, f"unreadable: {error.strerror or error}")
-        return
+        header, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (ValueError, csv.Error) as error:  # not UTF-8, empty, or not CSV
-        yield Problem(REPORT, f"not a report: {error}")
+        yield f"not a report: {error}"
         return
-    if header != _REPORT_COLUMNS:
-        yield Problem(REPORT, f"its columns are {', '.join(header)}; expected {', '.join(_REPORT_COLUMNS)}")
+    if header != COLUMNS:
+        yield f"its columns are {', '.join(header)}; expected {', '.join(COLUMNS)}"
     for number, row in enumerate(rows, 2):
-        if len(row) != len(_REPORT_COLUMNS):
-            yield Problem(REPORT, f"row {number} has {len(row)} columns instead of {len(_REPORT_COLUMNS)}")
+        if len(row) != len(COLUMNS):
+            yield f"row {number} has {len(row)} columns instead of {len(COLUMNS)}"
             return
-
-
-def _statistics(what: str) -> Problem:
-    return Problem(FILE_NAME, f"statistics: {what}")
 
 
 def _close(found: np.ndarray, expected: np.ndarray, scale: float) -> bool:

@@ -1,8 +1,8 @@
 """Tars that another tool wrote: find their labels, and measure their images' format and pixel statistics."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,23 +10,26 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.dataset.manifest import ImageFormat
-from pipeline.errors import UsageError
-from pipeline.executors.base import Executor, OnProgress
+from pipeline.dataset.manifest import ImageFormat, Shard
+from pipeline.dataset.shards import describe
+from pipeline.dataset.tar import BLOCK
+from pipeline.errors import ToolkitError, UsageError
+from pipeline.executors.base import Executor
 from pipeline.executors.local import count_image
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.statistics import Moments
+from pipeline.progress import OnProgress
 from pipeline.sources.base import Container, Sample
 from pipeline.sources.listers.webdataset import LABEL_FIELDS, SamplePart, read_tar
-from pipeline.storage.atomic import sha256_of
-from pipeline.storage.base import Store
+from pipeline.storage.open import open_store
+from pipeline.verification.tasks import run_tasks
 
-BLOCK = 512
-"""Bytes of a tar block."""
 REMEDY = "run `alexnet-prep shard FOLDER OUT --layout webdataset` instead"
 """Ends the messages about tars that cannot be read in place."""
 _NUMBER = re.compile(rb"\s*\+?([0-9]+)[\s\0]*")
 _FIELD = re.compile(rb'"(?:%s)"\s*:\s*"?\s*\+?([0-9]+)' % "|".join(LABEL_FIELDS).encode())
+# Images of each tar that are tried until one decodes, whose shape then suggests the formats.
+_FIRST_LOOK = 100
 
 
 class LabelSpan(NamedTuple):
@@ -43,27 +46,55 @@ class LabelSpan(NamedTuple):
     value: int
 
 
-def locate(store: Store, container: Container, images: Iterable[int]) -> list[LabelSpan]:
-    """Find the label of each image in a tar.
+class ExternalTar(NamedTuple):
+    """A tar that another tool wrote; each is a task.
 
-    Args:
-        store: Folder of the tar.
-        container: The tar.
-        images: Byte offset of each image in the tar.
+    Attributes:
+        root: Absolute path of the dataset's folder.
+        name: Path of the tar below `root`.
+        split: "train", "val" or "test".
+        samples: Samples of the tar, in the order of their bytes.
+        labels: Label of each sample; empty until it is found.
+    """
 
-    Returns:
-        One label span for each image, in the order of `images`.
+    root: Path
+    name: str
+    split: str
+    samples: tuple[Sample, ...]
+    labels: tuple[LabelSpan, ...] = ()
+
+
+class Measured(NamedTuple):
+    """Measurements of one tar.
+
+    Attributes:
+        moments: Moments of its images if it is training data; else empty.
+        shard: The manifest's record of the tar, with the number of samples that are not skipped.
+        skipped: Index of a sample in `ExternalTar.samples` → why a loader cannot load the image.
+    """
+
+    moments: Moments
+    shard: Shard
+    skipped: dict[int, str]
+
+
+class _OtherFormatError(ToolkitError):
+    """An image does not have the format that is tried."""
+
+
+def find_labels(tar: ExternalTar) -> tuple[LabelSpan, ...]:
+    """Find the label of each sample in a tar; runs in a worker.
 
     Raises:
         UsageError: A damaged tar, or a label that is not an integer.
     """
-    url = store.url_of(container.path)
+    store = open_store(tar.root)
     labels: dict[int, SamplePart] = {}
-    for sample in read_tar(store, container):
+    for sample in read_tar(store, Container(tar.name, store.size(tar.name))):
         image, label = sample.get("image"), sample.get("cls") or sample.get("json")
         if image and label:
             labels[image.member.offset] = label
-    return [_span(url, labels[offset]) for offset in images]
+    return tuple(_span(store.url_of(tar.name), labels[sample.offset]) for sample in tar.samples)
 
 
 def _span(url: str, label: SamplePart) -> LabelSpan:
@@ -103,48 +134,9 @@ def _json_label(data: bytes) -> int | None:
     return int(text) if re.fullmatch(r"\s*\+?[0-9]+\s*", text) else None
 
 
-Progress = Callable[[int, int], None]
-"""Called with (images handled, images in all)."""
-
-# Images of each tar that are tried until one decodes, whose shape then suggests the formats.
-_FIRST_LOOK = 100
-
-
-class ExternalTar(NamedTuple):
-    """A tar that another tool wrote; each is a task.
-
-    Attributes:
-        root: Absolute path of the dataset's folder.
-        name: Path of the tar below `root`.
-        split: "train", "val" or "test".
-        samples: Samples of the tar, in the order of their bytes.
-    """
-
-    root: Path
-    name: str
-    split: str
-    samples: tuple[Sample, ...]
-
-
-class Measured(NamedTuple):
-    """Measurements of one tar.
-
-    Attributes:
-        moments: Moments of its images if it is training data; else empty.
-        sha256: Checksum of the tar (hex).
-        bytes: Size of the tar in bytes.
-        skipped: Index of a sample in `ExternalTar.samples` → why a loader cannot load the image.
-    """
-
-    moments: Moments
-    sha256: str
-    bytes: int
-    skipped: dict[int, str]
-
-
 def measure(
-    executor: Executor, tars: list[ExternalTar], size: int, max_megapixels: float, progress: Progress | None
-) -> tuple[ImageFormat, dict[str, Measured]]:
+    executor: Executor, tars: list[ExternalTar], size: int, max_megapixels: float, on_progress: OnProgress
+) -> tuple[ImageFormat, list[Measured]]:
     """Decode every image, strictly, and find the strictest image format that all of them have.
 
     Formats are tried from the strictest on. The first image that does not have a format ends its pass, mostly
@@ -156,47 +148,25 @@ def measure(
         size: Shorter side in pixels to which images are scaled before measuring, if their shorter sides
             differ.
         max_megapixels: Images with more megapixels are left out.
-        progress: Called with (images done, images in all).
+        on_progress: Called with (images done, images in all).
 
     Returns:
-        The format, and name of each tar → its measurements.
+        The format, and the measurements of each tar.
 
     Raises:
         RunError: A worker died.
     """
-    total = sum(len(tar.samples) for tar in tars)
+    images = [len(tar.samples) for tar in tars]
 
-    def on_progress(done: int) -> None:
-        if progress:
-            progress(min(done, total), total)
+    def measured(image: ImageFormat) -> tuple[ImageFormat, list[Measured]]:
+        work = partial(_measure, image=image, max_megapixels=max_megapixels)
+        return image, run_tasks(executor, work, tars, images, on_progress)
 
     *likely, any_size = _formats(tars, size, max_megapixels)
     for image in likely:
-        if found := _try(executor, tars, image, max_megapixels, on_progress):
-            break
-    else:
-        image, found = any_size, _try(executor, tars, any_size, max_megapixels, on_progress)
-    on_progress(total)
-    return image, found
-
-
-def _try(
-    executor: Executor,
-    tars: list[ExternalTar],
-    image: ImageFormat,
-    max_megapixels: float,
-    on_progress: OnProgress,
-) -> dict[str, Measured]:
-    """Return name of each tar → its measurements; nothing if an image does not have the format."""
-    found: dict[str, Measured] = {}
-    with closing(
-        executor.run(partial(_measure, image=image, max_megapixels=max_megapixels), tars, on_progress)
-    ) as run:
-        for name, measured in run:
-            if measured is None:
-                return {}
-            found[name] = measured
-    return found
+        with suppress(_OtherFormatError):
+            return measured(image)
+    return measured(any_size)
 
 
 def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Iterator[ImageFormat]:
@@ -204,7 +174,7 @@ def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Itera
     shapes = (
         pixels.shape[:2]
         for tar in tars
-        for _, pixels in islice(_decoded(tar, max_megapixels), _FIRST_LOOK)
+        for pixels in islice(_decoded(tar, max_megapixels), _FIRST_LOOK)
         if not isinstance(pixels, str)
     )
     for height, width in islice(shapes, 1):
@@ -214,43 +184,42 @@ def _formats(tars: list[ExternalTar], size: int, max_megapixels: float) -> Itera
     yield ImageFormat(size, "original", None, None)
 
 
-def _measure(tar: ExternalTar, image: ImageFormat, max_megapixels: float) -> tuple[str, Measured | None]:
-    """Decode a tar's images; runs in a worker. Return its name, and None once an image lacks the format."""
+def _measure(tar: ExternalTar, image: ImageFormat, max_megapixels: float) -> Measured:
+    """Decode a tar's images; runs in a worker. Raises _OtherFormatError where an image lacks the format."""
     square = image.mode == "square" and tar.split == "train"
     moments = Moments.for_square(image.size) if square else Moments()
     skipped: dict[int, str] = {}
-    for number, pixels in _decoded(tar, max_megapixels):
+    for number, pixels in enumerate(_decoded(tar, max_megapixels)):
         count_image()
         if isinstance(pixels, str):
             skipped[number] = pixels
             continue
         height, width = pixels.shape[:2]
         if image.mode != "original" and min(height, width) != image.size:
-            return tar.name, None
+            raise _OtherFormatError
         if image.mode == "square" and height != width:
-            return tar.name, None
+            raise _OtherFormatError
         if tar.split != "train":
             continue
         try:
             moments.add(resize_shorter(pixels, image.size))
         except DecodeError as error:
             skipped[number] = str(error)
-    path = tar.root / tar.name
-    return tar.name, Measured(moments, sha256_of(path), path.stat().st_size, skipped)
+    shard = describe(tar.root, tar.root / tar.name, len(tar.samples) - len(skipped))
+    return Measured(moments, shard, skipped)
 
 
-def _decoded(tar: ExternalTar, max_megapixels: float) -> Iterator[tuple[int, Pixels | str]]:
-    """Yield each sample's index, and its pixels, uint8 (H, W, 3), or why a loader cannot load them."""
+def _decoded(tar: ExternalTar, max_megapixels: float) -> Iterator[Pixels | str]:
+    """Yield each sample's pixels, uint8 (H, W, 3), or why a loader cannot load them."""
     with (tar.root / tar.name).open("rb") as file:
-        for number, sample in enumerate(tar.samples):
+        for sample in tar.samples:
             file.seek(sample.offset)
             data = file.read(sample.size)
             try:
                 image = decode(data, max_megapixels)
+                yield _unloadable(data, image.repair) or image.pixels
             except DecodeError as error:
-                yield number, str(error)
-                continue
-            yield number, _unloadable(data, image.repair) or image.pixels
+                yield str(error)
 
 
 def _unloadable(data: bytes, repair: str) -> str:

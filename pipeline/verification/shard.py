@@ -3,28 +3,33 @@
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 
-from pipeline.dataset.index import INDEX_VERSION, index_name, read_index
-from pipeline.dataset.manifest import ImageFormat, Shard
-from pipeline.dataset.tar import Member, scan
+from pipeline.dataset.index import INDEX_VERSION, index_name, parse_index, to_index
+from pipeline.dataset.manifest import ImageFormat, Manifest, Shard
+from pipeline.dataset.tar import BLOCK, Member, scan
 from pipeline.errors import UsageError
 from pipeline.executors.local import count_image
-from pipeline.images.codec import Decoded, DecodeError, decode
+from pipeline.images.codec import DecodeError, decode
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import ByteRange, Store
+from pipeline.verification.measure import LARGEST
 
 MOST_PROBLEMS = 20
 """Problems of members that are listed for each shard; further ones are only counted."""
+# Fields of a USTAR header: the name; the type flag; magic and version.
+_NAME, _KIND, _MAGIC = slice(0, 100), slice(156, 157), slice(257, 265)
+# Type flag, and magic and version, of a plain file.
+_PLAIN = (b"0", b"ustar\x0000")
+# One dot, between key and extension; no slash, which splits paths, and no space, which splits index lines.
+_MEMBER = re.compile(r"[!-.0-~]+\.(jpg|cls)")
 
 
 @dataclass(frozen=True)
@@ -40,30 +45,7 @@ class Problem:
     what: str
 
 
-@dataclass(frozen=True)
-class ShardSpec:
-    """Requirements that every shard of a dataset must meet.
-
-    Attributes:
-        store: Folder of the dataset.
-        classes: Number of classes; labels must be below it.
-        label_width: Number of digits of every .cls member.
-        image: Size and encoding of the images.
-        adopted: Whether another tool wrote the tars; then only the members that the index lists count.
-        max_megapixels: Images with more megapixels are not decoded.
-        decode: Whether to decode the images.
-    """
-
-    store: Store
-    classes: int
-    label_width: int
-    image: ImageFormat
-    adopted: bool
-    max_megapixels: float
-    decode: bool
-
-
-@dataclass(frozen=True)
+@dataclass
 class ShardReport:
     """Report of one shard.
 
@@ -72,18 +54,18 @@ class ShardReport:
         samples: Number of samples in the tar.
         size: Size of the tar in bytes.
         pixels: Pixels of all its images; in an adopted shard, of those that were decoded.
-        labels: int64 (classes,), number of samples of each label.
-        keys: uint64 (samples,), a hash of each key; empty for an adopted shard, whose keys may repeat.
-        headers: int64 (samples,), byte offset of each sample's first tar header; see `key_at`.
+        labels: The labels of its samples.
+        keys: A 64-bit hash of each sample's key; empty for an adopted shard, whose keys may repeat.
+        headers: Byte offset of each sample's first tar header, for `key_at`; empty for an adopted shard.
     """
 
-    problems: tuple[Problem, ...]
-    samples: int
-    size: int
-    pixels: int
-    labels: NDArray[np.int64]
-    keys: NDArray[np.uint64]
-    headers: NDArray[np.int64]
+    problems: list[Problem] = field(default_factory=list)
+    samples: int = 0
+    size: int = 0
+    pixels: int = 0
+    labels: set[int] = field(default_factory=set)
+    keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    headers: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 def limited(problems: Iterable[Problem], place: str) -> tuple[Problem, ...]:
@@ -94,107 +76,221 @@ def limited(problems: Iterable[Problem], place: str) -> tuple[Problem, ...]:
     return (*listed[:MOST_PROBLEMS], Problem(place, f"and {len(listed) - MOST_PROBLEMS:,} more problems"))
 
 
-class Check:
-    """Collects the problems and counts of a shard while it is checked.
+@contextmanager
+def reading(name: str, problems: list[Problem]) -> Iterator[None]:
+    """Context manager that adds the file `name` to the problems if it is missing or unreadable."""
+    try:
+        yield
+    except FileNotFoundError:
+        problems.append(Problem(name, "missing"))
+    except OSError as error:
+        problems.append(Problem(name, f"unreadable: {error.strerror or error}"))
 
-    Attributes:
-        samples, size, keys, headers: see `ShardReport`.
+
+def key_at(store: Store, tar: str, header: int) -> str:
+    """Read the key of the sample whose first tar header is at byte offset `header` of a tar."""
+    block = store.read(ByteRange(tar, header, BLOCK))
+    return block[_NAME].partition(b".")[0].decode("ascii", "backslashreplace")
+
+
+def check_shard(shard: Shard, store: Store, manifest: Manifest, decode: bool) -> ShardReport:
+    """Read a shard's files again and compare everything with the manifest; runs in a worker.
+
+    Damage is reported, not raised, so that one damaged shard does not hide another.
+
+    Args:
+        shard: The shard.
+        store: Folder of the dataset.
+        manifest: The dataset's manifest; its splits are not used. If another tool wrote the tars, only the
+            members that the index lists count.
+        decode: Whether to decode the images.
+
+    Raises:
+        UsageError: The bucket denies access.
+        RunError: The bucket cannot be reached.
     """
+    return _Check(shard, store, manifest, decode).run()
 
-    def __init__(self, shard: Shard, spec: ShardSpec) -> None:
-        self.shard = shard
-        self.spec = spec
-        self.samples = 0
-        self.keys = array("Q")
-        self.headers = array("q")
-        self._problems: list[Problem] = []
+
+class _Check:
+    """The check of one shard."""
+
+    def __init__(self, shard: Shard, store: Store, manifest: Manifest, decode: bool) -> None:
+        self._shard = shard
+        self._store = store
+        self._manifest = manifest
+        self._decode = decode
+        self._index_name = index_name(shard.name)
+        self._report = ShardReport()
         self._member_problems: list[Problem] = []
-        self._labels = array("q")
-        self._pixels = 0
-        self.size = 0
 
-    def report(self) -> ShardReport:
-        """Return the report of all that was collected."""
-        return ShardReport(
-            problems=(*self._problems, *limited(self._member_problems, self.shard.name)),
-            samples=self.samples,
-            size=self.size,
-            pixels=self._pixels,
-            labels=np.bincount(np.array(self._labels, np.int64), minlength=self.spec.classes),
-            keys=np.array(self.keys, np.uint64),
-            headers=np.array(self.headers, np.int64),
-        )
+    def run(self) -> ShardReport:
+        name, store, problems = self._shard.name, self._store, self._report.problems
+        index = None
+        with reading(self._index_name, problems):
+            index = store.read(ByteRange(self._index_name))
+        with reading(name, problems), store.as_local_path(name) as path:
+            self._check_bytes(path)
+            with path.open("rb") as file:
+                if not self._manifest.adopted:
+                    self._check_written(file, index)
+                elif index is not None:
+                    self._check_indexed(file, index)
+        problems += limited(self._member_problems, name)
+        return self._report
 
-    @property
-    def index_name(self) -> str:
-        """Name of the tar's index."""
-        return index_name(self.shard.name)
-
-    @contextmanager
-    def reading(self, name: str) -> Iterator[None]:
-        """Context manager that turns a missing or unreadable file into a problem."""
-        try:
-            yield
-        except FileNotFoundError:
-            self.problem("missing", name)
-        except OSError as error:
-            self.problem(f"unreadable: {error.strerror or error}", name)
-
-    def problem(self, what: str, name: str | None = None) -> None:
+    def _problem(self, what: str, name: str | None = None) -> None:
         """Add a problem of the tar, or of the file `name`."""
-        self._problems.append(Problem(name or self.shard.name, what))
+        self._report.problems.append(Problem(name or self._shard.name, what))
 
-    def member_problem(self, name: str, what: str) -> None:
-        """Add a problem of a member or of a sample."""
-        self._member_problems.append(Problem(f"{self.shard.name}/{shown(name)}", what))
+    def _member_problem(self, name: str, what: str) -> None:
+        self._member_problems.append(Problem(f"{self._shard.name}/{_shown(name)}", what))
 
-    def count(self) -> None:
+    def _check_bytes(self, tar: Path) -> None:
+        """Compare the tar's size and checksum."""
+        shard, checksum, size = self._shard, sha256_of(tar), tar.stat().st_size
+        self._report.size = size
+        if size != shard.bytes:
+            self._problem(f"{size:,} bytes, but the manifest says {shard.bytes:,}")
+        if checksum != shard.sha256:
+            self._problem(f"its SHA-256 is {checksum}, but the manifest says {shard.sha256}")
+
+    def _check_samples(self) -> None:
         """Compare the number of samples with the manifest's, after all samples were read."""
-        if self.samples != self.shard.samples:
-            self.problem(f"{self.samples:,} samples, but the manifest says {self.shard.samples:,}")
+        found, expected = self._report.samples, self._shard.samples
+        if found != expected:
+            self._problem(f"{found:,} samples, but the manifest says {expected:,}")
 
-    def label(self, name: str, digits: bytes) -> None:
-        """Check a label's value and count it."""
-        if int(digits) < self.spec.classes:
-            self._labels.append(int(digits))
-        else:
-            self.member_problem(
-                name, f"the label is {int(digits)}, but there are {self.spec.classes} classes"
-            )
-
-    def image(self, name: str, data: bytes) -> None:
-        """Check an image that the shard writer stored: size, colors, and that it decodes without repairs."""
+    def _check_written(self, file: BinaryIO, index: bytes | None) -> None:
+        """Check each sample of a tar that the shard writer made, then its index against the tar."""
+        samples = []
         try:
-            height, width, *stored = simplejpeg.decode_jpeg_header(data)
-        except (ValueError, KeyError) as error:  # KeyError: a chroma subsampling unknown to simplejpeg
-            self.member_problem(name, f"not a JPEG as the shard writer stores it: {error}")
+            for key, group in groupby(self._plain(file), lambda member: member.name.partition(".")[0]):
+                members = list(group)
+                self._check_sample(file, key, members)
+                samples.append([(member.name.partition(".")[2], member) for member in members])
+                count_image()
+        except UsageError as error:
+            self._problem(f"{error} ({self._report.samples:,} samples before that were read)")
             return
-        self._pixels += height * width
-        image = self.spec.image
-        if what := _wrong_size(height, width, image) or _wrong_colors(stored, image):
-            self.member_problem(name, what)
-        elif (decoded := self._decode(name, data)) and decoded.repair:
-            self.member_problem(name, f"decodes only after a repair: {decoded.repair}")
+        self._check_samples()
+        expected = to_index(samples)
+        if index is not None and index != expected:
+            self._problem(_first_difference(index, expected), self._index_name)
 
-    def external_image(self, name: str, data: bytes) -> None:
-        """Check an image that another tool stored: it may have any format that decodes."""
-        if decoded := self._decode(name, data):
-            height, width = decoded.shape
-            self._pixels += height * width
-            if what := _wrong_size(height, width, self.spec.image):
-                self.member_problem(name, what)
+    def _plain(self, file: BinaryIO) -> Iterator[Member]:
+        """Yield the tar's files; a header that is not that of a plain USTAR file is a problem."""
+        offset = 0
+        for member in scan(file, "not a whole tar", remedy="prepare the dataset again in a new folder"):
+            file.seek(member.offset - BLOCK)
+            header = file.read(BLOCK)
+            if member.offset - BLOCK != offset:
+                what = f"behind a PAX, GNU or folder header at offset {offset:,}"
+                self._member_problem(member.name, what)
+            elif (header[_KIND], header[_MAGIC]) != _PLAIN:
+                what = f"its header at offset {offset:,} is not USTAR's for a plain file"
+                self._member_problem(member.name, what)
+            yield member
+            offset = member.end
 
-    def _decode(self, name: str, data: bytes) -> Decoded | None:
-        if not self.spec.decode:
-            return None
+    def _check_sample(self, file: BinaryIO, key: str, members: list[Member]) -> None:
+        """Check the members of one key."""
+        report = self._report
+        report.samples += 1
+        hashed = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        report.keys.append(int.from_bytes(hashed, "little"))
+        report.headers.append(members[0].offset - BLOCK)
+        found = [member.name for member in members]
+        if found != [f"{key}.jpg", f"{key}.cls"] or not all(map(_MEMBER.fullmatch, found)):
+            what = f"its members are {', '.join(map(_shown, found))}; expected KEY.jpg, KEY.cls"
+            self._member_problem(key, what)
+        for name, offset, size in members:
+            file.seek(offset)
+            self._check_content(name, name[-4:], file.read(size))
+
+    def _check_indexed(self, file: BinaryIO, index: bytes) -> None:
+        """Check every sample that the index of an adopted tar lists."""
         try:
-            return decode(data, self.spec.max_megapixels, keep=self.spec.image.mode == "original")
+            samples = parse_index(index)
+        except ValueError as error:
+            self._problem(f"not a complete {INDEX_VERSION} index: {error}", self._index_name)
+            return
+        for number, sample in enumerate(samples, 1):
+            self._report.samples = number
+            if sorted(sample) != ["cls", "jpg"]:
+                name = next((member.name for member in sample.values()), f"sample {number}")
+                what = f"the index lists {', '.join(sample) or 'nothing'} for it; expected jpg, cls"
+                self._member_problem(name, what)
+            for extension, (name, offset, size) in sample.items():
+                file.seek(max(offset, 0))
+                data = file.read(max(size, 0))
+                if offset < 0 or size <= 0 or len(data) != size:
+                    what = f"the index lists {size} bytes at {offset:,}, which are not in the tar"
+                    self._member_problem(name, what)
+                else:
+                    self._check_content(name, f".{extension}", data)
+            count_image()
+        self._check_samples()
+
+    def _check_content(self, name: str, suffix: str, data: bytes) -> None:
+        """Check the content of an image or a label."""
+        problem_of = {".jpg": self._image_problem, ".cls": self._label_problem}.get(suffix)
+        if problem_of and (what := problem_of(data)):
+            self._member_problem(name, what)
+
+    def _label_problem(self, data: bytes) -> str:
+        """Return the problem of a label, or "" after counting it."""
+        width, classes = self._manifest.label_width, len(self._manifest.classes)
+        digits = data
+        if self._manifest.adopted:
+            found = re.search(rb"[0-9]{1,%d}\Z" % width, data)
+            if not found:
+                return "the bytes that the index points to do not end with a label"
+            digits = found[0]
+        elif len(data) != width or not data.isdigit():
+            return f"the label is '{_shown(data.decode('latin-1'))}'; expected {width} digits"
+        if int(digits) >= classes:
+            return f"the label is {int(digits)}, but there are {classes} classes"
+        self._report.labels.add(int(digits))
+        return ""
+
+    def _image_problem(self, data: bytes) -> str:
+        """Return the problem of an image, or "" after counting its pixels.
+
+        An image of the shard writer must have its size and colors, and decode without repairs. One that
+        another tool stored may have any format that decodes.
+        """
+        image, adopted, report, what = self._manifest.image, self._manifest.adopted, self._report, ""
+        if not adopted:
+            try:
+                height, width, *stored = simplejpeg.decode_jpeg_header(data)
+            except (ValueError, KeyError) as error:  # KeyError: a chroma subsampling unknown to simplejpeg
+                return f"not a JPEG as the shard writer stores it: {error}"
+            report.pixels += height * width
+            what = _wrong_size(height, width, image) or _wrong_colors(stored, image)
+        if what or not self._decode:
+            return what
+        try:
+            decoded = decode(data, _pixel_limit(self._manifest), keep=image.mode == "original")
         except DecodeError as error:
-            self.member_problem(name, f"does not decode: {error}")
-            return None
+            return f"does not decode: {error}"
+        if adopted:
+            height, width = decoded.shape
+            report.pixels += height * width
+            return _wrong_size(height, width, image)
+        return f"decodes only after a repair: {decoded.repair}" if decoded.repair else ""
 
 
-def shown(text: str) -> str:
+def _pixel_limit(manifest: Manifest) -> float:
+    """Return the megapixels above which preparation stored no image.
+
+    Only images of their original size need the limit: other images have a fixed size, which is checked.
+    """
+    limit = manifest.settings.get("max_megapixels") if manifest.image.mode == "original" else None
+    return float(limit) if isinstance(limit, int | float) else LARGEST
+
+
+def _shown(text: str) -> str:
     """Return text from a possibly damaged file for a message: ASCII, one line, at most 120 characters."""
     safe = ascii(text[:120])[1:-1]
     return safe if len(text) <= 120 else f"{safe}..."
@@ -219,153 +315,10 @@ def _wrong_colors(stored: list[str], image: ImageFormat) -> str:
     return "" if stored == expected else f"stored as {' '.join(stored)}; expected {' '.join(expected)}"
 
 
-_BLOCK = 512
-# Fields of a USTAR header: the name; the type flag; magic and version.
-_NAME, _KIND, _MAGIC = slice(0, 100), slice(156, 157), slice(257, 265)
-# Type flag, and magic and version, of a plain file.
-_PLAIN = (b"0", b"ustar\x0000")
-# One dot, between key and extension; no slash, which splits paths, and no space, which splits index lines.
-_MEMBER = re.compile(r"[!-.0-~]+\.(jpg|cls)")
-
-
-def check_shard(shard: Shard, spec: ShardSpec) -> ShardReport:
-    """Read a shard's files again and compare everything with the manifest.
-
-    Damage is reported, not raised, so that one damaged shard does not hide another.
-
-    Raises:
-        UsageError: The bucket denies access.
-        RunError: The bucket cannot be reached.
-    """
-    check = Check(shard, spec)
-    index = None
-    with check.reading(check.index_name):
-        index = spec.store.read(ByteRange(check.index_name))
-    with check.reading(shard.name), spec.store.as_local_path(shard.name) as path:
-        _check_bytes(path, check)
-        with path.open("rb") as file:
-            if not spec.adopted:
-                _check_written(file, index, check)
-            elif index is not None:
-                _check_indexed(file, check)
-    return check.report()
-
-
-def key_at(store: Store, tar: str, header: int) -> str:
-    """Read the key of the sample whose first tar header is at byte offset `header` of a tar."""
-    block = store.read(ByteRange(tar, header, _BLOCK))
-    return block[_NAME].partition(b".")[0].decode("ascii", "backslashreplace")
-
-
-def _check_bytes(tar: Path, check: Check) -> None:
-    """Compare the tar's size and checksum."""
-    shard, checksum = check.shard, sha256_of(tar)
-    check.size = tar.stat().st_size
-    if check.size != shard.bytes:
-        check.problem(f"{check.size:,} bytes, but the manifest says {shard.bytes:,}")
-    if checksum != shard.sha256:
-        check.problem(f"its SHA-256 is {checksum}, but the manifest says {shard.sha256}")
-
-
-def _check_written(file: BinaryIO, index: bytes | None, check: Check) -> None:
-    """Check every sample of a tar that the shard writer made, then its index against the tar's headers."""
-    lines: list[str] = []
-    try:
-        for key, members in groupby(_plain(file, check), lambda member: member.name.partition(".")[0]):
-            lines.append(_check_sample(file, key, list(members), check))
-            count_image()
-    except UsageError as error:
-        check.problem(f"{error} ({check.samples:,} samples before that were read)")
-        return
-    check.count()
-    expected = [f"{INDEX_VERSION} {len(lines)}", *lines, ""]
-    if index is not None and index != "\n".join(expected).encode("utf-8", "surrogateescape"):
-        check.problem(_first_difference(index, expected), check.index_name)
-
-
-def _plain(file: BinaryIO, check: Check) -> Iterator[Member]:
-    """Yield the tar's files; a header that is not that of a plain USTAR file is a problem."""
-    offset = 0
-    for member in scan(file, "not a whole tar", remedy="prepare the dataset again in a new folder"):
-        file.seek(member.offset - _BLOCK)
-        header = file.read(_BLOCK)
-        if member.offset - _BLOCK != offset:
-            check.member_problem(member.name, f"behind a PAX, GNU or folder header at offset {offset:,}")
-        elif (header[_KIND], header[_MAGIC]) != _PLAIN:
-            check.member_problem(
-                member.name, f"its header at offset {offset:,} is not USTAR's for a plain file"
-            )
-        yield member
-        offset = member.offset + -(-member.size // _BLOCK) * _BLOCK
-
-
-def _check_sample(file: BinaryIO, key: str, members: Sequence[Member], check: Check) -> str:
-    """Check the members of one key; return their line of the index."""
-    check.samples += 1
-    hashed = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    check.keys.append(int.from_bytes(hashed, "little"))
-    check.headers.append(members[0].offset - _BLOCK)
-    found = [member.name for member in members]
-    if found != [f"{key}.jpg", f"{key}.cls"] or not all(map(_MEMBER.fullmatch, found)):
-        check.member_problem(
-            key, f"its members are {', '.join(map(shown, found))}; expected KEY.jpg, KEY.cls"
-        )
-    for name, offset, size in members:
-        file.seek(offset)
-        data = file.read(size)
-        if name.endswith(".jpg"):
-            check.image(name, data)
-        elif name.endswith(".cls"):
-            if len(data) == check.spec.label_width and data.isdigit():
-                check.label(name, data)
-            else:
-                label, width = shown(data.decode("latin-1")), check.spec.label_width
-                check.member_problem(name, f"the label is '{label}'; expected {width} digits")
-    return " ".join(f"{m.name.partition('.')[2]} {m.offset} {m.size} {m.name}" for m in members)
-
-
-def _check_indexed(file: BinaryIO, check: Check) -> None:
-    """Check every sample that the index of an adopted tar lists."""
-    try:
-        with check.spec.store.as_local_path(check.index_name) as path:
-            samples = read_index(path)
-    except UsageError as error:
-        check.problem(f"not a complete {INDEX_VERSION} index: {error.__cause__}", check.index_name)
-        return
-    for sample in samples:
-        _check_entries(file, sample, check)
-        count_image()
-    check.count()
-
-
-def _check_entries(file: BinaryIO, sample: dict[str, tuple[int, int, str]], check: Check) -> None:
-    check.samples += 1
-    name = next(iter(sample.values()))[2] if sample else f"sample {check.samples}"
-    if sorted(sample) != ["cls", "jpg"]:
-        check.member_problem(
-            name, f"the index lists {', '.join(sample) or 'nothing'} for it; expected jpg, cls"
-        )
-    for extension, (offset, size, member) in sample.items():
-        file.seek(max(offset, 0))
-        data = file.read(max(size, 0))
-        if offset < 0 or size <= 0 or len(data) != size:
-            check.member_problem(
-                member, f"the index lists {size} bytes at {offset:,}, which are not in the tar"
-            )
-        elif extension == "jpg":
-            check.external_image(member, data)
-        elif extension == "cls":
-            digits = re.search(rb"[0-9]{1,%d}\Z" % check.spec.label_width, data)
-            if digits:
-                check.label(member, digits[0])
-            else:
-                check.member_problem(member, "the bytes that the index points to do not end with a label")
-
-
-def _first_difference(found: bytes, expected: list[str]) -> str:
+def _first_difference(found: bytes, expected: bytes) -> str:
     """Describe the first line in which an index differs from the one that the tar's headers give."""
-    lines = found.decode("latin-1").split("\n")
-    pairs = enumerate(zip(lines, expected, strict=False))
-    number = next((n for n, (a, b) in pairs if a != b), min(len(lines), len(expected)))
-    here, there = (f"'{shown(t[number])}'" if number < len(t) else "missing" for t in (lines, expected))
+    lines, right = (index.decode("latin-1").split("\n") for index in (found, expected))
+    pairs = enumerate(zip(lines, right, strict=False))
+    number = next((n for n, (a, b) in pairs if a != b), min(len(lines), len(right)))
+    here, there = (f"'{_shown(t[number])}'" if number < len(t) else "missing" for t in (lines, right))
     return f"not the tar's index: line {number + 1} is {here}; the tar gives {there}"

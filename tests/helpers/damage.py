@@ -6,24 +6,22 @@ import json
 import tarfile
 
 from helpers.folders import SIZE, members
+from helpers.inline import INLINE, InlineExecutor
 from pipeline import Options, prepare, read_source
 from pipeline.verification.dataset import verify
 
 TAR, INDEX = "train/train-000001.tar", "train/train-000001.idx"
 
 
-class Here:
-    """An executor that runs tasks in this process: no interpreter to start for each of many calls."""
-
-    reports_progress = False
+class Backwards(InlineExecutor):
+    """Runs the last task first: an executor's results come in any order."""
 
     def run(self, work, items, on_progress=None):
-        for item in reversed(items):  # an executor's results come in any order
-            yield work(item)
+        return super().run(work, items[::-1], on_progress)
 
 
 def check(folder, **settings):
-    return verify(folder, executor=Here(), **settings)
+    return verify(folder, executor=Backwards(), **settings)
 
 
 def problems(folder, **settings):
@@ -36,7 +34,8 @@ def problems(folder, **settings):
 
 
 def prepared(source, out, **options):
-    prepare(read_source(source, "folders"), out, Options(size=SIZE, shard_samples=5, **options))
+    settings = Options(size=SIZE, shard_samples=5, **options)
+    prepare(read_source(source, "folders"), out, settings, executor=INLINE)
     return out
 
 
@@ -79,13 +78,10 @@ def replace_tar(folder, name, content, index=None, samples=None):
     (folder / name).write_bytes(content)
     if index is not None:
         (folder / name).with_suffix(".idx").write_bytes(index)
-
-    def change(manifest):
-        shard = listed(manifest, name)
-        shard |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        shard["samples"] = shard["samples"] if samples is None else samples
-
-    change_manifest(folder, change)
+    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if samples is not None:
+        found["samples"] = samples
+    change_manifest(folder, lambda manifest: listed(manifest, name).update(found))
 
 
 def retar(folder, change, name=TAR, samples=None, **tar):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers.buckets import upload
 
-from pipeline import Dataset
+from pipeline import Dataset, RunError, verify_checksums
+from pipeline.dataset.samples import find_places, read_stored
 from pipeline.errors import UsageError
 from pipeline.storage.open import open_store
 
@@ -18,24 +19,16 @@ def copy(tiny_dataset, tmp_path):
 
 
 def test_an_opened_dataset_says_what_it_is(tiny_dataset, tiny_source):
-    assert tiny_dataset.samples("train") == 90
-    assert tiny_dataset.samples("val") == 30
+    assert (tiny_dataset.samples("train"), tiny_dataset.samples("val")) == (90, 30)
     assert tiny_dataset.classes == sorted(path.name for path in (tiny_source / "train").iterdir())
-    assert dataclasses.asdict(tiny_dataset.image) == {
-        "size": 72,
-        "mode": "square",
-        "quality": 95,
-        "subsampling": "4:2:0",
-    }
+    image = {"size": 72, "mode": "square", "quality": 95, "subsampling": "4:2:0"}
+    assert dataclasses.asdict(tiny_dataset.image) == image
     assert tiny_dataset.statistics.pixels == 90 * 72 * 72
-
-
-def test_paths_of_shards(tiny_dataset):
     root = tiny_dataset.root
     assert tiny_dataset.tars("train") == [root / f"train/train-00000{k}.tar" for k in range(2)]
     assert tiny_dataset.indexes("train") == [root / f"train/train-00000{k}.idx" for k in range(2)]
-    assert tiny_dataset.tars("val") == [root / "val/val-000000.tar"]
     assert [shard.samples for shard in tiny_dataset.shards("train")] == [45, 45]
+    assert tiny_dataset.manifest.shards == [*tiny_dataset.shards("train"), *tiny_dataset.shards("val")]
 
 
 def test_a_string_or_a_file_address_opens_as_well(tiny_dataset):
@@ -51,8 +44,7 @@ def test_a_missing_split_is_named(tiny_dataset):
 
 def test_mean_image(tiny_dataset):
     image = tiny_dataset.mean_image()
-    assert image.shape == (72, 72, 3)
-    assert image.dtype == np.float32
+    assert (image.shape, image.dtype) == ((72, 72, 3), np.float32)
     assert np.allclose(image.mean(axis=(0, 1), dtype=np.float64), tiny_dataset.statistics.mean, atol=1e-4)
 
 
@@ -75,7 +67,6 @@ def test_a_damaged_mean_image_is_named(copy, damage):
         ("aspect", "folders", "prepared with --keep-aspect"),
         ("original", "folders", "prepared with --keep-original"),
         ("aspect", "adopted", "its tars hold images of different shapes"),
-        ("original", "adopted", "its tars hold images of different shapes"),
     ],
 )
 def test_images_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layout, reason):
@@ -88,17 +79,29 @@ def test_images_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layou
         Dataset(tiny_dataset.root, manifest).mean_image()
 
 
-def test_a_dataset_in_a_bucket_opens_but_has_no_folder(tiny_dataset, s3):
-    upload(tiny_dataset.root, f"{s3}/set")
-    found = Dataset.open(f"{s3}/set")
-    assert (found.url, found.manifest) == (f"{s3}/set", tiny_dataset.manifest)
+def test_a_dataset_in_a_bucket_is_read_as_one_in_a_folder(tiny_dataset, s3):
+    url, store = f"{s3}/set", open_store(f"{s3}/set")
+    with pytest.raises(UsageError, match=f"{url}: not a prepared dataset"):
+        Dataset.open(url)
+    store.write(".work/plan.json", b"{}")
+    with pytest.raises(UsageError, match=f"{url}: preparation is unfinished"):
+        Dataset.open(url)
+    upload(tiny_dataset.root, url)
+    found = Dataset.open(url)
+    assert (found.url, found.manifest) == (url, tiny_dataset.manifest)
     assert found.fingerprint == tiny_dataset.fingerprint
     assert np.array_equal(found.mean_image(), tiny_dataset.mean_image())
-    with pytest.raises(UsageError, match=f"{s3}/set: this needs the dataset on this machine; copy it here"):
+    stored = read_stored(tiny_dataset, "val", [6, 0])
+    assert read_stored(found, "val", find_places(found, "val", [image.key for image in stored])) == stored
+    with pytest.raises(UsageError, match=f"{url}: this needs the dataset on this machine; copy it here"):
         found.tars("train")
-    open_store(f"{s3}/set").remove("train/train-000001.idx")
-    with pytest.raises(UsageError, match=f"{s3}/set/train/train-000001.idx: missing"):
-        Dataset.open(f"{s3}/set")
+    verify_checksums(found)
+    store.write("train/train-000001.tar", b"other")
+    with pytest.raises(RunError, match=f"{url}: 1 of 3 .*train-000001"):
+        verify_checksums(found)
+    store.remove("train/train-000001.idx")
+    with pytest.raises(UsageError, match=f"{url}/train/train-000001.idx: missing"):
+        Dataset.open(url)
 
 
 def test_a_cut_shard_is_refused_on_opening(copy):
@@ -106,18 +109,6 @@ def test_a_cut_shard_is_refused_on_opening(copy):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match=f"{path}: .* bytes, but the manifest says .*alexnet-prep verify"):
         Dataset.open(copy)
-
-
-@pytest.mark.parametrize("name", ["train/train-000001.tar", "train/train-000001.idx"])
-def test_a_missing_file_is_refused_on_opening(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(UsageError, match=f"{copy / name}: missing.*alexnet-prep verify"):
-        Dataset.open(copy)
-
-
-def test_no_dataset(tmp_path):
-    with pytest.raises(UsageError, match="not a prepared dataset"):
-        Dataset.open(tmp_path)
 
 
 def test_the_fingerprint_is_of_the_contents_not_of_the_place(tiny_dataset, copy):

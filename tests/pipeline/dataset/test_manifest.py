@@ -50,12 +50,6 @@ def raw():
     return json.loads(to_json(MANIFEST))
 
 
-def test_round_trip_keeps_every_bit(tmp_path):
-    write_manifest(tmp_path, MANIFEST)
-    assert read_manifest(tmp_path) == MANIFEST
-    assert to_json(read_manifest(tmp_path)) == to_json(MANIFEST)
-
-
 def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
     write_manifest(tmp_path, MANIFEST)
     text = (tmp_path / "manifest.json").read_text("utf-8")
@@ -103,56 +97,36 @@ def test_a_manifest_is_read_by_path_by_text_and_by_store(tmp_path):
     write_manifest(tmp_path, MANIFEST)
     for root in (tmp_path, str(tmp_path), f"file://{tmp_path}", open_store(tmp_path)):
         assert read_manifest(root) == MANIFEST
-
-
-def test_a_manifest_in_a_bucket(s3):
-    store = open_store(f"{s3}/data")
-    with pytest.raises(UsageError, match=f"{s3}/data: not a prepared dataset"):
-        read_manifest(f"{s3}/data")
-    store.write(".work/plan.json", b"{}")
-    with pytest.raises(UsageError, match=f"{s3}/data: preparation is unfinished"):
-        read_manifest(store)
-    store.write(FILE_NAME, to_json(MANIFEST))
-    assert read_manifest(f"{s3}/data") == MANIFEST
-    store.write(FILE_NAME, b"{")
-    with pytest.raises(UsageError, match=f"{s3}/data/manifest.json: damaged"):
-        read_manifest(store)
+        assert to_json(read_manifest(root)) == to_json(MANIFEST)
 
 
 def test_samples():
     assert (MANIFEST.samples("train"), MANIFEST.samples("val"), MANIFEST.samples("test")) == (7, 2, 0)
 
 
-def test_no_dataset(tmp_path):
+def test_no_dataset_and_an_unfinished_one(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match=f"{folder}: not a prepared dataset .*alexnet-prep shard"):
             read_manifest(folder)
-
-
-def test_unfinished_dataset(tmp_path):
     (tmp_path / ".work").mkdir()
     with pytest.raises(UsageError, match=f"{tmp_path}: preparation is unfinished.*run the same"):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_format_version(tmp_path, version):
-    (tmp_path / FILE_NAME).write_text(json.dumps(raw() | {"format": version, "image": "changed since"}))
+OTHERS = [raw() | {"format": version, "image": "changed since"} for version in (0, 2, "1", None)]
+
+
+@pytest.mark.parametrize("found", [*OTHERS, {}, [], "manifest", None])
+def test_another_format_version_and_other_json(tmp_path, found):
+    (tmp_path / FILE_NAME).write_text(json.dumps(found))
+    version = found.get("format") if isinstance(found, dict) else None
     with pytest.raises(UsageError, match=f"format version {version!r}, but this release reads 1"):
-        read_manifest(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["[]", '"manifest"', "{}", "null"])
-def test_other_json(tmp_path, text):
-    (tmp_path / FILE_NAME).write_text(text)
-    with pytest.raises(UsageError, match="format version None"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
     "data",
     [b"", b"{", to_json(MANIFEST)[:-20], to_json(MANIFEST).replace(b"tench", b"\xff\xfe"), bytes(100)],
-    ids=["empty", "brace", "cut", "bad UTF-8", "zeros"],
 )
 def test_damaged_json(tmp_path, data):
     (tmp_path / FILE_NAME).write_bytes(data)

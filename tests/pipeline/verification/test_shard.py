@@ -7,7 +7,7 @@ import pytest
 from helpers.damage import (
     INDEX,
     TAR,
-    Here,
+    Backwards,
     change_manifest,
     check,
     first_key,
@@ -19,7 +19,7 @@ from helpers.damage import (
     tar_of,
 )
 from helpers.folders import SIZE, draw_image, encoded, members, place
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.verification.adopt import adopt
@@ -53,6 +53,7 @@ def draw_change(draw, folder, names):
     return path.relative_to(folder).as_posix(), bytes(content)
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_any_changed_byte_of_a_tar_an_index_or_the_mean_image_is_found(whole, patched, draw):
     name, content = draw_change(draw, whole, ["*.tar", "*.idx", "mean_image.npy"])
@@ -61,6 +62,7 @@ def test_any_changed_byte_of_a_tar_an_index_or_the_mean_image_is_found(whole, pa
     assert all(problem.place.startswith(name) for problem in found)
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_a_changed_byte_of_the_manifest_never_ends_in_a_traceback(whole, patched, draw):
     name, content = draw_change(draw, whole, ["manifest.json"])
@@ -71,6 +73,7 @@ def test_a_changed_byte_of_the_manifest_never_ends_in_a_traceback(whole, patched
     assert isinstance(found, tuple) or "manifest.json: " in found
 
 
+@settings(max_examples=30)
 @given(st.data())
 def test_any_truncation_is_found(whole, patched, draw):
     path = draw.draw(st.sampled_from(sorted(path for path in whole.rglob("*") if path.is_file())))
@@ -78,47 +81,92 @@ def test_any_truncation_is_found(whole, patched, draw):
     cut = content[: draw.draw(st.integers(0, len(content) - 1), label="kept")]
     name = path.relative_to(whole).as_posix()
     try:
-        found = {problem.place for problem in patched(name, cut)}
+        found = {problem.place for problem in patched(name, cut, fast=True)}
     except UsageError as error:
         found = {"manifest.json"} if "manifest.json: " in str(error) else set()
     assert name in found or (path.suffix in (".json", ".csv") and cut.strip() == content.strip())
 
 
-def test_a_wrong_number_of_samples(data):
-    change_manifest(data, lambda m: listed(m, TAR).update(samples=6))
-    assert problems(data) == {TAR: "5 samples, but the manifest says 6"}
-
-
-def test_a_wrong_size_and_checksum(data):
-    change_manifest(data, lambda m: listed(m, TAR).update(bytes=1, sha256="0" * 64))
-    size, checksum = check(data).problems
-    assert size == Problem(TAR, f"{(data / TAR).stat().st_size:,} bytes, but the manifest says 1")
-    content = hashlib.sha256((data / TAR).read_bytes()).hexdigest()
-    assert checksum == Problem(TAR, f"its SHA-256 is {content}, but the manifest says {'0' * 64}")
+def test_a_wrong_size_checksum_and_number_of_samples(data):
+    change_manifest(data, lambda m: listed(m, TAR).update(bytes=1, sha256="0" * 64, samples=6))
+    content = (data / TAR).read_bytes()
+    checksum = hashlib.sha256(content).hexdigest()
+    assert check(data).problems == (
+        Problem(TAR, f"{len(content):,} bytes, but the manifest says 1"),
+        Problem(TAR, f"its SHA-256 is {checksum}, but the manifest says {'0' * 64}"),
+        Problem(TAR, "5 samples, but the manifest says 6"),
+    )
 
 
 # A tar that agrees with its checksum
 
 
-def test_a_shard_written_again_with_the_same_members_has_no_faults(data):
-    retar(data, lambda stored: stored)
-    assert problems(data) == {}
+def with_image(change):
+    """A change for `retar`: other bytes of the first image, `change(bytes)`."""
+    return lambda stored: [(stored[0][0], change(stored[0][1])), *stored[1:]]
+
+
+def image(pixels, kind="JPEG", **options):
+    content = encoded(pixels, kind, **options)
+    return with_image(lambda _: content)
+
+
+NO_JPEG = "not a JPEG as the shard writer stores it"
 
 
 @pytest.mark.parametrize(
-    ("label", "what"),
+    ("change", "suffix", "what"),
     [
-        (b"1", "the label is '1'; expected 4 digits"),
-        (b"00001", "the label is '00001'; expected 4 digits"),
-        (b"  01", "the label is '  01'; expected 4 digits"),
-        (b"00\xb9\n", "the label is '00\\xb9\\n'; expected 4 digits"),
-        (b"", "the label is ''; expected 4 digits"),
-        (b"0003", "the label is 3, but there are 3 classes"),
+        (relabeled(b"1"), "cls", "the label is '1'; expected 4 digits"),
+        (relabeled(b"00001"), "cls", "the label is '00001'; expected 4 digits"),
+        (relabeled(b"  01"), "cls", "the label is '  01'; expected 4 digits"),
+        (relabeled(b"00\xb9\n"), "cls", "the label is '00\\xb9\\n'; expected 4 digits"),
+        (relabeled(b""), "cls", "the label is ''; expected 4 digits"),
+        (relabeled(b"0003"), "cls", "the label is 3, but there are 3 classes"),
+        (image(draw_image(1, SIZE, SIZE + 1), subsampling="4:2:0"), "jpg", "49x48 pixels; expected 48x48"),
+        (image(draw_image(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "jpg", "48x96 pixels; expected 48x48"),
+        (image(draw_image(1), subsampling="4:4:4"), "jpg", "stored as YCbCr 444; expected YCbCr 420"),
+        (image(draw_image(1)[:, :, 0]), "jpg", "stored as Gray Gray; expected YCbCr 420"),
+        (image(draw_image(1), "PNG"), "jpg", NO_JPEG),
+        (with_image(lambda _: b""), "jpg", NO_JPEG),
+        (with_image(lambda jpeg: jpeg[:20] + b"\0\0" + jpeg[20:]), "jpg", "2 extraneous bytes"),
     ],
 )
-def test_a_wrong_label(data, label, what):
-    retar(data, relabeled(label))
-    assert problems(data) == {f"{TAR}/{first_key(data)}.cls": what}
+def test_a_label_or_an_image_of_another_form(data, change, suffix, what):
+    retar(data, change)
+    for fast in (False, True):
+        found = problems(data, fast=fast)
+        assert list(found) == [f"{TAR}/{first_key(data)}.{suffix}"]
+        assert what in found[f"{TAR}/{first_key(data)}.{suffix}"]
+
+
+def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
+    retar(data, with_image(lambda jpeg: jpeg[:-80]))
+    assert problems(data, fast=True) == {}
+    assert "does not decode" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "places", "what"),
+    [
+        (
+            "aspect",
+            image(draw_image(1, 50, 49), subsampling="4:2:0"),
+            [".jpg"],
+            "49x50 pixels; expected 48 on",
+        ),
+        ("aspect", image(draw_image(1, 48, 99), subsampling="4:2:0"), ["manifest.json"], "statistics: of "),
+        ("original", image(draw_image(1, 33, 77), progressive=True), [], ""),
+        ("original", with_image(lambda jpeg: jpeg[:-30]), [".jpg"], "does not decode"),
+        ("original", image(draw_image(1)[:, :, 0]), [".jpg"], "decodes only after a repair: gray"),
+    ],
+)
+def test_images_of_other_shapes_than_squares(request, tmp_path, mode, change, places, what):
+    data = Path(shutil.copytree(request.getfixturevalue(f"whole_{mode}"), tmp_path / "data"))
+    retar(data, change)
+    found = problems(data)
+    assert [place.replace(f"{TAR}/{first_key(data)}", "") for place in found] == places
+    assert all(what in problem for problem in found.values())
 
 
 @pytest.mark.parametrize(
@@ -147,18 +195,24 @@ def test_a_key_that_an_index_or_a_loader_would_misread(data, key):
     assert "its members are" in check(data).problems[0].what
 
 
-def test_extension_headers_are_found(data):
-    first = first_key(data)
-    retar(data, lambda stored: stored, kind=tarfile.PAX_FORMAT, pax={"comment": "x"})
+@pytest.mark.parametrize(
+    ("kind", "pax", "what"),
+    [
+        (tarfile.USTAR_FORMAT, None, None),
+        (tarfile.PAX_FORMAT, {"comment": "x"}, "behind a PAX, GNU or folder header at offset 0"),
+        (tarfile.GNU_FORMAT, None, "its header at offset 0 is not USTAR's for a plain file"),
+    ],
+)
+def test_headers_of_another_format_are_found(data, kind, pax, what):
+    retar(data, lambda stored: stored, kind=kind, pax=pax)
     found = problems(data)
-    assert found.pop(f"{TAR}/{first}.jpg") == "behind a PAX, GNU or folder header at offset 0"
-    assert len(found) == 2 * 5 - 1
-    assert all("behind a PAX" in what for what in found.values())
+    assert found.get(f"{TAR}/{first_key(data)}.jpg") == what
+    assert len(found) == (10 if what else 0)
 
 
-def test_gnus_format_is_found(data):
-    retar(data, lambda stored: stored, kind=tarfile.GNU_FORMAT)
-    assert "is not USTAR's" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
+def without_a_member(tar):
+    second = tar.index(b"ustar", 512) - 257
+    return tar[:second] + bytes(512) + tar[second + 512 :]
 
 
 @pytest.mark.parametrize(
@@ -167,95 +221,19 @@ def test_gnus_format_is_found(data):
         (lambda tar: tar[:-10240], "end mark is missing"),
         (lambda tar: tar[:3000], "truncated at offset 3,000"),
         (lambda tar: tar + tar, "after the end mark"),
+        (without_a_member, "after the end mark"),
         (lambda tar: b"x" + tar[1:], "damaged at offset 0"),
-        (lambda tar: b"", "end mark is missing"),
-        (lambda tar: b"\x1f\x8b" + bytes(5000), "damaged at offset 0"),
     ],
 )
 def test_an_archive_that_is_not_whole(data, damage, what):
     content = (data / TAR).read_bytes()
     at = content.rindex(b"ustar")
     end = -(-(at + 512 + 4) // 512) * 512  # the last member is a label: four bytes in one block
-    content = content[:end].ljust(end + 10240, b"\0")
-    replace_tar(data, TAR, damage(content))
+    replace_tar(data, TAR, damage(content[:end].ljust(end + 10240, b"\0")))
     found = problems(data)
     assert list(found) == [TAR]
     assert what in found[TAR]
     assert "samples before that were read" in found[TAR]
-
-
-def test_zeros_in_the_place_of_a_member_do_not_pass_as_an_end(data):
-    content = bytearray((data / TAR).read_bytes())
-    second = content.index(b"ustar", 512) - 257
-    content[second : second + 512] = bytes(512)
-    replace_tar(data, TAR, bytes(content))
-    assert "after the end mark" in problems(data)[TAR]
-
-
-# Images
-
-
-def with_image(data):
-    return lambda stored: [(stored[0][0], data), *stored[1:]]
-
-
-def test_a_scan_that_does_not_decode_is_found_unless_fast(data):
-    def cut(stored):
-        return [(stored[0][0], stored[0][1][:-80]), *stored[1:]]
-
-    retar(data, cut)
-    found = problems(data)
-    assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
-    assert "does not decode" in found[f"{TAR}/{first_key(data)}.jpg"]
-    assert problems(data, fast=True) == {}
-
-
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (encoded(draw_image(1, SIZE, SIZE + 1), subsampling="4:2:0"), "49x48 pixels; expected 48x48"),
-        (encoded(draw_image(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "48x96 pixels; expected 48x48"),
-        (encoded(draw_image(1), subsampling="4:4:4"), "stored as YCbCr 444; expected YCbCr 420"),
-        (encoded(draw_image(1)[:, :, 0]), "stored as Gray Gray; expected YCbCr 420"),
-        (encoded(draw_image(1), "PNG"), "not a JPEG as the shard writer stores it"),
-        (b"text", "not a JPEG as the shard writer stores it"),
-        (b"", "not a JPEG as the shard writer stores it"),
-    ],
-)
-def test_an_image_of_another_form(data, content, what, fast):
-    retar(data, with_image(content))
-    found = problems(data, fast=fast)
-    assert list(found) == [f"{TAR}/{first_key(data)}.jpg"]
-    assert what in found[f"{TAR}/{first_key(data)}.jpg"]
-
-
-def test_stray_bytes_that_preparation_would_have_removed_are_found(data):
-    def stray(stored):
-        jpeg = stored[0][1]
-        return with_image(jpeg[:20] + b"\0\0" + jpeg[20:])(stored)
-
-    retar(data, stray)
-    assert "2 extraneous bytes" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
-
-
-def test_the_shorter_side_is_checked_where_the_aspect_is_kept(whole_aspect, tmp_path):
-    data = Path(shutil.copytree(whole_aspect, tmp_path / "data"))
-    retar(data, with_image(encoded(draw_image(1, SIZE + 2, SIZE + 1), subsampling="4:2:0")))
-    key = first_key(data)
-    assert problems(data) == {f"{TAR}/{key}.jpg": "49x50 pixels; expected 48 on the shorter side"}
-    retar(data, with_image(encoded(draw_image(1, SIZE, 99), subsampling="4:2:0")))
-    assert list(problems(data)) == ["manifest.json"]  # its statistics have fewer pixels
-
-
-def test_originals_may_have_any_size_and_sampling_but_must_decode(whole_original, tmp_path):
-    data = Path(shutil.copytree(whole_original, tmp_path / "data"))
-    retar(data, with_image(encoded(draw_image(1, 33, 77), subsampling="4:4:4", progressive=True)))
-    assert problems(data) == {}
-    retar(data, with_image(encoded(draw_image(1, 33, 77))[:-30]))
-    assert "does not decode" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
-    retar(data, with_image(encoded(draw_image(1)[:, :, 0])))
-    assert "decodes only after a repair: gray" in problems(data)[f"{TAR}/{first_key(data)}.jpg"]
 
 
 def test_many_faults_of_a_shard_are_counted(data):
@@ -269,19 +247,13 @@ def test_many_faults_of_a_shard_are_counted(data):
 # Indexes
 
 
-def test_the_index_of_another_shard(data):
-    shutil.copy(data / "train/train-000002.idx", data / INDEX)
+def test_an_index_with_one_wrong_number(data):
+    index = (data / INDEX).read_text()
+    offset = index.split("\n")[3].split()[1]
+    (data / INDEX).write_text(index.replace(f" {offset} ", f" {int(offset) + 512} "))
     found = problems(data)
     assert list(found) == [INDEX]
-    assert "not the tar's index: line 2 is 'jpg 512 " in found[INDEX]
-
-
-def test_an_index_of_the_right_form_with_one_wrong_number(data):
-    index = (data / INDEX).read_text()
-    lines = index.split("\n")
-    offset = lines[3].split()[1]
-    (data / INDEX).write_text(index.replace(f" {offset} ", f" {int(offset) + 512} "))
-    assert problems(data)[INDEX].startswith(f"not the tar's index: line 4 is 'jpg {int(offset) + 512} ")
+    assert found[INDEX].startswith(f"not the tar's index: line 4 is 'jpg {int(offset) + 512} ")
 
 
 @pytest.mark.parametrize(
@@ -304,47 +276,58 @@ def test_an_index_that_differs_in_any_way(data, change):
 
 # Tars of other tools
 
+JSON = ("json", lambda label: b'{"width": 3, "label": %d, "text": "5"}' % label)
+CLS = ("cls", lambda label: b"%d\n" % label)
+KINDS = {
+    "square": (JSON, {}),
+    "equal shorter sides": (CLS, {"width": SIZE + 5}),
+    "different shorter sides": (JSON, {"height": 77, "width": 52}),
+}
+EXTERNAL, EXTERNAL_INDEX = "train/00001.tar", "train/00001.idx"
 
-def external_tar(path, first, label_member, count=6, **image_options):
-    """Write a PAX tar as other tools do: JPEGs and labels of three classes, with odd names."""
+
+def external_tar(path, first, label_member, **image_options):
+    """Write a PAX tar as other tools do: six JPEGs and labels of three classes, with odd names."""
     stored = []
-    for k in range(first, first + count):
-        jpeg = encoded(draw_image(k, **image_options))
+    for k in range(first, first + 6):
         stored += [
-            (f"./some.folder/{k:05d}.jpeg", jpeg),
+            (f"./some.folder/{k:05d}.jpeg", encoded(draw_image(k, **image_options))),
             (f"./some.folder/{k:05d}.{label_member[0]}", label_member[1](k % 3)),
         ]
     place(path, tar_of(stored, tarfile.PAX_FORMAT, {"mtime": "1.5"})[0])
 
 
-JSON = ("json", lambda label: b'{"width": 3, "label": %d, "text": "5"}' % label)
-CLS = ("cls", lambda label: b"%d\n" % label)
-
-
-@pytest.fixture(params=[(JSON, {}), (CLS, {"width": SIZE + 5}), (JSON, {"height": 77, "width": 52})])
-def adopted(request, tmp_path):
-    """Adopted datasets of three kinds: square images, equal shorter sides, and different shorter sides."""
-    label_member, options = request.param
-    root = tmp_path / "external"
+@pytest.fixture(scope="module", params=KINDS)
+def whole_adopted(request, tmp_path_factory):
+    """Adopted datasets of three kinds. Read-only."""
+    label_member, options = KINDS[request.param]
+    root = tmp_path_factory.mktemp("external")
     for number in range(3):
         external_tar(root / "train" / f"{number:05d}.tar", 6 * number, label_member, **options)
     if "height" in options:  # a second shorter side, so images are scaled on loading
         external_tar(root / "train" / "00003.tar", 18, label_member, height=60, width=90)
     external_tar(root / "val" / "00000.tar", 100, label_member, **options)
-    adopt(root, size=SIZE, executor=Here())
+    adopt(root, size=SIZE, executor=Backwards())
     return root
 
 
-EXTERNAL, EXTERNAL_INDEX = "train/00001.tar", "train/00001.idx"
+@pytest.fixture
+def adopted(whole_adopted, tmp_path):
+    """A copy of an adopted dataset that a test may damage."""
+    return Path(shutil.copytree(whole_adopted, tmp_path / "data"))
+
+
+one_kind = pytest.mark.parametrize("whole_adopted", ["square"], indirect=True)
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_an_undamaged_adopted_dataset_has_no_faults(adopted, fast):
-    found = check(adopted, fast=fast)
+def test_an_undamaged_adopted_dataset_has_no_faults(whole_adopted, fast):
+    found = check(whole_adopted, fast=fast)
     assert (found.problems, found.notes) == ((), ())
-    assert found.samples == sum(len(members(path)) // 2 for path in adopted.rglob("*.tar"))
+    assert found.samples == sum(len(members(path)) // 2 for path in whole_adopted.rglob("*.tar"))
 
 
+@one_kind
 def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
     content = bytearray((adopted / EXTERNAL).read_bytes())
     content[len(content) // 2] ^= 1
@@ -352,29 +335,20 @@ def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
     assert "its SHA-256" in problems(adopted, fast=True)[EXTERNAL]
 
 
-@pytest.mark.parametrize("name", [EXTERNAL, EXTERNAL_INDEX, "report.csv"])
+@one_kind
+@pytest.mark.parametrize("name", [EXTERNAL, EXTERNAL_INDEX])
 def test_a_deleted_file_of_an_adopted_dataset(adopted, name):
     (adopted / name).unlink()
     assert problems(adopted) == {name: "missing"}
 
 
+@one_kind
 def test_files_beside_adopted_tars_are_notes(adopted):
     place(adopted / "train" / "00099.tar")
     place(adopted / "train" / "00001_stats.json")
     found = check(adopted)
     assert found.problems == ()
     assert [note.place for note in found.notes] == ["train/00001_stats.json", "train/00099.tar"]
-
-
-def change_entry(folder, extension, offset=0, size=0):
-    """Change the first image's or label's offset and size in an index, which stays well-formed."""
-    index = (folder / EXTERNAL_INDEX).read_text().split("\n")
-    words = index[1].split()
-    at = words.index(extension)
-    words[at + 1], words[at + 2] = str(int(words[at + 1]) + offset), str(int(words[at + 2]) + size)
-    index[1] = " ".join(words)
-    (folder / EXTERNAL_INDEX).write_text("\n".join(index))
-    return f"{EXTERNAL}/{words[at + 3]}"
 
 
 @pytest.mark.parametrize(
@@ -390,18 +364,23 @@ def change_entry(folder, extension, offset=0, size=0):
     ],
 )
 def test_an_index_that_points_elsewhere(adopted, extension, offset, size, what):
-    place_changed = change_entry(adopted, extension, offset, size)
-    assert what in problems(adopted)[place_changed]
+    index = (adopted / EXTERNAL_INDEX).read_text().split("\n")
+    words = index[1].split()
+    at = words.index(extension)
+    words[at + 1], words[at + 2] = str(int(words[at + 1]) + offset), str(int(words[at + 2]) + size)
+    index[1] = " ".join(words)
+    (adopted / EXTERNAL_INDEX).write_text("\n".join(index))
+    assert what in problems(adopted)[f"{EXTERNAL}/{words[at + 3]}"]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"v1.2 6\n", b"v1.1 0\n", b"\xff", b"v1.2 1\njpg a b c cls 1 2 d\n"]
-)
+@one_kind
+@pytest.mark.parametrize("content", [b"", b"v1.2 6\n", b"\xff", b"v1.2 1\njpg a b c cls 1 2 d\n"])
 def test_an_adopted_tars_index_that_is_none(adopted, content):
     (adopted / EXTERNAL_INDEX).write_bytes(content)
     assert "not a complete v1.2 index" in problems(adopted)[EXTERNAL_INDEX]
 
 
+@one_kind
 def test_an_adopted_tars_index_that_lacks_samples_or_parts(adopted):
     index = (adopted / EXTERNAL_INDEX).read_text().split("\n")
     (adopted / EXTERNAL_INDEX).write_text("\n".join(["v1.2 5", *index[2:]]))
@@ -410,6 +389,7 @@ def test_an_adopted_tars_index_that_lacks_samples_or_parts(adopted):
     assert [what for what in problems(adopted).values() if "the index lists jpg for it" in what]
 
 
+@one_kind
 def test_an_adopted_label_that_is_no_class(adopted):
     change_manifest(adopted, lambda m: m["classes"].pop())
     found = check(adopted).problems
