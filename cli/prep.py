@@ -3,16 +3,13 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from cli.common.console import check_folder, fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.options import max_bad_option, max_megapixels_option, workers_option
-
-if TYPE_CHECKING:
-    from pipeline import Executor, Options
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -106,21 +103,13 @@ def shard(
     source: str,
     out: str,
     layout: str,
-    size: int,
-    quality: int,
-    keep_aspect: bool,
-    keep_original: bool,
-    exif_rotate: bool,
-    val_fraction: float | None,
-    seed: int,
-    shard_samples: int | None,
-    max_megapixels: float,
     max_bad: float,
     workers: int,
     engine: str,
     ray_address: str | None,
     task: str | None,
     scratch: Path | None,
+    **options: Any,
 ) -> None:
     """Convert the images in SOURCE to a dataset in OUT.
 
@@ -130,38 +119,34 @@ def shard(
     center square, and written to the tars in shuffled order. To continue a stopped job, run the same command
     again.
     """
-    from pipeline import LocalExecutor, Options, open_store, prepare, read_source
+    from pipeline import LocalExecutor, Options, RayExecutor, open_store, prepare, prepare_slice, read_source
 
-    options = Options(
-        size=size,
-        keep_aspect=keep_aspect,
-        quality=quality,
-        val_fraction=val_fraction,
-        seed=seed,
-        shard_samples=shard_samples,
-        max_megapixels=max_megapixels,
-        exif_rotate=exif_rotate,
-        keep_original=keep_original,
-    )
-    executor: Executor = LocalExecutor(workers)
-    if engine == "ray":
-        from pipeline.executors.ray import RayExecutor
-
-        executor = RayExecutor(ray_address, workers)
-    started = time.perf_counter()
+    settings = Options(**options)
+    run: dict[str, Any] = {
+        "executor": RayExecutor(ray_address, workers) if engine == "ray" else LocalExecutor(workers),
+        "max_bad": max_bad,
+        "scratch": scratch,
+    }
     if task is not None:
-        _run_slice(source, out, options, task, layout, executor, max_bad, scratch)
+        index, count = _numbers_in(task)
+        with progress_bar("preparing", "images") as show:
+            shards = prepare_slice(
+                source, out, settings, index, count, layout=layout, on_progress=show, **run
+            )
+        click.echo(
+            f"{out}: task {index} of {count} done, {shards} shards; "
+            f"after all tasks, run `alexnet-prep finish {out}`"
+        )
         return
-    found = read_source(source, layout, val_fraction, seed)
+    started = time.perf_counter()
+    found = read_source(source, layout, settings.val_fraction, settings.seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
     click.echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
         click.echo(f"note: {note}")
     finished_before = open_store(out).is_file("manifest.json")
     with progress_bar("preparing", "images") as show:
-        manifest = prepare(
-            found, out, options, executor=executor, max_bad=max_bad, progress=show, scratch=scratch
-        )
+        manifest = prepare(found, out, settings, on_progress=show, **run)
     print_summary(out, manifest)
     if finished_before:
         click.echo(f"{out}: was complete already")
@@ -169,38 +154,13 @@ def shard(
         click.echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
 
 
-def _run_slice(
-    source: str,
-    out: str,
-    options: "Options",
-    task: str,
-    layout: str,
-    executor: "Executor",
-    max_bad: float,
-    scratch: Path | None,
-) -> None:
-    from pipeline import UsageError, prepare_slice
+def _numbers_in(task: str) -> tuple[int, int]:
+    from pipeline import UsageError
 
     index, slash, count = task.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise UsageError(f"--task {task}: give the number of the task and the number of tasks, such as 0/16")
-    with progress_bar("preparing", "images") as show:
-        shards = prepare_slice(
-            source,
-            out,
-            options,
-            int(index),
-            int(count),
-            layout=layout,
-            executor=executor,
-            max_bad=max_bad,
-            progress=show,
-            scratch=scratch,
-        )
-    click.echo(
-        f"{out}: task {index} of {count} done, {shards} shards; "
-        f"after all tasks, run `alexnet-prep finish {out}`"
-    )
+    return int(index), int(count)
 
 
 @main.command()
@@ -234,7 +194,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
 
     started = time.perf_counter()
     with progress_bar("verifying", "images") as show:
-        found = verify_dataset(out, fast=fast, executor=LocalExecutor(workers), progress=show)
+        found = verify_dataset(out, fast=fast, executor=LocalExecutor(workers), on_progress=show)
     for note in found.notes:
         click.echo(f"note: {note.place}: {note.what}")
     for problem in found.problems:
@@ -281,7 +241,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
                 max_bad=max_bad,
                 max_megapixels=max_megapixels,
                 executor=executor,
-                progress=show,
+                on_progress=show,
             )
             decoded = manifest.statistics
     kept = manifest.statistics
@@ -340,9 +300,10 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
         require_dali()
         check_folder(preview)
         from pipeline import draw_preview
-        from pipeline.images.grid import save_png
+        from pipeline.images.figure import check_figure_file, save_figure
 
-        save_png(draw_preview(dataset, noise=noise), preview)  # type: ignore[arg-type]  # click checked it
+        check_figure_file(preview)
+        save_figure(draw_preview(dataset, noise=noise), preview)  # type: ignore[arg-type]  # click checked it
         click.echo(f"preview: {preview}", err=as_json)
 
 
@@ -364,6 +325,6 @@ def demo(out: Path, images: int, seed: int) -> None:
 
     started = time.perf_counter()
     with progress_bar("drawing", "images") as show:
-        counts = draw_demo(out, images, seed, progress=lambda done: show(done, images))
+        counts = draw_demo(out, images, seed, show)
     drawn = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     click.echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")

@@ -7,10 +7,12 @@ their results to disk, so an executor that stops halfway loses no finished task:
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
+from pipeline.progress import counted, no_progress
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-OnProgress = Callable[[int], None]
-"""Called now and then with the number of images that the tasks of this run have processed so far."""
+NOT_REPORTED = counted(no_progress, 0)
+"""Ignores progress: the default of `Executor.run`."""
 
 
 class Executor(Protocol):
@@ -21,7 +23,10 @@ class Executor(Protocol):
         """Whether `run` calls `on_progress` while tasks are unfinished."""
 
     def run(
-        self, work: Callable[[Item], Result], items: Sequence[Item], on_progress: OnProgress | None = None
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        on_progress: Callable[[int], None] = NOT_REPORTED,
     ) -> Generator[Result, None, None]:
         """Yield `work(item)` for each item as it finishes; closing the generator cancels tasks not yet begun.
 
@@ -29,7 +34,8 @@ class Executor(Protocol):
             work: a function at the top level of a module, or a `functools.partial` of one, as it is pickled
                 by name.
             items: one small picklable value per task.
-            on_progress: called with the number of images processed so far, if `reports_progress`.
+            on_progress: called now and then with the number of images that the tasks of this run have
+                processed so far, if `reports_progress`.
 
         Raises:
             RunError: a worker process died.

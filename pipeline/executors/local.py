@@ -12,7 +12,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import ClassVar
 
 from pipeline.errors import RunError
-from pipeline.executors.base import Item, OnProgress, Result
+from pipeline.executors.base import NOT_REPORTED, Item, Result
 
 _POLL_SECONDS = 0.2
 
@@ -31,7 +31,10 @@ class LocalExecutor:
     reports_progress: ClassVar[bool] = True
 
     def run(
-        self, work: Callable[[Item], Result], items: Sequence[Item], on_progress: OnProgress | None = None
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        on_progress: Callable[[int], None] = NOT_REPORTED,
     ) -> Generator[Result, None, None]:
         """See `Executor.run`."""
         if not items:
@@ -45,8 +48,7 @@ class LocalExecutor:
             pending: set[Future[Result]] = {pool.submit(work, item) for item in items}
             while pending:
                 finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-                if on_progress:
-                    on_progress(counter.value)
+                on_progress(counter.value)
                 for future in finished:
                     yield future.result()
         except BrokenProcessPool as error:

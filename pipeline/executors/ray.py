@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.base import Item, OnProgress, Result
+from pipeline.executors.base import NOT_REPORTED, Item, Result
 
 # Limited, because an image may kill every worker that decodes it.
 _RETRIES = 5
@@ -37,7 +37,7 @@ class RayExecutor:
         self,
         work: Callable[[Item], Result],
         items: Sequence[Item],
-        on_progress: OnProgress | None = None,  # never called: Ray only tells which tasks are finished
+        on_progress: Callable[[int], None] = NOT_REPORTED,  # never called: Ray tells only what is finished
     ) -> Generator[Result, None, None]:
         """See `pipeline.executors.base.Executor.run`.
 

@@ -9,8 +9,8 @@ orientation is ignored unless `exif_rotate` is set.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,15 +18,26 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.images.pillow import (
+    Decoded,
     DecodeError,
     Pixels,
     decode_with_pillow,
+    joined,
     jpeg_orientation,
     refuse_bomb,
     upright,
 )
 
-__all__ = ["DecodeError", "Decoded", "Pixels", "decode", "encode", "resize_shorter", "resize_square"]
+__all__ = [
+    "DecodeError",
+    "Decoded",
+    "Pixels",
+    "convert",
+    "decode",
+    "encode",
+    "resize_shorter",
+    "resize_square",
+]
 
 # Longest side that libjpeg encodes, pixels (its JPEG_MAX_DIMENSION).
 _LONGEST_SIDE = 65500
@@ -48,22 +59,45 @@ cv2.setNumThreads(1)
 cv2.ipp.setUseIPP(False)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A decoded image.
+def convert(
+    files: Iterable[bytes | DecodeError],
+    size: int,
+    *,
+    mode: str,
+    quality: int,
+    max_megapixels: float,
+    exif_rotate: bool = False,
+) -> Iterator[Decoded | DecodeError]:
+    """Decode, scale and encode files; yield an image for each, or the DecodeError of an unusable one.
 
-    Attributes:
-        pixels: uint8 (H, W, 3) RGB, at full scale or at 1/2, 1/4 or 1/8 of it.
-        shape: (height, width) at full scale, for the aspect ratio in `resize_shorter`.
-        repair: description of what was repaired or converted, or "".
-        jpeg: with `keep`, the bytes that can be stored as they are; None if `pixels`, then at full scale,
-            must be encoded.
+    Args:
+        files: bytes of each file; an error of reading it is passed on.
+        size: shorter side of the images, pixels.
+        mode: "square" (the center square is stored), "aspect" (nothing is cropped) or "original" (intact
+            color JPEGs are stored as they are, other images at full scale).
+        quality: JPEG quality, 1..100.
+        max_megapixels: limit; see `decode`.
+        exif_rotate: whether to rotate images; see `decode`.
+
+    Yields:
+        Images whose `jpeg` is to be stored; the `pixels` are those before encoding, with the shorter side
+        `size`, to which the loader scales also the images of "original".
     """
-
-    pixels: Pixels
-    shape: tuple[int, int]
-    repair: str = ""
-    jpeg: bytes | None = None
+    keep = mode == "original"
+    for data in files:
+        try:
+            if isinstance(data, DecodeError):
+                raise data
+            image = decode(data, max_megapixels, size=size, exif_rotate=exif_rotate, keep=keep)
+            if mode == "square":
+                pixels = resize_square(image.pixels, size)
+            else:
+                pixels = resize_shorter(image.pixels, size, image.shape)
+        except DecodeError as error:
+            yield error
+        else:
+            jpeg = image.jpeg or encode(image.pixels if keep else pixels, quality)
+            yield replace(image, pixels=pixels, jpeg=jpeg)
 
 
 def decode(
@@ -90,10 +124,18 @@ def decode(
     """
     if not data:
         raise DecodeError("empty file")
-    if data[:2] == b"\xff\xd8":
-        decoded = _decode_mended(data, max_megapixels, size, exif_rotate, keep)
+    if data[:2] != b"\xff\xd8":
+        decoded = decode_with_pillow(data, max_megapixels, exif_rotate)
     else:
-        decoded = _decode_other(data, max_megapixels, exif_rotate)
+        try:
+            decoded = _decode_jpeg(data, max_megapixels, size, exif_rotate, keep)
+        except DecodeError:
+            clean = _clean_header(data)
+            if clean == data:
+                raise
+            decoded = _decode_jpeg(clean, max_megapixels, size, exif_rotate, keep)
+            repair = joined("stray or odd bytes in the header removed", decoded.repair)
+            decoded = replace(decoded, repair=repair)
     if keep and not decoded.jpeg and max(decoded.shape) > _LONGEST_SIDE:
         raise DecodeError("{1}x{0} pixels are more than a JPEG can hold".format(*decoded.shape))
     return decoded
@@ -150,26 +192,6 @@ def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
     return cv2.resize(pixels, (columns, rows), interpolation=method).astype(np.uint8, copy=False)
 
 
-def _decode_other(data: bytes, max_megapixels: float, exif_rotate: bool) -> Decoded:
-    pixels, repair, orientation = decode_with_pillow(data, max_megapixels, exif_rotate)
-    return _turned(pixels, pixels.shape[:2], repair, orientation)
-
-
-def _decode_mended(
-    data: bytes, max_megapixels: float, size: int | None, exif_rotate: bool, keep: bool
-) -> Decoded:
-    """Decode a JPEG; where that fails, clean its header and try once more."""
-    try:
-        return _decode_jpeg(data, max_megapixels, size, exif_rotate, keep)
-    except DecodeError:
-        clean = _clean_header(data)
-        if clean == data:
-            raise
-    decoded = _decode_jpeg(clean, max_megapixels, size, exif_rotate, keep)
-    repair = _joined("stray or odd bytes in the header removed", decoded.repair)
-    return Decoded(decoded.pixels, decoded.shape, repair, decoded.jpeg)
-
-
 def _decode_jpeg(
     data: bytes, max_megapixels: float, size: int | None, exif_rotate: bool, keep: bool
 ) -> Decoded:
@@ -179,17 +201,15 @@ def _decode_jpeg(
         if isinstance(error, ValueError) and "subsampling" not in str(error):
             raise DecodeError(str(error)) from error
         _frame(data)
-        return _decode_other(data, max_megapixels, exif_rotate)
+        return decode_with_pillow(data, max_megapixels, exif_rotate)
     refuse_bomb(width, height, max_megapixels)
     frame = _frame(data)
     orientation = jpeg_orientation(data) if exif_rotate else 1
     change = _change(space, frame, keep)
     untouched = keep and not change and orientation == 1
-    shape = height, width
+    shape = scaled = height, width
     # simplejpeg 1.9 writes out of bounds when it decodes a lossless JPEG at a smaller scale.
-    if size is None or frame not in _COMMON_FRAMES or (keep and not untouched):
-        scaled = shape
-    else:
+    if size is not None and frame in _COMMON_FRAMES and (untouched or not keep):
         scaled = _scaled(shape, size)
     cmyk = space in ("CMYK", "YCCK")
     try:
@@ -203,8 +223,8 @@ def _decode_jpeg(
         )
     except ValueError as error:
         raise DecodeError(str(error)) from error
-    decoded = _turned(_cmyk_to_rgb(pixels) if cmyk else pixels, shape, change, orientation)
-    return Decoded(decoded.pixels, decoded.shape, decoded.repair, data) if untouched else decoded
+    pixels = _cmyk_to_rgb(pixels) if cmyk else pixels
+    return upright(Decoded(pixels, shape, change, data if untouched else b""), orientation)
 
 
 def _change(space: str, frame: int, keep: bool) -> str:
@@ -216,19 +236,6 @@ def _change(space: str, frame: int, keep: bool) -> str:
     if keep and frame not in _COMMON_FRAMES:
         return "arithmetic-coded or lossless JPEG converted"
     return ""
-
-
-def _turned(pixels: Pixels, shape: tuple[int, int], repair: str, orientation: int) -> Decoded:
-    """Apply an EXIF orientation to the pixels and to the full-scale shape."""
-    if orientation == 1:
-        return Decoded(pixels, shape, repair)
-    shape = (shape[1], shape[0]) if orientation >= 5 else shape
-    repair = _joined(repair, f"rotated by EXIF orientation {orientation}")
-    return Decoded(upright(pixels, orientation), shape, repair)
-
-
-def _joined(*repairs: str) -> str:
-    return "; ".join(filter(None, repairs))
 
 
 def _target(shape: tuple[int, int], size: int) -> tuple[int, int]:

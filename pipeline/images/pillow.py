@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,23 +48,37 @@ class DecodeError(Exception):
     """The bytes are not an image that decodes completely. The message is the reason, in one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB, at full scale or at 1/2, 1/4 or 1/8 of it.
+        shape: (height, width) at full scale, for the aspect ratio in `resize_shorter`.
+        repair: description of what was repaired or converted, or "".
+        jpeg: with `keep`, the bytes that can be stored as they are; b"" if `pixels`, then at full scale,
+            must be encoded.
+    """
+
+    pixels: Pixels
+    shape: tuple[int, int]
+    repair: str = ""
+    jpeg: bytes = b""
+
+
 def refuse_bomb(width: int, height: int, max_megapixels: float) -> None:
     """Raise DecodeError if `width` x `height` pixels are more than `max_megapixels` (10^6 pixels)."""
     if width * height > max_megapixels * 1e6:
         raise DecodeError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
 
 
-def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) -> tuple[Pixels, str, int]:
-    """Decode a whole file to RGB.
+def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) -> Decoded:
+    """Decode a whole file to RGB at full scale; its repair says what was converted (format and mode).
 
     Args:
         data: bytes of a PNG, GIF, WebP, BMP, TIFF, PPM, or CMYK JPEG.
         max_megapixels: limit; a larger image is refused before memory is allocated for it.
-        exif_rotate: whether to return the EXIF orientation.
-
-    Returns:
-        The pixels as stored (not rotated), what was converted (format and mode), and the EXIF orientation,
-        1..8 (1 without `exif_rotate`).
+        exif_rotate: rotate and mirror the image by its EXIF orientation; damaged EXIF is ignored.
 
     Raises:
         DecodeError: not an image, truncated, corrupt, too large, or of a pixel type without a defined white
@@ -80,8 +95,9 @@ def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) ->
         image.load()
         if image.format in ("JPEG", "MPO") and image.mode != "CMYK":
             raise DecodeError("a chroma sampling that cannot be decoded strictly")
-        converted = f"{image.format} ({image.mode}) converted"
-        return _to_rgb(image), converted, orientation if exif_rotate else 1
+        pixels, converted = _to_rgb(image), f"{image.format} ({image.mode}) converted"
+    decoded = Decoded(pixels, pixels.shape[:2], converted)
+    return upright(decoded, orientation) if exif_rotate else decoded
 
 
 def jpeg_orientation(data: bytes) -> int:
@@ -93,9 +109,21 @@ def jpeg_orientation(data: bytes) -> int:
         return 1
 
 
-def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Rotate or mirror uint8 (H, W, 3) so that an image of EXIF `orientation` 1..8 is upright."""
-    return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
+def upright(image: Decoded, orientation: int) -> Decoded:
+    """Rotate or mirror an image of EXIF `orientation` 1..8 so that it is upright; its `jpeg` is dropped."""
+    if orientation == 1:
+        return image
+    height, width = image.shape
+    return Decoded(
+        pixels=np.ascontiguousarray(_UPRIGHT[orientation](image.pixels)),
+        shape=(width, height) if orientation >= 5 else (height, width),
+        repair=joined(image.repair, f"rotated by EXIF orientation {orientation}"),
+    )
+
+
+def joined(*repairs: str) -> str:
+    """Join descriptions of repairs; empty ones are left out."""
+    return "; ".join(filter(None, repairs))
 
 
 @contextmanager

@@ -7,32 +7,30 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
-from pipeline.dataset.tar import check_sizes
-from pipeline.dataset.work import WORK, versions
+from pipeline.dataset.work import WORK
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.base import Executor
 from pipeline.executors.local import LocalExecutor
-from pipeline.sharding.merge import BadImagesError, forget_skips, merge, too_many_bad
+from pipeline.progress import OnProgress, counted, no_progress
+from pipeline.sharding.merge import BadImagesError, merge, merged, too_many_bad
 from pipeline.sharding.plan import (
     PLAN,
     Options,
     Plan,
     ShardSummary,
-    identity,
-    make_plan,
-    option_names,
+    agreed_plan,
+    check_slice,
     read_plan,
-    refuse_difference,
-    store_plan,
 )
-from pipeline.sharding.task import ShardJob, finished, last_name, run_shard, run_spool
+from pipeline.sharding.result import finished, forget_skips
+from pipeline.sharding.task import ShardJob, run_shard, run_spool
 from pipeline.sources.base import Source
 from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
@@ -40,9 +38,6 @@ from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
 from pipeline.storage.locks import lock
 from pipeline.storage.open import open_store
-
-Progress = Callable[[int, int], None]
-"""Called with (images handled, images in all)."""
 
 
 def prepare(
@@ -52,7 +47,7 @@ def prepare(
     *,
     executor: Executor | None = None,
     max_bad: float = 0.01,
-    progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
     scratch: Path | None = None,
 ) -> Manifest:
     """Make a dataset at `out`, or complete one that an earlier call left unfinished.
@@ -64,7 +59,7 @@ def prepare(
         executor: Executor of the tasks; None means one worker process on this machine. The bytes of the
             dataset do not depend on it.
         max_bad: Share of undecodable images, 0..1, above which the job fails.
-        progress: Called with (images done, images in all).
+        on_progress: Called with (images done, images in all).
         scratch: Local folder for spooled sources and for shards before their upload to a bucket. None means
             a folder in `out` if that is local, else in the system's temporary folder.
 
@@ -76,36 +71,25 @@ def prepare(
             option, seed or library version.
         RunError: Too many bad images, a class or split without images, a full disk, a dead worker.
     """
-    store, origin = _absolute(open_store(out)), _absolute(open_store(source.root))
-    _refuse_inside(store, origin)
-    _refuse_occupied(store)
-    plan, shards = make_plan(replace(source, root=origin.url), options)
-    if store.is_file(FILE_NAME):
-        return _already_complete(store, plan)
-    with _lock(store, "job"):
-        if store.is_file(FILE_NAME):  # another job finished while this one made its plan
-            return _already_complete(store, plan)
-        _remove_leftovers(store)
-        if store.is_file(PLAN):
-            old = read_plan(store)
-            refuse_difference(identity(plan), identity(old), store)
-            plan = old  # the finished results name this plan; the source may have moved since
-        else:
-            store_plan(store, plan, shards)
-        del shards  # each task reads its own samples from the stored plan
+    store, origin = _opened(out, source.root)
+    with _job_lock(store):
+        if store.is_file(FILE_NAME):
+            return merged(store, source, options)
+        if isinstance(store, LocalStore):
+            store.remove_leftovers()  # of killed writers: they take room that this run may need
+        plan = agreed_plan(store, replace(source, root=origin.url), options)
         job = _job(origin, store, plan, scratch)
         try:
-            _run(job, plan, plan.shards, executor or LocalExecutor(), max_bad, progress)
-            _remove_leftovers(store)  # temporary files of workers that Ray has replaced
+            _make_shards(job, plan, plan.shards, executor, max_bad, on_progress)
             manifest = merge(store, plan, max_bad, "run the same command again to complete it")
         except BadImagesError:
-            forget_skips(store, plan)
+            forget_skips(store, plan.shards)
             raise
         except (ToolkitError, OSError):
             # A bucket has no locks: another run of this job may have completed the dataset meanwhile.
             if store.local is not None or not store.is_file(FILE_NAME):
                 raise
-            manifest = _already_complete(store, plan)
+            manifest = merged(store, source, options)
         shutil.rmtree(job.scratch, ignore_errors=True)
         return manifest
 
@@ -120,7 +104,7 @@ def prepare_slice(
     layout: str = "auto",
     executor: Executor | None = None,
     max_bad: float = 0.01,
-    progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
     scratch: Path | None = None,
 ) -> int:
     """Make one slice of a dataset's shards: every `count`-th shard, starting with the `index`-th.
@@ -137,7 +121,7 @@ def prepare_slice(
         layout: Layout of the source; see `read_source`.
         executor: See `prepare`.
         max_bad: Share of all images of the job, 0..1; the slice fails if it alone skips more.
-        progress: Called with (images done, images in this slice).
+        on_progress: Called with (images done, images in this slice).
         scratch: See `prepare`.
 
     Returns:
@@ -151,23 +135,26 @@ def prepare_slice(
     if not 0 <= index < count:
         numbers = f"tasks of {count} are numbered 0 to {count - 1}" if count else "there are no tasks"
         raise UsageError(f"--task {index}/{count}: {numbers}")
-    store, origin = _absolute(open_store(out)), _absolute(open_store(source))
-    _refuse_inside(store, origin)
-    _refuse_occupied(store)
+    store, origin = _opened(out, source)
     with _lock(store, "job", shared=True), _lock(store, f"task-{index}-of-{count}"):
         if store.is_file(FILE_NAME):
             raise UsageError(f"{store}: is complete already; nothing is left to prepare")
-        plan = _shared_plan(store, origin, options, layout)
-        mine = replace(plan, shards=plan.shards[index::count])
-        forget_skips(store, mine)  # files may have been repaired before the task was submitted again
+        with _lock(store, "plan", wait=True):
+            if not store.is_file(PLAN):  # the first slice to come makes it, while the others wait
+                listed = read_source(origin.url, layout, options.val_fraction, options.seed)
+                agreed_plan(store, listed, options)
+        plan = read_plan(store)
+        check_slice(store, plan, origin, options, layout)
+        shards = plan.shards[index::count]
+        forget_skips(store, shards)  # files may have been repaired before the task was submitted again
         job = _job(origin, store, plan, scratch)
-        gave_up = _run(job, plan, mine.shards, executor or LocalExecutor(), max_bad, progress, index / count)
+        gave_up = _make_shards(job, plan, shards, executor, max_bad, on_progress, index / count)
     if gave_up:
         raise RunError(
             f"{store}: task {index} of {count} alone skipped more images than --max-bad {max_bad:.2%} of "
             "all images; raise --max-bad to leave them out, or repair them, and submit the tasks again"
         )
-    return len(mine.shards)
+    return len(shards)
 
 
 def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
@@ -187,81 +174,49 @@ def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
     store = _absolute(open_store(out))
     if not store.is_file(FILE_NAME):
         read_plan(store)  # raises where there is no plan, before the lock would create a folder
-    with _lock(store, "job") if not store.is_file(FILE_NAME) else nullcontext():
+    with _job_lock(store):
         if store.is_file(FILE_NAME):
             return read_manifest(store)
-        _remove_leftovers(store)
         return merge(store, read_plan(store), max_bad, "submit the tasks that make them again")
 
 
-def _shared_plan(store: Store, origin: Store, options: Options, layout: str) -> Plan:
-    """Return the stored plan; the first slice to come makes it, while the others wait."""
-    with _lock(store, "plan", wait=True):
-        if not store.is_file(PLAN):
-            source = read_source(origin.url, layout, options.val_fraction, options.seed)
-            plan, shards = make_plan(source, options)
-            store_plan(store, plan, shards)
-            return plan
-    plan = read_plan(store)
-    # The source is not listed again in every slice: a file that changed since is noticed by its size when
-    # it is read.
-    wanted = option_names(asdict(options)) | versions()
-    refuse_difference(wanted, identity(plan), store)
-    if origin.url != plan.source:
-        raise UsageError(f"{store}: was planned from {plan.source}, not {origin.url}; name the same source")
-    for container in plan.containers:
-        if (size := origin.size(container.path)) != container.size:
-            raise UsageError(
-                f"{origin.url_of(container.path)}: {size:,} bytes, but {container.size:,} when it was "
-                "listed; restore it, or start again in another folder"
-            )
-    if layout not in ("auto", plan.layout):
-        raise UsageError(f"{store}: was planned with --layout {plan.layout}, not {layout}")
-    return plan
-
-
-def _run(
+def _make_shards(
     job: ShardJob,
     plan: Plan,
-    shards: tuple[ShardSummary, ...],
-    executor: Executor,
+    shards: Sequence[ShardSummary],
+    executor: Executor | None,
     max_bad: float,
-    progress: Progress | None,
+    on_progress: OnProgress,
     start: float = 0.0,
 ) -> bool:
     """Spool the containers that need it, then make the unfinished ones of `shards`.
 
     Args:
-        job: Paths of source, dataset and scratch folder.
+        job: Folders of source, dataset and scratch files.
         plan: Plan of the whole job.
         shards: Shards to make.
-        executor: Executor of the tasks.
+        executor: Executor of the tasks; None means one worker process on this machine.
         max_bad: Share of all images of the job that may be bad.
-        progress: Called with (images done, images in `shards`).
+        on_progress: Called with (images done, images in `shards`).
         start: Container to spool first, as a share (0..1) of all containers that need it. Slices with a
             common scratch folder start at different containers, and so share the work.
 
     Returns:
         Whether it stopped early because too many images were bad.
     """
-    done = finished(open_store(job.out))
-    todo = [shard for shard in shards if last_name(shard.name) not in done]
-    total = sum(shard.samples for shard in shards)
-    already = total - sum(shard.samples for shard in todo)
+    done = finished(job.out)
+    todo = [shard for shard in shards if shard.name not in done]
     if not todo:
         return False
-    packed = [number for number, container in enumerate(plan.containers) if needs_spool(container)]
+    executor = executor or LocalExecutor()
+    packed = [numbered for numbered in enumerate(plan.containers) if needs_spool(numbered[1])]
     first = int(len(packed) * start)
     for _ in executor.run(partial(run_spool, job), packed[first:] + packed[:first]):
         pass
-
-    def show(handled: int) -> None:
-        if progress:
-            progress(already + handled, total)
-
-    names = [shard.name for shard in todo]
+    total = sum(shard.samples for shard in shards)
+    show = counted(on_progress, total, total - sum(shard.samples for shard in todo))
     skipped = written = 0
-    with closing(executor.run(partial(run_shard, job), names, show)) as results:
+    with closing(executor.run(partial(run_shard, job), [shard.name for shard in todo], show)) as results:
         for result in results:
             skipped += result.skipped
             written += sum(result.labels.values())
@@ -280,7 +235,23 @@ def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJo
         name = hashlib.sha256(f"{plan.digest}{source.url}{out.url}".encode()).hexdigest()[:16]
         above = scratch or Path(tempfile.gettempdir())
         folder = above.absolute() / f"alexnet-prep-{os.getuid()}-{name}"
-    return ShardJob(source.url, out.url, str(folder))
+    return ShardJob(source, out, folder)
+
+
+def _opened(out: str | Path, source: str | Path) -> tuple[Store, Store]:
+    """Open the dataset's folder and the source, and refuse an output folder that cannot be used.
+
+    Raises:
+        UsageError: The output is a file, holds other files, or lies inside the source.
+    """
+    store, origin = _absolute(open_store(out)), _absolute(open_store(source))
+    _refuse_inside(store, origin)
+    if store.local is not None and store.local.exists() and not store.local.is_dir():
+        raise UsageError(f"output {store}: it is a file; name a new folder")
+    names = store.names()
+    if names and not names & {FILE_NAME, WORK}:
+        raise UsageError(f"output {store}: holds other files; name a new or empty folder")
+    return store, origin
 
 
 def _absolute(store: Store) -> Store:
@@ -293,10 +264,9 @@ def _lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) ->
     return lock(out.local / WORK, name, shared=shared, wait=wait) if out.local else nullcontext()
 
 
-def _remove_leftovers(store: Store) -> None:
-    """Delete temporary files that killed writers left in a local folder; in a bucket they leave none."""
-    if isinstance(store, LocalStore):
-        store.remove_leftovers()
+def _job_lock(out: Store) -> AbstractContextManager[None]:
+    """Lock an output folder for this job alone; a complete dataset is only read."""
+    return nullcontext() if out.is_file(FILE_NAME) else _lock(out, "job")
 
 
 def _refuse_inside(out: Store, source: Store) -> None:
@@ -307,30 +277,3 @@ def _refuse_inside(out: Store, source: Store) -> None:
         inside = below == above or above in below.parents
     if inside:
         raise UsageError(f"output {out} lies inside the source {source}; choose another folder")
-
-
-def _refuse_occupied(out: Store) -> None:
-    if out.local is not None and out.local.exists() and not out.local.is_dir():
-        raise UsageError(f"output {out}: it is a file; name a new folder")
-    names = out.names()
-    if names and not names & {FILE_NAME, WORK}:
-        raise UsageError(f"output {out}: holds other files; name a new or empty folder")
-
-
-def _already_complete(out: Store, plan: Plan) -> Manifest:
-    manifest = read_manifest(out)
-    image = manifest.image
-    made_with = manifest.settings | {
-        "size": image.size,
-        "keep_aspect": image.mode == "aspect",
-        "keep_original": image.mode == "original",
-        "quality": image.quality,
-        "seed": manifest.seed,
-    }
-    # Versions are not compared: a finished dataset stays valid when a library is updated.
-    found = option_names(made_with) | {"fingerprint": manifest.source.fingerprint}
-    wanted = option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint}
-    refuse_difference(wanted, found, out)
-    check_sizes(out, [shard for shards in manifest.splits.values() for shard in shards])
-    out.remove(WORK)
-    return manifest

@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +17,28 @@ from pipeline.dataset.manifest import (
     Manifest,
     Shard,
     SourceInfo,
+    read_manifest,
     to_json,
 )
 from pipeline.dataset.report import REPORT, ReportRow, report_csv
+from pipeline.dataset.shards import check_sizes
 from pipeline.dataset.work import WORK
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sharding.plan import Plan, ShardSummary
-from pipeline.sharding.task import ShardResult, finished, forget, last_name, read_result, refuse_versions
+from pipeline.sharding.plan import Options, Plan, refuse_difference
+from pipeline.sharding.result import ShardResult, read_results
+from pipeline.sources.base import Source
 from pipeline.storage.base import Store
+from pipeline.storage.local import LocalStore
+
+# Options with a field of their own in the manifest; the others are in its `settings`.
+_FIELDS: dict[str, Callable[[Manifest], Any]] = {
+    "size": lambda manifest: manifest.image.size,
+    "keep_aspect": lambda manifest: manifest.image.mode == "aspect",
+    "keep_original": lambda manifest: manifest.image.mode == "original",
+    "quality": lambda manifest: manifest.image.quality,
+    "seed": lambda manifest: manifest.seed,
+}
 
 
 class BadImagesError(RunError):
@@ -31,7 +46,9 @@ class BadImagesError(RunError):
 
 
 def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
-    """Merge the results of a plan's shards into statistics, report and manifest; remove `.work`.
+    """Merge the results of a plan's shards into statistics, report and manifest.
+
+    It removes `.work`, and the temporary files that killed processes left.
 
     Args:
         out: Folder of the dataset, local or in a bucket.
@@ -46,20 +63,19 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
         BadImagesError: Too many images were bad, or a class or split lost all its images.
         RunError: A shard is unfinished, or results were made for another plan or with other library versions.
     """
-    moments = Moments.for_square(plan.options.size) if plan.options.mode == "square" else Moments()
-    done = finished(out)
-    results: list[tuple[ShardSummary, ShardResult]] = []
-    for shard in plan.shards:
-        if last_name(shard.name) in done:
-            result, sums = read_result(out, shard.name)
-            _refuse_other_plan(out, plan, result)
-            refuse_versions(out, plan, result.versions, shard.name)
-            results.append((shard, result))
-            moments.merge(sums)
-    report_rows = [report_row for _, result in results for report_row in result.report_rows]
-    bad = too_many_bad(plan, sum(result.skipped for _, result in results), max_bad)
+    if isinstance(out, LocalStore):  # in a bucket, killed writers leave no temporary files
+        out.remove_leftovers()
+    square = plan.options.mode == "square"
+    moments = Moments.for_square(plan.options.size) if square else Moments()
+    results: list[ShardResult] = []
+    for result, sums in read_results(out, plan):
+        results.append(result)
+        moments.merge(sums)
+    report_rows = [report_row for result in results for report_row in result.report_rows]
+    bad = too_many_bad(plan, sum(result.skipped for result in results), max_bad)
     if len(results) < len(plan.shards) and not bad:
-        missing = next(shard.name for shard in plan.shards if last_name(shard.name) not in done)
+        done = {result.name for result in results}
+        missing = next(shard.name for shard in plan.shards if shard.name not in done)
         raise RunError(
             f"{out}: {len(results)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
             f"{remedy}"
@@ -67,16 +83,49 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
     out.write(REPORT, report_csv(report_rows))
     if bad:
         raise BadImagesError(_bad_message(out, plan, report_rows, max_bad))
-    splits = _shards_by_split(results)
+    splits: dict[str, tuple[Shard, ...]] = {}
+    for result in results:
+        if result.shard is not None:
+            splits[result.split] = (*splits.get(result.split, ()), result.shard)
     _refuse_lost(plan, results, splits)
     checksum = None
-    if plan.options.mode == "square":
+    if square:
         mean_image = io.BytesIO()
         np.save(mean_image, mean_image_of(moments))
         out.write(MEAN_IMAGE, mean_image.getvalue())
         checksum = hashlib.sha256(mean_image.getvalue()).hexdigest()
-    manifest = _manifest(plan, splits, moments, checksum)
+    options = plan.options
+    manifest = Manifest(
+        format=FORMAT_VERSION,
+        image=ImageFormat(size=options.size, mode=options.mode, quality=options.quality),
+        classes=tuple(ClassInfo(*pair) for pair in plan.classes),
+        label_width=plan.label_width,
+        splits=splits,
+        statistics=statistics_of(moments),
+        seed=options.seed,
+        source=SourceInfo(plan.layout, plan.fingerprint),
+        settings={name: value for name, value in asdict(options).items() if name not in _FIELDS},
+        versions=plan.versions,
+        mean_image_sha256=checksum,
+    )
     out.write(FILE_NAME, to_json(manifest))
+    out.remove(WORK)
+    return manifest
+
+
+def merged(out: Store, source: Source, options: Options) -> Manifest:
+    """Return the manifest of a complete dataset, after a check that it is of this source and these options.
+
+    Library versions are not compared: a finished dataset stays valid when a library is updated.
+
+    Raises:
+        UsageError: The source or an option differs, or a shard or index is missing or has another size.
+    """
+    manifest = read_manifest(out)
+    made_with = manifest.settings | {name: field(manifest) for name, field in _FIELDS.items()}
+    wanted = asdict(options) | {"fingerprint": source.fingerprint()}
+    refuse_difference(wanted, made_with | {"fingerprint": manifest.source.fingerprint}, out)
+    check_sizes(out, manifest.shards)
     out.remove(WORK)
     return manifest
 
@@ -84,50 +133,6 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
 def too_many_bad(plan: Plan, skipped: int, max_bad: float) -> bool:
     """Whether `skipped` images are more than the share `max_bad` of all images of the job."""
     return skipped > max_bad * plan.samples
-
-
-def _manifest(
-    plan: Plan, splits: dict[str, tuple[Shard, ...]], moments: Moments, mean_image_sha256: str | None
-) -> Manifest:
-    settings = asdict(plan.options)
-    del settings["keep_aspect"], settings["keep_original"]
-    return Manifest(
-        format=FORMAT_VERSION,
-        image=ImageFormat(size=settings.pop("size"), mode=plan.options.mode, quality=settings.pop("quality")),
-        classes=tuple(ClassInfo(*pair) for pair in plan.classes),
-        label_width=plan.label_width,
-        splits=splits,
-        statistics=statistics_of(moments),
-        seed=settings.pop("seed"),
-        source=SourceInfo(plan.layout, plan.fingerprint),
-        settings=settings,
-        versions=plan.versions,
-        mean_image_sha256=mean_image_sha256,
-    )
-
-
-def _shards_by_split(results: list[tuple[ShardSummary, ShardResult]]) -> dict[str, tuple[Shard, ...]]:
-    splits: dict[str, list[Shard]] = {}
-    for shard, result in results:
-        if result.shard is not None:
-            splits.setdefault(shard.split, []).append(result.shard)
-    return {split: tuple(shards) for split, shards in splits.items()}
-
-
-def forget_skips(out: Store, plan: Plan) -> None:
-    """Mark finished shards with skipped images as unfinished: the files may be readable in the next run."""
-    done = finished(out)
-    for shard in plan.shards:
-        if last_name(shard.name) in done and read_result(out, shard.name)[0].skipped:
-            forget(out, shard.name)
-
-
-def _refuse_other_plan(out: Store, plan: Plan, result: ShardResult) -> None:
-    if result.plan != plan.digest:
-        raise RunError(
-            f"{out}: {result.name} was made for another plan, by a job that ran at the same time; remove "
-            f"{out} and start again, one job at a time"
-        )
 
 
 def _bad_message(out: Store, plan: Plan, report_rows: list[ReportRow], max_bad: float) -> str:
@@ -140,11 +145,9 @@ def _bad_message(out: Store, plan: Plan, report_rows: list[ReportRow], max_bad: 
     )
 
 
-def _refuse_lost(
-    plan: Plan, results: list[tuple[ShardSummary, ShardResult]], splits: dict[str, tuple[Shard, ...]]
-) -> None:
+def _refuse_lost(plan: Plan, results: list[ShardResult], splits: dict[str, tuple[Shard, ...]]) -> None:
     """Raise BadImagesError if a class has no training images left, or a split no images."""
-    trained = {label for shard, result in results if shard.split == "train" for label in result.labels}
+    trained = {label for result in results if result.split == "train" for label in result.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost:
         raise BadImagesError(

@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.dataset.manifest import to_json
 from pipeline.dataset.work import WORK, versions
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import UNKNOWN, Container, Sample, Source, shuffle_key
 from pipeline.storage.base import ByteRange, Store
 
@@ -163,6 +163,46 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
     return plan, shards
 
 
+def agreed_plan(out: Store, source: Source, options: Options) -> Plan:
+    """Make the plan of a job and store it, unless it is stored already.
+
+    Returns:
+        The stored plan, which the finished results name; the source may have moved since.
+
+    Raises:
+        UsageError: A plan with another source, option or library version is stored, or it is damaged.
+    """
+    plan, shards = make_plan(source, options)
+    if not out.is_file(PLAN):
+        store_plan(out, plan, shards)
+        return plan
+    stored = read_plan(out)
+    refuse_difference(identity(plan), identity(stored), out)
+    return stored
+
+
+def check_slice(out: Store, plan: Plan, source: Store, options: Options, layout: str) -> None:
+    """Check that a slice has the source, options and library versions of the stored plan.
+
+    The source is not listed again in every slice: a file that changed since is noticed by its size when it is
+    read.
+
+    Raises:
+        UsageError: Something differs, or a container of the source has another size.
+    """
+    refuse_difference(asdict(options) | versions(), identity(plan), out)
+    if source.url != plan.source:
+        raise UsageError(f"{out}: was planned from {plan.source}, not {source.url}; name the same source")
+    for container in plan.containers:
+        if (size := source.size(container.path)) != container.size:
+            raise UsageError(
+                f"{source.url_of(container.path)}: {size:,} bytes, but {container.size:,} when it was "
+                "listed; restore it, or start again in another folder"
+            )
+    if layout not in ("auto", plan.layout):
+        raise UsageError(f"{out}: was planned with --layout {plan.layout}, not {layout}")
+
+
 def store_plan(out: Store, plan: Plan, shards: list[ShardPlan]) -> None:
     """Write each shard's samples, then the plan: if plan.json is there, everything is."""
     for shard in shards:
@@ -194,11 +234,7 @@ def read_shard_plan(out: Store, name: str) -> ShardPlan:
     return _decode(out, _shard_file(name), ShardPlan)
 
 
-def refuse_difference(
-    wanted: Mapping[str, Any],
-    found: Mapping[str, Any],
-    out: Store,
-) -> None:
+def refuse_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], out: Store) -> None:
     """Raise UsageError if existing output was made from another source, options or library versions.
 
     Args:
@@ -212,7 +248,7 @@ def refuse_difference(
     differences = [
         "the source's files differ (names, labels or sizes)"
         if name == "fingerprint"
-        else f"{name} was {found.get(name)}, now {value}"
+        else f"{_shown(name)} was {found.get(name)}, now {value}"
         for name, value in wanted.items()
         if found.get(name) != value
     ]
@@ -223,14 +259,34 @@ def refuse_difference(
         )
 
 
+def refuse_versions(out: Store, plan: Plan, found: Mapping[str, str], where: str) -> None:
+    """Raise RunError if library versions differ from the plan's: they could decode or encode other bytes.
+
+    Args:
+        out: Folder of the dataset, for the message.
+        plan: Plan of the job.
+        found: Library name → version that was found.
+        where: Where it was found, for the message: a shard's name or "this machine".
+
+    Raises:
+        RunError: A version differs; the message names each.
+    """
+    differ = [f"{k} {found.get(k)} instead of {v}" for k, v in plan.versions.items() if found.get(k) != v]
+    if differ:
+        raise RunError(
+            f"{out}: {where} has {', '.join(differ)}, and other versions may give other bytes; "
+            "install the same, or start again in another folder"
+        )
+
+
 def identity(plan: Plan) -> dict[str, Any]:
-    """Return everything that the output's bytes depend on: options by option name, fingerprint, versions."""
-    return option_names(asdict(plan.options)) | {"fingerprint": plan.fingerprint} | plan.versions
+    """Return everything that the output's bytes depend on: options, fingerprint and versions, by name."""
+    return asdict(plan.options) | {"fingerprint": plan.fingerprint} | plan.versions
 
 
-def option_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with their names on the command line: `val_fraction` becomes `--val-fraction`."""
-    return {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+def _shown(name: str) -> str:
+    """Return the name of an option on the command line, such as `--val-fraction`; versions keep theirs."""
+    return f"--{name.replace('_', '-')}" if name in Options.__dataclass_fields__ else name
 
 
 def _decode(out: Store, name: str, kind: type[Kind]) -> Kind:

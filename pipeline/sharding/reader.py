@@ -1,13 +1,14 @@
 """Read the bytes of samples from files, members of tars, or spooled containers."""
 
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from pipeline.sources.base import FILE, Container, Sample
+from pipeline.images.pillow import DecodeError
+from pipeline.sources.base import FILE, UNKNOWN, Container, Sample
 from pipeline.sources.spool import needs_spool, spool, spooled_span
 from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.local import LocalStore
@@ -16,12 +17,9 @@ from pipeline.storage.local import LocalStore
 _BATCH = 32
 
 
-def in_reading_order(samples: Sequence[Sample]) -> list[int]:
-    """Return indices of samples in the order of their bytes in the source, for sequential reads."""
-    return sorted(
-        range(len(samples)),
-        key=lambda k: (samples[k].container, samples[k].offset, samples[k].path),
-    )
+def place_in_source(sample: Sample) -> tuple[int, int, str]:
+    """Return a sort key: samples sorted by it lie one after the other in the source."""
+    return sample.container, sample.offset, sample.path
 
 
 def read_samples(
@@ -30,8 +28,8 @@ def read_samples(
     spool_folder: Path,
     samples: Sequence[Sample],
     largest: int = sys.maxsize,
-) -> Iterator[bytes | OSError]:
-    """Yield the bytes of samples in the given order; an image that cannot be read yields its OSError.
+) -> Iterator[bytes | DecodeError]:
+    """Yield the bytes of samples in the given order, or a DecodeError with the reason why there are none.
 
     Containers that need spooling and are not spooled on this machine are spooled first. From a bucket, the
     next batch is read while the caller works on the last one.
@@ -41,7 +39,7 @@ def read_samples(
         containers: Containers that the samples refer to.
         spool_folder: Folder of spooled containers.
         samples: Samples in the order in which they are to be read.
-        largest: Size in bytes above which an image is not read but yields an OSError.
+        largest: Size in bytes above which an image is not read.
 
     Raises:
         UsageError: A container is damaged or has changed since it was listed.
@@ -52,34 +50,40 @@ def read_samples(
         if needs_spool(containers[number]):
             spool(source, number, containers[number], spool_folder)
 
-    def located(sample: Sample) -> tuple[Store, ByteRange]:
-        if sample.container == FILE:
-            return source, ByteRange(sample.path)
-        container = containers[sample.container]
-        if needs_spool(container):
-            span = spooled_span(spool_folder, sample.container, container, sample.offset, sample.size)
-            return spooled, span
-        return source, ByteRange(container.path, sample.offset, sample.size)
+    def located(sample: Sample) -> tuple[Store | None, ByteRange]:
+        """Return where a sample's bytes are; no store if they are too many."""
+        store, span = source, ByteRange(sample.path)
+        if sample.container != FILE:
+            container = containers[sample.container]
+            span = ByteRange(container.path, sample.offset, sample.size)
+            if needs_spool(container):
+                store = spooled
+                span = spooled_span(spool_folder, sample.container, container, sample.offset, sample.size)
+        return (None if max(span.size or 0, sample.size) > largest else store), span
 
     def read(batch: Sequence[Sample]) -> Iterator[bytes | OSError]:
-        placed = ((*located(sample), sample.size) for sample in batch)
-        for (store, too_large), group in groupby(
-            placed, lambda p: (p[0], max(p[1].size or 0, p[2]) > largest)
-        ):
-            spans = [span for _, span, _ in group]
-            if too_large:
-                yield from (OSError(errno.EFBIG, f"larger than {largest:,} bytes", s.path) for s in spans)
+        for store, group in groupby(map(located, batch), itemgetter(0)):
+            if store is None:
+                yield from (OSError(f"larger than {largest:,} bytes") for _ in group)
             else:
-                yield from store.read_many(spans)
+                yield from store.read_many([span for _, span in group])
 
-    if source.local is not None:  # the kernel reads ahead; a thread would cost more than it gains
-        yield from read(samples)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(list, read(samples[:_BATCH]))
-        for start in range(_BATCH, len(samples) + _BATCH, _BATCH):
-            current, ahead = ahead, thread.submit(list, read(samples[start : start + _BATCH]))
-            yield from current.result()
+    def read_ahead() -> Iterator[bytes | OSError]:
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(list, read(samples[:_BATCH]))
+            for start in range(_BATCH, len(samples) + _BATCH, _BATCH):
+                current, ahead = ahead, thread.submit(list, read(samples[start : start + _BATCH]))
+                yield from current.result()
+
+    # On this machine the kernel reads ahead; a thread would cost more than it gains.
+    found = read_ahead() if source.local is None else read(samples)
+    for sample, data in zip(samples, found, strict=True):
+        if isinstance(data, OSError):
+            yield DecodeError(f"unreadable file: {data.strerror or data}")
+        elif sample.size not in (UNKNOWN, len(data)):
+            yield DecodeError(f"has {len(data)} bytes now, but {sample.size} when it was listed")
+        else:
+            yield data
 
 
 def display(containers: Sequence[Container], sample: Sample) -> str:

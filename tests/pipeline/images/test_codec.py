@@ -34,6 +34,7 @@ from pipeline.images.codec import DecodeError, decode, encode
         {"quality": 20},
         {"restart_marker_blocks": 1},
         {"icc_profile": bytes(300_000)},
+        {"keep_rgb": True},
     ],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -41,7 +42,7 @@ def test_jpegs_decode_as_pillow_decodes_them(mode, options):
     data = encoded(Image.fromarray(draw_image(2, 61, 83)).convert(mode), **options)
     found = decode(data, 1)
     assert found.repair == ""
-    assert found.jpeg is None
+    assert found.jpeg == b""
     assert found.shape == (61, 83)
     assert found.pixels.dtype == np.uint8
     assert np.array_equal(found.pixels, pillow(data))
@@ -55,12 +56,6 @@ def test_scans_of_one_plane_each_make_a_image():
     found = decode(data, 1, keep=True)
     assert np.abs(found.pixels.astype(int) - np.asarray(expected)).max() <= 2  # the color conversion rounds
     assert found.jpeg == data
-
-
-def test_the_colors_of_a_jpeg_in_rgb_are_its_own():
-    pixels = draw_image(2, 40, 56)
-    data = encoded(pixels, keep_rgb=True, quality=95)
-    assert np.abs(decode(data, 1).pixels.astype(int) - pixels).mean() < 3
 
 
 @pytest.mark.parametrize("data", [LOSSLESS, ARITHMETIC], ids=["lossless", "arithmetic"])
@@ -123,48 +118,26 @@ AT_TABLES = JPEG.index(b"\xff\xdb")
     ],
 )
 def test_stray_bytes_in_the_header_cost_no_pixel(data):
-    found = decode(data, 1)
+    found = decode(data, 1, keep=True)
     assert np.array_equal(found.pixels, pillow(JPEG))
-    assert found.repair == "stray or odd bytes in the header removed"
-
-
-def test_a_mended_header_is_what_is_kept():
-    found = decode(JPEG[:2] + b"12345" + JPEG[2:], 1, keep=True)
-    assert found.jpeg == JPEG
+    assert found.jpeg == JPEG  # what is kept is mended
     assert found.repair == "stray or odd bytes in the header removed"
 
 
 @pytest.mark.parametrize("options", [{"subsampling": 0, "quality": 100}, {"quality": 90}])
-@pytest.mark.parametrize("marker", [True, False])
-def test_cmyk_becomes_rgb_as_in_pillow(marker, options):
+@pytest.mark.parametrize("transform", [None, 0, 2])
+def test_cmyk_becomes_rgb_as_in_pillow(transform, options):
     data = encoded(Image.fromarray(draw_image(6, 40, 56)).convert("CMYK"), **options)
     at = data.index(b"\xff\xee")
     assert data[at : at + 9] == b"\xff\xee\x00\x0eAdobe"
-    if not marker:  # readers treat the values as inverted with or without Adobe's marker
-        data = data[:at] + data[at + 16 :]
+    # Readers treat the values as inverted with or without Adobe's marker.
+    marker = b"" if transform is None else data[at : at + 15] + bytes([transform])
+    data = data[:at] + marker + data[at + 16 :]
     found = decode(data, 1)
     assert "CMYK" in found.repair
     difference = np.abs(found.pixels.astype(int) - pillow(data))
     assert difference.max() <= 1  # one product is rounded
     assert difference.mean() < 0.5
-
-
-def test_cmyk_inks_mean_what_they_say():
-    inks = np.zeros((8, 8, 4), np.uint8)
-    inks[:4, :, 0] = 255  # cyan above, half black below
-    inks[4:, :, 3] = 128
-    found = decode(encoded(Image.fromarray(inks, "CMYK"), subsampling=0, quality=100), 1).pixels
-    assert np.abs(found[1, 1].astype(int) - [0, 255, 255]).max() <= 3
-    assert np.abs(found[6, 6].astype(int) - 127).max() <= 3
-
-
-@pytest.mark.parametrize("transform", [0, 2])
-def test_cmyk_of_either_transform_is_read_as_pillow_reads_it(transform):
-    data = encoded(Image.fromarray(draw_image(6, 40, 56)).convert("CMYK"), quality=95)
-    at = data.index(b"Adobe") + 11
-    data = data[:at] + bytes([transform]) + data[at + 1 :]
-    difference = np.abs(decode(data, 1).pixels.astype(int) - pillow(data))
-    assert difference.max() <= 1
 
 
 # Bytes kept as they are
@@ -198,7 +171,7 @@ def test_good_color_jpegs_are_kept(options):
 )
 def test_what_cannot_be_kept_comes_at_full_scale_to_be_encoded(data, repair):
     found = decode(data, 1, size=2, keep=True)
-    assert found.jpeg is None
+    assert found.jpeg == b""
     assert found.repair == repair
     assert found.pixels.shape[:2] == found.shape == pillow(data).shape[:2]
 
@@ -270,7 +243,7 @@ def test_jpegs_that_cannot_be_stored_are_refused(data, reason, keep):
 # Encoding
 
 
-@pytest.mark.parametrize("quality", [1, 50, 90, 95, 100])
+@pytest.mark.parametrize("quality", [1, 95, 100])
 def test_encoding_has_the_quality_and_subsampling_that_it_says(quality):
     pixels = draw_image(10, 50, 70)
     with Image.open(io.BytesIO(encode(pixels, quality))) as image:

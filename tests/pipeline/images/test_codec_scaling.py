@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from helpers.codec_files import attempt
 from helpers.folders import draw_image, encoded
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 
 from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
@@ -10,6 +10,7 @@ from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_sq
 # Decoding at a smaller scale
 
 
+@settings(max_examples=50)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),
@@ -30,12 +31,12 @@ def test_the_smallest_scale_that_holds_the_target_is_used(height, width, size, m
     assert resize_shorter(found.pixels, size, found.shape).shape == whole.shape
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("size", [32, 256])
 def test_a_smaller_scale_shows_the_same_photograph(shared_data, size):
     """The difference was 1.3 to 2.8 gray levels over 19 photographs; the JPEG's quality costs 1 to 2."""
     data = (shared_data / "hostile" / "junk_header.JPEG").read_bytes()  # 768 × 1024
     whole, scaled = decode(data, 1), decode(data, 1, size=size)
-    assert max(scaled.pixels.shape) == {256: 512, 128: 256, 64: 128, 32: 128}[size]
+    assert max(scaled.pixels.shape) == {256: 512, 32: 128}[size]
     expected = resize_shorter(whole.pixels, size).astype(int)
     found = resize_shorter(scaled.pixels, size, scaled.shape)
     assert np.abs(found - expected).mean() < 4
@@ -50,6 +51,7 @@ def test_an_eighth_is_the_mean_of_each_block():
     assert np.abs(found.astype(int) - pixels[::8, ::8]).max() <= 1
 
 
+@settings(max_examples=50)
 @given(
     st.sampled_from([{}, {"progressive": True}, {"restart_marker_blocks": 2}]),
     st.integers(7, 30),
@@ -78,6 +80,7 @@ def test_images_too_narrow_for_the_target_decode_all_the_same():
 # Resizing
 
 
+@settings(max_examples=50)
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 150))
 def test_the_shorter_side_is_exact_and_the_longer_nearest(height, width, size):
     scaled = resize_shorter(np.zeros((height, width, 3), np.uint8), size)
@@ -85,15 +88,6 @@ def test_the_shorter_side_is_exact_and_the_longer_nearest(height, width, size):
     longer = scaled.shape[0] if height > width else scaled.shape[1]
     assert abs(longer - max(height, width) * size / min(height, width)) <= 0.5
     assert scaled.dtype == np.uint8
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4, 8])
-@pytest.mark.parametrize("shape", [(16, 16), (16, 21), (25, 16)])
-def test_shrinking_by_a_whole_factor_is_the_mean_of_each_block(factor, shape):
-    rows, columns = shape
-    pixels = np.random.default_rng(factor).integers(0, 256, (rows * factor, columns * factor, 3), np.uint8)
-    mean = pixels.reshape(rows, factor, columns, factor, 3).astype(float).mean(axis=(1, 3))
-    assert np.abs(resize_shorter(pixels, 16) - mean).max() <= 0.5 + 1e-4
 
 
 def test_shrinking_by_any_factor_weighs_pixels_by_their_area():
@@ -150,6 +144,7 @@ def test_the_center_square_leaves_equal_margins(height, width, top, left):
     assert square.flags.c_contiguous
 
 
+@settings(max_examples=50)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60))
 def test_the_center_square_is_scaled_alone(height, width, size):
     pixels = np.random.default_rng(height * 100 + width).integers(0, 256, (height, width, 3), np.uint8)
@@ -157,9 +152,3 @@ def test_the_center_square_is_scaled_alone(height, width, size):
     top, left = (height - side) // 2, (width - side) // 2
     cut = pixels[top : top + side, left : left + side].copy()
     assert np.array_equal(resize_square(pixels, size), resize_shorter(cut, size))
-
-
-def test_the_square_of_a_line_is_one_pixel_grown():
-    pixels = np.zeros((1, 999, 3), np.uint8)
-    pixels[0, 499] = (10, 20, 30)
-    assert (resize_square(pixels, 5) == (10, 20, 30)).all()

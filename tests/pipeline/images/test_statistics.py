@@ -1,10 +1,11 @@
+import contextlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from pipeline import LocalExecutor, Options, prepare, read_source
+from pipeline.images.codec import DecodeError, decode, resize_square
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 
 
@@ -32,6 +33,7 @@ def random_image(seed, height=9, width=7):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40))
 def test_sums_equal_those_of_python_integers(seed, height, width):
     images = [random_image(seed, height, width), random_image(seed + 1, width, 3)]
@@ -43,20 +45,11 @@ def test_sums_equal_those_of_python_integers(seed, height, width):
     assert moments.image_sum is None
 
 
-@pytest.mark.parametrize("pixels", [1, 255, 256, 257, 511, 512, 513, 1_000_003])
+@pytest.mark.parametrize("pixels", [1, 257, 1_000_003])
 def test_white_is_the_worst_case_and_exact(pixels):
     moments = moments_of([np.full((pixels, 1, 3), 255, np.uint8)])
     assert moments.sums.tolist() == [255 * pixels] * 3
     assert moments.products.tolist() == [[255 * 255 * pixels] * 3] * 3
-
-
-def test_large_images_equal_numpy_in_int64():
-    image = random_image(0, 613, 509)
-    flat = image.reshape(-1, 3).astype(np.int64)
-    moments = moments_of([image])
-    assert np.array_equal(moments.products, flat.T @ flat)
-    assert np.array_equal(moments.sums, flat.sum(axis=0))
-    assert moments.products.dtype == moments.sums.dtype == np.int64
 
 
 def test_views_and_transposed_images_count_alike():
@@ -66,6 +59,7 @@ def test_views_and_transposed_images_count_alike():
     assert bits(moments_of([image])) == bits(moments_of([image.transpose(1, 0, 2)]))
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.permutations(range(4)), st.integers(0, 99))
 def test_any_partition_merged_in_any_order_gives_the_same_bits(workers, order, seed):
     images = [random_image(seed * 100 + k, 8, 8) for k in range(len(workers))]
@@ -86,13 +80,6 @@ def test_parts_without_a_sum_image_leave_it_alone():
     assert np.array_equal(merged.image_sum, before)
 
 
-def test_moments_do_not_share_their_arrays():
-    a, b = Moments(), Moments()
-    a.add(random_image(0, 2, 2))
-    assert not b.sums.any()
-    assert not b.products.any()
-
-
 def test_a_image_of_another_size_has_no_place_in_the_sum_image():
     with pytest.raises(ValueError, match=r"shape \(8, 9, 3\), but the others have \(8, 8, 3\)"):
         Moments.for_square(8).add(random_image(0, 8, 9))
@@ -105,21 +92,6 @@ def test_more_images_than_float32_could_sum_are_exact(monkeypatch):
     assert 2**24 // 255 * 255 <= 2**24 < (2**24 // 255 + 1) * 255
 
 
-def test_reading_the_sum_image_between_images_changes_nothing():
-    images = [random_image(k, 4, 4) for k in range(5)]
-    moments = Moments.for_square(4)
-    for image in images:
-        moments.add(image)
-        assert moments.image_sum.dtype == np.int64
-    assert np.array_equal(moments.image_sum, np.sum(images, axis=0, dtype=np.int64))
-
-
-def test_images_of_changing_sizes_leave_nothing_behind():
-    images = [random_image(k, *shape) for k, shape in enumerate([(20, 30), (19, 30), (3, 3), (20, 30)])]
-    _, _, products = reference(images)
-    assert moments_of(images).products.tolist() == products
-
-
 # Constants of the released source: standard deviations along three directions, and the directions as columns
 # of a matrix with rows R, G, B.
 SOURCE_DEVIATIONS = np.array([19.72, 37.09, 121.78])
@@ -128,6 +100,7 @@ SOURCE_VECTORS = np.array(
 )
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12))
 def test_mean_and_covariance_are_the_nearest_doubles_to_the_exact_values(seed, height, width):
     image = random_image(seed, height, width)
@@ -152,14 +125,7 @@ def test_no_precision_is_lost_over_as_many_pixels_as_imagenet_has():
     assert statistics_of(moments).covariance == ((float(exact),) * 3,) * 3
 
 
-def test_numpy_agrees():
-    images = [random_image(k) for k in range(5)]
-    found = statistics_of(moments_of(images))
-    flat = np.concatenate([p.reshape(-1, 3) for p in images]).astype(float)
-    assert np.allclose(found.mean, flat.mean(axis=0), rtol=1e-14)
-    assert np.allclose(found.covariance, np.cov(flat.T, bias=True), rtol=1e-12)
-
-
+@settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_the_eigenvectors_rebuild_the_covariance(seed):
     found = statistics_of(moments_of([random_image(seed)]))
@@ -175,7 +141,7 @@ def test_the_eigenvectors_rebuild_the_covariance(seed):
 def test_a_image_along_one_direction():
     # The pixels lie 6 apart along (2, 1, -2) / 3, so 3 from their mean: a variance of 9.
     found = statistics_of(moments_of([np.array([[[10, 20, 30], [14, 22, 26]]], np.uint8)]))
-    assert found.mean == (12, 21, 28)
+    assert (found.pixels, found.mean, found.measured_on) == (2, (12, 21, 28), "source")
     assert found.covariance == ((4, 2, -4), (2, 1, -2), (-4, -2, 4))
     assert found.eigenvalues == pytest.approx((9, 0, 0), abs=1e-12)
     direction = np.array(found.eigenvectors[0])
@@ -183,18 +149,13 @@ def test_a_image_along_one_direction():
     assert direction[0] * direction[2] < 0
 
 
-@pytest.mark.parametrize("level", range(0, 256, 15))
+@pytest.mark.parametrize("level", [0, 120, 255])
 def test_gray_and_flat_images_have_no_negative_variance(level):
     gray = np.repeat(random_image(level)[:, :, :1], 3, axis=2)
     for image in (gray, np.full((4, 4, 3), level)):
         found = statistics_of(moments_of([image]))
         assert min(found.eigenvalues) >= 0
         assert np.isfinite(found.deviations).all()
-
-
-def test_measured_on_is_kept():
-    assert statistics_of(moments_of([random_image(0)])).measured_on == "source"
-    assert statistics_of(moments_of([random_image(0)]), "decoded").measured_on == "decoded"
 
 
 def test_no_pixels_no_statistics():
@@ -215,9 +176,12 @@ def test_no_mean_image_without_square_images(moments):
         mean_image_of(moments)
 
 
-def test_real_images_land_on_the_directions_of_the_released_source(shared_data, tmp_path):
-    source = read_source(shared_data / "imagenet-sample")
-    found = prepare(source, tmp_path / "out", Options(size=96), executor=LocalExecutor(2)).statistics
+def test_real_images_land_on_the_directions_of_the_released_source(shared_data):
+    moments = Moments()
+    for path in sorted((shared_data / "imagenet-sample" / "train").rglob("*.JPEG")):
+        with contextlib.suppress(DecodeError):
+            moments.add(resize_square(decode(path.read_bytes(), 100, size=96).pixels, 96))
+    found = statistics_of(moments)
     order = SOURCE_DEVIATIONS.argsort()[::-1]  # ours are sorted, largest first
     cosines = np.array(found.eigenvectors) @ SOURCE_VECTORS[:, order]
     assert np.abs(np.diag(cosines)).min() > 0.99

@@ -1,9 +1,9 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import pytest
 from helpers.folders import place
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.dataset.work import versions
@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.sharding.plan import (
     Options,
     _shard_count,
+    agreed_plan,
     identity,
     make_plan,
     read_plan,
@@ -38,6 +39,7 @@ def order(planned, split="train"):
     return [sample.key for shard in shards if shard.split == split for sample in shard.samples]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 400), st.integers(0, 150), st.none() | st.integers(1, 120), st.integers(0, 9))
 def test_every_sample_is_in_exactly_one_shard_and_shards_are_even(train, val, per_shard, seed):
     listed = source(train, val)
@@ -60,12 +62,8 @@ def test_every_sample_is_in_exactly_one_shard_and_shards_are_even(train, val, pe
     ("samples", "per_shard", "count"),
     [
         (1, None, 1),
-        (50, None, 1),
         (51, None, 2),
-        (800, None, 16),
         (32_000, None, 16),
-        (32_001, None, 17),
-        (50_000, None, 25),
         (1_281_167, None, 641),
         (10, 3, 4),
         (9, 3, 3),
@@ -116,10 +114,10 @@ def test_splits_are_shuffled_apart():
     assert order(plan, "train") != order(plan, "val")
 
 
-@pytest.mark.parametrize(("classes", "width"), [(2, 4), (1000, 4), (10_000, 4), (10_001, 5), (100_001, 6)])
+@pytest.mark.parametrize(("classes", "width"), [(2, 4), (10_000, 4), (10_001, 5), (100_001, 6)])
 def test_label_width(classes, width):
-    plan, _ = make_plan(source(2, classes=classes), Options())
-    assert plan.label_width == width
+    plan, _ = make_plan(source(2), Options())
+    assert replace(plan, classes=(("id", "name"),) * classes).label_width == width
 
 
 def test_the_plan_carries_the_source_and_the_versions():
@@ -128,15 +126,9 @@ def test_the_plan_carries_the_source_and_the_versions():
     assert (plan.layout, plan.fingerprint, plan.options.seed) == ("folders", listed.fingerprint(), 5)
     assert plan.classes == (("c0", "class 0"), ("c1", "class 1"))
     assert plan.versions == versions()
-    assert plan.versions["numpy"] == version("numpy")
-    assert set(plan.versions) == {
-        "alexnet-toolkit",
-        "numpy",
-        "opencv-python-headless",
-        "pillow",
-        "simplejpeg",
-        "architecture",
-    }
+    names = {"alexnet-toolkit", "numpy", "opencv-python-headless", "pillow", "simplejpeg"}
+    assert plan.versions.keys() == names | {"architecture"}
+    assert all(plan.versions[name] == version(name) for name in names)
 
 
 def test_a_stored_plan_reads_back(tmp_path):
@@ -169,61 +161,45 @@ def test_a_damaged_plan_is_refused(tmp_path, data):
         read_shard_plan(out, "train/train-000000")
 
 
-def test_a_missing_plan_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no preparation was begun here"):
-        read_plan(open_store(tmp_path))
+def test_a_stored_plan_is_kept_for_the_same_input(tmp_path):
+    out = open_store(tmp_path)
+    stored = agreed_plan(out, source(3), Options(seed=1))
+    moved = Source("elsewhere", "folders", source(3).classes, source(3).splits)
+    assert agreed_plan(out, moved, Options(seed=1)) == stored == read_plan(out)
 
 
-def refuse(wanted, found, tmp_path):
-    refuse_difference(identity(wanted[0]), found, open_store(tmp_path))
+OTHERS = {
+    "size": (64, "--size was 256, now 64"),
+    "keep_aspect": (True, "--keep-aspect was False, now True"),
+    "quality": (90, "--quality was 95, now 90"),
+    "val_fraction": (0.1, "--val-fraction was None, now 0.1"),
+    "seed": (3, "--seed was 0, now 3"),
+    "shard_samples": (9, "--shard-samples was None, now 9"),
+    "max_megapixels": (1.5, "--max-megapixels was 100.0, now 1.5"),
+    "exif_rotate": (True, "--exif-rotate was False, now True"),
+    "keep_original": (True, "--keep-original was False, now True"),
+}
 
 
-def test_the_same_input_is_not_refused(tmp_path):
-    planned = make_plan(source(3), Options(seed=1))
-    refuse(planned, identity(planned[0]), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (Options(size=64), "--size was 64, now 256"),
-        (Options(keep_aspect=True), "--keep-aspect was True, now False"),
-        (Options(quality=90), "--quality was 90, now 95"),
-        (Options(val_fraction=0.1), "--val-fraction was 0.1, now None"),
-        (Options(seed=3), "--seed was 3, now 0"),
-        (Options(shard_samples=9), "--shard-samples was 9, now None"),
-        (Options(max_megapixels=1.5), "--max-megapixels was 1.5, now 100.0"),
-        (Options(exif_rotate=True), "--exif-rotate was True, now False"),
-        (Options(keep_original=True), "--keep-original was True, now False"),
-    ],
-)
-def test_each_option_that_differs_is_named(options, message, tmp_path):
-    other, _ = make_plan(source(3), options)
+@pytest.mark.parametrize("name", asdict(Options()))
+def test_each_option_that_differs_is_named(name, tmp_path):
+    value, message = OTHERS[name]
+    out = open_store(tmp_path)
+    agreed_plan(out, source(3), Options())
     with pytest.raises(UsageError) as refused:
-        refuse(make_plan(source(3), Options()), identity(other), tmp_path)
+        agreed_plan(out, source(3), Options(**{name: value}))
     assert f"{tmp_path} holds output of another run: {message}; give the same" in str(refused.value)
 
 
-def test_every_option_is_compared():
-    assert len(asdict(Options())) == 9  # the test above has a row for each of them
-
-
-def test_source_and_versions_that_differ_are_named(tmp_path):
-    planned = make_plan(source(3), Options())
-    found = identity(planned[0])
-    with pytest.raises(UsageError, match=r"the source's files differ \(names, labels or sizes\)"):
-        refuse(planned, found | {"fingerprint": "e" * 64}, tmp_path)
-    with pytest.raises(UsageError, match=r"numpy was 1\.0, now"):
-        refuse(planned, found | {"numpy": "1.0"}, tmp_path)
-    with pytest.raises(UsageError, match="--size was 1, now 256; --seed was 2, now 0; the source's"):
-        refuse(planned, found | {"--size": 1, "--seed": 2, "fingerprint": "e" * 64}, tmp_path)
+def test_all_that_differs_is_named(tmp_path):
+    wanted = identity(make_plan(source(3), Options())[0])
+    found = wanted | {"size": 1, "seed": 2, "fingerprint": "e" * 64, "numpy": "1.0"}
+    with pytest.raises(
+        UsageError, match=r"--size was 1, now 256; --seed was 2, now 0; the source's .*; numpy was 1\.0, now"
+    ):
+        refuse_difference(wanted, found, open_store(tmp_path))
 
 
 def test_two_ways_of_keeping_more_exclude_each_other():
     with pytest.raises(UsageError, match="--keep-aspect scales images and --keep-original does not"):
         Options(keep_aspect=True, keep_original=True)
-    assert [Options().mode, Options(keep_aspect=True).mode, Options(keep_original=True).mode] == [
-        "square",
-        "aspect",
-        "original",
-    ]

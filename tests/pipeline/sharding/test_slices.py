@@ -2,15 +2,17 @@ import fcntl
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from helpers.folders import SIZE, draw_image, encoded, place, times, tree, write_source
+from helpers.inline import INLINE
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
 from pipeline.errors import RunError, UsageError
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
+make_slice = partial(prepare_slice, executor=INLINE)
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,13 @@ def source(tmp_path_factory):
 def whole(source, tmp_path_factory):
     """File tree of the output of one whole job."""
     out = tmp_path_factory.mktemp("whole")
-    prepare(read_source(source), out, OPTIONS)
+    prepare(read_source(source), out, OPTIONS, executor=INLINE)
     return tree(out)
 
 
 @pytest.mark.parametrize(("count", "order"), [(1, [0]), (3, [2, 0, 1]), (20, [*range(19, -1, -1)])])
 def test_slices_in_any_order_make_the_same_dataset(source, whole, tmp_path, count, order):
-    shards = [prepare_slice(source, tmp_path / "out", OPTIONS, k, count) for k in order]
+    shards = [make_slice(source, tmp_path / "out", OPTIONS, k, count) for k in order]
     assert sum(shards) == 8
     assert max(shards) - min(shards) <= 1
     finish(tmp_path / "out")
@@ -37,52 +39,51 @@ def test_slices_in_any_order_make_the_same_dataset(source, whole, tmp_path, coun
 
 
 def test_slices_at_the_same_time_make_the_same_dataset(source, whole, tmp_path):
-    command = "from cli.prep import main; main()"
-    words = ["shard", source, tmp_path / "out", "--size", SIZE, "--shard-samples", 5, "--workers", 1]
-
-    def run(k):
-        job = [sys.executable, "-c", command, *map(str, words), "--task", f"{k}/3"]
-        return subprocess.run(job, capture_output=True, text=True, check=False)
-
-    with ThreadPoolExecutor(3) as together:
-        done = list(together.map(run, range(3)))
-    assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 3
-    assert "task 0 of 3 done, 3 shards; after all tasks, run `alexnet-prep finish " in done[0].stdout
+    code = "from cli.prep import main; main()"
+    job = [sys.executable, "-c", code, "shard", source, tmp_path / "out", "--shard-samples", "5"]
+    running = [
+        subprocess.Popen([*job, "--size", str(SIZE), "--task", f"{k}/3"], stdout=-1, stderr=-1, text=True)
+        for k in range(3)
+    ]
+    for k, process in enumerate(running):
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        assert f"task {k} of 3 done, {(3, 3, 2)[k]} shards" in out
     finish(tmp_path / "out")
     assert tree(tmp_path / "out") == whole
 
 
 def test_a_whole_job_completes_what_slices_began(source, whole, tmp_path):
-    prepare_slice(source, tmp_path / "out", OPTIONS, 1, 2)
+    make_slice(source, tmp_path / "out", OPTIONS, 1, 2)
     before = times(tmp_path / "out")
     kept = {name: at for name, at in before.items() if name.endswith(".tar")}
     assert len(kept) == 4
-    prepare(read_source(source), tmp_path / "out", OPTIONS)
+    prepare(read_source(source), tmp_path / "out", OPTIONS, executor=INLINE)
     assert tree(tmp_path / "out") == whole
     assert kept.items() <= times(tmp_path / "out").items()
 
 
 def test_finishing_needs_every_slice(source, whole, tmp_path):
     out = tmp_path / "out"
-    prepare_slice(source, out, OPTIONS, 0, 2)
+    make_slice(source, out, OPTIONS, 0, 2)
     with pytest.raises(RunError, match=r"4 of 8 shards are finished \(missing: train/train-000001, "):
         finish(out)
     assert not (out / "manifest.json").exists()
-    prepare_slice(source, out, OPTIONS, 1, 2)
+    make_slice(source, out, OPTIONS, 1, 2)
     finish(out)
     assert tree(out) == whole
     before = times(out)
     finish(out)  # does nothing the second time
     assert times(out) == before
     with pytest.raises(UsageError, match="is complete already"):
-        prepare_slice(source, out, OPTIONS, 1, 2)
+        make_slice(source, out, OPTIONS, 1, 2)
 
 
-def test_finishing_nothing_is_refused(tmp_path):
+@pytest.mark.parametrize("folder", [".", "nowhere"])
+def test_finishing_nothing_is_refused(tmp_path, folder):
     with pytest.raises(UsageError, match="no preparation was begun here"):
-        finish(tmp_path)
-    with pytest.raises(UsageError, match="no preparation was begun here"):
-        finish(tmp_path / "nowhere")
+        finish(tmp_path / folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (5, 3), (0, 0)])
@@ -90,46 +91,43 @@ def test_numbers_out_of_range_are_refused(source, tmp_path, index, count):
     with pytest.raises(
         UsageError, match=f"--task {index}/{count}: (tasks of {count} are numbered 0 to|there)"
     ):
-        prepare_slice(source, tmp_path / "out", OPTIONS, index, count)
+        make_slice(source, tmp_path / "out", OPTIONS, index, count)
 
 
-def test_slices_of_different_options_are_refused(source, tmp_path):
-    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 2)
+def test_slices_of_another_job_are_refused(source, tmp_path):
+    out = tmp_path / "out"
+    make_slice(source, out, OPTIONS, 0, 2)
     with pytest.raises(UsageError, match="--size was 48, now 32"):
-        prepare_slice(source, tmp_path / "out", Options(size=32, shard_samples=5), 1, 2)
+        make_slice(source, out, Options(size=32, shard_samples=5), 1, 2)
     with pytest.raises(UsageError, match="was planned with --layout folders, not kaggle"):
-        prepare_slice(source, tmp_path / "out", OPTIONS, 1, 2, layout="kaggle")
+        make_slice(source, out, OPTIONS, 1, 2, layout="kaggle")
+    other = write_source(tmp_path / "other", train=1, val=0)
+    with pytest.raises(UsageError, match=f"was planned from {source}, not {other}; name the same source"):
+        make_slice(other, out, OPTIONS, 1, 2)
 
 
-def test_the_same_slice_twice_at_once_is_refused(source, tmp_path):
+def test_a_slice_runs_beside_other_slices_but_not_beside_a_whole_job_or_finish(source, tmp_path):
     out = tmp_path / "out"
-    lock = place(out / ".work" / "task-0-of-2.lock")
-    with lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with place(out / ".work" / "task-0-of-2.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as the same slice does
         with pytest.raises(UsageError, match="another job is writing"):
-            prepare_slice(source, out, OPTIONS, 0, 2)
-        prepare_slice(source, out, OPTIONS, 1, 2)
-
-
-def test_a_slice_beside_a_whole_job_or_finish_is_refused(source, tmp_path):
-    out = tmp_path / "out"
-    prepare_slice(source, out, OPTIONS, 1, 2)
+            make_slice(source, out, OPTIONS, 0, 2)
+        make_slice(source, out, OPTIONS, 1, 2)
     with (out / ".work" / "job.lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a whole job does
         with pytest.raises(UsageError, match="another job is writing"):
-            prepare_slice(source, out, OPTIONS, 0, 2)
-        fcntl.flock(held, fcntl.LOCK_SH)  # as a running slice does
+            make_slice(source, out, OPTIONS, 0, 2)
+        fcntl.flock(held, fcntl.LOCK_SH)  # as another slice does
         with pytest.raises(UsageError, match="another job is writing"):
             finish(out)
         with pytest.raises(UsageError, match="another job is writing"):
             prepare(read_source(source), out, OPTIONS)
-        prepare_slice(source, out, OPTIONS, 0, 2)
+        make_slice(source, out, OPTIONS, 0, 2)
 
 
 def test_a_result_of_another_machines_libraries_is_refused(source, tmp_path):
     out = tmp_path / "out"
-    for k in range(2):
-        prepare_slice(source, out, OPTIONS, k, 2)
+    make_slice(source, out, OPTIONS, 0, 1)
     path = out / ".work" / "results" / "train-000002.json"
     result = json.loads(path.read_text())
     result["versions"]["simplejpeg"] = "0.1"
@@ -140,34 +138,28 @@ def test_a_result_of_another_machines_libraries_is_refused(source, tmp_path):
 
 
 def test_an_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
-    source = write_source(tmp_path / "source")
-    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 8)
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    make_slice(source, out, OPTIONS, 0, 8)
     changed = sorted((source / "val" / "bee").iterdir())[0]
     changed.write_bytes(encoded(draw_image(99), "PNG"))
     for k in range(1, 8):
-        prepare_slice(source, tmp_path / "out", OPTIONS, k, 8, max_bad=1)
-    finish(tmp_path / "out", max_bad=1)
-    report = (tmp_path / "out" / "report.csv").read_text().splitlines()
-    assert len(report) == 2
-    assert report[1].startswith(f'val/bee/{changed.name},"has ')
-    assert report[1].endswith('when it was listed",skipped')
-
-
-def test_a_slice_of_another_source_is_refused(source, tmp_path):
-    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 2)
-    other = write_source(tmp_path / "other")
-    with pytest.raises(UsageError, match=f"was planned from {source}, not {other}; name the same source"):
-        prepare_slice(other, tmp_path / "out", OPTIONS, 1, 2)
+        make_slice(source, out, OPTIONS, k, 8, max_bad=1)
+    with pytest.raises(RunError, match="1 of 36 images cannot be decoded"):
+        finish(out, max_bad=0)
+    assert finish(out, max_bad=1).samples("val") == 11  # a higher limit completes it
+    _, row = (out / "report.csv").read_text().splitlines()
+    assert row.startswith(f'val/bee/{changed.name},"has ')
+    assert row.endswith('when it was listed",skipped')
 
 
 def test_a_container_that_changed_since_is_refused(source, tmp_path):
     dataset = tmp_path / "tars"
-    prepare(read_source(source), dataset, OPTIONS)
-    prepare_slice(dataset, tmp_path / "out", OPTIONS, 0, 2, layout="webdataset")
+    prepare(read_source(source), dataset, OPTIONS, executor=INLINE)
+    make_slice(dataset, tmp_path / "out", OPTIONS, 0, 2, layout="webdataset")
     tar = dataset / "train" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes() + bytes(10240))
     with pytest.raises(UsageError, match=r"train-000000\.tar: .* bytes, but .* when it was listed"):
-        prepare_slice(dataset, tmp_path / "out", OPTIONS, 1, 2)
+        make_slice(dataset, tmp_path / "out", OPTIONS, 1, 2)
 
 
 def test_a_slice_with_too_many_bad_images_fails_and_can_be_submitted_again(tmp_path):
@@ -176,18 +168,8 @@ def test_a_slice_with_too_many_bad_images_fails_and_can_be_submitted_again(tmp_p
     for path, data in kept.items():
         path.write_bytes(bytes(len(data)))
     with pytest.raises(RunError, match=r"task 0 of 1 alone skipped more images than --max-bad 5\.00%"):
-        prepare_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
+        make_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
     for path, data in kept.items():
         path.write_bytes(data)
-    prepare_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
+    make_slice(source, tmp_path / "out", OPTIONS, 0, 1, max_bad=0.05)
     assert finish(tmp_path / "out", max_bad=0).samples("train") == 24
-
-
-def test_a_finish_that_failed_for_bad_images_succeeds_with_a_higher_limit(tmp_path):
-    source = write_source(tmp_path / "source")
-    next((source / "train" / "ant").iterdir()).write_bytes(b"bad")
-    for k in range(2):
-        prepare_slice(source, tmp_path / "out", OPTIONS, k, 2, max_bad=0.5)
-    with pytest.raises(RunError, match="1 of 36 images cannot be decoded"):
-        finish(tmp_path / "out", max_bad=0)
-    assert finish(tmp_path / "out", max_bad=0.5).samples("train") == 23
