@@ -56,12 +56,13 @@ class Loader:
     ones in each epoch. With an `EvalView`, the ranks together show each sample exactly once, in order; the
     last batch may be smaller.
 
-    >>> with Loader(Dataset.open("imagenet"), "train", TrainView(), 128) as loader:  # doctest: +SKIP
-    ...     for batch in loader:
-    ...         step(batch.images, batch.labels)
-
     An epoch is read in segments (`pipeline.loader.order`), each by its own DALI pipeline. The next
     segment's pipeline is built while the current one is in use.
+
+    Examples:
+        >>> with Loader(Dataset.open("imagenet"), "train", TrainView(), 128) as loader:
+        ...     for batch in loader:
+        ...         step(batch.images, batch.labels)
     """
 
     def __init__(
@@ -117,16 +118,15 @@ class Loader:
         self._training = isinstance(view, TrainView)
         self._buffer = shuffle_buffer if self._training else 0
         self._output = graph.OutputSettings(half, channels_last, keys)
-        self._sizes = [shard.samples for shard in dataset.shards(split)]
-        self.samples = sum(self._sizes)
-        check_view(view, dataset.image.size)
-        self._check_enough()
         self._epochs = epochs
         self._shard_files = ShardFiles(dataset, split, access or ReadOptions())
+        self.samples = sum(self._shard_files.sizes)
+        check_view(view, dataset.image.size)
+        self._check_enough()
         most = min(len(self), max(order.SEGMENT // batch_size, 1)) * batch_size
         self._shard_files.check_limit(most, _SEGMENTS_IN_CACHE * self.placement.local_world_size)
-        self._place = Position(self._content(), self._process(), epoch=0, batch=0)
-        self._enter_at: Position | None = None
+        self._place = self._first_position()
+        self._resuming = False
         self._segment: Segment | None = None
         self._ahead = Ahead()
         self._closed = False
@@ -135,7 +135,7 @@ class Loader:
         """Number of batches per epoch on this rank."""
         if self._training:
             return self.samples // (self.placement.world_size * self.batch_size)
-        return math.ceil(sum(piece.samples for piece in self._share(0)) / self.batch_size)
+        return self._batches(self._share(0))
 
     @property
     def epoch(self) -> int:
@@ -150,8 +150,8 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at the beginning of `epoch`, counted from 0. Any epoch can be entered."""
         self._close_segment()
-        self._place = replace(self._place, epoch=epoch, batch=0, dali=b"")
-        self._enter_at = None
+        self._place = self._place.at(epoch)
+        self._resuming = False
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one epoch, or the rest of one after `load_state_dict`.
@@ -166,18 +166,16 @@ class Loader:
         if self._closed:
             raise UsageError("this loader is closed; make another")
         self._close_segment()  # left open by an iteration that did not reach its end
-        entry, self._enter_at = self._enter_at or replace(self._whole(self._place), batch=0, dali=b""), None
-        self._place = entry
-        before = 0
-        plan = order.segments(self._share(entry.epoch), self.batch_size)
+        if not self._resuming:
+            self._place = self._place.at(self._whole(self._place).epoch)
+        self._resuming = False
+        epoch, done = self._place.epoch, self._place.batch
+        plan = self._segments(epoch)
         for number, pieces in enumerate(plan):
-            batches = math.ceil(sum(piece.samples for piece in pieces) / self.batch_size)
-            done = max(entry.batch - before, 0)
-            if done < batches:
-                last = number + 1 == len(plan)
-                yield from self._give(entry, number, done, before, last=last)
-            before += batches
-        self._place = replace(entry, epoch=entry.epoch + 1, batch=0, dali=b"")
+            if done < self._batches(pieces):
+                yield from self._give(Place(epoch, number), done, last=number + 1 == len(plan))
+            done = max(done - self._batches(pieces), 0)
+        self._place = self._place.at(epoch + 1)
 
     def __enter__(self) -> "Loader":
         return self
@@ -191,14 +189,10 @@ class Loader:
         self._shard_files.stop()
         self._ahead.close()
         self._close_segment()
-        self._shard_files.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch yielded, as a dict of strings, numbers and dicts."""
-        if self._enter_at is not None:
-            return self._enter_at.to_state()
-        place = self._place if self._segment is None else replace(self._place, dali=self._dali_state())
-        return self._whole(place).to_state()
+        return self._whole(self._here()).to_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> int:
         """Resume at the batch that follows the one after which `state_dict` was called.
@@ -217,41 +211,39 @@ class Loader:
                 of DALI (the message says which), belongs to another rank, or cannot be read.
         """
         self._place, left_out = self._place.entered_from(state)
-        self._enter_at = self._place
+        self._resuming = True
         self._close_segment()
         return left_out
 
-    def _give(self, entry: Position, number: int, done: int, before: int, *, last: bool) -> Iterator[Batch]:
-        """Yield the batches of segment `number`.
+    def _give(self, place: Place, done: int, *, last: bool) -> Iterator[Batch]:
+        """Yield the batches of the segment at `place`.
 
         Args:
-            entry: Position at which the iteration began.
-            number: Number of the segment in the epoch.
+            place: Epoch and number of the segment.
             done: Batches of this segment that were yielded before the iteration began.
-            before: Batches in the epoch's earlier segments.
             last: Whether this is the epoch's last segment.
         """
-        place = Place(entry.epoch, number)
+        epoch, number = place
         ready = self._ahead.take(None if done else place)
-        self._segment = segment = ready or self._build(place, entry.dali if done else b"", done)
+        self._segment = segment = ready or self._build(place, self._place.dali if done else b"", done)
         try:
             segment.start()
             if not last:
-                self._ahead.build(Place(entry.epoch, number + 1), self._build)
-            elif self._training and entry.epoch + 1 != self._epochs:
-                self._ahead.build(Place(entry.epoch + 1, 0), self._build)
+                self._ahead.build(Place(epoch, number + 1), self._build)
+            elif self._training and epoch + 1 != self._epochs:
+                self._ahead.build(Place(epoch + 1, 0), self._build)
             batches = iter(segment)
-            while (outputs := self._next(batches, segment)) is not None:
+            while (batch := self._next(batches, segment)) is not None:
                 if segment.all_begun:
                     self._ahead.start()  # the current pipeline has no more work for the cores
-                self._place = replace(entry, batch=before + segment.done, dali=b"")
-                yield outputs
+                self._place = self._place.at(epoch, self._place.batch + 1)
+                yield batch
                 if self._segment is not segment:
                     raise RuntimeError("another iteration of this loader has begun, or it was closed")
         finally:
             # Otherwise another iteration owns the loader now, or the interpreter is shutting down.
             if self._segment is segment and not sys.is_finalizing():
-                self._place = replace(self._place, dali=self._dali_state())
+                self._place = self._here()
                 self._segment = None
             segment.close()
 
@@ -272,17 +264,19 @@ class Loader:
         return Batch(images, labels, [_key(row) for row in keys[0]] if keys else [])
 
     def _share(self, epoch: int) -> list[Piece]:
-        place = self.placement
+        place, sizes = self.placement, self._shard_files.sizes
         if not self._training:
-            return order.evaluation_share(self._sizes, place.rank, place.world_size)
-        return order.training_share(
-            self._sizes, self.seed, epoch, place.rank, place.world_size, self.batch_size
-        )
+            return order.evaluation_share(sizes, place.rank, place.world_size)
+        return order.training_share(sizes, self.seed, epoch, place.rank, place.world_size, self.batch_size)
+
+    def _segments(self, epoch: int) -> list[list[Piece]]:
+        return order.segments(self._share(epoch), self.batch_size)
+
+    def _batches(self, pieces: list[Piece]) -> int:
+        return math.ceil(sum(piece.samples for piece in pieces) / self.batch_size)
 
     def _build(self, place: Place, checkpoint: bytes = b"", done: int = 0) -> Segment:
-        opened = self._shard_files.acquire(
-            order.segments(self._share(place.epoch), self.batch_size)[place.number]
-        )
+        opened = self._shard_files.acquire(self._segments(place.epoch)[place.number])
         try:
             return Segment(
                 opened,
@@ -312,15 +306,13 @@ class Loader:
 
     def _whole(self, place: Position) -> Position:
         """Replace the end of an epoch by the start of the next; return other positions unchanged."""
-        at_end = place.batch == len(self) > 0
-        return replace(place, epoch=place.epoch + 1, batch=0, dali=b"") if at_end else place
+        return place.at(place.epoch + 1) if place.batch == len(self) > 0 else place
 
-    def _dali_state(self) -> bytes:
-        segment = self._segment
-        inside = segment is not None and 0 < segment.done < segment.batches
-        return segment.state() if segment is not None and inside else b""
+    def _here(self) -> Position:
+        """Return the position after the last batch yielded."""
+        return self._place if self._segment is None else replace(self._place, dali=self._segment.state())
 
-    def _content(self) -> dict[str, str]:
+    def _first_position(self) -> Position:
         view: dict[str, Any] = asdict(self.view)
         shown = {name: view.pop(name) for name in [*view] if name in ("name", "augmentation", "crop")}
         colors = hashlib.sha256(json.dumps(view, default=lambda array: array.tolist()).encode())
@@ -337,11 +329,10 @@ class Loader:
             "keys": self._output.keys,
             "dali": nvidia.dali.__version__,
         }
-        return {name: str(value) for name, value in values.items()}
-
-    def _process(self) -> dict[str, str]:
+        content = {name: str(value) for name, value in values.items()}
         place = self.placement
-        return {"rank": str(place.rank), "world_size": str(place.world_size), "device": place.device}
+        process = {"rank": str(place.rank), "world_size": str(place.world_size), "device": place.device}
+        return Position(content, process, epoch=0, batch=0)
 
     def _check_enough(self) -> None:
         if self.samples == 0:

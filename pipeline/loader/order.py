@@ -9,7 +9,7 @@ the earlier ones, on any number of processes. A segment is the part of a share t
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from pipeline.seeds import derive_seed
@@ -90,23 +90,15 @@ def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> l
     Returns:
         The pieces of each segment, in reading order.
     """
-    batches = math.ceil(sum(piece.samples for piece in pieces) / batch_size)
-    if batches == 0:
-        return []
+    lengths = [piece.samples for piece in pieces]
+    batches = math.ceil(sum(lengths) / batch_size)
     count = math.ceil(batches / max(most // batch_size, 1))
-    ends = [batches * (k + 1) // count * batch_size for k in range(count)]
-    found: list[list[Piece]] = [[]]
-    seen = 0
-    for piece in pieces:
-        first = piece.first
-        while first < piece.last:
-            if seen == ends[len(found) - 1]:
-                found.append([])
-            last = min(piece.last, first + ends[len(found) - 1] - seen)
-            found[-1].append(Piece(piece.shard, first, last))
-            seen += last - first
-            first = last
-    return found
+    ends = [min(batches * k // count * batch_size, sum(lengths)) for k in range(1, count + 1)]
+    parts = [_cut(lengths, range(len(pieces)), start, end - start) for start, end in pairwise([0, *ends])]
+    return [
+        [Piece(pieces[k].shard, pieces[k].first + first, pieces[k].first + last) for k, first, last in part]
+        for part in parts
+    ]
 
 
 def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
@@ -127,7 +119,10 @@ def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
 
 
 def _cut(sizes: Sequence[int], order: Sequence[int], start: int, count: int) -> list[Piece]:
-    """Return `count` samples of the shards in `order`, from sample `start` on, wrapping around at the end."""
+    """Return `count` samples of the shards in `order`, from sample `start` on, wrapping around at the end.
+
+    The shards may as well be pieces of shards, numbered from 0.
+    """
     ends = list(accumulate(sizes[shard] for shard in order))
     pieces = []
     while count > 0:

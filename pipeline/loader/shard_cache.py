@@ -57,30 +57,30 @@ class Cache:
     _proven: set[tuple[str, int]] = field(default_factory=set, repr=False)
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def lease(self, shards: Sequence[Shard]) -> "Lease":
-        """Fetch missing shards, check those that this process has not checked yet, and keep all of them.
+    @contextmanager
+    def lease(self, shards: Sequence[Shard]) -> Iterator[list[str]]:
+        """Context manager: fetch missing shards, and keep all of them in the cache.
+
+        The checksums of those that this process has not checked yet are compared with the manifest's.
 
         Args:
             shards: Shards that the caller needs at the same time.
 
-        Returns:
-            A lease; the shards stay in the cache until it is released.
+        Yields:
+            The local path of each shard.
 
         Raises:
             RunError: A shard cannot be read or differs from the manifest's checksum, the cache cannot be
                 written, has had no room for 15 minutes, or was stopped.
         """
-        with ThreadPoolExecutor(_STREAMS) as streams:
-            futures = [streams.submit(self._hold, shard) for shard in shards]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            begun = [future for future in futures if not future.cancel()]
-        with ExitStack() as stack:
+        with ExitStack() as locks:
+            with ThreadPoolExecutor(_STREAMS) as streams:
+                futures = [streams.submit(self._hold, shard, locks) for shard in shards]
+                wait(futures, return_when=FIRST_EXCEPTION)
+                begun = [future for future in futures if not future.cancel()]
             for future in begun:
-                if future.exception() is None:
-                    stack.enter_context(future.result())
-            for future in begun:
-                future.result()  # raises the first error, after the other shards were released
-            return Lease([str(self._path(shard)) for shard in shards], stack.pop_all())
+                future.result()  # raises the first error
+            yield [str(self._path(shard)) for shard in shards]
 
     def stop(self) -> None:
         """Make `lease` raise, also in running calls, instead of waiting or starting another fetch."""
@@ -93,35 +93,31 @@ class Cache:
     def _path(self, shard: Shard) -> Path:
         return self.folder / self.name[:16] / shard.name
 
-    def _hold(self, shard: Shard) -> IO[bytes]:
-        """Return the shard's lock, held shared, once the shard is in the cache."""
+    def _hold(self, shard: Shard, locks: ExitStack) -> None:
+        """Bring the shard into the cache, and hold its lock, shared, until `locks` is closed."""
         self._refuse_stopped()
         path = self._path(shard)
         make_folder(path.parent)
-        with ExitStack() as stack:
-            try:
-                lock = stack.enter_context(_lock_file(path).open("ab"))
-                fcntl.flock(lock, fcntl.LOCK_SH)  # from here on no process deletes the shard
-                if not self._is_good(path, shard):
-                    with self._as_only_fetcher(path):
-                        if not self._is_good(path, shard):
-                            self._fetch(path, shard)
-                os.utime(_lock_file(path))  # the time of the last use
-            except OSError as error:
-                raise RunError(
-                    f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
-                    f"--cache {self.folder}: check that folder, or choose another"
-                ) from error
-            stack.pop_all()
-            return lock
+        try:
+            lock = locks.enter_context(_lock_file(path).open("ab"))
+            fcntl.flock(lock, fcntl.LOCK_SH)  # from here on no process deletes the shard
+            if not self._is_good(path, shard):
+                self._fetch_alone(path, shard)
+            os.utime(_lock_file(path))  # the time of the last use
+        except OSError as error:
+            raise RunError(
+                f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
+                f"--cache {self.folder}: check that folder, or choose another"
+            ) from error
 
-    @contextmanager
-    def _as_only_fetcher(self, path: Path) -> Iterator[None]:
+    def _fetch_alone(self, path: Path, shard: Shard) -> None:
+        """Fetch the shard, unless another process is fetching it: then wait for that one."""
         with path.with_name(path.name + ".fetch").open("ab") as lock:
             while not _try_alone(lock):
                 self._refuse_stopped()
                 time.sleep(_POLL_SECONDS)
-            yield
+            if not self._is_good(path, shard):
+                self._fetch(path, shard)
 
     def _is_good(self, path: Path, shard: Shard) -> bool:
         """Whether the shard is in the cache and undamaged; each process compares its checksum once."""
@@ -167,7 +163,8 @@ class Cache:
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             self._refuse_stopped()
-            with _alone(self.folder / ".lock"):
+            with (self.folder / ".lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 if self.limit is None or self._make_room(self.limit - size):
                     with reserved.open("wb") as file:
                         file.truncate(size)
@@ -204,22 +201,6 @@ class Cache:
         return total <= allowed
 
 
-@dataclass
-class Lease:
-    """Keeps shards in the cache until `release`.
-
-    Attributes:
-        paths: Local path of each shard, in the order of `Cache.lease`'s argument.
-    """
-
-    paths: list[str]
-    _locks: ExitStack
-
-    def release(self) -> None:
-        """Allow the cache to delete the shards."""
-        self._locks.close()
-
-
 def _lock_file(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(_RESERVED) + ".lock")
 
@@ -241,11 +222,3 @@ def _try_alone(lock: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    make_folder(path.parent)
-    with path.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,21 +1,17 @@
 """Open a split's shards for DALI: memory-mapped, read, streamed from a bucket, or from a local cache."""
 
-import itertools
-import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import index_name, to_index
+from pipeline.dataset.index import index_name, read_index, to_index
 from pipeline.errors import RunError, UsageError
 from pipeline.loader.order import Piece, most_bytes
 from pipeline.loader.shard_cache import Cache
-from pipeline.storage.base import ByteRange
 
 # URL schemes that DALI's reader opens itself.
 _DALI_READS = ("s3://", "gs://")
@@ -59,7 +55,11 @@ class OpenShards:
 
 
 class ShardFiles:
-    """Opens pieces of a split as tar and index files that DALI reads."""
+    """Opens pieces of a split as tar and index files that DALI reads.
+
+    Attributes:
+        sizes: Number of samples in each shard of the split.
+    """
 
     def __init__(self, dataset: Dataset, split: str, access: ReadOptions) -> None:
         """Check the options; no file is opened yet.
@@ -73,11 +73,9 @@ class ShardFiles:
             UsageError: There is no cache, and the dataset is in a bucket that DALI cannot read, or is in
                 one that it can read and `mmap` is off.
         """
-        self._store, self._shards = dataset.store, dataset.shards(split)
-        self._split = split
-        self._dataset_bytes = sum(
-            shard.bytes for shards in dataset.manifest.splits.values() for shard in shards
-        )
+        self._dataset, self._store = dataset, dataset.store
+        self._split, self._shards = split, dataset.shards(split)
+        self.sizes = [shard.samples for shard in self._shards]
         self._mmap = access.mmap
         self._cache = None
         if access.cache is not None:
@@ -89,10 +87,8 @@ class ShardFiles:
             )
         elif dataset.store.local is None and not access.mmap:
             raise UsageError(f"{dataset.url}: a bucket's shards are never memory-mapped; leave --no-mmap out")
-        self._numbers = itertools.count()
-        self._remove_folder: Callable[[], object] = lambda: None
         # Two pieces of one tar are adjacent in reading order, or the first and the last of an epoch.
-        self._index = lru_cache(maxsize=4)(self._read_index)
+        self._index = lru_cache(maxsize=4)(partial(read_index, dataset.store))
 
     def acquire(self, pieces: Sequence[Piece]) -> OpenShards:
         """Open a segment's tars and indexes, fetching its shards into the cache if there is one.
@@ -105,20 +101,18 @@ class ShardFiles:
             RunError: A shard cannot be fetched or its checksum differs from the manifest's, or an index
                 cannot be written.
         """
-        numbers = list(dict.fromkeys(piece.shard for piece in pieces))
-        shards = [self._shards[number] for number in numbers]
+        wanted = [self._shards[piece.shard] for piece in pieces]
+        shards = list(dict.fromkeys(wanted))
         with ExitStack() as cleanup:
             if self._cache is None:
                 paths = [self._store.url_of(shard.name) for shard in shards]
             else:
-                lease = self._cache.lease(shards)
-                cleanup.callback(lease.release)
-                paths = lease.paths
-            tar_of = dict(zip(numbers, paths, strict=True))
+                paths = cleanup.enter_context(self._cache.lease(shards))
+            tar_of = dict(zip(shards, paths, strict=True))
             return OpenShards(
-                tars=[tar_of[piece.shard] for piece in pieces],
+                tars=[tar_of[shard] for shard in wanted],
                 indexes=[self._index_of(piece, cleanup) for piece in pieces],
-                names=[self._shards[piece.shard].name for piece in pieces],
+                names=[shard.name for shard in wanted],
                 samples=sum(piece.samples for piece in pieces),
                 mmap=self._mmap,
                 release=cleanup.pop_all().close,
@@ -136,9 +130,8 @@ class ShardFiles:
         """
         if self._cache is None or self._cache.limit is None:
             return
-        sizes = [shard.bytes for shard in self._shards]
-        most = most_bytes([shard.samples for shard in self._shards], sizes, samples)
-        wanted = min(holders * most, self._dataset_bytes)
+        most = most_bytes(self.sizes, [shard.bytes for shard in self._shards], samples)
+        wanted = min(holders * most, sum(shard.bytes for shard in self._dataset.manifest.shards))
         if self._cache.limit < wanted:
             raise UsageError(
                 f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
@@ -146,51 +139,25 @@ class ShardFiles:
                 f"{wanted:,}"
             )
 
-    @cached_property
-    def _folder(self) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="alexnet-index-"))
-        self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return folder
-
     def stop(self) -> None:
         """Start no more fetches, and end those that wait for room; `acquire` then raises."""
         if self._cache is not None:
             self._cache.stop()
-
-    def close(self) -> None:
-        """Delete the temporary indexes."""
-        self._remove_folder()
 
     def _index_of(self, piece: Piece, cleanup: ExitStack) -> str:
         """Return the path of an index of just this piece; `cleanup` deletes it if it had to be written."""
         shard = self._shards[piece.shard]
         if self._store.local is not None and piece.samples == shard.samples:
             return self._store.url_of(index_name(shard.name))
-        lines = self._index(piece.shard)[piece.first : piece.last]
+        samples = self._index(shard)[piece.first : piece.last]
         try:
-            path = self._folder / f"{next(self._numbers)}.idx"
-            path.write_bytes(to_index(lines))
+            file = tempfile.NamedTemporaryFile(prefix="alexnet-index-")  # noqa: SIM115 - `cleanup` closes it
+            cleanup.enter_context(file)
+            file.write(to_index([sample.items() for sample in samples]))
+            file.flush()
         except OSError as error:
             raise RunError(
                 f"{error.filename or tempfile.gettempdir()}: cannot write an index of {shard.name}: "
                 f"{error.strerror or error}; make room there, or set TMPDIR to another folder"
             ) from error
-        cleanup.callback(path.unlink, missing_ok=True)
-        return str(path)
-
-    def _read_index(self, number: int) -> list[str]:
-        shard = self._shards[number]
-        name = index_name(shard.name)
-        try:
-            lines = self._store.read(ByteRange(name)).decode().splitlines()[1:]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{self._store.url_of(name)}: unreadable ({error}); "
-                f"`alexnet-prep verify {self._store}` lists all damaged files; prepare the dataset again"
-            ) from error
-        if len(lines) != shard.samples:
-            raise UsageError(
-                f"{self._store.url_of(name)}: lists {len(lines)} samples, but the manifest says "
-                f"{shard.samples}; `alexnet-prep verify {self._store}` lists all differences"
-            )
-        return lines
+        return file.name

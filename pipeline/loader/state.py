@@ -1,7 +1,7 @@
 """Position of a loader in its data, for checkpoints."""
 
 import base64
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -28,13 +28,11 @@ class Position:
 
     def to_state(self) -> dict[str, Any]:
         """Convert to a dict of strings, numbers and dicts, for a checkpoint."""
-        return {
-            "content": dict(self.content),
-            "process": dict(self.process),
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "dali": base64.b64encode(self.dali).decode(),
-        }
+        return asdict(self) | {"dali": base64.b64encode(self.dali).decode()}
+
+    def at(self, epoch: int, batch: int = 0) -> "Position":
+        """Return this loader's position after `batch` batches of `epoch`, without DALI's checkpoint."""
+        return replace(self, epoch=epoch, batch=batch, dali=b"")
 
     def entered_from(self, state: dict[str, Any]) -> tuple["Position", int]:
         """Return the position at which a loader with this content and process resumes from a saved state.
@@ -51,22 +49,26 @@ class Position:
                 cannot be read.
         """
         saved = _position_of(state)
-        if differences := _differences(saved.content, self.content):
+        was, now = saved.content, self.content
+        differences = [
+            f"{name} was {was.get(name)}, now {now.get(name)}"
+            for name in now | was
+            if was.get(name) != now.get(name)
+        ]
+        if differences:
             raise UsageError(
-                f"the saved place in the data belongs to another run: {differences}; resume with the same "
-                "data, recipe and versions"
-            )
-        where = [{name: text for name, text in p.process.items() if name != "rank"} for p in (saved, self)]
-        if saved.batch and where[0] == where[1] and saved.process != self.process:
-            raise UsageError(
-                f"the saved place in the data is rank {saved.process.get('rank')}'s, this is rank "
-                f"{self.process.get('rank')}: each process must be given its own"
+                f"the saved place in the data belongs to another run: {'; '.join(differences)}; resume with "
+                "the same data, recipe and versions"
             )
         if saved.batch == 0 or saved.process == self.process:
             return replace(saved, process=self.process), 0
-        size = int(self.content["global_batch"])
-        left_out = int(self.content["samples"]) // size - saved.batch
-        return replace(self, epoch=saved.epoch + 1, batch=0, dali=b""), left_out * size
+        if saved.process | {"rank": self.process["rank"]} == self.process:
+            raise UsageError(
+                f"the saved place in the data is rank {saved.process.get('rank')}'s, this is rank "
+                f"{self.process['rank']}: each process must be given its own"
+            )
+        size = int(now["global_batch"])
+        return self.at(saved.epoch + 1), (int(now["samples"]) // size - saved.batch) * size
 
 
 def _position_of(state: dict[str, Any]) -> Position:
@@ -77,11 +79,3 @@ def _position_of(state: dict[str, Any]) -> Position:
             f"the saved place in the data cannot be read ({type(error).__name__}: {error}); it is of another "
             "version of this toolkit, or damaged"
         ) from error
-
-
-def _differences(saved: dict[str, str], now: dict[str, str]) -> str:
-    return "; ".join(
-        f"{name} was {saved.get(name)}, now {now.get(name)}"
-        for name in {**now, **saved}
-        if saved.get(name) != now.get(name)
-    )

@@ -36,7 +36,7 @@ def color_noise(kind: NoiseKind, statistics: Statistics) -> ColorNoise | None:
     """Return the PCA color noise of a kind, or None for "none".
 
     Args:
-        kind: "paper" adds [p1 p2 p3][α1λ1 α2λ2 α3λ3]ᵀ, α ~ N(0, 0.1), with the eigenvalues λ of the
+        kind: "paper" adds `[p1 p2 p3][α1λ1 α2λ2 α3λ3]ᵀ`, α ~ N(0, 0.1), with the eigenvalues λ of the
             covariance of pixels scaled to 0..1 (the paper gives no scale; on 0..255 the noise would drown
             the image). "source" is the released code's (x − mean + 0.1 V(σ∘z)) / 1.1 with σ = √λ on the
             0..255 scale. "none" adds nothing.
@@ -131,8 +131,6 @@ def check_view(view: TrainView | EvalView, size: int) -> None:
     Raises:
         UsageError: The crop is larger than `size`, or below 1.
     """
-    scales = (view.augmentation if isinstance(view, TrainView) else view.name) in (
-        "random-resized-crop",
-        "full-resize",
-    )
+    kind = view.augmentation if isinstance(view, TrainView) else view.name
+    scales = kind in ("random-resized-crop", "full-resize")
     check_crop(min(view.crop, size) if scales else view.crop, size)

@@ -9,6 +9,9 @@ decoding a region on a GPU may crash (nvImageCodec issue 55). So all decoders ar
 `_region` and `_random_resized`, and the last two decode regions on the CPU only. Images stored at their
 original size are decoded whole in every placement, and only the crop is scaled.
 
+DALI numbers its operators in the order in which they are made, and a checkpoint names them so: if two calls
+change places, saved checkpoints cannot be resumed.
+
 Shapes: H, W stored size; S crop; V views (10 for ten crops, else absent); C = 3; L bytes.
 """
 
@@ -113,6 +116,7 @@ def build(
     return tuple(outputs)
 
 
+@pipeline_def(num_threads=1, exec_dynamic=True)  # type: ignore[untyped-decorator]
 def raw(reader: ReaderSettings) -> tuple[Any, ...]:
     """Define a graph that reads the same samples without decoding them.
 
@@ -122,6 +126,7 @@ def raw(reader: ReaderSettings) -> tuple[Any, ...]:
     return jpeg, digits, fn.get_property(jpeg, key="source_info")
 
 
+@pipeline_def(batch_size=1, num_threads=1, exec_dynamic=True)  # type: ignore[untyped-decorator]
 def decoded(place: Placement) -> Any:
     """Define a graph that decodes JPEGs, fed to its input "jpeg", on the device on which `place` decodes."""
     image = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
@@ -261,15 +266,9 @@ def _scaled_crop(
     of preparation as cubic is (mean difference 0.73 and 0.72 gray levels), with half the taps.
     """
     full, start = fn.cat(*shape), fn.cat(*corner)
-    return fn.resize(
-        _whole(jpeg, place),
-        size=[float(crop), float(crop)],
-        roi_start=start / full,
-        roi_end=(start + float(crop)) / full,
-        roi_relative=True,
-        subpixel_scale=False,
-        **_LINEAR,
-    )
+    image, size = _whole(jpeg, place), [float(crop), float(crop)]
+    region = {"roi_start": start / full, "roi_end": (start + float(crop)) / full, "roi_relative": True}
+    return fn.resize(image, size=size, subpixel_scale=False, **region, **_LINEAR)
 
 
 def _evaluate(
@@ -281,15 +280,9 @@ def _evaluate(
     center = _center(jpeg, view, stored, place)
     corners = FIVE_CORNERS if view.name == "ten-crop" else FIVE_CORNERS[-1:]
     mirrors = (0, 1) if view.name == "ten-crop" else (0,)
+    cut = {"crop": (view.crop, view.crop), **_layout(output)}
     crops = [
-        fn.crop_mirror_normalize(
-            center,
-            crop=(view.crop, view.crop),
-            crop_pos_x=x,
-            crop_pos_y=y,
-            mirror=mirror,
-            **_layout(output),
-        )
+        fn.crop_mirror_normalize(center, crop_pos_x=x, crop_pos_y=y, mirror=mirror, **cut)
         for mirror in mirrors
         for x, y in corners
     ]

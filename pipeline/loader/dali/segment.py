@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nvidia.dali import pipeline_def
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -100,7 +99,6 @@ class Segment:
         self._batch_size = batch_size
         self._last_batch = opened.samples - (self.batches - 1) * batch_size
         self._placement = placement
-        self._device_id = placement.device_id
         self._reader = graph.ReaderSettings(
             opened.tars,
             opened.indexes,
@@ -121,7 +119,7 @@ class Segment:
             output,
             batch_size=batch_size,
             num_threads=placement.thread_count,
-            device_id=self._device_id,
+            device_id=placement.device_id,
             seed=seed,
             prefetch_queue_depth=self._queue,
             checkpoint=checkpoint,
@@ -151,9 +149,10 @@ class Segment:
         Raises:
             RuntimeError: DALI cannot read or decode a sample; `done` is then the failing batch's number.
         """
+        device = self._placement.device_id
         while self.done < self.batches:
             self.start()
-            stream = None if self._device_id is None else torch.cuda.current_stream(self._device_id)
+            stream = None if device is None else torch.cuda.current_stream(device)
             tensors = [from_dlpack(output.as_tensor()) for output in self._pipe.outputs(stream)]
             if self._scheduled < self.batches:
                 self._pipe.schedule_run()
@@ -164,8 +163,8 @@ class Segment:
             yield tuple(tensors)
 
     def state(self) -> bytes:
-        """Return DALI's checkpoint after the last batch yielded."""
-        return bytes(self._pipe.checkpoint())
+        """Return DALI's checkpoint after the last batch yielded; empty before the first and at the end."""
+        return bytes(self._pipe.checkpoint()) if 0 < self.done < self.batches else b""
 
     def raw_batch(self, number: int) -> list[RawSample]:
         """Read the stored bytes of batch `number`, counted from 0, again.
@@ -173,9 +172,7 @@ class Segment:
         Raises:
             RuntimeError: DALI cannot read them.
         """
-        pipe = pipeline_def(graph.raw)(
-            self._reader, batch_size=self._batch_size, num_threads=1, device_id=None, exec_dynamic=True
-        )
+        pipe = graph.raw(self._reader, batch_size=self._batch_size, device_id=None)
         for _ in range(number + 1):
             outputs = pipe.run()
         names = dict(zip(self._opened.tars, self._opened.names, strict=True))
@@ -187,9 +184,7 @@ class Segment:
 
     def problem(self, jpeg: bytes) -> str:
         """Decode one image on this segment's device; return DALI's error message, or "" if it decodes."""
-        pipe = pipeline_def(graph.decoded)(
-            self._placement, batch_size=1, num_threads=1, device_id=self._device_id, exec_dynamic=True
-        )
+        pipe = graph.decoded(self._placement, device_id=self._placement.device_id)
         pipe.feed_input("jpeg", [np.frombuffer(jpeg, np.uint8)])
         try:
             pipe.run()
