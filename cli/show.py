@@ -1,8 +1,9 @@
 """`alexnet-show`: draw figures of a trained network, and write the report of a run."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +16,28 @@ if TYPE_CHECKING:
     from trainer import LoadedModel
     from trainer.inference.examples import NamedImage
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+    Drawn = tuple[Figure, list[str]]
+    """A figure, and lines to print."""
 
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
+_IMAGE = click.argument("image", metavar="KEY_OR_FILE")
+_DATA = click.option("--data", help="Dataset to use.  [default: the one named in run.json]")
+_SPLIT = click.option("--split", default="val", show_default=True, help="Split to take images from.")
+
+
+def _number(
+    name: str, default: int, help_: str, least: int = 1, most: int | None = None
+) -> Callable[..., Any]:
+    """Return an option for a number, with its bounds."""
+    return click.option(
+        name, default=default, show_default=True, type=click.IntRange(least, most), help=help_
+    )
+
+
+_SEED = _number("--seed", 0, "Seed of the choice of images.", least=0)
+_BATCH_SIZE = _number("--batch-size", 64, "Images per batch.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -32,119 +50,84 @@ def main() -> None:
     """
 
 
-def _out(name: str) -> Callable[[_Command], _Command]:
-    return click.option(
+def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
+    """Register a command that returns a figure, which is written to --out, and lines to print."""
+
+    @wraps(command)
+    def write(out: Path, **arguments: Any) -> None:
+        check_folder(out)
+        from pipeline.images.figure import check_figure_file, save_figure
+
+        check_figure_file(out)
+        figure, lines = command(**arguments)
+        save_figure(figure, out)
+        click.echo("\n".join([str(out), *lines]))
+
+    option = click.option(
         "-o",
         "--out",
         type=_FILE,
-        default=Path(f"{name}.png"),
+        default=Path(f"{command.__name__}.png"),
         show_default=True,
         help="PNG or SVG file to write.",
     )
+    return main.command()(option(one_line_errors(write)))
 
 
-def _data(command: _Command) -> _Command:
-    return click.option("--data", help="Dataset to use.  [default: the one named in run.json]")(command)
-
-
-def _split(command: _Command) -> _Command:
-    return click.option("--split", default="val", show_default=True, help="Split to take images from.")(
-        command
-    )
-
-
-def _seed(command: _Command) -> _Command:
-    return click.option(
-        "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the choice of images."
-    )(command)
-
-
-def _batch_size(command: _Command) -> _Command:
-    return click.option(
-        "--batch-size", default=64, show_default=True, type=click.IntRange(1), help="Images per batch."
-    )(command)
-
-
-@main.command()
+@_figure
 @_RUN
-@_out("kernels")
-@one_line_errors
-def kernels(run: Path, out: Path) -> None:
+def kernels(run: Path) -> "Drawn":
     """Draw the first layer's kernels (figure 3 of the paper).
 
     The kernels of the first tower are above those of the second, as in the paper.
     """
-    _check(out)
     from trainer import draw_kernels, load_model
 
     trained = load_model(run)
-    _save(draw_kernels(trained.classifier, trained.name), out)
+    return draw_kernels(trained.classifier, trained.name), []
 
 
-@main.command()
+@_figure
 @_RUN
-@_out("predictions")
-@click.option("--count", default=8, show_default=True, type=click.IntRange(1, 100), help="Number of images.")
+@_number("--count", 8, "Number of images.", most=100)
 @click.option("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
-@_seed
-@_split
-@_data
-@one_line_errors
-def predictions(
-    run: Path, out: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None
-) -> None:
+@_SEED
+@_SPLIT
+@_DATA
+def predictions(run: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None) -> "Drawn":
     """Draw images with their top-5 predictions (figure 4).
 
     Bars show probabilities, the label's in orange. Images are chosen from --split at random by --seed. The
     top-1 prediction of each image is printed too.
     """
-    _check(out)
     from pipeline import RunError
     from trainer import draw_predictions, some_predictions
-    from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
-    trained, dataset = _open(run, data)
-    refuse_other_classes(trained, dataset)
+    trained, dataset, names, title = _open(run, data)
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
             f"{dataset.url}: the network predicts every image of {split} correctly; leave --only-errors out"
         )
-    names = class_names(trained, dataset)
-    _save(draw_predictions(found, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
-    for one in found:
-        predicted = names[one.classes[0]]
-        click.echo(f"{one.image.name} ({names[one.image.label]}): {predicted} {one.probabilities[0]:.1%}")
+    return draw_predictions(found, names, f"{title}, {split}"), [
+        f"{one.image.name} ({names[one.image.label]}): {names[one.classes[0]]} {one.probabilities[0]:.1%}"
+        for one in found
+    ]
 
 
-@main.command()
+@_figure
 @_RUN
 @click.argument("images", nargs=-1, metavar="[KEY_OR_FILE]...")
-@_out("neighbors")
-@click.option(
-    "--count",
-    default=6,
-    show_default=True,
-    type=click.IntRange(1, 20),
-    help="Number of neighbors of each image.",
-)
-@click.option(
-    "--queries",
-    default=5,
-    show_default=True,
-    type=click.IntRange(1, 50),
-    help="Number of images to choose where none are given.",
-)
+@_number("--count", 6, "Number of neighbors of each image.", most=20)
+@_number("--queries", 5, "Number of images to choose where none are given.", most=50)
 @click.option("--among", default="train", show_default=True, help="Split to search for neighbors.")
-@_seed
-@_split
-@_batch_size
-@_data
-@one_line_errors
+@_SEED
+@_SPLIT
+@_BATCH_SIZE
+@_DATA
 def neighbors(
     run: Path,
     images: tuple[str, ...],
-    out: Path,
     count: int,
     queries: int,
     among: str,
@@ -152,21 +135,18 @@ def neighbors(
     split: str,
     batch_size: int,
     data: str | None,
-) -> None:
+) -> "Drawn":
     """Draw the nearest neighbors of images (figure 4).
 
     Neighbors are searched among all images of --among, by Euclidean distance between the features of the
     last hidden layer. Images are given as keys of --split or as files; without any, some are chosen from
     --split.
     """
-    _check(out)
     require_dali()
     from trainer import draw_neighbors, find_neighbors
     from trainer.inference.examples import named_images, some_images
-    from trainer.runs.load_model import class_names, dataset_name, refuse_other_classes
 
-    trained, dataset = _open(run, data)
-    refuse_other_classes(trained, dataset)
+    trained, dataset, names, title = _open(run, data)
     dataset.shards(among)
     if images:
         wanted = named_images(images, trained.spec, dataset, split)
@@ -174,107 +154,89 @@ def neighbors(
         wanted = some_images(dataset, split, trained.spec, queries, seed)
     with progress_bar("searching", "images") as show:
         found = find_neighbors(trained.classifier, wanted, dataset, among, count, batch_size, show)
-    title = f"{trained.name} on {dataset_name(dataset)}, among {dataset.samples(among):,} of {among}"
-    _save(draw_neighbors(found, class_names(trained, dataset), title), out)
+    lines = []
     for one in found:
-        near = (f"{p.name} {d:.4g}" for p, d in zip(one.found, one.distances, strict=True))
-        click.echo(f"{one.query.name}: {', '.join(near)}")
+        near = (f"{image.name} {d:.4g}" for image, d in zip(one.found, one.distances, strict=True))
+        lines.append(f"{one.query.name}: {', '.join(near)}")
+    title += f", among {dataset.samples(among):,} of {among}"
+    return draw_neighbors(found, names, title), lines
 
 
-@main.command()
+@_figure
 @click.argument("runs", nargs=-1, required=True, type=_PATH, metavar="RUN...")
-@_out("curves")
-@one_line_errors
-def curves(runs: tuple[Path, ...], out: Path) -> None:
+def curves(runs: tuple[Path, ...]) -> "Drawn":
     """Draw loss, accuracy and learning rate of runs.
 
     Several runs share the axes. Lines are dashed for training and solid for validation.
     """
-    _check(out)
     from trainer import draw_curves
     from trainer.figures.curves import read_courses
 
-    _save(draw_curves(read_courses(runs)), out)
+    return draw_curves(read_courses(runs)), []
 
 
-@main.command()
+@_figure
 @_RUN
-@_out("confusion")
-@_split
-@_batch_size
-@_data
-@one_line_errors
-def confusion(run: Path, out: Path, split: str, batch_size: int, data: str | None) -> None:
+@_SPLIT
+@_BATCH_SIZE
+@_DATA
+def confusion(run: Path, split: str, batch_size: int, data: str | None) -> "Drawn":
     """Draw the confusion matrix of a split.
 
     The most confused pairs are printed too. Up to 40 classes are shown by name; of more, the figure shows
     blocks of adjacent classes and the most confused pairs.
     """
-    _check(out)
     require_dali()
     from trainer import draw_confusion, evaluate_checkpoints
     from trainer.figures.confusion import most_confused
     from trainer.inference.features import this_machine
-    from trainer.runs.load_model import class_names, dataset_name
 
-    trained, dataset = _open(run, data)
+    trained, dataset, names, title = _open(run, data)
     with progress_bar("evaluating", "images") as show:
-        found = evaluate_checkpoints(
-            this_machine(), [trained.checkpoint], dataset.url, split, "center", batch_size, progress=show
-        )
-    names = class_names(trained, dataset)
-    _save(draw_confusion(found.confusion, names, f"{trained.name} on {dataset_name(dataset)}, {split}"), out)
-    for pair in most_confused(found.confusion, 5):
-        click.echo(f"{names[pair.label]} predicted as {names[pair.predicted]}: {pair.count} of {pair.of}")
+        matrix = evaluate_checkpoints(
+            this_machine(), [trained.checkpoint], dataset.url, split, "center", batch_size, on_progress=show
+        ).confusion
+    return draw_confusion(matrix, names, f"{title}, {split}"), [
+        f"{names[pair.label]} predicted as {names[pair.predicted]}: {pair.count} of {pair.of}"
+        for pair in most_confused(matrix, 5)
+    ]
 
 
-@main.command()
+@_figure
 @_RUN
-@click.argument("image", metavar="KEY_OR_FILE")
-@_out("maps")
+@_IMAGE
 @click.option(
     "--layer", "layers", multiple=True, help="Name of a layer; repeatable.  [default: all convolutions]"
 )
-@click.option(
-    "--channels",
-    default=32,
-    show_default=True,
-    type=click.IntRange(1, 512),
-    help="Largest number of maps per layer.",
-)
-@_split
-@_data
-@one_line_errors
+@_number("--channels", 32, "Largest number of maps per layer.", most=512)
+@_SPLIT
+@_DATA
 def maps(
-    run: Path, image: str, out: Path, layers: tuple[str, ...], channels: int, split: str, data: str | None
-) -> None:
+    run: Path, image: str, layers: tuple[str, ...], channels: int, split: str, data: str | None
+) -> "Drawn":
     """Draw the feature maps of layers for an image.
 
     The image is a key of --split, or a file, which is scaled as `alexnet-prep shard` does. All maps of a
     layer share one color scale.
     """
-    _check(out)
     from trainer import draw_maps
 
     trained, _, found = _open_image(run, image, split, data)
     title = f"{trained.name}, {found.name}"
-    _save(draw_maps(trained.classifier, found.crop, layers, title, channels), out)
+    return draw_maps(trained.classifier, found.crop, layers, title, channels), []
 
 
-@main.command()
+@_figure
 @_RUN
-@click.argument("image", metavar="KEY_OR_FILE")
-@_out("saliency")
+@_IMAGE
 @click.option("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
-@_split
-@_data
-@one_line_errors
-def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, data: str | None) -> None:
+@_SPLIT
+@_DATA
+def saliency(run: Path, image: str, class_: str | None, split: str, data: str | None) -> "Drawn":
     """Draw the gradient of a class's logit by pixel.
 
     The image is a key of --split or a file. The gradient's magnitude is drawn beside the image and over it.
     """
-    _check(out)
     from trainer import draw_saliency
     from trainer.figures.filters import saliency as strength
     from trainer.inference.examples import predict
@@ -286,9 +248,8 @@ def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, d
     else:
         label = label_of(trained, dataset, class_)
     name = class_names(trained, dataset)[label]
-    title = f"{trained.name}, {found.name}"
     gradient = strength(trained.classifier, found.crop, label)
-    _save(draw_saliency(gradient, found.crop, title, name), out)
+    return draw_saliency(gradient, found.crop, f"{trained.name}, {found.name}", name), []
 
 
 @main.command()
@@ -297,8 +258,8 @@ def saliency(run: Path, image: str, out: Path, class_: str | None, split: str, d
 @click.option(
     "--skip", multiple=True, metavar="PART", help="Part to leave out, such as neighbors; repeatable."
 )
-@_seed
-@_data
+@_SEED
+@_DATA
 @one_line_errors
 def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
     """Write a report about a run as one HTML page.
@@ -312,35 +273,21 @@ def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: 
     from trainer.report.page import write_report
 
     with progress_bar("reading", "images") as show:
-        made = write_report(
-            run, out or run / "report.html", data, skip=skip, seed=seed, progress=lambda _, *done: show(*done)
-        )
+        made = write_report(run, out or run / "report.html", data, skip=skip, seed=seed, on_progress=show)
     for part, reason in made.left_out.items():
         click.echo(f"note: without {part}: {reason}", err=True)
     click.echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
 
 
-def _check(out: Path) -> None:
-    """Check before anything is drawn that `out` can be written and ends in .png or .svg."""
-    check_folder(out)
-    from trainer.figures.style import check_figure_file
-
-    check_figure_file(out)
-
-
-def _save(figure: "Figure", out: Path) -> None:
-    from trainer.figures.style import save_figure
-
-    save_figure(figure, out)
-    click.echo(str(out))
-
-
-def _open(run: Path, data: str | None) -> "tuple[LoadedModel, Dataset]":
+def _open(run: Path, data: str | None) -> "tuple[LoadedModel, Dataset, list[str], str]":
+    """Load a network and a dataset with its classes; return both, the classes' names, and a title."""
     from trainer import load_model
-    from trainer.runs.load_model import dataset_of
+    from trainer.runs.load_model import class_names, dataset_name, dataset_of, refuse_other_classes
 
     trained = load_model(run)
-    return trained, dataset_of(trained, data)
+    dataset = dataset_of(trained, data)
+    refuse_other_classes(trained.checkpoint, trained.spec, dataset)
+    return trained, dataset, class_names(trained, dataset), f"{trained.name} on {dataset_name(dataset)}"
 
 
 def _open_image(

@@ -12,7 +12,6 @@ In this module a plane is a float32 array (height, width). Motifs are functions 
 
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import UsageError
+from pipeline.progress import OnProgress, no_progress
 
 Plane = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -275,10 +275,7 @@ def _check_request(out: Path, images: int) -> None:
 
 
 def draw_demo(
-    out: Path,
-    images: int = 2000,
-    seed: int = 2012,
-    progress: Callable[[int], None] | None = None,
+    out: Path, images: int = 2000, seed: int = 2012, on_progress: OnProgress = no_progress
 ) -> dict[str, int]:
     """Write the demo source: `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...`.
 
@@ -290,7 +287,7 @@ def draw_demo(
         out: folder to write; it must not exist or be empty.
         images: number of images in both splits together, at least 40.
         seed: seed of all drawing, 0 or more.
-        progress: called with the number of images written so far.
+        on_progress: called after each image with (images written, images in all).
 
     Returns:
         Split → number of images.
@@ -305,16 +302,14 @@ def draw_demo(
     # The second of each five goes to val, so that even 40 images have every class in val.
     in_val = np.arange(images) // len(CLASSES) % 5 == 1
     splits = {"train": np.flatnonzero(~in_val).tolist(), "val": np.flatnonzero(in_val).tolist()}
-    staging, written = out.with_name(f".{out.name}.tmp"), 0
+    staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
-        for split, indices in splits.items():
-            modes = _color_modes(indices, seed)
-            for index in indices:
-                _write_image(staging / split, index, seed, modes.get(index, "RGB"))
-                written += 1
-                if progress is not None:
-                    progress(written)
+        modes = _color_modes(splits["train"], seed) | _color_modes(splits["val"], seed)
+        work = [(staging / split, index) for split, indices in splits.items() for index in indices]
+        for written, (folder, index) in enumerate(work, start=1):
+            _write_image(folder, index, seed, modes.get(index, "RGB"))
+            on_progress(written, images)
         if out.exists():
             out.rmdir()
         staging.rename(out)

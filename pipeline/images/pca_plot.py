@@ -1,26 +1,18 @@
 """PCA plot of a dataset's colors: how much they vary, and along which directions in RGB space."""
 
 import numpy as np
+from matplotlib.figure import FigureBase
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.images.grid import INK, PAPER
+from pipeline.images.figure import BLUE
 from pipeline.images.statistics import Statistics
 
-_FONT = 28
-_LINE = 40
-_MARGIN = 14
-_STRIP = 56
-_ROW = 2 * _LINE + _STRIP
-# Blue of Okabe and Ito's palette, which is safe for color-blind readers.
-_BAR = (0, 114, 178)
-_SHARE_OF_BARS = 0.36  # of the width
 # In standard deviations. On ImageNet, two along the first direction just reach black and white.
 _REACH = 2.0
-_NARROWEST = 1300  # pixels
+_STEPS = 256
 
 
-def draw_pca_plot(statistics: Statistics, width: int) -> NDArray[np.uint8]:
+def draw_pca_plot(figure: FigureBase, statistics: Statistics) -> None:
     """Draw the PCA plot of a dataset's pixels.
 
     Left: a bar for each of the three principal directions, with its standard deviation in gray levels and its
@@ -28,19 +20,24 @@ def draw_pca_plot(statistics: Statistics, width: int) -> NDArray[np.uint8]:
     to the mean plus two, clipped to 0..255.
 
     Args:
+        figure: Empty figure or part of one to draw into.
         statistics: RGB statistics of the dataset.
-        width: width in pixels; less than 1300 becomes 1300, so that the text fits.
-
-    Returns:
-        uint8 (H, max(width, 1300), 3).
     """
-    width = max(width, _NARROWEST)
-    canvas = Image.new("RGB", (width, _LINE + 3 * _ROW + _MARGIN), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    middle = round(width * _SHARE_OF_BARS)
-    _draw_bars(draw, statistics, _MARGIN, middle - 2 * _MARGIN)
-    _draw_directions(canvas, draw, statistics, middle, width - _MARGIN)
-    return np.asarray(canvas)
+    bars, *strips = figure.subplot_mosaic([["bars", k] for k in "123"], width_ratios=(2, 3)).values()
+    deviations, values = statistics.deviations, statistics.eigenvalues
+    total = max(sum(values), 1e-12)
+    drawn = bars.bar(["1", "2", "3"], deviations, color=BLUE, width=0.55)
+    bars.bar_label(drawn, [f"{d:.1f}\n{v / total:.1%}" for d, v in zip(deviations, values, strict=True)])
+    bars.set_ylim(0, 1.45 * max(deviations[0], 1e-12))
+    bars.set_yticks([])
+    bars.spines["left"].set_visible(False)
+    bars.set_title("PCA: deviation, share of variance\n")  # level with the title beside it
+    for number, (strip, vector) in enumerate(zip(strips, statistics.eigenvectors, strict=True)):
+        strip.imshow(colors_along(statistics, number, _STEPS)[None], aspect="auto")
+        strip.set_axis_off()
+        components = "   ".join(f"{name} {x:+.2f}" for name, x in zip("RGB", vector, strict=True))
+        strip.set_title(f"{number + 1}:   {components}")
+    strips[0].set_title("Color directions: mean ± 2 deviations\n" + strips[0].get_title(loc="left"))
 
 
 def colors_along(statistics: Statistics, direction: int, steps: int) -> NDArray[np.uint8]:
@@ -58,36 +55,3 @@ def colors_along(statistics: Statistics, direction: int, steps: int) -> NDArray[
     offsets = np.linspace(-reach, reach, steps)[:, None]
     colors: NDArray[np.float64] = np.asarray(statistics.mean) + offsets * statistics.eigenvectors[direction]
     return np.clip(np.rint(colors), 0, 255).astype(np.uint8)
-
-
-def _draw_bars(draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, right: int) -> None:
-    font = ImageFont.load_default(_FONT)
-    draw.text((left, 0), "PCA: deviation, share of variance", INK, font)
-    deviations = statistics.deviations
-    total = max(sum(statistics.eigenvalues), 1e-12)
-    bottom = 3 * _ROW - _MARGIN  # leaves room for the numbers below
-    highest = bottom - 3 * _LINE - _MARGIN  # leaves room for title, deviation and share above
-    step = (right - left) / 3
-    for number, deviation in enumerate(deviations):
-        center = left + (number + 0.5) * step
-        top = bottom - round(highest * deviation / max(deviations[0], 1e-12))
-        draw.rectangle((center - 0.27 * step, top, center + 0.27 * step, bottom), _BAR)
-        share = f"{statistics.eigenvalues[number] / total:.1%}"
-        for line, text in enumerate((share, f"{deviation:.1f}")):
-            draw.text((center, top - _MARGIN // 2 - line * _LINE), text, INK, font, anchor="mb")
-        draw.text((center, bottom + _MARGIN), str(number + 1), INK, font, anchor="mt")
-    draw.line((left, bottom, right, bottom), INK, 2)
-
-
-def _draw_directions(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, statistics: Statistics, left: int, right: int
-) -> None:
-    font = ImageFont.load_default(_FONT)
-    draw.text((left, 0), "Color directions: mean ± 2 deviations", INK, font)
-    for number, vector in enumerate(statistics.eigenvectors):
-        top = _LINE + number * _ROW
-        components = "   ".join(f"{name} {x:+.2f}" for name, x in zip("RGB", vector, strict=True))
-        draw.text((left, top + _LINE // 2), f"{number + 1}:   {components}", INK, font)
-        strip = colors_along(statistics, number, right - left)
-        image = np.broadcast_to(strip, (_STRIP, *strip.shape))
-        canvas.paste(Image.fromarray(np.ascontiguousarray(image)), (left, top + _LINE // 2 + _LINE))

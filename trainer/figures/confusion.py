@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from trainer.figures.style import BLUE, drawable, fonts_for, label_ticks, new_figure, shortened, styled
+from pipeline.images.figure import BLUE, new_figure, shortened, styled
 
 Matrix = NDArray[np.int64]
 """int64 (K, K), number of images by label (row) and predicted class (column)."""
@@ -79,68 +79,54 @@ def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
     text = f"{title}: {right:,} of {images:,} images right"
     if len(matrix) <= MOST_NAMED:
         side = max(5.6, 2.4 + 0.42 * len(matrix))
-        figure = new_figure(side + 1.2, side, title=text)
-        _draw_named(figure.subplots(), matrix, names)
-        return figure
-    figure = new_figure(13.5, 7, title=text)
-    left, beside = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    _draw_blocks(left, matrix)
-    _draw_pairs(beside, matrix, names)
+        figure = new_figure(side + 1.2, side, text)
+        axes = figure.subplots()
+        image = _draw_named(axes, matrix, names)
+    else:
+        figure = new_figure(13.5, 7, text)
+        axes, beside = figure.subplots(1, 2, width_ratios=(1.25, 1))
+        image = _draw_blocks(axes, matrix)
+        _draw_pairs(beside, matrix, names)
+    axes.set_ylabel("label")
+    shares = FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
+    figure.colorbar(image, ax=axes, label="share of the label's images", shrink=0.75, format=shares)
     return figure
 
 
-def _draw_named(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
+def _draw_named(axes: Axes, matrix: Matrix, names: Sequence[str]) -> AxesImage:
     shares = _shares(matrix)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 10 if len(matrix) <= _MOST_NUMBERED else 8
-    short = [shortened(name, 22) for name in names]
-    label_ticks(axes, short, fontsize=size)
-    label_ticks(axes, short, x=True, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
+    numbered = len(matrix) <= _MOST_NUMBERED
+    classes = range(len(names)), [shortened(name, 22) for name in names]
+    size = 10 if numbered else 8
+    axes.set_yticks(*classes, fontsize=size)
+    axes.set_xticks(*classes, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlabel("predicted")
-    axes.set_ylabel("label")
-    _color_bar(axes, image)
-    if len(matrix) > _MOST_NUMBERED:
-        return
-    for row, column in np.argwhere(matrix):
+    for row, column in np.argwhere(matrix) if numbered else []:
         color = "white" if shares[row, column] > 0.6 else "black"
         number = f"{matrix[row, column]:,}"
         axes.text(column, row, number, ha="center", va="center", color=color, fontsize=9)
+    return image
 
 
-def _color_bar(axes: Axes, image: AxesImage) -> None:
-    figure = axes.get_figure()
-    assert figure is not None
-    figure.colorbar(
-        image,
-        ax=axes,
-        label="share of the label's images",
-        shrink=0.75,
-        format=PercentFormatter(1.0, decimals=None),
-    )
-
-
-def _draw_blocks(axes: Axes, matrix: Matrix) -> None:
+def _draw_blocks(axes: Axes, matrix: Matrix) -> AxesImage:
     edges = np.linspace(0, len(matrix), _BLOCKS + 1).round().astype(int)
     blocks = np.add.reduceat(np.add.reduceat(matrix, edges[:-1], axis=0), edges[:-1], axis=1)
     shares = _shares(blocks)
     least = max(float(shares[shares > 0].min(initial=1.0)), 1e-4)
-    image = axes.imshow(
+    axes.set_xlabel("predicted class number")
+    axes.set_title(f"{len(matrix):,} classes in {_BLOCKS} × {_BLOCKS} blocks; logarithmic")
+    return axes.imshow(
         np.where(shares > 0, np.maximum(shares, least), np.nan),
         cmap="Blues",
         norm=LogNorm(least, 1),
         extent=(-0.5, len(matrix) - 0.5, len(matrix) - 0.5, -0.5),
     )
-    axes.set_xlabel("predicted class number")
-    axes.set_ylabel("label")
-    axes.set_title(
-        f"{len(matrix):,} classes in {_BLOCKS} × {_BLOCKS} blocks; logarithmic", fontsize=11, loc="left"
-    )
-    _color_bar(axes, image)
 
 
 def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     pairs = most_confused(matrix, _PAIRS)
-    axes.set_title(f"the {len(pairs)} most confused pairs: label → prediction", fontsize=11, loc="left")
+    axes.set_title(f"the {len(pairs)} most confused pairs: label → prediction")
     axes.barh(range(len(pairs)), [pair.count for pair in pairs], color=BLUE, height=0.28)
     axes.set_ylim(len(pairs) - 0.3, -0.8)
     axes.set_yticks([])
@@ -148,8 +134,7 @@ def _draw_pairs(axes: Axes, matrix: Matrix, names: Sequence[str]) -> None:
     axes.set_xlabel("images")
     for number, pair in enumerate(pairs):
         classes = f"{shortened(names[pair.label], 26)} → {shortened(names[pair.predicted], 26)}"
-        text = drawable(f"{classes}: {pair.count} of {pair.of}")
-        axes.text(0.0, number - 0.2, text, va="bottom", fontsize=8, family=fonts_for(text))
+        axes.text(0.0, number - 0.2, f"{classes}: {pair.count} of {pair.of}", va="bottom", fontsize=8)
 
 
 def _shares(matrix: Matrix) -> NDArray[np.float64]:

@@ -1,9 +1,9 @@
 """Curves of runs over their epochs: loss, accuracy, learning rate and throughput."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from pipeline.errors import UsageError
-from trainer.figures.style import COLORS, INK, drawable, fonts_for, new_figure, shortened, styled
+from pipeline.images.figure import COLORS, INK, new_figure, shortened, styled
 from trainer.runs.metrics_file import METRICS_FILE, read_metrics
 from trainer.runs.records import EpochMetrics
 
@@ -22,6 +22,7 @@ PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")
 # A learning rate that changes by more than this factor is drawn on a logarithmic axis.
 _WIDE = 20.0
 _MARKERS = ("o", "s", "^", "D")
+_MANY = 30  # curves of so many epochs are drawn without markers
 
 
 @dataclass(frozen=True)
@@ -88,107 +89,70 @@ def draw_curves(
     rows = -(-len(panels) // columns)
     names = ", ".join(course.name for course in courses)
     default = f"{shortened(names, 70)}: {', '.join(panels)} over the epochs"
-    figure = new_figure(5 * columns, 3.1 * rows + 0.9, title=default if title is None else title)
+    figure = new_figure(5 * columns, 3.1 * rows + 0.9, default if title is None else title)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        _DRAW[panel](axes, courses)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        axes.grid(alpha=0.3)
+        _draw_panel(axes, courses, panel)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    _legend(figure, courses, panels)
-    return figure
-
-
-def _legend(figure: Figure, courses: Sequence[Course], panels: Sequence[Panel]) -> None:
     handles: list[Line2D] = []
     if len(courses) > 1:
         handles += [
-            Line2D([], [], color=_color(k), marker=_marker(k), label=drawable(shortened(course.name, 40)))
-            for k, course in enumerate(courses)
+            Line2D([], [], label=shortened(course.name, 40), **_style(number))
+            for number, course in enumerate(courses)
         ]
-    if {"loss", "top-1"} & set(panels):
+    if any(_PANELS[panel].train for panel in panels):
         handles += [
             Line2D([], [], color=INK, label="validation, center crop"),
             Line2D([], [], color=INK, linestyle="--", label="training, as augmented"),
         ]
     if handles:
-        fonts = {"family": fonts_for(*(course.name for course in courses)), "size": 10}
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), prop=fonts)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
+    return figure
 
 
-def _line(
-    axes: Axes,
-    courses: Sequence[Course],
-    value: Callable[[EpochMetrics], float],
-    style: str = "-",
-) -> None:
-    for number, course in enumerate(courses):
-        epochs = [row.epoch for row in course.rows]
-        axes.plot(
-            epochs,
-            [value(row) for row in course.rows],
-            style,
-            color=_color(number),
-            marker=_marker(number) if len(epochs) < 30 else "",
-            markersize=3.5,
-        )
+@dataclass(frozen=True)
+class _Panel:
+    """Quantities of a panel, as fields of `EpochMetrics`: one drawn solid, one dashed ("" for none)."""
+
+    title: str
+    solid: str
+    train: str = ""
 
 
-def _color(number: int) -> str:
-    return COLORS[number % len(COLORS)]
+_PANELS: dict[Panel, _Panel] = {
+    "loss": _Panel("loss, nats", "val_loss", "train_loss"),
+    "top-1": _Panel("top-1 accuracy", "val_top1", "train_top1"),
+    "top-5": _Panel("top-5 accuracy", "val_top5"),
+    "lr": _Panel("learning rate at the epoch's end", "lr"),
+    "throughput": _Panel("training images per second", "images_per_second"),
+}
 
 
-def _marker(number: int) -> str:
-    return _MARKERS[number // len(COLORS) % len(_MARKERS)]
-
-
-def _draw_loss(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.train_loss, "--")
-    _line(axes, courses, lambda row: row.val_loss)
-    axes.set_title("loss, nats", fontsize=11, loc="left")
-    axes.set_ylim(bottom=0)
-
-
-def _draw_top1(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.train_top1, "--")
-    _line(axes, courses, lambda row: row.val_top1)
-    _in_percent(axes, "top-1 accuracy")
-
-
-def _draw_top5(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.val_top5)
-    _in_percent(axes, "top-5 accuracy")
-
-
-def _in_percent(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def _draw_lr(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.lr)
+def _draw_panel(axes: Axes, courses: Sequence[Course], panel: Panel) -> None:
+    shown = _PANELS[panel]
+    for field, line in ((shown.train, "--"), (shown.solid, "-")):
+        for number, course in enumerate(courses) if field else ():
+            epochs = [row.epoch for row in course.rows]
+            style = _style(number) if len(epochs) < _MANY else _style(number) | {"marker": ""}
+            axes.plot(epochs, [getattr(row, field) for row in course.rows], line, **style)
+    axes.set_title(shown.title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.grid(alpha=0.3)
     lrs = [row.lr for course in courses for row in course.rows]
-    if min(lrs) > 0 and max(lrs) > _WIDE * min(lrs):
+    if panel == "lr" and min(lrs) > 0 and max(lrs) > _WIDE * min(lrs):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    elif panel.startswith("top"):
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
+        axes.update_datalim([(1, 0)])  # the margin above is then a share of the whole height
         axes.set_ylim(bottom=0)
-    axes.set_title("learning rate at the epoch's end", fontsize=11, loc="left")
 
 
-def _draw_throughput(axes: Axes, courses: Sequence[Course]) -> None:
-    _line(axes, courses, lambda row: row.images_per_second)
-    axes.set_title("training images per second", fontsize=11, loc="left")
-    axes.set_ylim(0, 1.08 * max(row.images_per_second for course in courses for row in course.rows))
-
-
-_DRAW: dict[Panel, Callable[[Axes, Sequence[Course]], None]] = {
-    "loss": _draw_loss,
-    "top-1": _draw_top1,
-    "top-5": _draw_top5,
-    "lr": _draw_lr,
-    "throughput": _draw_throughput,
-}
+def _style(number: int) -> dict[str, Any]:
+    """Color and marker of a run."""
+    marker = _MARKERS[number // len(COLORS) % len(_MARKERS)]
+    return {"color": COLORS[number % len(COLORS)], "marker": marker, "markersize": 3.5}

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import UsageError
-from pipeline.images.grid import grid
-from trainer.figures.style import DPI, drawable, fonts_for, new_figure, shortened, show_pixels, styled
+from pipeline.images.figure import figure_of_pixels, grid, new_figure, shortened, show_pixels, styled
 from trainer.inference.features import captured, map_layers
 from trainer.inference.preprocess import Crop, as_batch
 from trainer.models.alexnet import first_kernels
@@ -22,7 +21,6 @@ from trainer.models.classifier import Classifier
 
 _COLUMNS = 16
 _MAGNIFY = 6  # pixels of the PNG per weight
-_TITLE_PIXELS, _CAPTION_PIXELS = 46, 30
 # The strongest 1 % of the gradients saturates; otherwise single pixels would leave the rest black.
 _SATURATED = 0.99
 _SHARE_OF_IMAGE = 0.45  # contrast of the gray image below the saliency
@@ -43,47 +41,21 @@ def draw_kernels(classifier: Classifier, name: str) -> Figure:
     weights = first_kernels(classifier.model).permute(0, 2, 3, 1).float().cpu().numpy()  # (C1, h, w, 3)
     largest = max(float(np.quantile(np.abs(weights), 0.995)), 1e-12)
     pixels = np.clip(127.5 + 127.5 * weights / largest, 0, 255).astype(np.uint8)
-    images = [np.kron(kernel, np.ones((_MAGNIFY, _MAGNIFY, 1), np.uint8)) for kernel in pixels]
     count, height, width, _ = weights.shape
     towers = _towers(classifier.model)
     half = count // towers
-    grids = [grid(images[t * half : (t + 1) * half], _COLUMNS, _MAGNIFY, 0) for t in range(towers)]
-    captions = [f"Tower {t + 1}: kernels {t * half + 1}–{(t + 1) * half}" for t in range(towers)]
     title = f"{name}: {count} kernels of the first layer, {height} × {width} × 3"
-    return _stacked_figure(title, grids, captions if towers > 1 else [""])
+    captions = [f"Tower {t + 1}: kernels {t * half + 1}–{(t + 1) * half}" for t in range(towers)]
+    captions[0] = f"{title}\n{captions[0]}" if towers > 1 else title
+    parts = np.split(pixels.repeat(_MAGNIFY, axis=1).repeat(_MAGNIFY, axis=2), towers)
+    grids = [grid(part, _COLUMNS, _MAGNIFY) for part in parts]
+    return figure_of_pixels(list(zip(captions, grids, strict=True)))
 
 
 def _towers(model: nn.Module) -> int:
     """Return the number of groups of the second convolution; each sees only the kernels of one tower."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     return convolutions[1].groups
-
-
-def _stacked_figure(title: str, grids: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> Figure:
-    """Stack images, uint8 (h, w, 3), without resampling, each below its caption."""
-    margin, caption = 2 * _MAGNIFY, _CAPTION_PIXELS if any(captions) else 0
-    width = max(canvas.shape[1] for canvas in grids) + 2 * margin
-    width = max(width, 10 * len(title))
-    height = _TITLE_PIXELS + sum(canvas.shape[0] + caption + margin for canvas in grids)
-    figure = new_figure(width / DPI, height / DPI)
-    figure.set_layout_engine("none")
-    figure.text(
-        margin / width, 1 - 12 / height, drawable(title), va="top", fontsize=13, family=fonts_for(title)
-    )
-    top = _TITLE_PIXELS
-    for canvas, text in zip(grids, captions, strict=True):
-        figure.text(margin / width, 1 - top / height, text, va="top", fontsize=11)
-        top += caption
-        box = (
-            margin / width,
-            1 - (top + canvas.shape[0]) / height,
-            canvas.shape[1] / width,
-            canvas.shape[0] / height,
-        )
-        axes = figure.add_axes(box)
-        show_pixels(axes, canvas)
-        top += canvas.shape[0] + margin
-    return figure
 
 
 @styled
@@ -113,38 +85,26 @@ def draw_maps(
         classifier.classify(as_batch([image]).to(classifier.mean.device))
     columns = min(_COLUMNS, most)
     rows = [math.ceil(min(outputs[layer].shape[1], most) / columns) for layer in chosen]
-    figure = new_figure(11, 0.6 + sum(0.58 * count + 0.32 for count in rows), title=f"{name}: feature maps")
-    parts = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 5.2))[0]
-    axes = parts[0].subplots()
-    show_pixels(axes, image)
+    figure = new_figure(11, 0.6 + sum(0.58 * count + 0.32 for count in rows), f"{name}: feature maps")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 5.2))[0]
+    axes = left.subplots()
+    show_pixels(axes, image, f"{image.shape[1]} × {image.shape[0]} px", fontsize=10)
     axes.set_anchor("N")
-    axes.set_title(f"{image.shape[1]} × {image.shape[0]} px", fontsize=10)
-    blocks = parts[1].subplots(len(chosen), 1, squeeze=False, height_ratios=rows)[:, 0]
+    blocks = right.subplots(len(chosen), 1, squeeze=False, height_ratios=rows)[:, 0]
     for block, layer in zip(blocks, chosen, strict=True):
         maps = outputs[layer][0].float().cpu().numpy()
         shown = maps[:most]
-        block.imshow(_tiled(shown, columns), cmap="viridis", vmin=shown.min(), vmax=max(shown.max(), 1e-12))
-        block.set_axis_off()
+        _, height, width = maps.shape
+        tiles = grid(shown, columns, max(1, round(width / 14)), np.nan)  # gaps of NaN are left blank
         number = f"{len(shown)} of {len(maps)}" if len(shown) < len(maps) else f"{len(maps)}"
-        size = f"{maps.shape[1]} × {maps.shape[2]}"
-        block.set_title(f"{layer}: {number} maps, {size}", fontsize=10, loc="left")
+        text = f"{layer}: {number} maps, {height} × {width}"
+        limits = {"vmin": shown.min(), "vmax": max(shown.max(), 1e-12)}
+        show_pixels(block, tiles, text, fontsize=10, cmap="viridis", **limits)
     return figure
 
 
 def _is_convolution(model: nn.Module, layer: str) -> bool:
     return isinstance(model.get_submodule(layer), nn.Conv2d)
-
-
-def _tiled(maps: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
-    """Tile maps (C, h, w) in rows of `columns`; gaps are NaN, which Matplotlib leaves blank."""
-    count, height, width = maps.shape
-    gap = max(1, round(width / 14))
-    rows = math.ceil(count / columns)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap), np.nan, np.float32)
-    for number, one in enumerate(maps):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = one
-    return canvas
 
 
 def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.float32]:
@@ -179,18 +139,14 @@ def draw_saliency(strength: NDArray[np.float32], image: Crop, name: str, class_n
     """
     top = max(float(np.quantile(strength, _SATURATED)), 1e-30)
     scaled = np.clip(strength / top, 0, 1)
-    figure = new_figure(10, 4.1, title=f"{name}: saliency of “{shortened(class_name, 40)}”")
+    figure = new_figure(10, 3.7, f"{name}: saliency of “{shortened(class_name, 40)}”")
     left, middle, right = figure.subplots(1, 3)
-    show_pixels(left, image)
-    left.set_title("image", fontsize=11)
-    heat = middle.imshow(scaled, cmap="inferno", vmin=0, vmax=1)
-    middle.set_axis_off()
-    middle.set_title("|gradient| of the class's logit", fontsize=11)
+    show_pixels(left, image, "image")
+    heat = show_pixels(middle, scaled, "|gradient| of the class's logit", cmap="inferno", vmin=0, vmax=1)
     gray = image.astype(np.float32).mean(axis=2, keepdims=True)
     faint = np.repeat(255 - _SHARE_OF_IMAGE * (255 - gray), 3, axis=2).astype(np.uint8)
-    show_pixels(right, faint)
+    show_pixels(right, faint, "over the image")
     right.imshow(scaled, cmap="inferno", vmin=0, vmax=1, alpha=np.sqrt(scaled))
-    right.set_title("over the image", fontsize=11)
     bar = figure.colorbar(heat, ax=[left, middle, right], shrink=0.8, pad=0.01)
     bar.set_ticks([0, 1], labels=["0", "strongest 1 %"])
     return figure

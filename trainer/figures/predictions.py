@@ -1,22 +1,20 @@
 """Figures like the paper's figure 4: images with their top-5 predictions, and images with their neighbors."""
 
-import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from trainer.figures.style import (
-    GRAY,
+from pipeline.images.figure import (
     GREEN,
     ORANGE,
     SKY,
     VERMILION,
-    drawable,
-    fonts_for,
     new_figure,
     shortened,
+    show_pixels,
     styled,
+    wrapped,
 )
 from trainer.inference.examples import UNKNOWN, NamedImage, Prediction
 from trainer.inference.neighbors import Neighborhood
@@ -36,13 +34,13 @@ def draw_predictions(predictions: Sequence[Prediction], names: Sequence[str], ti
     """
     columns = min(_PREDICTION_COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
-    figure = new_figure(max(2.75 * columns, 5.5), 4.2 * rows + 1.0, title=f"{title}: predictions")
+    figure = new_figure(max(2.75 * columns, 5.5), 4.2 * rows + 1.0, f"{title}: predictions")
     cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.5, 1.45] * rows)
     for axes in cells.ravel():
         axes.set_axis_off()
     for number, prediction in enumerate(predictions):
         row, column = divmod(number, columns)
-        _show(cells[2 * row, column], prediction.image, _label(prediction.image, names), 11)
+        show_pixels(cells[2 * row, column], prediction.image.crop, _label(prediction.image, names))
         _draw_bars(cells[2 * row + 1, column], prediction, names)
     _note(figure, "bars: probability, 0 to 1; orange: the image's label, blue: other classes")
     return figure
@@ -54,12 +52,11 @@ def _draw_bars(axes: Axes, prediction: Prediction, names: Sequence[str]) -> None
     ):
         color = ORANGE if label == prediction.image.label else SKY
         axes.barh(row, probability, color=color, height=0.82)
-        text = drawable(shortened(names[label], 21))
-        axes.text(0.015, row, text, va="center", fontsize=9, family=fonts_for(text))
+        axes.text(0.015, row, shortened(names[label], 21), va="center", fontsize=9)
         axes.text(1.0, row, f"{probability:.1%}", va="center", ha="right", fontsize=8)
     axes.set_xlim(0, 1)
     axes.set_ylim(4.6, -0.6)
-    axes.axvline(0, color=GRAY, linewidth=1)
+    axes.axvline(0, color="gray", linewidth=1)
 
 
 @styled
@@ -73,16 +70,16 @@ def draw_neighbors(neighborhoods: Sequence[Neighborhood], names: Sequence[str], 
     """
     columns = 1 + max(len(one.found) for one in neighborhoods)
     width = max(1.62 * columns + 0.3, 6.0)
-    figure = new_figure(width, 2.05 * len(neighborhoods) + 1.0, title=f"{title}: nearest images")
+    figure = new_figure(width, 2.05 * len(neighborhoods) + 1.0, f"{title}: nearest images")
     cells = figure.subplots(
         len(neighborhoods), columns + 1, squeeze=False, width_ratios=[1, 0.12, *[1] * (columns - 1)]
     )
     for axes in cells.ravel():
         axes.set_axis_off()
     for row, one in zip(cells, neighborhoods, strict=True):
-        _show(row[0], one.query, _label(one.query, names), 10)
+        show_pixels(row[0], one.query.crop, _label(one.query, names), fontsize=10)
         for axes, image, distance in zip(row[2:], one.found, one.distances, strict=False):
-            _show(axes, image, f"{_label(image, names)}\n{distance:.4g}", 9)
+            show_pixels(axes, image.crop, f"{_label(image, names)}\n{distance:.4g}", fontsize=9)
             if one.query.label != UNKNOWN:
                 _frame(axes, image.label == one.query.label)
     note = "left: the query; numbers: Euclidean distance of the last hidden layer's features"
@@ -105,20 +102,9 @@ def _frame(axes: Axes, same: bool) -> None:
         )
 
 
-def _show(axes: Axes, image: NamedImage, text: str, size: float) -> None:
-    axes.imshow(image.crop, aspect="equal")
-    axes.set_title(drawable_lines(text), fontsize=size, family=fonts_for(text), pad=4)
-
-
-def drawable_lines(text: str) -> str:
-    """Apply `drawable` to each line of a text."""
-    return "\n".join(drawable(line) for line in text.splitlines())
-
-
 def _label(image: NamedImage, names: Sequence[str]) -> str:
     return shortened(image.name if image.label == UNKNOWN else names[image.label], 20)
 
 
 def _note(figure: Figure, text: str) -> None:
-    width = round(figure.get_size_inches()[0] * 13)
-    figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=9, x=0.01, ha="left")
+    figure.supxlabel(wrapped(text, 1.2 * figure.get_figwidth()), fontsize=9, x=0.01, ha="left")

@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
+from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import write_bytes
 from trainer.report import parts
-from trainer.report.parts import has_dali
 from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
 
-Progress = Callable[[str, int, int], None]
-"""Progress callback, called with (heading of the section, images done, images in all)."""
-
-SECTIONS: Mapping[str, str] = {
-    "summary": "Summary",
-    "curves": "Curves",
-    "throughput": "Throughput",
-    "kernels": "Kernels",
-    "predictions": "Predictions",
-    "neighbors": "Nearest neighbors",
-    "confusion": "Confusion",
-    "data": "Data",
-    "recipe": "Recipe",
+SECTIONS: Mapping[str, tuple[str, Callable[[parts.Source], Any]]] = {
+    "summary": ("Summary", parts.summary),
+    "curves": ("Curves", parts.curves),
+    "throughput": ("Throughput", parts.throughput),
+    "kernels": ("Kernels", parts.kernels),
+    "predictions": ("Predictions", parts.predictions),
+    "neighbors": ("Nearest neighbors", parts.neighbors),
+    "confusion": ("Confusion", parts.confusion),
+    "data": ("Data", parts.data_facts),
+    "recipe": ("Recipe", parts.recipe),
 }
-"""Sections of the page in order: id → heading."""
+"""Sections of the page in order: id → heading, and function that returns the values for the template."""
 
 SKIPPABLE = tuple(name for name in SECTIONS if name != "summary")
 """Ids of the sections that can be left out."""
@@ -50,36 +47,6 @@ class Report:
     left_out: dict[str, str]
 
 
-@dataclass
-class _Page:
-    """Sections of the page while it is being made.
-
-    Attributes:
-        progress: Progress callback of `write_report`.
-        skip: Ids of sections to leave out.
-        made: Id of a finished section → values for the template.
-        left_out: Id of a section that is left out → reason.
-    """
-
-    progress: Progress
-    skip: Sequence[str]
-    made: dict[str, Any] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, make: Callable[[], Any]) -> None:
-        """Make a section, or note why it is left out."""
-        if name in self.skip:
-            self.left_out[name] = "skipped (--skip)"
-            return
-        try:
-            self.made[name] = make()
-        except ToolkitError as error:
-            self.left_out[name] = " ".join(str(error).split())
-
-    def progress_of(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.progress(SECTIONS[name], done, total)
-
-
 def write_report(
     run: Path,
     out: Path,
@@ -87,7 +54,7 @@ def write_report(
     *,
     skip: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    on_progress: OnProgress = no_progress,
 ) -> Report:
     """Write the report of a run as one HTML file, which needs no internet and suits phones and paper.
 
@@ -100,7 +67,7 @@ def write_report(
         data: Path or URL of the dataset, if it is no longer where run.json says.
         skip: Ids of sections to leave out, from `SKIPPABLE`.
         seed: Seed of the random choice of images.
-        progress: Called with (heading of the section, images done, images in all).
+        on_progress: Called with (images done, images in all) of the section that is being made.
 
     Raises:
         UsageError: `run` is no run folder or has no checkpoint, `data` is no dataset with the network's
@@ -113,59 +80,33 @@ def write_report(
     if run.is_file():
         raise UsageError(f"{run}: a report is about a whole run; name the run's folder, {run.parent}")
     trained = load_model(run)
-    facts = run_facts(run)
-    page = _Page(progress, skip)
-    dataset, no_dataset = _dataset(trained, data)
-    page.add("summary", lambda: parts.summary(trained, facts, dataset))
-    page.add("curves", lambda: parts.curves(run))
-    page.add("throughput", lambda: parts.throughput(run, facts))
-    page.add("kernels", lambda: parts.kernels(trained))
-    _add_data_sections(page, trained, dataset, no_dataset, seed)
-    page.add("recipe", lambda: parts.recipe(run))
-    write_bytes(out, _render(trained.name, page).encode())
-    return Report(out, page.left_out)
+    source = parts.Source(run, trained, run_facts(run), _open(trained, data), seed, on_progress)
+    made: dict[str, Any] = {}
+    left_out = {}
+    for name, (_, make) in SECTIONS.items():
+        try:
+            if name in skip:
+                raise UsageError("skipped (--skip)")
+            made[name] = make(source)
+        except ToolkitError as error:
+            left_out[name] = " ".join(str(error).split())
+    write_bytes(out, _render(trained.name, made, left_out).encode())
+    return Report(out, left_out)
 
 
-def _dataset(trained: LoadedModel, data: str | Path | None) -> tuple[Dataset | None, str]:
-    """Open the run's dataset; return (dataset, "") or (None, reason). A dataset given as `data` must open."""
+def _open(trained: LoadedModel, data: str | Path | None) -> Dataset | str:
+    """Open the run's dataset, or return the reason why not. A dataset given as `data` must open."""
     try:
         dataset = dataset_of(trained, data)
-        refuse_other_classes(trained, dataset)
-        return dataset, ""
+        refuse_other_classes(trained.checkpoint, trained.spec, dataset)
+        return dataset
     except UsageError as error:
         if data is not None:
             raise
-        return None, str(error)
+        return str(error)
 
 
-def _add_data_sections(
-    page: _Page, trained: LoadedModel, dataset: Dataset | None, no_dataset: str, seed: int
-) -> None:
-    """Add the sections that need the dataset, some of them DALI too."""
-
-    def of_data(make: Callable[[Dataset], Any], *, dali: bool = False) -> Callable[[], Any]:
-        def made() -> Any:
-            if dataset is None:
-                raise UsageError(no_dataset)
-            if dali and not has_dali():
-                raise UsageError("needs NVIDIA DALI to read a whole split, and it is not installed")
-            return make(dataset)
-
-        return made
-
-    page.add("predictions", of_data(lambda data: parts.predictions(trained, data, seed)))
-    page.add(
-        "neighbors",
-        of_data(lambda data: parts.neighbors(trained, data, seed, page.progress_of("neighbors")), dali=True),
-    )
-    page.add(
-        "confusion",
-        of_data(lambda data: parts.confusion(trained, data, page.progress_of("confusion")), dali=True),
-    )
-    page.add("data", of_data(lambda data: parts.data_facts(trained, data, seed)))
-
-
-def _render(name: str, page: _Page) -> str:
+def _render(name: str, made: dict[str, Any], left_out: dict[str, str]) -> str:
     """Render the page of the run called `name` to HTML."""
     environment = Environment(
         loader=PackageLoader("trainer.report", "."),
@@ -178,9 +119,9 @@ def _render(name: str, page: _Page) -> str:
     environment.filters["percent"] = lambda share: f"{share:.1%}"
     html = environment.get_template("page.html.jinja").render(
         name=name,
-        sections=SECTIONS,
-        made=page.made,
-        left_out=page.left_out,
+        sections={id_: heading for id_, (heading, _) in SECTIONS.items()},
+        made=made,
+        left_out=left_out,
         version=version("alexnet-toolkit"),
     )
     return re.sub(r"\n\s*\n+", "\n", html)

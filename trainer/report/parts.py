@@ -1,29 +1,28 @@
 """Content of the report's sections, as plain values for the template; images are encoded files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.images.codec import encode
+from pipeline.images.figure import figure_bytes
 from pipeline.images.pca_plot import colors_along
 from pipeline.loader.views import TrainView, color_noise
+from pipeline.progress import OnProgress
 from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
-from trainer.figures.curves import Panel, draw_curves, read_courses
+from trainer.figures.curves import Course, Panel, draw_curves, read_courses
 from trainer.figures.filters import draw_kernels
-from trainer.figures.style import figure_bytes
 from trainer.inference.examples import NamedImage, some_images, some_predictions
 from trainer.inference.features import this_machine
 from trainer.inference.neighbors import find_neighbors
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import LoadedModel, class_names, dataset_name
-from trainer.runs.records import EpochMetrics
 from trainer.runs.run_folder import RECIPE_FILE
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBORS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
@@ -48,176 +47,198 @@ class Image:
     alt: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the sections are made from.
+
+    Attributes:
+        run: The run's folder.
+        trained: The run's network.
+        facts: Content of run.json.
+        opened: The run's dataset, or the reason why there is none.
+        seed: Seed of the random choice of images.
+        on_progress: Progress callback of the sections that read a whole split.
+    """
+
+    run: Path
+    trained: LoadedModel
+    facts: dict[str, Any]
+    opened: Dataset | str
+    seed: int
+    on_progress: OnProgress
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if isinstance(self.opened, str):
+            raise UsageError(self.opened)
+        return self.opened
+
+    @property
+    def whole_dataset(self) -> Dataset:
+        """The dataset, to read whole splits of it.
+
+        Raises:
+            UsageError: there is none, or DALI is not installed.
+        """
+        dataset = self.dataset
+        if not has_dali():
+            raise UsageError("needs NVIDIA DALI to read a whole split, and it is not installed")
+        return dataset
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the dataset's classes, in label order."""
+        return class_names(self.trained, self.dataset)
+
+
 def has_dali() -> bool:
     """Return whether DALI is installed, which reading whole splits needs."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
-def summary(trained: LoadedModel, facts: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+def summary(source: Source) -> dict[str, Any]:
     """Network, dataset, machine and versions of a run (`rows`), and its best results (`results`)."""
-    spec = trained.spec
-    parameters = sum(p.numel() for p in trained.classifier.model.parameters())
-    machine = facts.get("machine", {})
+    spec, machine = source.trained.spec, source.facts.get("machine", {})
+    parameters = sum(p.numel() for p in source.trained.classifier.model.parameters())
+    versions = ("alexnet-toolkit", "torch", "numpy", "dali", "python")
     rows: Facts = [
         ("Network", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
         ("Input", f"{spec.crop} × {spec.crop} crops of images with a shorter side of {spec.size} px"),
         ("Classes", f"{len(spec.classes):,}"),
-        ("Recipe", str(facts.get("recipe", "unknown"))),
-        ("Dataset", _dataset_line(facts, dataset)),
-        ("Checkpoint", trained.checkpoint.name),
+        ("Recipe", str(source.facts.get("recipe", "unknown"))),
+        ("Dataset", _dataset_line(source)),
+        ("Checkpoint", source.trained.checkpoint.name),
         ("Machine", _machine_line(machine)),
-        (
-            "Versions",
-            ", ".join(
-                f"{name} {machine[name]}"
-                for name in ("alexnet-toolkit", "torch", "numpy", "dali", "python")
-                if name in machine
-            ),
-        ),
+        ("Versions", ", ".join(f"{name} {machine[name]}" for name in versions if name in machine)),
     ]
-    return {"rows": [(name, text) for name, text in rows if text], "results": _results(trained)}
+    return {"rows": _known(rows), "results": _results(source.run)}
 
 
-def _results(trained: LoadedModel) -> Facts:
+def _results(run: Path) -> Facts:
     """Accuracy of the best epoch, and training time; empty if metrics.jsonl is missing or damaged."""
-    assert trained.folder is not None
     try:
-        rows = read_courses([trained.folder])[0].rows
+        (course,) = read_courses([run])
     except UsageError:
         return []
-    best = max(rows, key=lambda row: row.val_top1)
-    last = rows[-1]
+    best = max(course.rows, key=lambda row: row.val_top1)
     return [
         ("top-1 accuracy", f"{best.val_top1:.2%}"),
         ("top-5 accuracy", f"{best.val_top5:.2%}"),
-        ("best epoch", f"{best.epoch} of {last.epoch}"),
-        ("training time", _duration(sum(row.train_seconds + row.val_seconds for row in rows))),
+        ("best epoch", f"{best.epoch} of {course.rows[-1].epoch}"),
+        ("training time", _duration(sum(row.train_seconds + row.val_seconds for row in course.rows))),
     ]
 
 
-def curves(run: Path) -> dict[str, Any]:
+def curves(source: Source) -> dict[str, Any]:
     """Curves of loss, accuracy and learning rate (`images`), and the metrics of each epoch (`rows`)."""
-    courses = read_courses([run])
-    rows = courses[0].rows
-    panels: tuple[tuple[Panel, str], ...] = (
-        ("loss", f"Loss over {len(rows)} epochs: validation ends at {rows[-1].val_loss:.3f} nats"),
-        ("top-1", f"Top-1 accuracy: validation ends at {rows[-1].val_top1:.1%}"),
-        ("top-5", f"Top-5 accuracy: validation ends at {rows[-1].val_top5:.1%}"),
-        ("lr", f"Learning rate: from {rows[0].lr:.2g} to {rows[-1].lr:.2g}"),
-    )
-    return {
-        "images": [Image(figure_bytes(draw_curves(courses, [name], ""), "svg"), alt) for name, alt in panels],
-        "rows": rows,
+    (course,) = read_courses([source.run])
+    first, last = course.rows[0], course.rows[-1]
+    panels: dict[Panel, str] = {
+        "loss": f"Loss over {len(course.rows)} epochs: validation ends at {last.val_loss:.3f} nats",
+        "top-1": f"Top-1 accuracy: validation ends at {last.val_top1:.1%}",
+        "top-5": f"Top-5 accuracy: validation ends at {last.val_top5:.1%}",
+        "lr": f"Learning rate: from {first.lr:.2g} to {last.lr:.2g}",
     }
+    return {"images": [_panel(course, name, alt) for name, alt in panels.items()], "rows": course.rows}
 
 
-def throughput(run: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def throughput(source: Source) -> dict[str, Any]:
     """Curve of training images per second over the epochs (`image`), and where the time went (`rows`)."""
-    courses = read_courses([run])
-    rows = courses[0].rows
-    speeds = sorted(row.images_per_second for row in rows)
-    median = speeds[len(speeds) // 2]
-    figure = draw_curves(courses, ["throughput"], "")
-    alt = f"Training images per second in each epoch: {speeds[0]:,.0f} to {speeds[-1]:,.0f}"
-    return {
-        "image": Image(figure_bytes(figure, "svg"), alt),
-        "rows": [
-            ("Training images per second, median epoch", f"{median:,.0f}"),
-            ("Slowest and fastest epoch", f"{speeds[0]:,.0f} and {speeds[-1]:,.0f}"),
-            ("Training", _duration(sum(row.train_seconds for row in rows))),
-            ("Validation", _duration(sum(row.val_seconds for row in rows))),
-            *_wait(rows),
-            ("On", _machine_line(facts.get("machine", {}))),
-        ],
-    }
+    (course,) = read_courses([source.run])
+    speeds = sorted(row.images_per_second for row in course.rows)
+    slowest, median, fastest = (f"{speeds[at]:,.0f}" for at in (0, len(speeds) // 2, -1))
+    training = sum(row.train_seconds for row in course.rows)
+    waited = sum(row.data_wait * row.train_seconds for row in course.rows)
+    alt = f"Training images per second in each epoch: {slowest} to {fastest}"
+    rows: Facts = [
+        ("Training images per second, median epoch", median),
+        ("Slowest and fastest epoch", f"{slowest} and {fastest}"),
+        ("Training", _duration(training)),
+        ("Validation", _duration(sum(row.val_seconds for row in course.rows))),
+        # Some runs did not record how long they waited.
+        ("Waiting for data", f"{waited / training:.1%} of the training time" if waited else ""),
+        ("On", _machine_line(source.facts.get("machine", {}))),
+    ]
+    return {"image": _panel(course, "throughput", alt), "rows": _known(rows)}
 
 
-def _wait(rows: Sequence[EpochMetrics]) -> Facts:
-    """Share of the training time spent waiting for batches; empty if the run did not record it."""
-    waited = sum(row.data_wait * row.train_seconds for row in rows)
-    share = waited / max(sum(row.train_seconds for row in rows), 1e-9)
-    return [("Waiting for data", f"{share:.1%} of the training time")] if waited else []
+def _panel(course: Course, panel: Panel, alt: str) -> Image:
+    return Image(figure_bytes(draw_curves([course], [panel], ""), "svg"), alt)
 
 
-def kernels(trained: LoadedModel) -> Image:
+def kernels(source: Source) -> Image:
     """Figure of the first layer's kernels."""
-    figure = draw_kernels(trained.classifier, trained.name)
-    count = next(trained.classifier.model.parameters()).shape[0]
+    classifier = source.trained.classifier
+    figure = draw_kernels(classifier, source.trained.name)
+    count = next(classifier.model.parameters()).shape[0]
     return Image(figure_bytes(figure, "png"), f"The {count} kernels of the first layer, as small images")
 
 
-def predictions(trained: LoadedModel, dataset: Dataset, seed: int) -> list[dict[str, Any]]:
+def predictions(source: Source) -> list[dict[str, Any]]:
     """Top-5 predictions of validation images: random images, and random misclassified images."""
-    names = class_names(trained, dataset)
+    names, classifier = source.names, source.trained.classifier
     groups = []
     for heading, count, errors in (
         ("Random images", _PREDICTIONS, False),
         ("Misclassified images", _ERRORS, True),
     ):
-        cases = some_predictions(trained.classifier, dataset, "val", count, seed, errors)
-        cards = [
-            {
-                "image": _image(case.image, names),
-                "name": case.image.name,
-                "label": names[case.image.label],
-                "bars": [
-                    (names[label], probability, label == case.image.label)
-                    for label, probability in zip(case.classes, case.probabilities, strict=True)
-                ],
-            }
-            for case in cases
-        ]
+        cards = []
+        for case in some_predictions(classifier, source.dataset, "val", count, source.seed, errors):
+            bars = [
+                (names[label], probability, label == case.image.label)
+                for label, probability in zip(case.classes, case.probabilities, strict=True)
+            ]
+            cards.append(_card(case.image, names) | {"bars": bars})
         groups.append({"heading": heading, "cards": cards})
     return groups
 
 
-def neighbors(
-    trained: LoadedModel, dataset: Dataset, seed: int, progress: Callable[[int, int], None]
-) -> list[dict[str, Any]]:
+def neighbors(source: Source) -> list[dict[str, Any]]:
     """Random validation images with their nearest training images."""
-    names = class_names(trained, dataset)
-    queries = some_images(dataset, "val", trained.spec, _QUERIES, seed)
-    found = find_neighbors(trained.classifier, queries, dataset, count=_NEIGHBORS, progress=progress)
-    return [
-        {
-            "image": _image(one.query, names),
-            "name": one.query.name,
-            "label": names[one.query.label],
-            "found": [
-                {
-                    "image": _image(image, names),
-                    "name": image.name,
-                    "label": names[image.label],
-                    "distance": f"{distance:.4g}",
-                    "same": image.label == one.query.label,
-                }
-                for image, distance in zip(one.found, one.distances, strict=True)
-            ],
-        }
-        for one in found
-    ]
+    trained, dataset, names = source.trained, source.whole_dataset, source.names
+    queries = some_images(dataset, "val", trained.spec, _QUERIES, source.seed)
+    rows = []
+    for one in find_neighbors(
+        trained.classifier, queries, dataset, count=_NEIGHBORS, on_progress=source.on_progress
+    ):
+        found = [
+            _card(image, names) | {"distance": f"{distance:.4g}", "same": image.label == one.query.label}
+            for image, distance in zip(one.found, one.distances, strict=True)
+        ]
+        rows.append(_card(one.query, names) | {"found": found})
+    return rows
 
 
-def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _card(image: NamedImage, names: Sequence[str]) -> dict[str, Any]:
+    label = names[image.label]
+    jpeg = Image(encode(image.crop, _JPEG_QUALITY), f"{label}: {image.name}")
+    return {"image": jpeg, "name": image.name, "label": label}
+
+
+def confusion(source: Source) -> dict[str, Any]:
     """Confusion matrix, metrics and most confused pairs of the checkpoint on the validation split."""
-    names = class_names(trained, dataset)
+    names, url = source.names, source.whole_dataset.url
     from trainer.evaluation.evaluate import evaluate_checkpoints  # imports DALI
 
     evaluation = evaluate_checkpoints(
         this_machine(),
-        [trained.checkpoint],
-        dataset.url,
+        [source.trained.checkpoint],
+        url,
         "val",
         "center",
         _BATCH_SIZE,
-        progress=progress,
+        on_progress=source.on_progress,
     )
     matrix, metrics = evaluation.confusion, evaluation.metrics
     right, total = int(np.trace(matrix)), int(matrix.sum())
-    figure = draw_confusion(matrix, names, "val, center crop")
     return {
         "image": Image(
-            figure_bytes(figure, "svg"),
+            figure_bytes(draw_confusion(matrix, names, "val, center crop"), "svg"),
             f"Confusion matrix of {len(matrix)} classes: {right} of {total} images lie on the diagonal",
         ),
         "rows": [
@@ -235,21 +256,21 @@ def confusion(trained: LoadedModel, dataset: Dataset, progress: Callable[[int, i
     }
 
 
-def data_facts(trained: LoadedModel, dataset: Dataset, seed: int) -> dict[str, Any]:
+def data_facts(source: Source) -> dict[str, Any]:
     """Splits and mean color (`rows`), PCA color directions, and augmented training crops of the dataset."""
-    statistics = dataset.statistics
+    dataset, statistics = source.dataset, source.dataset.statistics
     total = max(sum(statistics.eigenvalues), 1e-12)
     directions = [
         {
-            "value": f"{statistics.eigenvalues[k]:,.1f}",
+            "value": f"{value:,.1f}",
             "deviation": f"{statistics.deviations[k]:.2f}",
-            "share": statistics.eigenvalues[k] / total,
+            "share": value / total,
             "vector": [f"{x:+.3f}" for x in statistics.eigenvectors[k]],
             "strip": [
                 "#{:02x}{:02x}{:02x}".format(*color) for color in colors_along(statistics, k, _STRIP_STEPS)
             ],
         }
-        for k in range(3)
+        for k, value in enumerate(statistics.eigenvalues)
     ]
     rows: Facts = [
         (split, f"{dataset.samples(split):,} images in {len(shards):,} shards")
@@ -257,37 +278,32 @@ def data_facts(trained: LoadedModel, dataset: Dataset, seed: int) -> dict[str, A
     ]
     mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
     rows.append(("mean", f"{mean} of 255, over {statistics.pixels:,} pixels"))
-    return {"rows": rows, "directions": directions, "crops": _training_crops(trained, dataset, seed)}
+    return {"rows": rows, "directions": directions, "crops": _training_crops(source) if has_dali() else []}
 
 
-def _training_crops(trained: LoadedModel, dataset: Dataset, seed: int) -> list[Image]:
-    """Crops of one training batch with the mean added back; none without DALI."""
-    if not has_dali():
-        return []
+def _training_crops(source: Source) -> list[Image]:
+    """Crops of one training batch with the mean added back."""
     from pipeline.loader.loader import Loader
+    from pipeline.preview import crops_of
 
-    statistics = dataset.statistics
-    recipe = _recipe(trained.folder) if trained.folder else None
-    noise = color_noise(recipe.color_noise if recipe else "none", statistics)
-    view = TrainView(trained.spec.crop, statistics.mean, noise=noise)
+    dataset, names = source.dataset, source.names
+    noise = color_noise(_recipe(source.run).color_noise, dataset.statistics)
+    view = TrainView(source.trained.spec.crop, dataset.statistics.mean, noise=noise)
     count = min(_CROPS, dataset.samples("train"))
-    with Loader(dataset, "train", view, count, seed=seed, keys=True) as loader:
+    with Loader(dataset, "train", view, count, seed=source.seed, keys=True) as loader:
         batch = next(iter(loader))
-    pixels = batch.images.permute(0, 2, 3, 1).numpy() * (noise.divisor if noise else 1.0) + statistics.mean
-    crops: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    names = class_names(trained, dataset)
     return [
         Image(encode(crop, _JPEG_QUALITY), f"Training crop of {key}, {names[label]}")
-        for crop, key, label in zip(crops, batch.keys, batch.labels.tolist(), strict=True)
+        for crop, key, label in zip(crops_of(batch, view), batch.keys, batch.labels.tolist(), strict=True)
     ]
 
 
-def recipe(run: Path) -> dict[str, Any]:
+def recipe(source: Source) -> dict[str, Any]:
     """All settings of the recipe, and the stages that change some of them."""
-    found = _recipe(run)
-    settings = {name: value for name, value in asdict(found).items() if name != "stages"}
+    settings = asdict(_recipe(source.run))
     stages = [
-        {name: value for name, value in asdict(stage).items() if value is not None} for stage in found.stages
+        {name: value for name, value in stage.items() if value is not None}
+        for stage in settings.pop("stages")
     ]
     return {"settings": settings, "stages": stages}
 
@@ -296,19 +312,21 @@ def _recipe(run: Path) -> Recipe:
     return load_recipe(str(run / RECIPE_FILE))
 
 
-def _image(image: NamedImage, names: Sequence[str]) -> Image:
-    return Image(encode(image.crop, _JPEG_QUALITY), f"{names[image.label]}: {image.name}")
+def _known(rows: Facts) -> Facts:
+    """Return the rows that have a value."""
+    return [(name, text) for name, text in rows if text]
 
 
 def _with_interval(share: float, interval: tuple[float, float]) -> str:
     return "{:.2%}, 95 % interval {:.2%} to {:.2%}".format(share, *interval)
 
 
-def _dataset_line(facts: dict[str, Any], dataset: Dataset | None) -> str:
-    if dataset is None:
-        return f"{facts.get('dataset', 'unknown')} (not found)"
+def _dataset_line(source: Source) -> str:
+    if isinstance(source.opened, str):
+        return f"{source.facts.get('dataset', 'unknown')} (not found)"
+    dataset = source.opened
     counts = ", ".join(f"{dataset.samples(split):,} {split}" for split in dataset.manifest.splits)
-    same = dataset.fingerprint == facts.get("dataset_sha256")
+    same = dataset.fingerprint == source.facts.get("dataset_sha256")
     return f"{dataset_name(dataset)}: {counts}" + ("" if same else "; not the one it was trained on")
 
 

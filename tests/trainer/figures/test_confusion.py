@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from pipeline.images.figure import figure_bytes
 from trainer.figures.confusion import draw_confusion, most_confused
-from trainer.figures.style import figure_bytes
 
 
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 8), count=st.integers(1, 70))
@@ -21,21 +21,17 @@ def texts_of(axes):
 
 
 def test_few_classes_stand_by_name_with_their_numbers():
-    matrix = np.array([[8, 2, 0], [0, 5, 0], [1, 0, 0]])
+    matrix = np.array([[8, 2, 0], [1, 5, 0], [0, 0, 0]])
     figure = draw_confusion(matrix, ["$a_1$", "<b>", "猫"], "run on data, val")
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()][:2] == ["$a_1$", "<b>"]
-    assert texts_of(axes) == ["8", "2", "5", "1"]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [0, 1, 0], [1, 0, 0]])
+    assert texts_of(axes) == ["8", "2", "1", "5"]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [1 / 6, 5 / 6, 0], [0, 0, 0]])
     assert "13 of 16 images right" in figure.get_suptitle()
     assert figure_bytes(figure, "png")
 
 
-def test_a_class_without_images_is_no_division_by_zero():
-    assert figure_bytes(draw_confusion(np.zeros((3, 3), np.int64), list("abc"), "t"), "svg")
-
-
-@pytest.mark.parametrize("classes", [41, 100, 1000])
+@pytest.mark.parametrize("classes", [41, 1000])
 def test_many_classes_are_blocks_and_a_list_of_pairs(classes):
     matrix = 5 * np.eye(classes, dtype=np.int64)
     matrix[3, 40] = 9
@@ -48,7 +44,7 @@ def test_many_classes_are_blocks_and_a_list_of_pairs(classes):
     assert figure_bytes(figure, "png")
 
 
-@pytest.mark.parametrize("classes", [2, 16, 40, 41])
+@pytest.mark.parametrize("classes", [2, 17, 41])
 def test_long_names_leave_room_for_the_matrix(classes):
     names = ["W" * 60, *["漢" * 60] * (classes - 1)]
     figure = draw_confusion(3 * np.eye(classes, dtype=np.int64), names, "W" * 200)
@@ -56,7 +52,3 @@ def test_long_names_leave_room_for_the_matrix(classes):
     box = figure.axes[0].get_window_extent()
     assert box.width > 150
     assert box.width == pytest.approx(box.height, rel=0.02)
-
-
-def test_a_thousand_classes_without_an_error():
-    assert figure_bytes(draw_confusion(np.eye(1000, dtype=np.int64), ["x"] * 1000, "t"), "png")

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from pipeline import UsageError
+from pipeline.images.figure import COLORS, figure_bytes
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
-from trainer.figures.style import COLORS, figure_bytes
 from trainer.runs.metrics_file import add_metrics
 from trainer.runs.records import EpochMetrics
 

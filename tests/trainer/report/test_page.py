@@ -8,8 +8,6 @@ from helpers.chromium import Chromium, find_chromium
 
 from trainer import write_report
 
-WIDTHS = (360, 768, 1440)
-
 # Elements that overflow the window, except those inside a scrolling box.
 OVERFLOWING = """
 [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') || e.matches('.scroll'))
@@ -17,6 +15,11 @@ OVERFLOWING = """
     const r = e.getBoundingClientRect();
     return r.width && r.left > -900 && r.right > innerWidth + 0.5
   }).map(e => e.tagName + '.' + e.className)
+"""
+
+# Shown size, own size and alternative text of each image.
+SHAPES = """
+[...document.images].map(i => [i.clientWidth, i.clientHeight, i.naturalWidth, i.naturalHeight, i.alt])
 """
 
 # Texts with a contrast below 4.5 (WCAG 2.2, 1.4.3) against the nearest opaque background.
@@ -48,12 +51,12 @@ def browser(tmp_path_factory):
         yield browser
 
 
-@pytest.fixture(scope="module")
-def page(tiny_run, tmp_path_factory):
-    return write_report(tiny_run, tmp_path_factory.mktemp("page") / "report.html").file.as_uri()
+@pytest.fixture
+def page(made):
+    return made.file.as_uri()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [360, 768, 1440])
 def test_it_fits_and_is_whole_at_any_width(browser, page, width):
     browser.open(page, width)
     assert browser.complaints() == []
@@ -63,25 +66,14 @@ def test_it_fits_and_is_whole_at_any_width(browser, page, width):
     assert browser.evaluate(OVERFLOWING) == []
     assert browser.evaluate("document.images.length") > 50
     assert browser.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).length") == 0
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_images_keep_their_aspect_and_can_be_seen(browser, page, width):
-    browser.open(page, width)
-    shapes = browser.evaluate(
-        "[...document.images].map(i => { const s = getComputedStyle(i), b = parseFloat(s.borderLeftWidth);"
-        "return [i.clientWidth, i.clientHeight, i.naturalWidth, i.naturalHeight, i.alt] })"
-    )
-    for shown_width, shown_height, own_width, own_height, alt in shapes:
+    for shown_width, shown_height, own_width, own_height, alt in browser.evaluate(SHAPES):
         assert shown_width >= 60, alt
         assert shown_width / shown_height == pytest.approx(own_width / own_height, rel=0.05), alt
 
 
 @pytest.mark.parametrize("width", [360, 1440])
-def test_hostile_and_long_names_run_nothing_and_do_not_overflow(browser, hostile, tmp_path, width):
-    folder, data = hostile
-    file = write_report(folder, tmp_path / "r.html", data, skip=["curves", "throughput"]).file
-    browser.open(file.as_uri(), width)
+def test_hostile_and_long_names_run_nothing_and_do_not_overflow(browser, hostile_page, width):
+    browser.open(hostile_page.as_uri(), width)
     assert browser.complaints() == []
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert browser.evaluate(OVERFLOWING) == []
@@ -147,15 +139,11 @@ def test_a_keyboard_gets_everywhere_and_out_again(browser, page):
     assert len(seen) == len(set(seen)) == wanted - hidden
 
 
-def test_the_skip_link_skips(browser, page):
+def test_the_skip_link_skips_and_what_scrolls_inside_can_be_reached_by_keyboard(browser, page):
     browser.open(page, 360)
     browser.press("Tab")
     browser.press("Enter")
     assert browser.evaluate("document.activeElement.id") == "main"
-
-
-def test_what_scrolls_inside_can_be_reached_by_keyboard(browser, page):
-    browser.open(page, 360)
     lost = browser.evaluate(
         "[...document.querySelectorAll('body *')].filter(e => e.scrollWidth > e.clientWidth + 1 &&"
         "/auto|scroll/.test(getComputedStyle(e).overflowX) && e.tabIndex !== 0).length"

@@ -21,7 +21,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.text, self._open = [], "", []
+        self.tags, self.text = [], ""
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
@@ -39,21 +39,15 @@ def open_page(file):
     return html, Page(html)
 
 
-@pytest.fixture(scope="module")
-def made(tiny_run, tmp_path_factory):
-    file = tmp_path_factory.mktemp("report") / "report.html"
-    return write_report(tiny_run, file)
-
-
 def test_every_part_is_there_under_its_heading(made):
     assert made.left_out == {}
     html, page = open_page(made.file)
     headings = re.findall(r'<h2 id="([\w-]+)">([^<]+)</h2>', html)
-    assert headings == list(SECTIONS.items())
-    links = [a["href"] for a in page.all("a") if a["href"].startswith("#")]
-    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert {link.removeprefix("#") for link in links} <= ids
-    assert len([attributes["id"] for _, attributes in page.tags if "id" in attributes]) == len(ids)
+    assert headings == [(name, heading) for name, (heading, _) in SECTIONS.items()]
+    links = {a["href"].removeprefix("#") for a in page.all("a") if a["href"].startswith("#")}
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert links <= set(ids)
+    assert len(ids) == len(set(ids))
 
 
 def test_the_numbers_are_the_runs(made, tiny_run, tiny_dataset):
@@ -101,9 +95,8 @@ def test_the_same_run_gives_the_same_page(made, tiny_run, tmp_path):
     assert again.file.read_bytes() == made.file.read_bytes()
 
 
-def test_names_are_escaped(hostile, hostile_text, tmp_path):
-    folder, data = hostile
-    html, page = open_page(write_report(folder, tmp_path / "r.html", data).file)
+def test_names_are_escaped(hostile_page, hostile_text):
+    html, page = open_page(hostile_page)
     assert not page.all("script", "i>data", "b")
     assert "<script" not in html
     assert "<b>run" not in html
@@ -140,7 +133,6 @@ def test_missing_metrics_and_a_damaged_recipe_leave_out_their_sections(tiny_run,
 
 
 def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.report.page.has_dali", lambda: False)
     monkeypatch.setattr("trainer.report.parts.has_dali", lambda: False)
     done = write_report(tiny_run, tmp_path / "r.html")
     assert list(done.left_out) == ["neighbors", "confusion"]
