@@ -1,14 +1,17 @@
-"""The Slurm scripts of docs/cluster.md run with stand-ins for sbatch, srun, scancel and scontrol."""
+"""The commands of docs/cluster.md run with stand-ins for sbatch, srun, scancel and scontrol."""
 
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.folders import tree
 
 from pipeline import Options, prepare, read_source
 from trainer.runs import checkpoint
@@ -45,34 +48,56 @@ echo "$id ok" >> "$LOG"
 """
 
 
-def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path):
-    script = re.search(r"```bash\n(#!.*?)```", DOCS.read_text(), re.DOTALL)[1]
-    assert "alexnet-prep finish" in script
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name, text in {
-        "sbatch": SBATCH,
-        "alexnet-prep": f"#!/bin/sh\nexec {sys.executable} -c 'from cli.prep import main; main()' \"$@\"\n",
-        "prepare.sh": script,
-    }.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    log = tmp_path / "log"
-    log.touch()
+PREPARE, TRAIN = re.findall(r"```bash\n(#!.*?)```", DOCS.read_text(), re.DOTALL)
+TORCHRUN = re.search(r"```bash\n(torchrun .*?)```", DOCS.read_text(), re.DOTALL)[1]
+
+
+def add_tools(folder: Path, scripts: dict[str, str]) -> None:
+    """Write executable scripts, name → text, to the subfolder `bin`."""
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in scripts.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+
+
+def python(arguments: str) -> str:
+    return f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n'
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """Environment in which the folder `bin` is first on the path; it has our commands and torchrun."""
+    add_tools(
+        tmp_path,
+        {
+            "alexnet-prep": python("-c 'from cli.prep import main; main()'"),
+            "alexnet-train": python("-c 'from cli.train import main; main()'"),
+            "torchrun": python("-m torch.distributed.run"),
+        },
+    )
+    (tmp_path / "log").touch()
+    return os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(DOCS.parents[1]),
+        "LOG": str(tmp_path / "log"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path, environment):
+    script = PREPARE.replace("0-15", "0-3").replace("/16", "/4")
+    add_tools(tmp_path, {"sbatch": SBATCH, "prepare.sh": script})
     source = tmp_path / "my images"
     source.symlink_to(tiny_source)
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "LOG": str(log)}
     done = subprocess.run(
         ["prepare.sh", source, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
     )
-    output = Path(f"{log}.out").read_text()
+    output = (tmp_path / "log.out").read_text()
     assert (done.returncode, done.stderr) == (0, ""), output
-    assert "task 15 of 16 done" in output
+    assert "task 3 of 4 done" in output
     assert output.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 images")
     prepare(read_source(tiny_source), tmp_path / "whole", Options())
-    for path in (tmp_path / "whole").rglob("*"):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+    assert tree(tmp_path / "whole") == tree(tmp_path / "out")
 
 
 # Starts two tasks on this machine like Slurm's srun, and waits for them; scancel signals them.
@@ -102,61 +127,53 @@ echo "scontrol $*" >> "$LOG"
 """
 
 
+def for_the_test(text: str, data: Path) -> str:
+    """Replace the run of the docs by a small one of `data`, with the options in $MORE."""
+    small = "--recipe demo --set crop=64 --set width=0.1 --set batch_size=10 --out run $MORE"
+    return text.replace("imagenet --recipe modern --out runs/a", f"'{data}' {small}")
+
+
+def spawned(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
 @pytest.mark.slow
-def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_dataset, tmp_path):
+def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_dataset, tmp_path, environment):
     """On Slurm's warning signal the job writes a checkpoint and requeues itself; the second job finishes."""
-    script = re.findall(r"```bash\n(#!.*?)```", DOCS.read_text(), re.DOTALL)[1]
-    small = "--recipe demo --set crop=64 --set width=0.1 --set batch_size=10"
-    script = script.replace(
-        "imagenet --recipe modern --out runs/a", f"'{tiny_dataset.root}' {small} $MORE --out run"
-    )
-    tools, log = tmp_path / "bin", tmp_path / "log"
-    tools.mkdir()
-    log.touch()
-    for name, text in {
-        "srun": SRUN,
-        "scancel": SCANCEL,
-        "scontrol": SCONTROL,
-        "alexnet-train": f"#!/bin/sh\nexec {sys.executable} -c 'from cli.train import main; main()' \"$@\"\n",
-        "train.sh": script,
-    }.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{tools}:{os.environ['PATH']}",
-        "PYTHONPATH": str(DOCS.parents[1]),
-        "LOG": str(log),
-        "SLURM_JOB_ID": str(4000 + os.getpid() % 10_000),
-        "OMP_NUM_THREADS": "1",
-        "MORE": "--set epochs=400",
-    }
-
-    def submit() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["train.sh"],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    job = submit()
+    script = for_the_test(TRAIN, tiny_dataset.root)
+    add_tools(tmp_path, {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "train.sh": script})
+    number = str(4000 + os.getpid() % 10_000)
+    environment |= {"SLURM_JOB_ID": number, "MORE": "--set epochs=400"}
+    job = spawned("train.sh", cwd=tmp_path, env=environment)
     while not (tmp_path / "run" / "last.pt").exists() and job.poll() is None:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=240)
     assert job.returncode == 75, output
     assert output.count("stopped by SIGUSR1 after update") == 1
-    calls = log.read_text().splitlines()
-    assert calls == [
-        f"scancel --signal=USR1 {environment['SLURM_JOB_ID']}.0",
-        f"scontrol requeue {environment['SLURM_JOB_ID']}",
-    ]
+    calls = [f"scancel --signal=USR1 {number}.0", f"scontrol requeue {number}"]
+    assert (tmp_path / "log").read_text().splitlines() == calls
     done = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["steps"]
-    environment["MORE"] += f" --steps {done + 20}"
-    job = submit()
-    output, _ = job.communicate(timeout=120)
+    environment["MORE"] += f" --steps {done + 5}"
+    job = spawned("train.sh", cwd=tmp_path, env=environment)
+    output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
-    assert f"ended after update {done + 20:,}" in output
-    assert len(log.read_text().splitlines()) == 2
+    assert f"ended after update {done + 5:,}" in output
+    assert (tmp_path / "log").read_text().splitlines() == calls
+
+
+@pytest.mark.slow
+def test_the_torchrun_command_on_two_hosts_trains_one_network(tiny_dataset, tmp_path, environment):
+    """Both hosts are this one."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    line = for_the_test(TORCHRUN, tiny_dataset.root).replace("node1:29400", f"localhost:{port}")
+    line = line.replace(
+        "--nnodes 4 --nproc-per-node 8", "--nnodes 2 --nproc-per-node 1 --local-addr localhost"
+    )
+    environment["MORE"] = "--cpus 1 --steps 3"
+    hosts = [spawned("bash", "-c", line, cwd=tmp_path, env=environment) for _ in range(2)]
+    outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert sorted("ended after update 3" in output for output in outputs) == [False, True]

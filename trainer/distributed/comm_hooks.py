@@ -8,30 +8,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import UsageError
-from trainer.distributed.env import Kind
 from trainer.recipe import Recipe
 
 # PowerSGD: Vogels, Karimireddy and Jaggi 2019 use ranks of 1 to 4. 1,000 is torch's default of
 # start_powerSGD_iter, the number of first steps without compression.
 _RANK = 4
 _FIRST_STEPS = 1_000
-
-
-def check_compression(recipe: Recipe, kind: Kind) -> None:
-    """Refuse a gradient compression that the processes' backend does not support.
-
-    Args:
-        recipe: Recipe whose `grad_compression` is checked.
-        kind: "gpu" (NCCL) or "cpu" (gloo).
-
-    Raises:
-        UsageError: "bf16" for CPU processes: gloo cannot sum bfloat16.
-    """
-    if recipe.grad_compression == "bf16" and kind == "cpu":
-        raise UsageError(
-            "--grad-compression bf16 needs GPUs and NCCL, and these are CPU processes; use powersgd or none"
-        )
 
 
 class Compression:

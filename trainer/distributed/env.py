@@ -1,8 +1,11 @@
 """Rank and device of this process, choice of processes, and the few collectives that the trainer needs."""
 
+import fcntl
 import os
 import re
-from collections.abc import Mapping
+import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -177,62 +180,76 @@ def first_of_all() -> bool:
 _FIRST_PORT, _PORTS = 12_000, 20_000
 
 
-def adopt_slurm(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def adopt_slurm() -> None:
     """Set the variables that torch reads (RANK, WORLD_SIZE, ...) where `srun` started several processes.
 
     Variables that have a value are kept, so a user can set MASTER_ADDR and MASTER_PORT. Nothing is set
     outside a Slurm step of several tasks (a batch script is none), or under another launcher.
 
-    Args:
-        environment: Variables to read; with None they are read from and set in `os.environ`.
-
-    Returns:
-        Name → value of the variables that were, or with an `environment` would be, set.
+    Raises:
+        UsageError: The first host is in neither MASTER_ADDR nor Slurm's variables.
     """
-    env = os.environ if environment is None else environment
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks < 2 or "SLURM_PROCID" not in env or "RANK" in env:
-        return {}
-    here = int(env.get("SLURM_NODEID", "0"))
-    job = int(env.get("SLURM_JOB_ID", "0")) + int(env.get("SLURM_STEP_ID", "0"))
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks < 2 or "SLURM_PROCID" not in os.environ or "RANK" in os.environ:
+        return
+    # One number for each node, repeated ones in short form: "4(x2),3".
+    nodes = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"])
+    tasks_of_nodes = [count for count, times in nodes for _ in range(int(times or 1))]
+    job = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
     found = {
-        "RANK": env["SLURM_PROCID"],
+        "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),
-        "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-        "LOCAL_WORLD_SIZE": str(tasks_of_nodes(env["SLURM_STEP_TASKS_PER_NODE"])[here]),
-        "MASTER_ADDR": hosts_of(env["SLURM_STEP_NODELIST"])[0],
+        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": tasks_of_nodes[int(os.environ.get("SLURM_NODEID", "0"))],
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_host(),
         "MASTER_PORT": str(_FIRST_PORT + job % _PORTS),
     }
-    new = {name: value for name, value in found.items() if name not in env}
-    if environment is None:
-        os.environ.update(new)
-    return new
+    os.environ.update({name: value for name, value in found.items() if not os.environ.get(name)})
 
 
-def tasks_of_nodes(text: str) -> list[int]:
-    """Expand Slurm's short form of the number of tasks on each node: "4(x2),3" → [4, 4, 3]."""
-    tasks = []
-    for part in text.split(","):
-        count, _, times = part.partition("(x")
-        tasks += [int(count)] * int(times.rstrip(")") or 1)
-    return tasks
+def _first_host() -> str:
+    """Return the first name in Slurm's short form of a host list: "gpu[01-03,7]-ib,login" → gpu01-ib."""
+    hosts = os.environ.get("SLURM_STEP_NODELIST", "")
+    first = re.sub(r"\[(\d+)[^\]]*\]", r"\1", hosts).partition(",")[0]
+    if not re.fullmatch(r"[\w.-]+", first):
+        raise UsageError(
+            f"SLURM_STEP_NODELIST {hosts!r} names no first host; set MASTER_ADDR to the host of task 0"
+        )
+    return first
 
 
-def hosts_of(text: str) -> list[str]:
-    """Expand Slurm's short form of a host list: "gpu[01-03,7],login" → gpu01, gpu02, gpu03, gpu7, login."""
-    hosts = []
-    for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        hosts += _expanded(name)
-    return hosts
+# Linux's ioctl for an interface's IPv4 address, and the bytes of its reply that hold the address.
+_SIOCGIFADDR = 0x8915
+_ADDRESS = slice(20, 24)
 
 
-def _expanded(name: str) -> list[str]:
-    found = re.search(r"\[([^\]]*)\]", name)
-    if found is None:
-        return [name]
-    before, after = name[: found.start()], name[found.end() :]
-    numbers = []
-    for part in found[1].split(","):
-        low, _, high = part.partition("-")
-        numbers += [str(n).zfill(len(low)) for n in range(int(low), int(high or low) + 1)]
-    return [host for number in numbers for host in _expanded(before + number + after)]
+def interface_towards(host: str) -> str | None:
+    """Return the name of the network interface by which this host reaches another; nothing is sent.
+
+    Args:
+        host: Name or address of a host. It may be this host itself.
+
+    Returns:
+        The interface's name, such as "eth0", or None if it has no IPv4 address or is the loopback.
+
+    Raises:
+        UsageError: The name does not resolve, or there is no route to it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, _FIRST_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise UsageError(
+            f"MASTER_ADDR {host}: not known or not reachable from here ({error.strerror}); give a name or "
+            "address that all hosts can reach"
+        ) from error
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with suppress(OSError):  # no IPv4 address
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+                if socket.inet_ntoa(reply[_ADDRESS]) == own and not own.startswith("127."):
+                    return name
+    return None

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch.distributed as dist
@@ -18,9 +16,6 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from pipeline.errors import RunError, ToolkitError, UsageError
 from trainer.distributed.env import DistEnv, launched_outside
-
-FAILURE_FILE = "ALEXNET_FAILURE"
-"""Environment variable with the path of the failure file, which all workers of our launcher share."""
 
 # Keys in the processes' store: the announced error, and how many processes know it.
 _CAUSE, _KNOWN = "alexnet-failure/cause", "alexnet-failure/known"
@@ -33,43 +28,14 @@ class LostPeerError(RunError):
     """Another process is gone. This one has no error of its own, and a restart may help."""
 
 
-def record_failure(error: ToolkitError) -> None:
-    """Write an error to the failure file, if there is one, so that restarted workers raise it at once."""
-    if FAILURE_FILE in os.environ:
-        Path(os.environ[FAILURE_FILE]).write_text(error_to_text(error))
-
-
-def recorded_failure() -> ToolkitError | RuntimeError | None:
-    """Return the error in the failure file, a RuntimeError for other text, or None without a file."""
-    if FAILURE_FILE not in os.environ or not Path(os.environ[FAILURE_FILE]).exists():
-        return None
-    text = Path(os.environ[FAILURE_FILE]).read_text()
-    return error_from_text(text) or RuntimeError(text)
-
-
 def announce_failure(error: ToolkitError, env: DistEnv) -> None:
     """Publish this process's error in the processes' store, and wait up to 4 s until all have read it.
 
     Without it the others would see only that this process is gone. The wait is needed because the store may
-    live in this very process. A `LostPeerError` is not published.
+    live in this very process.
     """
-    if env.world_size > 1 and not isinstance(error, LostPeerError):
+    if env.world_size > 1:
         finishes_within(_ANNOUNCE_SECONDS, lambda: _announce(error, env.world_size))
-
-
-def announced_failure(store: Any) -> ToolkitError | None:
-    """Return the error that another process announced, or None.
-
-    Args:
-        store: Connection to the processes' store.
-
-    Raises:
-        RuntimeError: The store is gone (`torch.distributed.DistError` is a RuntimeError).
-    """
-    if not store.check([_CAUSE]):
-        return None
-    store.add(_KNOWN, 1)
-    return error_from_text(store.get(_CAUSE).decode())
 
 
 def raise_together(work: Callable[[], None], env: DistEnv) -> None:
@@ -78,17 +44,17 @@ def raise_together(work: Callable[[], None], env: DistEnv) -> None:
     Raises:
         ToolkitError: In every process, the error of the lowest rank whose `work` failed.
     """
-    found = ""
+    found: ToolkitError | None = None
     try:
         work()
     except ToolkitError as error:
-        found = error_to_text(error)
+        found = error
     everyone = [found]
     if env.world_size > 1:
-        everyone = [""] * env.world_size
+        everyone *= env.world_size
         dist.all_gather_object(everyone, found)
-    if failed := next(filter(None, everyone), ""):
-        raise error_from_text(failed) or ToolkitError(failed)
+    if failed := next(filter(None, everyone), None):
+        raise failed
 
 
 def error_to_text(error: ToolkitError) -> str:
@@ -135,10 +101,6 @@ _START_SECONDS = 1800.0
 _EVERY_SECONDS = 1.0
 # A live process publishes every second: one silent for this long is stopped, or its host is cut off.
 _SILENT_SECONDS = 15.0
-_NO_STORE = (
-    "process 0 is silent, or its host cut off: others have waited for {seconds:.0f} s; check that host, "
-    "then continue with --resume"
-)
 
 
 @dataclass(frozen=True)
@@ -150,14 +112,12 @@ class Sign:
         time: When it published this, in seconds since 1970, by its own clock.
         step: Number of steps that it has finished.
         doing: Current activity, as a participle: "training".
-        since: Seconds since it began this activity.
     """
 
     host: str
     time: float
     step: int
     doing: str
-    since: float
 
 
 class HangWatchdog:
@@ -204,17 +164,20 @@ class HangWatchdog:
             answered = finishes_within(_SILENT_SECONDS, self._publish)
             if self._is_late() and not (answered and finishes_within(3 * _SILENT_SECONDS, self._give_up)):
                 # The store belongs to process 0 or its launcher: the other states cannot be read.
-                self._end(RunError(_NO_STORE.format(seconds=self._limit)))
+                waited = f"others have waited for {self._limit:.0f} s; check that host"
+                line = f"process 0 is silent, or its host cut off: {waited}, then continue with --resume"
+                self._end(RunError(line))
 
     def _is_late(self) -> bool:
         return time.monotonic() - self._moved > self._limit
 
     def _publish(self) -> None:
-        since = time.monotonic() - self._moved
-        sign = Sign(socket.gethostname(), time.time(), self._step, self._doing, since)
+        sign = Sign(socket.gethostname(), time.time(), self._step, self._doing)
         self._store.set(_key(self._env.rank), msgspec.json.encode(sign))
-        if error := announced_failure(self._store):
-            self._end(error)
+        if self._store.check([_CAUSE]):
+            self._store.add(_KNOWN, 1)
+            text = self._store.get(_CAUSE).decode()
+            self._end(error_from_text(text) or RunError(text))
 
     def _give_up(self) -> None:
         before = self._read()

@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and saved a checkpoint: BSD's EX_TEMPFAIL, "try again"."""
@@ -24,16 +24,17 @@ class StopSignals:
         self.name = ""
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             return self  # Python delivers signals to the main thread only
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._record)
+            self._before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Record a signal; the handler of both within the block."""
         self.name = self.name or signal.Signals(number).name

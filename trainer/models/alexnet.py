@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pipeline.errors import UsageError
 from trainer.models.layers import LocalResponseNorm, MaxPool2d, PaperDropout, SpatialResponseNorm
 
+# Channels of conv1 to conv5 and units of fc6 and fc7 (paper, section 3.5).
+_PAPER_CHANNELS = (96, 256, 384, 384, 256, 4096, 4096)
 # Paper, section 5: weights N(0, 0.01); some biases are 1, which gives their ReLUs positive inputs early on.
 _PAPER_DEVIATION = 0.01
 _SOURCE_DEVIATION = {"conv3": 0.03, "conv4": 0.03, "conv5": 0.03}
@@ -53,45 +55,37 @@ def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) ->
 
 
 def _alexnet(classes: int, width: float, crop: int) -> nn.Sequential:
-    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
-    side = _pooled_side(crop + 4)
-    model = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2),
-            relu1=nn.ReLU(inplace=True),
-            norm1=LocalResponseNorm(),
-            pool1=MaxPool2d(3, stride=2),
-            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
-            relu2=nn.ReLU(inplace=True),
-            norm2=LocalResponseNorm(),
-            pool2=MaxPool2d(3, stride=2),
-        )
-        | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
+    c1, c2, *hidden = _widths(_PAPER_CHANNELS, width)
+    front = OrderedDict(
+        conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2),
+        relu1=nn.ReLU(inplace=True),
+        norm1=LocalResponseNorm(),
+        pool1=MaxPool2d(3, stride=2),
+        conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+        relu2=nn.ReLU(inplace=True),
+        norm2=LocalResponseNorm(),
+        pool2=MaxPool2d(3, stride=2),
     )
-    _initialize(model, width, {})
-    return model
+    rest = _from_conv3([c2, *hidden], _pooled_side(crop + 4), classes)
+    return _initialize(nn.Sequential(front | rest), width, {})
 
 
 def _alexnet_source(classes: int, width: float, crop: int) -> nn.Sequential:
-    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
-    side = _pooled_side(crop + 3)
-    model = nn.Sequential(
-        OrderedDict(
-            pad1=nn.ZeroPad2d((0, 3, 0, 3)),
-            conv1=nn.Conv2d(3, c1, 11, stride=4),
-            norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU, so its input is signed
-            pool1=MaxPool2d(3, stride=2),
-            relu1=nn.ReLU(inplace=True),
-            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
-            relu2=nn.ReLU(inplace=True),
-            norm2=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),
-            spatial2=SpatialResponseNorm(),
-            pool2=MaxPool2d(3, stride=2),
-        )
-        | _from_conv3([c2, c3, c4, c5, f6, f7], side, classes)
+    c1, c2, *hidden = _widths(_PAPER_CHANNELS, width)
+    front = OrderedDict(
+        pad1=nn.ZeroPad2d((0, 3, 0, 3)),
+        conv1=nn.Conv2d(3, c1, 11, stride=4),
+        norm1=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),  # before the ReLU, so its input is signed
+        pool1=MaxPool2d(3, stride=2),
+        relu1=nn.ReLU(inplace=True),
+        conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+        relu2=nn.ReLU(inplace=True),
+        norm2=LocalResponseNorm(alpha=_SOURCE_ALPHA, groups=2),
+        spatial2=SpatialResponseNorm(),
+        pool2=MaxPool2d(3, stride=2),
     )
-    _initialize(model, width, _SOURCE_DEVIATION)
-    return model
+    rest = _from_conv3([c2, *hidden], _pooled_side(crop + 3), classes)
+    return _initialize(nn.Sequential(front | rest), width, _SOURCE_DEVIATION)
 
 
 def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, nn.Module]:
@@ -117,39 +111,21 @@ def _from_conv3(widths: list[int], side: int, classes: int) -> OrderedDict[str, 
 
 
 def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
-    c1, c2, c3, c4, c5, f6, f7 = _widths((96, 256, 384, 384, 256, 4096, 4096), width)
+    c1, c2, c3, c4, c5, f6, f7 = _widths(_PAPER_CHANNELS, width)
     side = _pooled_side(crop + 4)
     model = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2, bias=False),
-            bn1=nn.BatchNorm2d(c1),
-            relu1=nn.ReLU(inplace=True),
-            pool1=MaxPool2d(3, stride=2),
-            conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2, bias=False),
-            bn2=nn.BatchNorm2d(c2),
-            relu2=nn.ReLU(inplace=True),
-            pool2=MaxPool2d(3, stride=2),
-            conv3=nn.Conv2d(c2, c3, 3, padding=1, bias=False),
-            bn3=nn.BatchNorm2d(c3),
-            relu3=nn.ReLU(inplace=True),
-            conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2, bias=False),
-            bn4=nn.BatchNorm2d(c4),
-            relu4=nn.ReLU(inplace=True),
-            conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2, bias=False),
-            bn5=nn.BatchNorm2d(c5),
-            relu5=nn.ReLU(inplace=True),
-            pool5=MaxPool2d(3, stride=2),
-            flatten=nn.Flatten(),
-            fc6=nn.Linear(c5 * side * side, f6, bias=False),
-            bn6=nn.BatchNorm1d(f6),
-            relu6=nn.ReLU(inplace=True),
-            drop6=nn.Dropout(0.5),
-            fc7=nn.Linear(f6, f7, bias=False),
-            bn7=nn.BatchNorm1d(f7),
-            relu7=nn.ReLU(inplace=True),
-            drop7=nn.Dropout(0.5),
-            fc8=nn.Linear(f7, classes),
-        )
+        _normalized(conv1=nn.Conv2d(3, c1, 11, stride=4, padding=2, bias=False))
+        | OrderedDict(pool1=MaxPool2d(3, stride=2))
+        | _normalized(conv2=nn.Conv2d(c1, c2, 5, padding=2, groups=2, bias=False))
+        | OrderedDict(pool2=MaxPool2d(3, stride=2))
+        | _normalized(conv3=nn.Conv2d(c2, c3, 3, padding=1, bias=False))
+        | _normalized(conv4=nn.Conv2d(c3, c4, 3, padding=1, groups=2, bias=False))
+        | _normalized(conv5=nn.Conv2d(c4, c5, 3, padding=1, groups=2, bias=False))
+        | OrderedDict(pool5=MaxPool2d(3, stride=2), flatten=nn.Flatten())
+        | _normalized(fc6=nn.Linear(c5 * side * side, f6, bias=False))
+        | OrderedDict(drop6=nn.Dropout(0.5))
+        | _normalized(fc7=nn.Linear(f6, f7, bias=False))
+        | OrderedDict(drop7=nn.Dropout(0.5), fc8=nn.Linear(f7, classes))
     )
     for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -162,6 +138,16 @@ def _alexnet_bn(classes: int, width: float, crop: int) -> nn.Sequential:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
+
+
+def _normalized(**layer: nn.Conv2d | nn.Linear) -> OrderedDict[str, nn.Module]:
+    """Add batch normalization and ReLU to one layer: conv1 → conv1, bn1, relu1."""
+    ((name, module),) = layer.items()
+    if isinstance(module, nn.Conv2d):
+        bn: nn.Module = nn.BatchNorm2d(module.out_channels)
+    else:
+        bn = nn.BatchNorm1d(module.out_features)
+    return OrderedDict({name: module, f"bn{name[-1]}": bn, f"relu{name[-1]}": nn.ReLU(inplace=True)})
 
 
 class AlexNetOWT(nn.Sequential):
@@ -219,9 +205,7 @@ def first_kernels(model: nn.Sequential) -> Tensor:
 
 def layer_names(model: nn.Module) -> list[str]:
     """List the modules that own parameters, in order: the names allowed in a recipe's `layer_lr_factors`."""
-    return [
-        name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))
-    ]
+    return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
 
 
 def _widths(full: tuple[int, ...], width: float) -> list[int]:
@@ -237,8 +221,8 @@ def _pooled_side(padded: int) -> int:
     return side
 
 
-def _initialize(model: nn.Sequential, width: float, deviations: dict[str, float]) -> None:
-    """Initialize weights from N(0, deviation) and biases to 0 or 1, as in the paper.
+def _initialize(model: nn.Sequential, width: float, deviations: dict[str, float]) -> nn.Sequential:
+    """Initialize weights from N(0, deviation) and biases to 0 or 1, as in the paper; return the network.
 
     A layer's gain grows with deviation · √(inputs). Narrow networks (`width` below 1) have fewer inputs per
     layer, and with the published deviation they stay at chance. So their hidden layers get √(1 / inputs)
@@ -261,3 +245,4 @@ def _initialize(model: nn.Sequential, width: float, deviations: dict[str, float]
             nn.init.normal_(module.weight, std=deviation)
             if module.bias is not None:
                 nn.init.constant_(module.bias, 1.0 if name in _BIAS_ONE else 0.0)
+    return model

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer.models.classifier import Classifier
 
@@ -22,7 +21,9 @@ class Ema:
     """
 
     def __init__(self, classifier: Classifier, decay: float) -> None:
-        self._live = _averaged(classifier)
+        # What changes in training: the model's weights and batch normalization's statistics.
+        live = [*classifier.named_parameters(), *classifier.named_buffers()]
+        self._live = {name: v for name, v in live if name.startswith("model.") and v.is_floating_point()}
         self._decay = decay
         self._updates = 0
         self._mean = {name: value.detach().clone() for name, value in self._live.items()}
@@ -32,8 +33,7 @@ class Ema:
         """Update the average with the current weights; call it after each step."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        live = [self._live[name].detach() for name in self._mean]
-        torch._foreach_lerp_(list(self._mean.values()), live, 1 - decay)
+        torch._foreach_lerp_(list(self._mean.values()), list(self._live.values()), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -60,10 +60,3 @@ class Ema:
             kept = mean.clone()
             mean.copy_(self._live[name])
             self._live[name].copy_(kept)
-
-
-def _averaged(classifier: Classifier) -> dict[str, Tensor]:
-    """Collect what changes in training: the model's weights and batch normalization's statistics."""
-    buffers = {name: b for name, b in classifier.named_buffers() if b.is_floating_point()}
-    both = dict(classifier.named_parameters()) | buffers
-    return {name: value for name, value in both.items() if name.startswith("model.")}

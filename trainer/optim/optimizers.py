@@ -1,17 +1,43 @@
 """Optimizers: the paper's update rule, LARS, and a learning rate for each parameter group."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UsageError
-from trainer.models.alexnet import layer_names
 from trainer.recipe import Recipe, Stage
 
 
-class PaperSGD(torch.optim.SGD):
+class _Optimizer(torch.optim.Optimizer):
+    """What both optimizers share: `step` evaluates the closure and leaves frozen groups out."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Apply one update; skip parameters without a gradient and groups with a learning rate of 0.
+
+        Args:
+            closure: Function that computes the gradients and returns the loss, if they are not computed yet.
+
+        Returns:
+            The closure's loss, or None without a closure.
+        """
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        frozen = [p for group in self.param_groups if group["lr"] == 0 for p in group["params"]]
+        gradients = [p.grad for p in frozen]
+        for weight in frozen:
+            weight.grad = None
+        self._update()
+        for weight, gradient in zip(frozen, gradients, strict=True):
+            weight.grad = gradient
+        return loss
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+
+class PaperSGD(_Optimizer, torch.optim.SGD):
     """SGD with momentum by the paper's rule: v ← m·v − d·ε·w − ε·∂L/∂w;  w ← w + v (section 5).
 
     Here m is the momentum, d the weight decay and ε the learning rate. The learning rate is part of the
@@ -38,27 +64,10 @@ class PaperSGD(torch.optim.SGD):
         for group in self.param_groups:
             group["velocity_lr"] = 0.0  # lr of the last step, by which b is divided; 0 before it
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one update; skip parameters without a gradient and groups with a learning rate of 0."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        frozen = [p for group in self.param_groups if group["lr"] == 0 for p in group["params"]]
-        gradients = [p.grad for p in frozen]
-        for weight in frozen:
-            weight.grad = None
+    def _update(self) -> None:
         for group in self.param_groups:
             self._rescale(group)
-        super().step()
-        for weight, gradient in zip(frozen, gradients, strict=True):
-            weight.grad = gradient
-        return loss
+        torch.optim.SGD.step(self)
 
     def _rescale(self, group: dict[str, Any]) -> None:
         lr, old_lr = group["lr"], group["velocity_lr"]
@@ -71,7 +80,7 @@ class PaperSGD(torch.optim.SGD):
         group["velocity_lr"] = lr
 
 
-class LARS(torch.optim.Optimizer):
+class LARS(_Optimizer):
     """LARS (layer-wise adaptive rate scaling): all layers have the same ratio of update to weight norm.
 
     Algorithm 1 of You, Gitman and Ginsburg 2017, "Large Batch Training of Convolutional Networks":
@@ -98,34 +107,16 @@ class LARS(torch.optim.Optimizer):
         weight_decay: float = 0.0005,
         trust_coefficient: float = 0.001,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "trust_coefficient": trust_coefficient,
-            },
-        )
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"trust_coefficient": trust_coefficient})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply one update; skip parameters without a gradient and groups with a learning rate of 0."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None and group["lr"] != 0:
-                    self._update(weight, weight.grad, group)
-        return loss
+                if weight.grad is not None:
+                    self._move(weight, weight.grad, group)
 
-    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         decay = group["weight_decay"]
         direction = gradient.add(weight, alpha=decay)
         if weight.ndim > 1:
@@ -169,22 +160,6 @@ def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
         for weight in group["params"] if group["momentum"] else ():
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
-
-
-def check_layers(model: nn.Module, recipe: Recipe) -> None:
-    """Check that every layer in a recipe's `layer_lr_factors` is a layer of the network.
-
-    Raises:
-        UsageError: A layer is unknown; the message lists the known ones.
-    """
-    known = layer_names(model)
-    for stage in recipe.stages:
-        for layer in stage.layer_lr_factors or {}:
-            if layer not in known:
-                raise UsageError(
-                    f"recipe {recipe.name}: layer_lr_factors names {layer!r}, which is no layer of "
-                    f"{recipe.arch}; its layers are {', '.join(known)}"
-                )
 
 
 def set_lrs(optimizer: torch.optim.Optimizer, lr: float, stage: Stage) -> None:

@@ -1,42 +1,28 @@
-"""Gradient compression: refused combinations, and that a resumed run restores each rank's state."""
+"""Gradient compression: a resumed run restores each rank's state."""
 
 from dataclasses import replace
 
-import pytest
 import torch
 from helpers.entries import run_compressed
 from helpers.training_runs import assert_same_run
 
-from pipeline.errors import UsageError
-from trainer.distributed.comm_hooks import check_compression
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 from trainer.runs import checkpoint
 from trainer.training.options import Debugging, TrainJob
 
 
-def test_bf16_is_refused_on_the_cpu(tiny_recipe):
-    recipe = replace(tiny_recipe, grad_compression="bf16")
-    with pytest.raises(UsageError, match=r"bf16 needs GPUs and NCCL, .* use powersgd or none"):
-        check_compression(recipe, "cpu")
-    check_compression(recipe, "gpu")
-    check_compression(replace(recipe, grad_compression="powersgd"), "cpu")
-
-
 def test_a_compressed_run_goes_on_bit_for_bit_with_every_ranks_memory(tiny_recipe, tiny_dataset, tmp_path):
-    recipe = replace(tiny_recipe, epochs=4, batch_size=30, grad_compression="powersgd")
+    recipe = replace(tiny_recipe, epochs=2, batch_size=30, grad_compression="powersgd")
     whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
-    cut, plain = replace(whole, out=tmp_path / "cut"), replace(whole, out=tmp_path / "plain")
+    cut = replace(whole, out=tmp_path / "cut")
     two = Processes("cpu", 2, "")
     launch(two, run_compressed, whole)
-    launch(two, run_compressed, replace(cut, debugging=Debugging(steps=7)))
+    launch(two, run_compressed, replace(cut, debugging=Debugging(steps=4)))
     launch(two, run_compressed, replace(cut, resume="must"))
     assert_same_run(whole.out, cut.out)
     memory = [rank["compression"] for rank in checkpoint.load(whole.out / "last.pt")["ranks"]]
-    assert memory[0]["iter"] == memory[1]["iter"] == 12
+    assert memory[0]["iter"] == memory[1]["iter"] == 6
     errors = [memory[rank]["errors"] for rank in range(2)]
     assert errors[0].keys() == errors[1].keys() != set()
     assert any(not torch.equal(errors[0][bucket], errors[1][bucket]) for bucket in errors[0])
-    launch(two, run_compressed, replace(plain, recipe=replace(recipe, grad_compression="none")))
-    models = [checkpoint.load(job.out / "last.pt")["model"] for job in (whole, plain)]
-    assert not torch.equal(models[0]["model.fc6.weight"], models[1]["model.fc6.weight"])

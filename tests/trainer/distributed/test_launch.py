@@ -1,96 +1,104 @@
-"""Rendezvous and addresses of hosts; CPU processes keep freed memory."""
+"""Launched processes: results, errors, restarts, memory; two over gloo train as one does."""
 
+import os
 import platform
-import resource
-import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-import torch
+from helpers import processes
+from helpers.entries import train_on_slices
 
-from pipeline.errors import UsageError
-from trainer.distributed.env import Processes
-from trainer.distributed.launch import (
-    address_towards,
-    interface_of,
-    is_this_host,
-    launch,
-    parse_rendezvous,
-    refuse_port_in_use,
+from pipeline.errors import RunError, UsageError
+from trainer.distributed.env import DistEnv, Processes
+from trainer.distributed.launch import launch
+from trainer.recipe import Recipe
+
+ONE, TWO = (Processes("cpu", count, "for the test") for count in (1, 2))
+
+
+def test_a_single_process_is_not_spawned():
+    env, arguments, total, ranks = launch(ONE, processes.describe, os.getpid(), "b")
+    assert (env, arguments, total, ranks) == (DistEnv(), (os.getpid(), "b"), 1.0, [0])
+    with pytest.raises(RunError, match=r"^the disk is full$"):
+        launch(ONE, processes.fail, 0)
+
+
+def test_two_processes_know_each_other_and_rank_0_returns():
+    env, arguments, total, ranks = launch(TWO, processes.describe, 7, "b")
+    assert env == DistEnv(rank=0, world_size=2, local_rank=0, local_world_size=2, kind="cpu")
+    assert (arguments, total, ranks) == ((7, "b"), 3.0, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "message"),
+    [
+        (processes.fail, RunError, r"^the disk is full$"),  # not its echo in the other process
+        (processes.stumble, RuntimeError, r"process 1 failed:[\s\S]*in stumble[\s\S]*KeyError: 'a bug'"),
+        (processes.die, RunError, r"process 1 was killed by signal 9.*--resume"),
+    ],
 )
+def test_the_error_of_the_process_that_failed_arrives(entry, kind, message):
+    with pytest.raises(kind, match=message):
+        launch(TWO, entry, 1)
 
 
-def page_faults(env):
-    """Count page faults while ten tensors of 64 MB are made and freed, after malloc has settled."""
-    for _ in range(20):
-        torch.ones(16, 1024, 1024)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(16, 1024, 1024)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def test_a_lost_process_is_started_again_with_all():
+    assert launch(TWO, processes.die, 1, max_restarts=2) == 1  # in process 0
 
 
-def print_faults(processes: str) -> None:
-    print(launch(Processes("cpu", int(processes), ""), page_faults))
+def test_a_usage_error_is_not_retried(tmp_path):
+    with pytest.raises(UsageError, match=r"^recipe: of another kind: not usable$"):
+        launch(TWO, processes.refuse, tmp_path, max_restarts=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "1-0"]
+
+
+LARS = {"optimizer": "lars", "lr": 0.1, "trust_coefficient": 0.05, "bias_lr_factor": 0.02}
+
+
+def test_two_processes_train_as_one_does(tiny_dataset):
+    """Steps in float64 on the same global batches; the single process does not split its batch."""
+    recipes = [
+        Recipe(name="t", arch="alexnet", epochs=1, width=0.1, crop=64, batch_size=30, seed=1, **changes)
+        for changes in (
+            {"optimizer": "paper", "lr": 0.003},
+            {"optimizer": "paper", "lr": 0.003, "accumulation_steps": 3},
+            LARS | {"decay_biases": False, "accumulation_steps": 5},
+        )
+    ]
+    whole = [replace(recipe, accumulation_steps=1) for recipe in recipes]
+    of_one = launch(ONE, train_on_slices, whole, tiny_dataset.root, 30)
+    of_two = launch(TWO, train_on_slices, recipes, tiny_dataset.root, 30)
+    for (losses, weights, _), (losses_of_two, weights_of_two, ranks_agree) in zip(
+        of_one, of_two, strict=True
+    ):
+        assert ranks_agree
+        # A network that does not learn would pass with any rule: its gradients vanish.
+        assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+        assert losses_of_two == pytest.approx(losses, rel=1e-9)
+        for name, weight in weights.items():
+            assert (weights_of_two[name] - weight).norm() <= 1e-9 * weight.norm(), name
+
+
+COUNT_FAULTS = """
+from helpers.processes import page_faults
+from trainer.distributed.env import Processes
+from trainer.distributed.launch import launch
+print(launch(Processes("cpu", {count}, ""), page_faults))
+"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-@pytest.mark.parametrize("processes", [1, 2])
-def test_processes_on_the_cpu_keep_their_memory(processes):
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_on_the_cpu_keep_their_memory(count):
     # In a process of its own: the test process may have changed its malloc options already.
     done = subprocess.run(
-        [sys.executable, __file__, str(processes)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", COUNT_FAULTS.format(count=count)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     fewest_with_huge_pages = 10 * (64 << 20) // (2 << 20)
     assert int(done.stdout) < fewest_with_huge_pages // 4
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("localhost:5000", ("localhost", 5000)), ("127.0.0.1", ("127.0.0.1", 29400))]
-)
-def test_a_rendezvous_is_host_and_port(text, expected):
-    assert parse_rendezvous(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", ":5000", "localhost:", "localhost:port", "localhost:70000", "localhost:0"]
-)
-def test_another_form_is_refused(text):
-    with pytest.raises(UsageError, match="give HOST:PORT, such as node1:29400"):
-        parse_rendezvous(text)
-
-
-def test_an_unknown_host_is_refused(monkeypatch):
-    def unknown(*_):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(UsageError, match="host 'nod1' is not known here"):
-        parse_rendezvous("nod1:29400")
-
-
-def test_loopback_is_here_and_a_documentation_address_is_not():
-    assert is_this_host("127.0.0.1")
-    assert is_this_host("localhost")
-    assert not is_this_host("192.0.2.1")
-
-
-def test_a_port_in_use_is_refused():
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        with pytest.raises(UsageError, match=f"localhost:{port}: the port is in use by another program"):
-            refuse_port_in_use("localhost", port)
-    refuse_port_in_use("localhost", port)
-
-
-def test_the_way_to_loopback_is_loopback():
-    assert address_towards("127.0.0.1", 9) == "127.0.0.1"
-    assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("192.0.2.1") is None
-
-
-if __name__ == "__main__":
-    print_faults(sys.argv[1])

@@ -66,29 +66,23 @@ def test_parameter_counts_are_the_published(arch, parameters):
     assert count(without_memory(arch)) == parameters
 
 
+MAPS = {
+    "conv1": (96, 55, 55),
+    "pool1": (96, 27, 27),
+    "conv2": (256, 27, 27),
+    "pool2": (256, 13, 13),
+    "conv5": (256, 13, 13),
+    "pool5": (256, 6, 6),
+}
+
+
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
 def test_feature_maps_shrink_from_55_to_6(arch):
-    model = without_memory(arch)
-    sides = {}
-
-    def note(name):
-        def hook(_module, _inputs, output):
-            sides[name] = tuple(output.shape[1:])
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_children()]
-    with torch.inference_mode():
-        assert model.eval()(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 1000)
-    assert len(hooks) == len(sides)
-    assert sides["conv1"] == (96, 55, 55)
-    assert sides["pool1"] == (96, 27, 27)
-    assert sides["conv2"] == (256, 27, 27)
-    assert sides["pool2"] == (256, 13, 13)
-    assert sides["conv3"] == sides["conv4"] == (384, 13, 13)
-    assert sides["conv5"] == (256, 13, 13)
-    assert sides["pool5"] == (256, 6, 6)
-    assert sides["flatten"] == (9216,)
+    x, shapes = torch.zeros(1, 3, 224, 224, device="meta"), {}
+    for name, layer in without_memory(arch).eval().named_children():
+        x = layer(x)
+        shapes[name] = tuple(x.shape[1:])
+    assert {name: shapes[name] for name in MAPS} == MAPS
 
 
 @pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
@@ -107,7 +101,8 @@ def test_initial_weights_and_biases_are_the_published(arch):
     for name, module in model.named_children():
         if not hasattr(module, "weight"):
             continue
-        weight, n = module.weight.detach(), module.weight.numel()
+        weight = module.weight.detach().flatten()[: 10**6]
+        n = len(weight)
         expected = 0.03 if name in wide else 0.01
         # Five standard errors of a normal sample's mean and deviation.
         assert weight.mean().item() == pytest.approx(0, abs=5 * expected / n**0.5), name
@@ -132,62 +127,55 @@ def test_owt_has_torchvisions_names_and_shapes():
     assert list(state) == list(TORCHVISION)
 
 
+def layer(x, w, name, **how):
+    """One convolution (`how`: its stride, padding, groups) or fully connected layer with the weights `w`."""
+    operation = F.linear if w[f"{name}.weight"].ndim == 2 else F.conv2d
+    return operation(x, w[f"{name}.weight"], w[f"{name}.bias"], **how)
+
+
 def owt_reference(x, w):
     """torchvision's alexnet in inference (dropout is the identity)."""
-
-    def conv(x, at, **how):
-        return F.relu(F.conv2d(x, w[f"features.{at}.weight"], w[f"features.{at}.bias"], **how))
-
-    def linear(x, at):
-        return F.linear(x, w[f"classifier.{at}.weight"], w[f"classifier.{at}.bias"])
-
-    x = F.max_pool2d(conv(x, 0, stride=4, padding=2), 3, 2)
-    x = F.max_pool2d(conv(x, 3, padding=2), 3, 2)
-    x = conv(conv(conv(x, 6, padding=1), 8, padding=1), 10, padding=1)
+    x = F.max_pool2d(F.relu(layer(x, w, "features.0", stride=4, padding=2)), 3, 2)
+    x = F.max_pool2d(F.relu(layer(x, w, "features.3", padding=2)), 3, 2)
+    for at in (6, 8, 10):
+        x = F.relu(layer(x, w, f"features.{at}", padding=1))
     x = F.adaptive_avg_pool2d(F.max_pool2d(x, 3, 2), 6).flatten(1)
-    return linear(F.relu(linear(F.relu(linear(x, 1)), 4)), 6)
+    x = F.relu(layer(F.relu(layer(x, w, "classifier.1")), w, "classifier.4"))
+    return layer(x, w, "classifier.6")
+
+
+def from_conv3(x, w):
+    """conv3 to fc8 in inference: outputs of fc6 and fc7 times one half."""
+    x = F.relu(layer(x, w, "conv3", padding=1))
+    x = F.relu(layer(x, w, "conv4", padding=1, groups=2))
+    x = F.relu(layer(x, w, "conv5", padding=1, groups=2))
+    x = F.relu(layer(F.max_pool2d(x, 3, 2).flatten(1), w, "fc6")) / 2
+    return layer(F.relu(layer(x, w, "fc7")) / 2, w, "fc8")
 
 
 def alexnet_reference(x, w):
-    """The paper's text, sections 3.3 to 4.2, in inference (outputs of fc6 and fc7 times one half)."""
-
-    def conv(x, at, **how):
-        return F.relu(F.conv2d(x, w[f"conv{at}.weight"], w[f"conv{at}.bias"], **how))
+    """The paper's text, sections 3.3 to 4.2."""
 
     def lrn(x):
         return F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2)
 
-    def linear(x, at):
-        return F.linear(x, w[f"fc{at}.weight"], w[f"fc{at}.bias"])
-
-    x = F.max_pool2d(lrn(conv(x, 1, stride=4, padding=2)), 3, 2)
-    x = F.max_pool2d(lrn(conv(x, 2, padding=2, groups=2)), 3, 2)
-    x = conv(conv(conv(x, 3, padding=1), 4, padding=1, groups=2), 5, padding=1, groups=2)
-    x = F.max_pool2d(x, 3, 2).flatten(1)
-    return linear(F.relu(linear(F.relu(linear(x, 6)) / 2, 7)) / 2, 8)
+    x = F.max_pool2d(lrn(F.relu(layer(x, w, "conv1", stride=4, padding=2))), 3, 2)
+    x = F.max_pool2d(lrn(F.relu(layer(x, w, "conv2", padding=2, groups=2))), 3, 2)
+    return from_conv3(x, w)
 
 
 def source_reference(x, w):
     """The released source's network: conv1 padded right and below, LRN and pooling before its ReLU."""
 
-    def conv(x, at, **how):
-        return F.conv2d(x, w[f"conv{at}.weight"], w[f"conv{at}.bias"], **how)
-
     def lrn(x):
         halves = [F.local_response_norm(half, 5, alpha=1e-4, beta=0.75, k=2) for half in x.chunk(2, dim=1)]
         return torch.cat(halves, dim=1)
 
-    def linear(x, at):
-        return F.linear(x, w[f"fc{at}.weight"], w[f"fc{at}.bias"])
-
-    x = conv(F.pad(x, (0, 3, 0, 3)), 1, stride=4)
+    x = layer(F.pad(x, (0, 3, 0, 3)), w, "conv1", stride=4)
     x = F.relu(F.max_pool2d(lrn(x), 3, 2))
-    x = lrn(F.relu(conv(x, 2, padding=2, groups=2)))
+    x = lrn(F.relu(layer(x, w, "conv2", padding=2, groups=2)))
     x = x / (1 + 1e-3 * F.avg_pool2d(x * x, 5, 1, 2)) ** 0.75
-    x = F.relu(conv(F.max_pool2d(x, 3, 2), 3, padding=1))
-    x = F.relu(conv(x, 4, padding=1, groups=2))
-    x = F.max_pool2d(F.relu(conv(x, 5, padding=1, groups=2)), 3, 2).flatten(1)
-    return linear(F.relu(linear(F.relu(linear(x, 6)) / 2, 7)) / 2, 8)
+    return from_conv3(F.max_pool2d(x, 3, 2), w)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +222,7 @@ def test_only_the_papers_nets_use_its_dropout():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("crop", [64, 65, 66, 67, 100, 227])
+@pytest.mark.parametrize("crop", [64, 67, 100])
 def test_every_crop_from_the_smallest_gives_logits(arch, crop):
     model = build_model(arch, 3, 0.02, crop).eval()
     with torch.inference_mode():
@@ -253,13 +241,6 @@ def test_width_scales_hidden_channels(width, kernels):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_class_count_is_that_of_the_logits(arch):
-    with torch.device("meta"):
-        models = [build_model(arch, classes) for classes in (2, 1000)]
-    assert count(models[1]) - count(models[0]) == 998 * (4096 + 1)
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_parameter_gets_a_gradient(arch):
     torch.manual_seed(0)
     model = build_model(arch, 5, 0.125, 64)
@@ -269,38 +250,24 @@ def test_every_parameter_gets_a_gradient(arch):
         assert torch.any(parameter.grad != 0), name
 
 
-def overfit(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, steps: int) -> tuple[float, float]:
-    """Train on one batch by the paper's rule; return loss and accuracy in inference mode."""
-    optimizer = PaperSGD(model.parameters(), lr=0.01)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model.train()(images), labels).backward()
-        optimizer.step()
-    with torch.no_grad():
-        logits = model.eval()(images)
-    return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["alexnet", "alexnet_source"])
-def test_a_narrow_net_learns_from_our_init_but_not_from_the_papers(tiny_dataset, arch):
+def test_a_narrow_net_learns_from_our_init(tiny_dataset):
+    """With the paper's deviations, the loss would start and stay near that of a random guess, 2.3."""
     with Loader(tiny_dataset, "train", EvalView("center", 64), 40) as loader:
         batch = next(iter(loader))
     images = batch.images - torch.tensor(tiny_dataset.statistics.mean).view(3, 1, 1)
     torch.manual_seed(0)
-    ours = build_model(arch, 10, 0.25, 64)
-    plain = build_model(arch, 10, 0.25, 64)
-    for module in plain.children():
-        if hasattr(module, "weight"):
-            nn.init.normal_(module.weight, std=0.01)
-    with torch.no_grad():  # ours starts near the loss of a random guess
-        assert F.cross_entropy(ours.train()(images), batch.labels).item() < 3
-    loss, accuracy = overfit(ours, images, batch.labels, 240)
-    assert loss < 0.5
-    assert accuracy > 0.9
-    loss, accuracy = overfit(plain, images, batch.labels, 240)
-    assert loss > 1.8
-    assert accuracy < 0.4
+    model = build_model("alexnet", 10, 0.25, 64)
+    optimizer = PaperSGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(160):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), batch.labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 3
+    assert losses[-1] < 1
 
 
 def test_layer_names_are_the_modules_with_parameters():

@@ -1,16 +1,14 @@
 """Optimizers against the published equations in NumPy float64, and each parameter's learning rate."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import UsageError
 from trainer.models.alexnet import build_model
-from trainer.optim.optimizers import LARS, PaperSGD, build_optimizer, check_layers, set_lrs
-from trainer.recipe import Recipe, Stage, load_recipe
+from trainer.optim.optimizers import LARS, PaperSGD, build_optimizer, set_lrs
+from trainer.recipe import Recipe, Stage
 
 
 def gradients(steps: int, seed: int = 0) -> np.ndarray:
@@ -53,23 +51,11 @@ def torch_sgd(params, lr):
 DROPPING = [0.01] * 10 + [0.001] * 10
 
 
-def test_paper_sgd_is_the_papers_equations_over_a_change_of_rate():
-    expected = paper_equations(start(), gradients(20), DROPPING)
-    np.testing.assert_allclose(descend(paper_sgd, gradients(20), DROPPING), expected, rtol=1e-13)
-
-
 def test_torchs_sgd_differs_from_the_paper_after_a_change_of_rate():
     expected = paper_equations(start(), gradients(20), DROPPING)
     torchs = descend(torch_sgd, gradients(20), DROPPING)
     # The paper's velocity contains the old learning rate, so that after the drop the two velocities differ.
     assert np.abs(torchs - expected).max() > 0.1 * np.abs(expected - start()).max()
-    paper = descend(paper_sgd, gradients(11), DROPPING[:11]) - descend(
-        paper_sgd, gradients(10), DROPPING[:10]
-    )
-    torch_ = descend(torch_sgd, gradients(11), DROPPING[:11]) - descend(
-        torch_sgd, gradients(10), DROPPING[:10]
-    )
-    assert np.linalg.norm(paper) > 5 * np.linalg.norm(torch_)
 
 
 def test_paper_sgd_equals_torchs_at_a_constant_rate():
@@ -79,8 +65,8 @@ def test_paper_sgd_equals_torchs_at_a_constant_rate():
     )
 
 
-@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.1), (0.5, 0.01)])
-def test_momentum_and_decay_are_the_equations(momentum, decay):
+@pytest.mark.parametrize(("momentum", "decay"), [(0.9, 0.0005), (0.9, 0.0), (0.0, 0.1)])
+def test_paper_sgd_is_the_papers_equations_over_a_change_of_rate(momentum, decay):
     expected = paper_equations(start(), gradients(20), DROPPING, momentum, decay)
     got = descend(lambda p, lr: PaperSGD(p, lr, momentum, decay), gradients(20), DROPPING)
     np.testing.assert_allclose(got, expected, rtol=1e-13)
@@ -128,33 +114,6 @@ def test_lars_is_the_published_algorithm(momentum, decay, trust_coefficient):
         np.testing.assert_allclose(got.detach().numpy(), wanted, rtol=1e-12, atol=1e-15)
 
 
-def test_lars_steps_are_as_long_as_its_coefficient_says():
-    """Without decay and momentum, ‖update‖ / ‖weights‖ is lr · trust_coefficient for any gradient."""
-    for scale in (1e-6, 1.0, 1e6):
-        w = torch.nn.Parameter(torch.randn(7, 5, dtype=torch.float64))
-        before = w.detach().clone()
-        w.grad = scale * torch.randn(7, 5, dtype=torch.float64)
-        LARS([w], 0.3, 0.0, 0.0, 0.01).step()
-        assert float((w.detach() - before).norm() / before.norm()) == pytest.approx(0.003)
-
-
-def test_a_recipe_of_lars_trains(tiny_recipe):
-    model = build_model("alexnet_bn", 10, 0.05, 64)
-    optimizer = build_optimizer(model, replace(tiny_recipe, optimizer="lars", trust_coefficient=0.02))
-    assert isinstance(optimizer, LARS)
-    assert {group["trust_coefficient"] for group in optimizer.param_groups} == {0.02}
-    x, y = torch.randn(20, 3, 64, 64), torch.arange(20) % 10
-    losses = []
-    for _ in range(30):
-        set_lrs(optimizer, 1.0, Stage(epoch=0))
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
-
-
 def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():
     w = torch.nn.Parameter(torch.from_numpy(start()))
     optimizer = paper_sgd([w], 0.01)
@@ -176,9 +135,10 @@ def test_paper_sgd_state_round_trip_goes_on_as_if_never_stopped():
     assert "momentum_buffer" in saved["state"][0]
 
 
-def test_paper_sgd_evaluates_a_closure_and_skips_parameters_without_gradient():
+@pytest.mark.parametrize("kind", [PaperSGD, LARS])
+def test_a_closure_is_evaluated_and_parameters_without_gradient_are_skipped(kind):
     w, idle = torch.nn.Parameter(torch.tensor([2.0])), torch.nn.Parameter(torch.tensor([5.0]))
-    optimizer = PaperSGD([w, idle], lr=0.5, momentum=0.0, weight_decay=0.0)
+    optimizer = kind([w, idle], lr=0.5, momentum=0.0, weight_decay=0.0)
 
     def closure():
         optimizer.zero_grad()
@@ -220,12 +180,14 @@ def test_groups_hold_every_parameter_once_under_its_layer(arch):
             assert group["bias"] == (kind == "bias" or ".bn" in f".{layer}")
 
 
-def test_recipes_choose_between_the_two_rules():
-    paper = build_optimizer(small_model(), small_recipe(optimizer="paper", momentum=0.8))
-    torchs = build_optimizer(small_model(), small_recipe(optimizer="sgd", momentum=0.8))
-    assert type(paper) is PaperSGD
-    assert type(torchs) is torch.optim.SGD
-    assert all(group["momentum"] == 0.8 for group in paper.param_groups + torchs.param_groups)
+@pytest.mark.parametrize(("name", "kind"), [("paper", PaperSGD), ("sgd", torch.optim.SGD), ("lars", LARS)])
+def test_recipes_choose_the_rule_and_its_numbers(name, kind):
+    recipe = small_recipe(optimizer=name, momentum=0.8, trust_coefficient=0.02)
+    optimizer = build_optimizer(small_model(), recipe)
+    assert type(optimizer) is kind
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+    if kind is LARS:
+        assert {group["trust_coefficient"] for group in optimizer.param_groups} == {0.02}
 
 
 @pytest.mark.parametrize("decay_biases", [True, False])
@@ -249,7 +211,7 @@ def test_rates_are_the_schedules_times_the_layers_times_the_biases():
     assert set(by_layer(optimizer, "lr").values()) == {0.02}
 
 
-@pytest.mark.parametrize("optimizer", ["paper", "sgd"])
+@pytest.mark.parametrize("optimizer", ["paper", "sgd", "lars"])
 def test_a_frozen_layer_keeps_its_weights_though_it_has_velocity_and_decay(optimizer):
     torch.manual_seed(0)
     model = small_model()
@@ -266,29 +228,3 @@ def test_a_frozen_layer_keeps_its_weights_though_it_has_velocity_and_decay(optim
     after = step(Stage(epoch=72, layer_lr_factors={"conv1": 0.0}))
     for name in before:
         assert torch.equal(before[name], after[name]) == name.startswith("conv1."), name
-
-
-def test_sources_bias_and_layer_rates_reach_the_parameters():
-    recipe = load_recipe("source")
-    optimizer = build_optimizer(small_model("alexnet_source"), recipe)
-    decays = by_layer(optimizer, "weight_decay")
-    assert (decays[("fc6", False)], decays[("fc6", True)]) == (0.0005, 0.0)
-    expected = {  # epoch → learning rates of conv1's weights, conv2's weights, conv2's biases, for lr = 1
-        0: (1, 1, 2),
-        24: (1, 1, 2),
-        25: (1, 1, 1),
-        67: (0.1, 1, 1),
-        72: (0, 1, 1),
-        90: (0, 1, 1),
-    }
-    for epoch, lrs in expected.items():
-        set_lrs(optimizer, 1.0, recipe.stage_at(epoch))
-        got = by_layer(optimizer, "lr")
-        assert (got[("conv1", False)], got[("conv2", False)], got[("conv2", True)]) == lrs, epoch
-
-
-def test_a_stage_that_names_no_layer_is_refused():
-    recipe = small_recipe(stages=(Stage(epoch=3, layer_lr_factors={"conv1": 0.1, "conv9": 0.1}),))
-    with pytest.raises(UsageError, match=r"'conv9'.*alexnet.*conv1, conv2.*fc8"):
-        check_layers(small_model(), recipe)
-    check_layers(small_model(), load_recipe("source"))

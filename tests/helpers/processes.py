@@ -1,0 +1,119 @@
+"""Functions that tests run in spawned processes; this module imports little, so that they start quickly."""
+
+import atexit
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import RunError, UsageError
+from trainer.distributed import failures
+from trainer.distributed.consensus import Consensus
+from trainer.distributed.env import DistEnv, gather_objects
+from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
+
+
+def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
+    """Environment and arguments of this process, and sums and ranks gathered from all."""
+    total = torch.tensor([float(env.rank + 1)])
+    if env.world_size > 1:
+        dist.all_reduce(total)
+    return env, args, total.item(), gather_objects(env.rank, env)
+
+
+def refuse(env: DistEnv, marks: Path) -> None:
+    """Every process raises UsageError, which a restart cannot help."""
+    (marks / f"{env.rank}-{env.restarts}").touch()
+    dist.barrier()
+    raise UsageError("recipe: of another kind: not usable")
+
+
+def fail(env: DistEnv, rank: int) -> None:
+    """One rank raises RunError while the others wait for it, and exits a second after leaving the group."""
+    if env.rank == rank:
+        if env.world_size > 1:
+            dist.destroy_process_group()
+            atexit.register(time.sleep, 1.0)
+        raise RunError("the disk is full")
+    dist.barrier()
+
+
+def stumble(env: DistEnv, rank: int) -> None:
+    """One rank raises KeyError while the others wait for it."""
+    if env.rank == rank:
+        raise KeyError("a bug")
+    dist.barrier()
+
+
+def die(env: DistEnv, rank: int) -> int:
+    """One rank is killed in the first try while the others wait for it; return the number of restarts."""
+    if env.rank == rank and not env.restarts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    return env.restarts
+
+
+def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
+    """Call Consensus on two flags `calls` times; rank → (call, flag) it sets. Return all ranks' results."""
+    consensus = Consensus(env)
+    at, which = wishes.get(env.rank, (0, 0))
+    results = [
+        consensus(*(call == at and flag == which for flag in range(2))) for call in range(1, calls + 1)
+    ]
+    consensus.finish()
+    return gather_objects(results, env)
+
+
+def hang(env: DistEnv, rank: int, how: str) -> int:
+    """One rank stops within the fourth step, or sleeps before it, unless it was restarted.
+
+    The watchdog acts after six silent seconds, and not before the rank has stopped. Returns the number of
+    restarts.
+    """
+    failures._SILENT_SECONDS = 6.0
+    with failures.HangWatchdog(env, 4.0 if how == "stop" else 1.0) as seen:
+        for step in range(10):
+            seen.at(step, "waiting for data")
+            bad = env.rank == rank and step == 3 and not env.restarts
+            if bad and how == "sleep":
+                time.sleep(1000)
+            seen.at(step, "training")
+            if bad:
+                time.sleep(2)  # its heartbeat has been sent
+                os.kill(os.getpid(), signal.SIGSTOP)
+            dist.barrier()
+    return env.restarts
+
+
+def unlike(env: DistEnv) -> None:
+    """The second process reports another version of torch."""
+    refuse_unlike(env, {"torch": "2.12" if env.rank else "2.13", "numpy": "2"})
+
+
+def fail_together(env: DistEnv, folder: Path) -> None:
+    """The second process fails; each writes the error that it gets to a file."""
+
+    def work() -> None:
+        if env.rank == 1:
+            raise UsageError("process 1 cannot")
+
+    try:
+        raise_together(work, env)
+    except UsageError as error:
+        (folder / str(env.rank)).write_text(error_to_text(error))
+        dist.barrier()
+        raise
+
+
+def page_faults(env: DistEnv) -> int:
+    """Count page faults while ten tensors of 64 MB are made and freed, after malloc has settled."""
+    for _ in range(20):
+        torch.ones(16, 1024, 1024)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16, 1024, 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
