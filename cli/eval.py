@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,18 @@ import click
 from cli.common.console import check_folder, complain, one_line_errors, progress_bar, require_dali
 from cli.common.options import data_options, loader_options_of
 from cli.common.results import print_classes, print_results
+from pipeline.progress import no_progress
 
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Evaluation, ExternalWeights
 
-_OUTPUT = click.Path(path_type=Path, dir_okay=False)
+_file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-eval")
-@click.argument(
-    "checkpoints",
-    nargs=-1,
-    type=click.Path(path_type=Path),
-    metavar="RUN_OR_CHECKPOINT...",
-)
+@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT...")
 @click.argument("data")
 @click.option(
     "--views",
@@ -41,15 +38,10 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
 )
 @click.option("--split", default="val", show_default=True, help="Split of DATA to evaluate.")
-@click.option(
-    "--real-labels",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also score by the ImageNet-ReaL labels in this file, their real.json.",
-)
-@click.option(
+@_file_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
+@_file_option(
     "--labels",
     "labels_file",
-    type=click.Path(path_type=Path, dir_okay=False),
     help="Also score by the labels in this file: CSV or JSON with a key and a label for each image.",
 )
 @click.option("--arch", help="Architecture of checkpoints from other programs, such as alexnet_owt.")
@@ -64,18 +56,16 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     is_flag=True,
     help="Print a Markdown table of the results; on ImageNet, with published results beside them.",
 )
-@click.option("--json", "json_file", type=_OUTPUT, help="Save the result as JSON.")
-@click.option(
+@_file_option("--json", "json_file", help="Save the result as JSON.")
+@_file_option(
     "--predictions",
     "predictions_file",
-    type=_OUTPUT,
     help="Save the five most probable classes of each image as .csv or .parquet.",
 )
-@click.option("--confusion", "confusion_file", type=_OUTPUT, help="Save the confusion matrix as CSV.")
-@click.option(
+@_file_option("--confusion", "confusion_file", help="Save the confusion matrix as CSV.")
+@_file_option(
     "--submission",
     "submission_file",
-    type=_OUTPUT,
     help="Save predictions in the format of ImageNet challenge submissions; needs --devkit.",
 )
 @click.option(
@@ -83,11 +73,8 @@ _OUTPUT = click.Path(path_type=Path, dir_okay=False)
     type=click.Path(path_type=Path),
     help="Development kit of ILSVRC 2012, which numbers the classes: archive, folder or meta.mat.",
 )
-@click.option(
-    "--kernels",
-    "kernels_file",
-    type=_OUTPUT,
-    help="Save the first-layer kernels of the first checkpoint as a PNG image.",
+@_file_option(
+    "--kernels", "kernels_file", help="Save the first-layer kernels of the first checkpoint as a PNG image."
 )
 @click.option(
     "--batch-size",
@@ -134,11 +121,12 @@ def main(
     # CPU time per image, and half the speed where other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
+    from pipeline.dataset.samples import split_keys
     from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
     from trainer.distributed.env import adopt_slurm, choose_processes, first_of_all, launched_outside
     from trainer.distributed.launch import launch
-    from trainer.evaluation.predictions import check_suffix, split_keys
+    from trainer.evaluation.predictions import check_suffix
     from trainer.evaluation.results import write_confusion, write_json
     from trainer.evaluation.submission import check_submission, write_submission
     from trainer.runs.external_weights import describe
@@ -167,19 +155,19 @@ def main(
         check_submission(split_keys(dataset, split), dataset.classes, ids)
     if not launched_outside():
         click.echo(f"evaluating on {processes.reason}", err=True)
-    predict = bool(label_sets or predictions_file or submission_file)
-    read_options = loader_options_of(loader_options)
-    result = launch(
-        processes,
-        partial(
-            _evaluate,
-            weights=ensemble_weights,
-            external=external,
-            loader_options=read_options,
-            predict=predict,
-        ),
-        *(checkpoints, data, split, views, batch_size),
+    evaluated = partial(
+        _evaluate,
+        paths=checkpoints,
+        root=data,
+        split=split,
+        views=views,
+        batch_size=batch_size,
+        weights=ensemble_weights,
+        external=external,
+        loader_options=loader_options_of(loader_options),
+        predict=bool(label_sets or predictions_file or submission_file),
     )
+    result = launch(processes, evaluated)
     if result is None or not first_of_all():
         return
     for line in result.notes:
@@ -215,39 +203,36 @@ def _numbers(text: str) -> list[float]:
         ) from error
 
 
-def _evaluate(env: "DistEnv", *args: Any, **kwargs: Any) -> "Evaluation":
+def _evaluate(env: "DistEnv", **arguments: Any) -> "Evaluation":
     """Entry point of each process: evaluate; the first process shows a progress bar."""
     from trainer import evaluate_checkpoints
 
-    if not env.is_first:
-        return evaluate_checkpoints(env, *args, **kwargs)
-    with progress_bar("evaluating", "images") as show:
-        kwargs["progress"] = show
-        return evaluate_checkpoints(env, *args, **kwargs)
+    with progress_bar("evaluating", "images") if env.is_first else nullcontext(no_progress) as show:
+        return evaluate_checkpoints(env, on_progress=show, **arguments)
 
 
 def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
     """Write each requested file; where one fails, report it, write the others, and exit with code 1."""
     from pipeline.errors import RunError
 
-    failed = False
+    exit_code = 0
     for file, write in outputs:
         if file is not None:
             try:
                 write(file)
             except RunError as error:
                 complain(str(error))
-                failed = True
-    if failed:
-        raise SystemExit(RunError.exit_code)
+                exit_code = error.exit_code
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def _draw_kernels(
     run_or_checkpoint: Path, file: Path, dataset: "Dataset", external: "ExternalWeights | None"
 ) -> None:
+    from pipeline.images.figure import figure_bytes
     from pipeline.storage.atomic import write_bytes
     from trainer import draw_kernels
-    from trainer.figures.style import figure_bytes
     from trainer.runs import checkpoint
     from trainer.runs.external_weights import is_external
     from trainer.runs.load_model import load_models

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,9 @@ def main(
     if device == "cpu":
         keep_freed_memory()
     models = [load_model(path).classifier.to(device) for path in (checkpoint, *also)]
+    found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
     predictions = []
     with progress_bar("classifying", "images") as show:
-        found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
         for done, prediction in enumerate(found, start=1):
             if prediction.error:
                 complain(prediction.error)
@@ -126,17 +127,8 @@ def _printable(text: str) -> str:
 
 
 def _json(predictions: "list[ImagePrediction]") -> str:
-    values = [
-        {
-            "image": str(prediction.image),
-            "guesses": [
-                {"id": guess.id, "name": guess.name, "probability": guess.probability}
-                for guess in prediction.guesses
-            ],
-        }
-        for prediction in predictions
-    ]
-    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    values = [{"image": str(found.image), "guesses": found.guesses} for found in predictions]
+    return json.dumps(values, indent=1, ensure_ascii=False, default=asdict) + "\n"
 
 
 def _csv(predictions: "list[ImagePrediction]") -> str:

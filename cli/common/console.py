@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.errors import ToolkitError, UsageError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from pipeline.progress import OnProgress, no_progress
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,34 +47,8 @@ def complain(message: str) -> None:
     click.echo(" ".join(message.split()), err=True)
 
 
-def new_bar(*columns: str) -> "Progress":
-    """Return a progress bar on stderr that disappears when it is done.
-
-    Nothing is drawn where stderr is not a terminal.
-
-    Args:
-        columns: Extra text columns to the right of the count, as rich's format strings, such as
-            "{task.fields[speed]}".
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        *(TextColumn(column) for column in columns),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
 @contextmanager
-def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
     """Show a progress bar on stderr with throughput and remaining time; nothing where it is not a terminal.
 
     Args:
@@ -87,11 +59,18 @@ def progress_bar(description: str, unit: str) -> Iterator[Callable[[int, int], N
         `show(done, total)`, to be called with the number of units done so far and in all.
     """
     if not sys.stderr.isatty():  # returns early: rich is not imported
-        yield lambda *_: None
+        yield no_progress
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
     started = time.perf_counter()
     first: int | None = None  # done by an earlier run: not counted in the throughput
-    with new_bar("{task.fields[speed]}") as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), "{task.fields[speed]}", "left", TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        "{task.description}", *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(description, total=None, speed="")
 
         def show(done: int, total: int) -> None:

@@ -14,8 +14,9 @@ def print_facts(out: str, manifest: "Manifest") -> None:
     """Print a dataset's facts (source, image format, classes, splits, statistics), one line for each."""
     image = manifest.image
     names = ", ".join(info.name for info in manifest.classes[:4])
+    maker = manifest.versions.get("alexnet-toolkit", "unknown")
     rows = [
-        ("dataset", f"{out} (format {manifest.format}, made by {_maker(manifest)})"),
+        ("dataset", f"{out} (format {manifest.format}, made by alexnet-toolkit {maker})"),
         ("source", manifest.source.layout),
         ("images", _images(image)),
         ("classes", f"{len(manifest.classes)}: {names}{', …' if len(manifest.classes) > 4 else ''}"),
@@ -60,10 +61,6 @@ def facts_json(manifest: "Manifest") -> str:
     facts: dict[str, object] = msgspec.to_builtins(manifest)
     facts["samples"] = {split: manifest.samples(split) for split in manifest.splits}
     return json.dumps(facts, indent=1)
-
-
-def _maker(manifest: "Manifest") -> str:
-    return f"alexnet-toolkit {manifest.versions.get('alexnet-toolkit', 'unknown')}"
 
 
 def in_bytes(count: int) -> str:

@@ -47,10 +47,12 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
 def print_classes(result: "Evaluation") -> None:
     """Print a table of classes, worst top-1 first; of more than 20 classes the ten worst and the ten best."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from trainer.evaluation.results import by_accuracy
 
+    names = {info.id: _named(info) for info in result.per_class}
     classes = by_accuracy(result.per_class)
     parts = {"classes, worst first": classes}
     if len(classes) > _FEW:
@@ -61,18 +63,12 @@ def print_classes(result: "Evaluation") -> None:
         for name in ("class", "images", "top-1", "top-5", "most confused with"):
             table.add_column(name, justify="left" if name.startswith(("class", "most")) else "right")
         for info in shown:
-            table.add_row(*_cells(info, result.per_class))
+            other = names[info.confused_with] if info.confused_with else ""
+            mistake = f"{other} ({info.confused_share:.0%})" if other else "–"
+            shares = [f"{share:.1%}" for share in (info.top1, info.top5) if share is not None]
+            table.add_row(escape(names[info.id]), f"{info.samples:,}", *shares, escape(mistake))
         console.print()
         console.print(table)
-
-
-def _cells(info: "ClassMetrics", classes: Sequence["ClassMetrics"]) -> list[str]:
-    from rich.markup import escape
-
-    names = {other.id: _named(other) for other in classes}
-    mistake = f"{names[info.confused_with]} ({info.confused_share:.0%})" if info.confused_with else "–"
-    shares = [f"{share:.1%}" for share in (info.top1, info.top5) if share is not None]
-    return [escape(_named(info)), f"{info.samples:,}", *shares, escape(mistake)]
 
 
 def _named(info: "ClassMetrics") -> str:

@@ -4,7 +4,7 @@ Shapes: B batch, V views (1, or 10 for ten crops), K classes, S side of the crop
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
+from pipeline.progress import OnProgress, no_progress
 from trainer.data import LoaderOptions
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import PredictionCollector, Predictions, refuse_other_keys
+from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
 from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
 from trainer.runs.external_weights import ExternalWeights
 from trainer.runs.load_model import load_models, normalized
-
-Progress = Callable[[int, int], None]
-"""Progress callback, called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def evaluate_checkpoints(
     external: ExternalWeights | None = None,
     loader_options: LoaderOptions | None = None,
     predict: bool = False,
-    progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Evaluate checkpoints on a prepared dataset; several are an ensemble that averages probabilities.
 
@@ -112,7 +111,7 @@ def evaluate_checkpoints(
         external: Architecture and preprocessing of checkpoints that other programs wrote.
         loader_options: Device, threads and shard access of the loader.
         predict: Whether to return the top-5 predictions of every image.
-        progress: Called after each batch with (images done, images in all); images done are estimated
+        on_progress: Called after each batch with (images done, images in all); images done are estimated
             from this process's share.
 
     Raises:
@@ -133,21 +132,21 @@ def evaluate_checkpoints(
     with Loader(
         dataset, split, view, batch_size, placement=placement, keys=True, access=options.access
     ) as loader:
-        tally = measure(models, loader, env, weights=shares, collector=collector, progress=progress)
+        tally = measure(models, loader, env, weights=shares, collector=collector, on_progress=on_progress)
     predictions = collector.gather(env)
     if predictions is not None:
         refuse_other_keys(predictions.keys, dataset, split)
     return Evaluation(
-        tuple(map(str, files)),
-        tuple(shares),
-        split,
-        views,
-        len(dataset.classes),
-        tally.metrics(),
-        _per_class(tally, dataset.manifest.classes),
-        tuple(notes),
-        tally.confusion.cpu().numpy(),
-        predictions if predict else None,
+        checkpoints=tuple(map(str, files)),
+        weights=tuple(shares),
+        split=split,
+        views=views,
+        classes=len(dataset.classes),
+        metrics=tally.metrics(),
+        per_class=_per_class(tally, dataset.manifest.classes),
+        notes=tuple(notes),
+        confusion=tally.confusion.cpu().numpy(),
+        predictions=predictions if predict else None,
     )
 
 
@@ -156,7 +155,7 @@ def evaluate(
     loader: Loader,
     env: DistEnv,
     precision: torch.dtype = torch.float32,
-    progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Metrics:
     """Evaluate a network or an ensemble on the split of a loader.
 
@@ -168,12 +167,12 @@ def evaluate(
         loader: Loader of evaluation batches.
         env: Rank, world size and device of this process.
         precision: dtype of the forward pass (autocast below float32); probabilities are float64.
-        progress: Called after each batch with (images done, images in all).
+        on_progress: Called after each batch with (images done, images in all).
 
     Raises:
         RunError: the number of samples seen differs from the split's, or the outputs are not finite.
     """
-    return measure(models, loader, env, precision, progress=progress).metrics()
+    return measure(models, loader, env, precision, on_progress=on_progress).metrics()
 
 
 def measure(
@@ -183,7 +182,7 @@ def measure(
     precision: torch.dtype = torch.float32,
     weights: Sequence[float] | None = None,
     collector: PredictionCollector | None = None,
-    progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Tally:
     """Evaluate as `evaluate` does, and return the sums over all processes instead of the metrics.
 
@@ -194,37 +193,33 @@ def measure(
         precision: dtype of the forward pass (autocast below float32); probabilities are float64.
         weights: Weight of each network's probabilities, on any scale; default: equal.
         collector: Collects the top-5 predictions of this process's images.
-        progress: Called after each batch with (images done, images in all).
+        on_progress: Called after each batch with (images done, images in all).
 
     Raises:
         UsageError: `weights` do not fit the networks.
         RunError: the number of samples seen differs from the split's, or the outputs are not finite.
     """
     tally = Tally(len(loader.dataset.classes), env.device)
-    shares = normalized(weights, len(models))
     done = 0
     with torch.inference_mode(), _evaluating(models):
         for batch in loader:
-            images = batch.images.to(env.device, torch.float32)
-            labels = batch.labels.to(env.device)
-            probabilities = sum(
-                share * _probabilities(model, images, loader.batch_size, precision)
-                for share, model in zip(shares, models, strict=True)
-            )
-            assert isinstance(probabilities, Tensor)
-            tally.add(probabilities, labels)
+            images, count = batch.images.to(env.device, torch.float32), len(batch.labels)
+            if count < loader.batch_size:  # pad the last batch, so that torch.compile sees one shape only
+                images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, loader.batch_size - count))
+            probabilities = mean_probabilities(models, images, weights, precision)[:count]
+            top = topk_stable(probabilities, KEPT)
+            tally.add(probabilities, batch.labels.to(env.device), top)
             if collector is not None:
-                collector.add(batch.keys, batch.labels, probabilities)
-            done += len(batch.labels)
-            if progress is not None:
-                progress(min(done * env.world_size, loader.samples), loader.samples)
+                collector.add(batch.keys, batch.labels, top)
+            done += count
+            on_progress(min(done * env.world_size, loader.samples), loader.samples)
     tally.merge()
     if tally.samples != loader.samples:
         raise RunError(
             f"evaluation saw {tally.samples} samples of {loader.samples} in {loader.split}: the shards do "
             "not match the manifest; run `alexnet-prep verify` on the dataset to list the differences"
         )
-    # Every comparison with NaN is false, so `label_ranks` would count a NaN row as right.
+    # Rows of NaN have most probable classes too, and may count as right.
     if not math.isfinite(float(tally.loss)):
         raise RunError(
             f"the network's outputs on {loader.split} are not finite: its weights diverged in training; "
@@ -242,30 +237,16 @@ def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics
         other = int(row.argmax())
         found.append(
             ClassMetrics(
-                info.id,
-                info.name,
-                images,
-                top1 / images if images else None,
-                top5 / images if images else None,
-                classes[other].id if row[other] else None,
-                int(row[other]) / max(images, 1),
+                id=info.id,
+                name=info.name,
+                samples=images,
+                top1=top1 / images if images else None,
+                top5=top5 / images if images else None,
+                confused_with=classes[other].id if row[other] else None,
+                confused_share=int(row[other]) / max(images, 1),
             )
         )
     return tuple(found)
-
-
-def _probabilities(model: Classifier, images: Tensor, batch_size: int, precision: torch.dtype) -> Tensor:
-    """Average the softmax over views: float32 (B, 3, S, S) or (B, V, 3, S, S) → float64 (B, K)."""
-    count = images.shape[0]
-    if count < batch_size:  # pad the last batch, so that torch.compile sees one shape only
-        images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, batch_size - count))
-    views = images if images.ndim == 5 else images[:, None]
-    total = torch.zeros((), dtype=torch.float64, device=images.device)
-    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-        # One view at a time: memory stays at that of one batch, not V.
-        for view in views.unbind(dim=1):
-            total = total + model.classify(view).double().softmax(dim=1)
-    return (total / views.shape[1])[:count]
 
 
 @contextmanager

@@ -79,13 +79,13 @@ def score_labels(predictions: Predictions, labels: LabelSet) -> LabelScore:
             "split"
         )
     return LabelScore(
-        labels.source,
-        samples,
-        len(predictions) - samples,
-        first / samples,
-        among / samples,
-        wilson(first, samples),
-        wilson(among, samples),
+        source=labels.source,
+        samples=samples,
+        unlabeled=len(predictions) - samples,
+        top1=first / samples,
+        top5=among / samples,
+        top1_interval=wilson(first, samples),
+        top5_interval=wilson(among, samples),
     )
 
 
@@ -103,7 +103,7 @@ def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) ->
 
     Raises:
         UsageError: the file cannot be read or has another format, another number of entries than there
-            are images, or a class number outside `classes`.
+            are images, a class number outside `classes`, or no label at all.
     """
     lists = _decode(path, list[list[int]], "a list with a list of class numbers for each image")
     numbers = [_IMAGENET_KEY.fullmatch(key) for key in keys]
@@ -118,17 +118,8 @@ def read_real_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) ->
             f"{path}: holds labels for {len(lists):,} images, but {why.format(expected)}; give the whole "
             "file, in the order of the images' names"
         )
-    labels = {}
-    for key, position in positions.items():
-        wrong = next((n for n in lists[position] if not 0 <= n < len(classes)), None)
-        if wrong is not None:
-            raise UsageError(
-                f"{path}: has class {wrong} for {key}, but the data has the classes 0 to {len(classes) - 1}; "
-                "give labels of the same classes"
-            )
-        if lists[position]:
-            labels[key] = frozenset(lists[position])
-    return LabelSet(str(path), labels, len(keys) - len(labels))
+    rows = ((key, number) for key, position in positions.items() for number in lists[position])
+    return _label_set(path, rows, keys, classes)
 
 
 def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> LabelSet:
@@ -150,26 +141,32 @@ def read_labels(path: Path, keys: Sequence[str], classes: Sequence[str]) -> Labe
     """
     if path.suffix not in (".csv", ".json"):
         raise UsageError(f"{path}: labels are read from CSV or JSON; its name must end in .csv or .json")
+    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
+    return _label_set(path, rows, keys, classes)
+
+
+def _label_set(
+    path: Path, rows: Iterable[tuple[str, Raw]], keys: Sequence[str], classes: Sequence[str]
+) -> LabelSet:
     wanted, numbers = set(keys), {class_id: number for number, class_id in enumerate(classes)}
     labels: dict[str, set[int]] = {}
     strangers = set()
-    for name, given in _csv_rows(path) if path.suffix == ".csv" else _json_rows(path):
+    for name, given in rows:
         key = name if name in wanted else name.rpartition(".")[0]
         if key not in wanted:
             strangers.add(name)
         elif given != "":
             labels.setdefault(key, set()).add(_class_number(path, name, given, numbers))
     if not labels:
-        other = f", such as {min(strangers)!r}" if strangers else ""
+        other = f"; its keys, such as {min(strangers)!r}, are not like {min(keys)!r}" if strangers else ""
         raise UsageError(
-            f"{path}: labels none of the split's {len(keys):,} images; its keys{other} are not like "
-            f"{min(keys)!r}; give labels of this split"
+            f"{path}: labels none of the split's {len(keys):,} images{other}; give labels of this split"
         )
     return LabelSet(
-        str(path),
-        {key: frozenset(found) for key, found in labels.items()},
-        len(keys) - len(labels),
-        len(strangers),
+        source=str(path),
+        labels={key: frozenset(found) for key, found in labels.items()},
+        unlabeled=len(keys) - len(labels),
+        strangers=len(strangers),
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.distributed.env import all_sum
+from trainer.evaluation.probabilities import Top
 
 BINS = 15
 """Number of equal-width bins of the calibration error (Guo et al. 2017, "On Calibration of Modern Neural
@@ -45,45 +46,6 @@ class Metrics:
     loss: float
     ece: float
     largest_class: float
-
-
-def label_ranks(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the rank of each label: the number of classes that are more probable than it.
-
-    Ties go to the lower class number, so that the result is deterministic.
-
-    Args:
-        probabilities: float (B, K).
-        labels: int64 (B,), 0..K-1.
-
-    Returns:
-        int64 (B,), 0..K-1; the label is in the top k if its rank is below k.
-    """
-    own = probabilities.gather(1, labels[:, None])
-    classes = torch.arange(probabilities.shape[1], device=labels.device)
-    ahead = (probabilities > own) | ((probabilities == own) & (classes < labels[:, None]))
-    return ahead.sum(dim=1)
-
-
-def topk_stable(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` most probable classes of each row; ties go to the lower class number.
-
-    A label whose `label_ranks` is r < count stands in column r. `torch.topk` leaves the order of ties open,
-    and a stable sort of 1,000 classes takes ten times as long.
-
-    Args:
-        probabilities: float (B, K).
-        count: Number of classes to return, k = min(count, K).
-
-    Returns:
-        Probabilities, of the input's dtype, and class numbers, int64; (B, k) each, most probable first.
-    """
-    left = probabilities.clone()
-    found = []
-    for _ in range(min(count, left.shape[1])):
-        found.append(left.max(dim=1, keepdim=True))  # torch documents that ties give the first index
-        left.scatter_(1, found[-1].indices, -math.inf)
-    return torch.cat([f.values for f in found], dim=1), torch.cat([f.indices for f in found], dim=1)
 
 
 def wilson(successes: int, total: int) -> Interval:
@@ -138,24 +100,25 @@ class Tally:
         self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)
         self._edges = torch.arange(1, BINS, dtype=torch.float64, device=device) / BINS
 
-    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+    def add(self, probabilities: Tensor, labels: Tensor, top: Top) -> None:
         """Add a batch, without synchronizing with the GPU.
 
         Args:
             probabilities: float64 (B, K), each row sums to 1.
             labels: int64 (B,), 0..K-1.
+            top: The five most probable classes of each row.
         """
-        confidence, predicted = probabilities.max(dim=1)  # torch documents that ties give the first index
+        confidence = top.values.amax(dim=1)
+        hits = (top.classes == labels[:, None]).long()
         ones = torch.ones_like(labels)
-        hits = (predicted == labels).long()
-        cells = labels * len(self.confusion) + predicted
+        cells = labels * len(self.confusion) + top.classes[:, 0]
         self.confusion.view(-1).scatter_add_(0, cells, ones)
-        self.top5_hits.scatter_add_(0, labels, (label_ranks(probabilities, labels) < 5).long())
+        self.top5_hits.scatter_add_(0, labels, hits.sum(dim=1))
         own = probabilities.gather(1, labels[:, None]).clamp_min(1e-300)
         self.loss -= own.log().sum()
         bins = torch.bucketize(confidence, self._edges)  # bin m holds (m / M, (m + 1) / M]
         self.bins[0].scatter_add_(0, bins, ones)
-        self.bins[1].scatter_add_(0, bins, hits)
+        self.bins[1].scatter_add_(0, bins, hits[:, 0])
         self.confidence.scatter_add_(0, bins, confidence)
 
     def merge(self) -> None:

@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import keys_in
 from pipeline.dataset.manifest import ClassInfo
+from pipeline.dataset.samples import split_keys
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import atomic_write
 from trainer.distributed.env import DistEnv, gather_objects
-from trainer.evaluation.metrics import topk_stable
+from trainer.evaluation.probabilities import Top
 
-KEPT = 5
-"""Predictions kept per image: the top-5 of the paper and of the challenge."""
 SUFFIXES = (".csv", ".parquet")
 """Suffixes of files of predictions."""
 
@@ -108,10 +106,10 @@ def read_predictions(path: Path) -> Predictions:
         classes = [table[f"class_{k}"].to_numpy() for k in kept]
         probabilities = [table[f"probability_{k}"].to_numpy() for k in kept]
         return Predictions(
-            tuple(table["key"].to_pylist()),
-            table["label"].fill_null(-1).to_numpy().astype(np.int64),
-            np.stack(classes, axis=1).astype(np.int64),
-            np.stack(probabilities, axis=1).astype(np.float32),
+            keys=tuple(table["key"].to_pylist()),
+            labels=table["label"].fill_null(-1).to_numpy().astype(np.int64),
+            classes=np.stack(classes, axis=1).astype(np.int64),
+            probabilities=np.stack(probabilities, axis=1).astype(np.float32),
         )
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -149,49 +147,35 @@ class PredictionCollector:
 
     def __init__(self) -> None:
         self._keys: list[str] = []
-        self._labels: list[Tensor] = []
-        self._classes: list[Tensor] = []
-        self._probabilities: list[Tensor] = []
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, keys: Sequence[str], labels: Tensor, probabilities: Tensor) -> None:
+    def add(self, keys: Sequence[str], labels: Tensor, top: Top) -> None:
         """Add a batch; tensors stay on their device, and nothing here synchronizes with the GPU.
 
         Args:
             keys: Keys of the B samples.
             labels: int64 (B,), class numbers.
-            probabilities: float (B, K).
+            top: The five most probable classes of each sample.
         """
         self._keys += keys
-        self._labels.append(labels)
-        values, classes = topk_stable(probabilities, KEPT)
-        self._classes.append(classes)
-        self._probabilities.append(values.float())
+        self._batches.append((labels, top.classes, top.values.float()))
 
     def gather(self, env: DistEnv) -> Predictions | None:
         """Return the predictions of all processes, sorted by key, on rank 0; None on other ranks.
 
         Every process must call this.
         """
-        columns = (self._labels, self._classes, self._probabilities)
-        arrays = [torch.cat(batches).cpu().numpy() for batches in columns if batches]
-        gathered = [(keys, arrays) for keys, arrays in gather_objects((self._keys, arrays), env) if keys]
+        mine = [torch.cat(column).cpu().numpy() for column in zip(*self._batches, strict=True)]
+        gathered = [(keys, arrays) for keys, arrays in gather_objects((self._keys, mine), env) if keys]
         if not gathered:
             return None
         keys = [key for rank_keys, _ in gathered for key in rank_keys]
         order = sorted(range(len(keys)), key=keys.__getitem__)
-        labels, classes, probabilities = (
-            np.concatenate(column)[order] for column in zip(*(arrays for _, arrays in gathered), strict=True)
+        columns = zip(*(arrays for _, arrays in gathered), strict=True)
+        labels, classes, probabilities = (np.concatenate(column)[order] for column in columns)
+        return Predictions(
+            keys=tuple(keys[i] for i in order), labels=labels, classes=classes, probabilities=probabilities
         )
-        return Predictions(tuple(keys[i] for i in order), labels, classes, probabilities)
-
-
-def split_keys(dataset: Dataset, split: str) -> list[str]:
-    """Read the keys of a split's samples from the index files, in shard order.
-
-    Raises:
-        UsageError: there is no such split, or an index is damaged.
-    """
-    return [key for shard in dataset.shards(split) for key in keys_in(dataset.store, shard)]
 
 
 def refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None:

@@ -7,37 +7,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.storage.atomic import write_bytes
 from trainer.evaluation.evaluate import ClassMetrics, Evaluation
 from trainer.evaluation.label_sets import LabelScore
-from trainer.evaluation.metrics import Interval
+from trainer.evaluation.metrics import Interval, Metrics
 
 
 def name_of(evaluation: Evaluation) -> str:
     """Return the path of the only checkpoint, or "ensemble of N"."""
     models = len(evaluation.checkpoints)
     return evaluation.checkpoints[0] if models == 1 else f"ensemble of {models}"
-
-
-def as_json(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> dict[str, Any]:
-    """Convert an evaluation to JSON types, without predictions and confusion matrix, which have own files.
-
-    Keys: `checkpoints`, `weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels` (from
-    `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
-    """
-    return {
-        "checkpoints": list(evaluation.checkpoints),
-        "weights": list(evaluation.weights),
-        "split": evaluation.split,
-        "views": evaluation.views,
-        "classes": evaluation.classes,
-        "metrics": asdict(evaluation.metrics),
-        "per_class": [asdict(info) for info in evaluation.per_class],
-        "labels": [asdict(score) for score in scores],
-        "notes": list(evaluation.notes),
-    }
 
 
 def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
@@ -48,24 +28,17 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
         scores: Scores by other labels, one row each.
     """
     metrics, name = evaluation.metrics, name_of(evaluation)
+    measured: list[tuple[str, Metrics | LabelScore]] = [(name, metrics)]
+    measured += [(f"{name}, labels of {Path(score.source).name}", score) for score in scores]
     rows = [
         (
-            name,
+            title,
             evaluation.views,
-            f"{metrics.samples:,}",
-            _error(metrics.top1, metrics.top1_interval),
-            _error(metrics.top5, metrics.top5_interval),
+            f"{found.samples:,}",
+            _error(found.top1, found.top1_interval),
+            _error(found.top5, found.top5_interval),
         )
-    ]
-    rows += [
-        (
-            f"{name}, labels of {Path(score.source).name}",
-            evaluation.views,
-            f"{score.samples:,}",
-            _error(score.top1, score.top1_interval),
-            _error(score.top5, score.top5_interval),
-        )
-        for score in scores
+        for title, found in measured
     ]
     if is_imagenet_validation((info.id for info in evaluation.per_class), metrics.samples):
         rows += [
@@ -85,12 +58,26 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
 
 
 def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
-    """Write the result of `as_json` to a file, atomically.
+    """Write an evaluation as JSON, atomically, without predictions and confusion matrix: they have own files.
+
+    Keys: `checkpoints`, `weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels` (from
+    `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
 
     Raises:
         RunError: the file cannot be written.
     """
-    write_bytes(path, json.dumps(as_json(evaluation, scores), indent=1).encode() + b"\n")
+    values = {
+        "checkpoints": evaluation.checkpoints,
+        "weights": evaluation.weights,
+        "split": evaluation.split,
+        "views": evaluation.views,
+        "classes": evaluation.classes,
+        "metrics": evaluation.metrics,
+        "per_class": evaluation.per_class,
+        "labels": scores,
+        "notes": evaluation.notes,
+    }
+    write_bytes(path, json.dumps(values, indent=1, default=asdict).encode() + b"\n")
 
 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, is_image
-from trainer.evaluation.metrics import topk_stable
-from trainer.inference.preprocess import CROPS, crops_of_file
+from trainer.evaluation.probabilities import mean_probabilities, topk_stable
+from trainer.inference.preprocess import Crops, as_batch, crops_of_file
 from trainer.models.classifier import Classifier
 
 Views = Literal["center", "ten-crop"]
@@ -125,40 +122,34 @@ def classify_images(
                 "the networks of an ensemble must share classes, image size and crop; leave some out"
             )
         model.eval()
-    names = first.names or first.classes
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        crops: list[CROPS | str] = []
+        crops: dict[Path, Crops] = {}
+        errors: dict[Path, str] = {}
         for path in batch:
             try:
-                crops.append(crops_of_file(path, first, views, exif_rotate))
+                crops[path] = crops_of_file(path, first, views, exif_rotate)
             except UsageError as error:
-                crops.append(str(error))
-        readable = [each for each in crops if not isinstance(each, str)]
-        top_classes = iter(_top_classes(models, readable, top))
-        for path, each in zip(batch, crops, strict=True):
-            if isinstance(each, str):
-                yield ImagePrediction(path, (), each)
-                continue
-            numbers, values = next(top_classes)
-            found = (Guess(first.classes[k], names[k], p) for k, p in zip(numbers, values, strict=True))
-            yield ImagePrediction(path, tuple(found))
+                errors[path] = str(error)
+        guesses = dict(zip(crops, _top_guesses(models, list(crops.values()), top), strict=True))
+        for path in batch:
+            yield ImagePrediction(path, guesses.get(path, ()), errors.get(path, ""))
 
 
-def _top_classes(
-    models: Sequence[Classifier], crops: Sequence[CROPS], top: int
-) -> list[tuple[list[int], list[float]]]:
-    """Return the `top` class numbers and probabilities of each image, most probable first."""
+def _top_guesses(models: Sequence[Classifier], crops: Sequence[Crops], top: int) -> list[tuple[Guess, ...]]:
     if not crops:
         return []
-    pixels = torch.from_numpy(np.stack(crops)).to(models[0].mean.device)
-    views = pixels.permute(1, 0, 4, 2, 3).contiguous().float()  # (V, B, 3, S, S)
-    with torch.inference_mode():
-        each = [[model.classify(view).double().softmax(dim=1) for view in views] for model in models]
-        total = torch.stack([torch.stack(one).mean(dim=0) for one in each]).mean(dim=0)
-    if not bool(total.isfinite().all()):
+    # Contiguous, as the loader's batches are: other strides would change the order of sums.
+    pixels = as_batch(crops).contiguous().to(models[0].mean.device)
+    probabilities = mean_probabilities(models, pixels)
+    if not bool(probabilities.isfinite().all()):
         raise RunError(
             "the network's outputs are not finite: its weights diverged in training; use another checkpoint"
         )
-    values, classes = topk_stable(total, top)
-    return list(zip(classes.tolist(), values.tolist(), strict=True))
+    found = topk_stable(probabilities, top)
+    spec = models[0].spec
+    names = spec.names or spec.classes
+    return [
+        tuple(Guess(spec.classes[k], names[k], value) for k, value in zip(numbers, row, strict=True))
+        for numbers, row in zip(found.classes.tolist(), found.values.tolist(), strict=True)
+    ]

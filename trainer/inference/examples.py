@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.samples import StoredImage, find_places, read_stored
+from pipeline.dataset.samples import find_places, read_stored
 from pipeline.errors import UsageError
+from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
 from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
 from trainer.models.classifier import Classifier, Spec
 
 UNKNOWN = -1
 """Label of an image whose class is not known."""
 _BATCH = 32
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def named_images(
     keys = [name for name in names if not Path(name).is_file()]
     if keys and dataset is None:
         raise UsageError(f"{keys[0]}: no such file, and no dataset is known that could hold it as a key")
-    stored = read_stored(dataset, split, find_places(dataset, split, keys)) if dataset and keys else []
-    by_key = {key: of_stored(image, spec) for key, image in zip(keys, stored, strict=True)}
+    places = find_places(dataset, split, keys) if dataset and keys else []
+    by_key = dict(zip(keys, stored_images(dataset, split, places, spec), strict=True)) if dataset else {}
     return [
         by_key.get(name) or NamedImage(Path(name).name, crop_of_file(Path(name), spec), UNKNOWN)
         for name in names
@@ -95,17 +94,17 @@ def some_images(dataset: Dataset, split: str, spec: Spec, count: int, seed: int)
     Raises:
         UsageError: there is no such split, or an image does not decode.
     """
-    positions = _shuffled(dataset, split, seed)[:count]
-    return [of_stored(stored, spec) for stored in read_stored(dataset, split, positions)]
+    return stored_images(dataset, split, _shuffled(dataset, split, seed)[:count], spec)
 
 
-def of_stored(stored: StoredImage, spec: Spec) -> NamedImage:
-    """Decode a stored image and cut its center crop.
+def stored_images(dataset: Dataset, split: str, positions: Sequence[int], spec: Spec) -> list[NamedImage]:
+    """Read images of a split by position, decode them and cut their center crops.
 
     Raises:
-        UsageError: the image does not decode.
+        UsageError: there is no such split or position, or an image does not decode.
     """
-    return NamedImage(stored.key, crop_of_stored(stored.data, spec), stored.label)
+    stored = read_stored(dataset, split, positions)
+    return [NamedImage(image.key, crop_of_stored(image.data, spec), image.label) for image in stored]
 
 
 def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Prediction]:
@@ -119,12 +118,9 @@ def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Predic
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         pixels = as_batch([image.crop for image in batch]).to(classifier.mean.device)
-        with torch.inference_mode():
-            probabilities = classifier.classify(pixels).double().softmax(dim=1).cpu().numpy()
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :_LISTED]
-        for image, classes, row in zip(batch, order, probabilities, strict=True):
-            top_classes = tuple(int(label) for label in classes)
-            found.append(Prediction(image, top_classes, tuple(float(row[label]) for label in classes)))
+        values, classes = topk_stable(mean_probabilities([classifier], pixels), KEPT)
+        for image, numbers, row in zip(batch, classes.tolist(), values.tolist(), strict=True):
+            found.append(Prediction(image, tuple(numbers), tuple(row)))
     return found
 
 
@@ -148,9 +144,8 @@ def some_predictions(
     found: list[Prediction] = []
     step = max(_BATCH, count) if only_errors else count
     for start in range(0, len(order), step):
-        stored = read_stored(dataset, split, order[start : start + step])
-        predictions = predict(classifier, [of_stored(one, classifier.spec) for one in stored])
-        found += [one for one in predictions if not (only_errors and one.right)]
+        images = stored_images(dataset, split, order[start : start + step], classifier.spec)
+        found += [one for one in predict(classifier, images) if not (only_errors and one.right)]
         if len(found) >= count:
             break
     return found[:count]
@@ -158,4 +153,5 @@ def some_predictions(
 
 def _shuffled(dataset: Dataset, split: str, seed: int) -> list[int]:
     """Return all positions of a split in random order, for `read_stored`."""
-    return [int(position) for position in np.random.default_rng(seed).permutation(dataset.samples(split))]
+    positions: list[int] = np.random.default_rng(seed).permutation(dataset.samples(split)).tolist()
+    return positions

@@ -3,8 +3,9 @@
 Shapes: B batch, S side of the crop, D length of a feature vector.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.views import EvalView
+from pipeline.progress import OnProgress, no_progress
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 
@@ -38,13 +40,10 @@ def captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
             raise UsageError(f"no layer is named {name!r}; there are {', '.join(layers)}")
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            outputs[name] = output.detach().clone()  # the ReLU that follows works in place
+    def keep(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs[name] = output.detach().clone()  # the ReLU that follows works in place
 
-        return hook
-
-    handles = [layers[name].register_forward_hook(keep(name)) for name in names]
+    handles = [layers[name].register_forward_hook(partial(keep, name)) for name in names]
     try:
         yield outputs
     finally:
@@ -93,7 +92,7 @@ def split_features(
     dataset: Dataset,
     split: str,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    on_progress: OnProgress = no_progress,
 ) -> Iterator[NDArray[np.float32]]:
     """Compute the feature vectors of the center crops of a whole split, batch by batch.
 
@@ -105,7 +104,7 @@ def split_features(
         dataset: The dataset, opened.
         split: "train", "val" or "test".
         batch_size: Number of images per batch.
-        progress: Called after each batch with (images done, images in all).
+        on_progress: Called after each batch with (images done, images in all).
 
     Yields:
         float32 (B, D); row i of all batches together belongs to position i of `read_stored`.
@@ -125,7 +124,7 @@ def split_features(
         for batch in loader:
             yield features(classifier, batch.images.to(env.device, torch.float32))
             done += len(batch.labels)
-            progress(done, loader.samples)
+            on_progress(done, loader.samples)
 
 
 def _leaves(model: nn.Module) -> dict[str, nn.Module]:

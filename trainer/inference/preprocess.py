@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
+from pipeline.loader.views import CENTER, FIVE_CORNERS
 from trainer.models.classifier import Spec
 
 Crop = NDArray[np.uint8]
 """One crop of an image, uint8 (S, S, 3) RGB."""
-CROPS = NDArray[np.uint8]
+Crops = NDArray[np.uint8]
 """All views of an image, uint8 (V, S, S, 3) RGB."""
 
 # The default limit of `alexnet-prep shard`.
@@ -39,7 +40,7 @@ def crop_of_stored(data: bytes, spec: Spec) -> Crop:
     """
     try:
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
-        return _center(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
+        return _cut(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
     except DecodeError as error:
         raise UsageError(
             f"a stored image does not decode ({error}); run `alexnet-prep verify` on the dataset to find it"
@@ -47,22 +48,16 @@ def crop_of_stored(data: bytes, spec: Spec) -> Crop:
 
 
 def crop_of_file(path: Path, spec: Spec) -> Crop:
-    """Prepare an image file as `alexnet-prep shard` does, and cut its center crop.
-
-    Args:
-        path: Path of the image file.
-        spec: Image size and crop of the network.
-
-    Returns:
-        uint8 (S, S, 3) RGB.
+    """Prepare an image file as `alexnet-prep shard` does, and cut its center crop, uint8 (S, S, 3) RGB.
 
     Raises:
         UsageError: the file cannot be read, or is not an image.
     """
-    return _center(_square_of_file(path, spec), spec.crop)
+    crop: Crop = crops_of_file(path, spec, "center")[0]
+    return crop
 
 
-def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> CROPS:
+def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> Crops:
     """Prepare an image file as `alexnet-prep shard` does, and cut its center crop or ten crops.
 
     Args:
@@ -77,16 +72,6 @@ def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False)
     Raises:
         UsageError: the file cannot be read, or is not an image.
     """
-    square, side = _square_of_file(path, spec, exif_rotate), spec.crop
-    if views == "center":
-        return _center(square, side)[None]
-    far = spec.size - side
-    corners = [square[y : y + side, x : x + side] for y in (0, far) for x in (0, far)]
-    five = np.stack([*corners, _center(square, side)])
-    return np.concatenate([five, five[:, :, ::-1]])
-
-
-def _square_of_file(path: Path, spec: Spec, exif_rotate: bool = False) -> Crop:
     try:
         data = path.read_bytes()
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size, exif_rotate=exif_rotate)
@@ -94,14 +79,22 @@ def _square_of_file(path: Path, spec: Spec, exif_rotate: bool = False) -> Crop:
         raise UsageError(f"{path}: {error.strerror}; name an image file") from error
     except DecodeError as error:
         raise UsageError(f"{path}: cannot be read as an image ({error}); name another") from error
-    return resize_square(found.pixels, spec.size)
+    square = resize_square(found.pixels, spec.size)
+    corners = FIVE_CORNERS[-1:] if views == "center" else FIVE_CORNERS
+    crops = np.stack([_cut(square, spec.crop, *corner) for corner in corners])
+    return crops if views == "center" else np.concatenate([crops, crops[:, :, ::-1]])
 
 
 def as_batch(crops: Sequence[Crop]) -> Tensor:
-    """Stack crops, uint8 (S, S, 3) each, to float32 (B, 3, S, S), 0..255, for `Classifier.classify`."""
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
+    """Stack crops, uint8 (S, S, 3) each, to float32 (B, 3, S, S), 0..255, for `Classifier.classify`.
+
+    Crops of several views, (V, S, S, 3) each, are stacked to (B, V, 3, S, S).
+    """
+    return torch.from_numpy(np.stack(crops)).movedim(-1, -3).float()
 
 
-def _center(pixels: Crop, side: int) -> Crop:
-    top, left = ((length - side) // 2 for length in pixels.shape[:2])
+def _cut(pixels: Crop, side: int, x: float = CENTER, y: float = CENTER) -> Crop:
+    """Cut a square whose corner is at fractions (x, y) of the free space."""
+    height, width, _ = pixels.shape
+    top, left = round(y * (height - side)), round(x * (width - side))
     return pixels[top : top + side, left : left + side]

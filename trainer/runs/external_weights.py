@@ -8,7 +8,7 @@ DataParallel or torch.compile.
 import argparse
 import tomllib
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
 from trainer.models.classifier import Classifier, Spec
 
-# Keys of the state dict inside a checkpoint; prefixes that wrappers add to its keys; keys shown in a message.
-_INSIDE = ("state_dict", "model", "model_state_dict")
+# Keys of the state dict inside a checkpoint, the first that is there counts; prefixes that wrappers add to
+# its keys; number of names shown in a message.
+_INSIDE = ("model_state_dict", "model", "state_dict")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 5
 
@@ -93,10 +94,9 @@ def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | N
     if arch is None and preprocessing is None:
         return None
     if arch is None or preprocessing is None:
-        given, other = (
-            ("--arch", "--preprocessing") if preprocessing is None else ("--preprocessing", "--arch")
+        raise UsageError(
+            "--arch and --preprocessing go together: give both, or neither for checkpoints of this toolkit"
         )
-        raise UsageError(f"{given} needs {other} too: give both, or neither for checkpoints of this toolkit")
     if arch not in ARCHITECTURES:
         raise UsageError(f"--arch {arch}: unknown; known are {', '.join(ARCHITECTURES)}")
     return ExternalWeights(arch, _preprocessing(preprocessing))
@@ -139,20 +139,18 @@ def load_external(
             "--arch alexnet_owt --preprocessing torchvision"
         )
     state = _state_of(path)
-    used = external.preprocessing
-    spec = Spec(
-        arch=external.arch,
-        width=_width(state, external.arch),
-        crop=used.crop,
-        classes=classes,
-        size=used.size,
-        mean=used.mean,
-        std=used.std,
-        mean_image=False,
+    width = _width(state, external.arch)
+    preprocessing = asdict(external.preprocessing)
+    classifier = Classifier(
+        Spec(arch=external.arch, width=width, classes=classes, mean_image=False, **preprocessing)
     )
-    classifier = Classifier(spec)
     wanted = classifier.model.state_dict()
-    _refuse_other_classes(path, state, wanted, classes)
+    last = list(wanted)[-1]  # the bias of the last layer
+    if last in state and state[last].ndim == 1 and len(state[last]) != len(classes):
+        raise UsageError(
+            f"{path}: has {len(state[last]):,} outputs, but the data has {len(classes):,} classes; "
+            "evaluate on data with the classes that it was trained on"
+        )
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     misshapen = [
@@ -161,16 +159,14 @@ def load_external(
         if key in state and state[key].shape != wanted[key].shape
     ]
     if missing or misshapen:
-        found = (("missing", missing), ("of another shape", misshapen), ("unexpected", unexpected))
-        detail = "; ".join(f"{_counted(keys)} {what}: {_capped(keys)}" for what, keys in found if keys)
+        found = {"missing": missing, "of another shape": misshapen, "unexpected": unexpected}
+        detail = "; ".join(_listed(keys, what) for what, keys in found.items() if keys)
         raise UsageError(f"{path}: does not fit {external.arch}: {detail}; choose another --arch")
     classifier.model.load_state_dict(state, strict=False)
-    notes = [
-        f"{path}: its {len(classes):,} outputs are assumed to be the data's {len(classes):,} classes, in "
-        "order"
-    ]
+    count = f"{len(classes):,}"
+    notes = [f"{path}: its {count} outputs are assumed to be the data's {count} classes, in order"]
     if unexpected:
-        notes.append(f"{path}: {_counted(unexpected)} ignored, not in {external.arch}: {_capped(unexpected)}")
+        notes.append(f"{path}: {_listed(unexpected, f'ignored, not in {external.arch}')}")
     return classifier, notes
 
 
@@ -211,22 +207,14 @@ def _state_of(path: Path) -> dict[str, Tensor]:
         content = load_file(path)
     else:
         content = _load_torch(path)
-    found = [content, *(content[name] for name in _INSIDE if name in content)] if _is_dict(content) else []
-    state = next((candidate for candidate in reversed(found) if _is_state(candidate)), None)
-    if state is None:
-        inside = f" (its keys: {', '.join(list(map(str, content))[:_SHOWN])})" if _is_dict(content) else ""
-        raise UsageError(f"{path}: holds no state dict{inside}; save the model's state_dict()")
-    return {_unwrapped(key): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_state(value: Any) -> bool:
-    return _is_dict(value) and any(
-        isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items()
-    )
+    outer: dict[Any, Any] = content if isinstance(content, dict) else {}
+    for state in (*(outer.get(name) for name in _INSIDE), outer):
+        found = state.items() if isinstance(state, dict) else ()
+        tensors = {key: value for key, value in found if isinstance(key, str) and isinstance(value, Tensor)}
+        if tensors:
+            return {_unwrapped(key): value for key, value in tensors.items()}
+    inside = f" (its keys: {', '.join(list(map(str, content))[:_SHOWN])})" if outer else ""
+    raise UsageError(f"{path}: holds no state dict{inside}; save the model's state_dict()")
 
 
 def _unwrapped(key: str) -> str:
@@ -245,25 +233,15 @@ def _width(state: dict[str, Tensor], arch: str) -> float:
     return width if 0 < width <= WIDEST else 1.0
 
 
-def _refuse_other_classes(
-    path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor], classes: tuple[str, ...]
-) -> None:
-    last = list(wanted)[-1]  # the bias of the last layer
-    if last in state and state[last].ndim == 1 and len(state[last]) != len(classes):
-        raise UsageError(
-            f"{path}: has {len(state[last]):,} outputs, but the data has {len(classes):,} classes; "
-            "evaluate on data with the classes that it was trained on"
-        )
-
-
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _counted(keys: list[str]) -> str:
-    return f"{len(keys)} key{'' if len(keys) == 1 else 's'}"
+def _listed(keys: list[str], what: str) -> str:
+    return f"{len(keys)} key{'' if len(keys) == 1 else 's'} {what}: {capped(keys)}"
 
 
-def _capped(keys: list[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{', '.join(keys[:_SHOWN])}{more}"
+def capped(names: list[str]) -> str:
+    """List the first five names, and say how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -13,7 +13,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
-from trainer.runs.external_weights import ExternalWeights, is_external, load_external
+from trainer.runs.external_weights import ExternalWeights, capped, is_external, load_external
 
 _RUN_FILE = "run.json"
 
@@ -92,35 +92,38 @@ def dataset_of(trained: LoadedModel, data: str | Path | None = None) -> Dataset:
                 f"{trained.folder}: its dataset was {data}, which is not there; give its path with --data"
             )
     dataset = Dataset.open(data)
-    if dataset.image.size != trained.spec.size:
-        raise UsageError(
-            f"{trained.checkpoint}: trained on images with a shorter side of {trained.spec.size} px, "
-            f"{dataset.url} has {dataset.image.size} px; prepare the data with --size {trained.spec.size}"
-        )
+    _refuse_other_size(trained.checkpoint, trained.spec, dataset)
     return dataset
 
 
-def refuse_other_classes(trained: LoadedModel, dataset: Dataset) -> None:
-    """Refuse a dataset whose classes are not the model's, in the same order.
+def refuse_other_classes(file: Path, spec: Spec, dataset: Dataset) -> None:
+    """Refuse a dataset whose classes are not a network's, in the same order.
+
+    Args:
+        file: The network's checkpoint, for the message.
+        spec: The network's classes.
+        dataset: The dataset.
 
     Raises:
         UsageError: The classes differ; the message names some that only one of them has.
     """
-    ours, theirs = list(trained.spec.classes), dataset.classes
-    if ours == theirs:
+    ours, theirs = spec.classes, dataset.classes
+    if list(ours) == theirs:
         return
-    only = [
-        f"only in the {where}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-        for where, names in (
-            ("checkpoint", sorted(set(ours) - set(theirs))),
-            ("data", sorted(set(theirs) - set(ours))),
-        )
-        if names
-    ]
+    only = {"checkpoint": sorted(set(ours) - set(theirs)), "data": sorted(set(theirs) - set(ours))}
+    detail = "; ".join(f"only in the {where}: {capped(names)}" for where, names in only.items() if names)
     raise UsageError(
-        f"{trained.checkpoint}: trained on {len(ours)} classes, {dataset.url} has {len(theirs)} "
-        f"({'; '.join(only) or 'in another order'}); give data with the same classes"
+        f"{file}: trained on {len(ours)} classes, {dataset.url} has {len(theirs)} "
+        f"({detail or 'in another order'}); give data with the same classes"
     )
+
+
+def _refuse_other_size(file: Path, spec: Spec, dataset: Dataset) -> None:
+    if dataset.image.size != spec.size:
+        raise UsageError(
+            f"{file}: trained on images with a shorter side of {spec.size} px, {dataset.url} has "
+            f"{dataset.image.size} px; prepare the data with --size {spec.size}"
+        )
 
 
 def dataset_name(dataset: Dataset) -> str:
@@ -193,7 +196,8 @@ def load_models(
             notes += lines
         else:
             model = checkpoint.classifier_of(checkpoint.load(file), file)
-        _refuse_other_data(model, file, dataset)
+        refuse_other_classes(file, model.spec, dataset)
+        _refuse_other_size(file, model.spec, dataset)
         if models and model.spec.crop != models[0].spec.crop:
             raise UsageError(
                 f"{file} needs crops of {model.spec.crop} px, but {files[0]} of {models[0].spec.crop} px: "
@@ -218,24 +222,3 @@ def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
         shown = ",".join(f"{weight:g}" for weight in given)
         raise UsageError(f"weights {shown}: each must be 0 or more, and one above 0")
     return [weight / sum(given) for weight in given]
-
-
-def _refuse_other_data(model: Classifier, file: Path, dataset: Dataset) -> None:
-    spec = model.spec
-    if list(spec.classes) != dataset.classes:
-        ours, theirs = set(spec.classes), set(dataset.classes)
-        missing, extra = sorted(ours - theirs), sorted(theirs - ours)
-        detail = "; ".join(
-            f"{what}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-            for what, names in (("only in the checkpoint", missing), ("only in the data", extra))
-            if names
-        )
-        raise UsageError(
-            f"{file}: trained on {len(spec.classes)} classes, {dataset.url} has {len(dataset.classes)} "
-            f"({detail or 'in another order'}); evaluate on data with the same classes"
-        )
-    if spec.size != dataset.image.size:
-        raise UsageError(
-            f"{file}: trained on images with a shorter side of {spec.size} px, {dataset.url} has "
-            f"{dataset.image.size} px; prepare the data with --size {spec.size}"
-        )

@@ -8,34 +8,18 @@ import numpy as np
 import pytest
 import torch
 from helpers.entries import LinearModel, evaluate_everywhere
-from helpers.reference import Sample, crops, measured, softmax, stored
+from helpers.reference import crops, measured, probabilities_of, softmax, stored
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from pipeline import EvalView, Loader, UsageError
+from pipeline.dataset.samples import split_keys
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
-from trainer.evaluation.predictions import split_keys
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.runs import checkpoint
-
-
-def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np.ndarray:
-    """Probabilities averaged over views, with the preprocessing done in NumPy float64."""
-    spec = model.spec
-    mean = (
-        np.array(spec.mean)[:, None, None] if model.mean_image is None else model.mean_image.double().numpy()
-    )
-    std = np.array(spec.std)[:, None, None]
-    rows = []
-    for sample in samples:
-        prepared = (crops(sample.pixels, spec.crop, views) - mean) / std
-        with torch.no_grad():
-            logits = model.model(torch.from_numpy(prepared).float()).double().numpy()
-        rows.append(softmax(logits).mean(axis=0))
-    return np.array(rows)
 
 
 def spread(model: Classifier) -> Classifier:
@@ -77,9 +61,7 @@ class Batches:
             yield SimpleNamespace(images=images, labels=torch.from_numpy(self.labels[numbers]))
 
 
-@pytest.mark.parametrize("views", [1, 10])
-@pytest.mark.parametrize("models", [1, 3])
-@pytest.mark.parametrize("batch_size", [4, 23, 64])
+@pytest.mark.parametrize(("views", "models", "batch_size"), [(1, 1, 64), (10, 1, 4), (1, 3, 23), (10, 3, 4)])
 def test_probabilities_not_logits_are_averaged_over_views_and_models(views, models, batch_size):
     rng = np.random.default_rng(views * models)
     logits, labels = rng.normal(0, 4, (models, 23, views, 12)), rng.integers(0, 12, 23)
@@ -125,93 +107,58 @@ def test_evaluation_uses_eval_mode_and_leaves_the_mode_as_it_was(tiny_classifier
     assert all(torch.equal(before[name], buffer) for name, buffer in tiny_classifier.named_buffers())
 
 
-@pytest.mark.parametrize("views", ["center", "ten-crop"])
-@pytest.mark.parametrize("settings", [{}, {"mean": "channel", "std": "channel"}, {"arch": "alexnet"}])
-def test_a_checkpoints_metrics_are_those_of_pillow_and_numpy(
-    tiny_recipe, tiny_dataset, tmp_path, views, settings
-):
-    torch.manual_seed(3)
-    model = spread(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
-    checkpoint.save(tmp_path / "model.pt", model)
-    got = evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", views, 8)
-    samples = stored(tiny_dataset)
-    expected = probabilities_of(model, samples, views)
-    top1, top5, loss = measured(expected, np.array([sample.label for sample in samples]))
-    assert (got.split, got.views, got.classes, got.metrics.samples) == ("val", views, 10, len(samples))
+@pytest.fixture(scope="module")
+def spread_models(tiny_recipe, tiny_dataset, tmp_path_factory):
+    """Kind → (model, its checkpoint): networks of different preprocessing and layers."""
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {
+        "mean image": {},
+        "mean and std": {"mean": "channel", "std": "channel"},
+        "lrn": {"arch": "alexnet"},
+    }
+    found = {}
+    for seed, (kind, settings) in enumerate(kinds.items()):
+        torch.manual_seed(seed)
+        model = spread(new_classifier(replace(tiny_recipe, **settings), tiny_dataset))
+        found[kind] = (model, folder / f"{seed}.pt")
+        checkpoint.save(found[kind][1], model)
+    return found
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_dataset):
+    """Validation images, sorted by key."""
+    return sorted(stored(tiny_dataset), key=lambda sample: sample.key)
+
+
+def assert_predicted(got, samples, expected):
+    """Check metrics and predictions of an evaluation against probabilities (N, K)."""
+    labels = np.array([sample.label for sample in samples])
+    top1, top5, loss = measured(expected, labels)
+    assert got.metrics.samples == len(samples)
     assert (got.metrics.top1, got.metrics.top5) == (pytest.approx(top1), pytest.approx(top5))
     assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
-
-
-def test_an_ensemble_of_different_preprocessing_averages_probabilities(tiny_recipe, tiny_dataset, tmp_path):
-    models, files = [], []
-    for number, mean in enumerate(("image", "channel")):
-        torch.manual_seed(number)
-        models.append(spread(new_classifier(replace(tiny_recipe, mean=mean), tiny_dataset)))
-        files.append(tmp_path / f"{number}.pt")
-        checkpoint.save(files[-1], models[-1])
-    got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8)
-    samples = stored(tiny_dataset)
-    expected = np.mean([probabilities_of(model, samples, "center") for model in models], axis=0)
-    labels = np.array([sample.label for sample in samples])
-    assert got.checkpoints == tuple(map(str, files))
-    assert got.metrics.loss == pytest.approx(measured(expected, labels)[2], rel=1e-4)
-
-
-def test_an_ensembles_probabilities_are_weighted(tiny_recipe, tiny_dataset, tmp_path):
-    models, files = [], []
-    for number in range(3):
-        torch.manual_seed(number)
-        models.append(spread(new_classifier(tiny_recipe, tiny_dataset)))
-        files.append(tmp_path / f"{number}.pt")
-        checkpoint.save(files[-1], models[-1])
-    weights = [2, 1, 0.5]
-    got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
-    samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
-    expected = np.average(
-        [probabilities_of(model, samples, "center") for model in models], axis=0, weights=weights
-    )
-    assert got.weights == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-    order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
-    assert np.array_equal(got.predictions.classes, order)
-    np.testing.assert_allclose(
-        got.predictions.probabilities, np.take_along_axis(expected, order, axis=1), rtol=1e-4
-    )
-
-
-def test_a_checkpoint_of_weight_zero_does_not_count(tiny_recipe, tiny_dataset, tmp_path):
-    for number in range(2):
-        torch.manual_seed(number)
-        checkpoint.save(tmp_path / f"{number}.pt", spread(new_classifier(tiny_recipe, tiny_dataset)))
-    files = [tmp_path / "0.pt", tmp_path / "1.pt"]
-    one = evaluate_checkpoints(DistEnv(), files[:1], tiny_dataset.root, "val", "center", 8)
-    both = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, [3, 0])
-    assert both.metrics == one.metrics
-
-
-@pytest.mark.parametrize("views", ["center", "ten-crop"])
-def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
-    tiny_recipe, tiny_dataset, tmp_path, views
-):
-    torch.manual_seed(3)
-    model = spread(new_classifier(tiny_recipe, tiny_dataset))
-    checkpoint.save(tmp_path / "model.pt", model)
-    got = evaluate_checkpoints(
-        DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", views, 8, predict=True
-    )
-    samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
-    labels = np.array([sample.label for sample in samples])
-    expected = probabilities_of(model, samples, views)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
     found = got.predictions
     assert found.keys == tuple(sample.key for sample in samples)
     assert np.array_equal(found.labels, labels)
     assert np.array_equal(found.classes, order)
-    assert (found.labels.dtype, found.classes.dtype, found.probabilities.dtype) == (
-        np.int64,
-        np.int64,
-        np.float32,
-    )
+    assert [x.dtype for x in (found.labels, found.classes, found.probabilities)] == [np.int64] * 2 + [
+        np.float32
+    ]
     np.testing.assert_allclose(found.probabilities, np.take_along_axis(expected, order, axis=1), rtol=1e-4)
+    return labels, order
+
+
+@pytest.mark.parametrize(
+    ("kind", "views"),
+    [("mean image", "center"), ("mean image", "ten-crop"), ("mean and std", "ten-crop"), ("lrn", "center")],
+)
+def test_an_evaluation_is_that_of_pillow_and_numpy(spread_models, tiny_dataset, samples, kind, views):
+    model, file = spread_models[kind]
+    got = evaluate_checkpoints(DistEnv(), [file], tiny_dataset.root, "val", views, 8, predict=True)
+    labels, order = assert_predicted(got, samples, probabilities_of(model, samples, views))
+    assert (got.split, got.views, got.classes, got.checkpoints) == ("val", views, 10, (str(file),))
     assert got.confusion.dtype == np.int64
     assert np.array_equal(got.confusion, confusion_matrix(labels, order[:, 0], labels=range(10)))
     for number, info in enumerate(got.per_class):
@@ -219,6 +166,15 @@ def test_predictions_confusion_and_classes_are_those_of_pillow_and_numpy(
         assert (info.id, info.samples) == (tiny_dataset.classes[number], mine.sum())
         assert info.top1 == (order[mine, 0] == number).mean()
         assert info.top5 == (order[mine] == number).any(axis=1).mean()
+
+
+@pytest.mark.parametrize("weights", [None, (2, 1, 0.5), (3, 0, 0)])
+def test_an_ensemble_averages_probabilities_by_weight(spread_models, tiny_dataset, samples, weights):
+    models, files = zip(*spread_models.values(), strict=True)
+    got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
+    each = [probabilities_of(model, samples, "center") for model in models]
+    assert_predicted(got, samples, np.average(each, axis=0, weights=weights))
+    assert got.weights == pytest.approx(np.array(weights or [1] * 3) / sum(weights or [1] * 3))
 
 
 def test_predictions_are_kept_only_on_request(tiny_checkpoint, tiny_dataset):
@@ -259,57 +215,43 @@ def test_weights_that_do_not_fit(tiny_checkpoint, tiny_dataset, weights, message
         evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, weights)
 
 
-def test_one_two_and_three_processes_see_every_sample_once_and_agree(tiny_recipe, tiny_dataset, tmp_path):
-    torch.manual_seed(3)
-    file = tmp_path / "model.pt"
-    checkpoint.save(file, spread(new_classifier(tiny_recipe, tiny_dataset)))
-    by_processes = {
-        count: launch(Processes("cpu", count, ""), evaluate_everywhere, file, tiny_dataset.root)
-        for count in (1, 2, 3)
-    }
-    samples = stored(tiny_dataset)
+def test_three_processes_see_every_sample_once_and_agree_with_one(spread_models, tiny_dataset, samples):
+    _, file = spread_models["mean image"]
+    alone, _, alone_predictions = evaluate_everywhere(DistEnv(), file, tiny_dataset.root)
     weight = LinearModel(10, 64).weight.double().numpy()
     pixels = np.stack([crops(sample.pixels, 64, "center")[0].ravel() for sample in samples])
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(softmax(pixels.astype(np.float64) @ weight), labels)
-    assert len({sample.key for sample in samples}) == tiny_dataset.samples("val")
-    alone_predictions = by_processes[1][2]
-    for count, (metrics, keys, predictions) in by_processes.items():
-        assert predictions.keys == tuple(sorted(keys)), count
-        assert np.array_equal(predictions.labels, alone_predictions.labels), count
-        assert np.array_equal(predictions.classes, alone_predictions.classes), count
-        np.testing.assert_allclose(predictions.probabilities, alone_predictions.probabilities, rtol=1e-5)
-        assert sorted(keys) == sorted(sample.key for sample in samples), count
-        assert metrics[0].samples == len(samples), count
-        assert (metrics[0].top1, metrics[0].top5) == (pytest.approx(top1), pytest.approx(top5)), count
-        assert metrics[0].loss == pytest.approx(loss, rel=1e-5), count
-        assert {each.largest_class for each in metrics} == {np.bincount(labels).max() / len(labels)}, count
-        for got, alone in zip(metrics, by_processes[1][0], strict=True):
-            assert (got.samples, got.top1, got.top5) == (alone.samples, alone.top1, alone.top5), count
-            assert got.loss == pytest.approx(alone.loss, rel=1e-5), count
+    assert (alone[0].top1, alone[0].top5) == (pytest.approx(top1), pytest.approx(top5))
+    assert alone[0].loss == pytest.approx(loss, rel=1e-5)
+    assert alone[0].largest_class == np.bincount(labels).max() / len(labels)
+    metrics, keys, predictions = launch(Processes("cpu", 3, ""), evaluate_everywhere, file, tiny_dataset.root)
+    assert sorted(keys) == [sample.key for sample in samples]
+    assert predictions.keys == alone_predictions.keys
+    assert np.array_equal(predictions.labels, alone_predictions.labels)
+    assert np.array_equal(predictions.classes, alone_predictions.classes)
+    np.testing.assert_allclose(predictions.probabilities, alone_predictions.probabilities, rtol=1e-5)
+    for got, expected in zip(metrics, alone, strict=True):
+        exact = ("samples", "top1", "top5", "largest_class")
+        assert [getattr(got, name) for name in exact] == [getattr(expected, name) for name in exact]
+        assert (got.loss, got.ece) == pytest.approx((expected.loss, expected.ece), rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            {"classes": ("a", "b"), "names": ()},
+            lambda spec: {"classes": ("a", "b"), "names": ()},
             r"2 classes.*has 10.*only in the checkpoint: a, b; only in the data: .* and 5 more",
         ),
-        ({"size": 256, "crop": 64}, "shorter side of 256 px.*has 72 px.*--size 256"),
+        (lambda spec: {"classes": spec.classes[::-1]}, "in another order"),
+        (lambda spec: {"size": 256}, "shorter side of 256 px.*has 72 px.*--size 256"),
     ],
 )
 def test_other_data_is_refused(tiny_classifier, tiny_dataset, tmp_path, change, message):
-    other = Classifier(replace(tiny_classifier.spec, **change))
-    checkpoint.save(tmp_path / "model.pt", other)
+    spec = tiny_classifier.spec
+    checkpoint.save(tmp_path / "model.pt", Classifier(replace(spec, **change(spec))))
     with pytest.raises(UsageError, match=message):
-        evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", "center", 8)
-
-
-def test_classes_in_another_order_are_refused(tiny_classifier, tiny_dataset, tmp_path):
-    backwards = tuple(reversed(tiny_classifier.spec.classes))
-    checkpoint.save(tmp_path / "model.pt", Classifier(replace(tiny_classifier.spec, classes=backwards)))
-    with pytest.raises(UsageError, match="in another order"):
         evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", "center", 8)
 
 

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from pyarrow import parquet
 
 from pipeline.dataset.manifest import ClassInfo
@@ -36,6 +36,7 @@ def same(one: Predictions, other: Predictions) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@settings(max_examples=20)
 @given(count=st.integers(1, 40), kept=st.integers(1, 5))
 def test_what_is_written_is_read_back_to_the_bit(tmp_path_factory, suffix, count, kept):
     file = tmp_path_factory.mktemp("p") / f"p{suffix}"
@@ -44,35 +45,27 @@ def test_what_is_written_is_read_back_to_the_bit(tmp_path_factory, suffix, count
     assert same(read_predictions(file), predictions)
 
 
-def test_any_csv_reader_finds_names_and_probabilities(tmp_path):
+def test_any_reader_finds_names_and_probabilities(tmp_path):
     predictions = drawn(30)
-    write_predictions(tmp_path / "p.csv", predictions, CLASSES)
+    assert (predictions.labels < 0).any()
+    for name in ("p.csv", "p.parquet"):
+        write_predictions(tmp_path / name, predictions, CLASSES)
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["key"] for row in rows] == list(predictions.keys)
-    unknown = 0
-    for row, label, classes, probabilities in zip(
-        rows, predictions.labels, predictions.classes, predictions.probabilities, strict=True
+        texts = list(csv.DictReader(file))
+    rows = parquet.read_table(tmp_path / "p.parquet").to_pylist()
+    columns = (predictions.labels, predictions.classes, predictions.probabilities)
+    for row, text, key, label, classes, probabilities in zip(
+        rows, texts, predictions.keys, *(column.tolist() for column in columns), strict=True
     ):
-        if label < 0:
-            unknown += 1
-            assert (row["label"], row["label_id"], row["label_name"]) == ("", "", "")
-        else:
-            info = CLASSES[label]
-            assert (row["label"], row["label_id"], row["label_name"]) == (str(label), info.id, info.name)
+        info = CLASSES[label] if label >= 0 else ClassInfo(None, None)
+        expected = {"key": key, "label": label if label >= 0 else None}
+        expected |= {"label_id": info.id, "label_name": info.name}
         for k, (number, probability) in enumerate(zip(classes, probabilities, strict=True), 1):
-            info = CLASSES[number]
-            assert (row[f"class_{k}"], row[f"id_{k}"], row[f"name_{k}"]) == (str(number), info.id, info.name)
-            assert np.float32(row[f"probability_{k}"]) == probability
-    assert unknown > 0
-
-
-def test_parquet_has_nulls_where_a_label_is_unknown(tmp_path):
-    predictions = drawn(30)
-    write_predictions(tmp_path / "p.parquet", predictions, CLASSES)
-    table = parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert table["label"] == [None if label < 0 else label for label in predictions.labels]
-    assert table["label_id"] == [None if label < 0 else CLASSES[label].id for label in predictions.labels]
+            expected |= {f"class_{k}": number, f"id_{k}": CLASSES[number].id}
+            expected |= {f"name_{k}": CLASSES[number].name, f"probability_{k}": probability}
+            assert np.float32(text.pop(f"probability_{k}")) == np.float32(probability)
+        assert row == expected
+        assert text == {name: "" if expected[name] is None else str(expected[name]) for name in text}
 
 
 def test_another_suffix_is_refused(tmp_path):

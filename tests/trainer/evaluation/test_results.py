@@ -20,21 +20,21 @@ from trainer.evaluation.results import (
 )
 
 
-def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",), views="ten-crop"):
+def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",)):
     per_class = [
         ClassMetrics(name, name, 4, 0.25 * (3 - number % 3), 1.0, None, 0.0)
         for number, name in enumerate(classes)
     ]
     return Evaluation(
-        checkpoints,
-        (1.0,) * len(checkpoints),
-        "val",
-        views,
-        len(classes),
-        Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
-        (*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, 0.0)),
-        ("a note",),
-        np.arange(9).reshape(3, 3),
+        checkpoints=checkpoints,
+        weights=(1.0,) * len(checkpoints),
+        split="val",
+        views="ten-crop",
+        classes=len(classes),
+        metrics=Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
+        per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, 0.0)),
+        notes=("a note",),
+        confusion=np.arange(9).reshape(3, 3),
     )
 
 
@@ -53,24 +53,15 @@ def imagenets_wnids(shared_data):
 def test_json_holds_all_figures(tmp_path):
     write_json(tmp_path / "r.json", result(), [SCORE])
     saved = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    keys = "checkpoints weights split views classes metrics per_class labels notes"
+    assert list(saved) == keys.split()
     assert saved["metrics"]["top1_interval"] == [0.55, 0.65]
     assert saved["metrics"]["ece"] == 0.02
-    assert saved["per_class"][0] == {
-        "id": "cat",
-        "name": "cat",
-        "samples": 4,
-        "top1": 0.75,
-        "top5": 1.0,
-        "confused_with": None,
-        "confused_share": 0.0,
-    }
+    cat = {"id": "cat", "name": "cat", "samples": 4, "top1": 0.75, "top5": 1.0}
+    assert saved["per_class"][0] == cat | {"confused_with": None, "confused_share": 0.0}
     assert saved["per_class"][2]["top1"] is None
     assert saved["labels"][0]["source"] == "data/real.json"
-    assert (saved["checkpoints"], saved["views"], saved["notes"]) == (
-        ["runs/a/best.pt"],
-        "ten-crop",
-        ["a note"],
-    )
+    assert (saved["checkpoints"], saved["notes"]) == (["runs/a/best.pt"], ["a note"])
 
 
 def test_a_table_of_ours_alone():
@@ -81,11 +72,8 @@ def test_a_table_of_ours_alone():
     assert real[2:] == ["380", "30.00 % (25.00–35.00)", "10.00 % (7.00–13.00)"]
 
 
-def test_a_bar_in_a_name_does_not_break_the_table():
+def test_names_in_a_table():
     assert r"| runs/a\|b.pt |" in markdown(result(checkpoints=("runs/a|b.pt",)))
-
-
-def test_an_ensemble_is_named_by_its_size():
     assert name_of(result(checkpoints=("a", "b"))) == "ensemble of 2"
 
 

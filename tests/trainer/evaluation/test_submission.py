@@ -48,17 +48,9 @@ def test_lines_are_images_in_order_and_numbers_the_devkits(tmp_path):
     ("keys", "classes", "message"),
     [
         (["ILSVRC2012_val_00000001", "cat_1"], WNIDS, "cat_1 is none of them"),
-        (
-            ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000003"],
-            WNIDS,
-            "image 2 is not in the data",
-        ),
+        (["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000003"], WNIDS, "image 2 is not in the data"),
         (["ILSVRC2012_val_00000002"], WNIDS, "image 1 is not in the data"),
-        (
-            ["ILSVRC2012_val_00000001"],
-            ["n00000011", "cat", "dog"],
-            "it has no cat and 1 more;",
-        ),
+        (["ILSVRC2012_val_00000001"], ["n00000011", "cat", "dog"], "it has no cat and 1 more;"),
     ],
 )
 def test_what_is_no_submission_is_refused(tmp_path, keys, classes, message):

@@ -16,7 +16,7 @@ def pixels():
     return torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1)).float()
 
 
-@pytest.mark.parametrize("arch", ["alexnet", "alexnet_source", "alexnet_bn"])
+@pytest.mark.parametrize("arch", ["alexnet", "alexnet_bn"])
 def test_outputs_are_copied_before_the_next_layer_works_in_place(arch, pixels):
     model = build_model(arch, 4, 0.05, 64).eval()
     names = [name for name, _ in model.named_children()]
@@ -46,12 +46,7 @@ def test_an_unknown_layer_is_named_with_those_that_there_are(tiny_classifier):
 
 @pytest.mark.parametrize(
     ("arch", "hidden"),
-    [
-        ("alexnet", "relu7"),
-        ("alexnet_source", "relu7"),
-        ("alexnet_bn", "relu7"),
-        ("alexnet_owt", "classifier.5"),
-    ],
+    [("alexnet", "relu7"), ("alexnet_bn", "relu7"), ("alexnet_owt", "classifier.5")],
 )
 def test_features_are_the_last_hidden_layers(arch, hidden):
     model = build_model(arch, 4, 0.05, 64)

@@ -37,16 +37,6 @@ def test_the_center_of_an_image_of_any_shape(spec, shape):
     )
 
 
-def test_a_file_is_prepared_as_its_stored_image_was(tiny_source, tiny_dataset, spec):
-    stored = {image.key: image for image in read_stored(tiny_dataset, "val", range(30))}
-    files = [path for path in tiny_source.rglob("*.jpg") if path.stem in stored]
-    assert len(files) == 30
-    for path in files:
-        fresh, again = crop_of_file(path, spec), crop_of_stored(stored[path.stem].data, spec)
-        gray = (fresh.astype(int) - again) @ [0.299, 0.587, 0.114]  # 4:2:0 subsamples only color
-        assert np.abs(gray).mean() < 2
-
-
 @pytest.mark.parametrize(
     ("content", "text"),
     [
