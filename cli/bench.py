@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def print_measured(measured: "Measured") -> None:
-    """Print a table of the measured parts, then the sentence that names the bottleneck."""
+    """Print a table of the measured parts, then its slowest part."""
     from rich.console import Console
     from rich.table import Table
 
@@ -26,4 +26,8 @@ def print_measured(measured: "Measured") -> None:
         row += [f"{timing.device_mb:,.0f}"] if on_gpu else []
         table.add_row(*row, end_section=timing is measured.timings[-2])
     Console(highlight=False).print(table)
-    click.echo(measured.advice)
+    slowest, together = measured.slowest, measured.timings[-1]
+    click.echo(
+        f"slowest part of training: {slowest.name}, {slowest.images_per_second:,.0f} images/s; together they "
+        f"reach {together.images_per_second / slowest.images_per_second:.0%} of it"
+    )

@@ -9,28 +9,13 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: "Plan") -> None:
-    """Print the resolved recipe, then steps, processes, network, estimated memory and data, one line each."""
+    """Print the resolved recipe, then steps, processes, network and data, one line each."""
     click.echo(plan.recipe)
-    memory = plan.memory
-    parts = ", ".join(
-        f"{name} {_megabytes(size)}"
-        for name, size in (
-            ("weights", memory.weights),
-            ("gradients and velocity", memory.state),
-            ("activations", memory.activations),
-            ("batches", memory.batches),
-        )
-    )
     for name, text in {
         "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch",
         "processes": f"{plan.processes}, {plan.batch_size:,} images per step in each",
         "network": f"{plan.parameters:,} parameters, {plan.precision}",
-        "memory": f"about {_megabytes(memory.total)} per process ({parts}), plus the libraries' own",
         "data": ", ".join(f"{split} {count:,}" for split, count in plan.samples.items())
         + " images; the first batches can be read",
     }.items():
         click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"

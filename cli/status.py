@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.common.console import one_line_errors
-from cli.common.live import facts_of, in_words
+from cli.common.live import EpochLines, facts_of, terminal_width
+from trainer.runs.records import in_words
 
 if TYPE_CHECKING:
     from trainer.runs.status import RunState
 
 _EPOCHS_SHOWN = 5
-_HEAD = "epoch         lr  train loss   top-1  val loss   top-1   top-5  images/s"
 
 
 @click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +27,8 @@ def status(run: Path, as_json: bool) -> None:
     """
     import msgspec
 
+    from trainer.recipe import load_recipe
+    from trainer.runs.run_folder import RECIPE_FILE
     from trainer.runs.status import read_run
 
     found = read_run(run)
@@ -36,12 +38,10 @@ def status(run: Path, as_json: bool) -> None:
     for name, text in _lines(run, found):
         click.echo(f"{click.style(f'{name:<11}', bold=True)} {text}")
     if found.rows:
-        click.secho(f"\n{_HEAD}", bold=True)
-    for row in found.rows[-_EPOCHS_SHOWN:]:
-        click.echo(
-            f"{row.epoch:>5} {row.lr:>10.2g} {row.train_loss:>11.3f} {row.train_top1:>7.2%} "
-            f"{row.val_loss:>9.3f} {row.val_top1:>7.2%} {row.val_top5:>7.2%} {row.images_per_second:>9,.0f}"
-        )
+        table, epochs = EpochLines(terminal_width()), load_recipe(str(run / RECIPE_FILE)).epochs
+        click.secho(f"\n{table.head}", bold=True)
+        for row in found.rows[-_EPOCHS_SHOWN:]:
+            click.echo(table.line(row, epochs, best=False))
 
 
 def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:

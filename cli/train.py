@@ -9,13 +9,10 @@ import click
 
 from cli.common.console import one_line_errors, progress_bar, require_dali
 from cli.common.options import (
-    cluster_of,
-    cluster_options,
     data_options,
-    debugging_of,
     debugging_options,
+    failure_options,
     loader_options_of,
-    saving_of,
     saving_options,
 )
 from cli.status import status
@@ -23,8 +20,6 @@ from cli.status import status
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Recipe, TrainJob, TrainResult
-    from trainer.distributed.env import Processes
-    from trainer.distributed.launch import Cluster
 
 _DEFAULT_RECIPE = "paper"
 
@@ -73,7 +68,7 @@ class _TrainOrStatus(click.Command):
     help="Continue the run in --out from its last checkpoint. must (the value where none is given) requires "
     "such a run; auto starts a new one where there is none.",
 )
-@cluster_options
+@failure_options
 @saving_options
 @data_options
 @debugging_options
@@ -90,7 +85,7 @@ class _TrainOrStatus(click.Command):
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Do not train: print the resolved recipe, steps and memory, and read the first batches.",
+    help="Do not train: print the resolved recipe, processes and steps, and read the first batches.",
 )
 @click.option(
     "--bench",
@@ -126,74 +121,61 @@ def main(
     """
     require_dali()
     _keep_compiled()  # before torch is imported, which reads the variable
+    from cli.bench import print_measured
+    from cli.plan import print_plan
     from pipeline import Dataset, UsageError
-    from trainer import load_recipe
     from trainer.callbacks.tensorboard import require_tensorboard
-    from trainer.distributed.env import adopt_slurm, choose_processes, launched_outside
+    from trainer.distributed.env import adopt_slurm, choose_processes, first_of_all, launched_outside
     from trainer.distributed.launch import launch
     from trainer.distributed.stop_signals import STOPPED
-    from trainer.runs.run_folder import RECIPE_FILE, is_run
-    from trainer.training.options import TrainJob
-    from trainer.training.setup import local_batch_size
+    from trainer.training import benchmark
+    from trainer.training.checks import check_job
+    from trainer.training.dry_run import plan
+    from trainer.training.options import Debugging, Saving, TrainJob
 
     if resume and out is None:
         raise UsageError("--resume needs --out with the run's folder, such as --out runs/paper")
     if grad_compression:
         overrides += (f"grad_compression={grad_compression}",)
-    if resume and recipe is None and out is not None and is_run(out):
-        chosen = load_recipe(str(out / RECIPE_FILE), overrides)
-    else:
-        chosen = load_recipe(recipe or _DEFAULT_RECIPE, overrides)
-        _say_scaling(load_recipe(recipe or _DEFAULT_RECIPE), chosen, overrides)
+    chosen = _choose_recipe(recipe, overrides, out if resume else None)
     adopt_slurm()
     if tensorboard:
         require_tensorboard()
     processes = choose_processes(gpus, cpus)
     job = TrainJob(
-        data,
-        out or Path("runs") / chosen.name,
-        chosen,
-        resume or "no",
-        loader_options_of(options),
-        saving_of(options),
-        debugging_of(options),
-        cuda_graphs,
-        options["hang_timeout"],
+        data=data,
+        out=out or Path("runs") / chosen.name,
+        recipe=chosen,
+        resume=resume or "no",
+        loader_options=loader_options_of(options),
+        saving=Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"]),
+        debugging=Debugging(
+            options["synthetic"], options["overfit_batch"], options["steps"], options["profile"]
+        ),
+        cuda_graphs=cuda_graphs,
+        hang_seconds=options["hang_timeout"],
     )
-    cluster = cluster_of(options)
     if bench or dry_run:
         _refuse_idle(job, tensorboard, "--bench" if bench else "--dry-run")
-    _check(job, processes)
-    dataset = Dataset.open(data)  # report an unusable dataset before any process starts
-    if not launched_outside():
+    dataset = Dataset.open(data)
+    if not launched_outside():  # reports mistakes before any process starts
+        check_job(job, dataset, processes.kind, processes.count)
         if verify_shards:
             _verify(dataset)
-        local_batch_size(chosen, processes.count * cluster.nodes)
         doing = "measuring" if bench else "planning" if dry_run else "training"
         click.echo(f"{doing} on {processes.reason}", err=True)
+    restarts = options["max_restarts"]
     if dry_run:
-        _dry_run(job, processes.count * cluster.nodes)
-        return
-    if bench:
-        _bench(processes, job, cluster)
-        return
-    result = launch(
-        processes, _train, job, tensorboard, verify_shards and launched_outside(), cluster=cluster
-    )
-    if result is not None and result.ending == "stopped":
-        sys.exit(STOPPED)
-
-
-def _check(job: "TrainJob", processes: "Processes") -> None:
-    """Raise `UsageError` for options that do not fit the processes or each other."""
-    from pipeline import UsageError
-    from trainer.distributed.comm_hooks import check_compression
-
-    if job.cuda_graphs and (processes.kind == "cpu" or not job.recipe.compile):
-        raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
-    if job.debugging.one_batch and job.resume != "no":
-        raise UsageError(f"{job.debugging.one_batch} cannot be resumed; leave --resume out")
-    check_compression(job.recipe, processes.kind)
+        print_plan(plan(job, processes))
+    elif bench:
+        measured = launch(processes, benchmark.measure, job, benchmark.SECONDS, max_restarts=restarts)
+        if measured is not None and first_of_all():
+            print_measured(measured)
+    else:
+        verify = verify_shards and launched_outside()
+        result = launch(processes, _train, job, tensorboard, verify, max_restarts=restarts)
+        if result is not None and result.ending == "stopped":
+            sys.exit(STOPPED)
 
 
 def _keep_compiled() -> None:
@@ -219,14 +201,25 @@ def _refuse_idle(job: "TrainJob", tensorboard: bool, instead: str) -> None:
         )
 
 
-def _say_scaling(written: "Recipe", chosen: "Recipe", overrides: tuple[str, ...]) -> None:
-    """Print how the learning rate was scaled for another batch size, unless --set gave it explicitly."""
+def _choose_recipe(name: str | None, overrides: tuple[str, ...], resumed: Path | None) -> "Recipe":
+    """Return the recipe of the run in the folder `resumed`, or where none is named or there, another one.
+
+    Prints how the learning rate was scaled for another batch size, unless --set gave it explicitly.
+    """
+    from trainer import load_recipe
+    from trainer.runs.run_folder import RECIPE_FILE, is_run
+
+    if resumed is not None and name is None and is_run(resumed):
+        return load_recipe(str(resumed / RECIPE_FILE), overrides)
+    written = load_recipe(name or _DEFAULT_RECIPE)
+    chosen = load_recipe(name or _DEFAULT_RECIPE, overrides)
     if written.lr != chosen.lr and not any(text.partition("=")[0].strip() == "lr" for text in overrides):
         click.echo(
             f"lr {written.lr:g} for batch_size {written.batch_size} becomes {chosen.lr:g} for "
             f"{chosen.batch_size} (scaling: {chosen.scaling})",
             err=True,
         )
+    return chosen
 
 
 def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> "TrainResult":
@@ -237,18 +230,16 @@ def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> 
     from cli.common.live import ConsoleCallback
     from pipeline import Dataset
     from trainer import train
-    from trainer.callbacks.base import Callback, Callbacks
+    from trainer.callbacks.status import StatusCallback
     from trainer.callbacks.tensorboard import TensorBoardCallback
     from trainer.distributed.failures import raise_together
-    from trainer.runs.status import StatusCallback
 
     if verify:
         dataset = Dataset.open(job.data)
         raise_together(lambda: _verify(dataset) if env.local_rank == 0 else None, env)
     with ConsoleCallback(job.recipe.epochs) as console:
-        callbacks: list[Callback] = [console, StatusCallback(job.out)]
-        callbacks += [TensorBoardCallback(job.out)] if tensorboard else []
-        return train(env, job, Callbacks(callbacks))
+        logs = [TensorBoardCallback(job.out)] if tensorboard else []
+        return train(env, job, [console, StatusCallback(job.out), *logs])
 
 
 def _verify(dataset: "Dataset") -> None:
@@ -256,24 +247,4 @@ def _verify(dataset: "Dataset") -> None:
     from pipeline import verify_checksums
 
     with progress_bar("checking shards", "bytes") as show:
-        verify_checksums(dataset, progress=show)
-
-
-def _dry_run(job: "TrainJob", processes: int) -> None:
-    """Print the plan of the run: recipe, steps, memory, data."""
-    from cli.plan import print_plan
-    from trainer.training.dry_run import plan
-
-    print_plan(plan(job, processes))
-
-
-def _bench(processes: "Processes", job: "TrainJob", cluster: "Cluster") -> None:
-    """Measure loader, model and gradient exchange, and print the table."""
-    from cli.bench import print_measured
-    from trainer.distributed.env import first_of_all
-    from trainer.distributed.launch import launch
-    from trainer.training import benchmark
-
-    result = launch(processes, benchmark.measure, job, benchmark.SECONDS, cluster=cluster)
-    if result is not None and first_of_all():
-        print_measured(result)
+        verify_checksums(dataset, on_progress=show)

@@ -7,13 +7,15 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from pipeline import Dataset, Options, draw_demo, prepare, read_source
+from trainer.recipe import Recipe
 
 # No deadlines, because the machine may be busy. In CI the examples are fixed, so that a change does not fail
 # on an example that earlier runs never drew.
@@ -52,22 +54,13 @@ def tiny_dataset(tiny_source: Path) -> Dataset:
     return Dataset.open(folder)
 
 
-class _Silent:
-    """A callback that does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
 @pytest.fixture(scope="session")
-def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of two epochs on the tiny dataset. Read-only."""
-    from trainer import DistEnv, Recipe, TrainJob, train
-
-    recipe = Recipe(
+def tiny_recipe() -> Recipe:
+    """A recipe that trains a small network on the tiny dataset for three epochs in seconds."""
+    return Recipe(
         name="tiny",
         arch="alexnet_bn",
-        epochs=2,
+        epochs=3,
         lr=0.02,
         width=0.05,
         crop=64,
@@ -75,8 +68,15 @@ def tiny_run(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
         mean="image",
         compile=False,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_dataset: Dataset, tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of two epochs on the tiny dataset. Read-only."""
+    from trainer import DistEnv, TrainJob, train
+
     folder = tmp_path_factory.mktemp("runs") / "tiny-run"
-    train(DistEnv(), TrainJob(tiny_dataset.root, folder, recipe), _Silent())
+    train(DistEnv(), TrainJob(tiny_dataset.root, folder, replace(tiny_recipe, epochs=2)))
     return folder
 
 

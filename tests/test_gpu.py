@@ -36,6 +36,16 @@ def originals(tiny_source, tmp_path_factory):
     return Dataset.open(folder)
 
 
+def run(dataset, out, *options, **settings):
+    """Train on one GPU with the demo recipe's settings, smaller; return the command's output."""
+    values = {"crop": 64, "width": 0.1, "batch_size": 16, "epochs": 2} | settings
+    sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    arguments = [str(dataset.root), "--recipe", "demo", "--gpus", "1", "--out", str(out), *sets, *options]
+    result = CliRunner().invoke(train, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 @pytest.mark.parametrize("name", ["center", "ten-crop", "full-resize"])
 @pytest.mark.parametrize("stored", ["tiny_dataset", "originals"])
 @pytest.mark.parametrize("device", ["hybrid", "gpu"])
@@ -85,9 +95,7 @@ def test_a_loader_on_the_gpu_resumes_within_an_epoch(tiny_dataset, device):
         for (keys, images), batch in zip(batches[4:], second, strict=True):
             assert batch.keys == keys
             assert torch.equal(batch.images.cpu(), images)
-    with Loader(
-        tiny_dataset, "train", TrainView(64), 8
-    ) as other:  # a loader on the CPU starts the next epoch
+    with Loader(tiny_dataset, "train", TrainView(64), 8) as other:  # the CPU starts the next epoch
         assert other.load_state_dict(state) == 56
         assert other.epoch == 1
 
@@ -95,55 +103,40 @@ def test_a_loader_on_the_gpu_resumes_within_an_epoch(tiny_dataset, device):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("placement", ["auto", "cpu", "hybrid", "gpu"])
 def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision, placement):
-    settings = {"crop": 64, "width": 0.1, "batch_size": 32, "epochs": 2, "precision": precision}
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    out = str(tmp_path / "run")
-    arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets]
-    arguments += ["--placement", placement]
-    result = CliRunner().invoke(train, arguments)
-    assert result.exit_code == 0, result.output
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    file = tmp_path / "result.json"
+    out, file = tmp_path / "run", tmp_path / "result.json"
+    run(tiny_dataset, out, "--placement", placement, batch_size=32, precision=precision)
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     arguments = [f"{out}/last.pt", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
-    assert (
-        abs(metrics["top1"] - last["val_top1"]) <= 0.1
-    )  # three of thirty images: the CPU decodes slightly differently
+    # Three of thirty images: the CPU decodes slightly differently.
+    assert abs(metrics["top1"] - last["val_top1"]) <= 0.1
 
 
-def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
+def test_bench_measures_every_placement(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.2)
-    sets = ("--set", "crop=64", "--set", "batch_size=16")
-    result = CliRunner().invoke(
-        train, [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", *sets, "--bench"]
-    )
-    assert result.exit_code == 0, result.output
+    output = run(tiny_dataset, tmp_path / "run", "--bench")
     for part in ("loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "together", "GPU MB"):
-        assert part in result.stdout
+        assert part in output
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("options", "settings"),
     [
-        ("--set", "precision=float16", "--set", "ema_decay=0.9"),
-        ("--set", "accumulation_steps=2", "--set", "optimizer=lars"),
-        ("--set", "tf32=true", "--set", "channels_last=true"),
-        ("--set", "compile=true", "--cuda-graphs"),
+        ((), {"precision": "float16", "ema_decay": 0.9}),
+        ((), {"accumulation_steps": 2, "optimizer": "lars"}),
+        ((), {"tf32": "true", "channels_last": "true"}),
+        (("--cuda-graphs",), {"compile": "true"}),
     ],
 )
-def test_every_setting_stops_and_resumes(tiny_dataset, tmp_path, more):
-    out = str(tmp_path / "run")
-    sets = ("--set", "crop=64", "--set", "width=0.1", "--set", "batch_size=16", "--set", "epochs=2")
-    arguments = [str(tiny_dataset.root), "--recipe", "demo", "--gpus", "1", "--out", out, *sets, *more]
-    for extra in (["--steps", "7"], ["--resume", "auto"]):
-        result = CliRunner().invoke(train, [*arguments, *extra])
-        assert result.exit_code == 0, result.output
-        assert "torch.compile does not work" not in result.output
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+def test_every_setting_stops_and_resumes(tiny_dataset, tmp_path, options, settings):
+    out = tmp_path / "run"
+    for more in (("--steps", "7"), ("--resume", "auto")):
+        output = run(tiny_dataset, out, *options, *more, **settings)
+        assert "torch.compile does not work" not in output
+    rows = (out / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["steps"] for row in rows] == [5, 10]
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["host"]["gpus"]
+    assert json.loads((out / "run.json").read_text())["host"]["gpus"]
 
 
 def test_losses_are_read_late_and_sums_are_right():

@@ -119,7 +119,7 @@ def test_imports_go_one_way():
         ("pipeline/sources/spool.py", "from pipeline.sharding.plan import Plan"),
         ("pipeline/storage/base.py", "import pipeline.images.codec"),
         ("pipeline/loader/loader.py", "from pipeline import prepare"),
-        ("trainer/figures/style.py", "from trainer.training.options import TrainJob"),
+        ("trainer/figures/curves.py", "from trainer.training.options import TrainJob"),
         ("trainer/models/layers.py", "from cli import train"),
     ],
 )

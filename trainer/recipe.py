@@ -45,13 +45,10 @@ class Stage:
     color_noise: NoiseKind | None = None
 
     def __post_init__(self) -> None:
-        factors = (self.layer_lr_factors or {}).items()
-        layers = {f"layer_lr_factors.{layer}": factor for layer, factor in factors}
-        for name, value in {
-            "lr_factor": self.lr_factor,
-            "bias_lr_factor": self.bias_lr_factor,
-            **layers,
-        }.items():
+        layers = self.layer_lr_factors or {}
+        values = {"lr_factor": self.lr_factor, "bias_lr_factor": self.bias_lr_factor}
+        values |= {f"layer_lr_factors.{layer}": factor for layer, factor in layers.items()}
+        for name, value in values.items():
             if value is not None and not 0 <= value <= 1e6:
                 raise ValueError(f"{name} is {value:g}, not within 0..1e+06")
 
@@ -179,16 +176,16 @@ class Recipe:
         }
         for stage in self.stages:
             if stage.epoch <= epoch:
-                now |= {name: value for name, value in asdict(stage).items() if value is not None}
+                now |= _set_in(stage)
         return Stage(**(now | {"epoch": epoch}))
 
     def to_toml(self) -> str:
         """Convert to TOML, from which `load_recipe` reads an equal recipe."""
-        values = asdict(self)
-        values["stages"] = [
-            {name: value for name, value in stage.items() if value is not None} for stage in values["stages"]
-        ]
-        return tomli_w.dumps(values)
+        return tomli_w.dumps(asdict(self) | {"stages": [_set_in(stage) for stage in self.stages]})
+
+
+def _set_in(stage: Stage) -> dict[str, Any]:
+    return {name: value for name, value in asdict(stage).items() if value is not None}
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -4,15 +4,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import click
 
+from trainer.callbacks.base import Callback
+from trainer.runs.records import Ending, EpochMetrics, StepMetrics, in_words
+
 if TYPE_CHECKING:
     from rich.live import Live
-
-    from trainer import EpochMetrics
-    from trainer.runs.records import Ending, StepMetrics, Weights
 
 # Seconds between two progress lines in a log: often enough to show that the run is alive.
 _LOG_SECONDS = 60.0
@@ -25,7 +25,7 @@ class _Column(NamedTuple):
     head: str
     width: int
     rank: int
-    text: Callable[["EpochMetrics"], str]
+    text: Callable[[EpochMetrics], str]
 
 
 _COLUMNS = (
@@ -62,7 +62,7 @@ class EpochLines:
         """The header line with the names of the columns."""
         return " ".join([f"{'epoch':<10}", *(f"{column.head:>{column.width}}" for column in self._shown)])
 
-    def line(self, row: "EpochMetrics", epochs: int, best: bool) -> str:
+    def line(self, row: EpochMetrics, epochs: int, best: bool) -> str:
         """Format the line of one epoch; `best` marks the best validation top-1 so far."""
         texts = [f"{column.text(row):>{column.width}}" for column in self._shown]
         return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
@@ -73,17 +73,14 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-class ConsoleCallback:
+class ConsoleCallback(Callback):
     """Callback that prints a run: one line per epoch on stdout, progress within an epoch on stderr.
 
-    Progress is a live view on a terminal, and one line a minute elsewhere. Implements the `Callback` of
-    `trainer.callbacks.base`.
+    Progress is a live view on a terminal, and one line a minute elsewhere.
 
     Args:
         epochs: Number of epochs of the whole run.
     """
-
-    wants_weights = False
 
     def __init__(self, epochs: int) -> None:
         from rich.console import Console
@@ -95,7 +92,7 @@ class ConsoleCallback:
         self._epochs = epochs
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> "ConsoleCallback":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +109,7 @@ class ConsoleCallback:
         self._clear()
         click.echo(f"note: {line}", err=True)
 
-    def on_step(self, row: "StepMetrics") -> None:
+    def on_step(self, row: StepMetrics) -> None:
         """Show the progress within the epoch."""
         if self._on_terminal:
             self._show(view(row, self._epochs))
@@ -121,16 +118,13 @@ class ConsoleCallback:
             facts = [f"{name} {text}" for name, text in facts_of(row)]
             click.echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
-    def on_epoch(self, row: "EpochMetrics", epochs: int, best: bool) -> None:
+    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Remove the live view and print the epoch's line."""
         self._clear()
         self._last_line = time.monotonic()
         click.echo(self._lines.line(row, epochs, best))
 
-    def on_weights(self, weights: "Weights") -> None:
-        """Do nothing: weights are not shown."""
-
-    def on_end(self, how: "Ending", line: str) -> None:
+    def on_end(self, how: Ending, line: str) -> None:
         """Print how the run ended, except after a failure, which is reported by the error message."""
         self._clear()
         if how != "failed":
@@ -154,7 +148,7 @@ class ConsoleCallback:
             self._live = None
 
 
-def view(row: "StepMetrics", epochs: int) -> Any:
+def view(row: StepMetrics, epochs: int) -> Any:
     """Return the live view of a step, of a run of `epochs`, as a rich renderable for any width."""
     from rich.columns import Columns
     from rich.console import Group
@@ -172,7 +166,7 @@ def view(row: "StepMetrics", epochs: int) -> Any:
     return Group(bar, Columns(facts, padding=(0, 3)))
 
 
-def facts_of(row: "StepMetrics") -> list[tuple[str, str]]:
+def facts_of(row: StepMetrics) -> list[tuple[str, str]]:
     """Return the metrics of a step as (name, text with unit) pairs."""
     return [
         ("images/s", f"{row.images_per_second:,.0f}"),
@@ -185,20 +179,6 @@ def facts_of(row: "StepMetrics") -> list[tuple[str, str]]:
     ]
 
 
-def in_words(seconds: float) -> str:
-    """Format a duration with the two largest units at most: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
-
-
-def _heading(row: "StepMetrics", epochs: int) -> list[str]:
+def _heading(row: StepMetrics, epochs: int) -> list[str]:
     updates = "validating" if row.done == row.total else f"{row.done:,}/{row.total:,} updates"
     return [f"epoch {row.epoch}/{epochs}", updates]

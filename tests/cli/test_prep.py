@@ -1,28 +1,42 @@
-"""`alexnet-prep shard`, `info` and `demo`: output and error messages."""
+"""`alexnet-prep`: output, exit codes and error messages of each command."""
 
 import json
+import shutil
+import tarfile
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.folders import encoded, members, place, times
+from helpers.inline import InlineExecutor
 from PIL import Image
 
 from cli.prep import main
+from pipeline import Dataset
 
 
-@pytest.fixture
-def run():
-    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Tasks run in this process."""
+    monkeypatch.setattr("pipeline.LocalExecutor", lambda workers: InlineExecutor(), raising=False)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def fails(result, code, *fragments):
     """Assert the exit code and that stderr is one error line that holds the fragments."""
     assert result.exit_code == code, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for fragment in fragments:
-        assert fragment in lines[0]
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert all(fragment in line for fragment in fragments)
+
+
+def succeeds(result, *fragments):
+    """Assert that a command exits with 0 and prints the fragments."""
+    assert result.exit_code == 0, result.output
+    assert all(fragment in result.stdout for fragment in fragments)
 
 
 @pytest.fixture
@@ -30,150 +44,188 @@ def source(tmp_path):
     """Class folders: two classes of four images."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
-        folder = tmp_path / "source" / name
-        folder.mkdir(parents=True)
         for number in range(4):
             pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f"{name}_{number}.jpg")
+            place(tmp_path / "source" / name / f"{name}_{number}.jpg", encoded(pixels))
     return tmp_path / "source"
 
 
-def test_shard_reports_and_info_describes(run, source, tmp_path):
+# shard, finish
+
+
+def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
-    result = run("shard", source, out, "--size", 16, "--val-fraction", 0.25, "--workers", 1)
-    assert result.exit_code == 0, result.output
-    assert "6 train, 2 val images, 2 classes" in result.stdout
-    assert "train: 6 images in 1 shards" in result.stdout
-    result = run("info", out)
-    assert result.exit_code == 0
-    assert "16 px squares, JPEG quality 95" in result.stdout
-    assert "2: cat, dog" in result.stdout
+    command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
+    images = ("6 train, 2 val images, 2 classes (folders)", "train: 6 images in 1 shards")
+    succeeds(run(*command), *images)
+    before = times(out)
+    succeeds(run(*command), *images, "complete already")
+    assert before == times(out)
+    fails(run("shard", source, out, "--size", 18, "--val-fraction", 0.25), 2, "--size was 16, now 18")
+    succeeds(run("info", out), "16 px squares, JPEG quality 95", "2: cat, dog")
     facts = json.loads(run("info", out, "--json").stdout)
     assert facts["samples"] == {"train": 6, "val": 2}
     assert facts["image"]["size"] == 16
 
 
-def test_a_second_run_leaves_the_first_alone(run, source, tmp_path):
+def test_tasks_and_finish(source, tmp_path):
     out = tmp_path / "out"
-    arguments = ("shard", source, out, "--size", 16, "--workers", 1)
-    assert run(*arguments).exit_code == 0
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    assert run(*arguments).exit_code == 0
-    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    command = ("--size", 16, "--shard-samples", 4)
+    for task in range(2):
+        done = run("shard", source, out, *command, "--task", f"{task}/2")
+        succeeds(done, f"task {task} of 2 done, 1 shards; after all tasks, run `alexnet-prep finish {out}`")
+    succeeds(run("finish", out), "train: 8 images in 2 shards")
+    succeeds(run("shard", source, tmp_path / "whole", *command))
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
 
 
-def test_preview_draws_stored_and_augmented_crops(run, tiny_dataset, tmp_path):
-    result = run("info", tiny_dataset.root, "--preview", tmp_path / "crops.png", "--noise", "source")
-    assert result.exit_code == 0, result.output
-    with Image.open(tmp_path / "crops.png") as image:
-        assert image.format == "PNG"
-        pixels = np.asarray(image.convert("RGB"))
-    crop = 63  # 224 / 256 of 72 px
-    rows, columns = 6, 8
-    assert pixels.shape[1] >= columns * crop
-    assert pixels.shape[0] >= rows * crop
-    cells = pixels[-12 - crop : -12]  # the last row
-    left = (pixels.shape[1] - (columns * (crop + 6) - 6)) // 2
-    crops = [cells[:, left + k * (crop + 6) :][:, :crop] for k in range(columns)]
-    assert all(c.std() > 1 for c in crops), "an empty cell"
-    assert any((crops[1] != other).any() for other in crops[2:]), "crops do not vary"
+@pytest.mark.parametrize("task", ["1", "2/2", "a/b", "-1/2", "1/0", "/"])
+def test_bad_task_numbers(source, tmp_path, task):
+    fails(run("shard", source, tmp_path / "out", "--task", task), 2, f"error: --task {task}: ")
+    assert not (tmp_path / "out" / ".work" / "plan.json").exists()
 
 
-def test_demo_draws_a_source(run, tmp_path):
-    result = run("demo", tmp_path / "images", "--images", 60)
-    assert result.exit_code == 0
-    assert len(list((tmp_path / "images" / "train").iterdir())) == 10
+def test_a_dataset_of_original_files(source, tmp_path):
+    out = tmp_path / "out"
+    succeeds(run("shard", source, out, "--size", 64, "--keep-original"))
+    succeeds(run("info", out), "original size, scaled on loading to a shorter side of 64 px")
+    stored = dict(members(out / "train" / "train-000000.tar"))
+    assert stored["cat_0.jpg"] == (source / "cat" / "cat_0.jpg").read_bytes()
+    succeeds(run("verify", out), "no fault in 8 images")
 
 
 @pytest.mark.parametrize(
-    ("make", "fragments"),
+    ("make", "fragment"),
     [
-        (lambda s: None, ["does not exist"]),
-        (lambda s: s.write_text("x"), ["it is a file"]),
-        (lambda s: s.mkdir(), ["no images found"]),
-        (lambda s: (s / "cat").mkdir(parents=True), ["no images found"]),
+        (lambda s: None, "does not exist"),
+        (lambda s: s.write_text("x"), "it is a file"),
+        (lambda s: (s / "cat").mkdir(parents=True), "no images found"),
+        (lambda s: place(s / "cat" / "a.jpg"), "found one class (cat)"),
     ],
 )
-def test_unusable_sources(run, tmp_path, make, fragments):
+def test_unusable_sources(tmp_path, make, fragment):
     make(tmp_path / "nothing")
-    fails(run("shard", tmp_path / "nothing", tmp_path / "out"), 2, *fragments)
+    fails(run("shard", tmp_path / "nothing", tmp_path / "out"), 2, fragment)
     assert not (tmp_path / "out").exists()
 
 
-def test_one_class_and_an_empty_class(run, source, tmp_path):
-    (source / "empty").mkdir()
-    fails(run("shard", source, tmp_path / "out"), 2, "no training images for empty")
-    (source / "empty").rmdir()
-    (source / "dog").rename(tmp_path / "dog")
-    fails(run("shard", source, tmp_path / "out"), 2, "found one class (cat)")
-
-
-def test_bad_images_are_reported_up_to_a_limit(run, source, tmp_path):
-    (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
-    out = tmp_path / "out"
-    arguments = ("shard", source, out, "--size", 16, "--workers", 1)
-    result = run(*arguments)
-    fails(result, 1, "1 of 9 images cannot be decoded, more than --max-bad 1.00%", "cat/broken.jpg")
-    assert not (out / "manifest.json").exists()
-    result = run(*arguments, "--max-bad", 0.2)
-    assert result.exit_code == 0, result.output
-    assert "images skipped: 1, converted: 0" in result.stdout
-    header, row = (out / "report.csv").read_text().splitlines()
-    assert header == "path,reason,action"
-    assert row.startswith("cat/broken.jpg,")
-    assert row.endswith(",skipped")
-
-
-def test_a_link_to_nowhere_is_named(run, source, tmp_path):
+def test_a_link_to_nowhere_is_named(source, tmp_path):
     (source / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     fails(run("shard", source, tmp_path / "out"), 2, "cat/gone.jpg", "No such file", "restore it or check")
 
 
-def test_other_options_on_the_same_output_are_refused(run, source, tmp_path):
-    out = tmp_path / "out"
-    assert run("shard", source, out, "--size", 16, "--workers", 1).exit_code == 0
-    fails(run("shard", source, out, "--size", 18, "--workers", 1), 2, "--size was 16, now 18")
+def test_bad_images_are_reported_up_to_a_limit(source, tmp_path):
+    (source / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    command = ("shard", source, tmp_path / "out", "--size", 16)
+    fails(run(*command), 1, "1 of 9 images cannot be decoded, more than --max-bad 1.00%", "cat/broken.jpg")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    succeeds(run(*command, "--max-bad", 0.2), "images skipped: 1, converted: 0")
 
 
-def test_info_on_what_is_no_dataset(run, source, tmp_path):
-    fails(run("info", source), 2, "not a prepared dataset")
-    out = tmp_path / "out"
-    assert run("shard", source, out, "--size", 16, "--workers", 1).exit_code == 0
-    manifest = out / "manifest.json"
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    fails(run("shard", source, tmp_path / "out"), 1, "No space left on device")
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--val-fraction", "1.5"),
+        ("--quality", "0"),
+        ("--size", "x"),
+        ("--keep-original", "--keep-aspect"),
+        ("--layout", "parquet"),
+    ],
+)
+def test_bad_option_values_exit_2(source, tmp_path, options):
+    assert run("shard", source, tmp_path / "out", *options).exit_code == 2
+
+
+# verify, stats, info, demo
+
+
+def test_verify_names_each_fault(tiny_dataset, tmp_path):
+    out = shutil.copytree(tiny_dataset.root, tmp_path / "out")
+    shards = f"{len(list(out.rglob('*.tar')))} shards"
+    succeeds(run("verify", out, "--fast"), f"no fault in 120 images in {shards}", "images were not decoded")
+    tar = out / "train" / "train-000000.tar"
+    with tarfile.open(tar) as archive:
+        member = archive.getmembers()[4]
+    data = bytearray(tar.read_bytes())
+    data[member.offset_data + 700 : member.offset_data + 702] = b"\xff\xd9"  # the image ends here
+    tar.write_bytes(data)
+    (out / "val" / "val-000000.idx").unlink()
+    done = run("verify", out)
+    fails(done, 1, f"error: {out}: ", f" faults (120 images in {shards}")
+    for fragment in ("train/train-000000.tar: ", member.name.removesuffix(".jpg"), "val/val-000000.idx: "):
+        assert fragment in done.stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "stats", "info"])
+def test_what_is_no_dataset(source, command):
+    (source / "cat").rename(source / "empty")
+    fails(run(command, source), 2, str(source))
+
+
+def test_stats_of_our_own_shards_are_compared(tiny_dataset):
+    before = (tiny_dataset.root / "manifest.json").read_bytes()
+    succeeds(
+        run("stats", tiny_dataset.root),
+        "(measured on decoded pixels)",
+        "the statistics in the manifest, measured on source pixels, differ by 0.",
+    )
+    assert (tiny_dataset.root / "manifest.json").read_bytes() == before
+    both = json.loads(run("stats", tiny_dataset.root, "--json").stdout)
+    assert [both[name]["measured_on"] for name in ("manifest", "decoded")] == ["source", "decoded"]
+    assert both["decoded"]["pixels"] == both["manifest"]["pixels"] == 90 * 72 * 72
+
+
+def test_stats_make_other_tools_tars_a_dataset(tiny_dataset, tmp_path):
+    tars, no_index = tmp_path / "tars", shutil.ignore_patterns("*.idx")
+    for split in ("train", "val"):
+        shutil.copytree(tiny_dataset.root / split, tars / split, ignore=no_index)
+    succeeds(run("stats", tars), "train: 90 images in", f"indexed; train on it with `alexnet-train {tars}`")
+    assert Dataset.open(tars).samples("val") == 30
+    succeeds(run("verify", tars), "no fault in 120 images")
+    succeeds(run("info", tars), "72 px squares")
+
+
+def test_info_on_a_damaged_dataset(tiny_dataset, tmp_path):
+    out = shutil.copytree(tiny_dataset.root, tmp_path / "out")
+    manifest, tar = out / "manifest.json", out / "train" / "train-000000.tar"
     text = manifest.read_text()
     manifest.write_text(text.replace('"format": 1', '"format": 99'))
     fails(run("info", out), 2, "format version 99, but this release reads 1")
     manifest.write_text(text[:100])
     fails(run("info", out), 2, "damaged")
     manifest.write_text(text)
-    tar = out / "train" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
     fails(run("info", out), 2, "train-000000.tar", "but the manifest says")
 
 
-def test_a_full_disk_is_one_line(run, source, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    fails(run("shard", source, tmp_path / "out", "--workers", 1), 1, "No space left on device")
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".lock"]
+def test_preview_draws_stored_and_augmented_crops(tiny_dataset, tmp_path):
+    succeeds(run("info", tiny_dataset.root, "--preview", tmp_path / "crops.png", "--noise", "source"))
+    with Image.open(tmp_path / "crops.png") as image:
+        assert image.format == "PNG"
+        assert np.asarray(image.convert("RGB")).std() > 1
 
 
-@pytest.mark.parametrize("option", [("--val-fraction", "1.5"), ("--quality", "0"), ("--size", "x")])
-def test_bad_option_values_exit_2(run, source, tmp_path, option):
-    assert run("shard", source, tmp_path / "out", *option).exit_code == 2
+@pytest.mark.parametrize(
+    ("target", "value", "fragment"),
+    [
+        ("importlib.util.find_spec", lambda name: None, "pip install 'alexnet-toolkit[cuda13]'"),
+        ("sys.platform", "darwin", "exists for Linux only"),
+    ],
+)
+def test_without_dali_no_preview(tiny_dataset, tmp_path, monkeypatch, target, value, fragment):
+    monkeypatch.setattr(target, value)
+    fails(run("info", tiny_dataset.root, "--preview", tmp_path / "p.png"), 2, fragment)
 
 
-def test_without_dali_the_message_says_what_to_install(run, tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    result = run("info", tiny_dataset.root, "--preview", tmp_path / "p.png")
-    assert result.exit_code == 2
-    assert "pip install 'alexnet-toolkit[cuda13]'" in result.stderr
-
-
-def test_elsewhere_than_linux_the_message_says_so(run, tiny_dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.platform", "darwin")
-    result = run("info", tiny_dataset.root, "--preview", tmp_path / "p.png")
-    assert result.exit_code == 2
-    assert "exists for Linux only" in result.stderr
+def test_demo_draws_a_source(tmp_path):
+    succeeds(run("demo", tmp_path / "images", "--images", 60))
+    assert len(list((tmp_path / "images" / "train").iterdir())) == 10

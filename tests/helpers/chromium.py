@@ -126,10 +126,9 @@ class Chromium:
 
     def requests(self):
         """URLs that the page requested, without data: URLs."""
-        sent = [
-            e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
-        ]
-        return [url for url in sent if not url.startswith("data:")]
+        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        urls = [params["request"]["url"] for params in sent]
+        return [url for url in urls if not url.startswith("data:")]
 
     def _call(self, method: str, **parameters):
         self._number += 1

@@ -1,28 +1,24 @@
-"""Kill a step of preparation at each of its file operations in turn.
+"""Kill a job at each of its file operations in turn.
 
-    python -m helpers.crashing task SOURCE START FOLDER     the first shard's task
-    python -m helpers.crashing finish SOURCE START FOLDER   the merge of finished shards
+    python -m helpers.crashing SOURCE FOLDER
 
-START is an output folder before that step. For n = 0, 1, … START is copied to FOLDER/n and the step runs
-there in a child process that kills itself at its n-th fsync, rename or removal, until a child runs to its
-end. Prints the number of copies; the child of the last one was not killed.
+For n = 0, 1, … a job prepares SOURCE in FOLDER/n in a child process that kills itself at its n-th fsync,
+rename or removal, until a child runs to its end. Prints the number of jobs; the last one was not killed.
 """
 
 import os
-import shutil
 import signal
 import sys
 from itertools import count
 from pathlib import Path
 
 from helpers.folders import SIZE
-from pipeline.sharding.merge import merge
-from pipeline.sharding.plan import Options, make_plan
-from pipeline.sharding.task import ShardJob, run_task
+from helpers.inline import INLINE
+from pipeline.sharding.job import prepare
+from pipeline.sharding.plan import Options
 from pipeline.sources.detection import read_source
-from pipeline.storage.open import open_store
 
-OPTIONS = Options(size=SIZE, shard_samples=6)
+OPTIONS = Options(size=SIZE)
 
 
 def die_at(number):
@@ -41,27 +37,21 @@ def die_at(number):
         setattr(os, name, dying(getattr(os, name)))
 
 
-def main(step, source, start, folder):
-    plan, shards = make_plan(read_source(source), OPTIONS)
+def main(source, folder):
+    listed = read_source(source)
     for number in count():
-        out = folder / str(number)
-        shutil.copytree(start, out)
         child = os.fork()
         if child == 0:
             die_at(number)
-            if step == "task":
-                job = ShardJob(str(source), str(out), str(out / ".work"))
-                run_task(job, open_store(out), plan, shards[0])
-            else:
-                merge(open_store(out), plan, 1, "run again")
+            prepare(listed, folder / str(number), OPTIONS, executor=INLINE, max_bad=1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status == 0:
             print(number + 1)
             return
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
-            sys.exit(f"copy {number} ended with status {status}")
+            sys.exit(f"job {number} ended with status {status}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:]))
+    main(*map(Path, sys.argv[1:]))

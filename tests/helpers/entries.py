@@ -1,26 +1,20 @@
 """Functions that tests run in spawned processes, which import them from here."""
 
-import atexit
-import os
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import Dataset, EvalView, Loader
-from pipeline.errors import RunError, UsageError
-from trainer.distributed import comm_hooks, failures
-from trainer.distributed.consensus import Consensus
+from pipeline.errors import RunError
+from trainer.callbacks.base import Callback
+from trainer.distributed import comm_hooks
 from trainer.distributed.env import DistEnv, gather_objects
-from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
-from trainer.evaluation.metrics import Metrics, Tally
+from trainer.evaluation.metrics import Metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_lrs
@@ -34,7 +28,7 @@ from trainer.training.trainer import train
 FLOAT32 = Precision(torch.float32, "cpu")
 
 
-class Recorder:
+class Recorder(Callback):
     """A callback that records all calls, and can stop the run after an epoch's checkpoint."""
 
     def __init__(self, stop_after: int = 0) -> None:
@@ -74,7 +68,7 @@ def run_job(env: DistEnv, job: TrainJob, stop_after: int = 0) -> list[str]:
     """Train; return the log messages."""
     torch.set_num_threads(1)
     recorder = Recorder(stop_after)
-    train(env, job, recorder)
+    train(env, job, [recorder])
     return recorder.notes
 
 
@@ -95,11 +89,17 @@ def global_batches(data: Path, crop: int, steps: int, size: int) -> list[tuple[t
     return [batches[step % 2] for step in range(steps)]
 
 
-def train_on_slices(
-    env: DistEnv, recipe: Recipe, data: Path, steps: int
-) -> tuple[list[float], dict[str, torch.Tensor], bool]:
-    """Train on this rank's slice of each batch; return mean losses, weights, and whether all ranks agree."""
+Trained = tuple[list[float], dict[str, torch.Tensor], bool]
+"""Mean losses over all processes, weights, and whether all ranks have the same weights."""
+
+
+def train_on_slices(env: DistEnv, recipes: list[Recipe], data: Path, steps: int) -> list[Trained]:
+    """Train each recipe's network on this rank's slice of each batch."""
     torch.set_num_threads(1)
+    return [_train_on_slices(env, recipe, data, steps) for recipe in recipes]
+
+
+def _train_on_slices(env: DistEnv, recipe: Recipe, data: Path, steps: int) -> Trained:
     torch.manual_seed(recipe.seed + env.rank)  # DDP broadcasts rank 0's initial weights
     network = without_dropout(build_model(recipe.arch, 10, recipe.width, recipe.crop)).double()
     model = DistributedDataParallel(network) if env.world_size > 1 else network
@@ -161,130 +161,13 @@ def evaluate_everywhere(
     return metrics, [key for _, keys in everywhere for key in keys], whole.predictions
 
 
-def tally_share(env: DistEnv, rows: np.ndarray, labels: np.ndarray) -> tuple[Tally, bool]:
-    """Tally every other row in each of two processes, merge, and check that both get the same metrics."""
-    tally = Tally(rows.shape[1])
-    mine = slice(env.rank, None, env.world_size)
-    tally.add(torch.from_numpy(rows[mine].copy()), torch.from_numpy(labels[mine].copy()))
-    tally.merge()
-    everywhere = gather_objects(tally.metrics(), env)
-    return tally, all(metrics == tally.metrics() for metrics in everywhere)
-
-
-def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
-    """Environment and arguments of this process, and sums and ranks gathered from all."""
-    total = torch.tensor([float(env.rank + 1)])
-    if env.world_size > 1:
-        dist.all_reduce(total)
-    return env, args, total.item(), gather_objects(env.rank, env)
-
-
-def refuse(env: DistEnv, rank: int) -> None:
-    """One rank raises UsageError while the others wait for it."""
-    if env.rank == rank:
-        raise UsageError("recipe: of another kind: not usable")
-    dist.barrier()
-
-
-def fail(env: DistEnv, rank: int) -> None:
-    """One rank raises RunError while the others wait for it, and exits a second after leaving the group."""
-    if env.rank == rank:
-        if env.world_size > 1:
-            dist.destroy_process_group()
-            atexit.register(time.sleep, 1.0)
-        raise RunError("the disk is full")
-    dist.barrier()
-
-
-def stumble(env: DistEnv, rank: int) -> None:
-    """One rank raises KeyError while the others wait for it."""
-    if env.rank == rank:
-        raise KeyError("a bug")
-    dist.barrier()
-
-
-def die(env: DistEnv, rank: int) -> None:
-    """One rank is killed while the others wait for it."""
-    if env.rank == rank:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
-
-
-def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
-    """Call Consensus on two flags `calls` times; rank → (call, flag) it sets. Return all ranks' results."""
-    consensus = Consensus(env)
-    at, which = wishes.get(env.rank, (0, 0))
-    results = [
-        consensus(*(call == at and flag == which for flag in range(2))) for call in range(1, calls + 1)
-    ]
-    consensus.finish()
-    return gather_objects(results, env)
-
-
 def run_compressed(env: DistEnv, job: TrainJob) -> None:
     """Train with PowerSGD from the second step on."""
     comm_hooks._FIRST_STEPS = 2
     torch.set_num_threads(1)
-    train(env, job, Recorder())
-
-
-def hang(env: DistEnv, rank: int, how: str) -> int:
-    """One rank stops within the fourth step, or sleeps before it, unless it was restarted.
-
-    The watchdog acts after six silent seconds. Returns the number of restarts.
-    """
-    failures._SILENT_SECONDS = 6.0
-    with failures.HangWatchdog(env, 2.0) as seen:
-        for step in range(10):
-            seen.at(step, "waiting for data")
-            bad = env.rank == rank and step == 3 and not env.restarts
-            if bad and how == "sleep":
-                time.sleep(1000)
-            seen.at(step, "training")
-            if bad:
-                time.sleep(2)  # its heartbeat has been sent
-                os.kill(os.getpid(), signal.SIGSTOP)
-            dist.barrier()
-    return env.restarts
-
-
-def unlike(env: DistEnv) -> None:
-    """The second process reports another version of torch."""
-    refuse_unlike(env, {"torch": "2.12" if env.rank else "2.13", "numpy": "2"})
-
-
-def die_once(env: DistEnv, marks: Path, rank: int) -> tuple[int, int]:
-    """One rank is killed in the first try; return the numbers of restarts and of started processes."""
-    (marks / f"{env.rank}-{env.restarts}").touch()
-    if env.rank == rank and not env.restarts:
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
-    return env.restarts, len(list(marks.iterdir()))
-
-
-def refuse_every_time(env: DistEnv, marks: Path) -> None:
-    """Every process raises UsageError, which a restart cannot help."""
-    (marks / f"{env.rank}-{env.restarts}").touch()
-    dist.barrier()
-    raise UsageError("the input is bad")
+    train(env, job)
 
 
 def run_with_other_data(env: DistEnv, job: TrainJob, other: Path) -> None:
     """The second process trains on another dataset."""
-    train(env, replace(job, data=other if env.rank else job.data), Recorder())
-
-
-def fail_together(env: DistEnv, folder: Path) -> None:
-    """The second of three processes fails; each writes the error that it gets to a file."""
-
-    def work() -> None:
-        if env.rank == 1:
-            raise UsageError("process 1 cannot")
-
-    try:
-        raise_together(work, env)
-    except UsageError as error:
-        (folder / str(env.rank)).write_text(error_to_text(error))
-        dist.barrier()
-        raise
+    train(env, replace(job, data=other if env.rank else job.data))

@@ -5,9 +5,11 @@ import tarfile
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pipeline import Dataset
+from trainer.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,21 @@ def crops(pixels: np.ndarray, side: int, views: str) -> np.ndarray:
 def softmax(logits: np.ndarray) -> np.ndarray:
     e = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np.ndarray:
+    """Probabilities averaged over views, with the preprocessing done in NumPy float64: (N, classes)."""
+    spec = model.spec
+    mean = np.array(spec.mean)[:, None, None]
+    if model.mean_image is not None:
+        mean = model.mean_image.double().numpy()
+    rows = []
+    for sample in samples:
+        prepared = (crops(sample.pixels, spec.crop, views) - mean) / np.array(spec.std)[:, None, None]
+        with torch.inference_mode():
+            logits = model.eval().model(torch.from_numpy(prepared).float()).double().numpy()
+        rows.append(softmax(logits).mean(axis=0))
+    return np.array(rows)
 
 
 def measured(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline import Dataset, Manifest
 from pipeline.dataset.manifest import ClassInfo, ImageFormat, SourceInfo, write_manifest
-from pipeline.dataset.tar import describe, write_shard
+from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import encode
 from pipeline.images.statistics import Moments, statistics_of
 

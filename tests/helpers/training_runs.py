@@ -1,10 +1,11 @@
 """Training runs for tests: start them in this process or by the command, and compare them."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,23 +14,34 @@ import torch
 
 from helpers.entries import Recorder
 from pipeline.errors import RunError
-from trainer.distributed.env import DistEnv
+from trainer.distributed.env import DistEnv, Processes
+from trainer.distributed.launch import launch
+from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file
-from trainer.training.options import TrainJob
+from trainer.training import trainer
+from trainer.training.options import Saving, TrainJob
 from trainer.training.trainer import train
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
 
 
 def train_here(job: TrainJob, stop_after: int = 0, looks: bool = False) -> Recorder:
-    """Train in this process, up to the checkpoint of epoch `stop_after` if given; return the recorder."""
-    recorder = Recorder(stop_after)
+    """Train in this process, on one thread; up to the checkpoint of epoch `stop_after` if given.
+
+    Args:
+        job: The job.
+        stop_after: Epoch, counted from 1, whose end the recorder stops the run after; 0 for none.
+        looks: Whether the recorder wants weights.
+
+    Returns:
+        The recorder.
+    """
+    recorder, threads = Recorder(stop_after), torch.get_num_threads()
     recorder.wants_weights = looks
-    if stop_after:
-        with pytest.raises(RunError, match="stopped here"):
-            train(DistEnv(), job, recorder)
-    else:
-        train(DistEnv(), job, recorder)
+    torch.set_num_threads(1)
+    with pytest.raises(RunError, match="stopped here") if stop_after else nullcontext():
+        train(DistEnv(), job, [recorder])
+    torch.set_num_threads(threads)
     return recorder
 
 
@@ -87,9 +99,28 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen[str], sign: Path) -> None:
-    """Kill the whole process group as soon as the file `sign` exists."""
-    while not sign.exists() and process.poll() is None:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+_PATH = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
+KILLED = (sys.executable, "-c", f"{_PATH}; from helpers.training_runs import run_killed; run_killed()")
+"""Program that trains as `COMMAND` would, and dies: DATA OUT PROCESSES STEP KEY=VALUE ..."""
+
+
+def train_until_killed(env: DistEnv, job: TrainJob, step: int) -> None:
+    """Train; the first process kills its process group, and so all processes, as it begins a step."""
+    train_step, steps = trainer.train_step, itertools.count()
+
+    def dies(*arguments: object) -> object:
+        if env.is_first and next(steps) == step:
+            os.killpg(0, signal.SIGKILL)
+        return train_step(*arguments)
+
+    trainer.train_step = dies
+    train(env, job)
+
+
+def run_killed() -> None:
+    """Entry point of `KILLED`."""
+    data, out, processes, step, *overrides = sys.argv[1:]
+    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    recipe = load_recipe("demo", [*settings, *overrides])
+    job = TrainJob(data, Path(out), recipe, saving=Saving(steps=1))
+    launch(Processes("cpu", int(processes), ""), train_until_killed, job, int(step))

@@ -20,22 +20,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def tiny_recipe() -> Recipe:
-    """A recipe that trains a small network on the tiny dataset for three epochs in seconds."""
-    return Recipe(
-        name="tiny",
-        arch="alexnet_bn",
-        epochs=3,
-        lr=0.02,
-        width=0.05,
-        crop=64,
-        batch_size=32,
-        mean="image",
-        compile=False,
-    )
-
-
 @pytest.fixture
 def tiny_classifier(tiny_recipe: Recipe, tiny_dataset: Dataset) -> Classifier:
     """An untrained classifier of `tiny_recipe` for the tiny dataset."""

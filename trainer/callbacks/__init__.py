@@ -1,1 +1,1 @@
-"""Callbacks of a training run: the interface, TensorBoard, the profiler."""
+"""Callbacks of a training run: the interface, status.json, TensorBoard; and the profiler."""

@@ -1,8 +1,7 @@
 """Record a Chrome trace of a few steps with torch's profiler."""
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +14,26 @@ from pipeline.storage.atomic import write_bytes
 _SKIPPED, _WARM_UP, _RECORDED = 5, 2, 5
 
 
-class Profiler:
-    """Counts the steps of a run for torch's profiler."""
+def new_profiler(path: Path, on_log: Callable[[str], None]) -> profile:
+    """Return a profiler that records five steps, after seven others, and writes a Chrome trace in JSON.
 
-    def __init__(self, path: Path | None, active: Any) -> None:
-        """Count for the `active` torch profiler, which writes to `path`; both are None without a profile."""
-        self._path, self._profile, self._steps = path, active, 0
-
-    def step(self) -> str:
-        """Record that a step ended; return a log line when the trace has been written, else ""."""
-        if self._profile is None:
-            return ""
-        self._profile.step()
-        self._steps += 1
-        if self._steps != _SKIPPED + _WARM_UP + _RECORDED:
-            return ""
-        return f"{self._path}: trace of {_RECORDED} updates, for chrome://tracing or ui.perfetto.dev"
-
-
-@contextmanager
-def profiler(path: Path | None) -> Iterator[Profiler]:
-    """Record five steps within the block, after seven others, and write them as a Chrome trace in JSON.
-
-    A run with fewer steps writes those that were recorded.
+    It is a context manager, whose method `step` is to be called after each step. At the end of the block, a
+    run with fewer steps writes those that were recorded.
 
     Args:
-        path: File to write; with None nothing is recorded.
-
-    Raises:
-        RunError: `path` cannot be written.
+        path: File to write. RunError is raised where it cannot be written.
+        on_log: Called with a line for the user when the trace has been written.
     """
-    if path is None:
-        yield Profiler(None, None)
-        return
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
 
     def write(recorded: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "trace.json"
             recorded.export_chrome_trace(str(file))
             write_bytes(path, file.read_bytes())
+        on_log(f"{path}: trace of up to {_RECORDED} updates, for chrome://tracing or ui.perfetto.dev")
 
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
     plan = schedule(skip_first=_SKIPPED, wait=0, warmup=_WARM_UP, active=_RECORDED, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True) as active:
-        yield Profiler(path, active)
+    return profile(activities=activities, schedule=plan, on_trace_ready=write, record_shapes=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import UsageError
+from trainer.callbacks.base import Callback
 from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def require_tensorboard() -> None:
         )
 
 
-class TensorBoardCallback:
+class TensorBoardCallback(Callback):
     """Writes events to RUN/tensorboard, with the number of steps as the x axis.
 
     A resumed run replaces the events of the steps that it repeats.
@@ -44,12 +45,6 @@ class TensorBoardCallback:
     def __init__(self, run: Path) -> None:
         self._folder = run / FOLDER
         self._opened: SummaryWriter | None = None
-
-    def on_start(self, facts: dict[str, str]) -> None:
-        """Do nothing: the first event opens the file, and its step decides which old events go."""
-
-    def on_log(self, line: str) -> None:
-        """Do nothing: log lines are not written."""
 
     def on_step(self, row: StepMetrics) -> None:
         """Write loss, learning rate, images per second, data wait and memory."""
@@ -89,6 +84,7 @@ class TensorBoardCallback:
             self._opened.close()
 
     def _writer(self, steps: int) -> "SummaryWriter":
+        """Return the writer; the first event opens its file, and its step decides which old events go."""
         if self._opened is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,9 +1,10 @@
-"""Records of a run: metrics within an epoch and of each epoch, weights, progress."""
+"""Records of a run: metrics within an epoch and of each epoch, weights, progress; durations as text."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:  # commands show these records without torch
+    from torch import Tensor
 
 Ending = Literal["finished", "stopped", "failed"]
 """How a run ended."""
@@ -52,8 +53,8 @@ class Weights:
 
     epoch: int
     steps: int
-    weights: dict[str, Tensor] = field(repr=False)
-    updates: dict[str, Tensor] = field(repr=False)
+    weights: "dict[str, Tensor]" = field(repr=False)
+    updates: "dict[str, Tensor]" = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,17 @@ class Progress:
     epoch: int = 0
     steps: int = 0
     best_top1: float = -1.0
+
+
+def in_words(seconds: float) -> str:
+    """Format a duration with the two largest units at most: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

@@ -77,20 +77,17 @@ def machine(env: DistEnv) -> dict[str, str]:
     }
 
 
-def common_facts(
-    recipe: Recipe, dataset: Dataset, saved: dict[str, Any] | None, env: DistEnv, precision: torch.dtype
-) -> dict[str, str]:
+def common_facts(recipe: Recipe, dataset: Dataset, env: DistEnv, precision: torch.dtype) -> dict[str, str]:
     """Collect what must be the same in all processes, for `refuse_unlike`.
 
     Args:
         recipe: The run's recipe.
         dataset: The run's dataset.
-        saved: Content of the checkpoint to continue from, or None.
         env: This process's environment.
         precision: The recipe's precision as this machine computes it.
 
     Returns:
-        Name → value: versions, device, hashes of dataset and recipe, precision, checkpoint.
+        Name → value: versions, device, hashes of dataset and recipe, precision.
     """
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
     facts = {name: text for name, text in machine(env).items() if name in versions}
@@ -98,7 +95,6 @@ def common_facts(
         "dataset": dataset.fingerprint[:16],
         "precision": str(precision).removeprefix("torch."),
         "recipe": hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16],
-        "checkpoint": f"of update {saved['progress']['steps']}" if saved else "none",
     }
 
 

@@ -1,23 +1,21 @@
-"""RUN/status.json: a run's progress, for other processes that read its folder."""
+"""A run's state, as other processes read it from its folder: status.json, run.json, metrics, checkpoints."""
 
 import os
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from pipeline.errors import RunError, UsageError
-from pipeline.storage.atomic import write_bytes
+from pipeline.errors import UsageError
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.runs.records import EpochMetrics, StepMetrics, in_words
 from trainer.runs.run_folder import RUN_FILE, is_run
 
 STATUS_FILE = "status.json"
-_EVERY_SECONDS = 5.0
 # A run writes its status every few seconds while it trains; validating and compiling take longer.
 _QUIET_SECONDS = 300.0
 
@@ -45,56 +43,6 @@ class Status:
     epochs: int = 0
     step: StepMetrics | None = None
     line: str = ""
-
-
-class StatusCallback:
-    """Writes a run's status.json, every five seconds at most; a failure to write it does not end the run."""
-
-    wants_weights = False
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / STATUS_FILE
-        now = time.time()
-        self._status = Status("starting", socket.gethostname(), os.getpid(), now, now)
-        self._written = 0.0
-        self._begun = False
-
-    def on_start(self, facts: dict[str, str]) -> None:
-        """Write the first status: from now on the folder is this run's."""
-        self._begun = True
-        self._write()
-
-    def on_log(self, line: str) -> None:
-        """Keep the line for the next status."""
-        self._status = replace(self._status, line=line)
-
-    def on_step(self, row: StepMetrics) -> None:
-        """Keep the metrics, and write them if the last status is over five seconds old."""
-        self._status = replace(self._status, state="training", step=row)
-        if time.monotonic() - self._written > _EVERY_SECONDS:
-            self._write()
-
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
-        """Write the number of finished epochs."""
-        self._status = replace(self._status, epochs=row.epoch)
-        self._write()
-
-    def on_weights(self, weights: Weights) -> None:
-        """Do nothing."""
-
-    def on_end(self, how: Ending, line: str) -> None:
-        """Write how the run ended, unless it never started: the folder may then be another run's."""
-        self._status = replace(self._status, state=how, line=line)
-        if self._begun:
-            self._write()
-
-    def _write(self) -> None:
-        self._written = time.monotonic()
-        self._status = replace(self._status, updated=time.time())
-        try:
-            write_bytes(self._path, msgspec.json.encode(self._status))
-        except RunError:
-            return
 
 
 @dataclass(frozen=True)
@@ -144,7 +92,7 @@ def _health(status: Status | None, now: float) -> str:
     if status.host == socket.gethostname() and not _is_alive(status.pid):
         return "dead: its process is gone; continue with --resume"
     if now - status.updated > _QUIET_SECONDS:
-        return f"no sign of life for {(now - status.updated) / 60:.0f} min"
+        return f"no sign of life for {in_words(now - status.updated)}"
     return status.state
 
 

@@ -7,21 +7,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import Device
-from pipeline.seeds import derive_seed
-from trainer.data import RepeatedBatch, TrainData
+from trainer.data import RepeatedBatch, TrainData, noise
 from trainer.distributed.env import DistEnv, all_most, all_sum
-from trainer.models.classifier import Classifier, new_classifier
+from trainer.models.classifier import Classifier
 from trainer.optim.optimizers import build_optimizer
 from trainer.recipe import Recipe
+from trainer.training.checks import check_job
 from trainer.training.options import TrainJob
-from trainer.training.precision import choose_precision, cpu_has_bfloat16
+from trainer.training.precision import choose_precision
 from trainer.training.progress import device_mb, resident_mb
-from trainer.training.setup import BUCKET_MB, local_batch_size, run_throwaway_step, wrap_ddp
+from trainer.training.setup import BUCKET_MB, build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
 
 SECONDS = 6.0
@@ -55,13 +54,18 @@ class Measured:
 
     Attributes:
         recipe: Name of the recipe.
-        timings: Components in the order measured, "together" last.
-        advice: One sentence: which component limits, by how much, and which option helps.
+        timings: Components in the order measured: loaders, of which the last is the one that training uses,
+            the model, with several processes the exchange, and "together".
     """
 
     recipe: str
     timings: tuple[Timing, ...]
-    advice: str
+
+    @property
+    def slowest(self) -> Timing:
+        """The slowest component of training."""
+        parts = {timing.name.split()[0]: timing for timing in self.timings[:-1]}  # the last loader
+        return min(parts.values(), key=lambda timing: timing.images_per_second)
 
 
 def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
@@ -78,11 +82,8 @@ def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
         UsageError: Data, recipe and number of processes do not fit together.
     """
     recipe, dataset = job.recipe, Dataset.open(job.data)
-    batch_size = local_batch_size(recipe, env.world_size)
-    torch.manual_seed(derive_seed(recipe.seed, "init"))
-    classifier = new_classifier(recipe, dataset).to(env.device)
-    if recipe.channels_last:
-        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch_size = check_job(job, dataset, env.kind, env.world_size)
+    classifier = build_classifier(recipe, dataset, env)
     timer = _Timer(env, batch_size, seconds)
 
     chosen = job.loader_options.placement(env).device
@@ -96,66 +97,15 @@ def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
             timings.append(timer.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
 
     step = _Step(recipe, classifier, env, batch_size)
-    timings.append(timer.run("model", step.on_synthetic))
+    synthetic = noise(recipe, batch_size, len(dataset.classes), env)
+    timings.append(timer.run("model", lambda: step(synthetic)))
     if env.world_size > 1:
         timings.append(timer.run("exchange", _Exchange(classifier)))
     with TrainData(recipe, dataset, classifier, batch_size, env, job.loader_options) as train_data:
         batches = _endless(train_data.epoch(0))
         shared = _Step(recipe, classifier, env, batch_size, together=True)
         timings.append(timer.run("together", lambda: shared(next(batches))))
-    return Measured(recipe.name, tuple(timings), advise(timings, recipe, dataset, env.kind, chosen))
-
-
-def advise(timings: list[Timing], recipe: Recipe, dataset: Dataset, kind: str, placement: Device) -> str:
-    """Write one sentence: which component limits, by how much, and which option helps.
-
-    Args:
-        timings: As in `Measured`.
-        recipe: The recipe measured.
-        dataset: The dataset measured.
-        kind: "gpu" or "cpu".
-        placement: The loader's device in training.
-    """
-    loaders = {t.name[8:-1]: t.images_per_second for t in timings if t.name.startswith("loader")}
-    throughputs = {t.name: t.images_per_second for t in timings if not t.name.startswith("loader")}
-    together = throughputs.pop("together")
-    throughputs["loader"] = loaders[placement]
-    slowest = min(throughputs, key=lambda name: throughputs[name])
-    helps = {
-        "loader": _helps_loader(loaders, placement, dataset),
-        "model": _helps_model(recipe, kind),
-        "exchange": "a larger global batch exchanges less often (`--set batch_size=...`)",
-    }[slowest]
-    second = min(throughput for name, throughput in throughputs.items() if name != slowest)
-    name = {"loader": "loader", "model": "model", "exchange": "gradient exchange"}[slowest]
-    ratio = f"{second / throughputs[slowest]:.1f}"
-    least = "as fast as" if ratio == "1.0" else f"{ratio} times as fast as"
-    shared = " (they share the same cores)" if kind == "cpu" else ""
-    return (
-        f"The {name} limits this machine: all else is at least {least} it{shared}, and together they reach "
-        f"{together / throughputs[slowest]:.0%} of it; {helps}."
-    )
-
-
-def _helps_loader(loaders: dict[str, float], placement: Device, dataset: Dataset) -> str:
-    best = max(loaders, key=lambda name: loaders[name])
-    if loaders[best] > 1.1 * loaders[placement]:
-        return f"`--placement {best}` is {loaders[best] / loaders[placement]:.1f} times as fast"
-    if dataset.image.mode == "original":
-        return f"images stored at {dataset.image.size} px decode faster (`alexnet-prep shard` by default)"
-    if dataset.store.local is None:
-        return "shards on a local disk are read faster (`--cache DIR`)"
-    return "more cores for each process (`--threads`, or a machine that has them) help"
-
-
-def _helps_model(recipe: Recipe, kind: str) -> str:
-    if not recipe.compile:
-        return "`--set compile=true` makes it faster once it has compiled"
-    if recipe.precision == "float32" and (kind == "gpu" or cpu_has_bfloat16()):
-        return "`--set precision=bfloat16` makes it faster, with other results"
-    if not recipe.channels_last:
-        return "`--set channels_last=true` makes it faster"
-    return f"more {'GPUs (`--gpus`)' if kind == 'gpu' else 'cores, or a GPU,'} would help"
+    return Measured(recipe.name, tuple(timings))
 
 
 class _Timer:
@@ -221,22 +171,10 @@ class _Step:
         self._optimizer = build_optimizer(classifier.model, recipe)
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.lr * 1e-6  # the same work, but nothing diverges
-        shape = (batch_size, 3, recipe.crop, recipe.crop)
-        images = torch.randn(shape, device=env.device)
-        if recipe.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        classes = len(classifier.spec.classes)
-        labels = torch.randint(classes, (batch_size,), device=env.device)
-        self._synthetic = images, labels
 
     def __call__(self, batch: Batch) -> None:
-        self._update(batch.images.to(self._env.device, torch.float32), batch.labels)
-
-    def on_synthetic(self) -> None:
-        self._update(*self._synthetic)
-
-    def _update(self, images: Tensor, labels: Tensor) -> None:
-        labels = labels.to(self._env.device)
+        images = batch.images.to(self._env.device, torch.float32)
+        labels = batch.labels.to(self._env.device)
         train_step(self._model, self._optimizer, images, labels, self._recipe, self._precision, self._scaler)
 
 

@@ -53,13 +53,10 @@ def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) 
     )
 
 
-def finished(job: TrainJob, progress: Progress) -> TrainResult:
-    """Build the result of a run that has trained all epochs."""
-    return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
-
-
-def stopped(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
-    """Build the result of a run that was stopped by `reason`: "--steps", or the name of a signal."""
+def result(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
+    """Build the result of a run that ended for a `reason`: "finished", "--steps", or the name of a signal."""
+    if reason == "finished":
+        return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
     at = f"after update {progress.steps:,}, saved in {job.out / LAST}"
     if reason == "--steps":
         return TrainResult(progress, "finished", f"ended {at} (--steps)")

@@ -93,28 +93,6 @@ _FIRST_STEPS = 10
 
 
 @dataclass
-class Wait:
-    """Measures how long the training loop waits for batches.
-
-    Attributes:
-        seconds: Time waited so far.
-    """
-
-    seconds: float = 0.0
-
-    def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches and add the time that each takes to arrive."""
-        iterator = iter(batches)
-        while True:
-            started = time.perf_counter()
-            batch = next(iterator, None)
-            self.seconds += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
-
-
-@dataclass
 class EpochTimer:
     """Timing of an epoch in progress.
 
@@ -127,7 +105,7 @@ class EpochTimer:
         lr: Learning rate of the last step.
         val_seconds: Duration of the last validation; 0 before the first.
         started: `time.perf_counter()` when this process began or resumed the epoch.
-        wait: Time that this process waited for batches since `started`.
+        waited: Seconds for which this process waited for batches since `started`.
     """
 
     epoch: int
@@ -138,7 +116,18 @@ class EpochTimer:
     lr: float
     val_seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
-    wait: Wait = field(default_factory=Wait)
+    waited: float = 0.0
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield a loader's batches, and count the time that each takes to arrive as waited."""
+        iterator = iter(loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     @property
     def seconds(self) -> float:
@@ -168,7 +157,7 @@ class EpochTimer:
             top1=reading.correct / reading.images,
             lr=self.lr,
             images_per_second=self.speed(done, seconds),
-            data_wait=self.wait.seconds / seconds,
+            data_wait=self.waited / seconds,
             memory_mb=memory_mb,
             seconds_left=self.seconds_left(done, seconds),
         )

@@ -1,15 +1,15 @@
-"""Prepare a classifier for training: local batch size, torch.compile, DDP."""
+"""Prepare a classifier for training: initial weights, torch.compile, DDP."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import UsageError
+from pipeline.dataset.dataset import Dataset
+from pipeline.seeds import derive_seed
 from trainer.distributed.env import DistEnv, Kind
-from trainer.models.classifier import Classifier
+from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
 from trainer.training.precision import Precision
 from trainer.training.step import forward
@@ -28,34 +28,17 @@ is left for the end.
 _CPU_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"realize_reads_threshold": 2}
 
 
-def local_batch_size(recipe: Recipe, processes: int) -> int:
-    """Return the batch size of one process.
+def build_classifier(recipe: Recipe, dataset: Dataset, env: DistEnv) -> Classifier:
+    """Build a recipe's classifier on this process's device, with weights drawn from the recipe's seed.
 
     Raises:
-        UsageError: The processes do not divide the global batch, the accumulation steps do not divide a
-            process's batch, or too few images are left for batch normalization.
+        UsageError: See `new_classifier`.
     """
-    if recipe.batch_size % processes:
-        fewer = next(n for n in range(processes, 0, -1) if recipe.batch_size % n == 0)
-        larger = math.ceil(recipe.batch_size / processes) * processes
-        raise UsageError(
-            f"batch_size {recipe.batch_size} does not divide among {processes} processes; use {fewer}, or "
-            f"--set batch_size={larger}"
-        )
-    local = recipe.batch_size // processes
-    if local % recipe.accumulation_steps:
-        fits = next(n for n in range(min(recipe.accumulation_steps, local), 0, -1) if local % n == 0)
-        raise UsageError(
-            f"accumulation_steps {recipe.accumulation_steps} does not divide a process's {local} images; use "
-            f"--set accumulation_steps={fits}"
-        )
-    if recipe.arch == "alexnet_bn" and local == recipe.accumulation_steps:
-        raise UsageError(
-            f"batch_size {recipe.batch_size} leaves each of {processes} processes one image in each of "
-            f"{recipe.accumulation_steps} accumulation steps, and batch normalization needs two; use --set "
-            f"batch_size={2 * processes * recipe.accumulation_steps} or more"
-        )
-    return local
+    torch.manual_seed(derive_seed(recipe.seed, "init"))
+    classifier = new_classifier(recipe, dataset).to(env.device)
+    if recipe.channels_last:
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return classifier
 
 
 def compile_in_place(classifier: Classifier, kind: Kind, *, cuda_graphs: bool = False) -> None:

@@ -4,7 +4,6 @@ Shapes: B local batch size, S side of the crop, K classes.
 """
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +69,3 @@ def forward(
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing), logits
-
-
-def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:
-    """Return a scaler's state for a checkpoint, numbers only; empty without a scaler."""
-    return {} if scaler is None else scaler.state_dict()

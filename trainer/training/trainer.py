@@ -1,8 +1,10 @@
 """The training run, from top to bottom.
 
+An epoch (`Trainer._train_epoch`): batches → step → report → validate → checkpoint → rules to stop.
 Shapes: B local batch size, S side of the crop.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from time import monotonic
@@ -13,38 +15,37 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.errors import RunError
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
 from pipeline.storage.atomic import remove_leftovers
-from trainer.callbacks.base import Callback, Callbacks
-from trainer.callbacks.profiler import profiler
+from trainer.callbacks.base import Callback
+from trainer.callbacks.profiler import new_profiler
 from trainer.data import TrainData, validation_loader
-from trainer.distributed.comm_hooks import Compression, check_compression
+from trainer.distributed.comm_hooks import Compression
 from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, all_most, all_sum, gather_objects, share_buffers
 from trainer.distributed.failures import HangWatchdog, refuse_unlike
 from trainer.distributed.stop_signals import StopSignals
 from trainer.evaluation.evaluate import evaluate
-from trainer.models.classifier import new_classifier
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
-from trainer.optim.optimizers import build_optimizer, check_layers, set_lrs
+from trainer.optim.optimizers import build_optimizer, set_lrs
 from trainer.runs import checkpoint, metrics_file, run_folder
 from trainer.runs.async_writer import AsyncCheckpointer
 from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
+from trainer.training.checks import check_job
 from trainer.training.options import TrainJob, TrainResult
 from trainer.training.precision import choose_precision
 from trainer.training.progress import EpochTimer, Reading, RunningTotals, used_mb
-from trainer.training.setup import local_batch_size, run_throwaway_step, wrap_ddp
-from trainer.training.step import scaler_state, train_step
+from trainer.training.setup import build_classifier, run_throwaway_step, wrap_ddp
+from trainer.training.step import train_step
 
 # Steps between two calls of `on_step`: often enough to watch, and it costs nothing measurable.
 _REPORT_EVERY = 10
 
 
-def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
+def train(env: DistEnv, job: TrainJob, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train a recipe on a dataset and keep the run in a folder.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
@@ -54,7 +55,7 @@ def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
     Args:
         env: This process's environment; all processes call this with the same job.
         job: Data, recipe, run folder and options.
-        callback: Called with the run's progress on rank 0, and not on the others.
+        callbacks: Called with the run's progress on rank 0, and not on the others.
 
     Returns:
         How far the run came and how it ended.
@@ -63,41 +64,51 @@ def train(env: DistEnv, job: TrainJob, callback: Callback) -> TrainResult:
         UsageError: Data, recipe, processes and run folder do not fit together.
         RunError: The loss is no longer finite, a shard is damaged, or the disk is full at the end.
     """
-    callback = callback if env.is_first else Callbacks([])
+    callbacks = callbacks if env.is_first else ()
     try:
-        result = Trainer(env, job, callback).run()
+        with HangWatchdog(env, job.hang_seconds) as watchdog:
+            result = Trainer(env, job, callbacks, watchdog).run()
     except Exception as error:
-        callback.on_end("failed", str(error))
+        for callback in callbacks:
+            callback.on_end("failed", str(error))
         raise
-    callback.on_end(result.ending, result.line)
+    for callback in callbacks:
+        callback.on_end(result.ending, result.line)
     return result
 
 
 class Trainer:
     """One process's part of a training run."""
 
-    def __init__(self, env: DistEnv, job: TrainJob, callback: Callback) -> None:
-        """Build model, optimizer and loaders; nothing is written yet.
+    def __init__(
+        self, env: DistEnv, job: TrainJob, callbacks: Sequence[Callback], watchdog: HangWatchdog
+    ) -> None:
+        """Check the job and build model, optimizer and loaders; nothing is written yet.
+
+        Args:
+            env: This process's environment.
+            job: Data, recipe, run folder and options.
+            callbacks: Called with the run's progress.
+            watchdog: Told what this process is doing.
 
         Raises:
             UsageError: See `train`.
         """
         recipe = job.recipe
-        self.env, self.job, self.recipe, self.callback = env, job, recipe, callback
+        self.env, self.job, self.recipe, self.callbacks = env, job, recipe, callbacks
         self.dataset = Dataset.open(job.data)
-        self.batch_size = local_batch_size(recipe, env.world_size)
-        check_compression(recipe, env.kind)
+        self.batch_size = check_job(job, self.dataset, env.kind, env.world_size)
         self.precision = choose_precision(recipe, env.kind)
-        torch.manual_seed(derive_seed(recipe.seed, "init"))
-        self.classifier = new_classifier(recipe, self.dataset).to(env.device)
-        if recipe.channels_last:
-            self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_layers(self.classifier.model, recipe)
+        refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, env, self.precision.dtype))
+        self.classifier = build_classifier(recipe, self.dataset, env)
         self.optimizer = build_optimizer(self.classifier.model, recipe)
         self.scaler = self.precision.new_scaler()
         self.schedule = Schedule(recipe)
-        self.progress = Progress()
-        self.totals = RunningTotals(env)
+        self.model = wrap_ddp(self.classifier, recipe, env, cuda_graphs=job.cuda_graphs)
+        self.compression: Compression | None = None
+        if isinstance(self.model, DistributedDataParallel):
+            self.compression = Compression(self.model, recipe, env.device)
+        self.ema_weights = Ema(self.classifier, recipe.ema_decay) if recipe.ema_decay else None
         self.train_data = TrainData(
             recipe,
             self.dataset,
@@ -108,120 +119,132 @@ class Trainer:
             job.debugging.one_batch,
         )
         self.val = validation_loader(recipe, self.dataset, self.batch_size, env, job.loader_options)
-        self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, callback.on_log)
+        self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, self.log)
+        self.watchdog = watchdog
+        self.consensus = Consensus(env)
+        self.signals = StopSignals()
+        traced = job.debugging.profile if env.is_first else None
+        self.profiler = new_profiler(traced, self.log) if traced else None
+        self.progress = Progress()
+        self.totals = RunningTotals(env)
         self.left_out = 0  # images of an epoch that another number or kind of processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
 
     def run(self) -> TrainResult:
-        """Train until the last epoch, the limit of --steps or a signal to stop."""
-        with (
-            self.train_data,
-            self.val,
-            self.checkpointer,
-            HangWatchdog(self.env, self.job.hang_seconds) as self.watchdog,
-        ):
-            saved = self._restore()
-            self._make_model(saved)
-            self.consensus = Consensus(self.env)
-            trace = self.job.debugging.profile if self.env.is_first else None
-            with StopSignals() as self.signals, profiler(trace) as self.profiler:
-                for number in range(self.progress.epoch, self.recipe.epochs):
-                    if reason := self._train_epoch(number) or self._end_epoch():
-                        self.checkpointer.finish()
-                        return messages.stopped(self.job, self.progress, reason)
+        """Train until a rule of `_why_stop` ends the run."""
+        with self.train_data, self.val, self.checkpointer:
+            self._begin()
+            with self.signals, self.profiler or nullcontext():
+                reason = self._why_stop(asked=False)
+                while not reason:
+                    reason = self._train_epoch()
                 self.checkpointer.finish()
-        return messages.finished(self.job, self.progress)
+        return messages.result(self.job, self.progress, reason)
 
-    def _restore(self) -> dict[str, Any] | None:
-        """Create the run's folder, or restore the last checkpoint there and return its content."""
+    def _begin(self) -> None:
+        """Create the run's folder or restore its last checkpoint, and prepare the model for a first step."""
         job, recipe, env = self.job, self.recipe, self.env
         may_resume = job.resume == "auto" or all_most(env.restarts, env) > 0
         begun = job.resume == "must" or (may_resume and run_folder.is_run(job.out))
         if begun and env.is_first:
             remove_leftovers(job.out)
         saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
-        refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, saved, env, self.precision.dtype))
+        refuse_unlike(env, {"checkpoint": f"of update {saved['progress']['steps']}" if saved else "none"})
+        mine: dict[str, Any] = {}
         if saved:
-            checkpoint.refuse_other_spec(saved, self.classifier.spec, job.out / checkpoint.LAST)
-            self.classifier.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.schedule.load_state_dict(saved["schedule"])
-            self.progress = msgspec.convert(saved["progress"], Progress)
-            self.saved_steps = self.progress.steps
-            if self.scaler and saved["scaler"]:
-                self.scaler.load_state_dict(saved["scaler"])
-            rank = saved["ranks"][env.rank if run_folder.same_processes(saved, env) else 0]
-            left_out = self.train_data.restore(rank, self.progress.epoch)
-            self.left_out = int(all_most(left_out, env))  # where one cannot continue the epoch, none does
-            self.totals.sums.add_(run_folder.sums_of(saved, env))
+            mine = self._restore(saved)
         else:
-            self.train_data.epoch(0)  # refuses impossible batches and crops before anything is written
+            self.train_data.epoch(0)  # refuses damaged shards before anything is written
             if env.is_first:
                 run_folder.create(job.out, recipe, self.dataset, env, over_unfinished=begun)
-        self.callback.on_start(messages.facts(job, self.dataset, self.classifier, env, self.precision))
+        facts = messages.facts(job, self.dataset, self.classifier, env, self.precision)
+        for callback in self.callbacks:
+            callback.on_start(facts)
         difference = run_folder.difference(saved, env) if saved else ""
         for line in (self.precision.note, note, difference, messages.left_out(self.progress, self.left_out)):
             if line:
-                self.callback.on_log(line)
-        return saved
-
-    def _make_model(self, saved: dict[str, Any] | None) -> None:
-        """Compile the classifier, wrap it in DDP, and set the random generators."""
-        recipe, env = self.recipe, self.env
-        model = wrap_ddp(self.classifier, recipe, env, cuda_graphs=self.job.cuda_graphs)
-        self.compression = (
-            Compression(model, recipe, env.device) if isinstance(model, DistributedDataParallel) else None
-        )
+                self.log(line)
         run_throwaway_step(
-            model, self.classifier, recipe, self.batch_size, env, self.precision, self.callback.on_log
+            self.model, self.classifier, recipe, self.batch_size, env, self.precision, self.log
         )
-        self.model = model
-        self.ema_weights = Ema(self.classifier, recipe.ema_decay) if recipe.ema_decay else None
-        if self.ema_weights and saved:
-            self.ema_weights.load_state_dict(saved["ema_weights"])
+        # What that step has changed: the generators, and the memory of the gradient compression.
         torch.manual_seed(derive_seed(recipe.seed, "dropout", env.rank, self.progress.epoch))
-        continued = saved is not None and run_folder.same_processes(saved, env)
-        mine: dict[str, Any] = saved["ranks"][env.rank] if saved and continued else {}
         if mine:
             self.train_data.restore_generators(mine)
         if self.compression:
             self.compression.load_state_dict(mine.get("compression", {}))
 
-    def _train_epoch(self, number: int) -> str:
-        """Train the rest of an epoch; return why to stop within it, or ""."""
+    def _restore(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Restore a checkpoint; return this rank's state, {} where other processes saved it."""
+        checkpoint.refuse_other_spec(saved, self.classifier.spec, self.job.out / checkpoint.LAST)
+        self.classifier.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        if self.scaler and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema_weights:
+            self.ema_weights.load_state_dict(saved["ema_weights"])
+        self.progress = msgspec.convert(saved["progress"], Progress)
+        self.saved_steps = self.progress.steps
+        same = run_folder.same_processes(saved, self.env)
+        rank: dict[str, Any] = saved["ranks"][self.env.rank if same else 0]
+        left_out = self.train_data.restore(rank, self.progress.epoch)
+        self.left_out = int(all_most(left_out, self.env))  # where one cannot continue the epoch, none does
+        self.totals.sums.add_(run_folder.sums_of(saved, self.env))
+        return rank if same else {}
+
+    def log(self, line: str) -> None:
+        """Call `on_log` of every callback with a line for the user."""
+        for callback in self.callbacks:
+            callback.on_log(line)
+
+    def _train_epoch(self) -> str:
+        """Train the rest of an epoch, validate and save; return why to stop, or "" to go on."""
+        timer, batches = self._open_epoch()
+        self.watchdog.at(self.progress.steps, "waiting for data")
+        for step, batch in enumerate(batches, timer.first):
+            self.watchdog.at(self.progress.steps, "training")
+            last = step + 1 == timer.total
+            before = self._weights() if last else {}
+            self._step(timer, step, batch)
+            self._report(timer, step, before)
+            if not last:
+                reason = self._save_or_stop()
+                if reason:
+                    return reason
+            self.watchdog.at(self.progress.steps, "waiting for data")
+        row, best = self._validate(timer)
+        self._save()
+        for callback in self.callbacks:
+            callback.on_epoch(row, self.recipe.epochs, best)
+        asked, _ = self.consensus.now(bool(self.signals.name), False)
+        return self._why_stop(asked)
+
+    def _open_epoch(self) -> tuple[EpochTimer, Iterable[Batch]]:
+        """Return the timer of the epoch that comes next, and the batches left of it."""
+        number, recipe = self.progress.epoch, self.recipe
         loader = self.train_data.epoch(number)
         total = len(loader)
         # An epoch that other processes began cannot be continued: this run goes on with its evaluation.
-        first = total - self.left_out // self.recipe.batch_size if self.left_out else loader.batch
-        last_lr = self.schedule.lr(number + max(first - 1, 0) / total)
-        self.now = now = EpochTimer(
-            number, self.recipe.epochs, first, total, self.recipe.batch_size, last_lr, self.val_seconds
+        first = total - self.left_out // recipe.batch_size if self.left_out else loader.batch
+        timer = EpochTimer(
+            epoch=number,
+            epochs=recipe.epochs,
+            first=first,
+            total=total,
+            batch_size=recipe.batch_size,
+            lr=self.schedule.lr(number + max(first - 1, 0) / total),
+            val_seconds=self.val_seconds,
         )
-        self.watchdog.at(self.progress.steps, "waiting for data")
-        for step, batch in enumerate(() if self.left_out else now.wait.over(loader), first):
-            self.watchdog.at(self.progress.steps, "training")
-            self._update(step, batch)
-            if step % _REPORT_EVERY == 0 or step + 1 == total:
-                self._report(step + 1)
-            at_limit = self.progress.steps == self.job.debugging.steps
-            stop, save = self.consensus(bool(self.signals.name), self._minutes_are_over())
-            due = self.job.saving.steps and self.progress.steps % self.job.saving.steps == 0
-            if step + 1 < total and (stop or save or due or at_limit):
-                self._save()
-                if stop or at_limit:
-                    return self._reason() if stop else "--steps"
-            self.watchdog.at(self.progress.steps, "waiting for data")
-        return ""
+        return timer, () if self.left_out else timer.batches(loader)
 
-    def _update(self, step: int, batch: Batch) -> None:
-        now = self.now
-        now.lr = self.schedule.lr(now.epoch + step / now.total)
-        set_lrs(self.optimizer, now.lr, self.recipe.stage_at(now.epoch))
+    def _step(self, timer: EpochTimer, step: int, batch: Batch) -> None:
+        """Update the weights once, and their average."""
+        timer.lr = self.schedule.lr(timer.epoch + step / timer.total)
+        set_lrs(self.optimizer, timer.lr, self.recipe.stage_at(timer.epoch))
         images = batch.images.to(self.env.device, torch.float32)
         labels = batch.labels.to(self.env.device, non_blocking=True)
-        wanted = self.callback.wants_weights and step + 1 == now.total
-        before = self._weights() if wanted else {}
         loss, correct = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
         )
@@ -229,19 +252,50 @@ class Trainer:
             self.ema_weights.update()
         self.progress.steps += 1
         self.totals.add(loss, correct, self.batch_size, self.progress.steps)
-        if line := self.profiler.step():
-            self.callback.on_log(line)
-        if wanted:
+
+    def _report(self, timer: EpochTimer, step: int, before: dict[str, torch.Tensor]) -> None:
+        """Call `on_step` every ten steps, and `on_weights` after the last step of the epoch.
+
+        On a GPU the totals are some steps old, because reading the newest would make it wait.
+
+        Args:
+            timer: The epoch's timer.
+            step: The step that was made, counted from 0 in the epoch.
+            before: Copy of the weights before this step; empty where no callback wants them.
+        """
+        if self.profiler:
+            self.profiler.step()
+        if before:
             after = self._weights()
             updates = {name: after[name] - before[name] for name in after}
-            self.callback.on_weights(Weights(now.epoch + 1, self.progress.steps, after, updates))
+            weights = Weights(timer.epoch + 1, self.progress.steps, after, updates)
+            for callback in self.callbacks:
+                if callback.wants_weights:
+                    callback.on_weights(weights)
+        due = step % _REPORT_EVERY == 0 or step + 1 == timer.total
+        reading = self.totals.peek() if due and self.env.is_first else None
+        if reading is not None:
+            self._refuse_diverged(reading)
+            row = timer.row(step + 1, self.progress.steps, reading, used_mb(self.env))
+            for callback in self.callbacks:
+                callback.on_step(row)
 
-    def _end_epoch(self) -> str:
-        """Validate, write the epoch's metrics and save; return why to stop after it, or ""."""
-        now, env = self.now, self.env
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Copy the weights to the CPU, for callbacks that want them; empty where none does."""
+        if not any(callback.wants_weights for callback in self.callbacks):
+            return {}
+        parameters = self.classifier.model.named_parameters()
+        return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
+
+    def _validate(self, timer: EpochTimer) -> tuple[EpochMetrics, bool]:
+        """End an epoch: validate, add its metrics to metrics.jsonl, and go to the start of the next.
+
+        Returns:
+            The epoch's metrics, and whether validation top-1 is the best so far.
+        """
         loss_sum, correct, images = all_sum(self.totals.sums.clone()).tolist()
-        self._refuse_diverged(self.totals.read())
-        trained = now.seconds
+        self._refuse_diverged(self.totals.read(), self.classifier.parameters())
+        trained = timer.seconds
         share_buffers(self.classifier)
         with self.ema_weights.in_place() if self.ema_weights else nullcontext():
             if self.ema_weights:
@@ -249,21 +303,18 @@ class Trainer:
             metrics = evaluate(
                 [self.classifier],
                 self.val,
-                env,
+                self.env,
                 self.precision.dtype,
-                progress=lambda *_: self.watchdog.at(self.progress.steps, "validating"),
+                on_progress=lambda *_: self.watchdog.at(self.progress.steps, "validating"),
             )
             best = metrics.top1 > self.progress.best_top1
-            if best and env.is_first:
+            if best and self.env.is_first:
                 self.checkpointer.best(checkpoint.content_of(self.classifier))
-        self.val_seconds = now.seconds - trained
-        self.schedule.end_epoch(1.0 - metrics.top1)
-        self.progress.epoch = now.epoch + 1
-        self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
+        self.val_seconds = timer.seconds - trained
         row = EpochMetrics(
-            epoch=now.epoch + 1,
+            epoch=timer.epoch + 1,
             steps=self.progress.steps,
-            lr=now.lr,
+            lr=timer.lr,
             train_loss=loss_sum / images,
             train_top1=correct / images,
             val_loss=metrics.loss,
@@ -271,36 +322,45 @@ class Trainer:
             val_top5=metrics.top5,
             train_seconds=trained,
             val_seconds=self.val_seconds,
-            images_per_second=0.0 if self.left_out else now.speed(now.total, trained),
-            data_wait=now.wait.seconds / trained,
+            images_per_second=0.0 if self.left_out else timer.speed(timer.total, trained),
+            data_wait=timer.waited / trained,
         )
-        if env.is_first:
+        if self.env.is_first:
             metrics_file.add_metrics(self.job.out, row)
+        self.schedule.end_epoch(1.0 - metrics.top1)
+        self.progress.epoch += 1
+        self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
         self.left_out = 0
         self.totals.restart()
-        self.train_data.epoch(now.epoch + 1)  # the checkpoint holds the start of the next epoch
-        self._save()
-        self.callback.on_epoch(row, self.recipe.epochs, best)
-        if self.progress.epoch == self.recipe.epochs:
-            return ""
-        if self.progress.steps == self.job.debugging.steps:
-            return "--steps"
-        (stop,) = self.consensus.now(bool(self.signals.name))[:1]
-        return self._reason() if stop else ""
+        self.train_data.epoch(self.progress.epoch)  # the checkpoint holds the start of the next epoch
+        return row, best
 
-    def _reason(self) -> str:
-        return self.signals.name or "a signal to another process"
+    def _save_or_stop(self) -> str:
+        """Save within an epoch where it is time to or the run stops; return why it stops, or ""."""
+        saving, done = self.job.saving, self.progress.steps
+        late = bool(saving.minutes) and monotonic() - self.saved_at > 60 * (saving.minutes or 0)
+        asked, save = self.consensus(bool(self.signals.name), late and self.env.is_first)
+        reason = self._why_stop(asked)
+        if reason or save or (saving.steps and done % saving.steps == 0):
+            self._refuse_diverged(self.totals.read(), self.classifier.parameters())
+            self._save()
+        return reason
+
+    def _why_stop(self, asked: bool) -> str:
+        """Return why to stop here, in all processes alike, or "" to go on.
+
+        Args:
+            asked: Whether a process got a signal to stop, as all have agreed.
+        """
+        if self.progress.epoch == self.recipe.epochs:
+            return "finished"
+        if self.job.debugging.steps and self.progress.steps >= self.job.debugging.steps:
+            return "--steps"
+        return (self.signals.name or "a signal to another process") if asked else ""
 
     def _save(self) -> None:
-        """Write `last.pt`, with every rank's data position and generators, while training goes on.
-
-        Raises:
-            RunError: The loss or a weight is not finite; the checkpoint before stays the last.
-        """
+        """Write `last.pt`, with every rank's data position and generators, while training goes on."""
         self.watchdog.at(self.progress.steps, "saving")
-        self._refuse_diverged(self.totals.read())
-        if not all(bool(torch.isfinite(p).all()) for p in self.classifier.parameters()):
-            raise self._diverged("weights are", self.progress.steps)
         mine = self.train_data.rank_state() | {"sums": self.totals.sums.tolist()}
         if self.compression:
             mine["compression"] = self.compression.state_dict()
@@ -314,7 +374,7 @@ class Trainer:
             dataset=self.dataset.fingerprint,
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
-            scaler=scaler_state(self.scaler),
+            scaler=self.scaler.state_dict() if self.scaler else {},
             ema_weights=self.ema_weights.state_dict() if self.ema_weights else {},
             progress=asdict(self.progress),
             machine=run_folder.machine(self.env),
@@ -323,24 +383,10 @@ class Trainer:
         )
         self.checkpointer.last(content, self.progress.steps)
 
-    def _minutes_are_over(self) -> bool:
-        minutes = self.job.saving.minutes
-        return bool(minutes) and self.env.is_first and monotonic() - self.saved_at > 60 * (minutes or 0)
-
-    def _report(self, done: int) -> None:
-        """Call `on_step`; on a GPU with totals some steps old, as reading the newest would make it wait."""
-        reading = self.totals.peek() if self.env.is_first else None
-        if reading is not None:
-            self._refuse_diverged(reading)
-            self.callback.on_step(self.now.row(done, self.progress.steps, reading, used_mb(self.env)))
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        parameters = self.classifier.model.named_parameters()
-        return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
-
-    def _refuse_diverged(self, reading: Reading) -> None:
-        if reading.diverged:
-            raise self._diverged("loss is", int(reading.diverged))
-
-    def _diverged(self, what: str, step: int) -> RunError:
-        return messages.diverged(self.job, what, step, self.now.epoch + 1, self.saved_steps)
+    def _refuse_diverged(self, reading: Reading, weights: Iterable[torch.Tensor] = ()) -> None:
+        """Raise RunError where a loss of the epoch or one of the `weights` is not finite."""
+        what, step = "loss is", int(reading.diverged)
+        if not step and not all(bool(torch.isfinite(weight).all()) for weight in weights):
+            what, step = "weights are", self.progress.steps
+        if step:
+            raise messages.diverged(self.job, what, step, self.progress.epoch + 1, self.saved_steps)

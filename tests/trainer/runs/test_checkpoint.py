@@ -1,10 +1,8 @@
 """Checkpoints: atomic writing, checks, and loading without running code."""
 
-import errno
 import os
 import pickle
 import resource
-import zipfile
 from dataclasses import replace
 
 import pytest
@@ -59,7 +57,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, writer):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_refused(tiny_checkpoint, keep):
     whole = tiny_checkpoint.read_bytes()
     tiny_checkpoint.write_bytes(whole[: int(len(whole) * keep)])
@@ -67,7 +65,10 @@ def test_a_truncated_checkpoint_is_refused(tiny_checkpoint, keep):
         checkpoint.load(tiny_checkpoint)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + bytes(100), os.urandom(1000)])
+EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04" + bytes(100), EMPTY_ZIP])
 def test_something_else_is_refused(tmp_path, content):
     path = tmp_path / "other.pt"
     path.write_bytes(content)
@@ -75,25 +76,20 @@ def test_something_else_is_refused(tmp_path, content):
         checkpoint.load(path)
 
 
-def test_an_empty_zip_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
-        archive.writestr("a.txt", "hello")
-    with pytest.raises(UsageError, match="not a readable checkpoint"):
-        checkpoint.load(tmp_path / "zip.pt")
-
-
-@pytest.mark.parametrize("content", [{"format": None}, {}, [1, 2], {"weight": torch.zeros(1)}])
-def test_a_file_of_another_program_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"format": None}, "not a checkpoint of this toolkit"),
+        ([1, 2], "not a checkpoint of this toolkit"),
+        ({"weight": torch.zeros(1)}, "not a checkpoint of this toolkit"),
+        ({"format": 1}, "this release reads 2"),
+        ({"format": "2"}, "this release reads 2"),
+    ],
+)
+def test_a_file_of_another_program_or_format_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "external.pt")
-    with pytest.raises(UsageError, match="not a checkpoint of this toolkit"):
+    with pytest.raises(UsageError, match=words):
         checkpoint.load(tmp_path / "external.pt")
-
-
-@pytest.mark.parametrize("content", [{"format": 1}, {"format": 3}, {"format": "2"}])
-def test_another_format_version_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "new.pt")
-    with pytest.raises(UsageError, match="this release reads 2"):
-        checkpoint.load(tmp_path / "new.pt")
 
 
 def test_a_checkpoint_without_a_spec_is_refused(tmp_path):
@@ -142,20 +138,6 @@ def test_another_class_is_refused_by_its_name(tiny_classifier, tiny_checkpoint):
             replace(tiny_classifier.spec, classes=tuple(classes)),
             tiny_checkpoint,
         )
-
-
-def test_a_failing_save_leaves_the_old_file(tiny_classifier, tiny_checkpoint, monkeypatch):
-    before = tiny_checkpoint.read_bytes()
-
-    def half(_content, file):
-        file.write(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises((RunError, OSError), match="No space left"):
-        checkpoint.save(tiny_checkpoint, tiny_classifier)
-    assert tiny_checkpoint.read_bytes() == before
-    assert [path.name for path in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
 
 
 def test_a_full_disk_is_a_run_error_and_leaves_the_old_file(tiny_classifier, tiny_checkpoint):

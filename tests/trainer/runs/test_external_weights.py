@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.reference import measured, softmax, stored
+from helpers.reference import crops, measured, softmax, stored
 from safetensors.torch import save_file
 
 from pipeline.errors import UsageError
@@ -30,7 +30,7 @@ CONVOLUTIONS = (
 LINEAR = (("classifier.1", 4096, 256 * 6 * 6), ("classifier.4", 4096, 4096))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def published() -> dict[str, torch.Tensor]:
     """Random weights in torchvision's layout, of ten classes; scaled so that logits are of order 1."""
     generator = torch.Generator().manual_seed(0)
@@ -154,23 +154,30 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_and_unexpected_keys_are_reported_and_capped(published, tmp_path):
+@pytest.fixture
+def small():
+    """An eighth of torchvision's network."""
+    torch.manual_seed(0)
+    return build_model("alexnet_owt", 10, 0.125).state_dict()
+
+
+def test_missing_and_unexpected_keys_are_reported_and_capped(small, tmp_path):
     path = tmp_path / "weights.pth"
-    few = {name: value for name, value in published.items() if "features" not in name}
+    few = {name: value for name, value in small.items() if "classifier" not in name}
     torch.save(few | {"head.weight": torch.zeros(2)}, path)
     with pytest.raises(UsageError) as error:
         load_external(path, torchvision(), CLASSES)
     assert "\n" not in str(error.value)
     assert (
-        "10 keys missing: features.0.weight, features.0.bias, features.3.weight, features.3.bias, "
-        "features.6.weight and 5 more; 1 key unexpected: head.weight"
+        "6 keys missing: classifier.1.weight, classifier.1.bias, classifier.4.weight, classifier.4.bias, "
+        "classifier.6.weight and 1 more; 1 key unexpected: head.weight"
     ) in str(error.value)
 
 
-def test_unexpected_keys_alone_are_a_note(published, tmp_path):
+def test_unexpected_keys_alone_are_a_note(small, tmp_path):
     path = tmp_path / "weights.pth"
     extra = {f"ema.{number}": torch.zeros(1) for number in range(7)}
-    torch.save(published | extra, path)
+    torch.save(small | extra, path)
     _, notes = load_external(path, torchvision(), CLASSES)
     assert notes[1:] == [
         f"{path}: 7 keys ignored, not in alexnet_owt: ema.0, ema.1, ema.2, ema.3, ema.4 and 2 more"
@@ -191,34 +198,27 @@ def test_files_without_a_state_dict(tmp_path, content, words):
         load_external(tmp_path / "weights.pth", torchvision(), CLASSES)
 
 
-def test_another_number_of_classes_is_named(published, tmp_path):
-    torch.save(published, tmp_path / "weights.pth")
+def test_another_number_of_classes_or_no_description(small, tmp_path):
+    torch.save(small, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="has 10 outputs, but the data has 4 classes"):
         load_external(tmp_path / "weights.pth", torchvision(), CLASSES[:4])
-
-
-def test_external_weights_need_a_description(published, tmp_path):
-    torch.save(published, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="--arch alexnet_owt --preprocessing torchvision"):
         load_external(tmp_path / "weights.pth", None, CLASSES)
 
 
-def test_preprocessing_from_a_file(tmp_path):
+def test_preprocessing_from_a_file_or_none(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("mean = [127.5, 127.5, 127.5]\nstd = [127.5, 127.5, 127.5]\ncrop = 192\n")
     found = describe("alexnet", str(path))
     assert found == ExternalWeights("alexnet", Preprocessing((127.5,) * 3, (127.5,) * 3, 256, 192))
-
-
-def test_no_description_without_options():
     assert describe(None, None) is None
 
 
 @pytest.mark.parametrize(
     ("arch", "preprocessing", "words"),
     [
-        ("alexnet", None, "--arch needs --preprocessing too"),
-        (None, "torchvision", "--preprocessing needs --arch too"),
+        ("alexnet", None, "--arch and --preprocessing go together"),
+        (None, "torchvision", "--arch and --preprocessing go together"),
         ("vgg", "torchvision", "--arch vgg: unknown; known are alexnet, "),
         ("alexnet", "timm", "--preprocessing timm: unknown; known are torchvision, or give a .toml"),
         ("alexnet", "no.toml", "no.toml: cannot be read"),
@@ -239,32 +239,22 @@ def test_incomplete_descriptions_are_refused(tmp_path, arch, preprocessing, word
         describe(arch, preprocessing)
 
 
-def test_an_external_checkpoint_is_evaluated_with_the_named_preprocessing(tiny_dataset, tmp_path):
+def evaluated(file, dataset, external):
+    return evaluate_checkpoints(DistEnv(), [file], dataset.root, "val", "center", 8, external=external)
+
+
+def test_an_external_checkpoint_is_evaluated_with_the_named_preprocessing(small, tiny_dataset, tmp_path):
     """End to end on 72 px images, against a reference network on pixels that Pillow decoded."""
-    torch.manual_seed(0)
-    model = build_model("alexnet_owt", 10, 0.125)
-    model.classifier[6].weight.data *= 40
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    small["classifier.6.weight"] *= 40
+    torch.save(small, tmp_path / "weights.pth")
     how = Preprocessing(tuple(255 * m for m in MEAN), tuple(255 * s for s in STD), 72, 64)
-    got = evaluate_checkpoints(
-        DistEnv(),
-        [tmp_path / "weights.pth"],
-        tiny_dataset.root,
-        "val",
-        "center",
-        8,
-        None,
-        ExternalWeights("alexnet_owt", how),
-    )
-    samples = stored(tiny_dataset)
-    rows = []
-    for sample in samples:
-        x = torch.from_numpy(sample.pixels[4:68, 4:68].copy()).permute(2, 0, 1)[None].float() / 255
-        x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-        with torch.inference_mode():
-            rows.append(model.eval()(x)[0].double().numpy())
+    external = ExternalWeights("alexnet_owt", how)
+    got = evaluated(tmp_path / "weights.pth", tiny_dataset, external)
+    samples = sorted(stored(tiny_dataset), key=lambda sample: sample.key)
+    pixels = np.stack([crops(sample.pixels, 64, "center")[0] for sample in samples])
+    expected = softmax(reference(small, torch.from_numpy(pixels)).numpy())
     labels = np.array([sample.label for sample in samples])
-    top1, top5, loss = measured(softmax(np.array(rows)), labels)
+    top1, top5, loss = measured(expected, labels)
     assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
     assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
     assert "10 outputs are assumed to be the data's 10 classes, in order" in got.notes[0]
@@ -272,14 +262,10 @@ def test_an_external_checkpoint_is_evaluated_with_the_named_preprocessing(tiny_d
 
 def test_a_description_is_refused_where_every_checkpoint_has_its_own(tiny_checkpoint, tiny_dataset):
     with pytest.raises(UsageError, match="has its own architecture and preprocessing"):
-        evaluate_checkpoints(
-            DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8, None, torchvision()
-        )
+        evaluated(tiny_checkpoint, tiny_dataset, torchvision())
 
 
-def test_images_of_another_size_than_the_preprocessings_are_refused(tiny_dataset, tmp_path):
-    torch.save(build_model("alexnet_owt", 10, 0.125).state_dict(), tmp_path / "weights.pth")
+def test_images_of_another_size_than_the_preprocessings_are_refused(small, tiny_dataset, tmp_path):
+    torch.save(small, tmp_path / "weights.pth")
     with pytest.raises(UsageError, match=r"shorter side of 256 px.*has 72 px"):
-        evaluate_checkpoints(
-            DistEnv(), [tmp_path / "weights.pth"], tiny_dataset.root, "val", "center", 8, None, torchvision()
-        )
+        evaluated(tmp_path / "weights.pth", tiny_dataset, torchvision())

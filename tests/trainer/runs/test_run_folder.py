@@ -74,7 +74,11 @@ def test_create_says_where_it_cannot_write(tmp_path, tiny_recipe, tiny_dataset):
         run_folder.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, DistEnv())
 
 
-def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tiny_classifier):
+def test_read_last_gives_what_was_saved_to_the_same_recipe_and_dataset(
+    tmp_path, tiny_recipe, tiny_dataset, tiny_classifier
+):
+    with pytest.raises(UsageError, match="no run to resume"):
+        run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
     nothing, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
     assert nothing is None
@@ -83,38 +87,19 @@ def test_read_last_gives_what_was_saved(tmp_path, tiny_recipe, tiny_dataset, tin
     progress = Progress(epoch=2, steps=9, best_top1=0.5)
     checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state, progress=asdict(progress))
     saved, note = run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
-    assert note == ""
-    assert Progress(**saved["progress"]) == progress
-
-
-def test_read_last_refuses_another_recipe_dataset_or_nothing(
-    tmp_path, tiny_recipe, tiny_dataset, tiny_classifier
-):
-    with pytest.raises(UsageError, match="no run to resume"):
-        run_folder.read_last(tmp_path, tiny_recipe, tiny_dataset)
-    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
-    state = {"recipe": tiny_recipe.to_toml(), "scaler": {}, "dataset": tiny_dataset.fingerprint}
-    checkpoint.save(tmp_path / "last.pt", tiny_classifier, **state)
+    assert (note, Progress(**saved["progress"])) == ("", progress)
     with pytest.raises(UsageError, match="another recipe"):
         run_folder.read_last(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset)
-    manifest = replace(tiny_dataset.manifest, seed=99)
+    other = replace(tiny_dataset, manifest=replace(tiny_dataset.manifest, seed=99))
     with pytest.raises(UsageError, match="other data"):
-        run_folder.read_last(tmp_path, tiny_recipe, replace(tiny_dataset, manifest=manifest))
+        run_folder.read_last(tmp_path, tiny_recipe, other)
 
 
-def test_metrics_are_appended_in_order(tmp_path):
+def test_metrics_are_appended_and_an_epoch_done_again_replaces_what_a_killed_run_left(tmp_path):
     assert metrics_file.read_metrics(tmp_path) == []
-    rows = [row(epoch) for epoch in (1, 2, 3)]
-    for each in rows:
-        metrics_file.add_metrics(tmp_path, each)
-    assert metrics_file.read_metrics(tmp_path) == rows
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
-
-
-def test_an_epoch_done_again_replaces_what_a_killed_run_left(tmp_path):
     for epoch in (1, 2, 3):
         metrics_file.add_metrics(tmp_path, row(epoch))
+    assert metrics_file.read_metrics(tmp_path) == [row(1), row(2), row(3)]
     metrics_file.add_metrics(tmp_path, row(2, train_loss=1.0))
     assert metrics_file.read_metrics(tmp_path) == [row(1), row(2, train_loss=1.0)]
 

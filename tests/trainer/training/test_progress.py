@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.distributed.env import DistEnv
-from trainer.training.progress import EpochTimer, Reading, RunningTotals, Wait
+from trainer.training.progress import EpochTimer, Reading, RunningTotals
 
 
 def test_totals_add_up_and_keep_the_last_loss():
@@ -51,10 +51,10 @@ def test_only_waiting_for_batches_is_counted(clock):
             yield number
         clock[0] += 0.5  # time to find that there are no more
 
-    wait = Wait()
-    for _ in wait.over(slow()):
+    timer = EpochTimer(epoch=0, epochs=1, first=0, total=3, batch_size=1, lr=0.1)
+    for _ in timer.batches(slow()):
         clock[0] += 2.0
-    assert wait.seconds == 15.5
+    assert timer.waited == 15.5
 
 
 def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
@@ -63,7 +63,7 @@ def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
         epoch=2, epochs=5, first=40, total=100, batch_size=128, lr=0.01, val_seconds=7.0, started=100
     )
     clock[0] += 10.0
-    timer.wait.seconds = 2.5
+    timer.waited = 2.5
     row = timer.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), 321.0)
     assert (row.epoch, row.done, row.total, row.steps) == (3, 60, 100, 260)
     assert (row.loss, row.top1, row.lr, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)

@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -15,13 +14,13 @@ from helpers.entries import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
-from trainer.callbacks.base import Callbacks
+from trainer.callbacks.status import StatusCallback
 from trainer.callbacks.tensorboard import FOLDER, TensorBoardCallback, tiled
-from trainer.distributed.env import DistEnv
+from trainer.distributed.env import DistEnv, Processes
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
 from trainer.runs.run_folder import git_state, provenance
-from trainer.runs.status import StatusCallback, read_run
+from trainer.runs.status import read_run
 from trainer.training.dry_run import plan
 from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.trainer import train
@@ -29,14 +28,14 @@ from trainer.training.trainer import train
 
 @pytest.fixture(scope="module")
 def seen(tiny_dataset, tiny_recipe, tmp_path_factory):
-    """A run of three epochs of nine steps, stopped after the first and resumed, with all callbacks."""
+    """A run of two epochs of nine steps, stopped within the first and resumed, with all callbacks."""
     out = tmp_path_factory.mktemp("seen") / "run"
     trace = out.parent / "trace.json"
-    recipe = replace(tiny_recipe, epochs=3, batch_size=10)
+    recipe = replace(tiny_recipe, epochs=2, batch_size=10)
     job = TrainJob(tiny_dataset.root, out, recipe, saving=Saving(steps=1, keep=99))
     recorder = Recorder()
-    for debugging in (Debugging(steps=14), Debugging(profile=trace)):
-        callbacks = Callbacks([recorder, StatusCallback(out), TensorBoardCallback(out)])
+    for debugging in (Debugging(steps=5), Debugging(profile=trace)):
+        callbacks = [recorder, StatusCallback(out), TensorBoardCallback(out)]
         train(DistEnv(), replace(job, resume="auto", debugging=debugging), callbacks)
     return out, trace, recorder
 
@@ -55,7 +54,7 @@ def test_scalars_are_what_was_reported_each_update_once(seen, events):
     rows = read_metrics(out)
     for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
         scalars = events.Scalars("epoch/" + name.replace("_", " "))
-        assert [scalar.step for scalar in scalars] == [9, 18, 27]
+        assert [scalar.step for scalar in scalars] == [9, 18]
         assert [scalar.value for scalar in scalars] == pytest.approx([getattr(row, name) for row in rows])
     reported = {row.steps: row for row in recorder.steps}
     lrs = events.Scalars("train/lr")
@@ -65,13 +64,13 @@ def test_scalars_are_what_was_reported_each_update_once(seen, events):
 
 def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen, events):
     out, *_ = seen
-    models = {s: checkpoint.load(out / f"step-{s:08d}.pt")["model"] for s in (26, 27)}
-    weights = models[27]["model.fc7.weight"]
+    models = {s: checkpoint.load(out / f"step-{s:08d}.pt")["model"] for s in (17, 18)}
+    weights = models[18]["model.fc7.weight"]
     histogram = events.Histograms("weights/fc7.weight")[-1]
-    assert histogram.step == 27
+    assert histogram.step == 18
     assert histogram.histogram_value.num == weights.numel()
     assert histogram.histogram_value.sum == pytest.approx(float(weights.double().sum()), rel=1e-4, abs=1e-4)
-    update = weights - models[26]["model.fc7.weight"]
+    update = weights - models[17]["model.fc7.weight"]
     ratio = events.Scalars("update to weight/fc7.weight")[-1].value
     assert ratio == pytest.approx(float(update.norm() / weights.norm()), rel=1e-5)
     assert "updates/conv1.weight" in events.Tags()["histograms"]
@@ -79,7 +78,7 @@ def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen,
 
 def test_kernels_are_an_image(seen, events):
     images = events.Images("kernels")
-    assert [image.step for image in images] == [9, 18, 27]
+    assert [image.step for image in images] == [9, 18]
     assert images[0].width == 12 * (11 * 4 + 2)
 
 
@@ -98,13 +97,8 @@ def test_a_trace_holds_the_recorded_updates(seen):
     _, trace, recorder = seen
     found = json.loads(trace.read_text())["traceEvents"]
     names = [event.get("name", "") for event in found]
-    assert (
-        sum(
-            name.startswith("ProfilerStep#") and event["ph"] == "X"
-            for name, event in zip(names, found, strict=True)
-        )
-        >= 5
-    )
+    steps = {name for name in names if name.startswith("ProfilerStep#")}
+    assert len(steps) == 5
     assert any("convolution_backward" in name for name in names)
     assert any(str(trace) in note for note in recorder.notes)
 
@@ -113,9 +107,9 @@ def test_status_says_how_it_ended(seen):
     out, *_ = seen
     found = read_run(out)
     assert found.health == "finished"
-    assert (found.status.epochs, found.status.step.steps, found.status.pid) == (3, 27, os.getpid())
-    assert found.status.line == f"finished 3 epochs: {out}"
-    assert len(found.rows) == 3
+    assert (found.status.epochs, found.status.step.steps, found.status.pid) == (2, 18, os.getpid())
+    assert found.status.line == f"finished 2 epochs: {out}"
+    assert len(found.rows) == 2
     assert list(found.checkpoints)[:2] == ["last.pt", "best.pt"]
 
 
@@ -147,11 +141,11 @@ def test_a_failed_run_says_so_and_a_refused_one_leaves_the_folder_alone(tiny_dat
     out = tmp_path / "run"
     job = TrainJob(tiny_dataset.root, out, replace(tiny_recipe, epochs=1, arch="alexnet_owt", lr=1e6))
     with pytest.raises(Exception, match=r"no longer finite|not finite"):
-        train(DistEnv(), job, Callbacks([StatusCallback(out)]))
+        train(DistEnv(), job, [StatusCallback(out)])
     before = (out / "status.json").read_bytes()
     assert json.loads(before)["state"] == "failed"
     with pytest.raises(UsageError, match="already holds files"):
-        train(DistEnv(), job, Callbacks([StatusCallback(out)]))
+        train(DistEnv(), job, [StatusCallback(out)])
     assert (out / "status.json").read_bytes() == before
 
 
@@ -186,15 +180,13 @@ def test_git_state_is_the_commit_and_whether_files_changed(tmp_path):
     assert git_state(tmp_path / "inside") == ""
 
 
-def test_a_plan_is_what_the_run_does(seen, tiny_dataset, tiny_recipe, tmp_path):
+def test_a_plan_is_what_the_run_does(tiny_dataset, tiny_recipe, tmp_path):
     recipe = replace(tiny_recipe, epochs=3, batch_size=10)
-    found = plan(TrainJob(tiny_dataset.root, tmp_path / "never", recipe), 2)
+    found = plan(TrainJob(tiny_dataset.root, tmp_path / "never", recipe), Processes("cpu", 2, ""))
     assert (found.steps_per_epoch, found.steps, found.batch_size, found.processes) == (9, 27, 5, 2)
     assert found.samples == {"train": 90, "val": 30}
     assert found.recipe == recipe.to_toml()
     assert not (tmp_path / "never").exists()
-    with pytest.raises(UsageError, match="fewer than one global batch"):
-        plan(TrainJob(tiny_dataset.root, tmp_path / "never", replace(recipe, batch_size=91)), 1)
 
 
 def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_path):
@@ -203,53 +195,4 @@ def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_p
     tar = next((copy / "val").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(UsageError, match=tar.name):
-        plan(TrainJob(copy, tmp_path / "never", tiny_recipe), 1)
-
-
-MEASURE = """
-import sys, threading, time
-import torch
-from trainer.training.precision import choose_precision
-from trainer.models.classifier import Classifier, Spec
-from trainer.training.progress import resident_mb
-from trainer.optim.optimizers import build_optimizer
-from trainer.training.dry_run import memory_of
-from trainer.recipe import Recipe
-from trainer.training.step import train_step
-
-arch, accumulation_steps = sys.argv[1], int(sys.argv[2])
-settings = {"width": 0.5, "batch_size": 64, "accumulation_steps": accumulation_steps}
-recipe = Recipe(name="t", arch=arch, epochs=1, lr=1e-6, **settings)
-classifier = Classifier(Spec(arch, 0.5, 224, tuple("abc"), 256, (0, 0, 0), (1, 1, 1), False))
-memory = memory_of(classifier, recipe, 64, 1, torch.float32)
-images, labels = torch.randn(64, 3, 224, 224), torch.zeros(64, dtype=torch.int64)
-optimizer = build_optimizer(classifier.model, recipe)
-before, most, done = resident_mb(), [0.0], []
-
-def watch():
-    while not done:
-        most[0] = max(most[0], resident_mb())
-        time.sleep(0.002)
-
-thread = threading.Thread(target=watch)
-thread.start()
-for _ in range(2):
-    train_step(classifier, optimizer, images, labels, recipe, choose_precision(recipe, "cpu"))
-done.append(1)
-thread.join()
-# Momentum and images are allocated before this.
-print((memory.weights + memory.activations) / 1e6, most[0] - before)
-"""
-
-
-@pytest.mark.parametrize(("arch", "parts"), [("alexnet", 1), ("alexnet_bn", 1), ("alexnet_source", 4)])
-def test_the_memory_estimate_is_near_what_a_step_takes(arch, parts):
-    """Measure gradients and activations of 64 images, in a process of its own.
-
-    The measured value also has the convolutions' workspaces and memory that the allocator keeps.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, arch, str(parts)], capture_output=True, text=True, check=True
-    )
-    estimate, measured = map(float, done.stdout.split())
-    assert 0.45 * measured < estimate < 1.2 * measured
+        plan(TrainJob(copy, tmp_path / "never", tiny_recipe), Processes("cpu", 1, ""))

@@ -16,9 +16,16 @@ from trainer.training.step import train_step
 RECIPE = Recipe(name="t", arch="alexnet", epochs=1, lr=0.1)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("smoothing", "precision", "parts"),
+    [
+        (0.0, "float32", 1),
+        (0.1, "float32", 4),
+        (0.1, "bfloat16", 1),
+        (0.0, "bfloat16", 2),
+        (0.1, "float16", 2),
+    ],
+)
 def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precision, parts):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
@@ -38,7 +45,7 @@ def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precisi
     assert float(correct) == (logits.argmax(axis=1) == labels.numpy()).sum()
 
 
-@pytest.mark.parametrize("parts", [2, 3, 6])
+@pytest.mark.parametrize("parts", [2, 6])
 def test_a_batch_in_parts_moves_the_weights_as_a_whole_one(parts):
     """In float64, without dropout and batch normalization, which depend on how the batch is split."""
     torch.manual_seed(0)
