@@ -1,7 +1,5 @@
 """Measure how much time reports, metrics and checkpoints cost a training run."""
 
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -14,10 +12,10 @@ import common
 
 from cli.common.live import ConsoleCallback
 from pipeline.host import keep_freed_memory
-from trainer.callbacks.base import Callbacks
+from trainer.callbacks.status import StatusCallback
 from trainer.distributed.env import DistEnv
+from trainer.distributed.failures import HangWatchdog
 from trainer.recipe import load_recipe
-from trainer.runs.status import StatusCallback
 from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.trainer import Trainer
 
@@ -49,16 +47,17 @@ def measure_overhead(rounds: int) -> int:
     images = (steps + 1) * _BATCH * 5 // 4  # the demo images have a fifth for validation
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        _run("demo", str(work / "images"), "--images", str(images))
-        _run("shard", str(work / "images"), str(work / "shards"))
+        common.run([common.tool("alexnet-prep"), "demo", str(work / "images"), "--images", str(images)])
+        common.run([common.tool("alexnet-prep"), "shard", str(work / "images"), str(work / "shards")])
         recipe = replace(load_recipe("paper"), batch_size=_BATCH, mean="channel", epochs=1)
         debugging = Debugging(synthetic=True, steps=steps)
         job = TrainJob(
             work / "shards", work / "run", recipe, saving=Saving(minutes=None), debugging=debugging
         )
-        callbacks = Callbacks([ConsoleCallback(recipe.epochs), StatusCallback(job.out)])
+        callbacks = [ConsoleCallback(recipe.epochs), StatusCallback(job.out)]
         keep_freed_memory()
-        trainer = _Switching(DistEnv(), job, callbacks)
+        watchdog = HangWatchdog(DistEnv(), job.hang_seconds)
+        trainer = _Switching(DistEnv(), job, callbacks, watchdog)
         trainer.run()
     seconds = trainer.seconds(blocks)
     off, reports, saving = (seconds[way] for way in _WAYS)
@@ -70,11 +69,10 @@ def measure_overhead(rounds: int) -> int:
     minutes = Saving().minutes
     assert minutes is not None
     share = of_reports + checkpoint / (60 * minutes)
-    judged = "met" if share < _TARGET else "MISSED"
     print(
         f"\nreports and metrics {of_reports:+.2%} of a step; a checkpoint {checkpoint:.2f} s, one in "
         f"{minutes:g} minutes {checkpoint / (60 * minutes):+.2%}; together {share:+.2%}, target < "
-        f"{_TARGET:.0%}: {judged}"
+        f"{_TARGET:.0%}: {common.judged(share < _TARGET)}"
     )
     return int(share >= _TARGET)
 
@@ -98,24 +96,19 @@ class _Switching(Trainer):
     def _way(self) -> str:
         return _WAYS[max(len(self._moments) - 1 - _SKIPPED, 0) // _BLOCK % len(_WAYS)]
 
-    def _update(self, step: int, batch: Any) -> None:
+    def _step(self, timer: Any, step: int, batch: Any) -> None:
         number = len(self._moments) - _SKIPPED
         if number >= 0 and number % _BLOCK == 0:
             self.checkpointer.finish()  # a checkpoint still being written belongs to the previous block
         self._moments.append(time.perf_counter())
-        super()._update(step, batch)
+        super()._step(timer, step, batch)
         if number >= 0 and number % _BLOCK == 0 and self._way == _WAYS[2]:
             self._save()
 
-    def _report(self, done: int) -> None:
+    def _report(self, *arguments: Any) -> None:
         if self._way != _WAYS[0]:
-            super()._report(done)
+            super()._report(*arguments)
 
     def _add_or_not(self, *arguments: Any) -> None:
         if self._way != _WAYS[0]:
             self._add(*arguments)
-
-
-def _run(*arguments: str) -> None:
-    program = Path(sys.executable).with_name("alexnet-prep")
-    subprocess.run([program, *arguments], check=True, capture_output=True)
