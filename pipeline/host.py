@@ -25,8 +25,8 @@ def keep_freed_memory() -> bool:
     """Make malloc keep memory that is freed from now on, so that each step's large tensors reuse its pages.
 
     By default glibc maps every block of 32 MB or more anew and unmaps it when it is freed, and the kernel
-    zeroes each page again at its first use. On two cores this took a quarter to a half of the time of AlexNet's
-    steps. Keeping the memory raised a run's peak from 2.3 to 2.7 GB (docs/benchmarks.md).
+    zeroes each page again at its first use. On two cores this took a quarter to a half of the time of
+    AlexNet's steps. Keeping the memory raised a run's peak from 2.3 to 2.7 GB (docs/benchmarks.md).
 
     Returns:
         Whether malloc now keeps freed memory. False, and nothing is changed, without glibc or where the

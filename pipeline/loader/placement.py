@@ -10,7 +10,8 @@ Device = Literal["cpu", "hybrid", "gpu"]
 """Device that decodes and augments: the CPU, the GPU, or "hybrid": the CPU decodes and the GPU augments."""
 
 # A core decodes the crops of some 1,600 stored images per second (docs/benchmarks.md, the CPU's share of
-# "hybrid" with one thread). With this many cores the CPU decodes faster than AlexNet trains on any GPU that has no JPEG engine.
+# "hybrid" with one thread). With this many cores the CPU decodes faster than AlexNet trains on any GPU
+# that has no JPEG engine.
 _CORES_TO_DECODE = 8
 # GPUs with a JPEG engine, by compute capability: A100, H100 and H200, Blackwell's data-center cards.
 _JPEG_ENGINE = frozenset([(8, 0), (9, 0), (10, 0), (10, 3)])
