@@ -36,15 +36,18 @@ def largest(shards):
 
 
 class CountingStore(LocalStore):
-    """Records which files are copied, and damages the first `damaged` copies."""
+    """Records which files are copied, damages the first `damaged` copies, delays those of `slow` names."""
 
     def __init__(self, url, damaged=0):
         super().__init__(url)
         self.copied: list[str] = []
         self.damaged = damaged
+        self.slow = "none"
 
     def copy_to(self, name, path):
         self.copied.append(name)
+        if self.slow in name:
+            time.sleep(0.1)
         super().copy_to(name, path)
         if self.damaged:
             self.damaged -= 1
@@ -160,13 +163,14 @@ def test_a_cache_that_is_stopped_fetches_nothing_more(data, shards, tmp_path):
 
 def test_after_an_error_nothing_more_is_fetched_and_the_others_are_released(data, shards, largest, tmp_path):
     cache = make(data, tmp_path)
-    missing = [replace(shards[0], name=f"train/nowhere-{k}.tar") for k in range(4)]
-    with pytest.raises(RunError, match=r"cannot copy .*nowhere-0\.tar to .*No such file"):
-        fetch(cache, [shards[0], *missing, *shards])
-    assert len(cache.store.copied) < 1 + len(missing) + len(shards)
-    cache.limit = 2 * largest
-    fetch(cache, shards[2:4])  # there is room for them only if shard 0 was released
-    assert kept(tmp_path) == [2, 3]
+    cache.store.slow = "nowhere"  # so that the first error is seen before the others
+    missing = [replace(shards[0], name=f"train/nowhere-{k:02d}.tar") for k in range(40)]
+    with pytest.raises(RunError, match=r"cannot copy .*nowhere-\d+\.tar to .*No such file"):
+        fetch(cache, [shards[0], *missing])
+    assert len(cache.store.copied) < 1 + len(missing)
+    cache.limit = largest
+    fetch(cache, shards[2:3])  # there is room for it only if shard 0 was released
+    assert kept(tmp_path) == [2]
 
 
 def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, shards, tmp_path):
