@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -78,6 +79,26 @@ def tiny_run(tiny_dataset: Dataset, tiny_recipe: Recipe, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("runs") / "tiny-run"
     train(DistEnv(), TrainJob(tiny_dataset.root, folder, replace(tiny_recipe, epochs=2)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def quick_workers() -> Iterator[None]:
+    """Let `launch` fork its processes from a server that has imported the trainer once.
+
+    Each is a process of its own all the same, but starts in no time. The commands that tests run in
+    subprocesses spawn theirs, as users' commands do.
+    """
+    from trainer.distributed import launch
+
+    modules = ("trainer.training.trainer", "trainer.evaluation.evaluate")
+    lazy = ("torch._dynamo", "torch.distributed.tensor")  # which DistributedDataParallel imports
+    multiprocessing.set_forkserver_preload([*modules, *lazy])
+    config = launch.LaunchConfig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            launch, "LaunchConfig", lambda **options: config(**options | {"start_method": "forkserver"})
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def environment(tmp_path) -> dict[str, str]:
 
 
 def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path, environment):
-    script = PREPARE.replace("0-15", "0-3").replace("/16", "/4")
+    script = PREPARE.replace("0-15", "0-1").replace("/16", "/2")
     add_tools(tmp_path, {"sbatch": SBATCH, "prepare.sh": script})
     source = tmp_path / "my images"
     source.symlink_to(tiny_source)
@@ -94,7 +94,7 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path, enviro
     )
     output = (tmp_path / "log.out").read_text()
     assert (done.returncode, done.stderr) == (0, ""), output
-    assert "task 3 of 4 done" in output
+    assert "task 1 of 2 done" in output
     assert output.splitlines()[-1].startswith(f"{tmp_path / 'out'}: no fault in 120 images")
     prepare(read_source(tiny_source), tmp_path / "whole", Options())
     assert tree(tmp_path / "whole") == tree(tmp_path / "out")

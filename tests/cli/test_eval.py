@@ -21,6 +21,8 @@ from trainer.models.classifier import new_classifier
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 RECIPE = Recipe(name="t", arch="alexnet_bn", epochs=1, lr=0.1, width=0.05, crop=64, compile=False)
 
 

@@ -109,12 +109,13 @@ def test_predicting_needs_neither_dali_nor_a_compiler(model, images, table):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_predictions_that_cannot_be_printed_are_one_line(model, images):
-    code = f"from cli.predict import main; main({[str(model), str(images)]!r})"
-    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
-        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == ["error: No space left on device"]
+def test_predictions_that_cannot_be_printed_are_one_line(model, images, monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            predict([str(model), str(images)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines() == ["error: No space left on device"]
 
 
 def test_a_diverged_network_is_an_error(model, images, tmp_path):

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers.folders import encoded, members, place, times
+from helpers.folders import encoded, members, overwrite, place, times
 from helpers.inline import InlineExecutor
 from PIL import Image
 
@@ -94,24 +94,9 @@ def test_a_dataset_of_original_files(source, tmp_path):
     succeeds(run("verify", out), "no fault in 8 images")
 
 
-@pytest.mark.parametrize(
-    ("make", "fragment"),
-    [
-        (lambda s: None, "does not exist"),
-        (lambda s: s.write_text("x"), "it is a file"),
-        (lambda s: (s / "cat").mkdir(parents=True), "no images found"),
-        (lambda s: place(s / "cat" / "a.jpg"), "found one class (cat)"),
-    ],
-)
-def test_unusable_sources(tmp_path, make, fragment):
-    make(tmp_path / "nothing")
-    fails(run("shard", tmp_path / "nothing", tmp_path / "out"), 2, fragment)
+def test_an_unusable_source(tmp_path):
+    fails(run("shard", tmp_path / "nothing", tmp_path / "out"), 2, "does not exist")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_link_to_nowhere_is_named(source, tmp_path):
-    (source / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    fails(run("shard", source, tmp_path / "out"), 2, "cat/gone.jpg", "No such file", "restore it or check")
 
 
 def test_bad_images_are_reported_up_to_a_limit(source, tmp_path):
@@ -120,15 +105,6 @@ def test_bad_images_are_reported_up_to_a_limit(source, tmp_path):
     fails(run(*command), 1, "1 of 9 images cannot be decoded, more than --max-bad 1.00%", "cat/broken.jpg")
     assert not (tmp_path / "out" / "manifest.json").exists()
     succeeds(run(*command, "--max-bad", 0.2), "images skipped: 1, converted: 0")
-
-
-def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    fails(run("shard", source, tmp_path / "out"), 1, "No space left on device")
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(
@@ -155,9 +131,7 @@ def test_verify_names_each_fault(tiny_dataset, tmp_path):
     tar = out / "train" / "train-000000.tar"
     with tarfile.open(tar) as archive:
         member = archive.getmembers()[4]
-    data = bytearray(tar.read_bytes())
-    data[member.offset_data + 700 : member.offset_data + 702] = b"\xff\xd9"  # the image ends here
-    tar.write_bytes(data)
+    overwrite(tar, member.offset_data + 700, b"\xff\xd9")  # the image ends here
     (out / "val" / "val-000000.idx").unlink()
     done = run("verify", out)
     fails(done, 1, f"error: {out}: ", f" faults (120 images in {shards}")
@@ -196,13 +170,7 @@ def test_stats_make_other_tools_tars_a_dataset(tiny_dataset, tmp_path):
 
 def test_info_on_a_damaged_dataset(tiny_dataset, tmp_path):
     out = shutil.copytree(tiny_dataset.root, tmp_path / "out")
-    manifest, tar = out / "manifest.json", out / "train" / "train-000000.tar"
-    text = manifest.read_text()
-    manifest.write_text(text.replace('"format": 1', '"format": 99'))
-    fails(run("info", out), 2, "format version 99, but this release reads 1")
-    manifest.write_text(text[:100])
-    fails(run("info", out), 2, "damaged")
-    manifest.write_text(text)
+    tar = out / "train" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
     fails(run("info", out), 2, "train-000000.tar", "but the manifest says")
 

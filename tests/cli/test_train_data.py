@@ -114,12 +114,12 @@ def test_a_sample_gone_bad_stops_with_its_name(copy, tmp_path):
     assert f"`alexnet-prep verify {copy.url}`" in result.stderr
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_sample_gone_bad_stops_every_process_with_its_name(copy, tmp_path):
     sample = damage(copy, 1, 2)
-    arguments = [str(copy.root), *TINY, "--cpus", "2", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert sample in error_in(done.stderr)
+    result = invoke(copy.root, *TINY, "--cpus", 2, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert sample in error_in(result.stderr)
 
 
 def environment(rank, world_size):

@@ -6,6 +6,7 @@ import json
 import tarfile
 
 from helpers.folders import SIZE, members
+from helpers.imagenet_files import tar_bytes
 from helpers.inline import INLINE, InlineExecutor
 from pipeline import Options, prepare, read_source
 from pipeline.verification.dataset import verify
@@ -41,17 +42,10 @@ def prepared(source, out, **options):
 
 def tar_of(stored, kind=tarfile.USTAR_FORMAT, pax=None):
     """(tar, index) of members (name, bytes); the offsets in the index are those of Python's tarfile."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=kind) as archive:
-        for name, content in stored:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            info.pax_headers = pax or {}
-            archive.addfile(info, io.BytesIO(content))
-    file.seek(0)
+    content = tar_bytes(stored, format=kind, pax=pax)
     samples = []
     last = None
-    with tarfile.open(fileobj=file) as archive:
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for info in archive:
             key, _, extension = info.name.partition(".")
             if key != last:
@@ -59,7 +53,7 @@ def tar_of(stored, kind=tarfile.USTAR_FORMAT, pax=None):
             samples[-1].append(f"{extension} {info.offset_data} {info.size} {info.name}")
             last = key
     lines = [f"v1.2 {len(samples)}", *map(" ".join, samples), ""]
-    return file.getvalue(), "\n".join(lines).encode()
+    return content, "\n".join(lines).encode()
 
 
 def change_manifest(folder, change):

@@ -65,8 +65,9 @@ class Recorder(Callback):
 
 
 def run_job(env: DistEnv, job: TrainJob, stop_after: int = 0) -> list[str]:
-    """Train; return the log messages."""
-    torch.set_num_threads(1)
+    """Train; return the log messages. A process alone has one thread, as with `training_runs.start`."""
+    if env.world_size == 1:
+        torch.set_num_threads(1)
     recorder = Recorder(stop_after)
     train(env, job, [recorder])
     return recorder.notes
@@ -161,11 +162,12 @@ def evaluate_everywhere(
     return metrics, [key for _, keys in everywhere for key in keys], whole.predictions
 
 
-def run_compressed(env: DistEnv, job: TrainJob) -> None:
-    """Train with PowerSGD from the second step on."""
+def run_compressed(env: DistEnv, *jobs: TrainJob) -> None:
+    """Train one job after the other, with PowerSGD from the second step on."""
     comm_hooks._FIRST_STEPS = 2
     torch.set_num_threads(1)
-    train(env, job)
+    for job in jobs:
+        train(env, job)
 
 
 def run_with_other_data(env: DistEnv, job: TrainJob, other: Path) -> None:

@@ -43,6 +43,13 @@ def place(path, data=b"not empty"):
     return path
 
 
+def overwrite(path, offset, data):
+    """Replace the bytes of a file from `offset` on by `data`."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
 def flat(root, **counts):
     """Write `root/CLASS/CLASS_N.jpg` for CLASS=count, which are no images; return `root`."""
     for name, count in counts.items():

@@ -92,7 +92,7 @@ def as_webdataset(tree, out, kind="cls", per_tar=20, suffix=".tar"):
 def write_tar(path, samples):
     """Write WebDataset samples to `path` with webdataset's TarWriter."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(path), encoder=False) as writer:
+    with webdataset.TarWriter(str(path)) as writer:
         for sample in samples:
             writer.write(sample)
     return path

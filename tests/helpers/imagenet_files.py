@@ -53,13 +53,13 @@ def val_labels(tree):
     return {path.stem: path.parent.name for path in sorted(tree.glob("val/*/*.JPEG"))}
 
 
-def tar_bytes(files, mode="w", **options):
-    """A tar of (name, bytes) members."""
+def tar_bytes(files, mode="w", pax=None, **options):
+    """A tar of (name, bytes) members, each with the PAX headers `pax`."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode, **options) as tar:
         for name, data in files:
             info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info.size, info.pax_headers = len(data), pax or {}
             tar.addfile(info, io.BytesIO(data))
     return file.getvalue()
 

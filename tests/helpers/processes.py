@@ -71,11 +71,12 @@ def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[l
 def hang(env: DistEnv, rank: int, how: str) -> int:
     """One rank stops within the fourth step, or sleeps before it, unless it was restarted.
 
-    The watchdog acts after six silent seconds, and not before the rank has stopped. Returns the number of
-    restarts.
+    The others' watchdogs act after three silent seconds, and not before the rank has stopped; its own does
+    not act. Returns the number of restarts.
     """
-    failures._SILENT_SECONDS = 6.0
-    with failures.HangWatchdog(env, 4.0 if how == "stop" else 1.0) as seen:
+    failures._SILENT_SECONDS, failures._EVERY_SECONDS = 3.0, 0.1
+    limit = 1000.0 if env.rank == rank else 4.0 if how == "stop" else 1.0
+    with failures.HangWatchdog(env, limit) as seen:
         for step in range(10):
             seen.at(step, "waiting for data")
             bad = env.rank == rank and step == 3 and not env.restarts
@@ -83,7 +84,7 @@ def hang(env: DistEnv, rank: int, how: str) -> int:
                 time.sleep(1000)
             seen.at(step, "training")
             if bad:
-                time.sleep(2)  # its heartbeat has been sent
+                time.sleep(1)  # its heartbeat has been sent
                 os.kill(os.getpid(), signal.SIGSTOP)
             dist.barrier()
     return env.restarts

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.entries import Recorder
+from helpers.entries import Recorder, run_job
 from pipeline.errors import RunError
-from trainer.distributed.env import DistEnv, Processes
-from trainer.distributed.launch import launch
+from trainer.distributed.env import DistEnv, gather_objects
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
-from trainer.training.options import Saving, TrainJob
+from trainer.training.options import TrainJob
 from trainer.training.trainer import train
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
@@ -81,6 +80,12 @@ def command(data: Path, out: Path, *more: str, **settings: object) -> list[str]:
     return [str(data), "--out", str(out), "--recipe", "demo", *sets, *more]
 
 
+def job_of(data: Path, out: Path, **settings: object) -> TrainJob:
+    """Return the job of `command(data, out, **settings)`."""
+    recipe = load_recipe("demo", [f"{key}={value}" for key, value in (SETTINGS | settings).items()])
+    return TrainJob(str(data), out, recipe)
+
+
 def start(arguments: list[str], program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
     """Start the command in a process group of its own."""
     return subprocess.Popen(
@@ -99,28 +104,15 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-_PATH = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-KILLED = (sys.executable, "-c", f"{_PATH}; from helpers.training_runs import run_killed; run_killed()")
-"""Program that trains as `COMMAND` would, and dies: DATA OUT PROCESSES STEP KEY=VALUE ..."""
-
-
 def train_until_killed(env: DistEnv, job: TrainJob, step: int) -> None:
-    """Train; the first process kills its process group, and so all processes, as it begins a step."""
-    train_step, steps = trainer.train_step, itertools.count()
+    """Train; the first process kills all processes, itself last, as it begins a step."""
+    pids, train_step, steps = gather_objects(os.getpid(), env), trainer.train_step, itertools.count()
 
     def dies(*arguments: object) -> object:
         if env.is_first and next(steps) == step:
-            os.killpg(0, signal.SIGKILL)
+            for pid in reversed(pids):
+                os.kill(pid, signal.SIGKILL)
         return train_step(*arguments)
 
     trainer.train_step = dies
-    train(env, job)
-
-
-def run_killed() -> None:
-    """Entry point of `KILLED`."""
-    data, out, processes, step, *overrides = sys.argv[1:]
-    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
-    recipe = load_recipe("demo", [*settings, *overrides])
-    job = TrainJob(data, Path(out), recipe, saving=Saving(steps=1))
-    launch(Processes("cpu", int(processes), ""), train_until_killed, job, int(step))
+    run_job(env, job)

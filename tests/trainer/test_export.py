@@ -84,7 +84,6 @@ def exporter(exported, monkeypatch):
     ("arch", "mean_image", "size"),
     [
         ("alexnet_source", True, {}),
-        ("alexnet_owt", False, {}),
         pytest.param("alexnet", False, {"width": 1, "crop": 224}, marks=pytest.mark.slow),
     ],
 )

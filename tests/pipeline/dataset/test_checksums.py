@@ -1,4 +1,5 @@
 import pytest
+from helpers.folders import overwrite
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import RunError, verify_checksums
@@ -20,9 +21,7 @@ def test_what_was_written_passes_and_progress_counts_bytes(data):
 
 def test_shards_that_changed_are_named(data):
     for number, tar in enumerate([data.tars("val")[2], *data.tars("train")], 1):
-        raw = bytearray(tar.read_bytes())
-        raw[700] ^= 1
-        tar.write_bytes(raw)
+        overwrite(tar, 700, b"damaged")
         first = "val/val-000002.tar" if number == 1 else "train/train-000000.tar"
         with pytest.raises(RunError, match=rf"{number} of 8 shards do not match .*: {first}.*; "):
             verify_checksums(data)

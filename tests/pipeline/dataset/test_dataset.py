@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.buckets import upload
+from helpers.folders import refused
 
 from pipeline import Dataset, RunError, verify_checksums
 from pipeline.dataset.samples import find_places, read_stored
@@ -31,15 +32,9 @@ def test_an_opened_dataset_says_what_it_is(tiny_dataset, tiny_source):
     assert tiny_dataset.manifest.shards == [*tiny_dataset.shards("train"), *tiny_dataset.shards("val")]
 
 
-def test_a_string_or_a_file_address_opens_as_well(tiny_dataset):
-    for root in (str(tiny_dataset.root), f"file://{tiny_dataset.root}"):
-        assert Dataset.open(root) == tiny_dataset
-
-
 def test_a_missing_split_is_named(tiny_dataset):
     for call in (tiny_dataset.shards, tiny_dataset.samples, tiny_dataset.tars, tiny_dataset.indexes):
-        with pytest.raises(UsageError, match="has no split 'test', only train, val"):
-            call("test")
+        refused(lambda call=call: call("test"), "has no split 'test', only train, val")
 
 
 def test_mean_image(tiny_dataset):
@@ -57,8 +52,7 @@ def test_a_damaged_mean_image_is_named(copy, damage):
         np.save(path, np.array([{}], dtype=object))
     else:
         path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 500])
-    with pytest.raises(UsageError, match=r"mean_image\.npy: unreadable .*prepare the dataset again"):
-        Dataset.open(copy).mean_image()
+    refused(Dataset.open(copy).mean_image, "mean_image.npy: unreadable ", "prepare the dataset again")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +75,9 @@ def test_images_of_different_shapes_have_no_mean_image(tiny_dataset, mode, layou
 
 def test_a_dataset_in_a_bucket_is_read_as_one_in_a_folder(tiny_dataset, s3):
     url, store = f"{s3}/set", open_store(f"{s3}/set")
-    with pytest.raises(UsageError, match=f"{url}: not a prepared dataset"):
-        Dataset.open(url)
+    refused(lambda: Dataset.open(url), f"{url}: not a prepared dataset")
     store.write(".work/plan.json", b"{}")
-    with pytest.raises(UsageError, match=f"{url}: preparation is unfinished"):
-        Dataset.open(url)
+    refused(lambda: Dataset.open(url), f"{url}: preparation is unfinished")
     upload(tiny_dataset.root, url)
     found = Dataset.open(url)
     assert (found.url, found.manifest) == (url, tiny_dataset.manifest)
@@ -93,22 +85,12 @@ def test_a_dataset_in_a_bucket_is_read_as_one_in_a_folder(tiny_dataset, s3):
     assert np.array_equal(found.mean_image(), tiny_dataset.mean_image())
     stored = read_stored(tiny_dataset, "val", [6, 0])
     assert read_stored(found, "val", find_places(found, "val", [image.key for image in stored])) == stored
-    with pytest.raises(UsageError, match=f"{url}: this needs the dataset on this machine; copy it here"):
-        found.tars("train")
+    refused(lambda: found.tars("train"), f"{url}: this needs the dataset on this machine; copy it here")
     verify_checksums(found)
     store.write("train/train-000001.tar", b"other")
-    with pytest.raises(RunError, match=f"{url}: 1 of 3 .*train-000001"):
-        verify_checksums(found)
+    refused(lambda: verify_checksums(found), f"{url}: 1 of 3 ", "train-000001", error=RunError)
     store.remove("train/train-000001.idx")
-    with pytest.raises(UsageError, match=f"{url}/train/train-000001.idx: missing"):
-        Dataset.open(url)
-
-
-def test_a_cut_shard_is_refused_on_opening(copy):
-    path = copy / "val" / "val-000000.tar"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=f"{path}: .* bytes, but the manifest says .*alexnet-prep verify"):
-        Dataset.open(copy)
+    refused(lambda: Dataset.open(url), f"{url}/train/train-000001.idx: missing")
 
 
 def test_the_fingerprint_is_of_the_contents_not_of_the_place(tiny_dataset, copy):

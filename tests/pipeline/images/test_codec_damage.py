@@ -20,10 +20,8 @@ JPEGS = {
     "no subsampling": small(subsampling=0),
     "progressive": small(progressive=True),
     "gray": small(mode="L"),
-    "gray progressive": small(mode="L", progressive=True),
     "CMYK": small(mode="CMYK"),
     "restarts": small(restart_marker_blocks=1),
-    "restarts progressive": small(restart_marker_blocks=1, progressive=True),
     "planes": planes_jpeg([draw_image(8, 24, 31)[:, :, c] for c in range(3)]),
     "EXIF": with_segment(small(), 0xE1, b"Exif\0\0" + exif(6)),
 }

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.folders import refused
 from helpers.synthetic import CLASSES, tiny_images, write_dataset
 
 from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError
@@ -215,10 +216,8 @@ def test_another_ranks_place_is_refused(data):
         make(data, 4, placement=Placement(1, 2)) as second,
     ):
         next(iter(first))
-        with pytest.raises(UsageError, match="is rank 0's, this is rank 1"):
-            second.load_state_dict(first.state_dict())
-    with pytest.raises(UsageError, match="this loader is closed"):
-        list(first)
+        refused(lambda: second.load_state_dict(first.state_dict()), "is rank 0's, this is rank 1")
+    refused(lambda: list(first), "this loader is closed")
 
 
 def test_a_state_after_leaving_the_loop_is_of_that_batch(data, epochs):
@@ -254,8 +253,7 @@ def test_a_new_iteration_ends_an_older_one(data):
         next(older)
         newer = iter(loader)
         next(newer)
-        with pytest.raises(RuntimeError, match="another iteration of this loader has begun"):
-            next(older)
+        refused(lambda: next(older), "another iteration of this loader has begun", error=RuntimeError)
         assert loader.batch == 1
         assert len(list(newer)) == 4
         assert loader.epoch == 1
@@ -269,8 +267,7 @@ def test_a_loaded_place_stays_though_an_iteration_is_alive(data):
         next(stream)
         loader.load_state_dict(state)
         assert loader.state_dict() == state
-        with pytest.raises(RuntimeError, match="another iteration"):
-            next(stream)
+        refused(lambda: next(stream), "another iteration", error=RuntimeError)
         assert len(list(loader)) == 4
 
 
@@ -321,5 +318,4 @@ def test_every_pipeline_gives_its_memory_back(data, short_segments, monkeypatch)
     ],
 )
 def test_impossible_arguments_are_refused(data, options, message):
-    with pytest.raises(UsageError, match=message):
-        make(data, **options)
+    refused(lambda: make(data, **options), message)

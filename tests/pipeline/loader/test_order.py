@@ -6,7 +6,7 @@ from itertools import chain
 import numpy as np
 from hypothesis import example, given, strategies as st
 
-from pipeline.loader.order import Piece, evaluation_share, most_bytes, segments, training_share
+from pipeline.loader.order import evaluation_share, most_bytes, segments, training_share
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 WORLD_SIZES = st.integers(1, 8)
@@ -55,17 +55,6 @@ def test_segments_are_whole_batches_of_the_same_samples(sizes, batch, most, worl
     assert all(length % batch == 0 for length in lengths[:-1])
     batches = [math.ceil(length / batch) for length in lengths]
     assert not batches or max(batches) - min(batches) <= 1
-
-
-def test_pieces_by_hand():
-    sizes = [4, 3, 5]
-    assert evaluation_share(sizes, 1, 2) == [Piece(1, 2, 3), Piece(2, 0, 5)]
-    pieces = [Piece(2, 1, 5), Piece(0, 0, 4), Piece(1, 0, 2)]
-    assert segments(pieces, 3, 6) == [
-        [Piece(2, 1, 5), Piece(0, 0, 2)],
-        [Piece(0, 2, 4), Piece(1, 0, 2)],
-    ]
-    assert segments([], 3) == []
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from helpers.folders import overwrite
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import RunError
@@ -51,13 +52,7 @@ class CountingStore(LocalStore):
         super().copy_to(name, path)
         if self.damaged:
             self.damaged -= 1
-            rot(path)
-
-
-def rot(path):
-    with path.open("r+b") as file:
-        file.seek(600)
-        file.write(b"rot")
+            overwrite(path, 600, b"rot")
 
 
 def make(data, folder, limit=None, damaged=0):
@@ -186,7 +181,7 @@ def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, shards, tm
 
 def test_rot_in_a_copy_that_another_process_uses_is_replaced_under_it(data, shards, tmp_path):
     with make(data, tmp_path).lease(shards[:1]) as (path,), Path(path).open("rb") as used:
-        rot(Path(path))
+        overwrite(Path(path), 600, b"rot")
         cache = make(data, tmp_path, limit=shards[0].bytes)  # no room for a second
         fetch(cache, shards[:1])
         rotten = used.read()

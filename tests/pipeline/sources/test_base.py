@@ -184,8 +184,6 @@ def test_names_that_are_not_utf8(field):
         ("a.jpg/readme", "readme", False),
         ("a/.jpg", ".jpg", False),
         ("a/b.", "b.", False),
-        ("a/b.jpg.txt", "b.jpg", False),
-        ("n01440764.tar", "n01440764", False),
     ],
 )
 def test_stems_and_suffixes(path, stem, is_one):
@@ -208,12 +206,9 @@ def keyed(files):
         ("n01440764_10043", "n01440764_10043"),
         ("a.b.c", "a%2Eb%2Ec"),
         ("two words", "two%20words"),
-        ("tab\tnew\nline", "tab%09new%0Aline"),
         ("é", "%C3%A9"),
         ("100%", "100%25"),
         ("a+b=c@d~e-f", "a+b=c@d~e-f"),
-        ("..", "%2E%2E"),
-        (r"back\slash", "back%5Cslash"),
     ],
 )
 def test_a_key_is_the_stem_with_unsafe_bytes_escaped(stem, key):
@@ -262,6 +257,7 @@ def test_colliding_names_are_numbered_alike_whatever_the_layout():
 
 def test_renamed_images_are_noted():
     source = build_source("/data", listing([Entry("1.jpg", "ant", 1), Entry("b/1.jpg", "bee", 1)]))
+    assert [sample.key for sample in source.splits["train"]] == ["ant-1", "bee-1"]
     assert source.notes == ["2 images share a file name with another; their keys have the class in front"]
 
 

@@ -80,14 +80,6 @@ def test_a_folder_in_place_of_a_tar(data):
     assert problems(data) == {TAR: "unreadable: Is a directory"}
 
 
-def test_a_file_that_fails_while_it_is_read(data, monkeypatch):
-    def fail(path):
-        raise OSError(5, "Input/output error", str(path))
-
-    monkeypatch.setattr("pipeline.verification.shard.sha256_of", fail)
-    assert set(problems(data).values()) == {"unreadable: Input/output error"}
-
-
 @pytest.mark.parametrize(
     ("names", "faults", "what"),
     [
@@ -240,7 +232,6 @@ def uneven(rows):
         (change_statistics("mean", lambda m: [m[0] + 300, *m[1:]]), "is not within 0..255"),
         (change_statistics("covariance", scaled), "are not the covariance's"),
         (change_statistics("covariance", uneven), "is not symmetric"),
-        (change_statistics("covariance", lambda rows: rows[:2]), "3 x 3"),
         (change_statistics("eigenvalues", lambda v: [v[0] * (1 + 1e-6), *v[1:]]), "are not the covariance's"),
         (change_statistics("eigenvalues", lambda v: v[::-1]), "not the largest first"),
         (change_statistics("eigenvalues", lambda v: [*v[:2], -1.0]), "negative"),
@@ -272,7 +263,6 @@ def test_the_mean_image_must_have_the_mean(data):
     ("array", "what"),
     [
         (np.zeros((SIZE, SIZE, 3)), "float64 48x48x3; expected float32 48x48x3"),
-        (np.zeros((3, SIZE, SIZE), np.float32), "float32 3x48x48"),
         (np.zeros((), np.float32), "expected float32 48x48x3"),
         (np.full((SIZE, SIZE, 3), np.nan, np.float32), "its mean is nan nan nan"),
         (np.array([{}]), "no array: Object arrays cannot be loaded"),
@@ -287,7 +277,6 @@ def test_another_array_as_mean_image(data, array, what):
     ("report", "what"),
     [
         (b"", "not a report"),
-        (b"\xff\xfe", "not a report"),
         (b"a,b\n", "its columns are a, b; expected path, reason, action"),
         (b"path,reason,action\nx.jpg,broken\n", "row 2 has 2 columns instead of 3"),
         (b'path,reason,action\n"x.jpg,broken,skipped\n', "not a report"),

@@ -1,11 +1,10 @@
 """Statistics of the stored images, compared with NumPy's over the pixels that Pillow decodes."""
 
-import io
-
 import numpy as np
 import pytest
-from helpers.folders import draw_image, encoded, place, samples, write_source
+from helpers.folders import draw_image, overwrite, place
 from helpers.inline import INLINE
+from helpers.reference import stored
 from helpers.synthetic import tiny_images, write_dataset
 from PIL import Image
 
@@ -21,14 +20,9 @@ def numpy_statistics(images):
     return flat.mean(axis=0), np.cov(flat.T, bias=True)
 
 
-def decoded_by_pillow(folder, split="train"):
-    jpegs = (jpeg for jpeg, _ in samples(folder, split).values())
-    return [np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs]
-
-
 def test_numpy_agrees_and_validation_images_do_not_count(tiny_dataset):
     found = decoded_statistics(tiny_dataset, INLINE)
-    mean, covariance = numpy_statistics(decoded_by_pillow(tiny_dataset.root))
+    mean, covariance = numpy_statistics([sample.pixels for sample in stored(tiny_dataset, "train")])
     assert found.measured_on == "decoded"
     assert found.pixels == 90 * 72 * 72
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
@@ -51,8 +45,8 @@ def test_images_of_their_original_size_count_as_they_are_loaded(tmp_path):
     found = decoded_statistics(data, INLINE)
     assert found.pixels == 60 * 80 * 3
     reference = [
-        np.asarray(Image.fromarray(p).resize(shape, Image.Resampling.BOX))
-        for p, shape in zip(decoded_by_pillow(data.root), [(80, 60), (80, 60), (60, 80)], strict=True)
+        np.asarray(Image.fromarray(sample.pixels).resize(shape, Image.Resampling.BOX))
+        for sample, shape in zip(stored(data, "train"), [(80, 60), (80, 60), (60, 80)], strict=True)
     ]
     mean, covariance = numpy_statistics(reference)
     np.testing.assert_allclose(found.mean, mean, atol=0.3)  # small images are enlarged with another filter
@@ -87,9 +81,7 @@ def test_a_damaged_image_and_a_damaged_index_are_one_line_that_names_them(tmp_pa
     data = write_dataset(tmp_path / "d", {"train": tiny_images(6)}, 16, shards=2)
     tar = data.tars("train")[1]
     name, at, size = read_index(data.store, data.shards("train")[1])[1]["jpg"]
-    raw = bytearray(tar.read_bytes())
-    raw[at + size // 2 : at + size] = bytes(size - size // 2)
-    tar.write_bytes(raw)
+    overwrite(tar, at + size // 2, bytes(size - size // 2))
     with pytest.raises(RunError, match=rf"train-000001\.tar: {name} does not decode .*alexnet-prep verify"):
         decoded_statistics(data, INLINE)
     data.indexes("train")[0].write_text("v1.2 9\n")
@@ -102,15 +94,3 @@ def test_no_training_split(tmp_path):
     del data.manifest.splits["train"]
     with pytest.raises(UsageError, match="has no split 'train'"):
         decoded_statistics(data, INLINE)
-
-
-def test_gray_images_have_one_direction(tmp_path):
-    root = write_source(tmp_path / "s", train=2, val=1)
-    for path in root.rglob("*.jpg"):
-        with Image.open(path) as image:
-            path.write_bytes(encoded(image.convert("L")))
-    prepare(read_source(root), tmp_path / "d", Options(size=48), executor=INLINE)
-    found = decoded_statistics(Dataset.open(tmp_path / "d"), INLINE)
-    assert found.deviations[0] > 10
-    assert found.deviations[1:].max() < 1.5  # gray is stored as color, with a rounding error of one level
-    np.testing.assert_allclose(found.eigenvectors[0], 3**-0.5, atol=0.01)

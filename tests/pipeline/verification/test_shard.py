@@ -18,7 +18,7 @@ from helpers.damage import (
     retar,
     tar_of,
 )
-from helpers.folders import SIZE, draw_image, encoded, members, place
+from helpers.folders import SIZE, draw_image, encoded, members, overwrite, place
 from hypothesis import given, settings, strategies as st
 
 from pipeline.errors import UsageError
@@ -118,17 +118,11 @@ NO_JPEG = "not a JPEG as the shard writer stores it"
     ("change", "suffix", "what"),
     [
         (relabeled(b"1"), "cls", "the label is '1'; expected 4 digits"),
-        (relabeled(b"00001"), "cls", "the label is '00001'; expected 4 digits"),
-        (relabeled(b"  01"), "cls", "the label is '  01'; expected 4 digits"),
         (relabeled(b"00\xb9\n"), "cls", "the label is '00\\xb9\\n'; expected 4 digits"),
-        (relabeled(b""), "cls", "the label is ''; expected 4 digits"),
         (relabeled(b"0003"), "cls", "the label is 3, but there are 3 classes"),
         (image(draw_image(1, SIZE, SIZE + 1), subsampling="4:2:0"), "jpg", "49x48 pixels; expected 48x48"),
-        (image(draw_image(1, 2 * SIZE, SIZE), subsampling="4:2:0"), "jpg", "48x96 pixels; expected 48x48"),
         (image(draw_image(1), subsampling="4:4:4"), "jpg", "stored as YCbCr 444; expected YCbCr 420"),
-        (image(draw_image(1)[:, :, 0]), "jpg", "stored as Gray Gray; expected YCbCr 420"),
         (image(draw_image(1), "PNG"), "jpg", NO_JPEG),
-        (with_image(lambda _: b""), "jpg", NO_JPEG),
         (with_image(lambda jpeg: jpeg[:20] + b"\0\0" + jpeg[20:]), "jpg", "2 extraneous bytes"),
     ],
 )
@@ -174,11 +168,9 @@ def test_images_of_other_shapes_than_squares(request, tmp_path, mode, change, pl
     [
         (lambda jpg, cls: [cls, jpg], "{0}.cls, {0}.jpg"),
         (lambda jpg, cls: [jpg], "{0}.jpg"),
-        (lambda jpg, cls: [cls], "{0}.cls"),
         (lambda jpg, cls: [jpg, cls, (jpg[0][:-4] + ".json", b"{}")], "{0}.jpg, {0}.cls, {0}.json"),
         (lambda jpg, cls: [jpg, cls, jpg, cls], "{0}.jpg, {0}.cls, {0}.jpg, {0}.cls"),
         (lambda jpg, cls: [(jpg[0][:-4] + ".JPG", jpg[1]), cls], "{0}.JPG, {0}.cls"),
-        (lambda jpg, cls: [(jpg[0][:-4] + ".x.jpg", jpg[1]), cls], "{0}.x.jpg, {0}.cls"),
     ],
 )
 def test_members_that_are_not_an_image_and_its_label(data, change, members_found):
@@ -210,19 +202,11 @@ def test_headers_of_another_format_are_found(data, kind, pax, what):
     assert len(found) == (10 if what else 0)
 
 
-def without_a_member(tar):
-    second = tar.index(b"ustar", 512) - 257
-    return tar[:second] + bytes(512) + tar[second + 512 :]
-
-
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
         (lambda tar: tar[:-10240], "end mark is missing"),
         (lambda tar: tar[:3000], "truncated at offset 3,000"),
-        (lambda tar: tar + tar, "after the end mark"),
-        (without_a_member, "after the end mark"),
-        (lambda tar: b"x" + tar[1:], "damaged at offset 0"),
     ],
 )
 def test_an_archive_that_is_not_whole(data, damage, what):
@@ -259,14 +243,9 @@ def test_an_index_with_one_wrong_number(data):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda index: index.replace("v1.2", "v1.1"),
         lambda index: index.replace("\n", "\r\n"),
-        lambda index: index.rstrip("\n"),
         lambda index: index + "\n",
-        lambda index: index.replace(" ", "  ", 1),
-        lambda index: "\n".join(index.split("\n")[:-2]),
         lambda index: "\xff",
-        lambda index: "",
     ],
 )
 def test_an_index_that_differs_in_any_way(data, change):
@@ -329,9 +308,7 @@ def test_an_undamaged_adopted_dataset_has_no_faults(whole_adopted, fast):
 
 @one_kind
 def test_a_changed_byte_of_an_adopted_tar_is_found(adopted):
-    content = bytearray((adopted / EXTERNAL).read_bytes())
-    content[len(content) // 2] ^= 1
-    (adopted / EXTERNAL).write_bytes(content)
+    overwrite(adopted / EXTERNAL, 3000, b"damaged")
     assert "its SHA-256" in problems(adopted, fast=True)[EXTERNAL]
 
 
@@ -354,7 +331,6 @@ def test_files_beside_adopted_tars_are_notes(adopted):
 @pytest.mark.parametrize(
     ("extension", "offset", "size", "what"),
     [
-        ("jpg", 10**9, 0, "which are not in the tar"),
         ("jpg", 0, 10**9, "which are not in the tar"),
         ("jpg", -(10**9), 0, "which are not in the tar"),
         ("cls", 0, -(10**6), "which are not in the tar"),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from helpers.entries import run_compressed
 from helpers.training_runs import assert_same_run
@@ -11,15 +12,15 @@ from trainer.distributed.launch import launch
 from trainer.runs import checkpoint
 from trainer.training.options import Debugging, TrainJob
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def test_a_compressed_run_goes_on_bit_for_bit_with_every_ranks_memory(tiny_recipe, tiny_dataset, tmp_path):
     recipe = replace(tiny_recipe, epochs=2, batch_size=30, grad_compression="powersgd")
     whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
     cut = replace(whole, out=tmp_path / "cut")
-    two = Processes("cpu", 2, "")
-    launch(two, run_compressed, whole)
-    launch(two, run_compressed, replace(cut, debugging=Debugging(steps=4)))
-    launch(two, run_compressed, replace(cut, resume="must"))
+    parts = replace(cut, debugging=Debugging(steps=4)), replace(cut, resume="must")
+    launch(Processes("cpu", 2, ""), run_compressed, whole, *parts)
     assert_same_run(whole.out, cut.out)
     memory = [rank["compression"] for rank in checkpoint.load(whole.out / "last.pt")["ranks"]]
     assert memory[0]["iter"] == memory[1]["iter"] == 6

@@ -12,6 +12,8 @@ from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.distributed.stop_signals import StopSignals
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def test_a_single_process_gets_its_requests_at_once():
     consensus = Consensus(DistEnv())

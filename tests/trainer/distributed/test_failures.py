@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 from helpers.processes import fail_together, hang, unlike
+from torch.multiprocessing.spawn import ProcessContext
 
 from pipeline.errors import RunError, ToolkitError, UsageError
 from trainer.distributed.env import DistEnv, Processes
@@ -20,6 +21,8 @@ from trainer.distributed.failures import (
     raise_together,
 )
 from trainer.distributed.launch import launch
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 
 @pytest.mark.parametrize("error", [UsageError("a: b"), RunError("x"), LostPeerError("gone")])
@@ -124,16 +127,23 @@ def test_a_process_that_is_behind_is_named_and_the_run_ended():
         launch(Processes("cpu", 2, ""), hang, 1, "sleep")
 
 
-@pytest.mark.slow  # the launcher waits 30 s for the stopped process
+@pytest.fixture
+def hasty(monkeypatch):
+    """Let the launcher wait for two seconds, and not for 30, before it kills a process that does not end."""
+    join = ProcessContext._join_procs_with_timeout
+    monkeypatch.setattr(ProcessContext, "_join_procs_with_timeout", lambda self, _: join(self, 2))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stopped_process_is_named_and_the_run_ended(rank):
+def test_a_stopped_process_is_named_and_the_run_ended(hasty, rank):
     silent = rf"process {rank} on .* is silent: last seen training after update 3, while others have waited"
     with pytest.raises(RunError, match=silent):
         launch(Processes("cpu", 2, ""), hang, rank, "stop")
 
 
 @pytest.mark.slow
-def test_a_first_process_that_hangs_with_the_others_store_is_started_again_with_all():
+def test_a_first_process_that_hangs_with_the_others_store_is_started_again_with_all(hasty):
     assert launch(Processes("cpu", 2, ""), hang, 0, "stop", max_restarts=1) == 1
 
 

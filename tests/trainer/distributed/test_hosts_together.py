@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from helpers.training_runs import COMMAND, assert_same_run, command, finish, start
+from helpers.entries import run_job
+from helpers.training_runs import COMMAND, assert_same_run, command, finish, job_of, start
+
+from trainer.distributed.env import Processes
+from trainer.distributed.launch import launch
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
@@ -62,10 +66,12 @@ def torchrun(host: int, namespace: str, arguments: list[str]) -> subprocess.Pope
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_two_hosts_train_as_two_processes_of_one(namespaces, tiny_dataset, tmp_path):
-    one, two = (command(tiny_dataset.root, tmp_path / name, epochs=3) for name in ("one", "two"))
-    hosts = [torchrun(host, namespace, two) for host, namespace in enumerate(namespaces)]
+    arguments = command(tiny_dataset.root, tmp_path / "two", epochs=3)
+    hosts = [torchrun(host, namespace, arguments) for host, namespace in enumerate(namespaces)]
     outputs = [finish(process) for process in hosts]
     assert sorted("    3/3 " in output for output in outputs) == [False, True]  # only rank 0 reports
-    finish(start([*one, "--cpus", "2"]))
+    one = job_of(tiny_dataset.root, tmp_path / "one", epochs=3)
+    launch(Processes("cpu", 2, ""), run_job, one)
     assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -1,9 +1,9 @@
 """Launched processes: results, errors, restarts, memory; two over gloo train as one does."""
 
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,8 @@ from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 ONE, TWO = (Processes("cpu", count, "for the test") for count in (1, 2))
 
@@ -59,19 +61,15 @@ LARS = {"optimizer": "lars", "lr": 0.1, "trust_coefficient": 0.05, "bias_lr_fact
 
 def test_two_processes_train_as_one_does(tiny_dataset):
     """Steps in float64 on the same global batches; the single process does not split its batch."""
-    recipes = [
+    paper, lars = (
         Recipe(name="t", arch="alexnet", epochs=1, width=0.1, crop=64, batch_size=30, seed=1, **changes)
-        for changes in (
-            {"optimizer": "paper", "lr": 0.003},
-            {"optimizer": "paper", "lr": 0.003, "accumulation_steps": 3},
-            LARS | {"decay_biases": False, "accumulation_steps": 5},
-        )
-    ]
-    whole = [replace(recipe, accumulation_steps=1) for recipe in recipes]
-    of_one = launch(ONE, train_on_slices, whole, tiny_dataset.root, 30)
-    of_two = launch(TWO, train_on_slices, recipes, tiny_dataset.root, 30)
+        for changes in ({"optimizer": "paper", "lr": 0.003}, LARS | {"decay_biases": False})
+    )
+    split = [paper, replace(paper, accumulation_steps=3), replace(lars, accumulation_steps=5)]
+    of_paper, of_lars = launch(ONE, train_on_slices, [paper, lars], tiny_dataset.root, 20)
+    of_two = launch(TWO, train_on_slices, split, tiny_dataset.root, 20)
     for (losses, weights, _), (losses_of_two, weights_of_two, ranks_agree) in zip(
-        of_one, of_two, strict=True
+        (of_paper, of_paper, of_lars), of_two, strict=True
     ):
         assert ranks_agree
         # A network that does not learn would pass with any rule: its gradients vanish.
@@ -81,24 +79,11 @@ def test_two_processes_train_as_one_does(tiny_dataset):
             assert (weights_of_two[name] - weight).norm() <= 1e-9 * weight.norm(), name
 
 
-COUNT_FAULTS = """
-from helpers.processes import page_faults
-from trainer.distributed.env import Processes
-from trainer.distributed.launch import launch
-print(launch(Processes("cpu", {count}, ""), page_faults))
-"""
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
-@pytest.mark.parametrize("count", [1, 2])
-def test_processes_on_the_cpu_keep_their_memory(count):
-    # In a process of its own: the test process may have changed its malloc options already.
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS.format(count=count)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_processes_on_the_cpu_keep_their_memory():
+    # The test process may have changed its malloc options already, so a single process is forked too.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        of_one = pool.submit(launch, ONE, processes.page_faults).result()
     fewest_with_huge_pages = 10 * (64 << 20) // (2 << 20)
-    assert int(done.stdout) < fewest_with_huge_pages // 4
+    assert of_one < fewest_with_huge_pages // 4
+    assert launch(TWO, processes.page_faults) < fewest_with_huge_pages // 4

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers.entries import run_with_other_data
-from helpers.training_runs import assert_same_run, command, finish, start, train_here
+from helpers.entries import run_job, run_with_other_data
+from helpers.training_runs import assert_same_run, command, finish, job_of, start, train_here
 
 from pipeline.errors import RunError, UsageError
 from trainer.distributed import stop_signals
@@ -23,6 +23,8 @@ from trainer.recipe import Stage
 from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
 from trainer.training.options import Debugging, Saving, TrainJob
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 
 def steps_so_far(out: Path) -> int:
@@ -47,19 +49,19 @@ def end_when(process: subprocess.Popen[str], how: signal.Signals, is_time, pause
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
     tiny_dataset, tmp_path, how, processes
 ):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = {"epochs": 60, "batch_size": 10}
-    cpus = ("--cpus", str(processes))
-    process = start(command(tiny_dataset.root, cut, *cpus, "--checkpoint-steps", "1", **settings))
+    cut, settings = tmp_path / "cut", {"epochs": 60, "batch_size": 10}
+    options = ("--cpus", str(processes), "--checkpoint-steps", "1")
+    process = start(command(tiny_dataset.root, cut, *options, **settings))
     output = end_when(process, how, lambda: (cut / "last.pt").exists())
     assert process.returncode == stop_signals.STOPPED == 75, output
     done = checkpoint.load(cut / "last.pt")["progress"]["steps"]
     assert f"stopped by {how.name} after update {done:,}, saved in {cut / 'last.pt'}" in output
     assert 0 < done < 540
-    limit = ("--steps", str(done + 9))  # both runs end here and are compared
-    finish(start([str(tiny_dataset.root), "--out", str(cut), *cpus, "--resume", *limit]))
-    finish(start(command(tiny_dataset.root, whole, *cpus, *limit, **settings)))
-    assert_same_run(whole, cut)
+    whole = job_of(tiny_dataset.root, tmp_path / "whole", **settings)
+    whole = replace(whole, debugging=Debugging(steps=done + 9))  # both runs end here and are compared
+    for job in (replace(whole, out=cut, resume="must"), whole):
+        launch(Processes("cpu", processes, ""), run_job, job)
+    assert_same_run(whole.out, cut)
 
 
 def test_checkpoints_come_by_the_minute(tiny_recipe, tiny_dataset, tmp_path, monkeypatch):
@@ -224,20 +226,17 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
 
 
 ENDS = 3
-SETTINGS = {"epochs": 10, "batch_size": 6, "ema_decay": 0.9}  # 150 updates
+SETTINGS = {"epochs": 6, "batch_size": 6, "ema_decay": 0.9}  # 90 updates
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # starts the processes five times
-@pytest.mark.parametrize(
-    ("processes", "how"), [(1, signal.SIGKILL), (2, signal.SIGTERM), (3, signal.SIGKILL)]
-)
+@pytest.mark.timeout(600)  # starts the command three times
+@pytest.mark.parametrize(("processes", "how"), [(2, signal.SIGTERM), (3, signal.SIGKILL)])
 def test_ends_at_random_moments_change_nothing(tiny_dataset, tmp_path, processes, how):
     """The run is ended at random moments and resumed each time."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    cpus = ("--cpus", str(processes), "--checkpoint-steps", "1")
-    moments = random.Random(processes)
-    arguments = command(tiny_dataset.root, cut, *cpus, "--resume", "auto", **SETTINGS)
+    cut, moments = tmp_path / "cut", random.Random(processes)
+    options = ("--cpus", str(processes), "--checkpoint-steps", "1", "--resume", "auto")
+    arguments = command(tiny_dataset.root, cut, *options, **SETTINGS)
     for _ in range(ENDS):
         before = steps_so_far(cut)
         after, pause = before + moments.randrange(1, 15), moments.random() * 0.05
@@ -245,19 +244,19 @@ def test_ends_at_random_moments_change_nothing(tiny_dataset, tmp_path, processes
         output = end_when(process, how, lambda after=after: steps_so_far(cut) >= after, pause)
         assert process.returncode in (75, -signal.SIGKILL), output
         assert steps_so_far(cut) >= before
-    finish(start(arguments))
-    finish(start(command(tiny_dataset.root, whole, *cpus, **SETTINGS)))
-    assert_same_run(whole, cut)
-    assert [row.epoch for row in metrics_file.read_metrics(cut)] == list(range(1, 11))
+    whole = job_of(tiny_dataset.root, tmp_path / "whole", **SETTINGS)
+    for job in (replace(whole, out=cut, resume="must"), whole):
+        launch(Processes("cpu", processes, ""), run_job, job)
+    assert_same_run(whole.out, cut)
+    assert [row.epoch for row in metrics_file.read_metrics(cut)] == list(range(1, 7))
 
 
 @pytest.mark.slow
 def test_lost_processes_are_started_again_and_change_nothing(tiny_dataset, tmp_path):
     """Either of two processes is killed at a random moment; all continue from the last checkpoint."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    cpus = ("--cpus", "2", "--checkpoint-steps", "1")
-    moments, settings = random.Random(0), SETTINGS | {"epochs": 5}
-    process = start(command(tiny_dataset.root, out, *cpus, "--max-restarts", "2", **settings))
+    out, moments, settings = tmp_path / "out", random.Random(0), SETTINGS | {"epochs": 5}
+    options = ("--cpus", "2", "--checkpoint-steps", "1", "--max-restarts", "2")
+    process = start(command(tiny_dataset.root, out, *options, **settings))
     for number in range(2):
         after = steps_so_far(out) + moments.randrange(5, 20)
         while steps_so_far(out) < after and process.poll() is None:
@@ -265,5 +264,6 @@ def test_lost_processes_are_started_again_and_change_nothing(tiny_dataset, tmp_p
         children = psutil.Process(process.pid).children()
         [child for child in children if "spawn_main" in "".join(child.cmdline())][number].kill()
     finish(process)
-    finish(start(command(tiny_dataset.root, whole, *cpus, **settings)))
-    assert_same_run(whole, out)
+    whole = job_of(tiny_dataset.root, tmp_path / "whole", **settings)
+    launch(Processes("cpu", 2, ""), run_job, whole)
+    assert_same_run(whole.out, out)

@@ -21,6 +21,8 @@ from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def spread(model: Classifier) -> Classifier:
     """Scale the last layer to logits of standard deviation 2, so that predictions differ between images."""

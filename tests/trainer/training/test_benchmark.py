@@ -10,6 +10,8 @@ from trainer.training import benchmark
 from trainer.training.benchmark import Measured, Timing, measure
 from trainer.training.options import TrainJob
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_components_are_measured_and_nothing_is_written(tiny_recipe, tiny_dataset, tmp_path, processes):

@@ -1,9 +1,9 @@
 """Whole runs: their files, how they stop, and that a resumed run ends like one never stopped."""
 
+import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers.entries import run_job
 from helpers.training_runs import (
-    KILLED,
     assert_same,
     assert_same_run,
     command,
-    finish,
+    job_of,
     start,
     train_here,
+    train_until_killed,
 )
 
+from cli.train import main as train
 from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
@@ -32,6 +34,8 @@ from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
 from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
 
 @pytest.fixture(scope="module")
@@ -304,34 +308,28 @@ def test_a_run_that_died_within_its_first_epoch_starts_again(whole, tmp_path, mo
     assert not list(cut.out.glob(".writing-*"))
 
 
-# From here on the real command runs in processes of its own, which are killed.
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-
-
-@pytest.mark.parametrize("processes", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tmp_path, processes):
-    """Of two processes torchrun starts the uninterrupted run: it must do the same as --cpus 2.
-
-    A sum of two numbers does not depend on the order of DDP's buckets; that of three does.
-    """
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = {"epochs": 2, "batch_size": 18}
-    if processes == 2:
-        script = tmp_path / "train.py"
-        script.write_text("from cli.train import main\nmain()\n")
-        finish(start(command(tiny_dataset.root, whole, **settings), (*TORCHRUN, str(script))))
+    """The command goes on with the killed run."""
+    count, dies_at = Processes("cpu", processes, ""), 7
+    whole = job_of(tiny_dataset.root, tmp_path / "whole", epochs=2, batch_size=18)
+    launch(count, run_job, whole)
+    cut = replace(whole, out=tmp_path / "cut", saving=Saving(steps=1))
+    if processes == 1:  # `launch` would train in this process
+        arguments = (DistEnv(), cut, dies_at)
+        process = multiprocessing.get_context("forkserver").Process(target=train_until_killed, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     else:
-        finish(start(command(tiny_dataset.root, whole, "--cpus", str(processes), **settings)))
-    changes = [f"{key}={value}" for key, value in settings.items()]
-    killed = start([str(tiny_dataset.root), str(cut), str(processes), "7", *changes], KILLED)
-    output, _ = killed.communicate(timeout=240)
-    assert killed.returncode == -signal.SIGKILL, output
-    assert checkpoint.load(cut / "last.pt")["progress"]["steps"] in (5, 6, 7)  # of five an epoch
-    finish(start([str(tiny_dataset.root), "--out", str(cut), "--cpus", str(processes), "--resume"]))
-    assert [row.epoch for row in metrics_file.read_metrics(cut)] == [1, 2]
-    assert_same_run(whole, cut)
-    assert not list(cut.glob(".writing-*"))
+        with pytest.raises(RunError, match="was killed by signal 9"):
+            launch(count, train_until_killed, cut, dies_at)
+    assert checkpoint.load(cut.out / "last.pt")["progress"]["steps"] in (5, 6, 7)  # of five an epoch
+    resume = [whole.data, "--out", str(cut.out), "--cpus", str(processes), "--resume"]
+    assert CliRunner().invoke(train, resume).exit_code == 0
+    assert [row.epoch for row in metrics_file.read_metrics(cut.out)] == [1, 2]
+    assert_same_run(whole.out, cut.out)
+    assert not list(cut.out.glob(".writing-*"))
 
 
 def test_a_launcher_stopped_by_ctrl_c_says_so_in_one_line(tiny_dataset, tmp_path):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.folders import overwrite
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import EvalView, Loader, Placement, ReadOptions, RunError, TrainView
@@ -28,12 +29,6 @@ def find(dataset, split, number):
     raise AssertionError
 
 
-def write(tar, offset, content):
-    with tar.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
 def read_all(dataset, split, rank=0, world_size=1, access=None):
     view = TrainView(16) if split == "train" else EvalView(crop=16)
     place = Placement(rank, world_size, threads=1)
@@ -48,7 +43,7 @@ def read_all(dataset, split, rank=0, world_size=1, access=None):
 def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_size, mmap):
     tar, sample = find(data, split, number)
     _, offset, size = sample["jpg"]
-    write(tar, offset, b"GIF89a--")
+    overwrite(tar, offset, b"GIF89a--")
     errors = []
     for rank in range(world_size):
         try:
@@ -66,7 +61,7 @@ def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
     read_all(data, "train", access=access)
     source, sample = find(data, "train", 7)
     (copy,) = access.cache.rglob(source.name)
-    write(copy, sample["jpg"].offset, b"GIF89a--")
+    overwrite(copy, sample["jpg"].offset, b"GIF89a--")
     assert read_all(data, "train", access=access) == SAMPLES
     assert copy.read_bytes() == source.read_bytes()
 
@@ -79,7 +74,7 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
         list(loader)
         (copy,) = access.cache.rglob(source.name)
         checked = copy.stat().st_mtime_ns
-        write(copy, sample["jpg"].offset, b"GIF89a--")
+        overwrite(copy, sample["jpg"].offset, b"GIF89a--")
         os.utime(copy, ns=(checked, checked))
         with pytest.raises(RunError, match=rf"^{copy}: the sample train-7 .* is damaged: ") as caught:
             list(loader)
@@ -96,7 +91,7 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
 )
 def test_a_label_that_is_none_is_named(data, digits, reason):
     tar, sample = find(data, "val", 20)
-    write(tar, sample["cls"].offset, digits)
+    overwrite(tar, sample["cls"].offset, digits)
     with pytest.raises(RunError, match=rf"the sample val-20 .*{reason}"):
         read_all(data, "val")
 
@@ -104,7 +99,7 @@ def test_a_label_that_is_none_is_named(data, digits, reason):
 def test_bytes_that_dali_takes_stop_nothing(data):
     """Damage inside the JPEG's scan decodes to other pixels: only checksums show it."""
     tar, sample = find(data, "train", 5)
-    write(tar, sample["jpg"].offset + sample["jpg"].size - 12, b"\x55\xaa\x55")
+    overwrite(tar, sample["jpg"].offset + sample["jpg"].size - 12, b"\x55\xaa\x55")
     assert read_all(data, "train") == SAMPLES
 
 

@@ -21,34 +21,19 @@ def listing(root, splits, **options):
     ("name", "plain", "wnid", "in_val"),
     [
         ("n01440764_10026_n01440764.JPEG", "n01440764_10026.JPEG", "n01440764", "n01440764"),
-        ("ILSVRC2012_val_1_n01440764.JPEG", "ILSVRC2012_val_1.JPEG", "n01440764", "n01440764"),
         ("n01440764_10026.JPEG", "n01440764_10026.JPEG", "n01440764", None),
         ("n01440764_1_n01443537.JPEG", "n01440764_1.JPEG", "n01443537", "n01443537"),
         ("a_n01440764", "a", "n01440764", "n01440764"),
         ("a_n01440764.b.JPEG", "a_n01440764.b.JPEG", None, None),
         ("a_n0144076.JPEG", "a_n0144076.JPEG", None, None),
-        ("an01440764.JPEG", "an01440764.JPEG", None, None),
         ("n01440764.JPEG", "n01440764.JPEG", None, None),
         ("n014407641_1.JPEG", "n014407641_1.JPEG", None, None),
-        ("", "", None, None),
     ],
 )
 def test_wnids_in_names(name, plain, wnid, in_val):
     assert plain_name(name) == plain
     assert wnid_in(name, "train") == wnid
     assert wnid_in(name, "val") == in_val
-
-
-@settings(max_examples=20)
-@given(
-    st.from_regex(r"[A-Za-z0-9_]{0,20}", fullmatch=True),
-    st.integers(0, 99_999_999),
-    st.sampled_from(["", ".JPEG"]),
-)
-def test_what_is_put_behind_a_stem_comes_off(stem, number, suffix):
-    name = f"{stem}_n{number:08d}{suffix}"
-    assert plain_name(name) == stem + suffix
-    assert wnid_in(name, "val") == f"n{number:08d}"
 
 
 def test_classes_are_those_that_occur_in_any_split(tmp_path):
@@ -73,7 +58,6 @@ A, B, C = "n00000001", "n00000002", "n00000003"
         ([0, 1, 2], None, ["crane", "ant", "crane"], ("crane 0", "ant", "crane 2")),
         ([0, 1], None, [B, A], (A, B)),
         (["zebra", "ant", "10", "9"], None, None, ("10", "9", "ant", "zebra")),
-        ([B, A], None, None, (A, B)),
         ([0, 0, 1], [B, None, A], None, (A, B)),
         ([0, 1, 2], [B, A, None], None, ("0", "1", "2")),  # not every label has a WNID
         (["cat", "dog", "dog"], [A, B, C], None, ("cat", "dog")),
@@ -89,7 +73,6 @@ def test_classes_of_labels(tmp_path, labels, wnids, names, classes):
         ({"train": found(0, None, 1, None)}, "a.tar: 1.jpg has no label; 2 of 4 train images have none"),
         ({"train": found(0, 1, -1)}, "a.tar: 2.jpg has no label; 1 of 3 train images"),
         ({"train": found("ant", "", "bee")}, "a.tar: 1.jpg has no label; 1 of 3 train images"),
-        ({"train": found(-1, -1)}, "a.tar: 0.jpg has no label; 2 of 2 train images"),
         ({"train": found(0, 1), "val": found(0, None)}, "a.tar: 1.jpg has no label; 1 of 2 val images"),
         (
             {"train": found(0, 1), "val": found("ant")},

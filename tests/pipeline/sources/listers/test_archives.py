@@ -88,19 +88,6 @@ def test_other_members_are_noted_and_hidden_ones_do_not_exist(root):
     assert source.notes == [f"{TRAIN}: 2 members are no image, left out"]
 
 
-def test_colliding_names_get_their_class_in_front_as_in_folders(tmp_path):
-    tree = tmp_path / "tree"
-    for wnid in ("n01440764", "n01443537"):
-        for name in ("1.JPEG", "a.b c.JPEG", "é" * 60 + ".JPEG", f"{wnid}_1.JPEG"):
-            place(tree / "train" / wnid / name, f"{wnid}{name}".encode())
-        place(tree / "val" / wnid / f"ILSVRC2012_val_0000000{wnid[-1]}.JPEG", wnid.encode())
-    archives = read_source(write_archives(tmp_path / "a", tree))
-    folders = read_source(write_folders(tmp_path / "f", tree))
-    assert contents(archives, tmp_path) == contents(folders, tmp_path)
-    assert "n01443537-1" in {s.key for s in archives.splits["train"]}
-    assert archives.notes == ["6 images share a file name with another; their keys have the class in front"]
-
-
 # Bad archives
 
 
@@ -123,7 +110,6 @@ def test_a_truncated_archive(root, name, keep, message, md5):
 
 
 ONE = tar_bytes([("n01440764_1.JPEG", b"1")])
-LONG = tar_bytes([("n01440764_1.JPEG", bytes(2000))])
 
 
 @pytest.mark.parametrize(
@@ -133,15 +119,10 @@ LONG = tar_bytes([("n01440764_1.JPEG", bytes(2000))])
             [("n01440764.tar", ONE), ("n01443537.tar", b"<html>" * 500)],
             f"(in n01443537.tar): damaged at offset {512 + len(ONE) + 512:,}: no tar header",
         ),
-        (
-            [("n01440764.tar", LONG[:1100]), ("n01443537.tar", LONG)],
-            "(in n01440764.tar): truncated at offset 1,612: member n01440764_1.JPEG needs 1,412 bytes",
-        ),
         ([("n01440764.tar", ONE)] * 2, f"n01440764.tar at offset {1024 + len(ONE):,} is there twice"),
         ([("cats.tar", ONE)], "member cats.tar at offset 512 is not named nXXXXXXXX.tar"),
         ([("n01440764/n01440764_1.JPEG", b"1")], "holds 1 files, but no tar of a class (nXXXXXXXX.tar)"),
         ([("n01440764.tar", tar_bytes([])), ("n01443537.tar", ONE)], "no training images for n01440764"),
-        ([("n01440764.tar", ONE)], "no training images for n01443537, n02105855;"),
     ],
 )
 def test_training_archives_of_something_else(root, members, message):
@@ -155,18 +136,6 @@ def test_a_validation_archive_without_images(root):
 
 
 # Bad labels
-
-
-def test_no_label_file(root):
-    (root / KIT).unlink()
-    refused(lambda: read_source(root), f"{root / VAL}: no labels for its 6 images; put {KIT} or", str(root))
-
-
-def test_a_devkit_that_is_too_short(root, tree):
-    last = max(val_labels(tree))
-    write_devkit(root, tree, lines=int(last[-8:]) - 1)
-    count = f"1 of 6 images are not among its {int(last[-8:]) - 1} labels, the first is {last};"
-    refused(lambda: read_source(root), f"{KIT} does not match {root / VAL}", count)
 
 
 def test_labels_that_agree_and_labels_that_do_not(root, tree, tmp_path):

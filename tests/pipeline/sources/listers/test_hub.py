@@ -11,20 +11,14 @@ from pipeline.storage.open import open_store
 @pytest.mark.parametrize(
     ("path", "split"),
     [
-        ("data/train-00000-of-00294.parquet", "train"),
         ("data/validation-00000-of-00014.parquet", "val"),
-        ("data/test-00000-of-00028.parquet", "test"),
         ("default/validation/0000.parquet", "val"),
-        ("imagenet1k-train-0000.tar", "train"),
-        ("imagenet-val-000001.tar", "val"),
         ("imagenet_dev12.tar", "val"),
         ("ILSVRC2012_VALID.tgz", "val"),
         ("testing/0.tar", "test"),
-        ("my eval.tar", "test"),
         ("test/train-0.tar", "train"),
         ("test/val/0.tar", "val"),
         ("0000.parquet", "train"),
-        ("trainval.tar", "train"),
         ("retrieval/latest/contest.tar", "train"),
     ],
 )
@@ -69,11 +63,6 @@ def test_images_count_in_folders_alone(tmp_path):
         (OSError("bad magic\n number"), UsageError, r"a.tar: no complete tar \(bad magic number\); download"),
         (EOFError("ended"), UsageError, r"a.tar: no complete tar \(ended\); download it again"),
         (OSError(errno.EIO, "Input/output error"), RunError, "cannot read a.tar: Input/output error; run"),
-        (
-            PermissionError(errno.EACCES, "Permission denied"),
-            RunError,
-            "cannot read a.tar: Permission denied",
-        ),
     ],
 )
 def test_errors_in_reading_are_one_line(error, expected, message):

@@ -29,6 +29,12 @@ def pairs(**labels):
     ]
 
 
+def files(text):
+    """Members NAME or NAME=TEXT, which spaces separate."""
+    words = (word.partition("=") for word in text.split())
+    return [(name, data.encode()) for name, _, data in words]
+
+
 def by_library(path):
     """Return the samples that the webdataset library reads from a tar."""
     with path.open("rb") as file:
@@ -73,29 +79,14 @@ def test_another_manifest_is_no_manifest_of_ours(tmp_path):
     refused(lambda: read_source(tmp_path), "manifest.json: damaged")
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"),
-        ("train/000000.tar", "val/000000.tar"),
-        ("a/b/c/train.tar", "a/b/c/dev.TAR"),
-        ("shards/0.tar", "val.tgz"),
-    ],
-)
-def test_splits_are_in_the_names(tmp_path, names):
-    for name, key in zip(names, "tv", strict=True):
+def test_splits_are_in_the_names(tmp_path):
+    for name, key in (("a/b/0.TAR", "t"), ("a/val.tgz", "v")):
         tar(tmp_path / name, *pairs(**{f"{key}0": "0", f"{key}1": "1"}))
     place(tmp_path / "README.md")
     source = read_source(tmp_path)
     assert source.layout == "webdataset"
     assert [s.path for s in source.splits["train"]] == ["t0.jpg", "t1.jpg"]
     assert [s.path for s in source.splits["val"]] == ["v0.jpg", "v1.jpg"]
-
-
-def test_archives_of_imagenet_are_left_to_another_lister(tmp_path):
-    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
-        place(tmp_path / name)
-    assert not detect(open_store(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["tree.tar", "tree.tgz", "broken.tar"])
@@ -122,17 +113,10 @@ def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
     [
         (
             [
-                ("./x/a.jpg", b"1"),
-                ("./x/a.txt", b"a caption"),
+                *files("./x/a.jpg ./x/a.txt"),
                 ("./x/a.cls", b"cat\n"),
                 ("y/a.cls", b" dog"),
-                ("y/a.JPEG", b"2"),
-                ("y.z/b.Png", b"3"),
-                ("y.z/b.CLS", b"cat"),
-                ("README.txt", b"hello"),
-                ("__meta__/c.jpg", b"-"),
-                ("._d.jpg", b"-"),
-                ("x/._d.cls", b"-"),
+                *files("y/a.JPEG y.z/b.Png y.z/b.CLS=cat README.txt __meta__/c.jpg ._d.jpg x/._d.cls"),
             ],
             [("x/a.jpg", "cat"), ("y.z/b.Png", "cat"), ("y/a.JPEG", "dog")],
         ),
@@ -141,22 +125,8 @@ def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
             [("a.jpg", "x"), ("b.jpg", "y")],
         ),
         (  # images that go with another
-            [
-                ("a.jpg", b""),
-                ("a.mask.png", b""),
-                ("a.png", b""),
-                ("a.cls", b"x"),
-                ("b.image.jpg", b""),
-                ("b.cls", b"y"),
-                ("c.cls", b"y"),
-                ("c.thumb.jpg", b""),
-                ("c.jpg", b""),
-            ],
+            files("a.jpg a.mask.png a.png a.cls=x b.image.jpg b.cls=y c.cls=y c.thumb.jpg c.jpg"),
             [("a.jpg", "x"), ("b.image.jpg", "y"), ("c.jpg", "y")],
-        ),
-        (  # long and non-ASCII names
-            pairs(**{"x" * 300: "a", "Ünï ćode 猫": "b"}),
-            [("x" * 300 + ".jpg", "a"), ("Ünï ćode 猫.jpg", "b")],
         ),
         (  # digits are numbers where all labels are
             [*pairs(a="0010", b="9", c="0009"), ("d.jpg", b""), ("d.json", b'{"label": 10}')],
@@ -206,7 +176,7 @@ KEYS = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(KEYS, st.data())
 def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, data):
     folder = tmp_path_factory.mktemp("tars")
@@ -252,7 +222,6 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
         ([("a.jpg", b""), ("a.json", b'{"label": ')], "a.json is no label"),
         ([("a.json", b'{"label": 1.5}')], "a.json has the label 1.5; it must be an integer or a string"),
         ([("a.json", b'{"label": true}')], "a.json has the label True; it must be"),
-        ([("a.json", b'{"label": [1]}')], "a.json has the label [1]; it must be"),
         ([("a.cls", bytes(2**24 + 1))], "a.cls has 16,777,217 bytes, too many for a label"),
     ],
 )
