@@ -45,7 +45,9 @@ def end_when(process: subprocess.Popen[str], how: signal.Signals, is_time, pause
     return output
 
 
-@pytest.mark.parametrize(("how", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(
+    ("how", "processes"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_end(
     tiny_dataset, tmp_path, how, processes
 ):

@@ -332,6 +332,7 @@ def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tm
     assert not list(cut.out.glob(".writing-*"))
 
 
+@pytest.mark.slow
 def test_a_launcher_stopped_by_ctrl_c_says_so_in_one_line(tiny_dataset, tmp_path):
     process = start(command(tiny_dataset.root, tmp_path / "run", "--cpus", "2", epochs=5000))
     while not (tmp_path / "run" / "last.pt").exists() and process.poll() is None:
