@@ -34,6 +34,7 @@ class _Optimizer(torch.optim.Optimizer):
         return loss
 
     def _update(self) -> None:
+        """Update the weights by the subclass's rule; those without a gradient stay as they are."""
         raise NotImplementedError
 
 

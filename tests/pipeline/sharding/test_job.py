@@ -32,7 +32,7 @@ from helpers.folders import (
     write_source,
 )
 from helpers.hub_files import as_parquet
-from helpers.inline import INLINE
+from helpers.inline import INLINE, InlineExecutor
 from PIL import Image
 
 from pipeline import (
@@ -72,6 +72,21 @@ def whole(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     make(source, out)
     return out
+
+
+def test_files_of_killed_writers_make_room_before_any_shard_is_made(source, tmp_path):
+    (tmp_path / ".work").mkdir()
+    left = place(tmp_path / "train" / ".writing-0123-train-000000.tar")
+    seen = []
+
+    class Watching(InlineExecutor):
+        def run(self, *arguments):
+            seen.append(left.exists())
+            return super().run(*arguments)
+
+    make(source, tmp_path, executor=Watching())
+    assert seen
+    assert not any(seen)
 
 
 @pytest.fixture
