@@ -81,14 +81,15 @@ def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches
         assert np.linalg.norm(value.detach().numpy() - weights[name]) < 1e-8 * moved, name
 
 
-# The released run of 2012, epochs → learning rate of weights, bias factor, conv1's factor, color noise.
+# The released run of 2012 by its notes, which count epochs from 1: epochs → learning rate of conv1's weights and
+# biases, and of the other layers' weights and biases; color noise. It was killed at epoch 91.
 SOURCE = {
-    range(0, 25): (0.01, 2.0, 1.0, "source"),
-    range(25, 51): (0.001, 1.0, 1.0, "source"),
-    range(51, 67): (0.0001, 1.0, 1.0, "source"),
-    range(67, 72): (0.0001, 1.0, 0.1, "none"),
-    range(72, 79): (0.0001, 1.0, 0.0, "none"),
-    range(79, 91): (0.00001, 1.0, 0.0, "none"),
+    range(1, 25): (0.01, 0.02, 0.01, 0.02, "source"),
+    range(25, 51): (0.001, 0.02, 0.001, 0.02, "source"),
+    range(51, 67): (0.0001, 0.02, 0.0001, 0.02, "source"),
+    range(67, 72): (0.00001, 0.002, 0.0001, 0.02, "none"),
+    range(72, 79): (0.0, 0.0, 0.0001, 0.02, "none"),
+    range(79, 91): (0.0, 0.0, 0.00001, 0.02, "none"),
 }
 
 
@@ -96,16 +97,17 @@ def test_the_released_runs_rates_epoch_by_epoch():
     recipe = load_recipe("source")
     model = build_model("alexnet_source", 10, 0.05, 64)
     optimizer, schedule = build_optimizer(model, recipe), Schedule(recipe)
-    assert sorted(epoch for epochs in SOURCE for epoch in epochs) == list(range(recipe.epochs))
-    for epochs, (lr, bias, conv1, noise) in SOURCE.items():
-        for epoch in epochs:
+    assert [epoch - 1 for epochs in SOURCE for epoch in epochs] == list(range(recipe.epochs))
+    for epochs, (conv1_weights, conv1_biases, weights, biases, noise) in SOURCE.items():
+        for epoch in (number - 1 for number in epochs):
             stage = recipe.stage_at(epoch)
             assert stage.color_noise == noise
             for part in (0.0, 0.5, 0.999):
                 set_lrs(optimizer, schedule.lr(epoch + part), stage)
                 for group in optimizer.param_groups:
-                    expected = lr * (bias if group["bias"] else 1.0)
-                    expected *= conv1 if group["layer"] == "conv1" else 1.0
-                    assert group["lr"] == pytest.approx(expected, rel=1e-12)
+                    of_weights, of_biases = (
+                        (conv1_weights, conv1_biases) if group["layer"] == "conv1" else (weights, biases)
+                    )
+                    assert group["lr"] == pytest.approx(of_biases if group["bias"] else of_weights, rel=1e-12)
                     assert group["weight_decay"] == (0.0 if group["bias"] else 0.0005)
                     assert group["momentum"] == 0.9
