@@ -1,19 +1,77 @@
-"""CPU cores that a process may use, and how malloc treats memory that it frees."""
+"""Limits of this process: CPU cores, open files, folders of imports; how malloc treats memory it frees."""
 
 import ctypes
+import math
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+# The most that macOS accepts where the hard limit is "unlimited" (its OPEN_MAX).
+_OPEN_MAX = 10240
+
+
+def prepare_process() -> None:
+    """Set up a command's process, once at its start; the processes that it starts inherit it.
+
+    The soft limit of open files becomes the hard one, and Python processes do not import from the current
+    folder, where a folder may be named like one of our packages.
+    """
+    raise_open_files()
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+
+def raise_open_files() -> None:
+    """Raise this process's soft limit of open files to its hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, _OPEN_MAX):
+        if soft not in (hard, resource.RLIM_INFINITY):
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                return
 
 
 def usable_cores() -> int:
-    """Return the number of CPU cores that this process may run on, at least 1.
+    """Return the number of CPU cores that this process may use, at least 1.
 
-    On Linux this is the process's CPU affinity. The machine's core count, which is returned elsewhere, would
-    start too many threads under taskset, Slurm or a container's CPU set.
+    On Linux these are the cores of its affinity, but no more than the CPU time that its cgroups allow: the
+    machine's core count would start too many threads under taskset, Slurm or in a container.
     """
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if not hasattr(os, "sched_getaffinity"):  # not Linux
+        return os.cpu_count() or 1
+    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _cpu_quotas())]))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Yield the limit of each cgroup that this process is in, in cores: CPU time per time.
+
+    A line of /proc/self/cgroup has a cgroup's path below the root of its hierarchy. In a container the path
+    may be the host's, of which only the root exists here: it is the container's own cgroup then.
+    """
+    with suppress(OSError):
+        for line in _OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            root = _CGROUPS / "cpu" if controllers else _CGROUPS
+            for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+                if folder.is_relative_to(root):
+                    yield from _cpu_quota(folder)
+
+
+def _cpu_quota(cgroup: Path) -> Iterator[float]:
+    """Yield the limit of one cgroup, if it has one."""
+    with suppress(OSError, ValueError):
+        if (file := cgroup / "cpu.max").exists():  # version 2; "max" means no limit
+            quota, period = file.read_text().split()
+        else:  # version 1; -1 means no limit
+            quota, period = ((cgroup / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0 and int(period) > 0:
+            yield int(quota) / int(period)
 
 
 # From glibc's malloc.h. mallopt returns 1 on success.

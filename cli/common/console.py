@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pipeline.errors import ToolkitError, UsageError
+from pipeline.host import prepare_process
 from pipeline.progress import OnProgress, no_progress
 
 
@@ -20,6 +21,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        prepare_process()
         try:
             return command(*args, **kwargs)
         except ToolkitError as error:

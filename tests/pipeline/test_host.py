@@ -1,12 +1,16 @@
 import ctypes
 import os
 import platform
+import resource
 import subprocess
 import sys
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from helpers.folders import place
 
+from cli.prep import main
 from pipeline import host
 from pipeline.host import usable_cores
 
@@ -21,6 +25,53 @@ def test_cores_are_those_of_the_affinity():
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+# The cgroups of a process, files below the folder of cgroups, and how many of 64 cores they allow.
+QUOTAS = {
+    "none": ("0::/", {"cpu.max": "max 100000"}, 64),
+    "version 2": ("0::/", {"cpu.max": "150000 100000"}, 2),
+    "of a parent": ("0::/job/step", {"job/cpu.max": "300000 100000", "job/step/cpu.max": "max 100000"}, 3),
+    "less than a core": ("0::/", {"cpu.max": "5000 100000"}, 1),
+    "version 1": (
+        "4:cpu,cpuacct:/docker/a7\n2:memory:/",
+        {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "50000", "cpu.max": "100000 100000"},
+        4,
+    ),
+    "version 1 without": (
+        "4:cpu:/",
+        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+        64,
+    ),
+    "unreadable": ("0::/", {"cpu.max": "much"}, 64),
+}
+
+
+@pytest.mark.parametrize("name", QUOTAS)
+def test_a_containers_quota_of_cpu_time_limits_the_cores(name, tmp_path, monkeypatch):
+    cgroups, files, cores = QUOTAS[name]
+    for file, content in files.items():
+        place(tmp_path / "fs" / file, f"{content}\n".encode())
+    monkeypatch.setattr(host, "_OWN_CGROUPS", place(tmp_path / "cgroup", f"{cgroups}\n".encode()))
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(("hard", "raised"), [(4096, 4096), (resource.RLIM_INFINITY, 10240)])
+def test_a_command_may_open_as_many_files_as_the_system_lets_it(hard, raised, monkeypatch):
+    """macOS has no hard limit, but refuses a soft one above 10240."""
+    limits = [(256, hard)]
+
+    def set_limits(_, new):
+        if new[0] == resource.RLIM_INFINITY:
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(new)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    CliRunner().invoke(main, ["info", "nowhere"])
+    assert limits[1:] == [(raised, hard)]
 
 
 def test_elsewhere_it_is_the_machines_count(monkeypatch):
