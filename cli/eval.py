@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.common.console import check_folder, complain, one_line_errors, progress_bar, require_dali
+from cli.common.console import complain, one_line_errors, progress_bar, require_dali
 from cli.common.options import data_options, loader_options_of
+from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
 from pipeline.progress import no_progress
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Evaluation, ExternalWeights
 
-_file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
+_input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
+_output_option = partial(click.option, type=OutputFile())
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,8 +40,8 @@ _file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=Fa
     help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
 )
 @click.option("--split", default="val", show_default=True, help="Split of DATA to evaluate.")
-@_file_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
-@_file_option(
+@_input_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
+@_input_option(
     "--labels",
     "labels_file",
     help="Also score by the labels in this file: CSV or JSON with a key and a label for each image.",
@@ -56,14 +58,14 @@ _file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=Fa
     is_flag=True,
     help="Print a Markdown table of the results; on ImageNet, with published results beside them.",
 )
-@_file_option("--json", "json_file", help="Save the result as JSON.")
-@_file_option(
+@_output_option("--json", "json_file", help="Save the result as JSON.")
+@_output_option(
     "--predictions",
     "predictions_file",
     help="Save the five most probable classes of each image as .csv or .parquet.",
 )
-@_file_option("--confusion", "confusion_file", help="Save the confusion matrix as CSV.")
-@_file_option(
+@_output_option("--confusion", "confusion_file", help="Save the confusion matrix as CSV.")
+@_output_option(
     "--submission",
     "submission_file",
     help="Save predictions in the format of ImageNet challenge submissions; needs --devkit.",
@@ -73,7 +75,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=Fa
     type=click.Path(path_type=Path),
     help="Development kit of ILSVRC 2012, which numbers the classes: archive, folder or meta.mat.",
 )
-@_file_option(
+@_output_option(
     "--kernels", "kernels_file", help="Save the first-layer kernels of the first checkpoint as a PNG image."
 )
 @click.option(
@@ -86,6 +88,7 @@ _file_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=Fa
 @click.option("--gpus", type=int, help="Number of GPUs to evaluate on.  [default: all visible GPUs]")
 @click.option("--cpus", type=int, help="Number of CPU processes to evaluate in, instead of GPUs.")
 @data_options
+@force_option
 @one_line_errors
 def main(
     checkpoints: tuple[Path, ...],
@@ -108,6 +111,7 @@ def main(
     batch_size: int,
     gpus: int | None,
     cpus: int | None,
+    force: bool,
     **loader_options: Any,
 ) -> None:
     """Measure the accuracy of trained networks on DATA.
@@ -116,6 +120,7 @@ def main(
     a checkpoint file or a run's folder, of which the best checkpoint is evaluated. Several checkpoints are
     evaluated as an ensemble. Probabilities, not logits, are averaged over crops and networks.
     """
+    check_outputs(force)
     require_dali()
     # Without it, waiting torch threads spin on the cores that decode: on two cores that costs 5 to 15 % more
     # CPU time per image, and half the speed where other programs run too.
@@ -138,8 +143,6 @@ def main(
         raise UsageError("--submission and --devkit go together: the development kit numbers the classes")
     if predictions_file is not None:
         check_suffix(predictions_file)
-    for file in (json_file, predictions_file, confusion_file, submission_file, kernels_file):
-        check_folder(file)
     external = describe(arch, preprocessing)
     ensemble_weights = None if weights is None else normalized(_numbers(weights), len(checkpoints))
     adopt_slurm()

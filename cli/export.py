@@ -4,15 +4,17 @@ from pathlib import Path
 
 import click
 
-from cli.common.console import check_folder, one_line_errors
+from cli.common.console import one_line_errors
+from cli.common.outputs import OutputFile, check_outputs, force_option
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-export")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("out", type=OutputFile())
+@force_option
 @one_line_errors
-def main(checkpoint: Path, out: Path) -> None:
+def main(checkpoint: Path, out: Path, force: bool) -> None:
     """Write a trained network to OUT, in the format of OUT's suffix.
 
     .safetensors holds weights and metadata, and can be used wherever a checkpoint can. .onnx maps pixels
@@ -20,10 +22,11 @@ def main(checkpoint: Path, out: Path) -> None:
     it is written. .pth is a state dict with the keys of torchvision's alexnet, for alexnet_owt only. Each
     format keeps preprocessing and classes, .pth in a .preprocessing.json file beside it.
     """
+    beside = [out.with_suffix(".preprocessing.json")] if out.suffix == ".pth" else []
+    check_outputs(force, *beside)
     from trainer.export import export
     from trainer.runs.load_model import load_model
 
-    check_folder(out)
     notes = export(load_model(checkpoint).classifier, out)
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     for note in notes:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.common.console import check_folder, complain, one_line_errors, progress_bar
+from cli.common.console import complain, one_line_errors, progress_bar
+from cli.common.outputs import OutputFile, check_outputs, force_option
 
 if TYPE_CHECKING:
     from trainer.inference.classify import ImagePrediction
@@ -54,10 +55,9 @@ if TYPE_CHECKING:
     help="Output format: table, JSON or CSV.",
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the predictions to this file instead of printing them.",
+    "-o", "--out", type=OutputFile(), help="Write the predictions to this file instead of printing them."
 )
+@force_option
 @one_line_errors
 def main(
     checkpoint: Path,
@@ -69,6 +69,7 @@ def main(
     exif_rotate: bool,
     form: str,
     out: Path | None,
+    force: bool,
 ) -> None:
     """Classify images, or folders of images, with a trained network.
 
@@ -76,6 +77,7 @@ def main(
     cannot be read is reported on stderr, the others are still classified, and the exit code is 1. Runs on a
     GPU where torch finds one; does not need DALI.
     """
+    check_outputs(force)
     import torch
 
     from pipeline.host import keep_freed_memory
@@ -83,7 +85,6 @@ def main(
     from trainer.inference.classify import classify_images, find_images
     from trainer.runs.load_model import load_model
 
-    check_folder(out)
     files = find_images(images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

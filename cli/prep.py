@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from cli.common.console import check_folder, fail, one_line_errors, progress_bar, require_dali
+from cli.common.console import fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.options import max_bad_option, max_megapixels_option, workers_option
+from cli.common.outputs import OutputFile, check_outputs, force_option
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -269,7 +270,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 @click.argument("out")
 @click.option(
     "--preview",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     help="Save a PNG image of augmented training crops and of the PCA of the colors.",
 )
 @click.option(
@@ -280,30 +281,33 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     help="Color noise in the preview's training crops.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@force_option
 @one_line_errors
-def info(out: str, preview: Path | None, noise: str, as_json: bool) -> None:
+def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool) -> None:
     """Describe a dataset, and draw a preview of it.
 
     `--preview` draws training crops as a network gets them, and the color statistics.
     """
+    check_outputs(force)
+    if preview is not None:
+        require_dali()
     from pipeline import Dataset, open_store, read_manifest
 
     # A local dataset is opened, which also checks the sizes of its shards; a remote manifest is only read.
     local = preview is not None or open_store(out).local is not None
     dataset = Dataset.open(out) if local else None
     manifest = dataset.manifest if dataset else read_manifest(out)
-    if as_json:
-        click.echo(facts_json(manifest))
-    else:
-        print_facts(out, manifest)
     if preview is not None and dataset is not None:
-        require_dali()
-        check_folder(preview)
         from pipeline import draw_preview
         from pipeline.images.figure import check_figure_file, save_figure
 
         check_figure_file(preview)
         save_figure(draw_preview(dataset, noise=noise), preview)  # type: ignore[arg-type]  # click checked it
+    if as_json:
+        click.echo(facts_json(manifest))
+    else:
+        print_facts(out, manifest)
+    if preview is not None:
         click.echo(f"preview: {preview}", err=as_json)
 
 

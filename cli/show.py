@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.common.console import check_folder, one_line_errors, progress_bar, require_dali
+from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     """A figure, and lines to print."""
 
 _PATH = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path, dir_okay=False)
 _RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
 _IMAGE = click.argument("image", metavar="KEY_OR_FILE")
 _DATA = click.option("--data", help="Dataset to use.  [default: the one named in run.json]")
@@ -54,8 +54,8 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
     """Register a command that returns a figure, which is written to --out, and lines to print."""
 
     @wraps(command)
-    def write(out: Path, **arguments: Any) -> None:
-        check_folder(out)
+    def write(out: Path, force: bool, **arguments: Any) -> None:
+        check_outputs(force)
         from pipeline.images.figure import check_figure_file, save_figure
 
         check_figure_file(out)
@@ -66,12 +66,12 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
     option = click.option(
         "-o",
         "--out",
-        type=_FILE,
+        type=OutputFile(),
         default=Path(f"{command.__name__}.png"),
         show_default=True,
         help="PNG or SVG file to write.",
     )
-    return main.command()(option(one_line_errors(write)))
+    return main.command()(option(force_option(one_line_errors(write))))
 
 
 @_figure
@@ -254,21 +254,26 @@ def saliency(run: Path, image: str, class_: str | None, split: str, data: str | 
 
 @main.command()
 @click.argument("run", type=_PATH)
-@click.option("-o", "--out", type=_FILE, help="HTML file to write.  [default: RUN/report.html]")
+@click.option("-o", "--out", type=OutputFile(), help="HTML file to write.  [default: RUN/report.html]")
 @click.option(
     "--skip", multiple=True, metavar="PART", help="Part to leave out, such as neighbors; repeatable."
 )
 @_SEED
 @_DATA
+@force_option
 @one_line_errors
-def report(run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None) -> None:
+def report(
+    run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None, force: bool
+) -> None:
     """Write a report about a run as one HTML page.
 
     The page shows summary, curves, throughput, kernels, predictions, neighbors, confusion, data statistics
     and recipe. Parts that cannot be made, for example because the dataset is missing, are listed with the
     reason.
     """
-    check_folder(out or (run / "report.html" if run.is_dir() else None))
+    check_outputs(force)
+    if out is None and run.is_dir():  # a report in the run's folder is replaced: it is the run's own
+        check_folder(run / "report.html")
     from cli.common.facts import in_bytes
     from trainer.report.page import write_report
 

@@ -15,6 +15,7 @@ from cli.common.options import (
     loader_options_of,
     saving_options,
 )
+from cli.common.outputs import check_outputs, force_option
 from cli.status import status
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class _TrainOrStatus(click.Command):
     metavar="KEY=VALUE",
     help="Change a setting of the recipe; repeatable.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]"
+)
 @click.option("--gpus", type=int, help="Number of GPUs to train on.  [default: all visible GPUs]")
 @click.option("--cpus", type=int, help="Number of CPU processes to train in, instead of GPUs.")
 @click.option(
@@ -92,6 +95,7 @@ class _TrainOrStatus(click.Command):
     is_flag=True,
     help="Do not train: measure the speed of loader, model and gradient exchange, alone and together.",
 )
+@force_option
 @one_line_errors
 def main(
     data: str,
@@ -107,6 +111,7 @@ def main(
     verify_shards: bool,
     dry_run: bool,
     bench: bool,
+    force: bool,
     **options: Any,
 ) -> None:
     """Train a network on DATA.
@@ -119,6 +124,7 @@ def main(
     `alexnet-train status RUN` shows the progress of a run. (Write ./status for a dataset in a folder of that
     name.)
     """
+    check_outputs(force)
     require_dali()
     _keep_compiled()  # before torch is imported, which reads the variable
     from cli.bench import print_measured

@@ -1,12 +1,10 @@
-"""One-line errors, exit codes, progress bars and early checks, shared by all commands."""
+"""One-line errors, exit codes and progress bars, shared by all commands."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -82,25 +80,6 @@ def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
             bar.update(task, completed=done, total=total, speed=f"{speed:,.0f} {unit}/s")
 
         yield show
-
-
-def check_folder(file: Path | None) -> None:
-    """Check before any work is done that an output file can be written; None is accepted.
-
-    Raises:
-        UsageError: The file's folder does not exist or is not writable.
-    """
-    if file is None:
-        return
-    if not file.parent.is_dir():
-        raise UsageError(f"{file}: the folder {file.parent} does not exist; make it or choose another")
-    try:
-        with TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{file}: cannot be written: {error.strerror} in {file.parent}; choose another path"
-        ) from error
 
 
 def require_dali() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.common.outputs import OutputFile
 from pipeline.host import usable_cores
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ debugging_options = option_group(
     ),
     click.option(
         "--profile",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=OutputFile(),
         metavar="FILE",
         help="Write a Chrome trace of a few steps to FILE.",
     ),

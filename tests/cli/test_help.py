@@ -43,41 +43,41 @@ OPTIONS = {
     "prep finish": (prep.commands["finish"], "out --max-bad"),
     "prep verify": (prep.commands["verify"], "out --fast --workers"),
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
-    "prep info": (prep.commands["info"], "out --preview --noise --json"),
+    "prep info": (prep.commands["info"], "out --preview --noise --json --force"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
-    "show kernels": (show.commands["kernels"], "run -o"),
+    "show kernels": (show.commands["kernels"], "run -o --force"),
     "show predictions": (
         show.commands["predictions"],
-        "run -o --count --only-errors --seed --split --data",
+        "run -o --count --only-errors --seed --split --data --force",
     ),
     "show neighbors": (
         show.commands["neighbors"],
-        "run images -o --count --queries --among --seed --split --batch-size --data",
+        "run images -o --count --queries --among --seed --split --batch-size --data --force",
     ),
-    "show curves": (show.commands["curves"], "runs -o"),
-    "show confusion": (show.commands["confusion"], "run -o --split --batch-size --data"),
-    "show maps": (show.commands["maps"], "run image -o --layer --channels --split --data"),
-    "show saliency": (show.commands["saliency"], "run image -o --class --split --data"),
-    "show report": (show.commands["report"], "run -o --skip --seed --data"),
+    "show curves": (show.commands["curves"], "runs -o --force"),
+    "show confusion": (show.commands["confusion"], "run -o --split --batch-size --data --force"),
+    "show maps": (show.commands["maps"], "run image -o --layer --channels --split --data --force"),
+    "show saliency": (show.commands["saliency"], "run image -o --class --split --data --force"),
+    "show report": (show.commands["report"], "run -o --skip --seed --data --force"),
     "predict": (
         predict,
-        "checkpoint images --also --top --views --batch-size --exif-rotate --format --out",
+        "checkpoint images --also --top --views --batch-size --exif-rotate --format -o --force",
     ),
-    "export": (export, "checkpoint out"),
+    "export": (export, "checkpoint out --force"),
     "train": (
         train,
-        "data --recipe --set --out --gpus --cpus --resume --max-restarts "
+        "data --recipe --set -o --gpus --cpus --resume --max-restarts "
         "--hang-timeout --checkpoint-steps --checkpoint-minutes --keep "
         "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
         "--profile --grad-compression --cuda-graphs --tensorboard --verify-shards --dry-run "
-        "--bench",
+        "--bench --force",
     ),
     "status": (status, "run --json"),
     "eval": (
         evaluate,
         "checkpoints data --views --weights --split --real-labels --labels --arch --preprocessing "
         "--per-class --table --json --predictions --confusion --submission --devkit --kernels "
-        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit",
+        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit --force",
     ),
 }
 

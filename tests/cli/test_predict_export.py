@@ -191,7 +191,7 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(model, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # Python ignores SIGXFSZ
     try:
-        result = invoke(export, model, out)
+        result = invoke(export, model, out, "--force")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert result.exit_code == 1

@@ -1,0 +1,149 @@
+"""No command replaces a file that it did not make, or its own input; all output options are found here."""
+
+import tomllib
+from pathlib import Path
+from pkgutil import resolve_name
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli.eval import main as evaluate
+from cli.export import main as export
+from cli.predict import main as predict
+from cli.prep import main as prep
+from cli.show import main as show
+from trainer.models.classifier import new_classifier
+from trainer.recipe import load_recipe
+from trainer.runs import checkpoint
+
+# Parameters that are paths and no output files: inputs and caches, and outputs that are folders.
+INPUTS = {
+    "run",
+    "runs",
+    "checkpoint",
+    "checkpoints",
+    "also",
+    "images",
+    "real_labels",
+    "labels_file",
+    "devkit",
+}
+INPUTS |= {"scratch", "cache"}
+FOLDERS = {"alexnet-train out", "alexnet-prep demo out"}
+FOREIGN = b"not ours"
+
+
+def commands():
+    """Yield the name and the command of everything that pyproject.toml installs, and of its subcommands."""
+    project = Path(__file__).parents[3] / "pyproject.toml"
+    for name, place in tomllib.loads(project.read_text())["project"]["scripts"].items():
+        command = resolve_name(place)
+        yield name, command
+        for sub in getattr(command, "commands", {}).values():
+            yield f"{name} {sub.name}", sub
+
+
+OUTPUTS = {
+    f"{name} {parameter.opts[-1]}": (command, parameter)
+    for name, command in commands()
+    for parameter in command.params
+    if isinstance(parameter.type, click.Path)
+    and parameter.name not in INPUTS
+    and f"{name} {parameter.name}" not in FOLDERS
+}
+
+
+def invoke(command, *arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def with_output(command, output, file):
+    """Return arguments of a command that name a file as an output, and inputs that do not exist."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    values = [file if argument is output else "nothing" for argument in arguments]
+    return values if output in arguments else [*values, output.opts[-1], file]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_that_exists_is_refused_before_the_work(tmp_path, name):
+    command, output = OUTPUTS[name]
+    file = tmp_path / "out.png"
+    file.write_bytes(FOREIGN)
+    result = invoke(command, *with_output(command, output, file))
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert str(file) in line
+    assert "--force" in line
+    forced = invoke(command, *with_output(command, output, file), "--force")
+    assert forced.exit_code == 2
+    assert "--force" not in forced.stderr  # but something else is wrong
+    assert file.read_bytes() == FOREIGN
+
+
+def test_every_output_is_found():
+    assert len(OUTPUTS) == 17
+    spelled = {tuple(output.opts) for _, output in OUTPUTS.values() if "--out" in output.opts}
+    assert spelled == {("-o", "--out")}
+
+
+def test_default_names_are_outputs_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("kernels.png").write_bytes(FOREIGN)
+    assert "--force" in invoke(show, "kernels", "nothing").stderr
+    Path("kernels.png").rename("net.preprocessing.json")
+    assert "--force" in invoke(export, "nothing", "net.pth").stderr
+
+
+@pytest.fixture
+def model(tiny_dataset, tmp_path):
+    """A checkpoint of an untrained network for the tiny dataset."""
+    path = tmp_path / "net.pt"
+    checkpoint.save(path, new_classifier(load_recipe("demo", ["crop=64", "width=0.05"]), tiny_dataset))
+    return path
+
+
+def test_force_replaces_files(model, tiny_dataset, tiny_source, tmp_path):
+    out = tmp_path / "out.png"
+    image = next(tiny_source.rglob("*.jpg"))
+    for command, *arguments in (
+        (show, "kernels", model, "-o", out),
+        (prep, "info", tiny_dataset.root, "--preview", out),
+        (predict, model, image, "-o", out),
+        (evaluate, model, tiny_dataset.root, "--cpus", 1, "--json", out),
+    ):
+        out.write_bytes(FOREIGN)
+        result = invoke(command, *arguments, "--force")
+        assert result.exit_code == 0, result.output
+        assert out.read_bytes() != FOREIGN
+
+
+def test_what_not_even_force_replaces(model, tiny_dataset, tmp_path):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("run.json", "best.pt"):
+        (copy / name).write_bytes(FOREIGN)
+    (tmp_path / "dead").symlink_to("gone")
+    (tmp_path / "folder").mkdir()
+    before = model.read_bytes()
+    for name, reason in {
+        model: "input",
+        copy / "best.pt": "part of a run",
+        tmp_path / "dead": "dead link to gone",
+        tmp_path / "folder": "is a directory",
+        "/dev/null": "no regular file",
+    }.items():
+        result = invoke(export, model, name, "--force")
+        assert result.exit_code == 2
+        assert reason in result.stderr
+    assert (before, FOREIGN) == (model.read_bytes(), (copy / "best.pt").read_bytes())
+    assert Path("/dev/null").is_char_device()
+
+
+def test_one_file_for_two_outputs_is_refused(tmp_path):
+    out = tmp_path / "out.csv"
+    arguments = ("--confusion", out, "--predictions", tmp_path / "." / "x" / ".." / "out.csv")
+    (tmp_path / "x").mkdir()
+    result = invoke(evaluate, "nothing", "nothing", *arguments)
+    assert result.exit_code == 2
+    assert "two outputs" in result.stderr
