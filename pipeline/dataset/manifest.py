@@ -1,7 +1,7 @@
 """`manifest.json`: the description of a dataset. It is written last: a dataset that has one is complete."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ import msgspec
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 from pipeline.storage.atomic import write_bytes
-from pipeline.storage.base import ByteRange, Store
+from pipeline.storage.base import ByteRange, Store, leads_out
 from pipeline.storage.open import open_store
 
 FORMAT_VERSION = 1
@@ -34,12 +34,20 @@ class Shard:
         samples: number of samples.
         bytes: size of the tar in bytes.
         sha256: SHA-256 of the tar in hexadecimal.
+
+    Raises:
+        ValueError: the name is not that of a tar below the root on every system.
     """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        plain = not leads_out(self.name) and "\\" not in self.name and not PureWindowsPath(self.name).drive
+        if not plain or PurePosixPath(self.name).suffix.lower() != ".tar":
+            raise ValueError(f"{self.name!r} is no name of a tar below this folder")
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,8 @@ def read_manifest(root: Store | Path | str) -> Manifest:
         root: path, URL or opened store of the dataset.
 
     Raises:
-        UsageError: there is no dataset, it is unfinished or of another format version, or the JSON is
-            damaged.
+        UsageError: there is no dataset; it is unfinished, damaged or of another format version; or the name of
+            a shard leads out of the folder.
     """
     store = root if isinstance(root, Store) else open_store(root)
     if not store.is_file(FILE_NAME):

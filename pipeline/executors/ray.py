@@ -8,8 +8,10 @@ That does no harm, because tasks write files atomically and the same task writes
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from pipeline.errors import RunError, ToolkitError, UsageError
@@ -22,7 +24,7 @@ _TIMEOUT = 10.0  # seconds to connect
 
 @dataclass(frozen=True)
 class RayExecutor:
-    """Runs tasks on Ray.
+    """Runs tasks on Ray. A connection that the calling program has open already is used and kept.
 
     Attributes:
         address: address of a cluster, such as HOST:6379 or ray://HOST:10001; None starts Ray on this machine.
@@ -47,23 +49,22 @@ class RayExecutor:
         """
         if not items:
             return
-        ray = _connect(self.address, self.workers)
-        try:
+        with _connected(self.address, self.workers) as ray:
             # SPREAD: a node that joins gets tasks at once, and a lost node loses few.
             task = ray.remote(_call).options(max_retries=_RETRIES, scheduling_strategy="SPREAD")
             pending = [task.remote(work, item) for item in items]
             while pending:
                 done, pending = ray.wait(pending)
                 yield _result(ray, done[0])
-        finally:
-            ray.shutdown()
 
 
 def _call(work: Callable[[Item], Result], item: Item) -> Result:
     return work(item)
 
 
-def _connect(address: str | None, workers: int) -> Any:
+@contextmanager
+def _connected(address: str | None, workers: int) -> Iterator[Any]:
+    """Context manager: connect to Ray, and disconnect at the end. An open connection is used and kept."""
     # Turn off Ray's usage reports, and its warning about a future default of this variable.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -73,7 +74,21 @@ def _connect(address: str | None, workers: int) -> Any:
         raise UsageError(
             "running on Ray needs the package ray; pip install 'alexnet-toolkit[ray]'"
         ) from error
+    if ray.is_initialized():  # by the notebook or program that calls us
+        yield ray
+        return
     settings: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "address": "local"}
+    with TemporaryDirectory(prefix="alexnet-ray-") as empty:
+        # Without a folder of this kind, workers would import from the current folder first.
+        settings["runtime_env"] = {"working_dir": empty}
+        _init(ray, settings, address)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _init(ray: Any, settings: dict[str, Any], address: str | None) -> None:
     try:
         _check_port(address)
         ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -83,7 +98,6 @@ def _connect(address: str | None, workers: int) -> Any:
             f"cannot connect to Ray at {address or 'this machine'} ({reason}); start a cluster with "
             "`ray start --head` and name it with --ray-address, or leave the option out"
         ) from error
-    return ray
 
 
 def _check_port(address: str | None) -> None:

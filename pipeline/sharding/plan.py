@@ -5,7 +5,7 @@ task reads only its own 2,000 samples and not ImageNet's 1.28 million.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,8 +15,8 @@ import msgspec
 from pipeline.dataset.manifest import to_json
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import UNKNOWN, Container, Sample, Source, shuffle_key
-from pipeline.storage.base import ByteRange, Store
+from pipeline.sources.base import FILE, UNKNOWN, Container, Sample, Source, shuffle_key
+from pipeline.storage.base import ByteRange, Store, leads_out
 
 PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
@@ -214,11 +214,15 @@ def read_plan(out: Store) -> Plan:
     """Read a stored plan.
 
     Raises:
-        UsageError: There is no plan, or it is damaged or from another release.
+        UsageError: There is no plan, it is damaged or from another release, or a name in it leads out of the
+            folder of the dataset or the source.
     """
     if not out.is_file(PLAN):
         raise UsageError(f"{out}: no preparation was begun here (no {PLAN}); run `alexnet-prep shard` first")
-    return _decode(out, PLAN, Plan)
+    plan = _decode(out, PLAN, Plan)
+    _refuse_outside(out, PLAN, [shard.name for shard in plan.shards])
+    _refuse_outside(out, PLAN, [container.path for container in plan.containers])
+    return plan
 
 
 def read_shard_plan(out: Store, name: str) -> ShardPlan:
@@ -229,9 +233,13 @@ def read_shard_plan(out: Store, name: str) -> ShardPlan:
         name: Name of the shard, such as `train/train-000000`.
 
     Raises:
-        UsageError: The file is missing or damaged.
+        UsageError: The file is missing or damaged, is of another shard, or names a file outside the source.
     """
-    return _decode(out, _shard_file(name), ShardPlan)
+    shard = _decode(out, _shard_file(name), ShardPlan)
+    if shard.name != name:
+        raise _unreadable(out, _shard_file(name), f"it is of {shard.name!r}")
+    _refuse_outside(out, _shard_file(name), [s.path for s in shard.samples if s.container == FILE])
+    return shard
 
 
 def refuse_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], out: Store) -> None:
@@ -293,9 +301,18 @@ def _decode(out: Store, name: str, kind: type[Kind]) -> Kind:
     try:
         return msgspec.json.decode(out.read(ByteRange(name)), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{out.url_of(name)}: unreadable plan ({error}); remove the unfinished output and start again"
-        ) from error
+        raise _unreadable(out, name, error) from error
+
+
+def _refuse_outside(out: Store, name: str, paths: Iterable[str]) -> None:
+    if (path := next(filter(leads_out, paths), None)) is not None:
+        raise _unreadable(out, name, f"the name {path!r} leads out of its folder")
+
+
+def _unreadable(out: Store, name: str, reason: object) -> UsageError:
+    return UsageError(
+        f"{out.url_of(name)}: unreadable plan ({reason}); remove the unfinished output and start again"
+    )
 
 
 def _shard_file(name: str) -> str:

@@ -31,6 +31,14 @@ class ByteRange(NamedTuple):
     size: int | None = None
 
 
+def leads_out(name: str) -> bool:
+    """Whether the name of a file, read from a file, could lead out of the store: absolute, or with "..".
+
+    Names that our own code never writes, with an empty part, "." or a NUL, count too.
+    """
+    return "\0" in name or any(part in ("", ".", "..") for part in name.split("/"))
+
+
 class Store(ABC):
     """A folder that files are read from and written to. Names of files are relative to it and use /.
 

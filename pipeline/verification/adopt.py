@@ -138,6 +138,10 @@ def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
             raise UsageError(
                 f"{beside / tar.name}: a compressed tar cannot be read in place; decompress it, or {REMEDY}"
             )
+        try:
+            Shard(name=tar.name, samples=0, bytes=0, sha256="")
+        except ValueError as error:
+            raise UsageError(f"{folder}: {error}; rename it") from error
         if not os.access(beside, os.W_OK) or not os.access(tar.root, os.W_OK):
             raise UsageError(
                 f"{folder}: indexes and a manifest go beside the tars, but {beside} cannot be written; "

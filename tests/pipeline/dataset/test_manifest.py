@@ -4,6 +4,7 @@ import json
 import pytest
 from helpers.folders import refused
 
+from pipeline import Dataset, verify
 from pipeline.dataset.manifest import (
     ADOPTED,
     FILE_NAME,
@@ -128,6 +129,27 @@ def test_another_format_version_and_other_json(tmp_path, found):
 def test_damaged_json(tmp_path, data):
     (tmp_path / FILE_NAME).write_bytes(data)
     refused(lambda: read_manifest(tmp_path), "manifest.json: damaged ", "prepare the dataset again")
+
+
+OUTSIDE = [
+    "/etc/a.tar",
+    "../a.tar",
+    "train/../../a.tar",
+    "./a.tar",
+    "train//a.tar",
+    "a\0b.tar",
+    "c:a.tar",
+    "a\\b.tar",
+]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "", "train/a.zip"])
+def test_shards_outside_the_folder_are_refused_by_whoever_reads_it(tmp_path, name):
+    change = raw()
+    change["splits"]["val"][0]["name"] = name
+    (tmp_path / FILE_NAME).write_text(json.dumps(change))
+    for call in (read_manifest, Dataset.open, verify):
+        refused(lambda call=call: call(tmp_path), f"{name!r} is no name of a tar below this folder")
 
 
 @pytest.mark.parametrize("field", [name for name in raw() if name not in ("format", "mean_image_sha256")])

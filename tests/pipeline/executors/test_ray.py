@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 from helpers import ray_jobs
-from helpers.folders import python, tree, write_source
+from helpers.conditions import run
+from helpers.folders import place, tree, write_source
 from helpers.inline import INLINE
 
 from pipeline import prepare, read_source
@@ -35,13 +37,22 @@ def job(what, source, out):
 
 
 def test_the_command_runs_on_ray_to_the_same_bytes(source, whole, tmp_path):
-    words = ["shard", source, tmp_path / "out", "--size", 48, "--shard-samples", 3]
-    code = "from cli.prep import main; main()"
-    process = python(code, *words, "--engine", "ray", "--workers", 2, stdout=-1, stderr=-1)
-    out, err = process.communicate(timeout=TIMEOUT)
-    assert (process.returncode, err) == (0, "")
-    assert "complete in" in out
+    place(tmp_path / "pipeline" / "__init__.py", b"raise ImportError('from the current folder')")
+    words = ["shard", source, "out", "--size", 48, "--shard-samples", 3, "--engine", "ray", "--workers", 2]
+    done = run("alexnet-prep", *words, cwd=tmp_path, timeout=TIMEOUT)
+    assert (done.code, done.stderr) == (0, "")
     assert tree(tmp_path / "out") == whole
+
+
+def test_a_connection_of_the_callers_is_used_and_stays(monkeypatch):
+    """Ray itself is replaced: starting it takes many seconds."""
+    ray = MagicMock()
+    ray.is_initialized.return_value = True
+    ray.wait.side_effect = lambda pending: (pending[:1], pending[1:])
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert len(list(RayExecutor().run(len, ["x", "y"]))) == 2
+    ray.init.assert_not_called()
+    ray.shutdown.assert_not_called()
 
 
 @pytest.mark.slow

@@ -150,6 +150,28 @@ def test_a_damaged_plan_is_refused(tmp_path, data):
     refused(lambda: read_shard_plan(out, "train/train-000000"), "train-000000.json: unreadable plan")
 
 
+@pytest.mark.parametrize(
+    ("file", "good", "bad"),
+    [
+        ("plan.json", "train/train-000001", "../train-000001"),
+        ("plan.json", "train/train-000001", "/tmp/train-000001"),
+        ("plan.json", "a.parquet", "../a.parquet"),
+        ("plan/train-000000.json", "train/1.jpg", "train/../../1.jpg"),
+        ("plan/train-000000.json", "train/train-000000", "train/../train-000000"),
+    ],
+)
+def test_a_plan_that_leads_out_of_its_folders_is_refused(tmp_path, file, good, bad):
+    out = open_store(tmp_path)
+    listed = replace(source(2), containers=(Container("a.parquet", 5),))
+    store_plan(out, *make_plan(listed, Options(shard_samples=1, seed=1)))
+    names = [shard.name for shard in read_plan(out).shards]
+    path = tmp_path / ".work" / file
+    changed = path.read_text().replace(good, bad)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    refused(lambda: [read_plan(out), *(read_shard_plan(out, name) for name in names)], file, bad)
+
+
 def test_a_stored_plan_is_kept_for_the_same_input(tmp_path):
     out = open_store(tmp_path)
     stored = agreed_plan(out, source(3), Options(seed=1))
