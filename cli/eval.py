@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import complain, one_line_errors, progress_bar, require_dali
-from cli.common.options import data_options, loader_options_of
+from cli.common.options import data_options, loader_options_of, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
 from pipeline.progress import no_progress
@@ -18,6 +18,7 @@ from pipeline.progress import no_progress
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Evaluation, ExternalWeights
+    from trainer.runs.state_dict import WeightsChoice
 
 _input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
 _output_option = partial(click.option, type=OutputFile())
@@ -35,7 +36,7 @@ _output_option = partial(click.option, type=OutputFile())
     help="Crops of each image: the center crop, ten crops, or the whole image resized to a square.",
 )
 @click.option(
-    "--weights",
+    "--ensemble-weights",
     metavar="W,W,…",
     help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
 )
@@ -52,6 +53,7 @@ _output_option = partial(click.option, type=OutputFile())
     metavar="NAME|FILE.toml",
     help="Preprocessing of checkpoints from other programs: torchvision, or a TOML file with mean and std.",
 )
+@weights_option
 @click.option("--per-class", is_flag=True, help="Print a table of the worst and the best classes.")
 @click.option(
     "--table",
@@ -94,12 +96,13 @@ def main(
     checkpoints: tuple[Path, ...],
     data: str,
     views: str,
-    weights: str | None,
+    ensemble_weights: str | None,
     split: str,
     real_labels: Path | None,
     labels_file: Path | None,
     arch: str | None,
     preprocessing: str | None,
+    weights: "WeightsChoice | None",
     per_class: bool,
     table: bool,
     json_file: Path | None,
@@ -144,7 +147,7 @@ def main(
     if predictions_file is not None:
         check_suffix(predictions_file)
     external = describe(arch, preprocessing)
-    ensemble_weights = None if weights is None else normalized(_numbers(weights), len(checkpoints))
+    shares = None if ensemble_weights is None else normalized(_numbers(ensemble_weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
     dataset = Dataset.open(data)
@@ -165,8 +168,9 @@ def main(
         split=split,
         views=views,
         batch_size=batch_size,
-        weights=ensemble_weights,
+        ensemble_weights=shares,
         external=external,
+        weights=weights,
         loader_options=loader_options_of(loader_options),
         predict=bool(label_sets or predictions_file or submission_file),
     )
@@ -185,7 +189,7 @@ def main(
     outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
         (json_file, lambda file: write_json(file, result, scores)),
         (confusion_file, lambda file: write_confusion(file, result)),
-        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, external)),
+        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, external, weights)),
     ]
     if predictions is not None:
         outputs += [
@@ -202,7 +206,7 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--weights {text}: give one number per checkpoint, separated by commas, such as 2,1,1"
+            f"--ensemble-weights {text}: give one number per checkpoint, separated by commas, such as 2,1,1"
         ) from error
 
 
@@ -231,16 +235,20 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
 
 
 def _draw_kernels(
-    run_or_checkpoint: Path, file: Path, dataset: "Dataset", external: "ExternalWeights | None"
+    run_or_checkpoint: Path,
+    file: Path,
+    dataset: "Dataset",
+    external: "ExternalWeights | None",
+    weights: "WeightsChoice | None",
 ) -> None:
     from pipeline.images.figure import figure_bytes
     from pipeline.storage.atomic import write_bytes
     from trainer import draw_kernels
     from trainer.runs import checkpoint
-    from trainer.runs.external_weights import is_external
-    from trainer.runs.load_model import load_models
+    from trainer.runs.checkpoint_file import read_file
+    from trainer.runs.load_model import classifier_for
 
     path = checkpoint.find(run_or_checkpoint)
-    (classifier,), _ = load_models([path], dataset, external if is_external(path) else None)
+    classifier, _ = classifier_for(dataset, read_file(path), path, external, weights)
     write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))
     click.echo(f"kernels: {file}")

@@ -1,11 +1,16 @@
 """`alexnet-export`: write a trained network in a format that other programs read."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.common.console import one_line_errors
+from cli.common.options import weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
+
+if TYPE_CHECKING:
+    from trainer.runs.state_dict import WeightsChoice
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -13,8 +18,9 @@ from cli.common.outputs import OutputFile, check_outputs, force_option
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
 @click.argument("out", type=OutputFile())
 @force_option
+@weights_option
 @one_line_errors
-def main(checkpoint: Path, out: Path, force: bool) -> None:
+def main(checkpoint: Path, out: Path, force: bool, weights: "WeightsChoice | None") -> None:
     """Write a trained network to OUT, in the format of OUT's suffix.
 
     .safetensors holds weights and metadata, and can be used wherever a checkpoint can. .onnx maps pixels
@@ -27,7 +33,8 @@ def main(checkpoint: Path, out: Path, force: bool) -> None:
     from trainer.export import export
     from trainer.runs.load_model import load_model
 
-    notes = export(load_model(checkpoint).classifier, out)
+    trained = load_model(checkpoint, weights)
+    notes = [*trained.notes, *export(trained.classifier, out)]
     click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     for note in notes:
         click.echo(f"note: {note}", err=True)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.common.console import complain, one_line_errors, progress_bar
+from cli.common.options import weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 
 if TYPE_CHECKING:
     from trainer.inference.classify import ImagePrediction
+    from trainer.runs.state_dict import WeightsChoice
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     "-o", "--out", type=OutputFile(), help="Write the predictions to this file instead of printing them."
 )
 @force_option
+@weights_option
 @one_line_errors
 def main(
     checkpoint: Path,
@@ -70,6 +73,7 @@ def main(
     form: str,
     out: Path | None,
     force: bool,
+    weights: "WeightsChoice | None",
 ) -> None:
     """Classify images, or folders of images, with a trained network.
 
@@ -89,7 +93,10 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    models = [load_model(path).classifier.to(device) for path in (checkpoint, *also)]
+    loaded = [load_model(path, weights) for path in (checkpoint, *also)]
+    for note in (note for trained in loaded for note in trained.notes):
+        click.echo(f"note: {note}", err=True)
+    models = [trained.classifier.to(device) for trained in loaded]
     found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
     predictions = []
     with progress_bar("classifying", "images") as show:

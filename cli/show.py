@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.options import option_group, weights_option
 from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
 
 if TYPE_CHECKING:
@@ -16,12 +17,13 @@ if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import LoadedModel
     from trainer.inference.examples import NamedImage
+    from trainer.runs.state_dict import WeightsChoice
 
     Drawn = tuple[Figure, list[str]]
     """A figure, and lines to print."""
 
 _PATH = click.Path(path_type=Path)
-_RUN = click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT")
+_RUN = option_group(click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT"), weights_option)
 _IMAGE = click.argument("image", metavar="KEY_OR_FILE")
 _DATA = click.option("--data", help="Dataset to use.  [default: the one named in run.json]")
 _SPLIT = click.option("--split", default="val", show_default=True, help="Split to take images from.")
@@ -76,14 +78,14 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
 
 @_figure
 @_RUN
-def kernels(run: Path) -> "Drawn":
+def kernels(run: Path, weights: "WeightsChoice | None") -> "Drawn":
     """Draw the first layer's kernels (figure 3 of the paper).
 
     The kernels of the first tower are above those of the second, as in the paper.
     """
-    from trainer import draw_kernels, load_model
+    from trainer import draw_kernels
 
-    trained = load_model(run)
+    trained = _load(run, weights)
     return draw_kernels(trained.classifier, trained.name), []
 
 
@@ -94,7 +96,15 @@ def kernels(run: Path) -> "Drawn":
 @_SEED
 @_SPLIT
 @_DATA
-def predictions(run: Path, count: int, only_errors: bool, seed: int, split: str, data: str | None) -> "Drawn":
+def predictions(
+    run: Path,
+    weights: "WeightsChoice | None",
+    count: int,
+    only_errors: bool,
+    seed: int,
+    split: str,
+    data: str | None,
+) -> "Drawn":
     """Draw images with their top-5 predictions (figure 4).
 
     Bars show probabilities, the label's in orange. Images are chosen from --split at random by --seed. The
@@ -103,7 +113,7 @@ def predictions(run: Path, count: int, only_errors: bool, seed: int, split: str,
     from pipeline import RunError
     from trainer import draw_predictions, some_predictions
 
-    trained, dataset, names, title = _open(run, data)
+    trained, dataset, names, title = _open(run, weights, data)
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
     if not found:
         raise RunError(
@@ -127,6 +137,7 @@ def predictions(run: Path, count: int, only_errors: bool, seed: int, split: str,
 @_DATA
 def neighbors(
     run: Path,
+    weights: "WeightsChoice | None",
     images: tuple[str, ...],
     count: int,
     queries: int,
@@ -146,7 +157,7 @@ def neighbors(
     from trainer import draw_neighbors, find_neighbors
     from trainer.inference.examples import named_images, some_images
 
-    trained, dataset, names, title = _open(run, data)
+    trained, dataset, names, title = _open(run, weights, data)
     dataset.shards(among)
     if images:
         wanted = named_images(images, trained.spec, dataset, split)
@@ -180,7 +191,9 @@ def curves(runs: tuple[Path, ...]) -> "Drawn":
 @_SPLIT
 @_BATCH_SIZE
 @_DATA
-def confusion(run: Path, split: str, batch_size: int, data: str | None) -> "Drawn":
+def confusion(
+    run: Path, weights: "WeightsChoice | None", split: str, batch_size: int, data: str | None
+) -> "Drawn":
     """Draw the confusion matrix of a split.
 
     The most confused pairs are printed too. Up to 40 classes are shown by name; of more, the figure shows
@@ -191,10 +204,17 @@ def confusion(run: Path, split: str, batch_size: int, data: str | None) -> "Draw
     from trainer.figures.confusion import most_confused
     from trainer.inference.features import this_machine
 
-    trained, dataset, names, title = _open(run, data)
+    trained, dataset, names, title = _open(run, weights, data)
     with progress_bar("evaluating", "images") as show:
         matrix = evaluate_checkpoints(
-            this_machine(), [trained.checkpoint], dataset.url, split, "center", batch_size, on_progress=show
+            this_machine(),
+            [trained.checkpoint],
+            dataset.url,
+            split,
+            "center",
+            batch_size,
+            weights=weights,
+            on_progress=show,
         ).confusion
     return draw_confusion(matrix, names, f"{title}, {split}"), [
         f"{names[pair.label]} predicted as {names[pair.predicted]}: {pair.count} of {pair.of}"
@@ -212,7 +232,13 @@ def confusion(run: Path, split: str, batch_size: int, data: str | None) -> "Draw
 @_SPLIT
 @_DATA
 def maps(
-    run: Path, image: str, layers: tuple[str, ...], channels: int, split: str, data: str | None
+    run: Path,
+    weights: "WeightsChoice | None",
+    image: str,
+    layers: tuple[str, ...],
+    channels: int,
+    split: str,
+    data: str | None,
 ) -> "Drawn":
     """Draw the feature maps of layers for an image.
 
@@ -221,7 +247,7 @@ def maps(
     """
     from trainer import draw_maps
 
-    trained, _, found = _open_image(run, image, split, data)
+    trained, _, found = _open_image(run, weights, image, split, data)
     title = f"{trained.name}, {found.name}"
     return draw_maps(trained.classifier, found.crop, layers, title, channels), []
 
@@ -232,7 +258,9 @@ def maps(
 @click.option("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
 @_SPLIT
 @_DATA
-def saliency(run: Path, image: str, class_: str | None, split: str, data: str | None) -> "Drawn":
+def saliency(
+    run: Path, weights: "WeightsChoice | None", image: str, class_: str | None, split: str, data: str | None
+) -> "Drawn":
     """Draw the gradient of a class's logit by pixel.
 
     The image is a key of --split or a file. The gradient's magnitude is drawn beside the image and over it.
@@ -242,7 +270,7 @@ def saliency(run: Path, image: str, class_: str | None, split: str, data: str | 
     from trainer.inference.examples import predict
     from trainer.runs.load_model import class_names, label_of
 
-    trained, dataset, found = _open_image(run, image, split, data)
+    trained, dataset, found = _open_image(run, weights, image, split, data)
     if class_ is None:
         label = predict(trained.classifier, [found])[0].classes[0]
     else:
@@ -284,26 +312,36 @@ def report(
     click.echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
 
 
-def _open(run: Path, data: str | None) -> "tuple[LoadedModel, Dataset, list[str], str]":
-    """Load a network and a dataset with its classes; return both, the classes' names, and a title."""
+def _load(run: Path, weights: "WeightsChoice | None") -> "LoadedModel":
+    """Load a network; print which of its weights were taken where there are several."""
     from trainer import load_model
+
+    trained = load_model(run, weights)
+    for note in trained.notes:
+        click.echo(f"note: {note}", err=True)
+    return trained
+
+
+def _open(
+    run: Path, weights: "WeightsChoice | None", data: str | None
+) -> "tuple[LoadedModel, Dataset, list[str], str]":
+    """Load a network and a dataset with its classes; return both, the classes' names, and a title."""
     from trainer.runs.load_model import class_names, dataset_name, dataset_of, refuse_other_classes
 
-    trained = load_model(run)
+    trained = _load(run, weights)
     dataset = dataset_of(trained, data)
     refuse_other_classes(trained.checkpoint, trained.spec, dataset)
     return trained, dataset, class_names(trained, dataset), f"{trained.name} on {dataset_name(dataset)}"
 
 
 def _open_image(
-    run: Path, image: str, split: str, data: str | None
+    run: Path, weights: "WeightsChoice | None", image: str, split: str, data: str | None
 ) -> "tuple[LoadedModel, Dataset | None, NamedImage]":
     """Load a network, its dataset (None where not needed and not found), and an image by file or key."""
-    from trainer import load_model
     from trainer.inference.examples import named_images
     from trainer.runs.load_model import dataset_if_any, dataset_of
 
-    trained = load_model(run)
+    trained = _load(run, weights)
     needed = data is not None or not Path(image).is_file()
     dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
     return trained, dataset, named_images([image], trained.spec, dataset, split)[0]

@@ -162,6 +162,13 @@ debugging_options = option_group(
 )
 """Options to try out a run."""
 
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["ema", "model"]),
+    help="Weights of checkpoints that hold averaged (EMA) ones beside the model's own.  [default: ema]",
+)
+"""Which weights of a checkpoint are used."""
+
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1, 1024),

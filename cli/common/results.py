@@ -30,7 +30,7 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
         f"{result.views}"
     )
     if len(result.checkpoints) > 1:
-        for file, weight in zip(result.checkpoints, result.weights, strict=True):
+        for file, weight in zip(result.checkpoints, result.ensemble_weights, strict=True):
             click.echo(f"  {weight:.3f} × {file}")
     _print_share("top-1", metrics.top1, metrics.top1_interval)
     _print_share("top-5", metrics.top5, metrics.top5_interval)

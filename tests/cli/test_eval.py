@@ -151,13 +151,13 @@ def test_an_ensemble_with_an_external_checkpoint(model, tiny_dataset, external, 
     file, how = external
     result = invoke(
         *(file, model, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how),
-        *("--weights", "3,1", "--views", "full-resize"),
+        *("--ensemble-weights", "3,1", "--views", "full-resize"),
         *("--json", tmp_path / "r.json", "--kernels", tmp_path / "k.png"),
     )
     assert result.exit_code == 0, result.output
     assert "30 val images, 10 classes, full-resize" in result.stdout
     assert f"0.750 × {file}" in result.stdout
-    assert json.loads((tmp_path / "r.json").read_text())["weights"] == [0.75, 0.25]
+    assert json.loads((tmp_path / "r.json").read_text())["ensemble_weights"] == [0.75, 0.25]
     assert "10 outputs are assumed to be the data's 10 classes" in result.stderr
     assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
 
@@ -205,8 +205,8 @@ def test_mistakes_are_reported_before_the_work(
         ((*ours, "--json", tmp_path / "no" / "r.json"), ["folder", "does not exist"]),
         ((*ours, "--confusion", "/proc/c.csv"), ["/proc/c.csv: cannot be written"]),
         ((*ours, "--predictions", tmp_path / "p.xlsx"), [".csv or .parquet"]),
-        ((*ours, "--weights", "1;2"), ["--weights 1;2", "2,1,1"]),
-        ((*ours, "--weights", "1,2"), ["2 weights for 1 checkpoint"]),
+        ((*ours, "--ensemble-weights", "1;2"), ["--ensemble-weights 1;2", "2,1,1"]),
+        ((*ours, "--ensemble-weights", "1,2"), ["2 weights for 1 checkpoint"]),
         ((*named, "--real-labels", tmp_path / "real.json"), ["1 images, but ImageNet has 50,000"]),
         ((*ours, "--real-labels", tmp_path / "none.json"), ["no such file of labels"]),
         ((*ours, "--labels", tmp_path / "l.json"), ["labels none of the split's 30 images"]),

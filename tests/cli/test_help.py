@@ -45,25 +45,25 @@ OPTIONS = {
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json --force"),
     "prep demo": (prep.commands["demo"], "out --images --seed"),
-    "show kernels": (show.commands["kernels"], "run -o --force"),
+    "show kernels": (show.commands["kernels"], "run -o --weights --force"),
     "show predictions": (
         show.commands["predictions"],
-        "run -o --count --only-errors --seed --split --data --force",
+        "run -o --weights --count --only-errors --seed --split --data --force",
     ),
     "show neighbors": (
         show.commands["neighbors"],
-        "run images -o --count --queries --among --seed --split --batch-size --data --force",
+        "run images -o --weights --count --queries --among --seed --split --batch-size --data --force",
     ),
     "show curves": (show.commands["curves"], "runs -o --force"),
-    "show confusion": (show.commands["confusion"], "run -o --split --batch-size --data --force"),
-    "show maps": (show.commands["maps"], "run image -o --layer --channels --split --data --force"),
-    "show saliency": (show.commands["saliency"], "run image -o --class --split --data --force"),
+    "show confusion": (show.commands["confusion"], "run -o --weights --split --batch-size --data --force"),
+    "show maps": (show.commands["maps"], "run image -o --weights --layer --channels --split --data --force"),
+    "show saliency": (show.commands["saliency"], "run image -o --weights --class --split --data --force"),
     "show report": (show.commands["report"], "run -o --skip --seed --data --force"),
     "predict": (
         predict,
-        "checkpoint images --also --top --views --batch-size --exif-rotate --format -o --force",
+        "checkpoint images --also --top --views --batch-size --exif-rotate --format -o --force --weights",
     ),
-    "export": (export, "checkpoint out --force"),
+    "export": (export, "checkpoint out --force --weights"),
     "train": (
         train,
         "data --recipe --set -o --gpus --cpus --resume --max-restarts "
@@ -75,9 +75,9 @@ OPTIONS = {
     "status": (status, "run --json"),
     "eval": (
         evaluate,
-        "checkpoints data --views --weights --split --real-labels --labels --arch --preprocessing "
-        "--per-class --table --json --predictions --confusion --submission --devkit --kernels "
-        "--batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit --force",
+        "checkpoints data --views --ensemble-weights --weights --split --real-labels --labels --arch "
+        "--preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
+        "--kernels --batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit --force",
     ),
 }
 

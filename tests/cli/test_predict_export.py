@@ -156,7 +156,7 @@ def test_an_unreadable_image_is_named_and_the_rest_done(model, images, tmp_path)
     [
         (predict, ["no.pt", "x.jpg"], "no such run or checkpoint"),
         (predict, ["plain.pt", "x.jpg"], "not a checkpoint of this toolkit"),
-        (predict, ["junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint (not a torch file"),
+        (predict, ["junk.onnx", "x.jpg"], "junk.onnx: not a readable checkpoint: neither a torch file"),
         (predict, ["net.pt", "empty"], "holds no images"),
         (predict, ["net.pt", "x.jpg", "--out", "none/x.csv"], "does not exist"),
         (predict, ["net.pt", "x.jpg", "--top", "0"], "not in the range"),

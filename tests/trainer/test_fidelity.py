@@ -81,8 +81,8 @@ def test_twenty_updates_with_drops_and_a_frozen_layer_are_those_of_numpy(batches
         assert np.linalg.norm(value.detach().numpy() - weights[name]) < 1e-8 * moved, name
 
 
-# The released run of 2012 by its notes, which count epochs from 1: epochs → learning rate of conv1's weights and
-# biases, and of the other layers' weights and biases; color noise. It was killed at epoch 91.
+# The released run of 2012 by its notes, which count epochs from 1: epochs → learning rate of conv1's weights
+# and biases, and of the other layers' weights and biases; color noise. It was killed at epoch 91.
 SOURCE = {
     range(1, 25): (0.01, 0.02, 0.01, 0.02, "source"),
     range(25, 51): (0.001, 0.02, 0.001, 0.02, "source"),

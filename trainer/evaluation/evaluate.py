@@ -30,6 +30,7 @@ from trainer.models.classifier import Classifier
 from trainer.runs import checkpoint
 from trainer.runs.external_weights import ExternalWeights
 from trainer.runs.load_model import load_models, normalized
+from trainer.runs.state_dict import WeightsChoice
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Evaluation:
 
     Attributes:
         checkpoints: Checkpoint files, in the order given.
-        weights: Weight of each checkpoint's probabilities; they sum to 1.
+        ensemble_weights: Weight of each checkpoint's probabilities; they sum to 1.
         split: Name of the evaluated split.
         views: Name of the `EvalView` that the images were cut by.
         classes: Number of classes, K.
@@ -72,7 +73,7 @@ class Evaluation:
     """
 
     checkpoints: tuple[str, ...]
-    weights: tuple[float, ...]
+    ensemble_weights: tuple[float, ...]
     split: str
     views: str
     classes: int
@@ -90,8 +91,9 @@ def evaluate_checkpoints(
     split: str,
     views: ViewName,
     batch_size: int,
-    weights: Sequence[float] | None = None,
+    ensemble_weights: Sequence[float] | None = None,
     external: ExternalWeights | None = None,
+    weights: WeightsChoice | None = None,
     loader_options: LoaderOptions | None = None,
     predict: bool = False,
     on_progress: OnProgress = no_progress,
@@ -107,23 +109,25 @@ def evaluate_checkpoints(
         split: Name of the split, usually "val".
         views: Name of an `EvalView`.
         batch_size: Images per batch of one process.
-        weights: Weight of each checkpoint's probabilities, 0 or more, on any scale; default: equal.
+        ensemble_weights: Weight of each checkpoint's probabilities, 0 or more, on any scale; default: equal.
         external: Architecture and preprocessing of checkpoints that other programs wrote.
+        weights: Which weights to take of checkpoints that hold averaged (EMA) ones beside the model's own;
+            None for the averaged ones where there are any.
         loader_options: Device, threads and shard access of the loader.
         predict: Whether to return the top-5 predictions of every image.
         on_progress: Called after each batch with (images done, images in all); images done are estimated
             from this process's share.
 
     Raises:
-        UsageError: a checkpoint cannot be read, or its classes, crop or image size differ from the
-            dataset's or the other checkpoints'; `weights` do not fit the checkpoints; or `external` is
-            given although no checkpoint needs it.
+        UsageError: a checkpoint cannot be read or does not have these `weights`; its classes, crop or image
+            size differ from the dataset's or the other checkpoints'; `ensemble_weights` do not fit the
+            checkpoints; or `external` is given although no checkpoint needs it.
         RunError: a sample of the split was missed or seen twice, or the outputs are not finite.
     """
     dataset = Dataset.open(root)
-    shares = normalized(weights, len(paths))
+    shares = normalized(ensemble_weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
-    models, notes = load_models(files, dataset, external)
+    models, notes = load_models(files, dataset, external, weights)
     models = [model.to(env.device) for model in models]
     view = EvalView(views, models[0].spec.crop)
     collector = PredictionCollector()
@@ -138,7 +142,7 @@ def evaluate_checkpoints(
         refuse_other_keys(predictions.keys, dataset, split)
     return Evaluation(
         checkpoints=tuple(map(str, files)),
-        weights=tuple(shares),
+        ensemble_weights=tuple(shares),
         split=split,
         views=views,
         classes=len(dataset.classes),

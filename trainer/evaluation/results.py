@@ -60,15 +60,15 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
 def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
     """Write an evaluation as JSON, atomically, without predictions and confusion matrix: they have own files.
 
-    Keys: `checkpoints`, `weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels` (from
-    `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
+    Keys: `checkpoints`, `ensemble_weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels`
+    (from `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
 
     Raises:
         RunError: the file cannot be written.
     """
     values = {
         "checkpoints": evaluation.checkpoints,
-        "weights": evaluation.weights,
+        "ensemble_weights": evaluation.ensemble_weights,
         "split": evaluation.split,
         "views": evaluation.views,
         "classes": evaluation.classes,

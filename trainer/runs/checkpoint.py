@@ -1,12 +1,9 @@
 """Checkpoints: written atomically, checked on loading, and loaded without running code from them."""
 
 import io
-import json
 import os
 import secrets
 import shutil
-import zipfile
-import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +14,13 @@ import torch
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import PARTIAL, atomic_write
 from trainer.models.classifier import Classifier, Spec
+from trainer.runs.checkpoint_file import read_file
+from trainer.runs.state_dict import WeightsChoice, check_weights
 
 FORMAT_VERSION = 2
 LAST = "last.pt"
 BEST = "best.pt"
 _STEP = "step-{:08d}.pt"
-
-
-class DamagedError(UsageError):
-    """A checkpoint file that is damaged or incomplete."""
 
 
 def save(path: Path, classifier: Classifier, **state: Any) -> None:
@@ -121,23 +116,17 @@ def load(path: Path) -> dict[str, Any]:
         UsageError: The file is missing, or of another program or format version.
         DamagedError: The file cannot be read.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint")
-    if (damaged := _damaged_member(path)) is not None:
-        raise DamagedError(f"{path}: not a readable checkpoint (its entry {damaged} fails its checksum)")
-    try:
-        content: dict[str, Any] = (
-            _load_safetensors(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # torch raises many kinds of exceptions for damaged files
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if first.startswith("Weights only load failed"):  # the rest tells how to let it run code
-            first = "not a torch file, or it holds more than tensors and plain values"
-        raise DamagedError(f"{path}: not a readable checkpoint ({first[:160]})") from error
+    return check_format(read_file(path), path)
+
+
+def check_format(content: Any, path: Path) -> dict[str, Any]:
+    """Return a file's content if it is a checkpoint of this toolkit.
+
+    Raises:
+        UsageError: It is of another program or format version.
+    """
     version = content.get("format") if isinstance(content, dict) else None
-    if version is None:
+    if not isinstance(content, dict) or version is None:
         raise UsageError(
             f"{path}: not a checkpoint of this toolkit, though torch can read it: it does not describe "
             "its network and preprocessing; evaluate it with `alexnet-eval --arch ... --preprocessing ...`"
@@ -148,27 +137,6 @@ def load(path: Path) -> dict[str, Any]:
             "or use the release that wrote it"
         )
     return content
-
-
-def _damaged_member(path: Path) -> str | None:
-    """Return the first entry of a torch (zip) file that fails its checksum: torch.load checks none."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return None  # not a zip file, or unreadable: torch.load gives a better message
-
-
-def _load_safetensors(path: Path) -> dict[str, Any]:
-    """Read a file of `trainer.export` as a checkpoint's content; empty where it has no description."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        if "spec" not in metadata or "format" not in metadata:
-            return {}
-        model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    return {"format": int(metadata["format"]), "spec": json.loads(metadata["spec"]), "model": model}
 
 
 def find(run_or_checkpoint: Path) -> Path:
@@ -189,24 +157,42 @@ def find(run_or_checkpoint: Path) -> Path:
     return run_or_checkpoint
 
 
-def classifier_of(content: dict[str, Any], path: Path) -> Classifier:
-    """Build the classifier of a loaded checkpoint, with its averaged (EMA) weights if it has any.
+def classifier_of(
+    content: dict[str, Any], path: Path, weights: WeightsChoice | None = None
+) -> tuple[Classifier, list[str]]:
+    """Build the classifier of a loaded checkpoint.
 
     Args:
         content: Content of the checkpoint; see `load`.
-        path: Its file, for error messages.
+        path: Its file, for messages.
+        weights: Which weights to take: the averaged (EMA) ones or the model's own; None for the averaged ones
+            where the checkpoint has them.
+
+    Returns:
+        The classifier, and a note for the user where the checkpoint has both.
 
     Raises:
-        UsageError: Its weights do not fit its spec.
+        UsageError: Its weights do not fit its spec, or it does not have the `weights` that are asked for.
     """
+    check_weights(weights)
     classifier = Classifier(spec_of(content, path))
+    averaged = (content.get("ema_weights") or {}).get("mean", {})
+    if weights == "ema" and not (averaged or content.get("averaged")):
+        raise UsageError(f"{path}: holds no averaged (EMA) weights; leave --weights ema out")
+    if weights == "model" and content.get("averaged"):
+        raise UsageError(
+            f"{path}: holds averaged (EMA) weights only; give the run's {LAST} for the model's own"
+        )
     try:
-        averaged = (content.get("ema_weights") or {}).get("mean", {})
-        classifier.load_state_dict(content["model"] | averaged)
+        classifier.load_state_dict(content["model"] | ({} if weights == "model" else averaged))
     except (KeyError, RuntimeError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{path}: weights do not fit its own description ({first[:160]})") from error
-    return classifier
+    if not averaged:
+        return classifier, []
+    if weights == "model":
+        return classifier, [f"{path}: takes the model's own weights"]
+    return classifier, [f"{path}: takes the averaged (EMA) weights; --weights model takes the model's own"]
 
 
 def spec_of(content: dict[str, Any], path: Path) -> Spec:

@@ -1,13 +1,6 @@
-"""Load checkpoints of other programs: a state dict without architecture and preprocessing.
+"""Load checkpoints of other programs: a state dict without architecture and preprocessing."""
 
-Reads torch files and safetensors with a state dict, either alone or in a dict under `state_dict`, `model` or
-`model_state_dict` (as timm and torchvision's reference scripts write them), also of models wrapped in
-DataParallel or torch.compile.
-"""
-
-import argparse
 import tomllib
-import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,12 +12,7 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
 from trainer.models.classifier import Classifier, Spec
-
-# Keys of the state dict inside a checkpoint, the first that is there counts; prefixes that wrappers add to
-# its keys; number of names shown in a message.
-_INSIDE = ("model_state_dict", "model", "state_dict")
-_WRAPPERS = ("module.", "_orig_mod.")
-_SHOWN = 5
+from trainer.runs.state_dict import WeightsChoice, capped, find_state
 
 Color = tuple[float, float, float]
 
@@ -102,35 +90,33 @@ def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | N
     return ExternalWeights(arch, _preprocessing(preprocessing))
 
 
-def is_external(path: Path) -> bool:
-    """Whether a file is readable but does not describe its network, as checkpoints of this toolkit do."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                return "spec" not in (file.metadata() or {})
-        content = _load_torch(path)
-    except Exception:  # checkpoint.load will report it
-        return False
+def is_external(content: Any) -> bool:
+    """Whether a file's content does not describe its network, as checkpoints of this toolkit do."""
     return not (isinstance(content, dict) and "format" in content and "spec" in content)
 
 
 def load_external(
-    path: Path, external: ExternalWeights | None, classes: tuple[str, ...]
+    content: Any,
+    path: Path,
+    external: ExternalWeights | None,
+    classes: tuple[str, ...],
+    weights: WeightsChoice | None = None,
 ) -> tuple[Classifier, list[str]]:
     """Load another program's weights by name into a classifier.
 
     Args:
-        path: Checkpoint file.
+        content: Content of the checkpoint file; see `checkpoint_file.read_file`.
+        path: The file, for messages.
         external: Its architecture and preprocessing.
         classes: Class ids in label order; the network's outputs are assumed to be in this order.
+        weights: Which weights to take where the file holds averaged ones too; None for those.
 
     Returns:
-        The classifier, and notes for the user: how outputs match classes, and which keys were ignored.
+        The classifier, and notes for the user: how outputs match classes, which weights were taken, and which
+        keys were changed or ignored.
 
     Raises:
-        UsageError: `external` is None, the file holds no state dict, or its weights do not fit the
+        UsageError: `external` is None, the file holds no state dict or several, or its weights do not fit the
             architecture or the number of classes.
     """
     if external is None:
@@ -138,9 +124,12 @@ def load_external(
             f"{path}: does not describe its architecture and preprocessing; give both, such as "
             "--arch alexnet_owt --preprocessing torchvision"
         )
-    state = _state_of(path)
-    width = _width(state, external.arch)
+    with torch.device("meta"):
+        published = build_model(external.arch, classes=2).state_dict()
+    found = find_state(content, published, weights, path)
+    state = found.state
     preprocessing = asdict(external.preprocessing)
+    width = _width(state, published)
     classifier = Classifier(
         Spec(arch=external.arch, width=width, classes=classes, mean_image=False, **preprocessing)
     )
@@ -152,21 +141,21 @@ def load_external(
             "evaluate on data with the classes that it was trained on"
         )
     missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted]
     misshapen = [
         f"{key} {_shape(state[key])} for {_shape(wanted[key])}"
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
     if missing or misshapen:
-        found = {"missing": missing, "of another shape": misshapen, "unexpected": unexpected}
-        detail = "; ".join(_listed(keys, what) for what, keys in found.items() if keys)
+        problems = {"missing": missing, "of another shape": misshapen, "unexpected": list(found.unused)}
+        detail = "; ".join(_listed(keys, what) for what, keys in problems.items() if keys)
         raise UsageError(f"{path}: does not fit {external.arch}: {detail}; choose another --arch")
-    classifier.model.load_state_dict(state, strict=False)
+    classifier.model.load_state_dict(state)
     count = f"{len(classes):,}"
     notes = [f"{path}: its {count} outputs are assumed to be the data's {count} classes, in order"]
-    if unexpected:
-        notes.append(f"{path}: {_listed(unexpected, f'ignored, not in {external.arch}')}")
+    notes += found.notes
+    if found.unused:
+        notes.append(f"{path}: {_listed(list(found.unused), f'ignored, not in {external.arch}')}")
     return classifier, notes
 
 
@@ -192,41 +181,8 @@ def _preprocessing(name: str) -> Preprocessing:
         ) from error
 
 
-def _load_torch(path: Path) -> Any:
-    # timm stores the command line's options as a Namespace, a class that only holds values.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-
-
-def _state_of(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file, without the prefixes that wrappers add to its keys."""
-    content: Any
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        content = load_file(path)
-    else:
-        content = _load_torch(path)
-    outer: dict[Any, Any] = content if isinstance(content, dict) else {}
-    for state in (*(outer.get(name) for name in _INSIDE), outer):
-        found = state.items() if isinstance(state, dict) else ()
-        tensors = {key: value for key, value in found if isinstance(key, str) and isinstance(value, Tensor)}
-        if tensors:
-            return {_unwrapped(key): value for key, value in tensors.items()}
-    inside = f" (its keys: {', '.join(list(map(str, content))[:_SHOWN])})" if outer else ""
-    raise UsageError(f"{path}: holds no state dict{inside}; save the model's state_dict()")
-
-
-def _unwrapped(key: str) -> str:
-    while key.startswith(_WRAPPERS):
-        key = key.partition(".")[2]
-    return key
-
-
-def _width(state: dict[str, Tensor], arch: str) -> float:
+def _width(state: dict[str, Tensor], published: dict[str, Tensor]) -> float:
     """Infer the network's width from the kernels of its first layer; 1 where this is not possible."""
-    with torch.device("meta"):
-        published = build_model(arch, classes=2).state_dict()
     first = next(iter(published))
     kernels = state[first].shape[:1] if first in state else ()
     width = kernels[0] / len(published[first]) if kernels else 1.0
@@ -239,9 +195,3 @@ def _shape(tensor: Tensor) -> str:
 
 def _listed(keys: list[str], what: str) -> str:
     return f"{len(keys)} key{'' if len(keys) == 1 else 's'} {what}: {capped(keys)}"
-
-
-def capped(names: list[str]) -> str:
-    """List the first five names, and say how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -13,7 +13,9 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
-from trainer.runs.external_weights import ExternalWeights, capped, is_external, load_external
+from trainer.runs.checkpoint_file import read_file
+from trainer.runs.external_weights import ExternalWeights, is_external, load_external
+from trainer.runs.state_dict import WeightsChoice, capped
 
 _RUN_FILE = "run.json"
 
@@ -27,12 +29,14 @@ class LoadedModel:
         folder: The run's folder, or None.
         checkpoint: The checkpoint file.
         classifier: The classifier, in evaluation mode, on the CPU.
+        notes: Which of its weights were taken, for the user, where the checkpoint has several.
     """
 
     name: str
     folder: Path | None
     checkpoint: Path
     classifier: Classifier
+    notes: tuple[str, ...] = ()
 
     @property
     def spec(self) -> Spec:
@@ -40,19 +44,26 @@ class LoadedModel:
         return self.classifier.spec
 
 
-def load_model(run_or_checkpoint: Path) -> LoadedModel:
+def load_model(run_or_checkpoint: Path, weights: WeightsChoice | None = None) -> LoadedModel:
     """Load a run's best checkpoint, else its last, or a checkpoint file.
 
+    Args:
+        run_or_checkpoint: Folder of a run, or a checkpoint file.
+        weights: Which weights to take: the averaged (EMA) ones or the model's own; None for the averaged ones
+            where the checkpoint has them.
+
     Raises:
-        UsageError: There is no checkpoint, or it cannot be read.
+        UsageError: There is no checkpoint, it cannot be read, or it does not have these `weights`.
     """
     file = checkpoint.find(run_or_checkpoint)
-    classifier = checkpoint.classifier_of(checkpoint.load(file), file).eval()
+    classifier, notes = checkpoint.classifier_of(checkpoint.load(file), file, weights)
     folder = file.resolve().parent
-    if not (folder / _RUN_FILE).is_file():
-        return LoadedModel(file.stem, None, file, classifier)
-    name = folder.name if run_or_checkpoint.is_dir() else f"{folder.name}/{file.name}"
-    return LoadedModel(name, folder, file, classifier)
+    name, run = file.stem, None
+    if (folder / _RUN_FILE).is_file():
+        name, run = folder.name if run_or_checkpoint.is_dir() else f"{folder.name}/{file.name}", folder
+    return LoadedModel(
+        name=name, folder=run, checkpoint=file, classifier=classifier.eval(), notes=tuple(notes)
+    )
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -166,7 +177,10 @@ def label_of(trained: LoadedModel, dataset: Dataset | None, wanted: str) -> int:
 
 
 def load_models(
-    files: Sequence[Path], dataset: Dataset, external: ExternalWeights | None = None
+    files: Sequence[Path],
+    dataset: Dataset,
+    external: ExternalWeights | None = None,
+    weights: WeightsChoice | None = None,
 ) -> tuple[list[Classifier], list[str]]:
     """Load the checkpoints of an ensemble and check that they fit the data and each other.
 
@@ -174,37 +188,66 @@ def load_models(
         files: Checkpoints of this toolkit or of other programs.
         dataset: Dataset to evaluate on.
         external: Architecture and preprocessing of the checkpoints of other programs, or None.
+        weights: Which weights to take of checkpoints that hold averaged (EMA) ones beside the model's own;
+            None for the averaged ones where there are any.
 
     Returns:
         The classifiers, on the CPU, and notes for the user.
 
     Raises:
-        UsageError: A checkpoint is unreadable, its classes or image size differ from the dataset's, its crop
-            differs from the others', or `external` is given though every checkpoint describes itself.
+        UsageError: A checkpoint is unreadable or does not have these `weights`, its classes or image size
+            differ from the dataset's, its crop differs from the others', or `external` is given though every
+            checkpoint describes itself.
     """
-    models: list[Classifier] = []
-    notes: list[str] = []
-    others = [is_external(file) for file in files]
-    if external is not None and not any(others):
+    contents = [read_file(file) for file in files]
+    if external is not None and not any(map(is_external, contents)):
         raise UsageError(
             f"{files[0]}: a checkpoint of this toolkit has its own architecture and preprocessing; "
             "leave --arch and --preprocessing out"
         )
-    for file, other in zip(files, others, strict=True):
-        if other:
-            model, lines = load_external(file, external, tuple(dataset.classes))
-            notes += lines
-        else:
-            model = checkpoint.classifier_of(checkpoint.load(file), file)
-        refuse_other_classes(file, model.spec, dataset)
-        _refuse_other_size(file, model.spec, dataset)
+    models: list[Classifier] = []
+    notes: list[str] = []
+    for file, content in zip(files, contents, strict=True):
+        model, lines = classifier_for(dataset, content, file, external, weights)
         if models and model.spec.crop != models[0].spec.crop:
             raise UsageError(
                 f"{file} needs crops of {model.spec.crop} px, but {files[0]} of {models[0].spec.crop} px: "
                 "the checkpoints of an ensemble must have the same crop"
             )
         models.append(model)
+        notes += lines
     return models, notes
+
+
+def classifier_for(
+    dataset: Dataset,
+    content: Any,
+    file: Path,
+    external: ExternalWeights | None,
+    weights: WeightsChoice | None,
+) -> tuple[Classifier, list[str]]:
+    """Build the classifier of one checkpoint, and check that it fits a dataset.
+
+    Args:
+        dataset: Dataset to evaluate on.
+        content: Content of the checkpoint file; see `checkpoint_file.read_file`.
+        file: The file, for messages.
+        external: Its architecture and preprocessing, if another program wrote it.
+        weights: Which weights to take; see `load_models`.
+
+    Returns:
+        The classifier, on the CPU, and notes for the user.
+
+    Raises:
+        UsageError: The checkpoint does not have these `weights`, or does not fit the dataset.
+    """
+    if is_external(content):
+        found = load_external(content, file, external, tuple(dataset.classes), weights)
+    else:
+        found = checkpoint.classifier_of(checkpoint.check_format(content, file), file, weights)
+    refuse_other_classes(file, found[0].spec, dataset)
+    _refuse_other_size(file, found[0].spec, dataset)
+    return found
 
 
 def normalized(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -23,6 +23,7 @@ from pipeline.storage.atomic import make_folder, write_bytes
 from trainer.distributed.env import DistEnv
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
+from trainer.runs.checkpoint_file import DamagedError
 
 RECIPE_FILE = "recipe.toml"
 RUN_FILE = "run.json"
@@ -162,7 +163,7 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str,
     for path in files:
         try:
             saved = checkpoint.load(path)
-        except checkpoint.DamagedError as error:
+        except DamagedError as error:
             damage = damage or str(error)
             continue
         _refuse_other(saved, path, recipe, dataset)

@@ -309,7 +309,9 @@ class Trainer:
             )
             best = metrics.top1 > self.progress.best_top1
             if best and self.env.is_first:
-                self.checkpointer.best(checkpoint.content_of(self.classifier))
+                self.checkpointer.best(
+                    checkpoint.content_of(self.classifier, averaged=bool(self.ema_weights))
+                )
         self.val_seconds = timer.seconds - trained
         row = EpochMetrics(
             epoch=timer.epoch + 1,

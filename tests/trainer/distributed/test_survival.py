@@ -180,6 +180,7 @@ def test_the_average_is_what_is_validated_and_kept_as_best(tiny_recipe, tiny_dat
     last, best = (checkpoint.load(job.out / name) for name in ("last.pt", "best.pt"))
     for name, mean in last["ema_weights"]["mean"].items():
         assert torch.equal(best["model"][name], mean)
+    assert best["averaged"]
 
 
 def test_log_lines_and_endings_reach_the_callback(tiny_recipe, tiny_dataset, tmp_path):

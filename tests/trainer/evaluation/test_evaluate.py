@@ -176,7 +176,7 @@ def test_an_ensemble_averages_probabilities_by_weight(spread_models, tiny_datase
     got = evaluate_checkpoints(DistEnv(), files, tiny_dataset.root, "val", "center", 8, weights, predict=True)
     each = [probabilities_of(model, samples, "center") for model in models]
     assert_predicted(got, samples, np.average(each, axis=0, weights=weights))
-    assert got.weights == pytest.approx(np.array(weights or [1] * 3) / sum(weights or [1] * 3))
+    assert got.ensemble_weights == pytest.approx(np.array(weights or [1] * 3) / sum(weights or [1] * 3))
 
 
 def test_predictions_are_kept_only_on_request(tiny_checkpoint, tiny_dataset):

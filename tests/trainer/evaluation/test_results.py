@@ -27,7 +27,7 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
     ]
     return Evaluation(
         checkpoints=checkpoints,
-        weights=(1.0,) * len(checkpoints),
+        ensemble_weights=(1.0,) * len(checkpoints),
         split="val",
         views="ten-crop",
         classes=len(classes),
@@ -53,7 +53,7 @@ def imagenets_wnids(shared_data):
 def test_json_holds_all_figures(tmp_path):
     write_json(tmp_path / "r.json", result(), [SCORE])
     saved = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
-    keys = "checkpoints weights split views classes metrics per_class labels notes"
+    keys = "checkpoints ensemble_weights split views classes metrics per_class labels notes"
     assert list(saved) == keys.split()
     assert saved["metrics"]["top1_interval"] == [0.55, 0.65]
     assert saved["metrics"]["ece"] == 0.02

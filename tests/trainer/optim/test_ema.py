@@ -1,11 +1,15 @@
 """The EMA of the weights against its formula in NumPy."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import UsageError
 from trainer.optim.ema import Ema
 from trainer.runs import checkpoint
+from trainer.runs.load_model import load_model
 
 
 def values(classifier) -> dict[str, np.ndarray]:
@@ -56,10 +60,23 @@ def test_an_average_goes_on_where_it_was_saved(averaged):
     assert all(torch.equal(mine["mean"][name], theirs["mean"][name]) for name in mine["mean"])
 
 
-def test_a_checkpoint_is_evaluated_by_its_average(averaged, tmp_path):
+@pytest.mark.parametrize(("weights", "own"), [(None, False), ("ema", False), ("model", True)])
+def test_a_checkpoint_is_evaluated_by_its_average_or_by_its_own_weights(averaged, tmp_path, weights, own):
     classifier, averages, _ = averaged
-    checkpoint.save(tmp_path / "last.pt", classifier, ema_weights=averages.state_dict())
-    found = checkpoint.classifier_of(checkpoint.load(tmp_path / "last.pt"), tmp_path / "last.pt")
-    with averages.in_place():
-        mean = values(classifier)
-    assert all(np.array_equal(mean[name], value) for name, value in values(found).items())
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, classifier, ema_weights=averages.state_dict())
+    found = load_model(path, *([] if weights is None else [weights]))
+    with nullcontext() if own else averages.in_place():
+        expected = values(classifier)
+    assert all(np.array_equal(expected[name], value) for name, value in values(found.classifier).items())
+    assert ("model's own weights" if own else "averaged (EMA) weights;") in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "weights", "words"),
+    [({"averaged": True}, "model", "averaged .* weights only"), ({"averaged": False}, "ema", "no averaged")],
+)
+def test_weights_that_a_checkpoint_lacks_are_refused(averaged, tmp_path, content, weights, words):
+    checkpoint.save(tmp_path / "best.pt", averaged[0], **content)
+    with pytest.raises(UsageError, match=words):
+        load_model(tmp_path / "best.pt", weights)
