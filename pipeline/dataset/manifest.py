@@ -140,8 +140,8 @@ def read_manifest(root: Store | Path | str) -> Manifest:
         root: path, URL or opened store of the dataset.
 
     Raises:
-        UsageError: there is no dataset; it is unfinished, damaged or of another format version; or the name of
-            a shard leads out of the folder.
+        UsageError: there is no dataset, it is unfinished, damaged or of another format version, or a
+            name of a shard leads out of the folder.
     """
     store = root if isinstance(root, Store) else open_store(root)
     if not store.is_file(FILE_NAME):

@@ -1,16 +1,18 @@
 """A cache of shards on a local disk, which deletes the least recently used shards when it is full.
 
-    CACHE/
+    DIR/alexnet-shards/                       the cache; nothing else in DIR is touched
       .lock                                   held while room is made
       3f2a…/train/train-000000.tar            a complete shard whose checksum matched the manifest's
-      3f2a…/train/train-000000.tar.lock       locked shared by users of the shard, exclusively to delete it
-      3f2a…/train/train-000000.tar.fetch      locked by the process that fetches the shard
       3f2a…/train/train-000000.tar.partial    a shard that is being fetched
-      3f2a…/train/train-000000.tar.reserved   an empty file of the shard's size, which reserves its room
+      3f2a…/train/train-000000.tar.record     what the manifest says of the shard, as JSON: the cache made
+                                              this tar, or reserves room for it; empty if it did neither.
+                                              Locked shared by users, exclusively to delete the shard
+      3f2a…/train/train-000000.tar.fetch      locked by the process that fetches the shard
 
 All processes of a host can share one folder, also jobs with different datasets. The kernel releases a lock
 when its process ends, even if it is killed, so no shard stays in use by a dead process. A damaged copy is
-replaced by a new file; processes that have the old file open or mapped keep reading the old one.
+replaced by a new file; processes that have the old file open or mapped keep reading the old one. Files
+without a record are somebody else's: they count, but they are neither deleted nor replaced.
 """
 
 import fcntl
@@ -24,16 +26,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pipeline.dataset.manifest import Shard
+import msgspec
+
+from pipeline.dataset.manifest import Shard, to_json
 from pipeline.errors import RunError
 from pipeline.storage.atomic import make_folder, sha256_of
 from pipeline.storage.base import Store
 
 _TRIES = 3
 _STREAMS = 4
-_PARTIAL = ".partial"
-# A sparse file of the shard's size: the partial copy itself starts empty, so its size reserves nothing.
-_RESERVED = ".reserved"
+_FOLDER = "alexnet-shards"
+_PARTIAL, _RECORD, _FETCH = ".partial", ".record", ".fetch"
 # Longest time that another loader may need for a segment, whose shards it then releases.
 _WAIT_SECONDS = 900.0
 _POLL_SECONDS = 0.05
@@ -44,18 +47,27 @@ class Cache:
     """A cache of one dataset's shards.
 
     Attributes:
-        folder: Folder of the cache, which other processes and datasets may share.
-        limit: Most bytes that the folder may hold, or None for no limit.
+        parent: Folder that holds the cache's own folder, which other processes and datasets may share.
+        limit: Most bytes that the cache's own folder may hold, or None for no limit.
         store: Store that holds the dataset.
         name: Fingerprint of the dataset, whose first 16 characters name its folder below `folder`.
     """
 
-    folder: Path
+    parent: Path
     limit: int | None
     store: Store
     name: str
     _proven: set[tuple[str, int]] = field(default_factory=set, repr=False)
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The cache's own folder."""
+        return self.parent / _FOLDER
+
+    def foreign_bytes(self) -> int:
+        """Return the size of the files in the cache's folder that it did not make."""
+        return self._content()[1]
 
     @contextmanager
     def lease(self, shards: Sequence[Shard]) -> Iterator[list[str]]:
@@ -99,20 +111,20 @@ class Cache:
         path = self._path(shard)
         make_folder(path.parent)
         try:
-            lock = locks.enter_context(_lock_file(path).open("ab"))
-            fcntl.flock(lock, fcntl.LOCK_SH)  # from here on no process deletes the shard
+            record = locks.enter_context(_beside(path, _RECORD).open("ab"))
+            fcntl.flock(record, fcntl.LOCK_SH)  # from here on no process deletes the shard
             if not self._is_good(path, shard):
                 self._fetch_alone(path, shard)
-            os.utime(_lock_file(path))  # the time of the last use
+            os.utime(_beside(path, _RECORD))  # the time of the last use
         except OSError as error:
             raise RunError(
                 f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
-                f"--cache {self.folder}: check that folder, or choose another"
+                f"--cache {self.parent}: check that folder, or choose another"
             ) from error
 
     def _fetch_alone(self, path: Path, shard: Shard) -> None:
         """Fetch the shard, unless another process is fetching it: then wait for that one."""
-        with path.with_name(path.name + ".fetch").open("ab") as lock:
+        with _beside(path, _FETCH).open("ab") as lock:
             while not _try_alone(lock):
                 self._refuse_stopped()
                 time.sleep(_POLL_SECONDS)
@@ -132,13 +144,11 @@ class Cache:
         return True
 
     def _fetch(self, path: Path, shard: Shard) -> None:
-        """Fetch the shard, and replace any copy that is already there."""
-        here = path.stat().st_size if path.exists() else 0
-        partial, reserved = (path.with_name(path.name + suffix) for suffix in (_PARTIAL, _RESERVED))
+        """Fetch the shard, and replace any copy that the cache made before."""
+        partial = _beside(path, _PARTIAL)
+        self._reserve(path, shard)
         try:
             for _ in range(_TRIES):
-                _remove_both(partial, reserved)  # left by an earlier try, or by a process that was killed
-                self._reserve(reserved, max(shard.bytes - here, 0))
                 self.store.copy_to(shard.name, partial)
                 if sha256_of(partial) == shard.sha256:
                     with partial.open("rb") as file:
@@ -152,68 +162,90 @@ class Cache:
                 "the dataset and the cache, or choose another --cache"
             ) from error
         finally:
-            _remove_both(partial, reserved)
+            partial.unlink(missing_ok=True)
+            if not path.exists():
+                _beside(path, _RECORD).write_bytes(b"")  # the room is free again
         raise RunError(
             f"{self.store.url_of(shard.name)}: fetched {_TRIES} times, and its SHA-256 is never the "
             f"manifest's; `alexnet-prep verify {self.store}` lists all such shards"
         )
 
-    def _reserve(self, reserved: Path, size: int) -> None:
-        """Wait until there is room for `size` bytes, then reserve them by a sparse file of that size."""
+    def _reserve(self, path: Path, shard: Shard) -> None:
+        """Wait until there is room for the shard, then write its record, which reserves the room.
+
+        Raises:
+            RunError: There is no room for 15 minutes, or another program put files where the shard goes.
+        """
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
             self._refuse_stopped()
             with (self.folder / ".lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.limit is None or self._make_room(self.limit - size):
-                    with reserved.open("wb") as file:
-                        file.truncate(size)
+                held, foreign = self._content()
+                if path not in held and path.exists():
+                    raise RunError(
+                        f"{path}: another program's file, where the cache keeps a shard; move it away"
+                    )
+                if self.limit is None or self._make_room(held, path, self.limit - shard.bytes - foreign):
+                    if held.get(path) != shard:
+                        _beside(path, _RECORD).write_bytes(to_json(shard))
                     return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.folder}: no room for {reserved.name.removesuffix(_RESERVED)}: all shards in the "
-                    f"cache are in use, and --cache-limit is {self.limit:,} bytes; raise it, or give this "
-                    "job a --cache of its own"
+                    f"{self.folder}: no room for {path.name}: all shards in the cache are in use, and "
+                    f"--cache-limit is {self.limit:,} bytes; raise it, or give this job a --cache of its own"
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _make_room(self, allowed: int) -> bool:
-        """Delete the least recently used shards that no process uses, until at most `allowed` bytes are left.
+    def _make_room(self, held: dict[Path, Shard], path: Path, allowed: int) -> bool:
+        """Delete the least recently used shards that no process uses, until the rest fits in `allowed` bytes.
+
+        Args:
+            held: The shards in the cache.
+            path: Path of the shard that needs the room; it is not counted itself.
+            allowed: Most bytes that all others may have.
 
         Returns:
             Whether that was reached.
         """
-        sizes = {}
-        for path in self.folder.rglob("*"):
-            if path.suffix.lower() in (".tar", _RESERVED):
-                with suppress(FileNotFoundError):  # another process renamed or deleted it
-                    sizes[path] = path.stat().st_size
-        total = sum(sizes.values())
-        for path in sorted(sizes, key=_last_use):
+        others = {other: shard.bytes for other, shard in held.items() if other != path}
+        total = sum(others.values())
+        for other in sorted(others, key=lambda other: _beside(other, _RECORD).stat().st_mtime_ns):
             if total <= allowed:
                 break
-            with _lock_file(path).open("ab") as lock:
-                if _try_alone(lock):
-                    path.unlink(missing_ok=True)
-                    if path.suffix == _RESERVED:
-                        path.with_suffix(_PARTIAL).unlink(missing_ok=True)
-                    total -= sizes[path]
+            with _beside(other, _RECORD).open("r+b") as record:
+                if _try_alone(record):
+                    other.unlink(missing_ok=True)
+                    _beside(other, _PARTIAL).unlink(missing_ok=True)
+                    record.truncate(0)
+                    total -= others[other]
         return total <= allowed
 
+    def _content(self) -> tuple[dict[Path, Shard], int]:
+        """Return path → record of each shard in the cache or on its way, and the size of other files."""
+        held: dict[Path, Shard] = {}
+        sizes: dict[Path, int] = {}
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # another process renamed or deleted it
+                if path.suffix == _RECORD and (shard := _recorded(path)) is not None:
+                    held[path.with_suffix("")] = shard
+                elif path.is_file():
+                    sizes[path] = path.stat().st_size
+        ours = held.keys() | {_beside(path, _PARTIAL) for path in held}
+        return held, sum(size for path, size in sizes.items() if path not in ours)
 
-def _lock_file(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(_RESERVED) + ".lock")
+
+def _beside(path: Path, suffix: str) -> Path:
+    """Return the path of a file of the cache that belongs to the shard at `path`."""
+    return path.with_name(path.name + suffix)
 
 
-def _remove_both(partial: Path, reserved: Path) -> None:
-    partial.unlink(missing_ok=True)
-    reserved.unlink(missing_ok=True)
-
-
-def _last_use(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return _lock_file(path).stat().st_mtime_ns
-    return 0
+def _recorded(path: Path) -> Shard | None:
+    """Read a shard's record; None if it is empty, or a file of another program."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Shard)
+    except msgspec.DecodeError:
+        return None
 
 
 def _try_alone(lock: IO[bytes]) -> bool:

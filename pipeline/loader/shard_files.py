@@ -24,9 +24,9 @@ class ReadOptions:
     Attributes:
         mmap: Map tars into memory. Turn it off for network file systems, where a mapped page that cannot
             be read kills the process.
-        cache: Folder on a local disk. Shards are copied there before they are read, in the order of the
-            epoch. None reads them from the dataset's folder or bucket.
-        cache_limit: Most bytes that the folder may hold, None for no limit.
+        cache: Folder on a local disk. Shards are copied to a folder in it, `alexnet-shards`, before they are
+            read, in the order of the epoch. None reads them from the dataset's folder or bucket.
+        cache_limit: Most bytes that `alexnet-shards` may hold, None for no limit.
     """
 
     mmap: bool = True
@@ -126,17 +126,20 @@ class ShardFiles:
             holders: Number of segments that this host's processes hold at the same time.
 
         Raises:
-            UsageError: The limit is smaller than these segments' shards, and smaller than the dataset.
+            UsageError: The limit is smaller than these segments' shards and than the dataset, with the files
+                of other programs in the cache's folder.
         """
         if self._cache is None or self._cache.limit is None:
             return
         most = most_bytes(self.sizes, [shard.bytes for shard in self._shards], samples)
         wanted = min(holders * most, sum(shard.bytes for shard in self._dataset.manifest.shards))
-        if self._cache.limit < wanted:
+        foreign = self._cache.foreign_bytes()
+        if self._cache.limit < wanted + foreign:
+            more = f", and {self._cache.folder} holds {foreign:,} bytes of other programs" if foreign else ""
             raise UsageError(
                 f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
-                f"{self._store}: this host may use {holders} segments of it at once; give at least "
-                f"{wanted:,}"
+                f"{self._store}: this host may use {holders} segments of it at once{more}; give at least "
+                f"{wanted + foreign:,}"
             )
 
     def stop(self) -> None:

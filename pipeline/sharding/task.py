@@ -18,10 +18,11 @@ from pipeline.sharding.plan import ShardPlan, read_plan, read_shard_plan, refuse
 from pipeline.sharding.reader import display, place_in_source, read_samples
 from pipeline.sharding.result import ShardResult, store_result
 from pipeline.sources.base import Container
-from pipeline.sources.spool import spool
+from pipeline.sources.spool import needs_spool, spool
 from pipeline.storage.atomic import make_folder
 from pipeline.storage.base import Store
 from pipeline.storage.remote import RemoteStore
+from pipeline.storage.scratch import make_private_folder
 
 # The largest file that is read: four channels of 16 bits for each allowed pixel, plus metadata.
 _BYTES_PER_PIXEL = 8
@@ -36,7 +37,7 @@ class ShardJob:
         source: The source; with an absolute path, as workers may have another current folder.
         out: The dataset; likewise.
         scratch: Folder on the worker's machine that belongs to this job alone, for spooled containers and for
-            shards before their upload to a bucket.
+            shards before their upload to a bucket. It lies in `out`, or only this user can enter it.
     """
 
     source: Store
@@ -48,12 +49,22 @@ class ShardJob:
         """Folder of spooled containers on the worker's machine."""
         return self.scratch / "spool"
 
+    def open_scratch(self) -> None:
+        """Create the scratch folder on this machine, if it is not there.
+
+        Raises:
+            UsageError: Other users can write to it.
+        """
+        if self.out.local is None or not self.scratch.is_relative_to(self.out.local):
+            make_private_folder(self.scratch)
+
 
 def run_spool(job: ShardJob, numbered: tuple[int, Container]) -> None:
     """Spool a container of the source, given with its number; runs in a worker.
 
-    Raises as `pipeline.sources.spool.spool`.
+    Raises as `pipeline.sources.spool.spool` and `ShardJob.open_scratch`.
     """
+    job.open_scratch()
     spool(job.source, *numbered, job.spool)
 
 
@@ -63,10 +74,13 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
     Images are read in the order of the source, and written in the order of the plan.
 
     Raises:
-        UsageError: The plan or a container of the source is missing or damaged.
+        UsageError: The plan or a container of the source is missing or damaged, or other users can write to
+            the scratch folder.
         RunError: The output cannot be written, or library versions differ from the plan's.
     """
     plan = read_plan(job.out)
+    if job.out.local is None or any(map(needs_spool, plan.containers)):
+        job.open_scratch()
     options, found = plan.options, versions()
     refuse_versions(job.out, plan, found, "this machine")
     shard = read_shard_plan(job.out, name)
@@ -127,7 +141,6 @@ def _write_tar(job: ShardJob, shard: ShardPlan, label_width: int, jpegs: dict[st
     with ExitStack() as stack:
         root = job.out.local
         if root is None:
-            make_folder(job.scratch)
             # A folder for this attempt alone: another attempt of the same task may run on this machine.
             folder = tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch)
             root = Path(stack.enter_context(folder))

@@ -1,27 +1,27 @@
 """Spooling: unpack containers without cheap random access, once, into flat files that allow it.
 
-A Parquet file becomes two files: NUMBER.bin holds its images one after the other, and NUMBER.npy, int64
-(rows + 1,), holds the byte offset of each image and the end of the last one; a null becomes an image of 0
-bytes. A compressed tar becomes NUMBER.bin, the decompressed tar. Both need about as much space as the images.
+A Parquet file's images go one after the other into NUMBER.bin, and a null as an image of 0 bytes; a
+compressed tar goes there decompressed. NUMBER.starts, written last, is a table of int64: the byte offset of
+each image (of a tar, only 0), and the size of NUMBER.bin, without which the container does not count as
+spooled. This needs about as much space as the images.
 """
 
 import fcntl
 import gzip
+import os
 import zlib
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container
 from pipeline.sources.listers.hub import reading
-from pipeline.storage.atomic import atomic_write, make_folder, write_array
+from pipeline.storage.atomic import atomic_write, make_folder, write_bytes
 from pipeline.storage.base import ByteRange, Store
 
 _PARQUET = ".parquet"
@@ -29,8 +29,7 @@ _PACKED = (".gz", ".tgz")
 _CHUNK = 2**20
 # Rows held in memory at a time; their images have 0.1 to 10 MB each.
 _ROWS = 16
-# Offset tables kept open: a shard's images come from all containers, of which ImageNet has 308.
-_MOST_TABLES = 4096
+_START = np.dtype(np.int64)
 
 
 def needs_spool(container: Container) -> bool:
@@ -53,19 +52,19 @@ def spool(store: Store, number: int, container: Container, folder: Path) -> None
         UsageError: The container is damaged, or its size differs from the listed one.
         RunError: The container cannot be read, or the folder cannot be written.
     """
-    if _is_finished(folder, number, container):
+    if _is_finished(folder, number):
         return
     make_folder(folder)
     with _locked(folder / f"{number:05d}.lock"):
-        if not _is_finished(folder, number, container):
+        if not _is_finished(folder, number):
             _check_unchanged(store, container)
+            images, table = _files(folder, number)
             starts = array("q", [0])
-            with atomic_write(folder / f"{number:05d}.bin") as file:
+            with atomic_write(images) as file:
                 for data in _rows(store, container) if _is_parquet(container) else _chunks(store, container):
                     file.write(data)
                     starts.append(starts[-1] + len(data))
-            if _is_parquet(container):
-                write_array(folder / f"{number:05d}.npy", np.frombuffer(starts, np.int64))
+            write_bytes(table, (starts if _is_parquet(container) else array("q", [0, starts[-1]])).tobytes())
 
 
 def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> ByteRange:
@@ -81,17 +80,20 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
     Raises:
         UsageError: The Parquet file has no such row.
     """
+    images, table = _files(folder, number)
     if not _is_parquet(container):
-        return ByteRange(f"{number:05d}.bin", offset, size)
-    table = folder / f"{number:05d}.npy"
-    starts = _starts(str(table), table.stat().st_mtime_ns)
-    if offset >= len(starts) - 1:
+        return ByteRange(images.name, offset, size)
+    with table.open("rb") as file:  # not kept open: there may be thousands
+        file.seek(offset * _START.itemsize)
+        found = np.frombuffer(file.read(2 * _START.itemsize), _START)
+    if len(found) < 2:
+        rows = table.stat().st_size // _START.itemsize - 1
         raise UsageError(
-            f"{container.path}: row {offset:,} was listed, but the file has {len(starts) - 1:,} rows; it "
-            "has changed since: restore it, or start again in another folder"
+            f"{container.path}: row {offset:,} was listed, but the file has {rows:,} rows; it has changed "
+            "since: restore it, or start again in another folder"
         )
-    start, end = int(starts[offset]), int(starts[offset + 1])
-    return ByteRange(f"{number:05d}.bin", start, end - start)
+    start, end = map(int, found)
+    return ByteRange(images.name, start, end - start)
 
 
 @contextmanager
@@ -118,9 +120,20 @@ def _is_parquet(container: Container) -> bool:
     return container.path.lower().endswith(_PARQUET)
 
 
-def _is_finished(folder: Path, number: int, container: Container) -> bool:
-    suffixes = (".bin", ".npy") if _is_parquet(container) else (".bin",)
-    return all((folder / f"{number:05d}{suffix}").is_file() for suffix in suffixes)
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Return the paths of a container's images and of its table."""
+    return folder / f"{number:05d}.bin", folder / f"{number:05d}.starts"
+
+
+def _is_finished(folder: Path, number: int) -> bool:
+    """Whether a container is spooled: the table's last number is the size of the other file."""
+    images, table = _files(folder, number)
+    try:
+        with table.open("rb") as file:
+            file.seek(-_START.itemsize, os.SEEK_END)
+            return int(np.frombuffer(file.read(), _START)[0]) == images.stat().st_size
+    except OSError:  # a file is missing, or the table is empty
+        return False
 
 
 def _check_unchanged(store: Store, container: Container) -> None:
@@ -151,16 +164,6 @@ def _chunks(store: Store, container: Container) -> Iterator[bytes]:
     with unpacked(store, container) as file:
         while data := file.read(_CHUNK):
             yield data
-
-
-@lru_cache(maxsize=_MOST_TABLES)
-def _starts(table: str, _changed: int) -> NDArray[np.int64]:
-    """Load the offset table of a spooled Parquet file, int64 (rows + 1,).
-
-    `_changed`, the file's modification time, makes the cache load a table again that was written again.
-    """
-    starts: NDArray[np.int64] = np.load(table, mmap_mode="r", allow_pickle=False)
-    return starts
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers.folders import overwrite
+from helpers.folders import overwrite, place
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import RunError
@@ -67,7 +67,7 @@ def fetch(cache, shards):
 
 def kept(folder):
     """Numbers of the shards in a cache."""
-    return sorted(int(path.stem.removeprefix("train-")) for path in folder.rglob("*.tar"))
+    return sorted(int(path.stem.removeprefix("train-")) for path in folder.rglob("train-*.tar"))
 
 
 def test_shards_are_brought_once_and_are_the_same_bytes(data, shards, tmp_path):
@@ -90,6 +90,24 @@ def test_the_least_recently_used_go_when_there_is_no_room(data, shards, largest,
         time.sleep(0.01)
     assert kept(tmp_path) == [0, 2, 3]
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.tar")) <= cache.limit
+
+
+def test_only_what_the_cache_made_is_deleted_or_replaced(data, shards, largest, tmp_path):
+    fetch(make(data, tmp_path), shards[:2])
+    copy = next(tmp_path.rglob("train-000001.tar"))
+    ours = {path.name for path in tmp_path.iterdir()}
+    others = [tmp_path / "backup.tar", copy.with_name("other.tar"), copy.with_name("train-000005.tar")]
+    for path in others:
+        place(path, b"mine")
+        os.utime(path, (0, 0))
+    cache = make(data, tmp_path, limit=largest + 100)
+    for number in (2, 3, 4):
+        fetch(cache, shards[number : number + 1])
+    assert kept(copy.parent) == [4, 5]
+    with pytest.raises(RunError, match=r"train-000005\.tar: another program's file"):
+        fetch(cache, shards[5:6])
+    assert all(path.read_bytes() == b"mine" for path in others)
+    assert {path.name for path in tmp_path.iterdir()} == ours | {"backup.tar"}
 
 
 def test_what_is_in_use_stays(data, shards, largest, tmp_path, monkeypatch):

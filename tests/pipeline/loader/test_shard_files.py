@@ -111,3 +111,8 @@ def test_a_cache_must_hold_what_the_processes_of_a_host_use_at_once(data, tmp_pa
     with pytest.raises(UsageError, match="--cache-limit of 1,000 bytes is too little for train"):
         Loader(data, "train", TrainView(12), 7, placement=place, access=few)
     Loader(data, "train", TrainView(12), 7, access=enough).close()
+    folder = tmp_path / "alexnet-shards"
+    folder.mkdir()
+    (folder / "notes").write_bytes(bytes(3 * size))
+    with pytest.raises(UsageError, match=rf"holds {3 * size:,} bytes of other programs; give at least "):
+        Loader(data, "train", TrainView(12), 7, access=enough)

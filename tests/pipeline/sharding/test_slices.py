@@ -1,9 +1,22 @@
 import fcntl
 import json
+import os
 from functools import partial
 
 import pytest
-from helpers.folders import SIZE, draw_image, encoded, place, python, refused, times, tree, write_source
+from helpers.folders import (
+    SIZE,
+    draw_image,
+    encoded,
+    is_root,
+    place,
+    python,
+    refused,
+    times,
+    tree,
+    write_source,
+)
+from helpers.hub_files import as_parquet
 from helpers.inline import INLINE
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
@@ -46,6 +59,34 @@ def test_slices_at_the_same_time_make_the_same_dataset(source, whole, tmp_path):
         assert f"task {k} of 2 done, 4 shards" in out
     finish(tmp_path / "out")
     assert tree(tmp_path / "out") == whole
+
+
+def replace_by_link(folder):
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda folder: folder.chmod(0o777), id="open to all"),
+        pytest.param(replace_by_link, id="link"),
+        pytest.param(
+            lambda folder: os.chown(folder, 4321, 4321),
+            id="of another user",
+            marks=pytest.mark.skipif(not is_root(), reason="only root may give files away"),
+        ),
+    ],
+)
+def test_a_scratch_folder_that_others_may_have_filled_is_not_used(source, tmp_path, change):
+    """Its name can be predicted, because slices find each other's spooled files by it."""
+    as_parquet(source, tmp_path / "parquet")
+    make = partial(make_slice, tmp_path / "parquet", tmp_path / "out", OPTIONS, scratch=tmp_path / "tmp")
+    make(0, 2)
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    change(folder)
+    refused(lambda: make(1, 2), str(folder), "another user", "--scratch")
 
 
 def test_a_whole_job_completes_what_slices_began(source, whole, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -95,12 +96,36 @@ def test_what_is_finished_is_left_alone(tmp_path):
     assert times(made.folder) == before
 
 
-@pytest.mark.parametrize("left", [".writing-1-00000.bin", "00000.bin", "00000.npy", "00000.lock"])
+@pytest.mark.parametrize("left", [".writing-1-00000.bin", "00000.bin", "00000.starts", "00000.lock"])
 def test_leftovers_of_a_killed_process_are_no_finished_spool(tmp_path, left):
     made = Spooled(tmp_path, rows=some_rows())
     place(made.folder / left, b"half")
     made.spool()
     made.check()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar.gz"])
+def test_a_spooled_file_that_lost_its_end_is_made_again(tmp_path, kind):
+    write_tar(tmp_path / "a.tar.gz", [{"__key__": "0", "jpg": bytes(5000), "cls": b"1"}])
+    made = Spooled(tmp_path, f"a.{kind}", rows=some_rows() if kind == "parquet" else None)
+    made.spool()
+    whole = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    for name, data in whole.items():
+        if data:
+            (made.folder / name).write_bytes(data[:-8])
+            made.spool()
+            assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == whole
+
+
+@needs_proc
+def test_no_descriptor_is_kept_for_any_of_the_containers(tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(5):
+        root = place(tmp_path / str(number) / "x").parent
+        made = Spooled(root, rows=some_rows(5))
+        made.spool()
+        made.check()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_spool_made_again_is_not_read_by_its_old_table(tmp_path):
@@ -160,7 +185,7 @@ make()
 def test_a_killed_spool_leaves_nothing_that_counts(tmp_path):
     made = Spooled(tmp_path, rows=some_rows())
     assert python(PROGRAM + DYING, tmp_path).wait() == -signal.SIGKILL
-    assert not {"00000.bin", "00000.npy"} & set(tree(made.folder))
+    assert not {"00000.bin", "00000.starts"} & set(tree(made.folder))
     made.spool()
     made.check()
 
@@ -178,7 +203,7 @@ def test_a_second_job_waits_for_the_first(tmp_path, monkeypatch):
     place(tmp_path / "go")
     for thread in (first, second):
         thread.join()
-    assert set(tree(made.folder)) == {"00000.bin", "00000.npy", "00000.lock"}
+    assert set(tree(made.folder)) == {"00000.bin", "00000.starts", "00000.lock"}
 
 
 def test_without_locks_the_work_is_done_all_the_same(tmp_path, monkeypatch):
