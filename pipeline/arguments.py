@@ -47,9 +47,9 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UsageError(f"{name} is {value!r}, not a number")
-    if not low <= value <= high:
+    if not low <= float(value) <= high:
         limits = f"{low:g} or more" if high == math.inf else f"within {low:g}..{high:g}"
-        raise UsageError(f"{name} is {value:g}, not {limits}")
+        raise UsageError(f"{name} is {float(value):g}, not {limits}")
 
 
 def check_whole(name: str, value: object, low: float = -math.inf, high: float = math.inf) -> None:
@@ -75,7 +75,8 @@ def check_record(record: Any, **ranges: Range) -> None:
     Raises:
         UsageError: A field has a value that is none of the words, not a number, or out of range.
     """
-    for name, (check, optional, choices) in _checks(type(record)).items():
+    kind: Any = type(record)
+    for name, (check, optional, choices) in _checks(kind).items():
         value = getattr(record, name)
         if value is None and optional:
             continue
@@ -97,7 +98,7 @@ def words_of(annotation: Any) -> tuple[str, ...]:
 
 
 @cache
-def _checks(record: type) -> dict[str, tuple[Any, bool, Any]]:
+def _checks(record: Any) -> dict[str, tuple[Any, bool, Any]]:
     """Return field → its check, whether it may be None, and its words."""
     hints = get_type_hints(record)
     found: dict[str, tuple[Any, bool, Any]] = {}

@@ -22,12 +22,12 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
         scores: Accuracy by each other label set.
         labels: The label sets, in the order of `scores`.
     """
-    from trainer.evaluation.results import name_of
+    from trainer.evaluation.results import name_of, without_images
 
-    metrics = result.metrics
+    metrics, empty = result.metrics, without_images(result)
     click.echo(
-        f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes, "
-        f"{result.views}"
+        f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes"
+        f"{f' ({empty})' if empty else ''}, {result.views}"
     )
     if len(result.checkpoints) > 1:
         for file, weight in zip(result.checkpoints, result.ensemble_weights, strict=True):
@@ -45,7 +45,10 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
 
 
 def print_classes(result: "Evaluation") -> None:
-    """Print a table of classes, worst top-1 first; of more than 20 classes the ten worst and the ten best."""
+    """Print a table of classes, worst top-1 first; of more than 20 classes the ten worst and the ten best.
+
+    Classes without images come last, ten at most where there are more than 20 classes.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -56,7 +59,12 @@ def print_classes(result: "Evaluation") -> None:
     classes = by_accuracy(result.per_class)
     parts = {"classes, worst first": classes}
     if len(classes) > _FEW:
-        parts = {f"the {_ENDS} worst classes": classes[:_ENDS], f"the {_ENDS} best": classes[-_ENDS:]}
+        measured = [info for info in classes if info.samples]
+        empty = classes[len(measured) :]
+        parts = {f"the {_ENDS} worst classes": measured[:_ENDS], f"the {_ENDS} best": measured[-_ENDS:]}
+        if empty:
+            first = f", of which the first {_ENDS}" if len(empty) > _ENDS else ""
+            parts[f"{len(empty):,} without images{first}"] = empty[:_ENDS]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     for title, shown in parts.items():
         table = Table(title=title, title_justify="left")
@@ -65,7 +73,7 @@ def print_classes(result: "Evaluation") -> None:
         for info in shown:
             other = names[info.confused_with] if info.confused_with else ""
             mistake = f"{other} ({info.confused_share:.0%})" if other else "–"
-            shares = [f"{share:.1%}" for share in (info.top1, info.top5) if share is not None]
+            shares = ["–" if share is None else f"{share:.1%}" for share in (info.top1, info.top5)]
             table.add_row(escape(names[info.id]), f"{info.samples:,}", *shares, escape(mistake))
         console.print()
         console.print(table)

@@ -134,6 +134,23 @@ def test_what_is_printed_is_what_is_written(everything, model, tiny_dataset):
     assert all(info["id"] in printed for info in saved["per_class"])
 
 
+@pytest.mark.parametrize("few", [20, 3])
+def test_a_class_without_images_has_a_row(model, tiny_source, tiny_dataset, tmp_path, monkeypatch, few):
+    monkeypatch.setattr("cli.common.results._FEW", few)
+    source = tmp_path / "source"
+    shutil.copytree(tiny_source, source)
+    missing = tiny_dataset.classes[4]
+    shutil.rmtree(source / "val" / missing)
+    prepare(read_source(source), tmp_path / "data", Options(size=72))
+    result = invoke(model, tmp_path / "data", "--cpus", 1, "--per-class", "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "10 classes (1 without images, in no average)" in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if line.strip("│┃ ").startswith(f"{missing} ")]
+    assert [cell.strip() for cell in row.split("│")[1:-1]][1:] == ["0", "–", "–", "–"]
+    (saved,) = [c for c in json.loads((tmp_path / "r.json").read_text())["per_class"] if c["id"] == missing]
+    assert (saved["samples"], saved["top1"], saved["top5"], saved["confused_share"]) == (0, None, None, None)
+
+
 def test_two_processes_write_what_one_does(everything, model, tiny_dataset, tmp_path):
     result = invoke(
         *(model, tiny_dataset.root, "--cpus", 2, "--batch-size", 4),

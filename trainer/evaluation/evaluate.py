@@ -43,7 +43,8 @@ class ClassMetrics:
         samples: Number of images with this label.
         top1, top5: Accuracy over these images, 0..1; None where there are no images.
         confused_with: Id of the most frequent wrong prediction; None where every prediction is right.
-        confused_share: Share of the images, 0..1, that are predicted as `confused_with`.
+        confused_share: Share of the images, 0..1, that are predicted as `confused_with`; None where there
+            are no images.
     """
 
     id: str
@@ -52,7 +53,7 @@ class ClassMetrics:
     top1: float | None
     top5: float | None
     confused_with: str | None
-    confused_share: float
+    confused_share: float | None
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics
                 top1=top1 / images if images else None,
                 top5=top5 / images if images else None,
                 confused_with=classes[other].id if row[other] else None,
-                confused_share=int(row[other]) / max(images, 1),
+                confused_share=int(row[other]) / images if images else None,
             )
         )
     return tuple(found)

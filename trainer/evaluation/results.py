@@ -81,9 +81,14 @@ def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] 
 
 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:
-    """Sort the classes that have images by top-1, then top-5, then label; worst first."""
-    measured = [info for info in per_class if info.samples]
-    return sorted(measured, key=lambda info: (info.top1 or 0.0, info.top5 or 0.0))
+    """Sort classes by top-1, then top-5, then label, worst first; those without images come last."""
+    return sorted(per_class, key=lambda info: (not info.samples, info.top1 or 0.0, info.top5 or 0.0))
+
+
+def without_images(evaluation: Evaluation) -> str:
+    """Return a remark on the classes without images in the split, or "" where every class has some."""
+    empty = sum(not info.samples for info in evaluation.per_class)
+    return f"{empty:,} without images, in no average" if empty else ""
 
 
 def write_confusion(path: Path, evaluation: Evaluation) -> None:

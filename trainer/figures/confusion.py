@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ _MOST_NUMBERED = 16  # up to this many classes, the cells hold counts
 # Blocks of neighboring labels per axis; ImageNet's sorted WNIDs put related classes side by side.
 _BLOCKS = 50
 _PAIRS = 25
+_NO_IMAGES = "0.85"  # light gray
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def most_confused(matrix: Matrix, count: int) -> list[Pair]:
 def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix, normalized by the number of images of each label.
 
-    Up to 40 classes, the axes name every class. Beyond, each cell is a block of neighboring labels, on a
-    logarithmic scale, and the most confused pairs are listed beside it, as bars.
+    Up to 40 classes, the axes name every class, and rows of labels without images are gray. Beyond, each
+    cell is a block of neighboring labels, on a logarithmic scale, and the most confused pairs are listed
+    beside it, as bars.
 
     Args:
         matrix: int64 (K, K), rows are labels.
@@ -94,13 +97,17 @@ def draw_confusion(matrix: Matrix, names: Sequence[str], title: str) -> Figure:
 
 
 def _draw_named(axes: Axes, matrix: Matrix, names: Sequence[str]) -> AxesImage:
-    shares = _shares(matrix)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    shares, empty = _shares(matrix), matrix.sum(axis=1) == 0
+    blues = colormaps["Blues"].with_extremes(bad=_NO_IMAGES)
+    image = axes.imshow(np.where(empty[:, None], np.nan, shares), cmap=blues, vmin=0, vmax=1)
     numbered = len(matrix) <= _MOST_NUMBERED
-    classes = range(len(names)), [shortened(name, 22) for name in names]
+    classes = [shortened(name, 22) for name in names]
+    labels = [f"{name} (no images)" if none else name for name, none in zip(classes, empty, strict=True)]
     size = 10 if numbered else 8
-    axes.set_yticks(*classes, fontsize=size)
-    axes.set_xticks(*classes, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), labels, fontsize=size)
+    axes.set_xticks(
+        range(len(names)), classes, fontsize=size, rotation=45, ha="right", rotation_mode="anchor"
+    )
     axes.set_xlabel("predicted")
     for row, column in np.argwhere(matrix) if numbered else []:
         color = "white" if shares[row, column] > 0.6 else "black"

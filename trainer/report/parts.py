@@ -224,6 +224,7 @@ def confusion(source: Source) -> dict[str, Any]:
     """Confusion matrix, metrics and most confused pairs of the checkpoint on the validation split."""
     names, url = source.names, source.whole_dataset.url
     from trainer.evaluation.evaluate import evaluate_checkpoints  # imports DALI
+    from trainer.evaluation.results import without_images
 
     evaluation = evaluate_checkpoints(
         this_machine(),
@@ -247,6 +248,7 @@ def confusion(source: Source) -> dict[str, Any]:
             ("Loss", f"{metrics.loss:.4f} nats"),
             ("Calibration error", f"{metrics.ece:.2%}"),
             ("Always guessing the largest class", f"{metrics.largest_class:.1%} top-1"),
+            *([("Classes", empty)] if (empty := without_images(evaluation)) else []),
         ],
         "wide": len(matrix) > MOST_NAMED,
         "pairs": [

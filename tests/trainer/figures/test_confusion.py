@@ -26,7 +26,9 @@ def test_few_classes_stand_by_name_with_their_numbers():
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()][:2] == ["$a_1$", "<b>"]
     assert texts_of(axes) == ["8", "2", "1", "5"]
-    np.testing.assert_allclose(axes.images[0].get_array(), [[0.8, 0.2, 0], [1 / 6, 5 / 6, 0], [0, 0, 0]])
+    shares = np.ma.filled(axes.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [1 / 6, 5 / 6, 0], [np.nan] * 3])
+    assert "(no images)" in axes.get_yticklabels()[2].get_text()
     assert "13 of 16 images right" in figure.get_suptitle()
     assert figure_bytes(figure, "png")
 
