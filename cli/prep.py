@@ -9,7 +9,12 @@ import click
 
 from cli.common.console import fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
-from cli.common.options import max_bad_option, max_megapixels_option, workers_option
+from cli.common.options import (
+    max_bad_option,
+    max_megapixels_option,
+    take_over_option,
+    workers_option,
+)
 from cli.common.outputs import OutputFile, check_outputs, force_option
 
 _FOLDER = click.Path(path_type=Path)
@@ -99,6 +104,12 @@ def main() -> None:
     type=_FOLDER,
     help="Local folder for temporary files: shards before upload to a bucket, and unpacked sources.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the dataset, or the unfinished one, in OUT; other files there stay.",
+)
+@take_over_option
 @one_line_errors
 def shard(
     source: str,
@@ -110,6 +121,8 @@ def shard(
     ray_address: str | None,
     task: str | None,
     scratch: Path | None,
+    force: bool,
+    take_over: bool,
     **options: Any,
 ) -> None:
     """Convert the images in SOURCE to a dataset in OUT.
@@ -120,13 +133,28 @@ def shard(
     center square, and written to the tars in shuffled order. To continue a stopped job, run the same command
     again.
     """
-    from pipeline import LocalExecutor, Options, RayExecutor, open_store, prepare, prepare_slice, read_source
+    from pipeline import (
+        LocalExecutor,
+        Options,
+        RayExecutor,
+        UsageError,
+        open_store,
+        prepare,
+        prepare_slice,
+        read_source,
+    )
+    from pipeline.sharding.output import open_output
 
+    if force and task is not None:
+        raise UsageError(
+            f"--force with --task {task}: each task would remove the others' shards; remove {out} first"
+        )
     settings = Options(**options)
     run: dict[str, Any] = {
         "executor": RayExecutor(ray_address, workers) if engine == "ray" else LocalExecutor(workers),
         "max_bad": max_bad,
         "scratch": scratch,
+        "take_over": take_over,
     }
     if task is not None:
         index, count = _numbers_in(task)
@@ -140,14 +168,15 @@ def shard(
         )
         return
     started = time.perf_counter()
+    open_output(out, source, force=force)  # refuses it before the source is listed, which may take minutes
     found = read_source(source, layout, settings.val_fraction, settings.seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
     click.echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
         click.echo(f"note: {note}")
-    finished_before = open_store(out).is_file("manifest.json")
+    finished_before = not force and open_store(out).is_file("manifest.json")
     with progress_bar("preparing", "images") as show:
-        manifest = prepare(found, out, settings, on_progress=show, **run)
+        manifest = prepare(found, out, settings, on_progress=show, force=force, **run)
     print_summary(out, manifest)
     if finished_before:
         click.echo(f"{out}: was complete already")
@@ -167,8 +196,9 @@ def _numbers_in(task: str) -> tuple[int, int]:
 @main.command()
 @click.argument("out")
 @max_bad_option
+@take_over_option
 @one_line_errors
-def finish(out: str, max_bad: float) -> None:
+def finish(out: str, max_bad: float, take_over: bool) -> None:
     """Complete a dataset after all tasks of `shard --task`.
 
     Merges the tasks' results and writes the manifest of OUT. If a task is not done, the error names a
@@ -176,7 +206,7 @@ def finish(out: str, max_bad: float) -> None:
     """
     from pipeline import finish as merge
 
-    print_summary(out, merge(out, max_bad=max_bad))
+    print_summary(out, merge(out, max_bad=max_bad, take_over=take_over))
     click.echo(f"{out}: complete")
 
 
@@ -319,8 +349,9 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool)
 @click.option(
     "--seed", default=2012, show_default=True, type=click.IntRange(0), help="Seed of the drawn images."
 )
+@click.option("--force", is_flag=True, help="Replace images that this command drew; other files in OUT stay.")
 @one_line_errors
-def demo(out: Path, images: int, seed: int) -> None:
+def demo(out: Path, images: int, seed: int, force: bool) -> None:
     """Draw a small image set to try the toolkit on.
 
     Writes class folders of ten classes, which differ in shape and texture, to OUT.
@@ -329,6 +360,6 @@ def demo(out: Path, images: int, seed: int) -> None:
 
     started = time.perf_counter()
     with progress_bar("drawing", "images") as show:
-        counts = draw_demo(out, images, seed, show)
+        counts = draw_demo(out, images, seed, show, force=force)
     drawn = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     click.echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")

@@ -14,8 +14,9 @@ from cli.common.options import (
     failure_options,
     loader_options_of,
     saving_options,
+    take_over_option,
 )
-from cli.common.outputs import check_outputs, force_option
+from cli.common.outputs import check_outputs
 from cli.status import status
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class _TrainOrStatus(click.Command):
     is_flag=True,
     help="Do not train: measure the speed of loader, model and gradient exchange, alone and together.",
 )
-@force_option
+@click.option(
+    "--force", is_flag=True, help="Replace the run in --out, and the file of --profile; other files stay."
+)
+@take_over_option
 @one_line_errors
 def main(
     data: str,
@@ -112,6 +116,7 @@ def main(
     dry_run: bool,
     bench: bool,
     force: bool,
+    take_over: bool,
     **options: Any,
 ) -> None:
     """Train a network on DATA.
@@ -153,6 +158,8 @@ def main(
         out=out or Path("runs") / chosen.name,
         recipe=chosen,
         resume=resume or "no",
+        force=force,
+        take_over=take_over,
         loader_options=loader_options_of(options),
         saving=Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"]),
         debugging=Debugging(

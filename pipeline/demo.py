@@ -11,11 +11,14 @@ In this module a plane is a float32 array (height, width). Motifs are functions 
 """
 
 import math
-import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -33,6 +36,16 @@ GRAY_SHARE = 0.02
 CMYK_SHARE = 0.005
 INK_SHARE = (0.13, 0.27)  # of the center square's area
 TURN = 2 * math.pi
+
+RECORD = ".demo.json"
+"""Name of the file in the output folder that says what was drawn there."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    images: int
+    seed: int
+
 
 # Intel's IPP chooses kernels by CPU, whose rounding differs from machine to machine.
 cv2.ipp.setUseIPP(False)
@@ -252,67 +265,113 @@ def _color_modes(indices: list[int], seed: int) -> dict[int, str]:
     return dict(zip(shuffled, ["L"] * gray + ["CMYK"] * cmyk, strict=False))
 
 
+def _splits(images: int) -> dict[str, list[int]]:
+    """Divide the indices of `images` images between train and val."""
+    # The second of each five goes to val, so that even 40 images have every class in val.
+    in_val = np.arange(images) // len(CLASSES) % 5 == 1
+    return {"train": np.flatnonzero(~in_val).tolist(), "val": np.flatnonzero(in_val).tolist()}
+
+
+def _name(index: int) -> str:
+    """Return the path of image `index` below its split's folder: `CLASS/CLASS_NUMBER.jpg`."""
+    number, label = divmod(index, len(CLASSES))
+    return f"{CLASSES[label]}/{CLASSES[label]}_{number + 1:05d}.jpg"
+
+
+def _files(images: int) -> list[str]:
+    """Return the paths of all images below the output folder."""
+    return [f"{split}/{_name(index)}" for split, indices in _splits(images).items() for index in indices]
+
+
 def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
     """Draw image `index` and save it as `folder/CLASS/CLASS_NUMBER.jpg` in Pillow's `mode`."""
-    number, label = divmod(index, len(CLASSES))
     rng = np.random.default_rng([seed, index])
-    image = Image.fromarray(draw(label, rng)).convert(mode)
-    path = folder / CLASSES[label] / f"{CLASSES[label]}_{number + 1:05d}.jpg"
+    image = Image.fromarray(draw(index % len(CLASSES), rng)).convert(mode)
+    path = folder / _name(index)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=int(rng.integers(88, 96)))
 
 
-def _check_request(out: Path, images: int) -> None:
+def _check_request(out: Path, images: int, force: bool) -> list[str]:
+    """Return the files of `out` that an earlier call drew; refuse a folder with others only."""
     if images < MIN_IMAGES:
         need = f"{len(CLASSES)} classes in two splits need {MIN_IMAGES}"
         raise UsageError(f"asked for {images} demo images, but {need}: ask for that many or more")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if not out.is_file() and not (out.is_dir() and any(out.iterdir())):
+        return []
+    try:
+        drawn = _files(msgspec.json.decode((out / RECORD).read_bytes(), type=_Record).images)
+    except (OSError, msgspec.DecodeError):
+        drawn = []
+    if not (drawn and force):
         found = "a file" if out.is_file() else "a folder that is not empty"
-        raise UsageError(
-            f"asked to draw the demo into {out}, but found {found} there: "
-            "name a new folder or remove it first"
-        )
+        remedy = "replace its images with --force" if drawn else "name a new folder or remove it first"
+        raise UsageError(f"asked to draw the demo into {out}, but found {found} there: {remedy}")
+    if other := next((file for file in _files(images) if file not in drawn and (out / file).exists()), None):
+        raise UsageError(f"{out / other}: is in the way, and was not drawn by this command; move it")
+    return drawn
+
+
+def _replace(out: Path, staging: Path, drawn: list[str]) -> None:
+    """Move what was drawn into a folder from which the images drawn before are removed."""
+    for file in drawn:
+        (out / file).unlink(missing_ok=True)
+    for folder in sorted({path for file in drawn for path in (out / file).parents[:2]}, reverse=True):
+        with suppress(OSError):  # holds files of others
+            folder.rmdir()
+    for path in [staging / RECORD, *staging.rglob("*.jpg")]:
+        target = out / path.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
 
 
 def draw_demo(
-    out: Path, images: int = 2000, seed: int = 2012, on_progress: OnProgress = no_progress
+    out: Path,
+    images: int = 2000,
+    seed: int = 2012,
+    on_progress: OnProgress = no_progress,
+    *,
+    force: bool = False,
 ) -> dict[str, int]:
     """Write the demo source: `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...`.
 
     The JPEGs have quality 88 to 95; about 2 % are grayscale and 0.5 % CMYK. Every fifth image of a class is
     in val. The same seed gives the same bytes under the same library versions. `out` appears only when it is
-    complete: an interrupted run leaves nothing.
+    complete: an interrupted run leaves nothing. `out/.demo.json` records how many images were drawn.
 
     Args:
-        out: folder to write; it must not exist or be empty.
+        out: folder to write; it must not exist or be empty, unless `force` is given.
         images: number of images in both splits together, at least 40.
         seed: seed of all drawing, 0 or more.
         on_progress: called after each image with (images written, images in all).
+        force: replace the images that an earlier call drew into `out`. Files of others there stay.
 
     Returns:
         Split → number of images.
 
     Raises:
-        UsageError: `out` exists and is not an empty folder, or `images` is under 40.
+        UsageError: `out` exists and is not an empty folder (with `force`: nor one that was drawn), a file of
+            others has a name that is needed, or `images` is under 40.
         ValueError: `seed` is negative.
         OSError: the files cannot be written.
     """
     out = out.resolve()
-    _check_request(out, images)
-    # The second of each five goes to val, so that even 40 images have every class in val.
-    in_val = np.arange(images) // len(CLASSES) % 5 == 1
-    splits = {"train": np.flatnonzero(~in_val).tolist(), "val": np.flatnonzero(in_val).tolist()}
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
-    try:
+    drawn = _check_request(out, images, force)
+    splits = _splits(images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside: dict[str, Any] = {"prefix": f".{out.name}-", "dir": out.parent}
+    with tempfile.TemporaryDirectory(**beside, ignore_cleanup_errors=True) as folder:
+        staging = Path(folder) / out.name
         modes = _color_modes(splits["train"], seed) | _color_modes(splits["val"], seed)
         work = [(staging / split, index) for split, indices in splits.items() for index in indices]
-        for written, (folder, index) in enumerate(work, start=1):
-            _write_image(folder, index, seed, modes.get(index, "RGB"))
+        for written, (below, index) in enumerate(work, start=1):
+            _write_image(below, index, seed, modes.get(index, "RGB"))
             on_progress(written, images)
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (staging / RECORD).write_bytes(msgspec.json.encode(_Record(images, seed)) + b"\n")
+        if drawn:
+            _replace(out, staging, drawn)
+        else:
+            if out.exists():
+                out.rmdir()
+            staging.rename(out)
     return {split: len(indices) for split, indices in splits.items()}

@@ -80,7 +80,7 @@ def _augmented(
 ) -> dict[str, list[NDArray[np.uint8]]]:
     """Key → `_CROPS` crops, uint8 (crop, crop, 3), loaded from a temporary dataset of these images alone."""
     seen: dict[str, list[NDArray[np.uint8]]] = {one.key: [] for one in stored}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         tar = Path(folder) / "train" / "train-000000.tar"
         tar.parent.mkdir()
         with write_shard(tar, dataset.manifest.label_width) as writer:

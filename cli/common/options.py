@@ -194,3 +194,10 @@ max_bad_option = click.option(
     help="Largest share of undecodable images, 0 to 1; above it the job fails.",
 )
 """Largest share of undecodable images."""
+
+take_over_option = click.option(
+    "--take-over",
+    is_flag=True,
+    help="Go on in place of the process that is working in the folder, which then stops.",
+)
+"""Take over the lock of a living process."""

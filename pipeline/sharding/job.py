@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,22 @@ from pipeline.executors.base import Executor
 from pipeline.executors.local import LocalExecutor
 from pipeline.progress import OnProgress, counted, no_progress
 from pipeline.sharding.merge import BadImagesError, merge, merged, too_many_bad
+from pipeline.sharding.output import (
+    absolute,
+    make_plan_once,
+    one_slice,
+    open_output,
+    remove_earlier,
+    remove_work,
+    whole_job,
+)
 from pipeline.sharding.plan import (
-    PLAN,
     Options,
     Plan,
     ShardSummary,
     agreed_plan,
     check_slice,
+    make_plan,
     read_plan,
 )
 from pipeline.sharding.result import finished, forget_skips
@@ -36,7 +45,7 @@ from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
 from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
-from pipeline.storage.locks import lock
+from pipeline.storage.locks import Lease
 from pipeline.storage.open import open_store
 
 
@@ -49,6 +58,8 @@ def prepare(
     max_bad: float = 0.01,
     on_progress: OnProgress = no_progress,
     scratch: Path | None = None,
+    force: bool = False,
+    take_over: bool = False,
 ) -> Manifest:
     """Make a dataset at `out`, or complete one that an earlier call left unfinished.
 
@@ -62,6 +73,8 @@ def prepare(
         on_progress: Called with (images done, images in all).
         scratch: Local folder for spooled sources and for shards before their upload to a bucket. None means
             a folder in `out` if that is local, else in the system's temporary folder.
+        force: Replace a dataset or an unfinished job in `out`. Files of others there stay.
+        take_over: Go on in place of a job or slice that is working in `out`, which then stops.
 
     Returns:
         The manifest, also written to `out/manifest.json`.
@@ -69,29 +82,40 @@ def prepare(
     Raises:
         UsageError: `out` holds other files, lies inside the source, or holds a job with another source,
             option, seed or library version.
+        LockedError: Another job or slice is working in `out`.
+        TakenOverError: Another job has taken over `out`.
         RunError: Too many bad images, a class or split without images, a full disk, a dead worker.
     """
-    store, origin = _opened(out, source.root)
-    with _job_lock(store):
-        if store.is_file(FILE_NAME):
-            return merged(store, source, options)
-        if isinstance(store, LocalStore):
-            store.remove_leftovers()  # of killed writers: they take room that this run may need
-        plan = agreed_plan(store, replace(source, root=origin.url), options)
-        job = _job(origin, store, plan, scratch)
-        try:
-            _make_shards(job, plan, plan.shards, executor, max_bad, on_progress)
-            manifest = merge(store, plan, max_bad, "run the same command again to complete it")
-        except BadImagesError:
-            forget_skips(store, plan.shards)
-            raise
-        except (ToolkitError, OSError):
-            # A bucket has no locks: another run of this job may have completed the dataset meanwhile.
-            if store.local is not None or not store.is_file(FILE_NAME):
-                raise
-            manifest = merged(store, source, options)
-        shutil.rmtree(job.scratch, ignore_errors=True)
+    store, origin = open_output(out, source.root, force=force)
+    if store.is_file(FILE_NAME) and not force:  # is only read, so it needs no lock
+        manifest = merged(store, source, options)
+        remove_work(store)
         return manifest
+    source = replace(source, root=origin.url)
+    with whole_job(store, take_over=take_over) as lease:
+        if force:
+            remove_earlier(store, make_plan(source, options)[0])
+        if store.is_file(FILE_NAME):  # made by the job that held the lock before
+            manifest = merged(store, source, options)
+        else:
+            if isinstance(store, LocalStore):
+                store.remove_leftovers()  # of killed writers: they take room that this run may need
+            plan = agreed_plan(store, source, options)
+            job = _job(origin, store, plan, scratch, lease)
+            try:
+                _make_shards(job, plan, plan.shards, executor, max_bad, on_progress)
+                manifest = merge(store, plan, max_bad, "run the same command again to complete it", lease)
+            except BadImagesError:
+                forget_skips(store, plan.shards)
+                raise
+            except (ToolkitError, OSError):
+                # A bucket has no locks: another run of this job may have completed the dataset meanwhile.
+                if store.local is not None or not store.is_file(FILE_NAME):
+                    raise
+                manifest = merged(store, source, options)
+            shutil.rmtree(job.scratch, ignore_errors=True)
+    remove_work(store)
+    return manifest
 
 
 def prepare_slice(
@@ -106,6 +130,7 @@ def prepare_slice(
     max_bad: float = 0.01,
     on_progress: OnProgress = no_progress,
     scratch: Path | None = None,
+    take_over: bool = False,
 ) -> int:
     """Make one slice of a dataset's shards: every `count`-th shard, starting with the `index`-th.
 
@@ -123,31 +148,34 @@ def prepare_slice(
         max_bad: Share of all images of the job, 0..1; the slice fails if it alone skips more.
         on_progress: Called with (images done, images in this slice).
         scratch: See `prepare`.
+        take_over: Go on in place of the same slice, or of a whole job, which then stops.
 
     Returns:
         The number of shards in this slice.
 
     Raises:
         UsageError: `index` outside 0..count-1; a stored plan with another source, option or library version;
-            the same slice is running already; the dataset is complete already.
+            the dataset is complete already.
+        LockedError: The same slice, or a whole job, is working in `out`.
         RunError: See `prepare`.
     """
     if not 0 <= index < count:
         numbers = f"tasks of {count} are numbered 0 to {count - 1}" if count else "there are no tasks"
         raise UsageError(f"--task {index}/{count}: {numbers}")
-    store, origin = _opened(out, source)
-    with _lock(store, "job", shared=True), _lock(store, f"task-{index}-of-{count}"):
-        if store.is_file(FILE_NAME):
-            raise UsageError(f"{store}: is complete already; nothing is left to prepare")
-        with _lock(store, "plan", wait=True):
-            if not store.is_file(PLAN):  # the first slice to come makes it, while the others wait
-                listed = read_source(origin.url, layout, options.val_fraction, options.seed)
-                agreed_plan(store, listed, options)
+    store, origin = open_output(out, source)
+    _refuse_complete(store)
+    with one_slice(store, index, count, take_over=take_over) as lease:
+        _refuse_complete(store)  # by a `finish` that held the lock before
+
+        def agree() -> None:
+            agreed_plan(store, read_source(origin.url, layout, options.val_fraction, options.seed), options)
+
+        make_plan_once(store, agree)
         plan = read_plan(store)
         check_slice(store, plan, origin, options, layout)
         shards = plan.shards[index::count]
         forget_skips(store, shards)  # files may have been repaired before the task was submitted again
-        job = _job(origin, store, plan, scratch)
+        job = _job(origin, store, plan, scratch, lease)
         gave_up = _make_shards(job, plan, shards, executor, max_bad, on_progress, index / count)
     if gave_up:
         raise RunError(
@@ -157,27 +185,35 @@ def prepare_slice(
     return len(shards)
 
 
-def finish(out: str | Path, *, max_bad: float = 0.01) -> Manifest:
+def finish(out: str | Path, *, max_bad: float = 0.01, take_over: bool = False) -> Manifest:
     """Merge the slices of a job into a dataset: write its statistics, report and manifest.
 
     Args:
         out: Folder of the dataset, local or in a bucket.
         max_bad: Share of undecodable images, 0..1, above which it fails.
+        take_over: Merge although a slice is running, which then stops.
 
     Returns:
         The manifest; that of a dataset that is complete already is only read.
 
     Raises:
-        UsageError: No job was started at `out`, or one of its slices is still running.
+        UsageError: No job was started at `out`.
+        LockedError: One of its slices is still running.
         RunError: A shard is unfinished, too many images were bad, or a class or split lost all its images.
     """
-    store = _absolute(open_store(out))
-    if not store.is_file(FILE_NAME):
+    store = absolute(open_store(out))
+    if store.is_file(FILE_NAME):
+        manifest = read_manifest(store)
+    else:
         read_plan(store)  # raises where there is no plan, before the lock would create a folder
-    with _job_lock(store):
-        if store.is_file(FILE_NAME):
-            return read_manifest(store)
-        return merge(store, read_plan(store), max_bad, "submit the tasks that make them again")
+        with whole_job(store, take_over=take_over) as lease:
+            if store.is_file(FILE_NAME):
+                manifest = read_manifest(store)
+            else:
+                remedy = "submit the tasks that make them again"
+                manifest = merge(store, read_plan(store), max_bad, remedy, lease)
+    remove_work(store)
+    return manifest
 
 
 def _make_shards(
@@ -227,7 +263,7 @@ def _make_shards(
     return False
 
 
-def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJob:
+def _job(source: Store, out: Store, plan: Plan, scratch: Path | None, lease: Lease | None) -> ShardJob:
     """Return the job with a scratch folder of its own, so that jobs never read each other's spooled files."""
     if scratch is None and out.local is not None:
         folder = out.local / WORK / "scratch"
@@ -235,45 +271,9 @@ def _job(source: Store, out: Store, plan: Plan, scratch: Path | None) -> ShardJo
         name = hashlib.sha256(f"{plan.digest}{source.url}{out.url}".encode()).hexdigest()[:16]
         above = scratch or Path(tempfile.gettempdir())
         folder = above.absolute() / f"alexnet-prep-{os.getuid()}-{name}"
-    return ShardJob(source, out, folder)
+    return ShardJob(source, out, folder, lease)
 
 
-def _opened(out: str | Path, source: str | Path) -> tuple[Store, Store]:
-    """Open the dataset's folder and the source, and refuse an output folder that cannot be used.
-
-    Raises:
-        UsageError: The output is a file, holds other files, or lies inside the source.
-    """
-    store, origin = _absolute(open_store(out)), _absolute(open_store(source))
-    _refuse_inside(store, origin)
-    if store.local is not None and store.local.exists() and not store.local.is_dir():
-        raise UsageError(f"output {store}: it is a file; name a new folder")
-    names = store.names()
-    if names and not names & {FILE_NAME, WORK}:
-        raise UsageError(f"output {store}: holds other files; name a new or empty folder")
-    return store, origin
-
-
-def _absolute(store: Store) -> Store:
-    """Make a local path absolute: workers may have another current folder."""
-    return store if store.local is None else LocalStore(str(store.local.absolute()))
-
-
-def _lock(out: Store, name: str, *, shared: bool = False, wait: bool = False) -> AbstractContextManager[None]:
-    """Lock an output folder. A bucket has no locks: two jobs there write equal files twice, without harm."""
-    return lock(out.local / WORK, name, shared=shared, wait=wait) if out.local else nullcontext()
-
-
-def _job_lock(out: Store) -> AbstractContextManager[None]:
-    """Lock an output folder for this job alone; a complete dataset is only read."""
-    return nullcontext() if out.is_file(FILE_NAME) else _lock(out, "job")
-
-
-def _refuse_inside(out: Store, source: Store) -> None:
-    if out.local is None or source.local is None:
-        inside = out.url.startswith(source.url.rstrip("/") + "/") or out.url == source.url
-    else:
-        below, above = out.local.resolve(), source.local.resolve()
-        inside = below == above or above in below.parents
-    if inside:
-        raise UsageError(f"output {out} lies inside the source {source}; choose another folder")
+def _refuse_complete(out: Store) -> None:
+    if out.is_file(FILE_NAME):
+        raise UsageError(f"{out}: is complete already; nothing is left to prepare")

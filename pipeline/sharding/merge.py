@@ -22,7 +22,6 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.report import REPORT, ReportRow, report_csv
 from pipeline.dataset.shards import check_sizes
-from pipeline.dataset.work import WORK
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 from pipeline.sharding.plan import Options, Plan, refuse_difference
@@ -30,6 +29,7 @@ from pipeline.sharding.result import ShardResult, read_results
 from pipeline.sources.base import Source
 from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
+from pipeline.storage.locks import Lease
 
 # Options with a field of their own in the manifest; the others are in its `settings`.
 _FIELDS: dict[str, Callable[[Manifest], Any]] = {
@@ -45,16 +45,17 @@ class BadImagesError(RunError):
     """Too many images were skipped, or all images of a class or split."""
 
 
-def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
+def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | None = None) -> Manifest:
     """Merge the results of a plan's shards into statistics, report and manifest.
 
-    It removes `.work`, and the temporary files that killed processes left.
+    It removes the temporary files that killed processes left.
 
     Args:
         out: Folder of the dataset, local or in a bucket.
         plan: Plan of the job.
         max_bad: Share of undecodable images, 0..1, above which it fails.
         remedy: What the user should do if shards are missing; ends the error message.
+        lease: Shows that this process still holds the folder's lock; None where it has none.
 
     Returns:
         The manifest, also written to `out`.
@@ -80,6 +81,8 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
             f"{out}: {len(results)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
             f"{remedy}"
         )
+    if lease:
+        lease.check()
     out.write(REPORT, report_csv(report_rows))
     if bad:
         raise BadImagesError(_bad_message(out, plan, report_rows, max_bad))
@@ -109,7 +112,6 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str) -> Manifest:
         mean_image_sha256=checksum,
     )
     out.write(FILE_NAME, to_json(manifest))
-    out.remove(WORK)
     return manifest
 
 
@@ -126,7 +128,6 @@ def merged(out: Store, source: Source, options: Options) -> Manifest:
     wanted = asdict(options) | {"fingerprint": source.fingerprint()}
     refuse_difference(wanted, made_with | {"fingerprint": manifest.source.fingerprint}, out)
     check_sizes(out, manifest.shards)
-    out.remove(WORK)
     return manifest
 
 

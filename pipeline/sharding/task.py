@@ -21,6 +21,7 @@ from pipeline.sources.base import Container
 from pipeline.sources.spool import needs_spool, spool
 from pipeline.storage.atomic import make_folder
 from pipeline.storage.base import Store
+from pipeline.storage.locks import Lease
 from pipeline.storage.remote import RemoteStore
 from pipeline.storage.scratch import make_private_folder
 
@@ -38,11 +39,13 @@ class ShardJob:
         out: The dataset; likewise.
         scratch: Folder on the worker's machine that belongs to this job alone, for spooled containers and for
             shards before their upload to a bucket. It lies in `out`, or only this user can enter it.
+        lease: Shows that the job still holds the lock of `out`; None where it has none.
     """
 
     source: Store
     out: Store
     scratch: Path
+    lease: Lease | None = None
 
     @property
     def spool(self) -> Path:
@@ -58,12 +61,18 @@ class ShardJob:
         if self.out.local is None or not self.scratch.is_relative_to(self.out.local):
             make_private_folder(self.scratch)
 
+    def check(self) -> None:
+        """Raise TakenOverError where another job has taken over `out`; called before it is written to."""
+        if self.lease:
+            self.lease.check()
+
 
 def run_spool(job: ShardJob, numbered: tuple[int, Container]) -> None:
     """Spool a container of the source, given with its number; runs in a worker.
 
     Raises as `pipeline.sources.spool.spool` and `ShardJob.open_scratch`.
     """
+    job.check()
     job.open_scratch()
     spool(job.source, *numbered, job.spool)
 
@@ -76,8 +85,10 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
     Raises:
         UsageError: The plan or a container of the source is missing or damaged, or other users can write to
             the scratch folder.
+        TakenOverError: Another job has taken over the output.
         RunError: The output cannot be written, or library versions differ from the plan's.
     """
+    job.check()
     plan = read_plan(job.out)
     if job.out.local is None or any(map(needs_spool, plan.containers)):
         job.open_scratch()
@@ -109,6 +120,7 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
         if measured:
             moments.add(image.pixels)
         jpegs[sample.key] = image.jpeg
+    job.check()
     result = ShardResult(
         name=name,
         plan=plan.digest,
@@ -122,6 +134,7 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
         sums=moments.sums.tolist(),
         products=moments.products.tolist(),
     )
+    job.check()
     store_result(job.out, result, moments)
     return result
 
@@ -142,7 +155,7 @@ def _write_tar(job: ShardJob, shard: ShardPlan, label_width: int, jpegs: dict[st
         root = job.out.local
         if root is None:
             # A folder for this attempt alone: another attempt of the same task may run on this machine.
-            folder = tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch)
+            folder = tempfile.TemporaryDirectory(prefix="shard-", dir=job.scratch, ignore_cleanup_errors=True)
             root = Path(stack.enter_context(folder))
         tar = root / f"{shard.name}.tar"
         make_folder(tar.parent)

@@ -6,7 +6,7 @@ import io
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
             _fsync_folder(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
     except OSError as error:
         remedy = "choose another path"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -77,7 +77,7 @@ def make_folder(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete temporary files that killed processes left directly in `folder`."""
     for path in folder.glob(f"{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+        _discard(path)
 
 
 def sha256_of(path: Path) -> str:
@@ -86,9 +86,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _discard(temporary: Path) -> None:
+    """Delete a temporary file, if it is there and can be deleted: one that stays does no harm."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
 def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename durable, where the file system can: some network file systems sync no folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

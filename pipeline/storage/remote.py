@@ -8,7 +8,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -139,7 +139,7 @@ class RemoteStore(Store):
 
     @override
     def write(self, name: str, data: bytes) -> None:
-        with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
+        with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "data"
             path.write_bytes(data)
             self.upload(path, name)
@@ -157,7 +157,8 @@ class RemoteStore(Store):
                 self._fs.put_file(str(file), self._at(name))
                 arrived = self._arrived(file, name)
             if arrived:
-                file.unlink()
+                with suppress(OSError):
+                    file.unlink()
                 return
         raise RunError(
             f"{self.url_of(name)}: the stored object differed from the local file after each of "
@@ -167,7 +168,7 @@ class RemoteStore(Store):
     @override
     @contextmanager
     def as_local_path(self, name: str) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="alexnet-") as folder:
+        with tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / name.rpartition("/")[2]
             self.copy_to(name, path)
             yield path

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.folders import tree
+from helpers.folders import place, tree
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
@@ -49,7 +49,7 @@ def test_ink_area_has_the_same_distribution_in_every_class():
 
 
 def test_tree_holds_every_class_in_both_splits(tiny_source):
-    assert {path.name for path in tiny_source.iterdir()} == {"train", "val"}
+    assert {path.name for path in tiny_source.iterdir()} == {"train", "val", ".demo.json"}
     for split, count in (("train", 9), ("val", 3)):
         assert sorted(path.name for path in (tiny_source / split).iterdir()) == list(demo.CLASSES)
         for name in demo.CLASSES:
@@ -105,17 +105,34 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     assert not set(one.values()) & set(other.values())
 
 
+def test_force_replaces_what_was_drawn_and_nothing_else(tmp_path):
+    out, beside = tmp_path / "out", tmp_path / ".out.tmp" / "mine"
+    place(beside)  # once the name of a folder that was removed
+    demo.draw_demo(out, images=50, seed=7)
+    with pytest.raises(UsageError, match="--force"):
+        demo.draw_demo(out, images=40, seed=7)
+    mine = place(out / "train" / "star" / "star_00099.jpg")
+    demo.draw_demo(out, images=40, seed=8, force=True)
+    demo.draw_demo(tmp_path / "other", images=40, seed=8)
+    assert tree(out) == tree(tmp_path / "other") | {"train/star/star_00099.jpg": tree(mine.parent)[mine.name]}
+    with pytest.raises(UsageError, match=r"star_00099\.jpg: is in the way"):
+        demo.draw_demo(out, images=1000, force=True)
+    foreign = place(tmp_path / "foreign" / "train" / "star" / "star_00001.jpg")
+    with pytest.raises(UsageError, match="not empty"):
+        demo.draw_demo(tmp_path / "foreign", images=40, force=True)
+    assert foreign.exists()
+    assert beside.exists()
+
+
 @pytest.mark.parametrize("out", ["out", "deep/out"])
 def test_an_empty_or_new_folder_is_filled_and_progress_reported(tmp_path, out):
     (tmp_path / "out").mkdir()
-    (tmp_path / ".out.tmp").mkdir()
-    (tmp_path / ".out.tmp" / "left-by-a-killed-run").touch()
     seen = []
     counts = demo.draw_demo(tmp_path / out, images=40, on_progress=lambda *done: seen.append(done))
     assert counts == {"train": 30, "val": 10}
     assert seen == [(done, 40) for done in range(1, 41)]
     assert len(list((tmp_path / out / "val").iterdir())) == 10
-    assert len(tree(tmp_path / out)) == 40
+    assert len(tree(tmp_path / out)) == 41  # with the record
 
 
 def test_refuses_what_is_already_there_and_too_few_images(tmp_path):

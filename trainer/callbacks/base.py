@@ -34,4 +34,7 @@ class Callback:
         """
 
     def on_end(self, how: Ending, line: str) -> None:
-        """Called last, with how the run ended and the same as one line for the user."""
+        """Called last, with how the run ended and the same as one line for the user.
+
+        Not called where another process has taken over the run's folder, where nothing may be written then.
+        """

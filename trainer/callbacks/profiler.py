@@ -26,7 +26,7 @@ def new_profiler(path: Path, on_log: Callable[[str], None]) -> profile:
     """
 
     def write(recorded: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             file = Path(folder) / "trace.json"
             recorded.export_chrome_trace(str(file))
             write_bytes(path, file.read_bytes())

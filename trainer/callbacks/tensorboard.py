@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline.errors import UsageError
 from trainer.callbacks.base import Callback
 from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.runs.run_folder import TENSORBOARD
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-FOLDER = "tensorboard"
 # Of the image of kernels: kernels in a row, and pixels on each side of a weight.
 _COLUMNS = 12
 _ENLARGED = 4
@@ -43,7 +43,7 @@ class TensorBoardCallback(Callback):
     wants_weights = True
 
     def __init__(self, run: Path) -> None:
-        self._folder = run / FOLDER
+        self._folder = run / TENSORBOARD
         self._opened: SummaryWriter | None = None
 
     def on_step(self, row: StepMetrics) -> None:

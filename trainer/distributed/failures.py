@@ -28,6 +28,10 @@ class LostPeerError(RunError):
     """Another process is gone. This one has no error of its own, and a restart may help."""
 
 
+# Errors that other processes rebuild from their names; the first that fits counts.
+_TYPES: tuple[type[ToolkitError], ...] = (UsageError, LostPeerError, RunError)
+
+
 def announce_failure(error: ToolkitError, env: DistEnv) -> None:
     """Publish this process's error in the processes' store, and wait up to 4 s until all have read it.
 
@@ -57,16 +61,21 @@ def raise_together(work: Callable[[], None], env: DistEnv) -> None:
         raise failed
 
 
+def as_known(error: ToolkitError) -> ToolkitError:
+    """Return an error as one of a class that `error_from_text` rebuilds in any process."""
+    kind = next((known for known in _TYPES if isinstance(error, known)), RunError)
+    return error if type(error) is kind else kind(str(error))
+
+
 def error_to_text(error: ToolkitError) -> str:
     """Format an error as `Name: message`, as torch's launcher writes exceptions."""
     return f"{type(error).__name__}: {error}"
 
 
 def error_from_text(text: str) -> ToolkitError | None:
-    """Rebuild a `UsageError`, `RunError` or `LostPeerError` from `Name: message`; None for other names."""
+    """Rebuild an error of `as_known` from `Name: message`; None for other names."""
     kind, _, message = text.partition(": ")
-    known = (UsageError, RunError, LostPeerError)
-    return next((error(message) for error in known if kind == error.__name__), None)
+    return next((error(message) for error in _TYPES if kind == error.__name__), None)
 
 
 def finishes_within(seconds: float, work: Callable[[], None]) -> bool:

@@ -30,7 +30,13 @@ from trainer.distributed.env import (
     launched_outside,
     read_dist_env,
 )
-from trainer.distributed.failures import LostPeerError, announce_failure, error_from_text, error_to_text
+from trainer.distributed.failures import (
+    LostPeerError,
+    announce_failure,
+    as_known,
+    error_from_text,
+    error_to_text,
+)
 from trainer.distributed.stop_signals import StopSignals
 
 T = TypeVar("T")
@@ -74,7 +80,10 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # failures are raised below
     # A shared store would still hold the addresses of lost processes after a restart (torch 2.13).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if max_restarts else "0"
-    with tempfile.TemporaryDirectory(prefix="alexnet-") as folder, _Relay(Path(folder)) as relay:
+    with (
+        tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder,
+        _Relay(Path(folder)) as relay,
+    ):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -192,10 +201,11 @@ def _worker(
         try:
             return entry(env, *args)
         except ToolkitError as error:
+            known = as_known(error)
             if failure_file is not None:
-                failure_file.write_text(error_to_text(error))
-            announce_failure(error, env)
-            raise
+                failure_file.write_text(error_to_text(known))
+            announce_failure(known, env)
+            raise known from error
         except RuntimeError as error:
             if not any(words in str(error) for words in _LOST_PEER):
                 raise

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.errors import RunError
+from pipeline.storage.locks import TakenOverError
 from trainer.runs import checkpoint
 
 
@@ -18,15 +19,19 @@ class AsyncCheckpointer:
     new checkpoint waits until the one before has been written.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, keep: int, warn: Callable[[str], None], check: Callable[[], None]
+    ) -> None:
         """Start the thread.
 
         Args:
             folder: The run's folder.
             keep: Number of newest checkpoints to keep.
             warn: Called with a line for the user when a checkpoint could not be written.
+            check: Called before each file is written; raises TakenOverError where another process has taken
+                over the folder.
         """
-        self._folder, self._keep, self._warn = folder, keep, warn
+        self._folder, self._keep, self._warn, self._check = folder, keep, warn, check
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="alexnet-checkpoints")
         self._best: dict[str, Any] | None = None
         self._writing: Future[None] | None = None
@@ -54,6 +59,7 @@ class AsyncCheckpointer:
 
         Raises:
             RunError: The last checkpoint could not be written.
+            TakenOverError: Another process has taken over the folder.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -67,14 +73,18 @@ class AsyncCheckpointer:
         self._thread.shutdown()
 
     def _write(self, best: dict[str, Any] | None, last: dict[str, Any], steps: int) -> None:
+        self._check()
         if best is not None:
             checkpoint.write(self._folder / checkpoint.BEST, best)
+            self._check()
         checkpoint.write_last(self._folder, last, steps, self._keep)
 
     def _wait(self) -> None:
         """Wait for the checkpoint being written; warn of a failure: a full disk must not end the run."""
         try:
             self.finish()
+        except TakenOverError:
+            raise
         except RunError as error:
             self._warn(f"{error}; training goes on, and the checkpoint before it is kept")
 

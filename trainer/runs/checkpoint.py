@@ -4,6 +4,7 @@ import io
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def write_last(folder: Path, content: dict[str, Any], steps: int, keep: int) -> 
         write(file, content)
         _link(file, folder / LAST)
     for old in steps_of(folder)[keep if keep > 1 else 0 :]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # the new checkpoint is whole
+            old.unlink(missing_ok=True)
 
 
 def steps_of(folder: Path) -> list[Path]:
@@ -100,7 +102,8 @@ def _link(file: Path, name: Path) -> None:
     except OSError as error:
         raise RunError(f"cannot write {name}: {error.strerror or error}; free space there") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

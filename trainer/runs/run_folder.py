@@ -27,29 +27,23 @@ from trainer.runs.checkpoint_file import DamagedError
 
 RECIPE_FILE = "recipe.toml"
 RUN_FILE = "run.json"
+REPORT_FILE = "report.html"
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's events in a run's folder."""
 
 
-def create(
-    folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv, *, over_unfinished: bool = False
-) -> None:
-    """Create a run's folder with recipe.toml and run.json.
+def create(folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv) -> None:
+    """Create a run's folder with recipe.toml and run.json; `output.claim` says whether it may be used.
 
     Args:
-        folder: A new or empty folder, or with `over_unfinished` one whose run never wrote a checkpoint.
+        folder: The run's folder.
         recipe: Recipe to write as recipe.toml.
         dataset: Dataset whose URL or path and hash are written to run.json.
         env: This process's environment; the machine is described in run.json.
-        over_unfinished: Overwrite the files of a run without a checkpoint.
 
     Raises:
-        UsageError: The folder already holds files.
         RunError: The folder cannot be written.
     """
-    fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not fresh and not over_unfinished:
-        raise UsageError(
-            f"{folder}: already holds files; continue that run with --resume, or choose another --out"
-        )
     make_folder(folder)
     write_bytes(folder / RECIPE_FILE, recipe.to_toml().encode())
     facts = {

@@ -33,6 +33,8 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
     recipe = job.recipe
     if job.cuda_graphs and (kind == "cpu" or not recipe.compile):
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
+    if job.force and job.resume != "no":
+        raise UsageError("--force replaces the run that --resume would continue; leave one of them out")
     if job.debugging.one_batch and job.resume != "no":
         raise UsageError(f"{job.debugging.one_batch} cannot be resumed; leave --resume out")
     if recipe.grad_compression == "bf16" and kind == "cpu":  # gloo cannot sum bfloat16

@@ -66,6 +66,8 @@ class TrainJob:
         out: The run's folder.
         recipe: Everything, besides the data, that the result depends on.
         resume: "no" starts a run in `out`, "must" continues the one there, "auto" does what fits.
+        force: Replace an earlier run in `out`; not with `resume`.
+        take_over: Train in `out` in place of the process that works there, which then stops.
         loader_options: Where batches are made and how shards are read.
         saving: When checkpoints are written, and how many are kept.
         debugging: Options to try out the run.
@@ -78,6 +80,8 @@ class TrainJob:
     out: Path
     recipe: Recipe
     resume: Resume = "no"
+    force: bool = False
+    take_over: bool = False
     loader_options: LoaderOptions = field(default_factory=LoaderOptions)
     saving: Saving = field(default_factory=Saving)
     debugging: Debugging = field(default_factory=Debugging)

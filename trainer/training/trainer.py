@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch
 from pipeline.seeds import derive_seed
-from pipeline.storage.atomic import remove_leftovers
+from pipeline.storage.locks import TakenOverError
 from trainer.callbacks.base import Callback
 from trainer.callbacks.profiler import new_profiler
 from trainer.data import TrainData, validation_loader
@@ -30,7 +30,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, set_lrs
-from trainer.runs import checkpoint, metrics_file, run_folder
+from trainer.runs import checkpoint, metrics_file, output, run_folder
 from trainer.runs.async_writer import AsyncCheckpointer
 from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
@@ -68,6 +68,8 @@ def train(env: DistEnv, job: TrainJob, callbacks: Sequence[Callback] = ()) -> Tr
     try:
         with HangWatchdog(env, job.hang_seconds) as watchdog:
             result = Trainer(env, job, callbacks, watchdog).run()
+    except TakenOverError:
+        raise  # the folder is another process's now: callbacks would write there how this one ended
     except Exception as error:
         for callback in callbacks:
             callback.on_end("failed", str(error))
@@ -119,7 +121,8 @@ class Trainer:
             job.debugging.one_batch,
         )
         self.val = validation_loader(recipe, self.dataset, self.batch_size, env, job.loader_options)
-        self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, self.log)
+        self.lock = output.new_lock(job.out)  # acquired by rank 0 alone, which writes the files
+        self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, self.log, self.lock.confirm)
         self.watchdog = watchdog
         self.consensus = Consensus(env)
         self.signals = StopSignals()
@@ -133,7 +136,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train until a rule of `_why_stop` ends the run."""
-        with self.train_data, self.val, self.checkpointer:
+        with self.train_data, self.val, self.lock, self.checkpointer:
             self._begin()
             with self.signals, self.profiler or nullcontext():
                 reason = self._why_stop(asked=False)
@@ -147,8 +150,8 @@ class Trainer:
         job, recipe, env = self.job, self.recipe, self.env
         may_resume = job.resume == "auto" or all_most(env.restarts, env) > 0
         begun = job.resume == "must" or (may_resume and run_folder.is_run(job.out))
-        if begun and env.is_first:
-            remove_leftovers(job.out)
+        if begun:
+            output.resume(job.out, self.lock, env, self.log, take_over=job.take_over)
         saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
         refuse_unlike(env, {"checkpoint": f"of update {saved['progress']['steps']}" if saved else "none"})
         mine: dict[str, Any] = {}
@@ -156,8 +159,9 @@ class Trainer:
             mine = self._restore(saved)
         else:
             self.train_data.epoch(0)  # refuses damaged shards before anything is written
+            output.claim(job.out, self.lock, env, force=job.force, take_over=job.take_over)
             if env.is_first:
-                run_folder.create(job.out, recipe, self.dataset, env, over_unfinished=begun)
+                run_folder.create(job.out, recipe, self.dataset, env)
         facts = messages.facts(job, self.dataset, self.classifier, env, self.precision)
         for callback in self.callbacks:
             callback.on_start(facts)
@@ -207,6 +211,7 @@ class Trainer:
             self.watchdog.at(self.progress.steps, "training")
             last = step + 1 == timer.total
             before = self._weights() if last else {}
+            self.lock.check()
             self._step(timer, step, batch)
             self._report(timer, step, before)
             if not last:
@@ -328,6 +333,7 @@ class Trainer:
             data_wait=timer.waited / trained,
         )
         if self.env.is_first:
+            self.lock.confirm()
             metrics_file.add_metrics(self.job.out, row)
         self.schedule.end_epoch(1.0 - metrics.top1)
         self.progress.epoch += 1

@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from helpers.folders import (
     place,
     python,
     refused,
+    rename_silly,
     samples,
     times,
     tree,
@@ -38,6 +39,7 @@ from PIL import Image
 from pipeline import (
     LocalExecutor,
     Options,
+    adopt,
     finish,
     prepare,
     prepare_slice,
@@ -48,6 +50,7 @@ from pipeline import (
 from pipeline.errors import RunError
 from pipeline.sharding.plan import make_plan, read_plan, store_plan
 from pipeline.sharding.task import ShardJob, run_shard
+from pipeline.storage.locks import LockedError, locked
 from pipeline.storage.open import open_store
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
@@ -331,24 +334,83 @@ def test_an_output_inside_the_source_is_refused(source, tmp_path):
     [
         ("out/thesis.tex", b"", "holds other files"),
         ("out/manifest.json", b'{"name": "a web app"}', "format version None"),
+        ("out/.work/thesis.tex", b"", "holds other files"),
         ("out", b"", "it is a file"),
     ],
 )
-def test_an_output_with_something_else_is_refused_and_kept(source, tmp_path, file, data, message):
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_with_something_else_is_refused_and_kept(source, tmp_path, file, data, message, force):
     place(tmp_path / file, data)
     before = tree(tmp_path)
-    refused(lambda: make(source, tmp_path / "out"), message)
+    refused(lambda: make(source, tmp_path / "out", force=force), message)
     assert tree(tmp_path) == before
 
 
-def test_a_lock_that_is_held_is_refused_and_one_left_behind_is_no_lock(source, whole, tmp_path):
+def test_a_lock_that_is_held_is_refused(source, whole, tmp_path):
     out = tmp_path / "out"  # is empty but for the lock
-    lock = place(out / ".work" / "job.lock")
-    with lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        refused(lambda: make(source, out), "another job is writing")
+    with locked(out / ".work" / "job.lock", out):
+        refused(lambda: make(source, out), "--take-over", error=LockedError)
     make(source, out)
     assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_on_a_file_system_that_keeps_open_files_a_complete_dataset_is_complete(
+    source, whole, tmp_path, monkeypatch, sliced
+):
+    out = tmp_path / "out"
+    rename_silly(monkeypatch)
+    if sliced:
+        prepare_slice(source, out, OPTIONS, 0, 1, executor=INLINE)
+        finish(out)
+    else:
+        make(source, out)
+    for again in (partial(finish, out), partial(make, source, out)):
+        again()
+    monkeypatch.undo()
+    left = [path for path in out.rglob("*") if path.name.startswith(".nfs")]
+    assert left  # in .work, which therefore stays
+    for path in left:
+        path.unlink()
+    finish(out)  # removes the folder
+    assert list(out.rglob("*.lock*")) == []
+    assert tree(out) == tree(whole)
+    assert not (out / ".work").exists()
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_force_replaces_our_own_output_and_no_file_of_others(source, whole, tmp_path, unfinished):
+    out, few = tmp_path / "out", replace(OPTIONS, shard_samples=2)
+    if unfinished:
+        prepare_slice(source, out, few, 0, 2, executor=INLINE)
+    else:
+        make(source, out, few)
+    refused(lambda: make(source, out), "holds output of another run" if unfinished else "--shard-samples")
+    foreign = ("notes.txt", "train/notes.txt", *([".work/mine"] if unfinished else []))
+    for name in foreign:
+        place(out / name)
+    make(source, out, force=True)
+    assert tree(out) == tree(whole) | dict.fromkeys(foreign, sha256(b"not empty").hexdigest())
+
+
+def test_force_refuses_files_in_the_way_before_it_removes_any(source, tmp_path):
+    out = tmp_path / "out"
+    make(source, out)
+    place(out / "train" / "train-000011.tar")
+    before = tree(out)
+    call = partial(make, source, out, replace(OPTIONS, shard_samples=2), force=True)
+    refused(call, "train-000011.tar: is in the way")
+    assert tree(out) == before
+
+
+def test_tars_of_other_tools_are_not_replaced(source, whole, tmp_path):
+    tars = shutil.copytree(whole, tmp_path / "tars")
+    for path in [*tars.rglob("*.idx"), *tars.glob("*.*")]:
+        path.unlink()
+    adopt(tars, size=SIZE)
+    before = tree(tars)
+    refused(lambda: make(source, tars, force=True), "another tool's")
+    assert tree(tars) == before
 
 
 def test_results_of_another_plan_are_refused(source, tmp_path):
@@ -475,7 +537,7 @@ def blocked(tmp_path):
 
 @needs_proc
 def test_a_killed_worker_is_a_run_error_and_the_job_can_be_completed(blocked):
-    refused(lambda: make(blocked.source, blocked.out), "another job is writing")
+    refused(lambda: make(blocked.source, blocked.out), "--take-over")
     os.kill(workers_of(blocked.process.pid)[0], signal.SIGKILL)
     code, err = end(blocked.process)
     assert code == 1

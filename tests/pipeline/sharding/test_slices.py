@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 from functools import partial
@@ -9,7 +8,6 @@ from helpers.folders import (
     draw_image,
     encoded,
     is_root,
-    place,
     python,
     refused,
     times,
@@ -21,6 +19,8 @@ from helpers.inline import INLINE
 
 from pipeline import Options, finish, prepare, prepare_slice, read_source
 from pipeline.errors import RunError
+from pipeline.sharding import job
+from pipeline.storage.locks import LockedError, TakenOverError, locked
 
 OPTIONS = Options(size=SIZE, shard_samples=5)
 make_slice = partial(prepare_slice, executor=INLINE)
@@ -137,17 +137,39 @@ def test_slices_of_another_job_are_refused(source, tmp_path):
 
 def test_a_slice_runs_beside_other_slices_but_not_beside_a_whole_job_or_finish(source, tmp_path):
     out = tmp_path / "out"
-    with place(out / ".work" / "task-0-of-2.lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # as the same slice does
-        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "another job is writing")
+    held = {"error": LockedError}
+    with locked(out / ".work" / "task-0-of-2.lock", out):
+        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "--take-over", **held)
         make_slice(source, out, OPTIONS, 1, 2)
-    with (out / ".work" / "job.lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # as a whole job does
-        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "another job is writing")
-        fcntl.flock(held, fcntl.LOCK_SH)  # as another slice does
-        refused(lambda: finish(out), "another job is writing")
-        refused(lambda: prepare(read_source(source), out, OPTIONS), "another job is writing")
-        make_slice(source, out, OPTIONS, 0, 2)
+        refused(lambda: finish(out), "--take-over", **held)
+        refused(lambda: prepare(read_source(source), out, OPTIONS), "--take-over", **held)
+    with locked(out / ".work" / "job.lock", out):
+        refused(lambda: make_slice(source, out, OPTIONS, 0, 2), "--take-over", **held)
+    make_slice(source, out, OPTIONS, 0, 2)
+    finish(out)
+
+
+@pytest.mark.parametrize("other", ["job", "slice", "finish"])
+def test_a_slice_that_is_taken_over_writes_nothing_more(source, whole, tmp_path, monkeypatch, other):
+    out, run_shard, left = tmp_path / "out", job.run_shard, []
+
+    def replaced(*arguments):
+        """Another command takes the folder over before the slice's second shard."""
+        result = run_shard(*arguments)
+        monkeypatch.setattr(job, "run_shard", run_shard)
+        if other == "slice":
+            make_slice(source, out, OPTIONS, 0, 2, take_over=True)
+        elif other == "job":
+            prepare(read_source(source), out, OPTIONS, executor=INLINE, take_over=True)
+        else:
+            refused(lambda: finish(out, take_over=True), "1 of 8 shards", error=RunError)
+        left.append(tree(out))
+        return result
+
+    monkeypatch.setattr(job, "run_shard", lambda *arguments: (run_shard if left else replaced)(*arguments))
+    refused(lambda: make_slice(source, out, OPTIONS, 0, 2), error=TakenOverError)
+    assert tree(out) == left[0]
+    assert (tree(out) == whole) == (other == "job")
 
 
 def test_a_result_of_another_machines_libraries_is_refused(source, tmp_path):

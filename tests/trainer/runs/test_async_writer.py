@@ -21,6 +21,10 @@ def content(value: float) -> dict[str, object]:
     return {"format": checkpoint.FORMAT_VERSION, "weights": torch.full((3,), value), "list": [torch.ones(1)]}
 
 
+def go_on() -> None:
+    """The folder is this process's own."""
+
+
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -39,7 +43,7 @@ def test_later_updates_do_not_reach_what_is_being_written(tmp_path, warnings, mo
 
     monkeypatch.setattr(checkpoint, "write_last", late)
     given = content(1.0)
-    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+    with AsyncCheckpointer(tmp_path, 2, warnings.append, go_on) as checkpointer:
         checkpointer.last(given, 10)
         given["weights"].fill_(2.0)
         given["list"][0].fill_(2.0)
@@ -56,7 +60,7 @@ def test_later_updates_do_not_reach_what_is_being_written(tmp_path, warnings, mo
 def test_the_newest_stay(tmp_path, warnings, monkeypatch, keep, links):
     if not links:
         monkeypatch.setattr(os, "link", full)
-    with AsyncCheckpointer(tmp_path, keep, warnings.append) as checkpointer:
+    with AsyncCheckpointer(tmp_path, keep, warnings.append, go_on) as checkpointer:
         for steps in (5, 90, 1000, 123456789):
             checkpointer.last(content(steps), steps)
     names = [path.name for path in checkpoint.steps_of(tmp_path)]
@@ -77,7 +81,7 @@ def test_the_best_is_written_before_the_last(tmp_path, warnings, monkeypatch):
         write(path, what)
 
     monkeypatch.setattr(checkpoint, "write", noted)
-    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+    with AsyncCheckpointer(tmp_path, 2, warnings.append, go_on) as checkpointer:
         checkpointer.best(content(7.0))
         checkpointer.last(content(8.0), 8)
         checkpointer.last(content(9.0), 9)
@@ -86,7 +90,7 @@ def test_the_best_is_written_before_the_last(tmp_path, warnings, monkeypatch):
 
 
 def test_a_full_disk_keeps_the_one_before_and_warns(tmp_path, warnings, monkeypatch):
-    with AsyncCheckpointer(tmp_path, 2, warnings.append) as checkpointer:
+    with AsyncCheckpointer(tmp_path, 2, warnings.append, go_on) as checkpointer:
         checkpointer.last(content(1.0), 1)
         checkpointer.finish()
         with monkeypatch.context() as patch:
@@ -105,7 +109,7 @@ def test_a_full_disk_keeps_the_one_before_and_warns(tmp_path, warnings, monkeypa
 
 
 def test_what_cannot_be_written_in_the_end_is_an_error(tmp_path, warnings):
-    with AsyncCheckpointer(tmp_path / "no such folder", 2, warnings.append) as checkpointer:
+    with AsyncCheckpointer(tmp_path / "no such folder", 2, warnings.append, go_on) as checkpointer:
         checkpointer.last(content(1.0), 1)
         with pytest.raises(RunError, match="cannot write"):
             checkpointer.finish()

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import UsageError
 from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file, run_folder
@@ -54,24 +54,6 @@ def test_a_difference_of_machines_is_named():
     assert not run_folder.same_processes(
         {**saved, "machine": saved["machine"] | {"device": "gpu"}}, DistEnv()
     )
-
-
-def test_create_takes_an_empty_folder_but_no_used_one(tmp_path, tiny_recipe, tiny_dataset):
-    run_folder.create(tmp_path, tiny_recipe, tiny_dataset, DistEnv())
-    before = (tmp_path / "recipe.toml").read_bytes()
-    with pytest.raises(UsageError, match=r"already holds files.*--resume.*--out"):
-        run_folder.create(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset, DistEnv())
-    assert (tmp_path / "recipe.toml").read_bytes() == before
-    run_folder.create(tmp_path, replace(tiny_recipe, lr=0.5), tiny_dataset, DistEnv(), over_unfinished=True)
-    assert load_recipe(str(tmp_path / "recipe.toml")).lr == 0.5
-
-
-def test_create_says_where_it_cannot_write(tmp_path, tiny_recipe, tiny_dataset):
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file"):
-        run_folder.create(tmp_path / "file", tiny_recipe, tiny_dataset, DistEnv())
-    with pytest.raises(RunError, match="below"):
-        run_folder.create(tmp_path / "file" / "below", tiny_recipe, tiny_dataset, DistEnv())
 
 
 def test_read_last_gives_what_was_saved_to_the_same_recipe_and_dataset(

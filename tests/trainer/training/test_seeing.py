@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.errors import UsageError
 from trainer.callbacks.status import StatusCallback
-from trainer.callbacks.tensorboard import FOLDER, TensorBoardCallback, tiled
+from trainer.callbacks.tensorboard import TensorBoardCallback, tiled
 from trainer.distributed.env import DistEnv, Processes
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
-from trainer.runs.run_folder import git_state, provenance
+from trainer.runs.run_folder import TENSORBOARD, git_state, provenance
 from trainer.runs.status import read_run
 from trainer.training.dry_run import plan
 from trainer.training.options import Debugging, Saving, TrainJob
@@ -43,7 +43,7 @@ def seen(tiny_dataset, tiny_recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def events(seen):
     found = EventAccumulator(
-        str(seen[0] / FOLDER), size_guidance={"scalars": 0, "histograms": 0, "images": 0}
+        str(seen[0] / TENSORBOARD), size_guidance={"scalars": 0, "histograms": 0, "images": 0}
     )
     found.Reload()
     return found

@@ -1,0 +1,71 @@
+"""Commands that work in one folder at the same time, and the locks of those that were killed."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from helpers.conditions import ended, one_line, run, start
+from helpers.folders import tree, write_source
+from helpers.training_runs import command
+
+pytestmark = pytest.mark.slow
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def holder(folder, name="run.lock"):
+    """Number of the process that holds a lock, 0 without a lock."""
+    try:
+        return int(json.loads((folder / name).read_bytes())["pid"])
+    except (FileNotFoundError, ValueError):  # in the making
+        return 0
+
+
+def test_a_run_has_one_process_at_a_time(tiny_dataset, tmp_path):
+    out = tmp_path / "run"
+    train = ("alexnet-train", *command(tiny_dataset.root, out, epochs=100_000))
+    first = start(*train)
+    wait_for((out / "last.pt").exists)
+    beside = run(*train, "--resume")
+    assert beside.code == 2
+    one_line(beside.stderr, str(out), f"process {first.pid} on ", "(since ", "--take-over")
+    assert holder(out) == first.pid
+    os.killpg(first.pid, signal.SIGKILL)
+    ended(first)
+    second = start(*train, "--resume")  # takes over the lock of the killed process at once
+    wait_for(lambda: holder(out) == second.pid)
+    third = run(*train, "--resume", "--take-over", "--steps", 1)
+    assert third.code == 0, third.stderr
+    left = tree(out)
+    lost = ended(second)
+    assert lost.code == 1
+    one_line(lost.stderr, str(out), "writes nothing more")
+    assert {**tree(out), "status.json": ""} == {**left, "status.json": ""}
+    assert holder(out) == 0
+
+
+def test_slices_run_side_by_side_and_finish_waits_for_none(tmp_path):
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    shard = ("alexnet-prep", "shard", source, out, "--size", 48, "--shard-samples", 1, "--workers", 1)
+    slices = [start(*shard, "--task", f"{number}/3") for number in range(3)]
+    own = ".work/task-0-of-3.lock"
+    wait_for(lambda: holder(out, own) and any((out / "train").glob("*.tar")))
+    os.kill(slices[0].pid, signal.SIGSTOP)
+    assert [ended(slices[number]).code for number in (1, 2)] == [0, 0]
+    for words in (("alexnet-prep", "finish", out), shard):
+        refused = run(*words)
+        assert refused.code == 2
+        one_line(refused.stderr, f"process {slices[0].pid} on ")
+    os.kill(slices[0].pid, signal.SIGKILL)
+    os.killpg(slices[0].pid, signal.SIGCONT)  # its workers end with it
+    ended(slices[0])
+    done = run(*shard)  # the lock of a killed slice is none
+    assert (done.code, done.stderr) == (0, "")
+    assert not (out / ".work").exists()
