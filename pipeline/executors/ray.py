@@ -78,7 +78,7 @@ def _connected(address: str | None, workers: int) -> Iterator[Any]:
         yield ray
         return
     settings: dict[str, Any] = {"address": address} if address else {"num_cpus": workers, "address": "local"}
-    with TemporaryDirectory(prefix="alexnet-ray-") as empty:
+    with TemporaryDirectory(prefix="alexnet-ray-", ignore_cleanup_errors=True) as empty:
         # Without a folder of this kind, workers would import from the current folder first.
         settings["runtime_env"] = {"working_dir": empty}
         _init(ray, settings, address)
