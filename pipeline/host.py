@@ -9,6 +9,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from pipeline.errors import RunError
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 # The most that macOS accepts where the hard limit is "unlimited" (its OPEN_MAX).
@@ -33,6 +35,23 @@ def raise_open_files() -> None:
             with suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 return
+
+
+def refuse_without_semaphores() -> None:
+    """Check that processes can share semaphores, as torch's launcher does.
+
+    Raises:
+        RunError: /dev/shm is missing, full or cannot be written.
+    """
+    import multiprocessing
+
+    try:
+        multiprocessing.get_context("spawn").Lock()
+    except OSError as error:
+        raise RunError(
+            f"/dev/shm: {error.strerror}; several processes need semaphores there: make it writable "
+            "(in Docker: --shm-size 1g), or use one process (--cpus 1, --gpus 1)"
+        ) from error
 
 
 def usable_cores() -> int:

@@ -1,20 +1,29 @@
-"""`LocalExecutor`: a pool of worker processes on this machine."""
+"""`LocalExecutor`: worker processes on this machine, each at the other end of a pipe.
+
+The queues of `multiprocessing` and `concurrent.futures` would need semaphores, and thereby a /dev/shm that
+can be written, which not every container has.
+"""
 
 import multiprocessing
 import os
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from typing import ClassVar
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, ClassVar
 
 from pipeline.errors import RunError
 from pipeline.executors.base import NOT_REPORTED, Item, Result
+from pipeline.host import raise_open_files
 
 _POLL_SECONDS = 0.2
+_NOTHING_LEFT: Any = object()
 
 
 @dataclass(frozen=True)
@@ -37,50 +46,141 @@ class LocalExecutor:
         on_progress: Callable[[int], None] = NOT_REPORTED,
     ) -> Generator[Result, None, None]:
         """See `Executor.run`."""
-        if not items:
-            return
-        context = multiprocessing.get_context("spawn")
-        counter: Synchronized[int] = context.Value("q", 0)
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(items)), context, initializer=_start_worker, initargs=(counter,)
-        )
+        waiting = iter(items)
+        pool: dict[Connection, BaseProcess] = {}
+        images: dict[Connection, int] = {}  # that each worker has processed so far
         try:
-            pending: set[Future[Result]] = {pool.submit(work, item) for item in items}
-            while pending:
-                finished, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-                on_progress(counter.value)
-                for future in finished:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise RunError(
-                "a worker process died (killed, or out of memory); what was finished is kept: "
-                "run the same command again, with fewer --workers if memory is short"
-            ) from error
+            for _ in range(min(self.workers, len(items))):
+                pipe, process = _start_worker(work)
+                pool[pipe] = process
+                _send(pipe, next(waiting))
+            busy = set(pool)
+            while busy:
+                for ready in wait(busy, _POLL_SECONDS):
+                    assert isinstance(ready, Connection)
+                    pipe, reply = ready, _receive(ready)
+                    images[pipe] = reply.images
+                    if reply.error is not None:
+                        raise reply.error
+                    if reply.finished:
+                        if (item := next(waiting, _NOTHING_LEFT)) is _NOTHING_LEFT:
+                            busy.remove(pipe)
+                        else:
+                            _send(pipe, item)
+                        yield reply.result
+                on_progress(sum(images.values()))
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pipe in pool:
+                pipe.close()  # an idle worker ends now, any other after its task
+            for process in pool.values():
+                process.join()
 
 
-# Images processed by all workers; set in each worker process and read by the parent.
-_counter: "Synchronized[int] | None" = None
+@dataclass(frozen=True)
+class _Reply:
+    """A message of a worker.
+
+    Attributes:
+        images: Number of images that it has processed so far.
+        finished: Whether its task is finished; otherwise there is neither a result nor an error.
+        result: Result of the task.
+        error: What the task raised, or None.
+    """
+
+    images: int
+    finished: bool = False
+    result: Any = None
+    error: Exception | None = None
+
+
+def _start_worker(work: Callable[[Any], Any]) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    # Ctrl-C reaches every process of the group; only the parent handles it. Workers inherit what is blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return ours, process
+
+
+def _send(pipe: Connection, item: Any) -> None:
+    try:
+        pipe.send(item)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise _worker_died() from error
+
+
+def _receive(pipe: Connection) -> _Reply:
+    try:
+        reply: _Reply = pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        raise _worker_died() from error
+    return reply
+
+
+def _worker_died() -> RunError:
+    return RunError(
+        "a worker process died (killed, or out of memory); what was finished is kept: "
+        "run the same command again, with fewer --workers if memory is short"
+    )
+
+
+@dataclass
+class _Counter:
+    """Counts the images that this worker has processed, and tells its parent now and then."""
+
+    pipe: Connection
+    images: int = 0
+    reported: float = 0.0  # time of the last report, seconds
+
+    def add(self) -> None:
+        self.images += 1
+        if time.monotonic() - self.reported > _POLL_SECONDS:
+            self.reported = time.monotonic()
+            with suppress(OSError):  # the parent has given up: noticed after this task
+                self.pipe.send(_Reply(self.images))
+
+
+_counter: _Counter | None = None
+"""The counter of this worker process; None in other processes."""
 
 
 def count_image() -> None:
     """Count one image as processed; to be called by tasks. Does nothing outside a worker process."""
     if _counter is not None:
-        with _counter.get_lock():
-            _counter.value += 1
+        _counter.add()
 
 
-def _start_worker(counter: "Synchronized[int]") -> None:
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    """Work on one item after another, in a worker, until the parent closes the pipe."""
     global _counter
-    _counter = counter
-    # Ctrl-C reaches every process of the group; only the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _counter = _Counter(pipe)
+    raise_open_files()
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        while True:
+            item = pipe.recv()
+            pipe.send_bytes(_reply(work, item, _counter))
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # there is no more work
+        return
+
+
+def _reply(work: Callable[[Any], Any], item: Any, counter: _Counter) -> bytes:
+    """Return the message, pickled, with the result of a task, or with the error that it raised."""
+    try:
+        result = work(item)
+        return bytes(ForkingPickler.dumps(_Reply(counter.images, finished=True, result=result)))
+    except Exception as error:
+        error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        return bytes(ForkingPickler.dumps(_Reply(counter.images, finished=True, error=error)))
 
 
 def _die_with_parent() -> None:
-    """End this worker when its parent is killed, because it would wait for tasks forever."""
+    """End this worker when its parent is killed, because it would work on for nobody."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

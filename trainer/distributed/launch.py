@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.errors import RunError, ToolkitError
-from pipeline.host import keep_freed_memory, usable_cores
+from pipeline.host import keep_freed_memory, refuse_without_semaphores, usable_cores
 from trainer.distributed.env import (
     DistEnv,
     Kind,
@@ -67,7 +67,7 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
 
     Raises:
         ToolkitError: An error that a worker raised, with its message and exit code.
-        RunError: A worker was killed, or this process got a signal to end.
+        RunError: A worker was killed, this process got a signal to end, or /dev/shm cannot be written.
         RuntimeError: Any other exception of a worker, with its traceback.
         KeyboardInterrupt: Ctrl-C, as in a single process.
     """
@@ -77,6 +77,7 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
         if processes.kind == "cpu":
             keep_freed_memory()
         return entry(DistEnv(kind=processes.kind), *args)
+    refuse_without_semaphores()
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # failures are raised below
     # A shared store would still hold the addresses of lost processes after a restart (torch 2.13).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if max_restarts else "0"

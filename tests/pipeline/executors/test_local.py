@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 from contextlib import closing
@@ -67,3 +68,13 @@ def test_an_error_of_a_task_is_the_callers():
 def test_a_dead_worker_is_a_run_error():
     with pytest.raises(RunError, match="a worker process died"):
         list(LocalExecutor(2).run(die, range(8)))
+
+
+def test_without_semaphores_tasks_run_all_the_same(monkeypatch):
+    """They need a /dev/shm that can be written."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    assert sorted(LocalExecutor(2).run(double, range(4))) == [0, 2, 4, 6]

@@ -1,5 +1,6 @@
 """Launched processes: results, errors, restarts, memory; two over gloo train as one does."""
 
+import errno
 import multiprocessing
 import os
 import platform
@@ -57,6 +58,15 @@ def test_a_usage_error_is_not_retried(tmp_path):
 
 
 LARS = {"optimizer": "lars", "lr": 0.1, "trust_coefficient": 0.05, "bias_lr_factor": 0.02}
+
+
+def test_without_a_writable_dev_shm_the_folder_and_the_remedy_are_named(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    with pytest.raises(RunError, match=r"^/dev/shm: Read-only file system; .*--cpus 1"):
+        launch(TWO, processes.describe)
 
 
 def test_two_processes_train_as_one_does(tiny_dataset):
