@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.common.console import complain, one_line_errors, progress_bar, require_dali
+from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
 from cli.common.options import data_options, loader_options_of, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
+from cli.common.streams import Command, safe_streams
 from pipeline.progress import no_progress
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ _input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=F
 _output_option = partial(click.option, type=OutputFile())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-eval")
 @click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT...")
 @click.argument("data")
@@ -160,7 +163,7 @@ def main(
     if submission_file is not None:
         check_submission(split_keys(dataset, split), dataset.classes, ids)
     if not launched_outside():
-        click.echo(f"evaluating on {processes.reason}", err=True)
+        echo(f"evaluating on {processes.reason}", err=True)
     evaluated = partial(
         _evaluate,
         paths=checkpoints,
@@ -178,14 +181,9 @@ def main(
     if result is None or not first_of_all():
         return
     for line in result.notes:
-        click.echo(f"note: {line}", err=True)
+        echo(f"note: {line}", err=True)
     predictions = result.predictions
     scores = [] if predictions is None else [score_labels(predictions, labels) for labels in label_sets]
-    print_results(result, scores, label_sets)
-    if per_class:
-        print_classes(result)
-    if table:
-        click.echo(f"\n{markdown(result, scores)}", nl=False)
     outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
         (json_file, lambda file: write_json(file, result, scores)),
         (confusion_file, lambda file: write_confusion(file, result)),
@@ -196,7 +194,16 @@ def main(
             (predictions_file, lambda file: write_predictions(file, predictions, dataset.manifest.classes)),
             (submission_file, lambda file: write_submission(file, predictions, dataset.classes, ids)),
         ]
-    _write(outputs)
+    exit_code = _write(outputs)
+    print_results(result, scores, label_sets)
+    if per_class:
+        print_classes(result)
+    if table:
+        echo_lines(f"\n{markdown(result, scores)}")
+    if kernels_file is not None:
+        echo(f"kernels: {kernels_file}")
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def _numbers(text: str) -> list[float]:
@@ -214,12 +221,13 @@ def _evaluate(env: "DistEnv", **arguments: Any) -> "Evaluation":
     """Entry point of each process: evaluate; the first process shows a progress bar."""
     from trainer import evaluate_checkpoints
 
-    with progress_bar("evaluating", "images") if env.is_first else nullcontext(no_progress) as show:
+    bar = progress_bar("evaluating", "images") if env.is_first else nullcontext(no_progress)
+    with safe_streams(), bar as show:
         return evaluate_checkpoints(env, on_progress=show, **arguments)
 
 
-def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
-    """Write each requested file; where one fails, report it, write the others, and exit with code 1."""
+def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> int:
+    """Write each requested file; where one fails, report it and write the others. Return the exit code."""
     from pipeline.errors import RunError
 
     exit_code = 0
@@ -230,8 +238,7 @@ def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
             except RunError as error:
                 complain(str(error))
                 exit_code = error.exit_code
-    if exit_code:
-        raise SystemExit(exit_code)
+    return exit_code
 
 
 def _draw_kernels(
@@ -251,4 +258,3 @@ def _draw_kernels(
     path = checkpoint.find(run_or_checkpoint)
     classifier, _ = classifier_for(dataset, read_file(path), path, external, weights)
     write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))
-    click.echo(f"kernels: {file}")

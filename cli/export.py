@@ -5,15 +5,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.common.console import one_line_errors
+from cli.common.console import echo, one_line_errors
 from cli.common.options import weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
+from cli.common.streams import Command
 
 if TYPE_CHECKING:
     from trainer.runs.state_dict import WeightsChoice
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-export")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
 @click.argument("out", type=OutputFile())
@@ -35,6 +38,6 @@ def main(checkpoint: Path, out: Path, force: bool, weights: "WeightsChoice | Non
 
     trained = load_model(checkpoint, weights)
     notes = [*trained.notes, *export(trained.classifier, out)]
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import click
+from cli.common.console import echo, echo_lines
 
 if TYPE_CHECKING:
     from trainer.training.dry_run import Plan
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def print_plan(plan: "Plan") -> None:
     """Print the resolved recipe, then steps, processes, network and data, one line each."""
-    click.echo(plan.recipe)
+    echo_lines(plan.recipe)
     for name, text in {
         "steps": f"{plan.steps:,}, {plan.steps_per_epoch:,} per epoch",
         "processes": f"{plan.processes}, {plan.batch_size:,} images per step in each",
@@ -18,4 +18,4 @@ def print_plan(plan: "Plan") -> None:
         "data": ", ".join(f"{split} {count:,}" for split, count in plan.samples.items())
         + " images; the first batches can be read",
     }.items():
-        click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
+        echo(f" {text}", bold=f"{name:<10}")

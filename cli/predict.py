@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.common.console import complain, one_line_errors, progress_bar
+from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, terminal_width
 from cli.common.options import weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
+from cli.common.streams import Command
+from pipeline.text import visible
 
 if TYPE_CHECKING:
     from trainer.inference.classify import ImagePrediction
     from trainer.runs.state_dict import WeightsChoice
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-predict")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
@@ -95,7 +99,7 @@ def main(
         keep_freed_memory()
     loaded = [load_model(path, weights) for path in (checkpoint, *also)]
     for note in (note for trained in loaded for note in trained.notes):
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     models = [trained.classifier.to(device) for trained in loaded]
     found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
     predictions = []
@@ -107,36 +111,36 @@ def main(
                 predictions.append(prediction)
             show(done, len(files))
     text = {"table": _table, "json": _json, "csv": _csv}[form](predictions)
-    # File names may hold bytes that are not UTF-8; escaped like this, they survive a round trip through JSON.
-    data = text.encode(errors="backslashreplace")
     if out is None:
-        click.echo(data, nl=False)
+        echo_lines(text)
     else:
-        write_bytes(out, data)
+        write_bytes(out, text.encode())
     if len(predictions) < len(files):
         sys.exit(1)
 
 
 def _table(predictions: "list[ImagePrediction]") -> str:
     """Format one line per predicted class; the image's name stands before its most probable class."""
-    names = [_printable(str(prediction.image)) for prediction in predictions]
+    names = [_shortened(visible(str(prediction.image))) for prediction in predictions]
     width = max(map(len, names), default=0)
     lines = []
     for name, prediction in zip(names, predictions, strict=True):
         for rank, guess in enumerate(prediction.guesses):
             shown = "" if rank else name
-            lines.append(f"{shown:<{width}}  {guess.probability:6.1%}  {_printable(guess.name)}\n")
+            lines.append(f"{shown:<{width}}  {guess.probability:6.1%}  {visible(guess.name)}\n")
     return "".join(lines)
 
 
-def _printable(text: str) -> str:
-    """Return the text, with escapes where it has characters that a terminal would interpret."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+def _shortened(name: str) -> str:
+    """Return the end of a long path, which leaves room for the names of classes."""
+    limit = max(20, (terminal_width() or 140) - 40)
+    return name if len(name) <= limit else f"…{name[1 - limit :]}"
 
 
 def _json(predictions: "list[ImagePrediction]") -> str:
     values = [{"image": str(found.image), "guesses": found.guesses} for found in predictions]
-    return json.dumps(values, indent=1, ensure_ascii=False, default=asdict) + "\n"
+    # In ASCII, names of files that are not UTF-8 and control characters survive, whatever the terminal.
+    return json.dumps(values, indent=1, default=asdict) + "\n"
 
 
 def _csv(predictions: "list[ImagePrediction]") -> str:
@@ -145,5 +149,6 @@ def _csv(predictions: "list[ImagePrediction]") -> str:
     rows.writerow(["image", "rank", "id", "name", "probability"])
     for prediction in predictions:
         for rank, guess in enumerate(prediction.guesses, start=1):
-            rows.writerow([prediction.image, rank, guess.id, guess.name, f"{guess.probability:.6f}"])
+            names = map(visible, (guess.id, guess.name))
+            rows.writerow([visible(str(prediction.image)), rank, *names, f"{guess.probability:.6f}"])
     return text.getvalue()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.common.console import fail, one_line_errors, progress_bar, require_dali
+from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.options import (
     max_bad_option,
@@ -16,11 +16,12 @@ from cli.common.options import (
     workers_option,
 )
 from cli.common.outputs import OutputFile, check_outputs, force_option
+from cli.common.streams import Group, writes_files
 
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
     """Convert images to WebDataset shards with RGB statistics, and check and describe them."""
@@ -149,6 +150,7 @@ def shard(
         raise UsageError(
             f"--force with --task {task}: each task would remove the others' shards; remove {out} first"
         )
+    writes_files()
     settings = Options(**options)
     run: dict[str, Any] = {
         "executor": RayExecutor(ray_address, workers) if engine == "ray" else LocalExecutor(workers),
@@ -162,7 +164,7 @@ def shard(
             shards = prepare_slice(
                 source, out, settings, index, count, layout=layout, on_progress=show, **run
             )
-        click.echo(
+        echo(
             f"{out}: task {index} of {count} done, {shards} shards; "
             f"after all tasks, run `alexnet-prep finish {out}`"
         )
@@ -171,17 +173,17 @@ def shard(
     open_output(out, source, force=force)  # refuses it before the source is listed, which may take minutes
     found = read_source(source, layout, settings.val_fraction, settings.seed)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
-    click.echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
+    echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
     for note in found.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     finished_before = not force and open_store(out).is_file("manifest.json")
     with progress_bar("preparing", "images") as show:
         manifest = prepare(found, out, settings, on_progress=show, force=force, **run)
     print_summary(out, manifest)
     if finished_before:
-        click.echo(f"{out}: was complete already")
+        echo(f"{out}: was complete already")
     else:
-        click.echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
+        echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
 
 
 def _numbers_in(task: str) -> tuple[int, int]:
@@ -206,8 +208,9 @@ def finish(out: str, max_bad: float, take_over: bool) -> None:
     """
     from pipeline import finish as merge
 
+    writes_files()
     print_summary(out, merge(out, max_bad=max_bad, take_over=take_over))
-    click.echo(f"{out}: complete")
+    echo(f"{out}: complete")
 
 
 @main.command()
@@ -227,14 +230,14 @@ def verify(out: str, fast: bool, workers: int) -> None:
     with progress_bar("verifying", "images") as show:
         found = verify_dataset(out, fast=fast, executor=LocalExecutor(workers), on_progress=show)
     for note in found.notes:
-        click.echo(f"note: {note.place}: {note.what}")
+        echo(f"note: {note.place}: {note.what}")
     for problem in found.problems:
-        click.echo(f"{problem.place}: {problem.what}")
+        echo(f"{problem.place}: {problem.what}")
     seconds = time.perf_counter() - started
     read = f"{found.samples:,} images in {found.shards} shards, {in_bytes(found.bytes)}, {seconds:.1f} s"
     if found.problems:
         fail(f"{out}: {len(found.problems)} faults ({read})", 1)
-    click.echo(f"{out}: no fault in {read}{'; images were not decoded' if fast else ''}")
+    echo(f"{out}: no fault in {read}{'; images were not decoded' if fast else ''}")
 
 
 @main.command()
@@ -266,6 +269,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
             manifest = Dataset.open(out).manifest
             decoded = decoded_statistics(Dataset.open(out), executor, show)
         else:
+            writes_files()
             manifest = adopt(
                 out,
                 size=size,
@@ -280,7 +284,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
         import msgspec
 
         both = {"manifest": msgspec.to_builtins(kept), "decoded": msgspec.to_builtins(decoded)}
-        click.echo(json.dumps(both, indent=1))
+        echo_lines(json.dumps(both, indent=1))
         return
     if kept is decoded:
         print_summary(out, manifest)
@@ -288,12 +292,12 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     if kept is not decoded:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
         spread = max(abs(kept.deviations / decoded.deviations - 1))
-        click.echo(
+        echo(
             f"{out}: the statistics in the manifest, measured on {kept.measured_on} pixels, differ by "
             f"{mean:.3f} gray levels in the mean and {spread:.2%} in the deviations"
         )
     else:
-        click.echo(f"{out}: indexed; train on it with `alexnet-train {out}`")
+        echo(f"{out}: indexed; train on it with `alexnet-train {out}`")
 
 
 @main.command()
@@ -334,11 +338,11 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool)
         check_figure_file(preview)
         save_figure(draw_preview(dataset, noise=noise), preview)  # type: ignore[arg-type]  # click checked it
     if as_json:
-        click.echo(facts_json(manifest))
+        echo_lines(facts_json(manifest))
     else:
         print_facts(out, manifest)
     if preview is not None:
-        click.echo(f"preview: {preview}", err=as_json)
+        echo(f"preview: {preview}", err=as_json)
 
 
 @main.command()
@@ -358,8 +362,9 @@ def demo(out: Path, images: int, seed: int, force: bool) -> None:
     """
     from pipeline.demo import draw_demo
 
+    writes_files()
     started = time.perf_counter()
     with progress_bar("drawing", "images") as show:
         counts = draw_demo(out, images, seed, show, force=force)
     drawn = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    click.echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")
+    echo(f"{out}: {drawn} images drawn in {time.perf_counter() - started:.1f} s")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.console import echo, one_line_errors, progress_bar, require_dali
 from cli.common.options import option_group, weights_option
 from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
+from cli.common.streams import Group, writes_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ _SEED = _number("--seed", 0, "Seed of the choice of images.", least=0)
 _BATCH_SIZE = _number("--batch-size", 64, "Images per batch.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-show")
 def main() -> None:
     """Draw figures of a trained network, or write the report of a run.
@@ -63,7 +64,8 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
         check_figure_file(out)
         figure, lines = command(**arguments)
         save_figure(figure, out)
-        click.echo("\n".join([str(out), *lines]))
+        for line in (str(out), *lines):
+            echo(line)
 
     option = click.option(
         "-o",
@@ -300,6 +302,7 @@ def report(
     reason.
     """
     check_outputs(force)
+    writes_files()
     if out is None and run.is_dir():  # a report in the run's folder is replaced: it is the run's own
         check_folder(run / "report.html")
     from cli.common.facts import in_bytes
@@ -308,8 +311,8 @@ def report(
     with progress_bar("reading", "images") as show:
         made = write_report(run, out or run / "report.html", data, skip=skip, seed=seed, on_progress=show)
     for part, reason in made.left_out.items():
-        click.echo(f"note: without {part}: {reason}", err=True)
-    click.echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
+        echo(f"note: without {part}: {reason}", err=True)
+    echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
 
 
 def _load(run: Path, weights: "WeightsChoice | None") -> "LoadedModel":
@@ -318,7 +321,7 @@ def _load(run: Path, weights: "WeightsChoice | None") -> "LoadedModel":
 
     trained = load_model(run, weights)
     for note in trained.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     return trained
 
 

@@ -1,13 +1,13 @@
 """`alexnet-train status`: print the state of a run from its folder."""
 
-import sys
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.common.console import one_line_errors
-from cli.common.live import EpochLines, facts_of, terminal_width
+from cli.common.console import echo, echo_lines, one_line_errors, terminal_width
+from cli.common.live import EpochLines, facts_of
 from trainer.runs.records import in_words
 
 if TYPE_CHECKING:
@@ -33,15 +33,16 @@ def status(run: Path, as_json: bool) -> None:
 
     found = read_run(run)
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        echo_lines(json.dumps(msgspec.to_builtins(found), indent=2))
         return
     for name, text in _lines(run, found):
-        click.echo(f"{click.style(f'{name:<11}', bold=True)} {text}")
+        echo(f" {text}", bold=f"{name:<11}")
     if found.rows:
         table, epochs = EpochLines(terminal_width()), load_recipe(str(run / RECIPE_FILE)).epochs
-        click.secho(f"\n{table.head}", bold=True)
+        echo()
+        echo(bold=table.head)
         for row in found.rows[-_EPOCHS_SHOWN:]:
-            click.echo(table.line(row, epochs, best=False))
+            echo(table.line(row, epochs, best=False))
 
 
 def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:

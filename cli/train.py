@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.console import echo, one_line_errors, progress_bar, require_dali
 from cli.common.options import (
     data_options,
     debugging_options,
@@ -17,6 +17,7 @@ from cli.common.options import (
     take_over_option,
 )
 from cli.common.outputs import check_outputs
+from cli.common.streams import Command, check_printed, safe_streams, writes_files
 from cli.status import status
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _DEFAULT_RECIPE = "paper"
 
 
-class _TrainOrStatus(click.Command):
+class _TrainOrStatus(Command):
     """The command `alexnet-train DATA ...`, with the subcommand `alexnet-train status RUN`."""
 
     def make_context(
@@ -176,7 +177,7 @@ def main(
         if verify_shards:
             _verify(dataset)
         doing = "measuring" if bench else "planning" if dry_run else "training"
-        click.echo(f"{doing} on {processes.reason}", err=True)
+        echo(f"{doing} on {processes.reason}", err=True)
     restarts = options["max_restarts"]
     if dry_run:
         print_plan(plan(job, processes))
@@ -185,6 +186,7 @@ def main(
         if measured is not None and first_of_all():
             print_measured(measured)
     else:
+        writes_files()
         verify = verify_shards and launched_outside()
         result = launch(processes, _train, job, tensorboard, verify, max_restarts=restarts)
         if result is not None and result.ending == "stopped":
@@ -227,7 +229,7 @@ def _choose_recipe(name: str | None, overrides: tuple[str, ...], resumed: Path |
     written = load_recipe(name or _DEFAULT_RECIPE)
     chosen = load_recipe(name or _DEFAULT_RECIPE, overrides)
     if written.lr != chosen.lr and not any(text.partition("=")[0].strip() == "lr" for text in overrides):
-        click.echo(
+        echo(
             f"lr {written.lr:g} for batch_size {written.batch_size} becomes {chosen.lr:g} for "
             f"{chosen.batch_size} (scaling: {chosen.scaling})",
             err=True,
@@ -247,12 +249,14 @@ def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> 
     from trainer.callbacks.tensorboard import TensorBoardCallback
     from trainer.distributed.failures import raise_together
 
-    if verify:
-        dataset = Dataset.open(job.data)
-        raise_together(lambda: _verify(dataset) if env.local_rank == 0 else None, env)
-    with ConsoleCallback(job.recipe.epochs) as console:
+    with safe_streams(), ConsoleCallback(job.recipe.epochs) as console:
+        if verify:
+            dataset = Dataset.open(job.data)
+            raise_together(lambda: _verify(dataset) if env.local_rank == 0 else None, env)
         logs = [TensorBoardCallback(job.out)] if tensorboard else []
-        return train(env, job, [console, StatusCallback(job.out), *logs])
+        result = train(env, job, [console, StatusCallback(job.out), *logs])
+        check_printed()
+    return result
 
 
 def _verify(dataset: "Dataset") -> None:

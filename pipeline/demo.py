@@ -25,6 +25,7 @@ from PIL import Image
 
 from pipeline.errors import UsageError
 from pipeline.progress import OnProgress, no_progress
+from pipeline.storage.atomic import make_folder
 
 Plane = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -288,7 +289,7 @@ def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
     rng = np.random.default_rng([seed, index])
     image = Image.fromarray(draw(index % len(CLASSES), rng)).convert(mode)
     path = folder / _name(index)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     image.save(path, quality=int(rng.integers(88, 96)))
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-import click
+from cli.common.console import echo
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics
@@ -51,7 +51,7 @@ def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
 def print_rows(rows: list[tuple[str, str]]) -> None:
     """Print (name, text) rows as two aligned columns, the names in bold."""
     for name, text in rows:
-        click.echo(f"{click.style(f'{name:<9}', bold=True)} {text}")
+        echo(f" {text}", bold=f"{name:<9}")
 
 
 def facts_json(manifest: "Manifest") -> str:
@@ -80,9 +80,9 @@ def print_summary(out: str, manifest: "Manifest") -> None:
     actions = [row["action"] for row in read_report(out)]
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        click.echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
+        echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
     if actions:
-        click.echo(
+        echo(
             f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
             f"see {out.rstrip('/')}/report.csv"
         )

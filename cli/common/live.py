@@ -1,13 +1,10 @@
 """Console output of a training run: a live view on a terminal, plain lines in a log file."""
 
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import click
-
+from cli.common.console import echo, terminal_width
 from trainer.callbacks.base import Callback
 from trainer.runs.records import Ending, EpochMetrics, StepMetrics, in_words
 
@@ -68,11 +65,6 @@ class EpochLines:
         return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
 
 
-def terminal_width() -> int | None:
-    """Return the terminal's width in characters, or None where stdout is a file or a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
 class ConsoleCallback(Callback):
     """Callback that prints a run: one line per epoch on stdout, progress within an epoch on stderr.
 
@@ -101,13 +93,13 @@ class ConsoleCallback(Callback):
     def on_start(self, facts: dict[str, str]) -> None:
         """Print the run's facts and the header of the epoch table."""
         for name, text in facts.items():
-            click.echo(f"{click.style(f'{name:<10}', bold=True)} {text}")
-        click.secho(self._lines.head, bold=True)
+            echo(f" {text}", bold=f"{name:<10}")
+        echo(bold=self._lines.head)
 
     def on_log(self, line: str) -> None:
         """Print a note on stderr."""
         self._clear()
-        click.echo(f"note: {line}", err=True)
+        echo(f"note: {line}", err=True)
 
     def on_step(self, row: StepMetrics) -> None:
         """Show the progress within the epoch."""
@@ -116,19 +108,19 @@ class ConsoleCallback(Callback):
         elif time.monotonic() - self._last_line > _LOG_SECONDS:
             self._last_line = time.monotonic()
             facts = [f"{name} {text}" for name, text in facts_of(row)]
-            click.echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
+            echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
     def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
         """Remove the live view and print the epoch's line."""
         self._clear()
         self._last_line = time.monotonic()
-        click.echo(self._lines.line(row, epochs, best))
+        echo(self._lines.line(row, epochs, best))
 
     def on_end(self, how: Ending, line: str) -> None:
         """Print how the run ended, except after a failure, which is reported by the error message."""
         self._clear()
         if how != "failed":
-            click.echo(line)
+            echo(line)
 
     def _show(self, renderable: Any) -> None:
         from rich.live import Live

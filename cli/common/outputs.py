@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from cli.common.streams import writes_files
 from pipeline.errors import UsageError
 
 force_option = click.option("--force", is_flag=True, help="Replace output files that exist already.")
@@ -46,6 +47,8 @@ def check_outputs(force: bool, *more: Path) -> None:
         if isinstance(parameter.type, OutputFile) and context.params[parameter.name]
     }
     seen: set[str] = set()
+    if outputs:
+        writes_files()
     inputs = list(_inputs(context.params, outputs))
     for file in (*(context.params[name] for name in outputs), *more):
         if (real := os.path.realpath(file)) in seen:

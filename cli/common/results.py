@@ -1,10 +1,9 @@
 """Print the results of an evaluation."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
+from cli.common.console import Column, echo, print_table
 
 if TYPE_CHECKING:
     from trainer import ClassMetrics, Evaluation, LabelScore, LabelSet
@@ -12,6 +11,13 @@ if TYPE_CHECKING:
 # All classes are printed up to _FEW of them, else only the _ENDS worst and the _ENDS best.
 _FEW = 20
 _ENDS = 10
+_COLUMNS = (
+    Column("class", 5, names=True),
+    Column("images", 2),
+    Column("top-1", 4),
+    Column("top-5", 3),
+    Column("most confused with", 1, names=True),
+)
 
 
 def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: Sequence["LabelSet"]) -> None:
@@ -25,21 +31,21 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
     from trainer.evaluation.results import name_of, without_images
 
     metrics, empty = result.metrics, without_images(result)
-    click.echo(
+    echo(
         f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes"
         f"{f' ({empty})' if empty else ''}, {result.views}"
     )
     if len(result.checkpoints) > 1:
         for file, weight in zip(result.checkpoints, result.ensemble_weights, strict=True):
-            click.echo(f"  {weight:.3f} × {file}")
+            echo(f"  {weight:.3f} × {file}")
     _print_share("top-1", metrics.top1, metrics.top1_interval)
     _print_share("top-5", metrics.top5, metrics.top5_interval)
-    click.echo(f"calibration error {metrics.ece:.2%} (15 bins), mean −log probability {metrics.loss:.3f}")
-    click.echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
+    echo(f"calibration error {metrics.ece:.2%} (15 bins), mean −log probability {metrics.loss:.3f}")
+    echo(f"always guessing the largest class: {metrics.largest_class:.2%} top-1")
     for score, found in zip(scores, labels, strict=True):
         more = f"; {score.unlabeled:,} have no label there" if score.unlabeled else ""
         other = f"; {found.strangers:,} of its keys are not in the data" if found.strangers else ""
-        click.echo(f"by the labels of {score.source}: {score.samples:,} images{more}{other}")
+        echo(f"by the labels of {score.source}: {score.samples:,} images{more}{other}")
         _print_share("top-1", score.top1, score.top1_interval)
         _print_share("top-5", score.top5, score.top5_interval)
 
@@ -49,10 +55,6 @@ def print_classes(result: "Evaluation") -> None:
 
     Classes without images come last, ten at most where there are more than 20 classes.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from trainer.evaluation.results import by_accuracy
 
     names = {info.id: _named(info) for info in result.per_class}
@@ -65,18 +67,15 @@ def print_classes(result: "Evaluation") -> None:
         if empty:
             first = f", of which the first {_ENDS}" if len(empty) > _ENDS else ""
             parts[f"{len(empty):,} without images{first}"] = empty[:_ENDS]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     for title, shown in parts.items():
-        table = Table(title=title, title_justify="left")
-        for name in ("class", "images", "top-1", "top-5", "most confused with"):
-            table.add_column(name, justify="left" if name.startswith(("class", "most")) else "right")
+        rows = []
         for info in shown:
             other = names[info.confused_with] if info.confused_with else ""
             mistake = f"{other} ({info.confused_share:.0%})" if other else "–"
-            shares = ["–" if share is None else f"{share:.1%}" for share in (info.top1, info.top5)]
-            table.add_row(escape(names[info.id]), f"{info.samples:,}", *shares, escape(mistake))
-        console.print()
-        console.print(table)
+            shares = ("–" if share is None else f"{share:.1%}" for share in (info.top1, info.top5))
+            rows.append([names[info.id], f"{info.samples:,}", *shares, mistake])
+        echo()
+        print_table(title, _COLUMNS, rows)
 
 
 def _named(info: "ClassMetrics") -> str:
@@ -86,7 +85,8 @@ def _named(info: "ClassMetrics") -> str:
 
 def _print_share(name: str, share: float, interval: tuple[float, float]) -> None:
     low, high = interval
-    click.echo(
-        f"{click.style(name, bold=True)}  accuracy {share:7.2%}   error {1 - share:7.2%}   "
-        f"95% interval of accuracy {100 * low:.2f}–{high:.2%}"
+    echo(
+        f"  accuracy {share:7.2%}   error {1 - share:7.2%}   "
+        f"95% interval of accuracy {100 * low:.2f}–{high:.2%}",
+        bold=name,
     )

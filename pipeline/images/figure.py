@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.storage.atomic import write_bytes
+from pipeline.text import visible
 
 _P = ParamSpec("_P")
 
@@ -195,7 +196,7 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 def shortened(text: str, limit: int) -> str:
     """Return a text in one line of at most `limit` characters, ending in an ellipsis if it was longer."""
-    line = " ".join(_drawable(text).split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
@@ -203,12 +204,7 @@ def wrapped(text: str, width: float) -> str:
     """Break the lines of a text that are longer than `width` inches."""
     # `wrap=True` of Matplotlib would parse $ as mathematics.
     letters = round(_LETTERS_PER_INCH * width)
-    return "\n".join(textwrap.fill(line, letters) for line in _drawable(text).splitlines())
-
-
-def _drawable(text: str) -> str:
-    """Replace lone surrogates, which file names may contain and Matplotlib refuses."""
-    return text.encode(errors="replace").decode()
+    return "\n".join(textwrap.fill(visible(line), letters) for line in text.splitlines())
 
 
 @lru_cache(maxsize=20_000)

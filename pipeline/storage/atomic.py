@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 
 PARTIAL = ".writing-"
 """Prefix of the names of unfinished files."""
@@ -66,11 +66,17 @@ def make_folder(path: Path) -> None:
     """Create `path` and its parents.
 
     Raises:
+        UsageError: it or a parent is a link to something that does not exist.
         RunError: a parent is a file or cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                raise UsageError(
+                    f"{path}: {link} is a dead link to {link.readlink()}; make that folder or remove the link"
+                ) from error
         raise RunError(f"cannot create the folder {path}: {error.strerror}; choose another path") from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.storage.atomic import write_bytes
+from pipeline.text import visible
 from trainer.evaluation.evaluate import ClassMetrics, Evaluation
 from trainer.evaluation.label_sets import LabelScore
 from trainer.evaluation.metrics import Interval, Metrics
@@ -53,7 +54,7 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
         ]
     head = ("network", "views", "images", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
     lines = [head, ("---", "---", "---:", "---:", "---:"), *rows]
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    cells = [[visible(cell).replace("|", r"\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

@@ -14,6 +14,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import write_bytes
+from pipeline.text import visible
 from trainer.report import parts
 from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
 
@@ -111,6 +112,7 @@ def _render(name: str, made: dict[str, Any], left_out: dict[str, str]) -> str:
     environment = Environment(
         loader=PackageLoader("trainer.report", "."),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -31,7 +31,7 @@ def hostile_page(tiny_run, tiny_dataset, hostile_text, tmp_path_factory):
     for split in ("train", "val"):
         (data / split).symlink_to(tiny_dataset.root / split)
     classes = tuple(
-        dataclasses.replace(info, name=f"{hostile_text} {k} 日本語")
+        dataclasses.replace(info, name=f"{hostile_text} {k} 日本語\u202e\x1b[2J")
         for k, info in enumerate(tiny_dataset.manifest.classes)
     )
     write_manifest(data, dataclasses.replace(tiny_dataset.manifest, classes=classes))

@@ -100,7 +100,8 @@ def test_names_are_escaped(hostile_page, hostile_text):
     assert not page.all("script", "i>data", "b")
     assert "<script" not in html
     assert "<b>run" not in html
-    assert f"{hostile_text} 0 日本語" in page.text
+    assert f"{hostile_text} 0 日本語\\u202e\\x1b[2J" in page.text
+    assert not set("\u202e\x1b") & set(html)
     assert any(hostile_text in image["alt"] for image in page.all("img"))
     assert "not the one it was trained on" in page.text
 

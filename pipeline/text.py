@@ -1,0 +1,22 @@
+"""Text that others wrote, such as names of classes and files, made fit to be shown."""
+
+import unicodedata
+
+# The joiners of Persian, Indic scripts and emoji; invisible themselves, but part of names.
+_JOINERS = "\u200c\u200d"
+
+
+def visible(text: str) -> str:
+    r"""Return a text with escapes for what would control a terminal or turn the text around.
+
+    These are control characters, newlines, bidirectional overrides and other invisible characters, and lone
+    surrogates, as in names of files that are not UTF-8: `\x1b`, `\n`, `\u202e`, `\udce9`. A text without any
+    is returned as it is.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(letter: str) -> str:
+    if letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs":
+        return letter
+    return letter.encode("unicode_escape").decode()

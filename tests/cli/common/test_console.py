@@ -1,0 +1,119 @@
+"""What commands print: on full disks, without readers, with few characters, in few columns; hostile names."""
+
+import dataclasses
+import io
+import os
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from helpers.inline import InlineExecutor
+
+from cli.common.results import print_classes
+from cli.eval import main as evaluate
+from cli.prep import main as prep
+from pipeline.dataset.manifest import write_manifest
+from trainer.evaluation.evaluate import ClassMetrics
+from trainer.models.classifier import new_classifier
+from trainer.recipe import load_recipe
+from trainer.runs import checkpoint
+
+HOSTILE = "\x1b[2Jtench\r\u202e\n"
+
+
+class Broken(io.StringIO):
+    """A standard output that cannot be written."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+
+    def write(self, text):
+        raise OSError(self.code, os.strerror(self.code))
+
+
+class Terminal(io.StringIO):
+    """A terminal's standard output."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "gone", "full"),
+    [("info", 141, 1), ("info --json", 141, 1), ("info --preview", 0, 1), ("shard", 0, 1), ("eval", 0, 1)],
+)
+def test_without_a_reader_or_space_the_work_is_done(
+    tiny_dataset, tiny_source, tmp_path, monkeypatch, capsys, command, gone, full
+):
+    monkeypatch.setattr("pipeline.LocalExecutor", lambda workers: InlineExecutor(), raising=False)
+    main, model = evaluate if command == "eval" else prep, tmp_path / "net.pt"
+    if command == "eval":
+        checkpoint.save(model, new_classifier(load_recipe("demo", ["crop=64", "width=0.05"]), tiny_dataset))
+    arguments = {
+        "info": ["info", tiny_dataset.root],
+        "info --json": ["info", tiny_dataset.root, "--json"],
+        "info --preview": ["info", tiny_dataset.root, "--preview", tmp_path / "crops.png", "--force"],
+        "shard": ["shard", tiny_source, tmp_path / "out", "--size", 16],
+        "eval": [model, tiny_dataset.root, "--cpus", 1, "--json", tmp_path / "result.json", "--force"],
+    }[command]
+    for code, expected in ((32, gone), (28, full)):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", Broken(code))
+            with pytest.raises(SystemExit) as ended:
+                main([str(argument) for argument in arguments])
+        assert ended.value.code == expected
+        errors = capsys.readouterr().err
+        assert errors.count("error: ") == (expected == 1)
+        assert "Traceback" not in errors
+    made = {path.name for path in tmp_path.iterdir()}
+    expected = {"info --preview": {"crops.png"}, "shard": {"out"}, "eval": {"net.pt", "result.json"}}
+    assert made == expected.get(command, set())
+    assert command != "shard" or (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_shows_help_and_facts(tiny_dataset, charset):
+    for command, arguments in ((evaluate, ["--help"]), (prep, ["info", str(tiny_dataset.root)])):
+        result = CliRunner(charset=charset).invoke(command, arguments)
+        assert result.exit_code == 0, result.output
+        assert ("…" in result.stdout_bytes.decode(charset)) == (charset == "utf-8")
+
+
+def test_hostile_names_reach_no_terminal(tiny_dataset, tmp_path, monkeypatch):
+    classes = tuple(
+        dataclasses.replace(info, name=f"{info.name}{HOSTILE}") for info in tiny_dataset.manifest.classes
+    )
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(tiny_dataset.root / split)
+    write_manifest(tmp_path, dataclasses.replace(tiny_dataset.manifest, classes=classes))
+    described = CliRunner().invoke(prep, ["info", str(tmp_path)], color=True).output
+    mistaken = CliRunner().invoke(prep, ["info", str(tmp_path / HOSTILE)], color=True).output
+    monkeypatch.setattr("sys.stdout", table := io.StringIO())
+    print_classes(classes_named(HOSTILE))
+    for shown in (described, mistaken, table.getvalue()):
+        assert "tench" in shown
+        assert all(line.isprintable() for line in shown.split("\n"))
+
+
+def classes_named(name):
+    """Return an evaluation of three classes of this name."""
+    shares = {"samples": 1_300, "top1": 1.0, "top5": 1.0, "confused_with": "n0", "confused_share": 0.125}
+    classes = [ClassMetrics(**{"id": f"n{k}", "name": name} | shares) for k in range(3)]
+    return SimpleNamespace(per_class=classes)
+
+
+@pytest.mark.parametrize(("columns", "term"), [(40, "xterm"), (40, "dumb"), (120, "dumb")])
+def test_a_table_of_long_names_fits_a_terminal(monkeypatch, columns, term):
+    for name, value in {"COLUMNS": str(columns), "LINES": "30", "TERM": term}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", terminal := Terminal())
+    print_classes(classes_named("a very long name of a class " * 9))
+    lines = terminal.getvalue().splitlines()
+    assert ("\x1b" in terminal.getvalue()) == (term != "dumb")
+    if term == "dumb":
+        assert max(map(len, lines)) <= columns
+    text = " ".join(lines)
+    for part in ("class", "top-1", "top-5", "n0 a very", "100.0%"):
+        assert part in text
+    assert len(lines) <= 9  # one line for each class
