@@ -1,6 +1,7 @@
 """Limits of this process: CPU cores, open files, folders of imports; how malloc treats memory it frees."""
 
 import ctypes
+import errno
 import math
 import os
 import resource
@@ -35,6 +36,27 @@ def raise_open_files() -> None:
             with suppress(ValueError, OSError):
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
                 return
+
+
+def too_many_open_files(error: Exception) -> str | None:
+    """Return what to say where an error's cause is that too many files are open, else None.
+
+    The file that such an error names is not to blame. Libraries pass the cause on by its number or its words.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in (errno.EMFILE, errno.ENFILE) and os.strerror(errno.EMFILE) not in str(error):
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"too many open files: this process may have {limit:,}; raise the hard limit of its shell or "
+        "container (ulimit -Hn; in Docker --ulimit nofile=65536)"
+    )
+
+
+def refuse_too_many_open_files(error: Exception) -> None:
+    """Raise RunError if an error's cause is that too many files are open."""
+    if message := too_many_open_files(error):
+        raise RunError(message) from error
 
 
 def refuse_without_semaphores() -> None:

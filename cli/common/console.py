@@ -13,7 +13,7 @@ import click
 
 from cli.common.streams import check_printed, only_prints, reader_gone
 from pipeline.errors import ToolkitError, UsageError
-from pipeline.host import prepare_process
+from pipeline.host import prepare_process, too_many_open_files
 from pipeline.progress import OnProgress, no_progress
 from pipeline.text import visible
 
@@ -37,7 +37,7 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             fail("stopped; what was finished is kept", 130)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror or error}", 1)
+            fail(too_many_open_files(error) or f"{where}{error.strerror or error}", 1)
         if reader_gone() and only_prints():
             sys.exit(_READER_GONE)
         return result

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.loader import order
 from pipeline.loader.dali import graph
 from pipeline.loader.dali.diagnosis import diagnose_batch
@@ -293,6 +294,7 @@ class Loader:
         except BaseException as error:
             opened.release()
             if isinstance(error, RuntimeError):
+                refuse_too_many_open_files(error)
                 raise RunError(
                     f"{self.dataset.url}: DALI cannot read {self.split}: {dali_message(error)}; "
                     f"`alexnet-prep verify {self.dataset.url}` lists what is damaged"

@@ -30,6 +30,7 @@ import msgspec
 
 from pipeline.dataset.manifest import Shard, to_json
 from pipeline.errors import RunError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.storage.atomic import make_folder, sha256_of
 from pipeline.storage.base import Store
 
@@ -117,6 +118,7 @@ class Cache:
                 self._fetch_alone(path, shard)
             os.utime(_beside(path, _RECORD))  # the time of the last use
         except OSError as error:
+            refuse_too_many_open_files(error)
             raise RunError(
                 f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
                 f"--cache {self.parent}: check that folder, or choose another"
@@ -157,6 +159,7 @@ class Cache:
                     self._proven.add((shard.name, path.stat().st_mtime_ns))
                     return
         except OSError as error:
+            refuse_too_many_open_files(error)
             raise RunError(
                 f"cannot copy {self.store.url_of(shard.name)} to {path}: {error.strerror or error}; check "
                 "the dataset and the cache, or choose another --cache"

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import index_name, read_index, to_index
 from pipeline.errors import RunError, UsageError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.loader.order import Piece, most_bytes
 from pipeline.loader.shard_cache import Cache
 
@@ -159,6 +160,7 @@ class ShardFiles:
             file.write(to_index([sample.items() for sample in samples]))
             file.flush()
         except OSError as error:
+            refuse_too_many_open_files(error)
             raise RunError(
                 f"{error.filename or tempfile.gettempdir()}: cannot write an index of {shard.name}: "
                 f"{error.strerror or error}; make room there, or set TMPDIR to another folder"

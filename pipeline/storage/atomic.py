@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError, UsageError
+from pipeline.host import refuse_too_many_open_files
 
 PARTIAL = ".writing-"
 """Prefix of the names of unfinished files."""
@@ -43,6 +44,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         finally:
             _discard(temporary)
     except OSError as error:
+        refuse_too_many_open_files(error)
         remedy = "choose another path"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = f"free space or {remedy}, then run the same command again"

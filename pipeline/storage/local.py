@@ -12,6 +12,7 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from pipeline.errors import UsageError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.storage.atomic import make_folder, remove_leftovers, write_bytes
 from pipeline.storage.base import ByteRange, File, Store
 
@@ -72,7 +73,7 @@ class LocalStore(Store):
 
     @override
     def read(self, span: ByteRange) -> bytes:
-        with (self.local / span.path).open("rb") as file:
+        with self.open(span.path) as file:
             if span.offset:
                 file.seek(span.offset)
             data = file.read() if span.size is None else file.read(span.size)
@@ -82,7 +83,11 @@ class LocalStore(Store):
 
     @override
     def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
-        return (self.local / name).open("rb")
+        try:
+            return (self.local / name).open("rb")
+        except OSError as error:
+            refuse_too_many_open_files(error)
+            raise
 
     @override
     def write(self, name: str, data: bytes) -> None:
@@ -114,4 +119,5 @@ class LocalStore(Store):
 
 
 def _unreadable(error: OSError) -> UsageError:
+    refuse_too_many_open_files(error)
     return UsageError(f"cannot read {error.filename}: {error.strerror}; restore it or check its permissions")

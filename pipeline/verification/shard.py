@@ -17,6 +17,7 @@ from pipeline.dataset.manifest import ImageFormat, Manifest, Shard
 from pipeline.dataset.tar import BLOCK, Member, scan
 from pipeline.errors import UsageError
 from pipeline.executors.local import count_image
+from pipeline.host import refuse_too_many_open_files
 from pipeline.images.codec import DecodeError, decode
 from pipeline.storage.atomic import sha256_of
 from pipeline.storage.base import ByteRange, Store
@@ -84,6 +85,7 @@ def reading(name: str, problems: list[Problem]) -> Iterator[None]:
     except FileNotFoundError:
         problems.append(Problem(name, "missing"))
     except OSError as error:
+        refuse_too_many_open_files(error)
         problems.append(Problem(name, f"unreadable: {error.strerror or error}"))
 
 

@@ -36,6 +36,7 @@ def start(
     unprivileged: bool = False,
     variables: Mapping[str, str | None] | None = None,
     open_files: int | None = None,
+    mounts: str | None = None,
     cwd: Path | None = None,
     **options: Any,
 ) -> subprocess.Popen[bytes]:
@@ -47,12 +48,17 @@ def start(
         unprivileged: Run as `NOBODY`; the folders used must be open to it (fixture `open_folder`).
         variables: Environment variables to set, or where None, to remove.
         open_files: Soft limit of open files (`ulimit -Sn`).
+        mounts: Shell commands that mount file systems for this process alone, such as over /dev/shm.
         cwd: Current folder.
         options: For `subprocess.Popen`; stdout and stderr are pipes by default.
     """
     line = [str(Path(sys.executable).parent / command), *map(str, arguments)]
     if open_files is not None:
         line = ["sh", "-c", f'ulimit -Sn {open_files} && exec "$@"', "sh", *line]
+    if mounts is not None:
+        if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+            pytest.skip("needs root and unshare, to mount file systems")
+        line = ["unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *line]
     if unprivileged:
         if os.geteuid() != 0 or shutil.which("setpriv") is None:
             pytest.skip("needs root and setpriv, to run as another user")

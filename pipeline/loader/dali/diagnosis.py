@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.images.codec import decode
 from pipeline.images.pillow import DecodeError
 from pipeline.loader.dali.segment import RawSample, Segment, dali_message
@@ -22,6 +23,7 @@ def diagnose_batch(error: Exception, dataset: Dataset, segment: Segment, batch: 
         segment: Segment whose batch failed.
         batch: Number of the batch in the segment, counted from 0.
     """
+    refuse_too_many_open_files(error)
     remedy = f"`alexnet-prep verify {dataset.url}` lists everything that changed since it was written"
     try:
         samples: Sequence[RawSample] = segment.raw_batch(batch)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import RunError, UsageError
+from pipeline.host import refuse_too_many_open_files
 from pipeline.sources.base import is_image
 from pipeline.storage.base import Store
 
@@ -92,6 +93,7 @@ def reading(url: str, kind: str, *damage: type[Exception]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UsageError(f"{url}: it does not exist any more; restore it") from error
     except expected as error:
+        refuse_too_many_open_files(error)
         if isinstance(error, OSError) and error.errno:
             raise RunError(f"cannot read {url}: {error.strerror}; run the same command again") from error
         text = " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers.folders import overwrite
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import EvalView, Loader, Placement, ReadOptions, RunError, TrainView
-from pipeline.dataset.index import parse_index
+from pipeline.dataset.index import parse_index, read_index
 
 SAMPLES = 40
 
@@ -54,6 +55,26 @@ def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_si
     assert error.startswith(f"{tar}: the sample {split}-{number} (bytes {offset:,} to {offset + size:,})")
     assert f"`alexnet-prep verify {data.url}`" in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda data, _: read_index(data.store, data.shards("train")[0]), id="index"),
+        pytest.param(lambda data, _: read_all(data, "train", access=ReadOptions(mmap=False)), id="DALI"),
+        pytest.param(lambda data, root: read_all(data, "train", access=ReadOptions(cache=root)), id="cache"),
+    ],
+)
+def test_a_limit_of_open_files_is_not_blamed_on_the_dataset(data, tmp_path, call):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)  # the lowest number that is free
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(RunError, match=r"^too many open files: this process may have "):
+            call(data, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_one_that_went_bad_in_the_cache_is_brought_again(data, tmp_path):
