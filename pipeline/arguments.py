@@ -1,18 +1,32 @@
 """Checks of arguments: words of a closed set, and numbers within a range."""
 
 import difflib
+import inspect
 import math
 import types
-from collections.abc import Iterable
-from dataclasses import fields
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, wraps
 from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
 
 Range = tuple[float, float]
 """Lowest and highest number that is accepted; `math.inf` for no limit."""
+
+COUNT = (1, math.inf)
+"""Range of what there must be at least one of."""
+LEAST = math.ulp(0.0)
+"""The smallest number above 0, as the lower end of a range."""
+POSITIVE = (LEAST, math.inf)
+"""Range of numbers above 0."""
+SIZES = (8, 4096)
+"""Range of the shorter side of stored images, in pixels."""
+_ANY = (-math.inf, math.inf)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_word(name: str, value: object, choices: Any) -> None:
@@ -45,10 +59,12 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
     Raises:
         UsageError: It is another value.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise UsageError(f"{name} is {value!r}, not a number")
     if not low <= float(value) <= high:
-        limits = f"{low:g} or more" if high == math.inf else f"within {low:g}..{high:g}"
+        limits = f"within {low:g}..{high:g}" if high < math.inf else f"{low:g} or more"
+        if low == LEAST:
+            limits = "above 0" if high == math.inf else f"above 0 and at most {high:g}"
         raise UsageError(f"{name} is {float(value):g}, not {limits}")
 
 
@@ -70,20 +86,40 @@ def check_record(record: Any, **ranges: Range) -> None:
 
     Args:
         record: The instance; call this in its `__post_init__`.
-        ranges: Field → the numbers that it accepts, or each number of a tuple; any number by default.
+        ranges: Field → the lowest and highest number that it accepts; any number by default.
 
     Raises:
         UsageError: A field has a value that is none of the words, not a number, or out of range.
     """
     kind: Any = type(record)
-    for name, (check, optional, choices) in _checks(kind).items():
-        value = getattr(record, name)
-        if value is None and optional:
-            continue
-        if check is check_word:
-            check_word(name, value, choices)
-        else:
-            check(name, value, *ranges.get(name, ()))
+    for name, check in _checks(kind).items():
+        check(name, getattr(record, name), ranges.get(name, _ANY))
+
+
+def checked(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that checks a function's arguments as `check_record` checks fields.
+
+    The arguments of a generator function are checked when it is called.
+
+    Args:
+        ranges: Parameter → the lowest and highest number that it accepts; any number by default.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        checks = _checks_of({name: p.annotation for name, p in signature.parameters.items()})
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = signature.bind(*args, **kwargs).arguments
+            for name, check in checks.items():
+                if name in given:
+                    check(name, given[name], ranges.get(name, _ANY))
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def words_of(annotation: Any) -> tuple[str, ...]:
@@ -98,19 +134,36 @@ def words_of(annotation: Any) -> tuple[str, ...]:
 
 
 @cache
-def _checks(record: Any) -> dict[str, tuple[Any, bool, Any]]:
-    """Return field → its check, whether it may be None, and its words."""
-    hints = get_type_hints(record)
-    found: dict[str, tuple[Any, bool, Any]] = {}
-    for field in fields(record):
-        hint = hints[field.name]
-        members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        optional = type(None) in members
-        kinds = [member for member in members if member is not type(None)]
-        if words := words_of(hint):
-            found[field.name] = (check_word, optional, words)
-        elif kinds == [int]:
-            found[field.name] = (check_whole, optional, ())
-        elif kinds in ([float], [int, float]):
-            found[field.name] = (check_number, optional, ())
+def _checks(record: Any) -> dict[str, "_Check"]:
+    return _checks_of(get_type_hints(record))
+
+
+def _checks_of(annotations: dict[str, Any]) -> dict[str, "_Check"]:
+    """Return the check of each name whose annotation is words, a number or a whole number, maybe None."""
+    found = {}
+    for name, annotation in annotations.items():
+        union = get_origin(annotation) in (Union, types.UnionType)
+        members = set(get_args(annotation) if union else (annotation,))
+        words = words_of(annotation)
+        if words or members - {type(None)} in ({int}, {float}, {int, float}):
+            found[name] = _Check(words, whole=float not in members, optional=type(None) in members)
     return found
+
+
+@dataclass(frozen=True)
+class _Check:
+    """How a field or argument is checked: by its words, else as a number."""
+
+    words: tuple[str, ...]
+    whole: bool
+    optional: bool
+
+    def __call__(self, name: str, value: object, limits: Range) -> None:
+        if value is None and self.optional:
+            return
+        if self.words:
+            check_word(name, value, self.words)
+        elif self.whole:
+            check_whole(name, value, *limits)
+        else:
+            check_number(name, value, *limits)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.arguments import checked
 from pipeline.errors import UsageError
 from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import make_folder
@@ -326,6 +327,7 @@ def _replace(out: Path, staging: Path, drawn: list[str]) -> None:
         path.replace(target)
 
 
+@checked(seed=(0, math.inf))
 def draw_demo(
     out: Path,
     images: int = 2000,
@@ -352,8 +354,7 @@ def draw_demo(
 
     Raises:
         UsageError: `out` exists and is not an empty folder (with `force`: nor one that was drawn), a file of
-            others has a name that is needed, or `images` is under 40.
-        ValueError: `seed` is negative.
+            others has a name that is needed, `images` is under 40, or `seed` is negative.
         OSError: the files cannot be written.
     """
     out = out.resolve()

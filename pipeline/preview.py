@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import write_manifest
 from pipeline.dataset.samples import StoredImage, read_stored
@@ -22,6 +23,7 @@ _CROPS = 7
 _PLOT_HEIGHT = 2.6  # inches
 
 
+@checked(images=COUNT, crop=COUNT)
 @styled
 def draw_preview(
     dataset: Dataset, images: int = 6, crop: int = 224, noise: NoiseKind = "paper", seed: int = 0
@@ -38,6 +40,9 @@ def draw_preview(
             shorter side.
         noise: kind of color noise: "paper", "source" or "none".
         seed: seed of the augmentation.
+
+    Raises:
+        UsageError: a number is out of range, or there is no such kind of noise.
 
     Returns:
         A figure in which each pixel of a crop is a pixel of the PNG.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.loader import Batch, Loader
@@ -26,11 +27,17 @@ class LoaderOptions:
         device: Device that decodes and augments; "auto" lets `pipeline.choose_device` choose it.
         threads: Number of DALI's CPU threads per process, None for an equal share of the host's cores.
         access: How shards are read.
+
+    Raises:
+        UsageError: `device` is another word, or `threads` is below 1.
     """
 
     device: Device | Literal["auto"] = "auto"
     threads: int | None = None
     access: ReadOptions = field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        check_record(self, threads=COUNT)
 
     def placement(self, env: DistEnv) -> Placement:
         """Return the placement of a process's loaders.

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.arguments import suggestion
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer.models.classifier import Classifier
@@ -45,7 +46,7 @@ def export(classifier: Classifier, path: Path) -> list[str]:
         RunError: the file cannot be written, or the outputs of the ONNX graph differ from the network's.
     """
     if path.suffix not in _WRITERS:
-        raise UsageError(f"{path}: unknown format; name a file that ends in {', '.join(_WRITERS)}")
+        raise UsageError(f"{path}: unknown format; {suggestion(path.suffix, _WRITERS)} as its suffix")
     return _WRITERS[path.suffix](classifier.cpu().eval(), path)
 
 

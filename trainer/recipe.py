@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import msgspec
 import tomli_w
 
+from pipeline.arguments import check_number, check_record, suggestion, words_of
 from pipeline.errors import UsageError
 from pipeline.loader.views import Augmentation, NoiseKind
 
 RECIPES = resources.files("trainer") / "recipes"
+
+_FACTORS = (0, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class Stage:
         color_noise: Replaces the recipe's `color_noise`.
 
     Raises:
-        ValueError: A factor is out of range.
+        UsageError: `color_noise` is another word, or a number is out of range.
     """
 
     epoch: int
@@ -45,12 +48,9 @@ class Stage:
     color_noise: NoiseKind | None = None
 
     def __post_init__(self) -> None:
-        layers = self.layer_lr_factors or {}
-        values = {"lr_factor": self.lr_factor, "bias_lr_factor": self.bias_lr_factor}
-        values |= {f"layer_lr_factors.{layer}": factor for layer, factor in layers.items()}
-        for name, value in values.items():
-            if value is not None and not 0 <= value <= 1e6:
-                raise ValueError(f"{name} is {value:g}, not within 0..1e+06")
+        check_record(self, lr_factor=_FACTORS, bias_lr_factor=_FACTORS)
+        for layer, factor in (self.layer_lr_factors or {}).items():
+            check_number(f"layer_lr_factors.{layer}", factor, *_FACTORS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ class Recipe:
         stages: Changes at given epochs, in rising order of epochs.
 
     Raises:
-        ValueError: A number is out of range, or the stages' epochs do not rise from 0 or later.
+        UsageError: A word is none of a setting's, a number is out of range, or the stages' epochs do not rise
+            from 0 or later.
     """
 
     name: str
@@ -140,31 +141,29 @@ class Recipe:
     stages: tuple[Stage, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        limits: dict[str, tuple[float, float]] = {
-            "epochs": (1, 100_000),
-            "lr": (1e-12, 1e6),
-            "width": (0.01, 8),
-            "crop": (64, 4096),
-            "shuffle_buffer": (1, 1 << 24),
-            "batch_size": (1, 1 << 20),
-            "trust_coefficient": (1e-12, 1e6),
-            "power": (0, 100),
-            "momentum": (0, 1),
-            "weight_decay": (0, 1),
-            "bias_lr_factor": (0, 1e6),
-            "warmup_epochs": (0, 100_000),
-            "plateau_patience": (1, 100_000),
-            "plateau_drops": (0, 100),
-            "label_smoothing": (0, 1),
-            "accumulation_steps": (1, 1 << 20),
-            "ema_decay": (0, 0.999999),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name):g}, not within {low:g}..{high:g}")
+        check_record(
+            self,
+            epochs=(1, 100_000),
+            lr=(1e-12, 1e6),
+            width=(0.01, 8),
+            crop=(64, 4096),
+            shuffle_buffer=(1, 1 << 24),
+            batch_size=(1, 1 << 20),
+            trust_coefficient=(1e-12, 1e6),
+            power=(0, 100),
+            momentum=(0, 1),
+            weight_decay=(0, 1),
+            bias_lr_factor=_FACTORS,
+            warmup_epochs=(0, 100_000),
+            plateau_patience=(1, 100_000),
+            plateau_drops=(0, 100),
+            label_smoothing=(0, 1),
+            accumulation_steps=(1, 1 << 20),
+            ema_decay=(0, 0.999999),
+        )
         epochs = [stage.epoch for stage in self.stages]
         if epochs != sorted(set(epochs)) or any(epoch < 0 for epoch in epochs):
-            raise ValueError(f"stages must have rising epochs from 0 on, not {epochs}")
+            raise UsageError(f"stages must have rising epochs from 0 on, not {epochs}")
 
     def stage_at(self, epoch: int) -> Stage:
         """Return the settings at an epoch, counted from 0, with every attribute set."""
@@ -250,6 +249,8 @@ def recipe_of(values: dict[str, Any], where: str) -> Recipe:
         return msgspec.convert(values, Recipe)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {_in_toml_terms(str(error))}") from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _find(name_or_path: str) -> Traversable:
@@ -261,7 +262,7 @@ def _find(name_or_path: str) -> Traversable:
     known = sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir())
     if name_or_path not in known:
         raise UsageError(
-            f"recipe {name_or_path!r}: unknown; known are {', '.join(known)}, or give a .toml file"
+            f"recipe {name_or_path!r}: unknown; {suggestion(name_or_path, known)}, or give a .toml file"
         )
     return RECIPES / f"{name_or_path}.toml"
 
@@ -291,6 +292,7 @@ def _in_toml_terms(message: str) -> str:
     """Convert msgspec's `Expected `int`, got `str` - at `$.epochs`` to `epochs: expected int, got str`."""
     text, _, at = message.replace("`", "").partition(" - at $")
     if text.startswith("Invalid enum value"):
-        choices = get_args(get_type_hints(Recipe).get(at.lstrip("."), None))
-        text += f", choose from {', '.join(map(repr, choices))}" if choices else ""
+        kind = Stage if at.startswith(".stages") else Recipe
+        words = words_of(get_type_hints(kind)[at.rpartition(".")[2]])
+        text += f"; {suggestion(text.partition(' value ')[2], words)}"
     return f"{at.lstrip('.')}: {text[0].lower()}{text[1:]}" if at else text

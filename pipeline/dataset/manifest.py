@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ from pipeline.storage.open import open_store
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 MEAN_IMAGE = "mean_image.npy"
+
+
+ImageMode = Literal["square", "aspect", "original"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ImageFormat:
     """
 
     size: int
-    mode: str
+    mode: ImageMode
     quality: int | None
     subsampling: str | None = "4:2:0"
 

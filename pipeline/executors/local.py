@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
+from pipeline.arguments import COUNT, check_record
 from pipeline.errors import RunError
 from pipeline.executors.base import NOT_REPORTED, Item, Result
 from pipeline.host import raise_open_files
@@ -33,11 +34,17 @@ class LocalExecutor:
     A script that uses it must be guarded by `if __name__ == "__main__":`, since each worker imports it.
 
     Attributes:
-        workers: number of processes; no more are started than there are items.
+        workers: number of processes, at least 1; no more are started than there are items.
+
+    Raises:
+        UsageError: `workers` is below 1.
     """
 
     workers: int = 1
     reports_progress: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_record(self, workers=COUNT)
 
     def run(
         self,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
+from pipeline.arguments import COUNT, check_record
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.executors.base import NOT_REPORTED, Item, Result
 
@@ -29,11 +30,17 @@ class RayExecutor:
     Attributes:
         address: address of a cluster, such as HOST:6379 or ray://HOST:10001; None starts Ray on this machine.
         workers: number of processes of a Ray that is started here; ignored with `address`.
+
+    Raises:
+        UsageError: `workers` is below 1.
     """
 
     address: str | None = None
     workers: int = 1
     reports_progress: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_record(self, workers=COUNT)
 
     def run(
         self,

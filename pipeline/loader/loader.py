@@ -15,6 +15,7 @@ import nvidia.dali
 import torch
 from torch import Tensor
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
@@ -66,6 +67,7 @@ class Loader:
         ...         step(batch.images, batch.labels)
     """
 
+    @checked(batch_size=COUNT, shuffle_buffer=COUNT, epochs=COUNT)
     def __init__(
         self,
         dataset: Dataset,
@@ -105,11 +107,9 @@ class Loader:
         Raises:
             UsageError: The dataset has no such split or the split is empty; the crop is larger than the
                 images; a training split has fewer samples than one global batch; the cache is too small;
-                `batch_size` or `shuffle_buffer` is below 1; or DALI cannot read the dataset's bucket.
+                `batch_size`, `shuffle_buffer` or `epochs` is below 1; or DALI cannot read the dataset's
+                bucket.
         """
-        for name, value in {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer}.items():
-            if value < 1:
-                raise UsageError(f"{name} is {value}; give at least 1")
         self.dataset = dataset
         self.split = split
         self.view = view

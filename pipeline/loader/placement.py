@@ -1,8 +1,10 @@
 """Placement of a loader: its process's rank, and the device that decodes and augments images."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.arguments import COUNT, check_record, checked
 from pipeline.errors import UsageError
 from pipeline.host import usable_cores
 
@@ -32,7 +34,8 @@ class Placement:
             decodes the rest. 0.65 is DALI's default.
 
     Raises:
-        UsageError: `rank` is not within 0..world_size - 1.
+        UsageError: `device` is another word, a number is out of range, or `rank` is not within
+            0..world_size - 1.
     """
 
     rank: int = 0
@@ -44,6 +47,14 @@ class Placement:
     hw_decoder_load: float = 0.65
 
     def __post_init__(self) -> None:
+        check_record(
+            self,
+            world_size=COUNT,
+            local_rank=(0, math.inf),
+            threads=COUNT,
+            local_world_size=COUNT,
+            hw_decoder_load=(0, 1),
+        )
         if not 0 <= self.rank < self.world_size:
             raise UsageError(
                 f"rank {self.rank} of {self.world_size} processes: ranks go from 0 to {self.world_size - 1}"
@@ -60,6 +71,7 @@ class Placement:
         return None if self.device == "cpu" else self.local_rank
 
 
+@checked(cores=COUNT)
 def choose_device(cores: int, capability: tuple[int, int] | None) -> Device:
     """Choose the fastest device for decoding and augmentation.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import index_name, read_index, to_index
 from pipeline.errors import RunError, UsageError
@@ -28,11 +29,17 @@ class ReadOptions:
         cache: Folder on a local disk. Shards are copied to a folder in it, `alexnet-shards`, before they are
             read, in the order of the epoch. None reads them from the dataset's folder or bucket.
         cache_limit: Most bytes that `alexnet-shards` may hold, None for no limit.
+
+    Raises:
+        UsageError: `cache_limit` is not at least 1.
     """
 
     mmap: bool = True
     cache: Path | None = None
     cache_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_record(self, cache_limit=COUNT)
 
 
 @dataclass(frozen=True)

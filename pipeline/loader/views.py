@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arguments import COUNT, POSITIVE, check_number, check_record, checked
 from pipeline.errors import UsageError
 from pipeline.images.statistics import Statistics
 
@@ -26,12 +27,19 @@ class ColorNoise:
         mixing: float32 (3, 3). Row c has channel c's part of each of the three directions, in gray levels
             per unit of z.
         divisor: Scales the variance back to that of images without noise; 1 if the recipe does not.
+
+    Raises:
+        UsageError: The divisor is not above 0.
     """
 
     mixing: NDArray[np.float32]
     divisor: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_record(self, divisor=POSITIVE)
 
+
+@checked()
 def color_noise(kind: NoiseKind, statistics: Statistics) -> ColorNoise | None:
     """Return the PCA color noise of a kind, or None for "none".
 
@@ -41,6 +49,9 @@ def color_noise(kind: NoiseKind, statistics: Statistics) -> ColorNoise | None:
             the image). "source" is the released code's (x − mean + 0.1 V(σ∘z)) / 1.1 with σ = √λ on the
             0..255 scale. "none" adds nothing.
         statistics: Pixel statistics of the training split, 0..255.
+
+    Raises:
+        UsageError: There is no such kind.
     """
     if kind == "none":
         return None
@@ -66,6 +77,9 @@ class TrainView:
             "random-resized-crop" cuts 8 to 100 % of the image's area with an aspect ratio of 3:4 to 4:3
             and scales it to the square (Szegedy et al. 2014, section 6; the bounds and the ten tries are
             those of torchvision's `RandomResizedCrop`).
+
+    Raises:
+        UsageError: `augmentation` is another word, or a number is out of range.
     """
 
     crop: int = 224
@@ -73,6 +87,12 @@ class TrainView:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     noise: ColorNoise | None = None
     augmentation: Augmentation = "paper"
+
+    def __post_init__(self) -> None:
+        check_record(self, crop=COUNT)
+        for color in range(3):
+            check_number(f"mean[{color}]", self.mean[color])
+            check_number(f"std[{color}]", self.std[color], *POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -86,10 +106,16 @@ class EvalView:
             their mirror images in the same order), or "full-resize" (the whole image, resized to a square
             without keeping its aspect ratio).
         crop: Side of the network's input in pixels.
+
+    Raises:
+        UsageError: `name` is another word, or the crop is not at least 1.
     """
 
     name: ViewName = "center"
     crop: int = 224
+
+    def __post_init__(self) -> None:
+        check_record(self, crop=COUNT)
 
 
 # Just below one half, so that an odd free space is rounded down, as when squares are cut for storage.

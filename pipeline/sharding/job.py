@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.dataset.work import WORK
 from pipeline.errors import RunError, ToolkitError, UsageError
@@ -49,6 +50,7 @@ from pipeline.storage.locks import Lease
 from pipeline.storage.open import open_store
 
 
+@checked(max_bad=(0, 1))
 def prepare(
     source: Source,
     out: str | Path,
@@ -118,6 +120,7 @@ def prepare(
     return manifest
 
 
+@checked(count=COUNT, max_bad=(0, 1))
 def prepare_slice(
     source: str | Path,
     out: str | Path,
@@ -185,6 +188,7 @@ def prepare_slice(
     return len(shards)
 
 
+@checked(max_bad=(0, 1))
 def finish(out: str | Path, *, max_bad: float = 0.01, take_over: bool = False) -> Manifest:
     """Merge the slices of a job into a dataset: write its statistics, report and manifest.
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeline.dataset.manifest import to_json
+from pipeline.arguments import COUNT, POSITIVE, SIZES, check_record
+from pipeline.dataset.manifest import ImageMode, to_json
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import FILE, UNKNOWN, Container, Sample, Source, shuffle_key
@@ -38,7 +39,7 @@ class Options:
     """Options of a preparation. A shard's bytes depend on the source and on these alone.
 
     Attributes:
-        size: Shorter side of stored images, in pixels.
+        size: Shorter side of stored images, in pixels, 8..4096.
         keep_aspect: Keep the whole image instead of its center square.
         quality: JPEG quality, 1..100.
         val_fraction: Share of each class that is moved to "val", in (0, 1), or None.
@@ -50,7 +51,7 @@ class Options:
             shorter side that the loader scales to.
 
     Raises:
-        UsageError: Both `keep_aspect` and `keep_original` are set.
+        UsageError: A number is out of range, or both `keep_aspect` and `keep_original` are set.
     """
 
     size: int = 256
@@ -64,13 +65,16 @@ class Options:
     keep_original: bool = False
 
     def __post_init__(self) -> None:
+        check_record(self, size=SIZES, quality=(1, 100), shard_samples=COUNT, max_megapixels=POSITIVE)
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise UsageError(f"val_fraction is {self.val_fraction:g}, not between 0 and 1; 0.1 is usual")
         if self.keep_aspect and self.keep_original:
             raise UsageError(
                 "--keep-aspect scales images and --keep-original does not: give one of them, or neither"
             )
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> ImageMode:
         """How images are stored, as in the manifest's `image.mode`: "square", "aspect" or "original"."""
         return "original" if self.keep_original else "aspect" if self.keep_aspect else "square"
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.arguments import check_word, checked
 from pipeline.errors import UsageError
 from pipeline.sources.base import Listing, Source, build_source
 from pipeline.sources.listers import archives, folders, kaggle, parquet, webdataset
@@ -30,6 +31,7 @@ LAYOUTS: dict[str, Lister] = {
 """Name of a layout, as in `--layout` → its lister; in the order in which "auto" tries them."""
 
 
+@checked()
 def read_source(
     root: str | Path, layout: str = "auto", val_fraction: float | None = None, seed: int = 0
 ) -> Source:
@@ -48,8 +50,7 @@ def read_source(
             (see the modules of `pipeline.sources.listers`); see also `build_source`.
         RunError: A file of the source cannot be read.
     """
-    if layout not in ("auto", *LAYOUTS):
-        raise UsageError(f"--layout {layout} is unknown; give auto, {', '.join(LAYOUTS)}")
+    check_word("layout", layout, ("auto", *LAYOUTS))
     try:
         store = _open(root)
         if layout == "auto":

@@ -7,6 +7,7 @@ labels of all tars, which must be valid before any image is decoded, then the im
 import os
 from pathlib import Path
 
+from pipeline.arguments import POSITIVE, SIZES, checked
 from pipeline.dataset.index import index_path, to_index
 from pipeline.dataset.manifest import (
     ADOPTED,
@@ -41,6 +42,7 @@ from pipeline.verification.external_tars import (
 from pipeline.verification.tasks import ONE_BY_ONE, run_tasks
 
 
+@checked(size=SIZES, max_bad=(0, 1), max_megapixels=POSITIVE)
 def adopt(
     folder: str | Path,
     *,

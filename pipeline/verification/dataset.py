@@ -35,7 +35,6 @@ from pipeline.verification.shard import (
 )
 from pipeline.verification.tasks import ONE_BY_ONE, run_tasks
 
-_MODES = ("square", "aspect", "original")
 # Relative tolerance: float64 eigenvectors satisfy the eigenvalue equation to about 1e-15.
 _TOLERANCE = 1e-9
 # Gray levels: float32 rounds a number between 128 and 256 by at most 2^-17, and so the mean of such numbers.
@@ -198,9 +197,7 @@ def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Probl
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
     """Yield contradictions in a manifest, except in its statistics."""
-    classes, width, mode = len(manifest.classes), manifest.label_width, manifest.image.mode
-    if mode not in _MODES:
-        yield f"image mode {mode!r} is none of {', '.join(_MODES)}"
+    classes, width = len(manifest.classes), manifest.label_width
     if width < len(str(classes - 1)):
         yield f"labels of {width} digits are too short for {classes} classes"
     limit = manifest.settings.get("max_megapixels", 0)

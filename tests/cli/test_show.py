@@ -172,7 +172,7 @@ def test_an_unwritable_folder_is_one_line(tiny_run, tmp_path, monkeypatch):
         (["predictions", "RUN", "--split", "test"], ["has no split 'test'"]),
         (["confusion", "RUN", "--data", "/no"], ["not a prepared dataset"]),
         (["report", "RUN", "--data", "/no"], ["not a prepared dataset"]),
-        (["report", "RUN", "--skip", "kernel"], ["--skip kernel: no such section", "kernels"]),
+        (["report", "RUN", "--skip", "kernel"], ["--skip is 'kernel'", "did you mean 'kernels'"]),
         (["curves", "/no"], ["/no: no such run"]),
     ],
 )

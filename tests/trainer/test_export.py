@@ -145,7 +145,7 @@ def test_other_networks_do_not_fit_torchvision(tmp_path, arch, changes, message)
 
 
 def test_an_unknown_suffix_names_the_known(tmp_path):
-    with pytest.raises(UsageError, match=r"ends in \.safetensors, \.onnx, \.pth"):
+    with pytest.raises(UsageError, match=r"choose from '\.safetensors', '\.onnx', '\.pth'"):
         export(make("alexnet_bn"), tmp_path / "model.h5")
 
 

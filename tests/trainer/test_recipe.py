@@ -1,6 +1,5 @@
 """Recipes: the shipped ones, overrides, stages, and error messages for invalid settings."""
 
-import re
 import tomllib
 from dataclasses import fields, replace
 from typing import get_args, get_type_hints
@@ -159,7 +158,8 @@ def test_a_file_without_a_name_is_named_after_itself(tmp_path):
         ),
         (["epochs=many"], "epochs: expected int, got str"),
         (["compile=1"], "compile: expected bool, got int"),
-        (["arch=resnet"], "arch: invalid enum value 'resnet'"),
+        (["arch=alexnetbn"], "arch: .*'alexnetbn'; did you mean 'alexnet_bn'"),
+        (["stages=[{epoch=1, color_noise='papper'}]"], "color_noise: .*did you mean 'paper'"),
         (["stages=5"], "stages: expected array, got int"),
         (["stages=[5]"], r"stages\[0\]: expected object, got int"),
         (["stages=[{lr_factor=1.0}]"], r"stages\[0\]: .*missing required field epoch"),
@@ -191,7 +191,7 @@ def test_numbers_out_of_range_are_refused(override):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match=re.escape(f"'papre': unknown; known are {', '.join(SHIPPED)}")):
+    with pytest.raises(UsageError, match="'papre': unknown; did you mean 'paper'"):
         load_recipe("papre")
 
 

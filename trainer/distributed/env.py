@@ -1,6 +1,7 @@
 """Rank and device of this process, choice of processes, and the few collectives that the trainer needs."""
 
 import fcntl
+import math
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.arguments import COUNT, check_record, check_whole
 from pipeline.errors import UsageError
 from pipeline.loader.placement import Placement
 
@@ -31,6 +33,9 @@ class DistEnv:
         local_rank, local_world_size: Rank among the processes of this host, and their number.
         kind: "gpu" or "cpu".
         restarts: How often all processes were restarted after one was lost.
+
+    Raises:
+        UsageError: `kind` is another word, or a rank is not below the number of its processes.
     """
 
     rank: int = 0
@@ -39,6 +44,11 @@ class DistEnv:
     local_world_size: int = 1
     kind: Kind = "cpu"
     restarts: int = 0
+
+    def __post_init__(self) -> None:
+        check_record(self, world_size=COUNT, local_world_size=COUNT, restarts=(0, math.inf))
+        check_whole("rank", self.rank, 0, self.world_size - 1)
+        check_whole("local_rank", self.local_rank, 0, self.local_world_size - 1)
 
     @property
     def gpu(self) -> int:
@@ -129,11 +139,17 @@ class Processes:
         kind: "gpu" or "cpu".
         count: Number of processes.
         reason: Why these were chosen, as shown to the user.
+
+    Raises:
+        UsageError: `kind` is another word, or there is no process.
     """
 
     kind: Kind
     count: int
     reason: str
+
+    def __post_init__(self) -> None:
+        check_record(self, count=COUNT)
 
 
 def choose_processes(gpus: int | None, cpus: int | None) -> Processes:

@@ -1,6 +1,7 @@
 """Launch processes on this host with torch elastic, or be one that torchrun or srun has launched."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from pipeline.arguments import checked
 from pipeline.errors import RunError, ToolkitError
 from pipeline.host import keep_freed_memory, refuse_without_semaphores, usable_cores
 from trainer.distributed.env import (
@@ -51,6 +53,7 @@ _COLLECTIVE_TIMEOUT = timedelta(hours=6)
 _AGAIN_SECONDS = 1.0
 
 
+@checked(max_restarts=(0, math.inf))
 def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restarts: int = 0) -> T | None:
     """Run `entry(env, *args)` in every process and return the result of the first process on this host.
 

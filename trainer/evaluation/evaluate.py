@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import RunError
@@ -85,6 +86,7 @@ class Evaluation:
     predictions: Predictions | None = None
 
 
+@checked(batch_size=COUNT)
 def evaluate_checkpoints(
     env: DistEnv,
     paths: Sequence[Path],

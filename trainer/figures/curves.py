@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from pipeline.arguments import check_word
 from pipeline.errors import UsageError
 from pipeline.images.figure import COLORS, INK, new_figure, shortened, styled
 from trainer.runs.metrics_file import METRICS_FILE, read_metrics
@@ -84,7 +85,12 @@ def draw_curves(
         courses: One or more runs; each has its color, and from the eighth on other markers.
         panels: Panels to draw, two per row.
         title: Title of the figure; by default it names the runs and the panels.
+
+    Raises:
+        UsageError: There is no such panel.
     """
+    for panel in panels:
+        check_word("panels", panel, Panel)
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     names = ", ".join(course.name for course in courses)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.arguments import COUNT, checked
 from pipeline.errors import UsageError
 from pipeline.images.figure import figure_of_pixels, grid, new_figure, shortened, show_pixels, styled
 from trainer.inference.features import captured, map_layers
@@ -58,6 +59,7 @@ def _towers(model: nn.Module) -> int:
     return convolutions[1].groups
 
 
+@checked(most=COUNT)
 @styled
 def draw_maps(
     classifier: Classifier, image: Crop, layers: Sequence[str], name: str, most: int = 32

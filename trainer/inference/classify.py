@@ -7,15 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from pipeline.arguments import COUNT, checked
 from pipeline.errors import RunError, UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, is_image
 from trainer.evaluation.probabilities import mean_probabilities, topk_stable
-from trainer.inference.preprocess import Crops, as_batch, crops_of_file
+from trainer.inference.preprocess import Crops, Views, as_batch, crops_of_file
 from trainer.models.classifier import Classifier
-
-Views = Literal["center", "ten-crop"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def _refuse_folder(error: OSError) -> None:
     raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
 
 
+@checked(top=COUNT, batch_size=COUNT)
 def classify_images(
     models: Sequence[Classifier],
     images: Sequence[Path],
@@ -112,7 +111,8 @@ def classify_images(
         One prediction per file, in order; a file that cannot be read yields its error.
 
     Raises:
-        UsageError: the networks differ in classes, image size or crop.
+        UsageError: `views` is another word, a number is below 1, or the networks differ in classes, image
+            size or crop.
         RunError: a network's outputs are not finite.
     """
     first = models[0].spec

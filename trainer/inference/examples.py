@@ -1,11 +1,13 @@
 """Single images as the network sees them, by name or at random, and their predictions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.samples import find_places, read_stored
 from pipeline.errors import UsageError
@@ -124,6 +126,7 @@ def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Predic
     return found
 
 
+@checked(count=COUNT, seed=(0, math.inf))
 def some_predictions(
     classifier: Classifier, dataset: Dataset, split: str, count: int, seed: int, only_errors: bool = False
 ) -> list[Prediction]:

@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.progress import OnProgress, no_progress
@@ -42,6 +43,7 @@ class Neighbors:
     distances: NDArray[np.float64]
 
 
+@checked(count=COUNT)
 def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbors:
     """Find the `count` nearest rows of each query by Euclidean distance, exactly.
 
@@ -63,8 +65,6 @@ def nearest(queries: Vectors, chunks: Iterable[Vectors], count: int) -> Neighbor
         RunError: a query or row holds NaN or infinity.
     """
     queries = np.ascontiguousarray(np.atleast_2d(queries), np.float32)
-    if count < 1:
-        raise UsageError(f"{count} neighbors were asked for; ask for at least 1")
     if not len(queries):
         raise UsageError("there is no vector to find neighbors of; give at least one query")
     _refuse_not_finite(queries, "a query")
@@ -143,6 +143,7 @@ class Neighborhood:
     distances: tuple[float, ...]
 
 
+@checked(count=COUNT, batch_size=COUNT)
 def find_neighbors(
     classifier: Classifier,
     queries: Sequence[NamedImage],

@@ -5,12 +5,14 @@ Shapes: B batch, V views (1, or 10 for ten crops), S side of the crop.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.arguments import checked
 from pipeline.errors import UsageError
 from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
 from pipeline.loader.views import CENTER, FIVE_CORNERS
@@ -20,6 +22,9 @@ Crop = NDArray[np.uint8]
 """One crop of an image, uint8 (S, S, 3) RGB."""
 Crops = NDArray[np.uint8]
 """All views of an image, uint8 (V, S, S, 3) RGB."""
+
+Views = Literal["center", "ten-crop"]
+"""Crops of single images, of those of `EvalView`."""
 
 # The default limit of `alexnet-prep shard`.
 _MOST_MEGAPIXELS = 100.0
@@ -57,7 +62,8 @@ def crop_of_file(path: Path, spec: Spec) -> Crop:
     return crop
 
 
-def crops_of_file(path: Path, spec: Spec, views: str, exif_rotate: bool = False) -> Crops:
+@checked()
+def crops_of_file(path: Path, spec: Spec, views: Views, exif_rotate: bool = False) -> Crops:
     """Prepare an image file as `alexnet-prep shard` does, and cut its center crop or ten crops.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pipeline.errors import UsageError
+from pipeline.arguments import LEAST, check_word, checked
 from trainer.models.layers import LocalResponseNorm, MaxPool2d, PaperDropout, SpatialResponseNorm
 
 # Channels of conv1 to conv5 and units of fc6 and fc7 (paper, section 3.5).
@@ -30,6 +30,7 @@ WIDEST = 8
 """Largest `width` that `build_model` accepts."""
 
 
+@checked(classes=(2, math.inf), width=(LEAST, WIDEST), crop=(_SMALLEST_CROP, math.inf))
 def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) -> nn.Sequential:
     """Build a network and initialize it from torch's default random generator.
 
@@ -43,14 +44,7 @@ def build_model(arch: str, classes: int, width: float = 1.0, crop: int = 224) ->
     Raises:
         UsageError: The name is unknown, or a number is out of range.
     """
-    if arch not in ARCHITECTURES:
-        raise UsageError(f"arch {arch!r}: unknown; known are {', '.join(ARCHITECTURES)}")
-    if classes < 2:
-        raise UsageError(f"{classes} classes: a classifier needs at least two")
-    if crop < _SMALLEST_CROP:
-        raise UsageError(f"crop {crop}: AlexNet needs at least {_SMALLEST_CROP} px")
-    if not 0 < width <= WIDEST:
-        raise UsageError(f"width {width:g}: choose more than 0 and at most {WIDEST}")
+    check_word("arch", arch, ARCHITECTURES)
     return ARCHITECTURES[arch](classes, width, crop)
 
 

@@ -1,11 +1,13 @@
 """Optimizers: the paper's update rule, LARS, and a learning rate for each parameter group."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.arguments import checked
 from trainer.recipe import Recipe, Stage
 
 
@@ -52,8 +54,12 @@ class PaperSGD(_Optimizer, torch.optim.SGD):
         lr: Learning rate ε.
         momentum: Factor m on the velocity, 0..1; 0.9 in the paper.
         weight_decay: L2 coefficient d; 0.0005 in the paper.
+
+    Raises:
+        UsageError: A number is out of range.
     """
 
+    @checked(lr=(0, math.inf), momentum=(0, 1), weight_decay=(0, math.inf))
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],

@@ -1,5 +1,6 @@
 """Report of a run as one self-contained HTML page: summary, curves, kernels, predictions, data, recipe."""
 
+import math
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.arguments import check_word, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.progress import OnProgress, no_progress
@@ -48,6 +50,7 @@ class Report:
     left_out: dict[str, str]
 
 
+@checked(seed=(0, math.inf))
 def write_report(
     run: Path,
     out: Path,
@@ -76,8 +79,7 @@ def write_report(
         RunError: the page cannot be written.
     """
     for name in skip:
-        if name not in SKIPPABLE:
-            raise UsageError(f"--skip {name}: no such section; there are {', '.join(SKIPPABLE)}")
+        check_word("--skip", name, SKIPPABLE)
     if run.is_file():
         raise UsageError(f"{run}: a report is about a whole run; name the run's folder, {run.parent}")
     trained = load_model(run)

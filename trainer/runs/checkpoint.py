@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import torch
 
+from pipeline.arguments import checked
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import PARTIAL, atomic_write
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs.checkpoint_file import read_file
-from trainer.runs.state_dict import WeightsChoice, check_weights
+from trainer.runs.state_dict import WeightsChoice
 
 FORMAT_VERSION = 2
 LAST = "last.pt"
@@ -160,6 +161,7 @@ def find(run_or_checkpoint: Path) -> Path:
     return run_or_checkpoint
 
 
+@checked()
 def classifier_of(
     content: dict[str, Any], path: Path, weights: WeightsChoice | None = None
 ) -> tuple[Classifier, list[str]]:
@@ -177,7 +179,6 @@ def classifier_of(
     Raises:
         UsageError: Its weights do not fit its spec, or it does not have the `weights` that are asked for.
     """
-    check_weights(weights)
     classifier = Classifier(spec_of(content, path))
     averaged = (content.get("ema_weights") or {}).get("mean", {})
     if weights == "ema" and not (averaged or content.get("averaged")):

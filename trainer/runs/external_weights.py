@@ -9,6 +9,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from pipeline.arguments import COUNT, LEAST, check_number, check_record, check_word, suggestion
 from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
 from trainer.models.classifier import Classifier, Spec
@@ -28,7 +29,7 @@ class Preprocessing:
         crop: Side of the crops that are cut from them, in pixels.
 
     Raises:
-        ValueError: A std is not positive, or the crop does not fit the size.
+        UsageError: A std is not above 0, or the crop does not fit the size.
     """
 
     mean: Color
@@ -37,10 +38,10 @@ class Preprocessing:
     crop: int = 224
 
     def __post_init__(self) -> None:
-        if not all(0 < value < 1e6 for value in self.std):
-            raise ValueError(f"std is {self.std}, but each must be above 0")
-        if not 1 <= self.crop <= self.size:
-            raise ValueError(f"crop is {self.crop}, not within 1..{self.size}, the size")
+        for color in range(3):
+            check_number(f"mean[{color}]", self.mean[color], -1e6, 1e6)
+            check_number(f"std[{color}]", self.std[color], LEAST, 1e6)
+        check_record(self, size=COUNT, crop=(1, self.size))
 
 
 # torchvision documents mean and std of its ImageNet weights on a 0..1 scale.
@@ -59,10 +60,16 @@ class ExternalWeights:
     Attributes:
         arch: One of `ARCHITECTURES`.
         preprocessing: Preprocessing of the network's images.
+
+    Raises:
+        UsageError: There is no such architecture.
     """
 
     arch: str
     preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        check_word("arch", self.arch, ARCHITECTURES)
 
 
 def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | None:
@@ -85,8 +92,6 @@ def describe(arch: str | None, preprocessing: str | None) -> ExternalWeights | N
         raise UsageError(
             "--arch and --preprocessing go together: give both, or neither for checkpoints of this toolkit"
         )
-    if arch not in ARCHITECTURES:
-        raise UsageError(f"--arch {arch}: unknown; known are {', '.join(ARCHITECTURES)}")
     return ExternalWeights(arch, _preprocessing(preprocessing))
 
 
@@ -163,18 +168,17 @@ def _preprocessing(name: str) -> Preprocessing:
     path = Path(name)
     if path.suffix != ".toml":
         if name not in PREPROCESSING:
-            raise UsageError(
-                f"--preprocessing {name}: unknown; known are {', '.join(PREPROCESSING)}, or give a .toml file"
-            )
+            known = suggestion(name, PREPROCESSING)
+            raise UsageError(f"--preprocessing {name}: unknown; {known}, or give a .toml file")
         return PREPROCESSING[name]
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         if unknown := values.keys() - {field.name for field in fields(Preprocessing)}:
-            raise ValueError(f"unknown key {min(unknown)!r}")
+            raise UsageError(f"unknown key {min(unknown)!r}")
         return msgspec.convert(values, Preprocessing)
     except OSError as error:
         raise UsageError(f"--preprocessing {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, msgspec.ValidationError) as error:  # not UTF-8, not TOML, or other values
+    except (ValueError, UsageError) as error:  # not UTF-8, not TOML, or other values
         raise UsageError(
             f"--preprocessing {path}: {error}; it needs mean and std, three gray levels each, and may have "
             "size and crop"

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.arguments import check_number, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.models.classifier import Classifier, Spec
@@ -44,6 +45,7 @@ class LoadedModel:
         return self.classifier.spec
 
 
+@checked()
 def load_model(run_or_checkpoint: Path, weights: WeightsChoice | None = None) -> LoadedModel:
     """Load a run's best checkpoint, else its last, or a checkpoint file.
 
@@ -176,6 +178,7 @@ def label_of(trained: LoadedModel, dataset: Dataset | None, wanted: str) -> int:
     raise UsageError(f"the network has no class {wanted!r}; did you mean {near[0]!r}?")
 
 
+@checked()
 def load_models(
     files: Sequence[Path],
     dataset: Dataset,
@@ -261,6 +264,8 @@ def normalized(weights: Sequence[float] | None, count: int) -> list[float]:
         raise UsageError(
             f"{len(given)} weights for {count} checkpoint{'' if count == 1 else 's'}; give one for each"
         )
+    for weight in given:
+        check_number("ensemble_weights", weight)
     if not all(0 <= weight < math.inf for weight in given) or sum(given) <= 0:
         shown = ",".join(f"{weight:g}" for weight in given)
         raise UsageError(f"weights {shown}: each must be 0 or more, and one above 0")

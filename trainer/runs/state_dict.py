@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.arguments import check_word
+from pipeline.arguments import checked
 from pipeline.errors import UsageError
 
 WeightsChoice = Literal["ema", "model"]
@@ -58,6 +58,7 @@ _Network = dict[str, list[_Leaf]]
 """Wanted name → the tensors of that name; more than one where only their wrappers differ."""
 
 
+@checked()
 def find_state(content: Any, wanted: Iterable[str], weights: WeightsChoice | None, path: Path) -> FoundState:
     """Find the state dict of one network in the content of a file.
 
@@ -76,7 +77,6 @@ def find_state(content: Any, wanted: Iterable[str], weights: WeightsChoice | Non
     Raises:
         UsageError: The file holds no tensors, several networks, or not the `weights` that are asked for.
     """
-    check_weights(weights)
     leaves = list(_leaves(content))
     if not leaves:
         inside = (
@@ -113,16 +113,6 @@ def find_state(content: Any, wanted: Iterable[str], weights: WeightsChoice | Non
     dicts = {leaf.path[:-1] for leaf in taken.values()} or {largest}
     unused = [leaf.key for leaf in leaves if leaf.path[:-1] in dicts and leaf.path not in used]
     return FoundState({name: leaf.tensor for name, leaf in taken.items()}, tuple(unused), tuple(notes))
-
-
-def check_weights(weights: WeightsChoice | None) -> None:
-    """Check a choice of weights.
-
-    Raises:
-        UsageError: It is neither a `WeightsChoice` nor None.
-    """
-    if weights is not None:
-        check_word("weights", weights, WeightsChoice)
 
 
 def capped(names: list[str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pipeline.arguments import COUNT, POSITIVE, check_record
 from pipeline.errors import UsageError
 from trainer.data import LoaderOptions
 from trainer.recipe import Recipe
@@ -21,11 +22,17 @@ class Saving:
         steps: Steps between two checkpoints; None for no checkpoints by steps.
         minutes: Minutes between two checkpoints; None for no checkpoints by time.
         keep: Number of newest checkpoints to keep, at least 1; best.pt is kept besides.
+
+    Raises:
+        UsageError: A number is out of range.
     """
 
     steps: int | None = None
     minutes: float | None = 15.0
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        check_record(self, steps=COUNT, minutes=POSITIVE, keep=COUNT)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Debugging:
         profile: File to write a Chrome trace of a few steps to; None for no trace.
 
     Raises:
-        UsageError: Both `synthetic` and `overfit_batch`.
+        UsageError: `steps` is below 1, or both `synthetic` and `overfit_batch` are set.
     """
 
     synthetic: bool = False
@@ -48,6 +55,7 @@ class Debugging:
     profile: Path | None = None
 
     def __post_init__(self) -> None:
+        check_record(self, steps=COUNT)
         if self.synthetic and self.overfit_batch:
             raise UsageError("--synthetic and --overfit-batch were both given; choose one")
 
@@ -74,6 +82,9 @@ class TrainJob:
         cuda_graphs: Let torch.compile record CUDA graphs; GPU only.
         hang_seconds: Time without progress after which the watchdog names the stuck process and stops the
             run.
+
+    Raises:
+        UsageError: `resume` is another word, or `hang_seconds` is not above 0.
     """
 
     data: str | Path
@@ -87,6 +98,9 @@ class TrainJob:
     debugging: Debugging = field(default_factory=Debugging)
     cuda_graphs: bool = False
     hang_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        check_record(self, hang_seconds=POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -102,3 +116,6 @@ class TrainResult:
     progress: Progress
     ending: Ending
     line: str
+
+    def __post_init__(self) -> None:
+        check_record(self)

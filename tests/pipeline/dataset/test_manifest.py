@@ -154,6 +154,7 @@ def test_shards_outside_the_folder_are_refused_by_whoever_reads_it(tmp_path, nam
 
 @pytest.mark.parametrize("field", [name for name in raw() if name not in ("format", "mean_image_sha256")])
 def test_missing_and_mistyped_fields(tmp_path, field):
-    for broken in ({k: v for k, v in raw().items() if k != field}, raw() | {field: 1.5}):
+    unknown = [raw() | {field: raw()["image"] | {"mode": "Square"}}] if field == "image" else []
+    for broken in ({k: v for k, v in raw().items() if k != field}, raw() | {field: 1.5}, *unknown):
         (tmp_path / FILE_NAME).write_text(json.dumps(broken))
         refused(lambda: read_manifest(tmp_path), "damaged ", field)

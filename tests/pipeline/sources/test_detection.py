@@ -21,7 +21,7 @@ def test_a_layout_that_is_not_there(tmp_path, layout):
 
 
 def test_a_layout_that_is_unknown(tmp_path):
-    refused(lambda: read_source(tmp_path, "os"), f"--layout os is unknown; give auto, {', '.join(LAYOUTS)}")
+    refused(lambda: read_source(tmp_path, "os"), "layout is 'os'; did you mean")
 
 
 def test_the_options_of_the_validation_split_are_passed_on(tmp_path):

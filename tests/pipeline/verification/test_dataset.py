@@ -184,7 +184,6 @@ def test_no_training_split_and_no_split(data):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda m: m["image"].update(mode="round"), "image mode 'round' is none of square"),
         (lambda m: m["classes"].append(m["classes"][0]), "lists the class ant twice"),
         (lambda m: m["splits"]["val"].append(listed(m, TAR)), f"lists the shard {TAR} twice"),
         (lambda m: m.update(label_width=0), "labels of 0 digits are too short for 3 classes"),

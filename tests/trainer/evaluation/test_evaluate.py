@@ -208,7 +208,8 @@ def test_a_sample_seen_twice_in_place_of_another_is_an_error(tiny_checkpoint, ti
         ([1, 1], "2 weights for 1 checkpoint;"),
         ([-1], "weights -1: each must be 0 or more"),
         ([0], "weights 0: .* one above 0"),
-        ([float("nan")], "weights nan"),
+        ([float("nan")], "weights is nan, not a number"),
+        (["1"], "weights is '1', not a number"),
         ([float("inf")], "weights inf"),
     ],
 )

@@ -115,7 +115,6 @@ def test_a_memory_mapped_file_is_searched_in_blocks(tmp_path):
     [
         (np.ones((1, 4)), [np.ones((2, 5))], 1, UsageError, "shape (2, 5) cannot be compared"),
         (np.ones((1, 4)), [np.ones(4)], 1, UsageError, "shape (4,)"),
-        (np.ones((1, 4)), [np.ones((2, 4))], 0, UsageError, "0 neighbors"),
         (np.ones((1, 4)), [], 1, UsageError, "no vectors to search"),
         (np.ones((0, 4)), [np.ones((2, 4))], 1, UsageError, "no vector to find"),
         (np.full((1, 4), np.nan), [np.ones((2, 4))], 1, RunError, "a query holds NaN or infinity"),

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline import EvalView, Loader
-from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, build_model, first_kernels, layer_names
 from trainer.models.layers import PaperDropout
 from trainer.optim.optimizers import PaperSGD
@@ -284,19 +283,3 @@ def test_first_kernels_are_conv1s(arch):
     assert kernels.shape[1:] == (3, 11, 11)
     assert torch.equal(kernels, next(model.parameters()))
     assert not kernels.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("alexnet9", 10), "alexnet9.*alexnet_source"),
-        (("alexnet", 1), "1 classes.*two"),
-        (("alexnet", 10, 1.0, 63), "crop 63.*64"),
-        (("alexnet", 10, 0.0), "width 0"),
-        (("alexnet", 10, 9.0), "width 9"),
-        (("alexnet", 10, float("nan")), "width nan"),
-    ],
-)
-def test_impossible_nets_are_refused(arguments, words):
-    with pytest.raises(UsageError, match=words):
-        build_model(*arguments)
