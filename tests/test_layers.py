@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the lowest level up: a room may import lower levels, but no other room of its own level.
 PIPELINE = [
     ["errors", "seeds", "host", "progress", "text"],
-    ["arguments"],
+    ["arguments", "host"],
     ["storage", "executors"],
     ["images"],
     ["dataset"],
