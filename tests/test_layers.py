@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the lowest level up: a room may import lower levels, but no other room of its own level.
 PIPELINE = [
-    ["errors", "seeds", "host", "progress", "text"],
+    ["errors", "seeds", "progress", "text"],
     ["arguments", "host"],
     ["storage", "executors"],
     ["images"],
