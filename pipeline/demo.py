@@ -26,7 +26,7 @@ from PIL import Image
 from pipeline.arguments import checked
 from pipeline.errors import UsageError
 from pipeline.progress import OnProgress, no_progress
-from pipeline.storage.atomic import make_folder
+from pipeline.storage.atomic import refuse_dead_link
 
 Plane = NDArray[np.floating[Any]]
 Pixels = NDArray[np.uint8]
@@ -290,7 +290,7 @@ def _write_image(folder: Path, index: int, seed: int, mode: str) -> None:
     rng = np.random.default_rng([seed, index])
     image = Image.fromarray(draw(index % len(CLASSES), rng)).convert(mode)
     path = folder / _name(index)
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=int(rng.integers(88, 96)))
 
 
@@ -353,10 +353,12 @@ def draw_demo(
         Split → number of images.
 
     Raises:
-        UsageError: `out` exists and is not an empty folder (with `force`: nor one that was drawn), a file of
-            others has a name that is needed, `images` is under 40, or `seed` is negative.
+        UsageError: `out` exists and is not an empty folder (with `force`: nor one that was drawn), or is a
+            dead link, a file of others has a name that is needed, `images` is under 40, or `seed` is
+            negative.
         OSError: the files cannot be written.
     """
+    refuse_dead_link(out)
     out = out.resolve()
     drawn = _check_request(out, images, force)
     splits = _splits(images)

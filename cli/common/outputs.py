@@ -79,8 +79,9 @@ def check_folder(file: Path) -> None:
 
 def _check_kind(file: Path, inputs: list[str | Path]) -> None:
     """Raise `UsageError` where something exists at `file` that not even --force may replace."""
-    if file.is_symlink() and not file.exists():
-        raise UsageError(f"{file}: is a dead link to {file.readlink()}; remove it or choose another path")
+    from pipeline.storage.atomic import refuse_dead_link  # imports NumPy
+
+    refuse_dead_link(file)
     if not file.exists():
         return
     if not file.is_file():

@@ -18,6 +18,7 @@ from pipeline.dataset.report import REPORT
 from pipeline.dataset.work import WORK
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.sharding.plan import PLAN, Plan, read_plan
+from pipeline.storage.atomic import refuse_dead_link
 from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
 from pipeline.storage.locks import Lease, LockedError, is_held, locked
@@ -38,13 +39,15 @@ def open_output(out: str | Path, source: str | Path, *, force: bool = False) -> 
         force: Whether an earlier dataset in the folder is to be replaced.
 
     Raises:
-        UsageError: The output is a file, holds files of others only, or lies inside the source; or, with
-            `force`, it holds tars that `stats` indexed.
+        UsageError: The output is a file or a dead link, holds files of others only, or lies inside the
+            source; or, with `force`, it holds tars that `stats` indexed.
     """
     store, origin = absolute(open_store(out)), absolute(open_store(source))
     _refuse_inside(store, origin)
-    if store.local is not None and store.local.exists() and not store.local.is_dir():
-        raise UsageError(f"output {store}: it is a file; name a new folder")
+    if store.local is not None:
+        refuse_dead_link(store.local)
+        if store.local.exists() and not store.local.is_dir():
+            raise UsageError(f"output {store}: it is a file; name a new folder")
     names = store.names()
     if names and FILE_NAME not in names and not (WORK in names and _is_ours(store)):
         raise UsageError(f"output {store}: holds other files; name a new or empty folder")

@@ -74,12 +74,21 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        for link in (path, *path.parents):
-            if link.is_symlink() and not link.exists():
-                raise UsageError(
-                    f"{path}: {link} is a dead link to {link.readlink()}; make that folder or remove the link"
-                ) from error
+        refuse_dead_link(path)
         raise RunError(f"cannot create the folder {path}: {error.strerror}; choose another path") from error
+
+
+def refuse_dead_link(path: Path) -> None:
+    """Check that neither `path` nor a folder above it is a link to something that does not exist.
+
+    Raises:
+        UsageError: one is.
+    """
+    for link in (path, *path.parents):
+        if link.is_symlink() and not link.exists():
+            raise UsageError(
+                f"{link}: is a dead link to {link.readlink()}; make what it leads to, or remove it"
+            )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -38,13 +38,14 @@ OPTIONS = {
     "prep shard": (
         prep.commands["shard"],
         "source out --layout --size --quality --keep-aspect --keep-original --exif-rotate --val-fraction "
-        "--seed --shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch",
+        "--seed --shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch "
+        "--force --take-over",
     ),
-    "prep finish": (prep.commands["finish"], "out --max-bad"),
+    "prep finish": (prep.commands["finish"], "out --max-bad --take-over"),
     "prep verify": (prep.commands["verify"], "out --fast --workers"),
     "prep stats": (prep.commands["stats"], "out --size --max-megapixels --max-bad --workers --json"),
     "prep info": (prep.commands["info"], "out --preview --noise --json --force"),
-    "prep demo": (prep.commands["demo"], "out --images --seed"),
+    "prep demo": (prep.commands["demo"], "out --images --seed --force"),
     "show kernels": (show.commands["kernels"], "run -o --weights --force"),
     "show predictions": (
         show.commands["predictions"],
@@ -70,7 +71,7 @@ OPTIONS = {
         "--hang-timeout --checkpoint-steps --checkpoint-minutes --keep "
         "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
         "--profile --grad-compression --cuda-graphs --tensorboard --verify-shards --dry-run "
-        "--bench --force",
+        "--bench --force --take-over",
     ),
     "status": (status, "run --json"),
     "eval": (

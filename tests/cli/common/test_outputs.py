@@ -13,6 +13,7 @@ from cli.export import main as export
 from cli.predict import main as predict
 from cli.prep import main as prep
 from cli.show import main as show
+from cli.train import main as train
 from trainer.models.classifier import new_classifier
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint
@@ -138,6 +139,22 @@ def test_what_not_even_force_replaces(model, tiny_dataset, tmp_path):
         assert reason in result.stderr
     assert (before, FOREIGN) == (model.read_bytes(), (copy / "best.pt").read_bytes())
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("command", ["shard", "demo", "train"])
+def test_a_folder_that_is_a_dead_link_is_named_as_such(tiny_source, tiny_dataset, tmp_path, command):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone" / "folder")
+    result = {
+        "shard": lambda: invoke(prep, "shard", tiny_source, link),
+        "demo": lambda: invoke(prep, "demo", link, "--images", 40),
+        "train": lambda: invoke(
+            train, tiny_dataset.root, "--recipe", "demo", "--set", "crop=64", "--cpus", 1, "-o", link / "run"
+        ),
+    }[command]()
+    assert result.exit_code == 2
+    assert f"error: {link}: is a dead link to {tmp_path / 'gone'}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_one_file_for_two_outputs_is_refused(tmp_path):
