@@ -181,6 +181,8 @@ def classifier_of(
     """
     classifier = Classifier(spec_of(content, path))
     averaged = (content.get("ema_weights") or {}).get("mean", {})
+    if weights is not None and not {"averaged", "ema_weights"} & content.keys():  # an export
+        raise UsageError(f"{path}: holds one set of weights, averaged or not; leave --weights out")
     if weights == "ema" and not (averaged or content.get("averaged")):
         raise UsageError(f"{path}: holds no averaged (EMA) weights; leave --weights ema out")
     if weights == "model" and content.get("averaged"):

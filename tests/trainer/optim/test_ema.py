@@ -74,7 +74,11 @@ def test_a_checkpoint_is_evaluated_by_its_average_or_by_its_own_weights(averaged
 
 @pytest.mark.parametrize(
     ("content", "weights", "words"),
-    [({"averaged": True}, "model", "averaged .* weights only"), ({"averaged": False}, "ema", "no averaged")],
+    [
+        ({"averaged": True}, "model", "averaged .* weights only"),
+        ({"averaged": False}, "ema", "no averaged"),
+        ({}, "model", "one set"),
+    ],
 )
 def test_weights_that_a_checkpoint_lacks_are_refused(averaged, tmp_path, content, weights, words):
     checkpoint.save(tmp_path / "best.pt", averaged[0], **content)
