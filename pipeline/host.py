@@ -5,7 +5,7 @@ import errno
 import math
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -76,15 +76,36 @@ def refuse_without_semaphores() -> None:
         ) from error
 
 
+def affinity() -> frozenset[int]:
+    """Return the numbers of the CPU cores that this process may run on; all of the machine's but on Linux."""
+    if not hasattr(os, "sched_getaffinity"):
+        return frozenset(range(os.cpu_count() or 1))
+    return frozenset(os.sched_getaffinity(0))
+
+
 def usable_cores() -> int:
     """Return the number of CPU cores that this process may use, at least 1.
 
     On Linux these are the cores of its affinity, but no more than the CPU time that its cgroups allow: the
     machine's core count would start too many threads under taskset, Slurm or in a container.
     """
-    if not hasattr(os, "sched_getaffinity"):  # not Linux
-        return os.cpu_count() or 1
-    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in _cpu_quotas())]))
+    return share_of_cores([affinity()])
+
+
+def share_of_cores(affinities: Sequence[Collection[int]]) -> int:
+    """Return this process's share of the CPU cores that several processes use, at least 1.
+
+    Only processes whose affinities overlap share cores: Slurm and `torchrun --numa-binding` give each process
+    cores of its own. All share the CPU time that their cgroups allow.
+
+    Args:
+        affinities: `affinity()` of each process on this host, this one included.
+    """
+    own = affinity()
+    sharing = sum(not own.isdisjoint(other) for other in affinities)
+    return max(
+        1, min([len(own) // sharing, *(math.ceil(quota) // len(affinities) for quota in _cpu_quotas())])
+    )
 
 
 def _cpu_quotas() -> Iterator[float]:

@@ -6,7 +6,6 @@ can be written, which not every container has.
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
 import traceback
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 from pipeline.arguments import COUNT, check_record
 from pipeline.errors import RunError
 from pipeline.executors.base import NOT_REPORTED, Item, Result
+from pipeline.executors.children import sheltered_children
 from pipeline.host import raise_open_files
 
 _POLL_SECONDS = 0.2
@@ -104,12 +104,8 @@ def _start_worker(work: Callable[[Any], Any]) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    # Ctrl-C reaches every process of the group; only the parent handles it. Workers inherit what is blocked.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with sheltered_children():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return ours, process
 

@@ -28,8 +28,10 @@ class Placement:
         world_size: Number of processes.
         device: "cpu" for batches in host memory; "hybrid" or "gpu" for batches on CUDA device `local_rank`.
         local_rank: Rank of the process on its host.
-        threads: Number of DALI's CPU threads, or None for an equal share of the host's cores.
+        threads: Number of DALI's CPU threads, or None for as many as `cores`.
         local_world_size: Number of processes on this host.
+        cores: Number of CPU cores that this process has to itself (`pipeline.host.share_of_cores`), or None
+            for an equal share of those that it may use.
         hw_decoder_load: Fraction of images, 0..1, that the GPU's JPEG engine decodes if it has one; CUDA
             decodes the rest. 0.65 is DALI's default.
 
@@ -44,6 +46,7 @@ class Placement:
     local_rank: int = 0
     threads: int | None = None
     local_world_size: int = 1
+    cores: int | None = None
     hw_decoder_load: float = 0.65
 
     def __post_init__(self) -> None:
@@ -63,7 +66,7 @@ class Placement:
     @property
     def thread_count(self) -> int:
         """Number of DALI's CPU threads in this process."""
-        return self.threads or max(1, usable_cores() // self.local_world_size)
+        return self.threads or self.cores or max(1, usable_cores() // self.local_world_size)
 
     @property
     def device_id(self) -> int | None:

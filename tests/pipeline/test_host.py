@@ -12,7 +12,7 @@ from helpers.folders import place
 
 from cli.prep import main
 from pipeline import host
-from pipeline.host import usable_cores
+from pipeline.host import share_of_cores, usable_cores
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -56,6 +56,26 @@ def test_a_containers_quota_of_cpu_time_limits_the_cores(name, tmp_path, monkeyp
     monkeypatch.setattr(host, "_CGROUPS", tmp_path / "fs")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "quota", "cores"),
+    [
+        (range(8), [range(8 * k, 8 * k + 8) for k in range(1, 8)], None, 8),  # each has cores of its own
+        (range(64), [range(64)] * 7, None, 8),
+        (range(8), [range(8), range(8, 16), range(8, 16)], None, 4),
+        (range(2), [range(2)] * 7, None, 1),
+        (range(8), [range(8 * k, 8 * k + 8) for k in range(1, 8)], "1600000 100000", 2),  # of the container
+    ],
+)
+def test_only_processes_that_may_run_on_the_same_cores_share_them(
+    own, others, quota, cores, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(host, "_OWN_CGROUPS", place(tmp_path / "cgroup", b"0::/\n"))
+    monkeypatch.setattr(host, "_CGROUPS", tmp_path)
+    place(tmp_path / "cpu.max", (quota or "max 100000").encode())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: own)
+    assert share_of_cores([own, *others]) == cores
 
 
 @pytest.mark.parametrize(("hard", "raised"), [(4096, 4096), (resource.RLIM_INFINITY, 10240)])

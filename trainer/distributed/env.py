@@ -33,6 +33,8 @@ class DistEnv:
         local_rank, local_world_size: Rank among the processes of this host, and their number.
         kind: "gpu" or "cpu".
         restarts: How often all processes were restarted after one was lost.
+        cores: This process's share of the host's CPU cores; None, as long as it is not known, for an equal
+            share.
 
     Raises:
         UsageError: `kind` is another word, or a rank is not below the number of its processes.
@@ -44,6 +46,7 @@ class DistEnv:
     local_world_size: int = 1
     kind: Kind = "cpu"
     restarts: int = 0
+    cores: int | None = None
 
     def __post_init__(self) -> None:
         check_record(self, world_size=COUNT, local_world_size=COUNT, restarts=(0, math.inf))
@@ -75,6 +78,7 @@ class DistEnv:
             device=self.kind,
             local_rank=self.gpu if self.kind == "gpu" else self.local_rank,
             local_world_size=self.local_world_size,
+            cores=self.cores,
         )
 
 
@@ -82,17 +86,20 @@ def read_dist_env(kind: Kind) -> DistEnv:
     """Read RANK, WORLD_SIZE and the like from the environment, where torch's launchers or a script set them.
 
     Raises:
-        KeyError: RANK or WORLD_SIZE is not set.
-        ValueError: A variable is not an integer.
+        UsageError: A variable is missing, or is no possible number.
     """
-    return DistEnv(
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        kind=kind,
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-    )
+    _refuse_half(_TORCH)
+    rank, world_size = _number("RANK"), _number("WORLD_SIZE")
+    local_rank = _number("LOCAL_RANK", 0)
+    local_world_size = _number("LOCAL_WORLD_SIZE", local_rank + 1)
+    if rank >= world_size or local_rank >= local_world_size:
+        raise UsageError(
+            f"{launch_variables()}: ranks go from 0 to the number of processes - 1; start all processes by "
+            f"one launcher, or unset the variables to work in this process alone"
+        )
+    _number("MASTER_PORT")
+    restarts = _number("TORCHELASTIC_RESTART_COUNT", 0)
+    return DistEnv(rank, world_size, local_rank, local_world_size, kind, restarts)
 
 
 def all_sum(values: Tensor) -> Tensor:
@@ -182,14 +189,74 @@ def choose_processes(gpus: int | None, cpus: int | None) -> Processes:
     return Processes("gpu", gpus, f"{gpus} GPU{'s' if gpus > 1 else ''} (--gpus)")
 
 
+# What torch needs to know of a process that is one of several, and what Slurm says to the tasks of a step.
+_TORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SLURM = (
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_STEP_TASKS_PER_NODE",
+)
+
+
 def launched_outside() -> bool:
-    """Whether torchrun, or a script that sets RANK and WORLD_SIZE, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun, or a script that sets RANK and WORLD_SIZE, started this process.
+
+    Raises:
+        UsageError: Only some of the variables are set that such processes need.
+    """
+    if "RANK" in os.environ or "WORLD_SIZE" in os.environ:
+        _refuse_half(_TORCH)
+        return True
+    return False
 
 
 def first_of_all() -> bool:
     """Whether this process prints for all: our own launcher, or rank 0 of processes started from outside."""
-    return os.environ.get("RANK", "0") == "0"
+    return not launched_outside() or os.environ["RANK"] == "0"
+
+
+def launch_variables() -> str:
+    """Return the variables that say that this process is one of several: "RANK=0, WORLD_SIZE=2"."""
+    names = [
+        "RANK",
+        "WORLD_SIZE",
+        *(name for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ),
+    ]
+    if _is_slurms():
+        names = ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    return ", ".join(f"{name}={os.environ[name]}" for name in names)
+
+
+def _is_slurms() -> bool:
+    """Whether RANK and WORLD_SIZE are Slurm's, as `adopt_slurm` sets them."""
+    pairs = (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    return all(os.environ.get(ours, ours) == os.environ.get(slurms) for ours, slurms in pairs)
+
+
+def _refuse_half(names: tuple[str, ...]) -> None:
+    """Raise `UsageError` if a variable of a launcher is missing; some of them are set."""
+    found = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise UsageError(
+            f"{', '.join(found)}: set, as if a launcher had started this process, but not "
+            f"{', '.join(missing)}; unset the former to work in this process alone, or set all"
+        )
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """Return the number in a variable.
+
+    Raises:
+        UsageError: It is not a number of 0 or more.
+    """
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise UsageError(
+            f"{name}={text}: not a number of 0 or more; a launcher sets it, so unset or correct it"
+        )
+    return int(text)
 
 
 # MASTER_PORT is 12,000..31,999: below Linux's range for outgoing connections, which begins at 32,768.
@@ -203,20 +270,25 @@ def adopt_slurm() -> None:
     outside a Slurm step of several tasks (a batch script is none), or under another launcher.
 
     Raises:
-        UsageError: The first host is in neither MASTER_ADDR nor Slurm's variables.
+        UsageError: Some of the step's variables are missing, or the first host is in neither MASTER_ADDR nor
+            Slurm's variables.
     """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks < 2 or "SLURM_PROCID" not in os.environ or "RANK" in os.environ:
+    # A batch script is task 0, and has no step.
+    alone = _number("SLURM_STEP_NUM_TASKS", 1) < 2 and (
+        "SLURM_STEP_NUM_TASKS" in os.environ or _number("SLURM_PROCID", 0) == 0
+    )
+    if alone or "RANK" in os.environ:
         return
+    _refuse_half(_SLURM)
     # One number for each node, repeated ones in short form: "4(x2),3".
     nodes = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"])
     tasks_of_nodes = [count for count, times in nodes for _ in range(int(times or 1))]
     job = int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ.get("SLURM_STEP_ID", "0"))
     found = {
         "RANK": os.environ["SLURM_PROCID"],
-        "WORLD_SIZE": str(tasks),
-        "LOCAL_RANK": os.environ.get("SLURM_LOCALID", "0"),
-        "LOCAL_WORLD_SIZE": tasks_of_nodes[int(os.environ.get("SLURM_NODEID", "0"))],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": tasks_of_nodes[_number("SLURM_NODEID")],
         "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_host(),
         "MASTER_PORT": str(_FIRST_PORT + job % _PORTS),
     }

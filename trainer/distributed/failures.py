@@ -212,11 +212,15 @@ class HangWatchdog:
         os._exit(error.exit_code)
 
 
+# Activities in which a process waits for no other; in the rest it may wait in a collective.
+_ALONE = ("waiting for data", "saving")
+
+
 def describe_hang(rank: int, signs: dict[int, Sign], silent: list[int], seconds: float) -> str:
     """Describe which processes the others wait for.
 
-    Named are the silent ones; else those with the fewest steps, of which only those whose activity differs
-    from this process's, if any.
+    Named are the silent ones; else those with the fewest steps, of which only those that wait for no other,
+    if any. Where that is true of all, or of none among equal steps, no process is named.
 
     Args:
         rank: Rank of this process.
@@ -227,19 +231,21 @@ def describe_hang(rank: int, signs: dict[int, Sign], silent: list[int], seconds:
     Returns:
         One line for the user, or "" where `rank` itself is one of those named.
     """
-    if silent:
-        late, state = silent, "silent"
-    else:
+    late, state = silent, "silent"
+    if not silent:
         least = min(sign.step for sign in signs.values())
         behind = [r for r, sign in signs.items() if sign.step == least]
-        odd = [r for r in behind if signs[r].doing != signs[rank].doing]
-        late, state = (odd or behind if len(behind) < len(signs) or odd else []), "behind"
+        late, state = [r for r in behind if signs[r].doing in _ALONE] or behind, "behind"
+        if len(late) == len(signs):
+            late = []
     if rank in late:
         return ""
     if not late:
+        activities = " or ".join(sorted({sign.doing for sign in signs.values()}))
         return (
             f"no process has made progress for {seconds:.0f} s since update {signs[rank].step:,}, and none "
-            "is behind: check the network between them, then continue with --resume"
+            f"is behind: all are {activities}; check the network between them and the data's file system, "
+            "then continue with --resume"
         )
     named = ", ".join(f"process {r} on {signs[r].host}" for r in late)
     one = signs[late[0]]

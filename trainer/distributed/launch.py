@@ -6,24 +6,28 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _abort_process_group
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.arguments import checked
 from pipeline.errors import RunError, ToolkitError
-from pipeline.host import keep_freed_memory, refuse_without_semaphores, usable_cores
+from pipeline.executors.children import sheltered_children
+from pipeline.host import keep_freed_memory, refuse_without_semaphores
 from trainer.distributed.env import (
     DistEnv,
     Kind,
@@ -39,6 +43,7 @@ from trainer.distributed.failures import (
     error_from_text,
     error_to_text,
 )
+from trainer.distributed.rendezvous import meet
 from trainer.distributed.stop_signals import StopSignals
 
 T = TypeVar("T")
@@ -82,11 +87,12 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
         return entry(DistEnv(kind=processes.kind), *args)
     refuse_without_semaphores()
     _silence("torch.distributed.elastic", "torch.multiprocessing")  # failures are raised below
-    # A shared store would still hold the addresses of lost processes after a restart (torch 2.13).
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1" if max_restarts else "0"
     with (
+        # A shared store would still hold the addresses of lost processes after a restart (torch 2.13).
+        _variables(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1" if max_restarts else "0"),
         tempfile.TemporaryDirectory(prefix="alexnet-", ignore_cleanup_errors=True) as folder,
         _Relay(Path(folder)) as relay,
+        sheltered_children(),
     ):
         config = LaunchConfig(
             min_nodes=1,
@@ -99,7 +105,7 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
             monitor_interval=0.2,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # _Relay forwards SIGTERM and SIGUSR1
+            signals_to_handle="SIGHUP,SIGQUIT",  # _Relay handles SIGINT, SIGTERM and SIGUSR1
             shutdown_timeout=5,
         )
         try:
@@ -108,24 +114,56 @@ def launch(processes: Processes, entry: Callable[..., T], *args: Any, max_restar
             )
         except ChildFailedError as error:
             raise relay.explained(_as_toolkit_error(error)) from None
-        except SignalException as error:  # the launcher has ended the workers
-            if error.sigval == signal.SIGINT:
+        except SignalException as error:
+            relay.end_workers()
+            if relay.interrupted:
                 raise KeyboardInterrupt from None
             raise _stopped_by(error.sigval.name) from None
     return results[0]
 
 
+@contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    """Set environment variables within the block, also those that torch's launcher sets for its processes."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in (*values, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
+
+
 class _Relay(StopSignals):
-    """Forwards SIGTERM and SIGUSR1 to the workers; a SIGTERM over a second later ends all at once.
+    """Forwards SIGTERM and SIGUSR1 to the workers. Ctrl-C or a SIGTERM over a second later ends all at once.
 
     Attributes:
         failure_file: Path of the file with the run's final error, which restarted workers raise.
+        interrupted: Whether SIGINT was received.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.failure_file = folder / "failure"
+        self.interrupted = False
         self._since = 0.0  # time of the first signal
+        self._others = set(multiprocessing.active_children())  # of whoever called `launch`
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self._before and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        # While the main thread blocks SIGINT (`sheltered_children`), this one takes it; Python runs the
+        # handler in the main thread all the same.
+        threading.Thread(target=self._over.wait, daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._over.set()
+        super().__exit__(*details)
 
     def explained(self, error: Exception) -> Exception:
         """Return the error to raise: a worker killed after a forwarded signal was stopped by that signal."""
@@ -135,7 +173,7 @@ class _Relay(StopSignals):
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Forward a signal."""
         now = time.monotonic()
-        workers = multiprocessing.active_children()
+        workers = self._workers()
         again = self.name and now - self._since > _AGAIN_SECONDS
         if not workers or (again and number == signal.SIGTERM):
             raise SignalException(f"got {signal.Signals(number).name}", sigval=signal.Signals(number))
@@ -146,6 +184,19 @@ class _Relay(StopSignals):
         for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, number)
+
+    def end_workers(self) -> None:
+        """Kill the workers that the launcher has left, having been interrupted while it started them."""
+        for worker in self._workers():
+            worker.kill()
+            worker.join()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise SignalException("got SIGINT", sigval=signal.SIGKILL)  # the workers block SIGINT
+
+    def _workers(self) -> list[BaseProcess]:
+        return [process for process in multiprocessing.active_children() if process not in self._others]
 
 
 def _stopped_by(name: str) -> RunError:
@@ -161,35 +212,45 @@ def _silence(*packages: str) -> None:
 
 @contextmanager
 def process_group(kind: Kind) -> Iterator[DistEnv]:
-    """Join the process group that the environment describes, and leave it at the end, but not after an error.
+    """Join the process group that the environment describes, and leave it at the end.
 
-    After an error other processes may be inside a collective, and leaving could wait for them forever.
+    After an error other processes may be inside a collective, for which leaving could wait forever: the group
+    is aborted then, and so are their collectives.
     A GPU process also selects its GPU; a CPU process limits torch to its share of the host's cores.
 
     Raises:
-        KeyError: RANK or WORLD_SIZE is not set, or MASTER_ADDR with several hosts.
-        UsageError: There is no route to another first host.
+        UsageError: Variables are missing, there is no route to another first host, or two processes would
+            share a GPU.
+        RunError: Other processes did not come within 10 minutes.
     """
     env = read_dist_env(kind)
     if env.world_size > env.local_world_size and (name := interface_towards(os.environ["MASTER_ADDR"])):
         # By default gloo uses the interface that this host's name resolves to, often the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    store, env = meet(env)
+    store.set_timeout(_COLLECTIVE_TIMEOUT)
+    options: dict[str, Any] = {"backend": "gloo"}
     if kind == "gpu":
         torch.cuda.set_device(env.gpu)
-        dist.init_process_group("nccl", device_id=env.device, timeout=_COLLECTIVE_TIMEOUT)
+        options = {"backend": "nccl", "device_id": env.device}
     else:
         keep_freed_memory()
-        torch.set_num_threads(max(1, usable_cores() // env.local_world_size))
-        dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
-    yield env
+        torch.set_num_threads(env.cores or 1)
+    dist.init_process_group(
+        store=store, rank=env.rank, world_size=env.world_size, timeout=_COLLECTIVE_TIMEOUT, **options
+    )
+    try:
+        yield env
+    except BaseException:
+        if dist.is_initialized():
+            _abort_process_group()
+        raise
     dist.destroy_process_group()
 
 
 def _spawned_worker(
     entry: Callable[..., T], kind: Kind, args: tuple[Any, ...], failure_file: Path
 ) -> T | None:
-    # Ctrl-C reaches every process of a terminal, and the launcher forwards it: end without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if failure_file.exists():
         text = failure_file.read_text()
         raise error_from_text(text) or RuntimeError(text)
@@ -201,23 +262,24 @@ def _spawned_worker(
 def _worker(
     entry: Callable[..., T], kind: Kind, args: tuple[Any, ...], failure_file: Path | None = None
 ) -> T | None:
-    with process_group(kind) as env:
-        try:
-            return entry(env, *args)
-        except ToolkitError as error:
-            known = as_known(error)
-            if failure_file is not None:
-                failure_file.write_text(error_to_text(known))
-            announce_failure(known, env)
-            raise known from error
-        except RuntimeError as error:
-            if not any(words in str(error) for words in _LOST_PEER):
-                raise
-            time.sleep(_ECHO_SECONDS)
-            raise LostPeerError(
-                f"process {env.rank} lost the connection to another process, whose own error is the cause; "
-                "without one, its host or the network failed: continue with --resume"
-            ) from error
+    try:
+        with process_group(kind) as env:
+            try:
+                return entry(env, *args)
+            except ToolkitError as error:
+                known = as_known(error)
+                if failure_file is not None:
+                    failure_file.write_text(error_to_text(known))
+                announce_failure(known, env)
+                raise known from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST_PEER):
+            raise
+        time.sleep(_ECHO_SECONDS)
+        raise LostPeerError(
+            f"process {os.environ['RANK']} lost the connection to another process, whose own error is the "
+            "cause; without one, its host or the network failed: continue with --resume"
+        ) from error
 
 
 def _as_toolkit_error(error: ChildFailedError) -> Exception:

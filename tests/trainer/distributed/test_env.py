@@ -2,10 +2,11 @@
 
 import os
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from helpers.folders import refused
 
 from pipeline.errors import UsageError
 from trainer.distributed.env import (
@@ -15,6 +16,9 @@ from trainer.distributed.env import (
     choose_processes,
     gather_objects,
     interface_towards,
+    launch_variables,
+    launched_outside,
+    read_dist_env,
 )
 
 
@@ -59,6 +63,7 @@ def test_the_environment_chooses_device_and_loader_placement():
     assert not env.is_first
     placement = {"rank": 5, "world_size": 8, "device": "gpu", "local_rank": 1, "local_world_size": 4}
     assert asdict(env.placement).items() >= placement.items()
+    assert replace(env, cores=3).placement.thread_count == 3
     assert DistEnv().device == torch.device("cpu")
     assert DistEnv().is_first
 
@@ -101,6 +106,51 @@ def test_a_task_of_a_step_gets_its_rank(monkeypatch):
     assert adopted(monkeypatch, STEP | by_the_user) == {
         n: v for n, v in found.items() if n not in by_the_user
     }
+
+
+ALONE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "5000"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "1"}, "not WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset"),
+        ({"WORLD_SIZE": "2"}, "but not RANK, "),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "not MASTER_ADDR, MASTER_PORT"),
+        (ALONE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2: ranks go"),
+        (ALONE | {"RANK": "first"}, "RANK=first: not a number"),
+        (ALONE | {"LOCAL_RANK": "4", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_RANK=4, LOCAL_WORLD_SIZE=4"),
+        (
+            {n: v for n, v in STEP.items() if n != "SLURM_STEP_TASKS_PER_NODE"},
+            "not SLURM_STEP_TASKS_PER_NODE",
+        ),
+        ({n: v for n, v in STEP.items() if n != "SLURM_STEP_NUM_TASKS"}, "not SLURM_STEP_NUM_TASKS"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "not SLURM_PROCID"),
+    ],
+)
+def test_half_of_a_launchers_variables_are_refused_with_what_is_missing(monkeypatch, variables, words):
+    monkeypatch.setattr(os, "environ", dict(variables))
+
+    def start():
+        adopt_slurm()
+        if launched_outside():
+            read_dist_env("cpu")
+
+    refused(start, words)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (ALONE, "RANK=0, WORLD_SIZE=2"),
+        (STEP, "SLURM_PROCID=5, SLURM_STEP_NUM_TASKS=7"),
+        (STEP | ALONE, "RANK=0, WORLD_SIZE=2"),  # torchrun's, inside a step
+    ],
+)
+def test_what_says_that_there_are_several_processes_is_named(monkeypatch, variables, words):
+    monkeypatch.setattr(os, "environ", dict(variables))
+    adopt_slurm()
+    assert launch_variables().startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -72,17 +72,24 @@ def sign(step=37, doing="training", host="node1"):
             "process 1 on node1, process 2 on node2 are behind: still waiting for data after update 36",
             [1, 2],
         ),
-        # Of equal steps those that do something else.
+        # Of equal steps those that wait for no other.
         (
             [sign(), sign(doing="waiting for data"), sign()],
             [],
             "process 1 on node1 is behind: still waiting for data",
-            [],
+            [1],
         ),
         (
             [sign(), sign()],
             [],
-            "no process has made progress for 600 s since update 37, and none is behind",
+            "no process has made progress for 600 s since update 37, and none is behind: all are training",
+            [],
+        ),
+        # Neither waits for the other.
+        (
+            [sign(doing="saving"), sign(doing="waiting for data")],
+            [],
+            "no process has made progress for 600 s since update 37, and none is behind: all are saving or",
             [],
         ),
     ],

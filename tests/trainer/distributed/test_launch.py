@@ -12,6 +12,7 @@ from helpers import processes
 from helpers.entries import train_on_slices
 
 from pipeline.errors import RunError, UsageError
+from pipeline.host import usable_cores
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.recipe import Recipe
@@ -30,7 +31,8 @@ def test_a_single_process_is_not_spawned():
 
 def test_two_processes_know_each_other_and_rank_0_returns():
     env, arguments, total, ranks = launch(TWO, processes.describe, 7, "b")
-    assert env == DistEnv(rank=0, world_size=2, local_rank=0, local_world_size=2, kind="cpu")
+    share = max(1, usable_cores() // 2)
+    assert env == DistEnv(0, 2, local_rank=0, local_world_size=2, kind="cpu", cores=share)
     assert (arguments, total, ranks) == ((7, "b"), 3.0, [0, 1])
 
 
