@@ -9,6 +9,7 @@ import click
 
 from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar, require_dali
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
+from cli.common.interrupts import keeping
 from cli.common.options import (
     max_bad_option,
     max_megapixels_option,
@@ -160,7 +161,7 @@ def shard(
     }
     if task is not None:
         index, count = _numbers_in(task)
-        with progress_bar("preparing", "images") as show:
+        with keeping(_again), progress_bar("preparing", "images") as show:
             shards = prepare_slice(
                 source, out, settings, index, count, layout=layout, on_progress=show, **run
             )
@@ -177,13 +178,17 @@ def shard(
     for note in found.notes:
         echo(f"note: {note}")
     finished_before = not force and open_store(out).is_file("manifest.json")
-    with progress_bar("preparing", "images") as show:
+    with keeping(_again), progress_bar("preparing", "images") as show:
         manifest = prepare(found, out, settings, on_progress=show, force=force, **run)
     print_summary(out, manifest)
     if finished_before:
         echo(f"{out}: was complete already")
     else:
         echo(f"{out}: complete in {time.perf_counter() - started:.1f} s")
+
+
+def _again() -> str:
+    return "the same command continues with what is left"
 
 
 def _numbers_in(task: str) -> tuple[int, int]:

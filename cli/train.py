@@ -1,6 +1,5 @@
 """`alexnet-train`: train a network on a dataset of shards."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.common.console import echo, one_line_errors, progress_bar, require_dali
+from cli.common.interrupts import keeping
 from cli.common.options import (
     data_options,
     debugging_options,
@@ -132,7 +132,6 @@ def main(
     """
     check_outputs(force)
     require_dali()
-    _keep_compiled()  # before torch is imported, which reads the variable
     from cli.bench import print_measured
     from cli.plan import print_plan
     from pipeline import Dataset, UsageError
@@ -188,15 +187,17 @@ def main(
     else:
         writes_files()
         verify = verify_shards and launched_outside()
-        result = launch(processes, _train, job, tensorboard, verify, max_restarts=restarts)
+        with keeping(lambda: _kept(job.out)):
+            result = launch(processes, _train, job, tensorboard, verify, max_restarts=restarts)
         if result is not None and result.ending == "stopped":
             sys.exit(STOPPED)
 
 
-def _keep_compiled() -> None:
-    """Keep compiled kernels in the user's cache folder: torch's default, /tmp, may not outlive a reboot."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "alexnet-toolkit" / "compiled"))
+def _kept(out: Path) -> str:
+    """Describe how a run that Ctrl-C has ended can be continued."""
+    from trainer.runs.checkpoint import LAST
+
+    return f"--out {out} --resume continues from the last checkpoint" if (out / LAST).exists() else ""
 
 
 def _refuse_idle(job: "TrainJob", tensorboard: bool, instead: str) -> None:

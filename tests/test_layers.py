@@ -31,7 +31,12 @@ TRAINER = [
     ["figures"],
     ["report"],
 ]
-CLI = [["common"], ["status", "plan", "bench"], ["prep", "train", "eval", "show", "predict", "export"]]
+CLI = [
+    ["common"],
+    ["status", "plan", "bench"],
+    ["prep", "train", "eval", "show", "predict", "export"],
+    ["entry"],
+]
 PACKAGES = {"pipeline": PIPELINE, "trainer": TRAINER, "cli": CLI}
 """Rooms of each package; a package may import those before it."""
 

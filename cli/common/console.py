@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
+from cli.common.environment import choose_cache_folders
+from cli.common.interrupts import interruptible
 from cli.common.streams import check_printed, only_prints, reader_gone
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.host import prepare_process, too_many_open_files
@@ -27,14 +29,16 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        prepare_process()
         try:
-            result = command(*args, **kwargs)
-            check_printed()
+            with interruptible():
+                prepare_process()
+                choose_cache_folders()
+                result = command(*args, **kwargs)
+                check_printed()
         except ToolkitError as error:
             fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            fail("stopped; what was finished is kept", 130)
+        except KeyboardInterrupt as interrupt:
+            fail("; ".join(filter(None, ("stopped", *map(str, interrupt.args)))), 130)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             fail(too_many_open_files(error) or f"{where}{error.strerror or error}", 1)

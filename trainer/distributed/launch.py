@@ -200,7 +200,7 @@ class _Relay(StopSignals):
 
 
 def _stopped_by(name: str) -> RunError:
-    return RunError(f"stopped by {name}; what was finished is kept")
+    return RunError(f"stopped by {name}")
 
 
 def _silence(*packages: str) -> None:

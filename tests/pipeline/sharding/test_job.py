@@ -560,7 +560,7 @@ def test_ctrl_c_keeps_what_is_finished(blocked):
     blocked.process.send_signal(signal.SIGINT)
     blocked.pipe.write_bytes(blocked.image)  # a task that has begun is finished
     code, err = end(blocked.process)
-    assert (code, err) == (130, "error: stopped; what was finished is kept\n")
+    assert (code, err) == (130, "error: stopped; the same command continues with what is left\n")
     blocked.complete()
 
 

@@ -340,6 +340,6 @@ def test_a_launcher_stopped_by_ctrl_c_says_so_in_one_line(tiny_dataset, tmp_path
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to all processes
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "error: stopped; what was finished is kept" in output
+    assert f"error: stopped; --out {tmp_path / 'run'} --resume continues from the last checkpoint" in output
     assert "Traceback" not in output
     assert "death signal" not in output  # torch's own message
