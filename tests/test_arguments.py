@@ -185,7 +185,6 @@ def test_a_records_ranges(record, changes):
     ("function", "name", "value"),
     [
         (pipeline.prepare, "max_bad", 1.1),
-        (pipeline.prepare_slice, "count", 0),
         (pipeline.finish, "max_bad", -0.1),
         (pipeline.adopt, "size", 4),
         (pipeline.draw_demo, "seed", -1),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipeline.arguments import COUNT, checked
+from pipeline.arguments import checked
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.dataset.work import WORK
 from pipeline.errors import RunError, ToolkitError, UsageError
@@ -120,7 +120,7 @@ def prepare(
     return manifest
 
 
-@checked(count=COUNT, max_bad=(0, 1))
+@checked(max_bad=(0, 1))
 def prepare_slice(
     source: str | Path,
     out: str | Path,
