@@ -119,10 +119,13 @@ def _damaged(path: Path, what: str) -> DamagedError:
 def _forbidden(path: Path, name: str) -> UsageError:
     """Return the error for a file that holds an object of class or function `name`."""
     loaded = f"torch.load({json.dumps(str(path))}, weights_only=False)"
-    if _is_object(path):
+    key = _key_of_weights(path)
+    if key is None:
         what, code = "a whole pickled module", f"{loaded}.state_dict()"
     else:
-        what, code = "more than weights and plain values", f"{loaded}[...]"
+        what = "more than weights and plain values"
+        state_dict = '(lambda w: getattr(w, "state_dict", lambda: w)())'  # of a module, or the dict itself
+        code = f"{state_dict}({loaded}[{json.dumps(key)}])"
     return UsageError(
         f"{path}: holds {what} ({name}), which runs code when it is loaded; {_remedy(path, code)}"
     )
@@ -137,8 +140,11 @@ def _remedy(path: Path, code: str) -> str:
     )
 
 
-def _is_object(path: Path) -> bool:
-    """Whether a torch file holds an object of a class itself, instead of a dict or a list."""
+def _key_of_weights(path: Path) -> str | None:
+    """Return the key under which a torch file holds its weights, or None if it holds an object, not a dict.
+
+    Reads the names in the file without building any object.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -148,6 +154,8 @@ def _is_object(path: Path) -> bool:
             for _ in range(4):  # a magic number, the version and the system come first
                 opcodes = list(pickletools.genops(file))
     first, argument, _ = next(dropwhile(lambda op: op[0].name in ("PROTO", "FRAME"), opcodes))
-    if first.name == "GLOBAL":
-        return not str(argument).startswith("collections ")
-    return first.name == "MARK"  # the old format names a module's class in a tuple
+    # The old format names a module's class in a tuple, which begins with a mark.
+    if first.name == "MARK" or (first.name == "GLOBAL" and not str(argument).startswith("collections ")):
+        return None
+    known = ("state_dict", "model_state_dict", "model", "net")
+    return next((argument for _, argument, _ in opcodes if argument in known), known[0])

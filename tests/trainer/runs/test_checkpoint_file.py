@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def refusal(path, dataset):
     return messages[0]
 
 
-@pytest.mark.parametrize("save", ["zip", "old", "in a dict", "TorchScript"])
+@pytest.mark.parametrize("save", ["zip", "old", "in a dict", "beside weights", "TorchScript"])
 def test_a_whole_module_is_refused_with_the_command_that_saves_its_weights(
     module, tiny_dataset, tmp_path, save
 ):
@@ -46,13 +47,14 @@ def test_a_whole_module_is_refused_with_the_command_that_saves_its_weights(
         with warnings.catch_warnings(action="ignore"):  # torch advises against TorchScript
             torch.jit.trace(module, torch.zeros(1, 3, 224, 224)).save(path)
     else:
-        content = {"model": module, "epoch": 3} if save == "in a dict" else module
-        torch.save(content, path, _use_new_zipfile_serialization=save != "old")
+        content = {
+            "in a dict": {"model": module, "epoch": 3},
+            "beside weights": {"state_dict": module.state_dict(), "config": Path("config")},
+        }
+        torch.save(content.get(save, module), path, _use_new_zipfile_serialization=save != "old")
     message = refusal(path, tiny_dataset)
     python, option, code = shlex.split(message[message.index("python -c") :])
     assert (python, option) == ("python", "-c")
-    if save == "in a dict":
-        code = code.replace("[...]", '["model"].state_dict()')
     with contextlib.chdir(tmp_path), warnings.catch_warnings(action="ignore"):
         exec(code, {})
     (model,), _ = load_model.load_models([tmp_path / "it's whole-state.pth"], tiny_dataset, EXTERNAL)
