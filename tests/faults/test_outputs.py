@@ -7,13 +7,13 @@ from helpers.conditions import one_line, run
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.1", "--set", "batch_size=30")
+TINY = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.05", "--steps", 2)
 
 
 def test_a_reader_that_leaves_ends_no_training(tiny_dataset, tmp_path):
     """Two processes: what is printed comes from one of those that the command starts."""
     out = tmp_path / "run"
-    arguments = (tiny_dataset.root, *TINY, "--set", "epochs=1", "--cpus", 2, "--out", out)
+    arguments = (tiny_dataset.root, *TINY, "--cpus", 2, "--out", out)
     done = run("alexnet-train", *arguments, stdout="one line")
     assert done.code == 0, done.stderr
     assert done.stdout
