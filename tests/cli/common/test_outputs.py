@@ -1,13 +1,14 @@
 """No command replaces a file that it did not make, or its own input; all output options are found here."""
 
-import tomllib
+import importlib
+import pkgutil
 from pathlib import Path
-from pkgutil import resolve_name
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import cli
 from cli.eval import main as evaluate
 from cli.export import main as export
 from cli.predict import main as predict
@@ -36,13 +37,11 @@ FOREIGN = b"not ours"
 
 
 def commands():
-    """Yield the name and the command of everything that pyproject.toml installs, and of its subcommands."""
-    project = Path(__file__).parents[3] / "pyproject.toml"
-    for name, place in tomllib.loads(project.read_text())["project"]["scripts"].items():
-        command = resolve_name(place)
-        yield name, command
-        for sub in getattr(command, "commands", {}).values():
-            yield f"{name} {sub.name}", sub
+    """Yield the name and the command of every click command in the modules of `cli`."""
+    for module in pkgutil.iter_modules(cli.__path__):
+        for name, value in vars(importlib.import_module(f"cli.{module.name}")).items():
+            if isinstance(value, click.Command):
+                yield f"alexnet-{module.name}{'' if name == 'main' else f' {value.name}'}", value
 
 
 OUTPUTS = {
