@@ -103,6 +103,7 @@ def test_the_script_of_the_docs_prepares_a_dataset(tiny_source, tmp_path, enviro
 # Starts two tasks on this machine like Slurm's srun, and waits for them; scancel signals them.
 SRUN = """#!/usr/bin/env bash
 [ "$1" = --kill-on-bad-exit=1 ] && shift
+[ "$SRUN_CPUS_PER_TASK" = "$SLURM_CPUS_PER_TASK" ] || exit 3
 pids=()
 for task in 0 1; do
   SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_STEP_NODELIST=localhost \\
@@ -143,7 +144,7 @@ def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_da
     script = for_the_test(TRAIN, tiny_dataset.root)
     add_tools(tmp_path, {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "train.sh": script})
     number = str(4000 + os.getpid() % 10_000)
-    environment |= {"SLURM_JOB_ID": number, "MORE": "--set epochs=400"}
+    environment |= {"SLURM_JOB_ID": number, "SLURM_CPUS_PER_TASK": "1", "MORE": "--set epochs=400"}
     job = spawned("train.sh", cwd=tmp_path, env=environment)
     while not (tmp_path / "run" / "last.pt").exists() and job.poll() is None:
         time.sleep(0.05)

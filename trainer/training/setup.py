@@ -11,6 +11,7 @@ from pipeline.seeds import derive_seed
 from trainer.distributed.env import DistEnv, Kind
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.recipe import Recipe
+from trainer.training.compiler_errors import describe_compiler_error
 from trainer.training.precision import Precision
 from trainer.training.step import forward
 
@@ -64,7 +65,7 @@ def wrap_ddp(classifier: Classifier, recipe: Recipe, env: DistEnv, *, cuda_graph
         compile_in_place(classifier, env.kind, cuda_graphs=cuda_graphs)
     if env.world_size == 1:
         return classifier
-    devices = [env.local_rank] if env.kind == "gpu" else None
+    devices = [env.gpu] if env.kind == "gpu" else None
     return DistributedDataParallel(
         classifier, device_ids=devices, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
     )
@@ -103,8 +104,10 @@ def run_throwaway_step(
             raise
         classifier._compiled_call_impl = None  # torch calls a module eagerly where this is None
         if env.is_first:
-            reason = " ".join(str(error).split())[:160]  # the first line alone may end with "raised:"
-            log(f"torch.compile does not work here, training goes on without it: {reason}")
+            log(
+                f"torch.compile does not work here: {describe_compiler_error(error)}. Training goes on "
+                "without it, which may halve the speed"
+            )
         once()
     classifier.zero_grad(set_to_none=True)
     for name, buffer in classifier.named_buffers():

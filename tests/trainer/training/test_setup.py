@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from trainer.distributed.env import DistEnv
 from trainer.models.alexnet import ARCHITECTURES
 from trainer.models.classifier import Classifier, Spec
-from trainer.training.setup import compile_in_place
+from trainer.recipe import Recipe
+from trainer.training import setup
+from trainer.training.compiler_errors import describe_compiler_error
+from trainer.training.setup import compile_in_place, wrap_ddp
 
 
 def classifier_of(arch: str) -> Classifier:
@@ -43,3 +47,54 @@ def test_compiled_gradients_are_the_eager_ones():
     for eager, compiled in zip(*found, strict=True):
         assert torch.allclose(eager, compiled, rtol=1e-3, atol=1e-5 * float(eager.abs().max()))
         assert eager.abs().max() > 0
+
+
+@pytest.mark.parametrize(("shown", "device"), [(4, 3), (1, 0)])
+def test_gradients_are_exchanged_from_the_device_of_the_process(shown, device, monkeypatch):
+    """A scheduler may show each process one GPU only, which has the number 0 there."""
+    given = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: shown)
+    monkeypatch.setattr(setup, "DistributedDataParallel", lambda _, **options: given.update(options))
+    env = DistEnv(rank=3, world_size=4, local_rank=3, local_world_size=4, kind="gpu")
+    wrap_ddp(classifier_of("alexnet"), Recipe(name="", arch="alexnet", epochs=1, lr=0.1, compile=False), env)
+    assert given["device_ids"] == [device]
+
+
+NO_CXX = (
+    "InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, {})\n\nSet"
+)
+NO_CC = (
+    "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
+)
+FAILED = """CppCompileError: C++ compile error
+
+Command:
+g++ /cache/a.cpp -o /cache/a.so
+
+Output:
+/cache/a.cpp:3:5: error: unknown type name
+compilation terminated.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "line"),
+    [
+        (NO_CXX, {}, "no C++ compiler on PATH; install the package g++"),
+        (NO_CXX, {"CXX": "nocxx"}, "CXX=nocxx is no working C++ compiler; correct or unset CXX"),
+        (NO_CC, {}, "no C compiler on PATH; install the package gcc"),
+        (
+            FAILED,
+            {"TORCHINDUCTOR_CACHE_DIR": "/my cache"},
+            "TORCHINDUCTOR_CACHE_DIR is '/my cache', and its compiler needs a path without spaces",
+        ),
+        (FAILED, {}, "CppCompileError: C++ compile error: /cache/a.cpp:3:5: error: unknown type name"),
+        ("word " * 100, {}, ("word " * 100).strip()),
+    ],
+)
+def test_why_nothing_can_be_compiled_is_said_in_whole_sentences(text, variables, line, monkeypatch):
+    for name in ("CC", "CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert describe_compiler_error(RuntimeError(text)) == line
