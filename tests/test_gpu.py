@@ -20,6 +20,7 @@ from pipeline import (
     read_source,
 )
 from trainer.distributed.env import DistEnv
+from trainer.distributed.rendezvous import gpu_id
 from trainer.training.progress import RunningTotals
 
 pytestmark = [
@@ -147,3 +148,10 @@ def test_losses_are_read_late_and_sums_are_right():
     totals.add(4 * one, one, 8, 2)
     assert totals.peek().loss == 2.0
     assert totals.read().loss_sum == 48.0
+
+
+def test_every_gpu_has_a_name_of_its_own():
+    """By which processes that would share one are found."""
+    count = torch.cuda.device_count()
+    envs = [DistEnv(k, count, local_rank=k, local_world_size=count, kind="gpu") for k in range(count)]
+    assert len({gpu_id(env) for env in envs} - {""}) == count

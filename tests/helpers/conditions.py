@@ -14,9 +14,6 @@ import pytest
 NOBODY = 64_512
 """Number of a user and of a group without entries in passwd, as in a container under a foreign uid."""
 
-READ_ONLY_HOME = "/"
-"""HOME of a user without an entry in passwd, as container engines set it: `NOBODY` cannot write to it."""
-
 Stdout = Literal["captured", "full", "gone", "closed", "one line"]
 """Stdout: captured; a full disk; a pipe without reader; no descriptor; a reader that leaves after a line."""
 
