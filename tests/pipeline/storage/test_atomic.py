@@ -1,5 +1,7 @@
+import errno
 import os
 import signal
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +94,26 @@ with atomic_write(Path(sys.argv[1])) as file:
     remove_leftovers(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"kept", "sub"}
     assert (tmp_path / "sub" / ".writing-1-other").exists()
+
+
+def test_what_is_whole_is_not_lost_to_a_folder_that_cannot_be_synced_or_cleaned(tmp_path, monkeypatch):
+    """Some network file systems sync no folders, and deleting may fail there."""
+    fsync = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    def stale(path, **_):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    (tmp_path / ".writing-of-a-killed-process").touch()
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    monkeypatch.setattr(os, "unlink", stale)
+    remove_leftovers(tmp_path)
+    write_bytes(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_an_array_reads_back(tmp_path):

@@ -12,17 +12,22 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers.entries import run_job, run_with_other_data
+from helpers.entries import Recorder, run_job, run_with_other_data
+from helpers.folders import tree
 from helpers.training_runs import assert_same_run, command, finish, job_of, start, train_here
 
 from pipeline.errors import RunError, UsageError
+from pipeline.storage.locks import Lock, TakenOverError, locked
+from trainer.callbacks.status import StatusCallback
 from trainer.distributed import stop_signals
-from trainer.distributed.env import Processes
+from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.recipe import Stage
 from trainer.runs import checkpoint, metrics_file
+from trainer.runs.records import StepMetrics
 from trainer.training import trainer
 from trainer.training.options import Debugging, Saving, TrainJob
+from trainer.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -226,6 +231,42 @@ def test_processes_of_other_data_are_refused_before_they_train(tiny_recipe, tiny
     with pytest.raises(UsageError, match=r"process 1 on .* has dataset [0-9a-f]{16}, process 0 [0-9a-f]{16}"):
         launch(Processes("cpu", 2, ""), run_with_other_data, job, other)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_which_another_process_works_is_refused_by_all_processes(
+    tiny_recipe, tiny_dataset, tmp_path
+):
+    out = tmp_path / "run"
+    job = TrainJob(tiny_dataset.root, out, replace(tiny_recipe, epochs=1))
+    with locked(out / "run.lock", out), pytest.raises(UsageError, match=rf"process {os.getpid()} on"):
+        launch(Processes("cpu", 2, ""), run_job, job)
+    assert list(out.iterdir()) == []
+
+
+class TakesOver(Recorder):
+    """Takes over the run's folder, as another process does, in its second epoch."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self.lock, self.out, self.left = Lock(out / "run.lock", out), out, {}
+
+    def on_step(self, row: StepMetrics) -> None:
+        super().on_step(row)
+        if row.epoch == 2 and not self.left:
+            while not (self.out / "last.pt").exists():  # written in the background
+                time.sleep(0.01)
+            self.lock.acquire(take_over=True)
+            self.left = tree(self.out)
+
+
+def test_a_run_whose_folder_was_taken_over_ends_and_writes_nothing_more(tiny_recipe, tiny_dataset, tmp_path):
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=4))
+    recorder = TakesOver(job.out)
+    with pytest.raises(TakenOverError, match="writes nothing more"):
+        train(DistEnv(), job, [recorder, StatusCallback(job.out)])
+    assert tree(job.out) == recorder.left
+    assert recorder.endings == []
+    assert [row.epoch for row in recorder.rows] == [1]
 
 
 ENDS = 3

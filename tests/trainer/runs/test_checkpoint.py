@@ -1,5 +1,6 @@
 """Checkpoints: atomic writing, checks, and loading without running code."""
 
+import errno
 import os
 import pickle
 import resource
@@ -155,6 +156,18 @@ def test_a_full_disk_is_a_run_error_and_leaves_the_old_file(tiny_classifier, tin
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert tiny_checkpoint.read_bytes() == before
     assert [path.name for path in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
+
+
+def test_an_old_checkpoint_that_stays_does_not_fail_the_new_one(tmp_path, monkeypatch):
+    """Network file systems refuse to delete some files for a while, such as those that are open."""
+
+    def busy(path, **_):
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    monkeypatch.setattr(os, "unlink", busy)
+    for steps in (1, 2, 3):
+        checkpoint.write_last(tmp_path, {"format": checkpoint.FORMAT_VERSION, "steps": steps}, steps, keep=2)
+    assert torch.load(tmp_path / "last.pt")["steps"] == 3
 
 
 def test_find_prefers_the_best_checkpoint_of_a_run(tmp_path):
