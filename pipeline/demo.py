@@ -25,6 +25,7 @@ from PIL import Image
 
 from pipeline.arguments import checked
 from pipeline.errors import UsageError
+from pipeline.images.library_settings import opencv
 from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import refuse_dead_link
 
@@ -47,10 +48,6 @@ RECORD = ".demo.json"
 class _Record:
     images: int
     seed: int
-
-
-# Intel's IPP chooses kernels by CPU, whose rounding differs from machine to machine.
-cv2.ipp.setUseIPP(False)
 
 
 def _whole(gauge: Plane) -> GaugeAndPattern:
@@ -231,6 +228,7 @@ def _light(height: int, width: int, rng: Rng) -> Plane:
     return grain + (x + 1) + y.reshape(-1, 1)
 
 
+@opencv
 def draw(label: int, rng: np.random.Generator) -> Pixels:
     """Draw one image of class `label`.
 

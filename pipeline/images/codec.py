@@ -17,6 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from pipeline.images.library_settings import opencv
 from pipeline.images.pillow import (
     Decoded,
     DecodeError,
@@ -52,11 +53,6 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Sequential and progressive frames with Huffman coding, which every decoder supports.
 _COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
-
-# One thread per worker. Intel's IPP is off because it chooses kernels by CPU, and the same image would differ
-# by a gray level from machine to machine.
-cv2.setNumThreads(1)
-cv2.ipp.setUseIPP(False)
 
 
 def convert(
@@ -187,6 +183,7 @@ def encode(pixels: Pixels, quality: int) -> bytes:
     return data
 
 
+@opencv
 def _resize(pixels: Pixels, rows: int, columns: int) -> Pixels:
     method = cv2.INTER_AREA if min(pixels.shape[:2]) > min(rows, columns) else cv2.INTER_CUBIC
     return cv2.resize(pixels, (columns, rows), interpolation=method).astype(np.uint8, copy=False)

@@ -1,11 +1,11 @@
 """Decode with Pillow the images that TurboJPEG cannot read; apply EXIF orientation.
 
 Of an animation the first frame is decoded. Of 16 bits per channel the upper eight are kept (of a color PPM
-they are rounded). Transparency is dropped, and color profiles are ignored.
+they are rounded). Transparent pixels are laid on white, as viewers show them: the colors that they hide may
+be anything, such as a background that was erased. Color profiles are ignored.
 """
 
 import io
-import logging
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.images.library_settings import pillow
+
 Pixels = NDArray[np.uint8]
 """uint8 (H, W, 3), RGB."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Chunks to keep beside the critical ones, whose names start with a capital: transparent color, EXIF.
 _PNG_OPTIONAL = (b"tRNS", b"eXIf")
+_PNG_DEPTH = 24  # offset of the byte that holds the bits per channel
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112  # EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
@@ -36,12 +39,6 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
-
-# Pillow's own limit would override a larger `max_megapixels`; `refuse_bomb` replaces it.
-Image.MAX_IMAGE_PIXELS = None
-
-# Pillow logs some of the errors that it also raises; without a handler they would appear on the terminal.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class DecodeError(Exception):
@@ -96,6 +93,8 @@ def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) ->
         if image.format in ("JPEG", "MPO") and image.mode != "CMYK":
             raise DecodeError("a chroma sampling that cannot be decoded strictly")
         pixels, converted = _to_rgb(image), f"{image.format} ({image.mode}) converted"
+        if _is_transparent(image):
+            converted = joined(converted, "transparent pixels laid on white")
     decoded = Decoded(pixels, pixels.shape[:2], converted)
     return upright(decoded, orientation) if exif_rotate else decoded
 
@@ -134,7 +133,7 @@ def _reasons() -> Iterator[None]:
     used.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with pillow, warnings.catch_warnings(action="ignore"):
             yield
     except UnidentifiedImageError as error:
         raise DecodeError("not an image in a known format") from error
@@ -163,12 +162,14 @@ def _refuse_tiles(image: Image.Image, max_megapixels: float) -> None:
 def _plain_png(data: bytes) -> bytes:
     """Check every chunk's CRC, and drop the chunks that affect no pixel.
 
-    Pillow checks the CRC of the header only, and would decompress texts and color profiles of any size.
+    Pillow checks the CRC of the header only, and would decompress texts and color profiles of any size. A
+    transparent color of 16 bits per channel is dropped too: Pillow compares it with the upper eight bits.
 
     Raises:
         DecodeError: a CRC is wrong, or the file ends before its end chunk.
     """
     plain, at = bytearray(_PNG_SIGNATURE), len(_PNG_SIGNATURE)
+    wide = data[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10"
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         kind, chunk = data[at + 4 : at + 8], data[at:end]
@@ -176,7 +177,7 @@ def _plain_png(data: bytes) -> bytes:
             break
         if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             raise DecodeError(f"corrupt PNG: wrong checksum of a chunk {ascii(kind)[2:-1]}")
-        if kind[:1].isupper() or kind in _PNG_OPTIONAL:
+        if kind[:1].isupper() or (kind in _PNG_OPTIONAL and not (wide and kind == b"tRNS")):
             plain += chunk
         if kind == b"IEND":
             return bytes(plain)
@@ -209,4 +210,13 @@ def _to_rgb(image: Image.Image) -> Pixels:
         raise DecodeError(
             f"{image.format} ({image.mode}): signed or 32-bit pixels have no defined white level"
         )
+    if _is_transparent(image):
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
     return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of a loaded image is not opaque."""
+    return image.has_transparency_data and int(np.asarray(image.convert("RGBA"))[:, :, 3].min()) < 255

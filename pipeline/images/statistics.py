@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.images.library_settings import opencv
+
 Int64 = NDArray[np.int64]
 
 # Most images whose sum a float32 holds exactly: it represents all integers up to 2^24.
@@ -53,6 +55,7 @@ class Moments:
             self._recent_images = 0
         return self._image_sum
 
+    @opencv
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """Add one image, uint8 (H, W, 3).
 

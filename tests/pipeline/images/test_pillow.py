@@ -18,7 +18,21 @@ SHADES = (np.arange(620).reshape(20, 31) % 128).astype(np.uint8)
 BITS = SHADES % 3 == 0
 PALETTE = RNG.integers(0, 256, (128, 3), np.uint8)
 INDEXED = Image.fromarray(PIXELS).quantize(16)
-ALPHA = np.full_like(SHADES, 7)
+ALPHA = SHADES % 2 * np.uint8(255)
+TRANSPARENT = {
+    "PNG with a palette and transparency",
+    "PNG with alpha",
+    "TIFF with alpha",
+    "WEBP with alpha",
+    "PNG gray with alpha",
+    "PNG with half of it hidden",
+    "GIF with a transparent color",
+    "PNG with a transparent color",
+}
+
+
+def on_white(pixels, hidden):
+    return np.where(np.asarray(hidden)[:, :, None], np.uint8(255), pixels)
 
 
 def gray(values):
@@ -26,7 +40,7 @@ def gray(values):
 
 
 def indexed_png():
-    transparency = chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(range(100)))
+    transparency = chunk(b"PLTE", PALETTE.tobytes()) + chunk(b"tRNS", bytes(100))
     return png(SHADES.tobytes(), 20, 31, color=3, before=transparency)
 
 
@@ -40,15 +54,30 @@ ACCEPTED = {
         for way in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "tiff_deflate")
     },
     "GIF": (encoded(INDEXED, "GIF"), np.asarray(INDEXED.convert("RGB")), "P"),
-    "PNG with a palette and transparency": (indexed_png(), PALETTE[SHADES], "P"),
+    "PNG with a palette and transparency": (indexed_png(), on_white(PALETTE[SHADES], SHADES < 100), "P"),
     **{
-        f"{kind} with alpha": (encoded(np.dstack([PIXELS, ALPHA]), kind), PIXELS, "RGBA")
-        for kind in ("PNG", "TIFF")
+        f"{kind} with alpha": (
+            encoded(np.dstack([PIXELS, ALPHA]), kind, **options),
+            on_white(PIXELS, ALPHA == 0),
+            "RGBA",
+        )
+        for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True}))
     },
     "PNG gray with alpha": (
         encoded(Image.fromarray(np.dstack([SHADES, ALPHA]), "LA"), "PNG"),
-        gray(SHADES),
+        on_white(gray(SHADES), ALPHA == 0),
         "LA",
+    ),
+    "PNG with alpha that hides nothing": (encoded(np.dstack([PIXELS, ALPHA | 255]), "PNG"), PIXELS, "RGBA"),
+    "PNG with half of it hidden": (
+        png(np.full((20, 31, 2), [0, 51], np.uint8).tobytes(), 20, 31, color=4),
+        np.full((20, 31, 3), 204),
+        "LA",
+    ),
+    "GIF with a transparent color": (
+        encoded(INDEXED, "GIF", transparency=3),
+        on_white(np.asarray(INDEXED.convert("RGB")), np.asarray(INDEXED) == 3),
+        "P",
     ),
     "PNG with a transparent color": (
         png(
@@ -58,7 +87,7 @@ ACCEPTED = {
             color=2,
             before=chunk(b"tRNS", b"".join(bytes([0, value]) for value in PIXELS[0, 0])),
         ),
-        PIXELS,
+        on_white(PIXELS, np.equal(PIXELS, PIXELS[0, 0]).all(axis=2)),
         "RGB",
     ),
     **{
@@ -71,7 +100,11 @@ ACCEPTED = {
         for values in (DEEP, DEEP & 255)
     },
     "PNG of 16 bits in color": (png(DEEP_RGB.tobytes(), 20, 31, 16, 2), DEEP_RGB >> 8, None),
-    "PNG of 16 bits in color with alpha": (png(DEEP_RGBA.tobytes(), 20, 31, 16, 6), DEEP_RGB >> 8, None),
+    "PNG of 16 bits with a transparent color": (
+        png(DEEP_RGB.tobytes(), 20, 31, 16, 2, before=chunk(b"tRNS", bytes(6))),
+        DEEP_RGB >> 8,
+        None,
+    ),
     "TIFF of inks": (encoded(Image.fromarray(PIXELS).convert("CMYK"), "TIFF"), PIXELS, "CMYK"),
     "PNG and junk": (encoded(PIXELS, "PNG") + b"junk", PIXELS, "RGB"),
 }
@@ -84,7 +117,9 @@ def test_every_pixel_is_kept_whatever_the_file_is_called(name):
     assert np.array_equal(found.pixels, expected)
     assert found.shape == (20, 31)
     assert found.repair.startswith(name.split()[0])
-    assert mode is None or found.repair.endswith(f" ({mode}) converted")
+    hidden = name in TRANSPARENT
+    assert ("transparent pixels laid on white" in found.repair) == hidden
+    assert mode is None or f" ({mode}) converted" in found.repair
     assert found.jpeg == b""
 
 
