@@ -76,12 +76,11 @@ def _commands() -> str:
     """Return the reference of the commands: the help of each, from click."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = ["# Commands", ""]
-    for name, target in project["scripts"].items():
-        module, _, function = target.partition(":")
+    for name in project["scripts"]:
         lines += [
             "::: mkdocs-click",
-            f"    :module: {module}",
-            f"    :command: {function}",
+            f"    :module: cli.{name.removeprefix('alexnet-')}",  # `cli.entry` imports the command from there
+            "    :command: main",
             f"    :prog_name: {name}",
             "    :depth: 1",
             "    :style: table",
