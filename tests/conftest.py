@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from hypothesis import HealthCheck, settings
 
 from pipeline import Dataset, Options, draw_demo, prepare, read_source
 from trainer.recipe import Recipe
+
+# Shells start what they run in the background with Ctrl-C ignored; the commands under test would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines, because the machine may be busy. In CI the examples are fixed, so that a change does not fail
 # on an example that earlier runs never drew.
