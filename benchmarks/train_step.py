@@ -36,8 +36,8 @@ from trainer.models.alexnet import ARCHITECTURES, build_model
 from trainer.models.classifier import Classifier, Spec
 from trainer.models.layers import LocalResponseNorm
 from trainer.optim.optimizers import build_optimizer
+from trainer.precision import Precision, cpu_has_bfloat16
 from trainer.recipe import Recipe
-from trainer.training.precision import Precision, cpu_has_bfloat16
 from trainer.training.setup import compile_in_place
 from trainer.training.step import forward, train_step
 
@@ -200,7 +200,7 @@ def _step_here(variant: Variant, batch: int, device: str) -> Callable[[], object
     labels = torch.randint(_CLASSES, (batch,), device=device)
     recipe = Recipe(name="t", arch="alexnet", epochs=1, lr=1e-6, precision=variant.precision)  # type: ignore[arg-type]
     optimizer = build_optimizer(classifier.model, recipe)
-    precision = Precision(_PRECISIONS[variant.precision], device)
+    precision = Precision(_PRECISIONS[variant.precision])
     return lambda: train_step(classifier, optimizer, images, labels, recipe, precision)
 
 
@@ -239,7 +239,7 @@ def _flops(arch: str) -> float:
     model, recipe = build_model(arch, _CLASSES), Recipe(name="t", arch="alexnet", epochs=1, lr=1e-6)
     images, labels = torch.zeros(2, 3, _CROP, _CROP), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        forward(model, images, labels, recipe, Precision(torch.float32, "cpu"))[0].backward()  # type: ignore[no-untyped-call]
+        forward(model, images, labels, recipe, Precision())[0].backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops() / 2
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
-from cli.common.options import data_options, loader_options_of, weights_option
+from cli.common.options import data_options, loader_options_of, precision_option, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
 from cli.common.streams import Command, safe_streams
@@ -19,6 +19,7 @@ from pipeline.progress import no_progress
 if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Evaluation, ExternalWeights
+    from trainer.precision import PrecisionName
     from trainer.runs.state_dict import WeightsChoice
 
 _input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
@@ -90,6 +91,7 @@ _output_option = partial(click.option, type=OutputFile())
     type=click.IntRange(1),
     help="Images per batch in each process.",
 )
+@precision_option
 @click.option("--gpus", type=int, help="Number of GPUs to evaluate on.  [default: all visible GPUs]")
 @click.option("--cpus", type=int, help="Number of CPU processes to evaluate in, instead of GPUs.")
 @data_options
@@ -115,6 +117,7 @@ def main(
     devkit: Path | None,
     kernels_file: Path | None,
     batch_size: int,
+    precision: "PrecisionName",
     gpus: int | None,
     cpus: int | None,
     force: bool,
@@ -140,6 +143,7 @@ def main(
     from trainer.evaluation.predictions import check_suffix
     from trainer.evaluation.results import write_confusion, write_json
     from trainer.evaluation.submission import check_submission, write_submission
+    from trainer.precision import check_precision
     from trainer.runs.external_weights import describe
     from trainer.runs.load_model import normalized
 
@@ -153,6 +157,7 @@ def main(
     shares = None if ensemble_weights is None else normalized(_numbers(ensemble_weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
+    check_precision(precision, processes.kind)
     dataset = Dataset.open(data)
     label_sets = [
         read(file, split_keys(dataset, split), dataset.classes)
@@ -175,6 +180,7 @@ def main(
         external=external,
         weights=weights,
         loader_options=loader_options_of(loader_options),
+        precision=precision,
         predict=bool(label_sets or predictions_file or submission_file),
     )
     result = launch(processes, evaluated)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, terminal_width
-from cli.common.options import weights_option
+from cli.common.options import precision_option, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.streams import Command
 from pipeline.text import visible
 
 if TYPE_CHECKING:
     from trainer.inference.classify import ImagePrediction
+    from trainer.precision import PrecisionName
     from trainer.runs.state_dict import WeightsChoice
 
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     help="Crops of each image: the center crop, or ten crops whose probabilities are averaged.",
 )
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per batch.")
+@precision_option
 @click.option(
     "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
 )
@@ -73,6 +75,7 @@ def main(
     top: int,
     views: str,
     batch_size: int,
+    precision: "PrecisionName",
     exif_rotate: bool,
     form: str,
     out: Path | None,
@@ -91,17 +94,20 @@ def main(
     from pipeline.host import keep_freed_memory
     from pipeline.storage.atomic import write_bytes
     from trainer.inference.classify import classify_images, find_images
+    from trainer.precision import check_precision
     from trainer.runs.load_model import load_model
 
     files = find_images(images)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_precision(precision, "cpu" if device == "cpu" else "gpu")
     if device == "cpu":
         keep_freed_memory()
     loaded = [load_model(path, weights) for path in (checkpoint, *also)]
     for note in (note for trained in loaded for note in trained.notes):
         echo(f"note: {note}", err=True)
     models = [trained.classifier.to(device) for trained in loaded]
-    found = classify_images(models, files, views, top, batch_size, exif_rotate)  # type: ignore[arg-type]
+    found = classify_images(models, files, views, top, batch_size, exif_rotate, precision)  # type: ignore[arg-type]
+    echo(f"classifying on the {'GPU' if device == 'cuda' else 'CPU'} in {precision}", err=True)
     predictions = []
     with progress_bar("classifying", "images") as show:
         for done, prediction in enumerate(found, start=1):
@@ -110,7 +116,7 @@ def main(
             else:
                 predictions.append(prediction)
             show(done, len(files))
-    text = {"table": _table, "json": _json, "csv": _csv}[form](predictions)
+    text = {"table": _table, "json": _json, "csv": _csv}[form](predictions, precision)
     if out is None:
         echo_lines(text)
     else:
@@ -119,7 +125,7 @@ def main(
         sys.exit(1)
 
 
-def _table(predictions: "list[ImagePrediction]") -> str:
+def _table(predictions: "list[ImagePrediction]", _precision: str) -> str:
     """Format one line per predicted class; the image's name stands before its most probable class."""
     names = [_shortened(visible(str(prediction.image))) for prediction in predictions]
     width = max(map(len, names), default=0)
@@ -137,13 +143,15 @@ def _shortened(name: str) -> str:
     return name if len(name) <= limit else f"…{name[1 - limit :]}"
 
 
-def _json(predictions: "list[ImagePrediction]") -> str:
-    values = [{"image": str(found.image), "guesses": found.guesses} for found in predictions]
+def _json(predictions: "list[ImagePrediction]", precision: str) -> str:
+    values = [
+        {"image": str(found.image), "precision": precision, "guesses": found.guesses} for found in predictions
+    ]
     # In ASCII, names of files that are not UTF-8 and control characters survive, whatever the terminal.
     return json.dumps(values, indent=1, default=asdict) + "\n"
 
 
-def _csv(predictions: "list[ImagePrediction]") -> str:
+def _csv(predictions: "list[ImagePrediction]", _precision: str) -> str:
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["image", "rank", "id", "name", "probability"])

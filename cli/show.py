@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import echo, one_line_errors, progress_bar, require_dali
-from cli.common.options import option_group, weights_option
+from cli.common.options import option_group, precision_option, weights_option
 from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
 from cli.common.streams import Group, writes_files
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import LoadedModel
     from trainer.inference.examples import NamedImage
+    from trainer.precision import PrecisionName
     from trainer.runs.state_dict import WeightsChoice
 
     Drawn = tuple[Figure, list[str]]
@@ -63,6 +64,8 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
 
         check_figure_file(out)
         figure, lines = command(**arguments)
+        if "precision" in arguments:
+            lines.append(f"computed in {arguments['precision']}")
         save_figure(figure, out)
         for line in (str(out), *lines):
             echo(line)
@@ -97,6 +100,7 @@ def kernels(run: Path, weights: "WeightsChoice | None") -> "Drawn":
 @click.option("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
 @_SEED
 @_SPLIT
+@precision_option
 @_DATA
 def predictions(
     run: Path,
@@ -105,6 +109,7 @@ def predictions(
     only_errors: bool,
     seed: int,
     split: str,
+    precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
     """Draw images with their top-5 predictions (figure 4).
@@ -116,7 +121,7 @@ def predictions(
     from trainer import draw_predictions, some_predictions
 
     trained, dataset, names, title = _open(run, weights, data)
-    found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors)
+    found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors, precision)
     if not found:
         raise RunError(
             f"{dataset.url}: the network predicts every image of {split} correctly; leave --only-errors out"
@@ -136,6 +141,7 @@ def predictions(
 @_SEED
 @_SPLIT
 @_BATCH_SIZE
+@precision_option
 @_DATA
 def neighbors(
     run: Path,
@@ -147,6 +153,7 @@ def neighbors(
     seed: int,
     split: str,
     batch_size: int,
+    precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
     """Draw the nearest neighbors of images (figure 4).
@@ -166,7 +173,7 @@ def neighbors(
     else:
         wanted = some_images(dataset, split, trained.spec, queries, seed)
     with progress_bar("searching", "images") as show:
-        found = find_neighbors(trained.classifier, wanted, dataset, among, count, batch_size, show)
+        found = find_neighbors(trained.classifier, wanted, dataset, among, count, batch_size, precision, show)
     lines = []
     for one in found:
         near = (f"{image.name} {d:.4g}" for image, d in zip(one.found, one.distances, strict=True))
@@ -192,9 +199,15 @@ def curves(runs: tuple[Path, ...]) -> "Drawn":
 @_RUN
 @_SPLIT
 @_BATCH_SIZE
+@precision_option
 @_DATA
 def confusion(
-    run: Path, weights: "WeightsChoice | None", split: str, batch_size: int, data: str | None
+    run: Path,
+    weights: "WeightsChoice | None",
+    split: str,
+    batch_size: int,
+    precision: "PrecisionName",
+    data: str | None,
 ) -> "Drawn":
     """Draw the confusion matrix of a split.
 
@@ -216,6 +229,7 @@ def confusion(
             "center",
             batch_size,
             weights=weights,
+            precision=precision,
             on_progress=show,
         ).confusion
     return draw_confusion(matrix, names, f"{title}, {split}"), [
@@ -232,6 +246,7 @@ def confusion(
 )
 @_number("--channels", 32, "Largest number of maps per layer.", most=512)
 @_SPLIT
+@precision_option
 @_DATA
 def maps(
     run: Path,
@@ -240,6 +255,7 @@ def maps(
     layers: tuple[str, ...],
     channels: int,
     split: str,
+    precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
     """Draw the feature maps of layers for an image.
@@ -251,7 +267,7 @@ def maps(
 
     trained, _, found = _open_image(run, weights, image, split, data)
     title = f"{trained.name}, {found.name}"
-    return draw_maps(trained.classifier, found.crop, layers, title, channels), []
+    return draw_maps(trained.classifier, found.crop, layers, title, channels, precision), []
 
 
 @_figure
@@ -259,9 +275,16 @@ def maps(
 @_IMAGE
 @click.option("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
 @_SPLIT
+@precision_option
 @_DATA
 def saliency(
-    run: Path, weights: "WeightsChoice | None", image: str, class_: str | None, split: str, data: str | None
+    run: Path,
+    weights: "WeightsChoice | None",
+    image: str,
+    class_: str | None,
+    split: str,
+    precision: "PrecisionName",
+    data: str | None,
 ) -> "Drawn":
     """Draw the gradient of a class's logit by pixel.
 
@@ -274,11 +297,11 @@ def saliency(
 
     trained, dataset, found = _open_image(run, weights, image, split, data)
     if class_ is None:
-        label = predict(trained.classifier, [found])[0].classes[0]
+        label = predict(trained.classifier, [found], precision)[0].classes[0]
     else:
         label = label_of(trained, dataset, class_)
     name = class_names(trained, dataset)[label]
-    gradient = strength(trained.classifier, found.crop, label)
+    gradient = strength(trained.classifier, found.crop, label, precision)
     return draw_saliency(gradient, found.crop, f"{trained.name}, {found.name}", name), []
 
 
@@ -289,11 +312,18 @@ def saliency(
     "--skip", multiple=True, metavar="PART", help="Part to leave out, such as neighbors; repeatable."
 )
 @_SEED
+@precision_option
 @_DATA
 @force_option
 @one_line_errors
 def report(
-    run: Path, out: Path | None, skip: tuple[str, ...], seed: int, data: str | None, force: bool
+    run: Path,
+    out: Path | None,
+    skip: tuple[str, ...],
+    seed: int,
+    precision: "PrecisionName",
+    data: str | None,
+    force: bool,
 ) -> None:
     """Write a report about a run as one HTML page.
 
@@ -309,7 +339,15 @@ def report(
     from trainer.report.page import write_report
 
     with progress_bar("reading", "images") as show:
-        made = write_report(run, out or run / "report.html", data, skip=skip, seed=seed, on_progress=show)
+        made = write_report(
+            run,
+            out or run / "report.html",
+            data,
+            skip=skip,
+            seed=seed,
+            precision=precision,
+            on_progress=show,
+        )
     for part, reason in made.left_out.items():
         echo(f"note: without {part}: {reason}", err=True)
     echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")

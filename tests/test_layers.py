@@ -24,7 +24,7 @@ TRAINER = [
     ["recipe"],
     ["models"],
     ["optim", "distributed"],
-    ["data"],
+    ["data", "precision"],
     ["runs"],
     ["callbacks", "evaluation", "export"],
     ["training", "inference"],

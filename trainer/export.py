@@ -22,6 +22,7 @@ from pipeline.arguments import suggestion
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import write_bytes
 from trainer.models.classifier import Classifier
+from trainer.precision import computing
 from trainer.runs import checkpoint
 
 ONNX_OPSET = 18
@@ -169,7 +170,7 @@ def onnx_difference(
     source = model if isinstance(model, bytes) else str(model)
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     logits, probabilities = session.run(["logits", "probabilities"], {"pixels": pixels})
-    with torch.inference_mode():
+    with torch.inference_mode(), computing("float32", torch.device("cpu")):
         expected = classifier.eval().classify(torch.from_numpy(pixels))
     scale = max(1.0, float(expected.abs().max()))
     differences = (

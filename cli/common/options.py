@@ -169,6 +169,15 @@ weights_option = click.option(
 )
 """Which weights of a checkpoint are used."""
 
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the network, whatever it was trained in; tf32 needs a GPU.",
+)
+"""Precision in which a trained network is used."""
+
 workers_option = click.option(
     "--workers",
     type=click.IntRange(1, 1024),

@@ -33,7 +33,7 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
     metrics, empty = result.metrics, without_images(result)
     echo(
         f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes"
-        f"{f' ({empty})' if empty else ''}, {result.views}"
+        f"{f' ({empty})' if empty else ''}, {result.views}, {result.precision}"
     )
     if len(result.checkpoints) > 1:
         for file, weight in zip(result.checkpoints, result.ensemble_weights, strict=True):

@@ -18,14 +18,14 @@ from trainer.evaluation.metrics import Metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_lrs
+from trainer.precision import Precision
 from trainer.recipe import Recipe
 from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
 from trainer.training.options import TrainJob
-from trainer.training.precision import Precision
 from trainer.training.step import train_step
 from trainer.training.trainer import train
 
-FLOAT32 = Precision(torch.float32, "cpu")
+FLOAT32 = Precision()
 
 
 class Recorder(Callback):

@@ -37,7 +37,7 @@ class Compression:
             model.register_comm_hook(self._state, powerSGD_hook)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return PowerSGD's state (tensors, numbers); empty for the other compressions."""
+        """Return PowerSGD's state (tensors on the CPU, numbers); empty for the other compressions."""
         state = self._state
         if state is None:
             return {}
@@ -45,9 +45,9 @@ class Compression:
         return {
             "iter": state.iter,
             "rng": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-            "errors": dict(state.error_dict),
-            "p": dict(state.p_memory_dict),
-            "q": dict(state.q_memory_dict),
+            "errors": _on_cpu(state.error_dict),
+            "p": _on_cpu(state.p_memory_dict),
+            "q": _on_cpu(state.q_memory_dict),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -68,3 +68,8 @@ class Compression:
         ):
             memory.clear()
             memory.update({key: value.to(self._device) for key, value in saved.get(name, {}).items()})
+
+
+def _on_cpu(tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Move tensors to the CPU: rank 0 gathers them, and would otherwise get them on other ranks' GPUs."""
+    return {key: value.cpu() for key, value in tensors.items()}

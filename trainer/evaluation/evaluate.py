@@ -28,6 +28,7 @@ from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import PredictionCollector, Predictions, refuse_other_keys
 from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName, check_precision
 from trainer.runs import checkpoint
 from trainer.runs.external_weights import ExternalWeights
 from trainer.runs.load_model import load_models, normalized
@@ -66,6 +67,7 @@ class Evaluation:
         ensemble_weights: Weight of each checkpoint's probabilities; they sum to 1.
         split: Name of the evaluated split.
         views: Name of the `EvalView` that the images were cut by.
+        precision: Precision in which the networks were computed.
         classes: Number of classes, K.
         metrics: Metrics over the split.
         per_class: Accuracy of each class, in label order.
@@ -78,6 +80,7 @@ class Evaluation:
     ensemble_weights: tuple[float, ...]
     split: str
     views: str
+    precision: PrecisionName
     classes: int
     metrics: Metrics
     per_class: tuple[ClassMetrics, ...]
@@ -98,6 +101,7 @@ def evaluate_checkpoints(
     external: ExternalWeights | None = None,
     weights: WeightsChoice | None = None,
     loader_options: LoaderOptions | None = None,
+    precision: PrecisionName = "float32",
     predict: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> Evaluation:
@@ -117,6 +121,7 @@ def evaluate_checkpoints(
         weights: Which weights to take of checkpoints that hold averaged (EMA) ones beside the model's own;
             None for the averaged ones where there are any.
         loader_options: Device, threads and shard access of the loader.
+        precision: Precision of the networks, whatever they were trained in.
         predict: Whether to return the top-5 predictions of every image.
         on_progress: Called after each batch with (images done, images in all); images done are estimated
             from this process's share.
@@ -124,9 +129,11 @@ def evaluate_checkpoints(
     Raises:
         UsageError: a checkpoint cannot be read or does not have these `weights`; its classes, crop or image
             size differ from the dataset's or the other checkpoints'; `ensemble_weights` do not fit the
-            checkpoints; or `external` is given although no checkpoint needs it.
+            checkpoints; `external` is given although no checkpoint needs it; or the device lacks the
+            precision.
         RunError: a sample of the split was missed or seen twice, or the outputs are not finite.
     """
+    check_precision(precision, env.kind)
     dataset = Dataset.open(root)
     shares = normalized(ensemble_weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
@@ -139,7 +146,7 @@ def evaluate_checkpoints(
     with Loader(
         dataset, split, view, batch_size, placement=placement, keys=True, access=options.access
     ) as loader:
-        tally = measure(models, loader, env, weights=shares, collector=collector, on_progress=on_progress)
+        tally = measure(models, loader, env, precision, shares, collector, on_progress)
     predictions = collector.gather(env)
     if predictions is not None:
         refuse_other_keys(predictions.keys, dataset, split)
@@ -148,6 +155,7 @@ def evaluate_checkpoints(
         ensemble_weights=tuple(shares),
         split=split,
         views=views,
+        precision=precision,
         classes=len(dataset.classes),
         metrics=tally.metrics(),
         per_class=_per_class(tally, dataset.manifest.classes),
@@ -161,7 +169,7 @@ def evaluate(
     models: Sequence[Classifier],
     loader: Loader,
     env: DistEnv,
-    precision: torch.dtype = torch.float32,
+    precision: PrecisionName = "float32",
     on_progress: OnProgress = no_progress,
 ) -> Metrics:
     """Evaluate a network or an ensemble on the split of a loader.
@@ -173,7 +181,7 @@ def evaluate(
         models: One network or an ensemble, on `env.device`.
         loader: Loader of evaluation batches.
         env: Rank, world size and device of this process.
-        precision: dtype of the forward pass (autocast below float32); probabilities are float64.
+        precision: Precision of the forward pass; probabilities are float64.
         on_progress: Called after each batch with (images done, images in all).
 
     Raises:
@@ -186,7 +194,7 @@ def measure(
     models: Sequence[Classifier],
     loader: Loader,
     env: DistEnv,
-    precision: torch.dtype = torch.float32,
+    precision: PrecisionName = "float32",
     weights: Sequence[float] | None = None,
     collector: PredictionCollector | None = None,
     on_progress: OnProgress = no_progress,
@@ -197,7 +205,7 @@ def measure(
         models: One network or an ensemble, on `env.device`.
         loader: Loader of evaluation batches; opened with `keys=True` if `collector` is given.
         env: Rank, world size and device of this process.
-        precision: dtype of the forward pass (autocast below float32); probabilities are float64.
+        precision: Precision of the forward pass; probabilities are float64.
         weights: Weight of each network's probabilities, on any scale; default: equal.
         collector: Collects the top-5 predictions of this process's images.
         on_progress: Called after each batch with (images done, images in all).

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName, computing
 from trainer.runs.load_model import normalized
 
 KEPT = 5
@@ -22,7 +23,7 @@ def mean_probabilities(
     models: Sequence[Classifier],
     images: Tensor,
     weights: Sequence[float] | None = None,
-    precision: torch.dtype = torch.float32,
+    precision: PrecisionName = "float32",
 ) -> Tensor:
     """Average the softmax, not the logits, over views and networks.
 
@@ -30,19 +31,20 @@ def mean_probabilities(
         models: One network or an ensemble, in evaluation mode.
         images: float32 (B, V, 3, S, S) or (B, 3, S, S), RGB, 0..255, on the networks' device.
         weights: Weight of each network's probabilities, on any scale; default: equal.
-        precision: dtype of the forward pass (autocast below float32).
+        precision: Precision of the forward pass; softmax and averages are float64.
 
     Returns:
         float64 (B, K); each row sums to 1.
 
     Raises:
-        UsageError: `weights` do not fit the networks.
+        UsageError: `weights` do not fit the networks, or the device lacks the precision.
+        RunError: the GPU is out of memory.
     """
     views = images if images.ndim == 5 else images[:, None]
     mean = torch.zeros((), dtype=torch.float64, device=images.device)
     for share, model in zip(normalized(weights, len(models)), models, strict=True):
         total = torch.zeros_like(mean)
-        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        with computing(precision, images.device):
             # One view at a time: memory stays at that of one batch, not V.
             for view in views.unbind(dim=1):
                 total = total + model.classify(view).double().softmax(dim=1)

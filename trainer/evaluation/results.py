@@ -61,8 +61,8 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
 def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
     """Write an evaluation as JSON, atomically, without predictions and confusion matrix: they have own files.
 
-    Keys: `checkpoints`, `ensemble_weights`, `split`, `views`, `classes`, `metrics`, `per_class`, `labels`
-    (from `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
+    Keys: `checkpoints`, `ensemble_weights`, `split`, `views`, `precision`, `classes`, `metrics`, `per_class`,
+    `labels` (from `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
 
     Raises:
         RunError: the file cannot be written.
@@ -72,6 +72,7 @@ def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] 
         "ensemble_weights": evaluation.ensemble_weights,
         "split": evaluation.split,
         "views": evaluation.views,
+        "precision": evaluation.precision,
         "classes": evaluation.classes,
         "metrics": evaluation.metrics,
         "per_class": evaluation.per_class,

@@ -19,6 +19,7 @@ from trainer.inference.features import captured, map_layers
 from trainer.inference.preprocess import Crop, as_batch
 from trainer.models.alexnet import first_kernels
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName, computing
 
 _COLUMNS = 16
 _MAGNIFY = 6  # pixels of the PNG per weight
@@ -62,7 +63,12 @@ def _towers(model: nn.Module) -> int:
 @checked(most=COUNT)
 @styled
 def draw_maps(
-    classifier: Classifier, image: Crop, layers: Sequence[str], name: str, most: int = 32
+    classifier: Classifier,
+    image: Crop,
+    layers: Sequence[str],
+    name: str,
+    most: int = 32,
+    precision: PrecisionName = "float32",
 ) -> Figure:
     """Draw the feature maps of layers for an image, bright where the activation is high.
 
@@ -74,6 +80,7 @@ def draw_maps(
         layers: Names of layers with feature maps, such as "conv1"; if empty, all convolutions.
         name: Name of the run and the image, for the title.
         most: Maximum number of channels drawn per layer, from the first on.
+        precision: Precision of the forward pass.
 
     Raises:
         UsageError: a layer does not exist or has no feature maps.
@@ -83,8 +90,13 @@ def draw_maps(
     for layer in chosen:
         if layer not in known:
             raise UsageError(f"no layer with maps is named {layer!r}; there are {', '.join(known)}")
-    with captured(classifier.model, chosen) as outputs, torch.inference_mode():
-        classifier.classify(as_batch([image]).to(classifier.mean.device))
+    pixels = as_batch([image]).to(classifier.mean.device)
+    with (
+        captured(classifier.model, chosen) as outputs,
+        torch.inference_mode(),
+        computing(precision, pixels.device),
+    ):
+        classifier.classify(pixels)
     columns = min(_COLUMNS, most)
     rows = [math.ceil(min(outputs[layer].shape[1], most) / columns) for layer in chosen]
     figure = new_figure(11, 0.6 + sum(0.58 * count + 0.32 for count in rows), f"{name}: feature maps")
@@ -109,7 +121,9 @@ def _is_convolution(model: nn.Module, layer: str) -> bool:
     return isinstance(model.get_submodule(layer), nn.Conv2d)
 
 
-def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.float32]:
+def saliency(
+    classifier: Classifier, image: Crop, label: int, precision: PrecisionName = "float32"
+) -> NDArray[np.float32]:
     """Compute the saliency of each pixel: |∂logit/∂pixel| of a class, maximum over the three channels.
 
     Simonyan, Vedaldi and Zisserman, Deep Inside Convolutional Networks (2013), section 3.
@@ -118,13 +132,15 @@ def saliency(classifier: Classifier, image: Crop, label: int) -> NDArray[np.floa
         classifier: Network in evaluation mode.
         image: uint8 (S, S, 3) RGB.
         label: Class number of the logit.
+        precision: Precision of the forward and backward pass.
 
     Returns:
         float32 (S, S), logit change per gray level.
     """
     pixels = as_batch([image]).to(classifier.mean.device).requires_grad_()
-    logit = classifier.classify(pixels)[0, label]
-    (gradient,) = torch.autograd.grad(logit, pixels)
+    with computing(precision, pixels.device):
+        logit = classifier.classify(pixels)[0, label]
+        (gradient,) = torch.autograd.grad(logit, pixels)
     found: NDArray[np.float32] = gradient[0].abs().amax(dim=0).cpu().numpy()
     return found
 

@@ -14,6 +14,7 @@ from pipeline.sources.base import IMAGE_SUFFIXES, is_image
 from trainer.evaluation.probabilities import mean_probabilities, topk_stable
 from trainer.inference.preprocess import Crops, Views, as_batch, crops_of_file
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def classify_images(
     top: int = 5,
     batch_size: int = 32,
     exif_rotate: bool = False,
+    precision: PrecisionName = "float32",
 ) -> Iterator[ImagePrediction]:
     """Classify image files; probabilities are averaged over views and networks.
 
@@ -106,14 +108,15 @@ def classify_images(
         batch_size: Number of images per forward pass.
         exif_rotate: Whether to rotate images upright by their EXIF orientation; `alexnet-prep shard` does
             so only with `--exif-rotate`.
+        precision: Precision of the forward pass.
 
     Yields:
         One prediction per file, in order; a file that cannot be read yields its error.
 
     Raises:
-        UsageError: `views` is another word, a number is below 1, or the networks differ in classes, image
-            size or crop.
-        RunError: a network's outputs are not finite.
+        UsageError: `views` is another word, a number is below 1, the networks differ in classes, image size
+            or crop, or the device lacks the precision.
+        RunError: a network's outputs are not finite, or the GPU is out of memory.
     """
     first = models[0].spec
     for model in models:
@@ -131,17 +134,19 @@ def classify_images(
                 crops[path] = crops_of_file(path, first, views, exif_rotate)
             except UsageError as error:
                 errors[path] = str(error)
-        guesses = dict(zip(crops, _top_guesses(models, list(crops.values()), top), strict=True))
+        guesses = dict(zip(crops, _top_guesses(models, list(crops.values()), top, precision), strict=True))
         for path in batch:
             yield ImagePrediction(path, guesses.get(path, ()), errors.get(path, ""))
 
 
-def _top_guesses(models: Sequence[Classifier], crops: Sequence[Crops], top: int) -> list[tuple[Guess, ...]]:
+def _top_guesses(
+    models: Sequence[Classifier], crops: Sequence[Crops], top: int, precision: PrecisionName
+) -> list[tuple[Guess, ...]]:
     if not crops:
         return []
     # Contiguous, as the loader's batches are: other strides would change the order of sums.
     pixels = as_batch(crops).contiguous().to(models[0].mean.device)
-    probabilities = mean_probabilities(models, pixels)
+    probabilities = mean_probabilities(models, pixels, precision=precision)
     if not bool(probabilities.isfinite().all()):
         raise RunError(
             "the network's outputs are not finite: its weights diverged in training; use another checkpoint"

@@ -14,6 +14,7 @@ from pipeline.errors import UsageError
 from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
 from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
 from trainer.models.classifier import Classifier, Spec
+from trainer.precision import PrecisionName
 
 UNKNOWN = -1
 """Label of an image whose class is not known."""
@@ -109,18 +110,21 @@ def stored_images(dataset: Dataset, split: str, positions: Sequence[int], spec: 
     return [NamedImage(image.key, crop_of_stored(image.data, spec), image.label) for image in stored]
 
 
-def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Prediction]:
+def predict(
+    classifier: Classifier, images: Sequence[NamedImage], precision: PrecisionName = "float32"
+) -> list[Prediction]:
     """Predict the five most probable classes of images; ties go to the lower class number.
 
     Args:
         classifier: Network in evaluation mode, on any device.
         images: Images, in batches of 32.
+        precision: Precision of the forward pass.
     """
     found: list[Prediction] = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH]
         pixels = as_batch([image.crop for image in batch]).to(classifier.mean.device)
-        values, classes = topk_stable(mean_probabilities([classifier], pixels), KEPT)
+        values, classes = topk_stable(mean_probabilities([classifier], pixels, precision=precision), KEPT)
         for image, numbers, row in zip(batch, classes.tolist(), values.tolist(), strict=True):
             found.append(Prediction(image, tuple(numbers), tuple(row)))
     return found
@@ -128,7 +132,13 @@ def predict(classifier: Classifier, images: Sequence[NamedImage]) -> list[Predic
 
 @checked(count=COUNT, seed=(0, math.inf))
 def some_predictions(
-    classifier: Classifier, dataset: Dataset, split: str, count: int, seed: int, only_errors: bool = False
+    classifier: Classifier,
+    dataset: Dataset,
+    split: str,
+    count: int,
+    seed: int,
+    only_errors: bool = False,
+    precision: PrecisionName = "float32",
 ) -> list[Prediction]:
     """Predict random images of a split until there are `count` predictions or the split ends.
 
@@ -139,6 +149,7 @@ def some_predictions(
         count: Number of predictions; fewer are returned if the split has fewer.
         seed: Seed of the random order.
         only_errors: Whether to keep only images whose most probable class is not their label.
+        precision: Precision of the forward pass.
 
     Raises:
         UsageError: there is no such split, or an image does not decode.
@@ -148,7 +159,7 @@ def some_predictions(
     step = max(_BATCH, count) if only_errors else count
     for start in range(0, len(order), step):
         images = stored_images(dataset, split, order[start : start + step], classifier.spec)
-        found += [one for one in predict(classifier, images) if not (only_errors and one.right)]
+        found += [one for one in predict(classifier, images, precision) if not (only_errors and one.right)]
         if len(found) >= count:
             break
     return found[:count]

@@ -18,6 +18,7 @@ from pipeline.loader.views import EvalView
 from pipeline.progress import OnProgress, no_progress
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName, computing
 
 
 @contextmanager
@@ -65,18 +66,29 @@ def feature_layer(model: nn.Module) -> str:
     return [name for name, module in _leaves(model).items() if isinstance(module, nn.ReLU)][-1]
 
 
-def features(classifier: Classifier, pixels: Tensor) -> NDArray[np.float32]:
+def features(
+    classifier: Classifier, pixels: Tensor, precision: PrecisionName = "float32"
+) -> NDArray[np.float32]:
     """Compute feature vectors, the activations of the last hidden layer after its ReLU.
 
     Args:
         classifier: Network in evaluation mode.
         pixels: float32 (B, 3, S, S), RGB, 0..255, on the network's device.
+        precision: Precision of the forward pass.
 
     Returns:
         float32 (B, D).
+
+    Raises:
+        UsageError: the device lacks the precision.
+        RunError: the GPU is out of memory.
     """
     name = feature_layer(classifier.model)
-    with captured(classifier.model, [name]) as outputs, torch.inference_mode():
+    with (
+        captured(classifier.model, [name]) as outputs,
+        torch.inference_mode(),
+        computing(precision, pixels.device),
+    ):
         classifier.classify(pixels)
     found: NDArray[np.float32] = outputs[name].float().cpu().numpy()
     return found
@@ -92,6 +104,7 @@ def split_features(
     dataset: Dataset,
     split: str,
     batch_size: int = 64,
+    precision: PrecisionName = "float32",
     on_progress: OnProgress = no_progress,
 ) -> Iterator[NDArray[np.float32]]:
     """Compute the feature vectors of the center crops of a whole split, batch by batch.
@@ -104,6 +117,7 @@ def split_features(
         dataset: The dataset, opened.
         split: "train", "val" or "test".
         batch_size: Number of images per batch.
+        precision: Precision of the forward pass.
         on_progress: Called after each batch with (images done, images in all).
 
     Yields:
@@ -122,7 +136,7 @@ def split_features(
     done = 0
     with Loader(dataset, split, view, batch_size, placement=LoaderOptions().placement(env)) as loader:
         for batch in loader:
-            yield features(classifier, batch.images.to(env.device, torch.float32))
+            yield features(classifier, batch.images.to(env.device, torch.float32), precision)
             done += len(batch.labels)
             on_progress(done, loader.samples)
 

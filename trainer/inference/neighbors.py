@@ -21,6 +21,7 @@ from trainer.inference.examples import NamedImage, stored_images
 from trainer.inference.features import features, split_features, this_machine
 from trainer.inference.preprocess import as_batch
 from trainer.models.classifier import Classifier
+from trainer.precision import PrecisionName
 
 Vectors = NDArray[np.float32]
 """float32 (n, D)."""
@@ -151,6 +152,7 @@ def find_neighbors(
     split: str = "train",
     count: int = 6,
     batch_size: int = 64,
+    precision: PrecisionName = "float32",
     on_progress: OnProgress = no_progress,
 ) -> list[Neighborhood]:
     """Search a whole split for the images whose features are nearest to those of the queries.
@@ -165,6 +167,7 @@ def find_neighbors(
         split: Name of the split to search, usually "train".
         count: Number of neighbors per query.
         batch_size: Number of images per batch.
+        precision: Precision of the forward pass.
         on_progress: Called after each batch with (images searched, images in all).
 
     Raises:
@@ -175,8 +178,8 @@ def find_neighbors(
     classifier.to(device)  # features of queries and rows must come from one device: rounding differs
     crops = as_batch([query.crop for query in queries]).to(device)
     batches = (crops[start : start + batch_size] for start in range(0, len(crops), batch_size))
-    query_features = np.concatenate([features(classifier, batch) for batch in batches])
-    rows = split_features(classifier, dataset, split, batch_size, on_progress)
+    query_features = np.concatenate([features(classifier, batch, precision) for batch in batches])
+    rows = split_features(classifier, dataset, split, batch_size, precision, on_progress)
     near = nearest(query_features, rows, count)
     positions = sorted(set(chain.from_iterable(near.indices.tolist())))
     stored = stored_images(dataset, split, positions, classifier.spec)

@@ -17,6 +17,7 @@ from pipeline.errors import ToolkitError, UsageError
 from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import write_bytes
 from pipeline.text import visible
+from trainer.precision import PrecisionName
 from trainer.report import parts
 from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
 
@@ -58,6 +59,7 @@ def write_report(
     *,
     skip: Sequence[str] = (),
     seed: int = 0,
+    precision: PrecisionName = "float32",
     on_progress: OnProgress = no_progress,
 ) -> Report:
     """Write the report of a run as one HTML file, which needs no internet and suits phones and paper.
@@ -71,6 +73,7 @@ def write_report(
         data: Path or URL of the dataset, if it is no longer where run.json says.
         skip: Ids of sections to leave out, from `SKIPPABLE`.
         seed: Seed of the random choice of images.
+        precision: Precision in which the network is computed.
         on_progress: Called with (images done, images in all) of the section that is being made.
 
     Raises:
@@ -83,7 +86,15 @@ def write_report(
     if run.is_file():
         raise UsageError(f"{run}: a report is about a whole run; name the run's folder, {run.parent}")
     trained = load_model(run)
-    source = parts.Source(run, trained, run_facts(run), _open(trained, data), seed, on_progress)
+    source = parts.Source(
+        run=run,
+        trained=trained,
+        facts=run_facts(run),
+        opened=_open(trained, data),
+        seed=seed,
+        precision=precision,
+        on_progress=on_progress,
+    )
     made: dict[str, Any] = {}
     left_out = {}
     for name, (_, make) in SECTIONS.items():

@@ -21,6 +21,7 @@ from trainer.figures.filters import draw_kernels
 from trainer.inference.examples import NamedImage, some_images, some_predictions
 from trainer.inference.features import this_machine
 from trainer.inference.neighbors import find_neighbors
+from trainer.precision import PrecisionName
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import LoadedModel, class_names, dataset_name
 from trainer.runs.run_folder import RECIPE_FILE
@@ -57,6 +58,7 @@ class Source:
         facts: Content of run.json.
         opened: The run's dataset, or the reason why there is none.
         seed: Seed of the random choice of images.
+        precision: Precision in which the network is computed.
         on_progress: Progress callback of the sections that read a whole split.
     """
 
@@ -65,6 +67,7 @@ class Source:
     facts: dict[str, Any]
     opened: Dataset | str
     seed: int
+    precision: PrecisionName
     on_progress: OnProgress
 
     @property
@@ -113,6 +116,7 @@ def summary(source: Source) -> dict[str, Any]:
         ("Recipe", str(source.facts.get("recipe", "unknown"))),
         ("Dataset", _dataset_line(source)),
         ("Checkpoint", source.trained.checkpoint.name),
+        ("Computed in", f"{source.precision}, for all predictions, neighbors and the confusion matrix"),
         ("Machine", _machine_line(machine)),
         ("Versions", ", ".join(f"{name} {machine[name]}" for name in versions if name in machine)),
     ]
@@ -188,7 +192,9 @@ def predictions(source: Source) -> list[dict[str, Any]]:
         ("Misclassified images", _ERRORS, True),
     ):
         cards = []
-        for case in some_predictions(classifier, source.dataset, "val", count, source.seed, errors):
+        for case in some_predictions(
+            classifier, source.dataset, "val", count, source.seed, errors, source.precision
+        ):
             bars = [
                 (names[label], probability, label == case.image.label)
                 for label, probability in zip(case.classes, case.probabilities, strict=True)
@@ -204,7 +210,12 @@ def neighbors(source: Source) -> list[dict[str, Any]]:
     queries = some_images(dataset, "val", trained.spec, _QUERIES, source.seed)
     rows = []
     for one in find_neighbors(
-        trained.classifier, queries, dataset, count=_NEIGHBORS, on_progress=source.on_progress
+        trained.classifier,
+        queries,
+        dataset,
+        count=_NEIGHBORS,
+        precision=source.precision,
+        on_progress=source.on_progress,
     ):
         found = [
             _card(image, names) | {"distance": f"{distance:.4g}", "same": image.label == one.query.label}
@@ -233,6 +244,7 @@ def confusion(source: Source) -> dict[str, Any]:
         "val",
         "center",
         _BATCH_SIZE,
+        precision=source.precision,
         on_progress=source.on_progress,
     )
     matrix, metrics = evaluation.confusion, evaluation.metrics

@@ -15,10 +15,10 @@ from trainer.data import RepeatedBatch, TrainData, noise
 from trainer.distributed.env import DistEnv, all_most, all_sum
 from trainer.models.classifier import Classifier
 from trainer.optim.optimizers import build_optimizer
+from trainer.precision import choose_precision
 from trainer.recipe import Recipe
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob
-from trainer.training.precision import choose_precision
 from trainer.training.progress import device_mb, resident_mb
 from trainer.training.setup import BUCKET_MB, build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
@@ -84,8 +84,15 @@ def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
     recipe, dataset = job.recipe, Dataset.open(job.data)
     batch_size = check_job(job, dataset, env.kind, env.world_size)
     classifier = build_classifier(recipe, dataset, env)
-    timer = _Timer(env, batch_size, seconds)
+    with choose_precision(recipe, env.kind).training():
+        timings = _measure_parts(env, job, dataset, classifier, _Timer(env, batch_size, seconds))
+    return Measured(recipe.name, timings)
 
+
+def _measure_parts(
+    env: DistEnv, job: TrainJob, dataset: Dataset, classifier: Classifier, timer: "_Timer"
+) -> tuple[Timing, ...]:
+    recipe, batch_size = job.recipe, timer.batch_size
     chosen = job.loader_options.placement(env).device
     devices: list[Device] = ["cpu", "hybrid", "gpu"] if env.kind == "gpu" else ["cpu"]
     timings = []
@@ -105,14 +112,14 @@ def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
         batches = _endless(train_data.epoch(0))
         shared = _Step(recipe, classifier, env, batch_size, together=True)
         timings.append(timer.run("together", lambda: shared(next(batches))))
-    return Measured(recipe.name, tuple(timings))
+    return tuple(timings)
 
 
 class _Timer:
     """Runs a component for some seconds in all processes at once; sums up throughput, CPU and memory."""
 
     def __init__(self, env: DistEnv, batch_size: int, seconds: float) -> None:
-        self._env, self._batch_size, self._seconds = env, batch_size, seconds
+        self._env, self.batch_size, self._seconds = env, batch_size, seconds
 
     def run(self, name: str, step: Callable[[], Any]) -> Timing:
         for _ in range(_WARM_UP):
@@ -125,7 +132,7 @@ class _Timer:
         wall = time.perf_counter() - started
         throughput, cores, host = all_sum(
             torch.tensor(
-                [steps * self._batch_size / wall, (time.process_time() - cpu) / wall, resident_mb()],
+                [steps * self.batch_size / wall, (time.process_time() - cpu) / wall, resident_mb()],
                 dtype=torch.float64,
                 device=self._env.device,
             )
@@ -166,7 +173,7 @@ class _Step:
         self._recipe, self._env = recipe, env
         self._model = wrap_ddp(classifier, recipe, env if together else DistEnv(kind=env.kind))
         self._precision = choose_precision(recipe, env.kind)
-        self._scaler = self._precision.new_scaler()
+        self._scaler = self._precision.new_scaler(env.device)
         run_throwaway_step(self._model, classifier, recipe, batch_size, env, self._precision, lambda _: None)
         self._optimizer = build_optimizer(classifier.model, recipe)
         for group in self._optimizer.param_groups:

@@ -35,6 +35,16 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
     if job.force and job.resume != "no":
         raise UsageError("--force replaces the run that --resume would continue; leave one of them out")
+    if job.cuda_graphs and processes > 1:
+        raise UsageError(
+            f"--cuda-graphs with {processes} GPUs has not been tried, as the graphs would hold the exchange "
+            "of gradients; use --gpus 1, or leave it out"
+        )
+    if recipe.precision == "float16" and recipe.grad_compression == "powersgd":
+        raise UsageError(
+            "--grad-compression powersgd keeps the errors of overflowed float16 gradients for good; use "
+            "bf16 or none, or --set precision=bfloat16"
+        )
     if job.debugging.one_batch and job.resume != "no":
         raise UsageError(f"{job.debugging.one_batch} cannot be resumed; leave --resume out")
     if recipe.grad_compression == "bf16" and kind == "cpu":  # gloo cannot sum bfloat16

@@ -6,9 +6,9 @@ from pipeline.dataset.dataset import Dataset
 from trainer.data import TrainData, validation_loader
 from trainer.distributed.env import DistEnv, Processes
 from trainer.models.classifier import new_classifier
+from trainer.precision import choose_precision
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob
-from trainer.training.precision import choose_precision, in_words
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
     steps = dataset.samples("train") // recipe.batch_size
     return Plan(
         recipe=recipe.to_toml(),
-        precision=in_words(recipe, choose_precision(recipe, processes.kind)),
+        precision=str(choose_precision(recipe, processes.kind)),
         processes=processes.count,
         batch_size=batch_size,
         parameters=sum(p.numel() for p in classifier.model.parameters()),

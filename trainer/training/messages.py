@@ -4,10 +4,10 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
+from trainer.precision import Precision
 from trainer.runs.checkpoint import LAST
 from trainer.runs.records import Progress
 from trainer.training.options import TrainJob, TrainResult
-from trainer.training.precision import Precision, in_words
 
 
 def facts(
@@ -18,7 +18,7 @@ def facts(
     parameters = sum(p.numel() for p in classifier.model.parameters())
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        "network": f"width {recipe.width:g}, {parameters:,} parameters, {in_words(recipe, precision)}",
+        "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}, validation in float32",
         "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
         f"validation images, {len(dataset.classes)} classes",
         "processes": f"{env.world_size} x {env.kind.upper()}",

@@ -1,6 +1,8 @@
 """Prepare a classifier for training: initial weights, torch.compile, DDP."""
 
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -8,11 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.seeds import derive_seed
-from trainer.distributed.env import DistEnv, Kind
+from trainer.distributed.env import DistEnv, Kind, all_most, gather_objects
 from trainer.models.classifier import Classifier, new_classifier
+from trainer.precision import Precision
 from trainer.recipe import Recipe
 from trainer.training.compiler_errors import describe_compiler_error
-from trainer.training.precision import Precision
 from trainer.training.step import forward
 
 BUCKET_MB = 4
@@ -67,7 +69,12 @@ def wrap_ddp(classifier: Classifier, recipe: Recipe, env: DistEnv, *, cuda_graph
         return classifier
     devices = [env.gpu] if env.kind == "gpu" else None
     return DistributedDataParallel(
-        classifier, device_ids=devices, bucket_cap_mb=BUCKET_MB, gradient_as_bucket_view=True
+        classifier,
+        device_ids=devices,
+        bucket_cap_mb=BUCKET_MB,
+        gradient_as_bucket_view=True,
+        # Buffers, which no training step reads, are shared before validation and saving instead.
+        broadcast_buffers=False,
     )
 
 
@@ -84,7 +91,7 @@ def run_throwaway_step(
 
     DDP rebuilds its buckets after the first backward pass, so without this step a resumed run would sum
     gradients in another order than an uninterrupted one. It also shows whether torch.compile works here;
-    where it does not, the model is trained without it, and rank 0 calls `log` with a line that says why.
+    where it fails in one process, all train without it, and rank 0 calls `log` with a line that says why.
     """
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
     images = torch.zeros(
@@ -97,24 +104,32 @@ def run_throwaway_step(
     def once() -> None:
         forward(model, images, labels, recipe, precision)[0].backward()  # type: ignore[no-untyped-call]
 
-    try:
-        once()
-    except Exception as error:
-        if not recipe.compile or not _is_compiler_error(error):
-            raise
-        classifier._compiled_call_impl = None  # torch calls a module eagerly where this is None
-        if env.is_first:
-            log(
-                f"torch.compile does not work here: {describe_compiler_error(error)}. Training goes on "
-                "without it, which may halve the speed"
-            )
-        once()
+    if recipe.compile:
+        # Without an exchange of gradients, in which the others would wait for a process that fails here.
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            failures = [text for text in gather_objects(_compiler_error_of(once), env) if text]
+        if all_most(len(failures), env):
+            classifier._compiled_call_impl = None  # torch calls a module eagerly where this is None
+            if env.is_first:
+                log(
+                    f"torch.compile does not work here: {failures[0]}. Training goes on without it, which "
+                    "may halve the speed"
+                )
+    once()
     classifier.zero_grad(set_to_none=True)
     for name, buffer in classifier.named_buffers():
         buffer.copy_(buffers[name])
 
 
-def _is_compiler_error(error: Exception) -> bool:
+def _compiler_error_of(step: Callable[[], None]) -> str:
+    """Run a step of a compiled model; describe the compiler's error in one line, "" where there is none."""
     from torch._dynamo.exc import TorchDynamoException
 
-    return isinstance(error, TorchDynamoException)
+    try:
+        # On GPUs that could round to TensorFloat-32, the compiler recommends it. It is the recipe's choice.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores .* available but not enabled")
+            step()
+    except TorchDynamoException as error:
+        return describe_compiler_error(error)
+    return ""

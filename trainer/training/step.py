@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.precision import Precision
 from trainer.recipe import Recipe
-from trainer.training.precision import Precision
 
 
 def train_step(
@@ -64,7 +64,7 @@ def forward(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, precision: Precision
 ) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy (a scalar) and the logits (B, K), in float32 after mixed precision."""
-    with torch.autocast(precision.device, precision.dtype, enabled=precision.is_mixed):
+    with torch.autocast(images.device.type, precision.dtype, enabled=precision.is_mixed):
         logits = model(images)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()

@@ -30,13 +30,13 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, set_lrs
+from trainer.precision import choose_precision
 from trainer.runs import checkpoint, metrics_file, output, run_folder
 from trainer.runs.async_writer import AsyncCheckpointer
 from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob, TrainResult
-from trainer.training.precision import choose_precision
 from trainer.training.progress import EpochTimer, Reading, RunningTotals, used_mb
 from trainer.training.setup import build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
@@ -104,7 +104,7 @@ class Trainer:
         refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, env, self.precision.dtype))
         self.classifier = build_classifier(recipe, self.dataset, env)
         self.optimizer = build_optimizer(self.classifier.model, recipe)
-        self.scaler = self.precision.new_scaler()
+        self.scaler = self.precision.new_scaler(env.device)
         self.schedule = Schedule(recipe)
         self.model = wrap_ddp(self.classifier, recipe, env, cuda_graphs=job.cuda_graphs)
         self.compression: Compression | None = None
@@ -136,7 +136,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train until a rule of `_why_stop` ends the run."""
-        with self.train_data, self.val, self.lock, self.checkpointer:
+        with self.precision.training(), self.train_data, self.val, self.lock, self.checkpointer:
             self._begin()
             with self.signals, self.profiler or nullcontext():
                 reason = self._why_stop(asked=False)
@@ -309,7 +309,6 @@ class Trainer:
                 [self.classifier],
                 self.val,
                 self.env,
-                self.precision.dtype,
                 on_progress=lambda *_: self.watchdog.at(self.progress.steps, "validating"),
             )
             best = metrics.top1 > self.progress.best_top1

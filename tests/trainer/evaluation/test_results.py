@@ -30,6 +30,7 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
         ensemble_weights=(1.0,) * len(checkpoints),
         split="val",
         views="ten-crop",
+        precision="float32",
         classes=len(classes),
         metrics=Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
         per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, None)),
@@ -53,7 +54,7 @@ def imagenets_wnids(shared_data):
 def test_json_holds_all_figures(tmp_path):
     write_json(tmp_path / "r.json", result(), [SCORE])
     saved = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
-    keys = "checkpoints ensemble_weights split views classes metrics per_class labels notes"
+    keys = "checkpoints ensemble_weights split views precision classes metrics per_class labels notes"
     assert list(saved) == keys.split()
     assert saved["metrics"]["top1_interval"] == [0.55, 0.65]
     assert saved["metrics"]["ece"] == 0.02

@@ -9,8 +9,8 @@ from helpers.entries import FLOAT32, without_dropout
 from torch import nn
 
 from trainer.models.alexnet import build_model
+from trainer.precision import Precision, choose_precision
 from trainer.recipe import Recipe
-from trainer.training.precision import Precision, choose_precision
 from trainer.training.step import train_step
 
 RECIPE = Recipe(name="t", arch="alexnet", epochs=1, lr=0.1)
@@ -33,7 +33,9 @@ def test_a_step_returns_the_mean_loss_and_the_correct_guesses(smoothing, precisi
     recipe = replace(RECIPE, label_smoothing=smoothing, precision=precision, accumulation_steps=parts)
     precision = choose_precision(recipe, "cpu")
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    loss, correct = train_step(model, optimizer, images, labels, recipe, precision, precision.new_scaler())
+    loss, correct = train_step(
+        model, optimizer, images, labels, recipe, precision, precision.new_scaler(torch.device("cpu"))
+    )
     assert not loss.requires_grad
     assert loss.dtype == correct.dtype == torch.float32
     with torch.no_grad():
@@ -68,7 +70,7 @@ def test_an_update_whose_float16_gradients_overflow_is_left_out_and_the_scale_ha
     before = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    precision = Precision(torch.float16, "cpu")
+    precision = Precision(torch.float16)
     images, labels = torch.full((8, 4), 3e4), torch.zeros(8, dtype=torch.int64)
     train_step(model, optimizer, images, labels, RECIPE, precision, scaler)
     assert torch.equal(model.weight, before)
