@@ -125,11 +125,19 @@ def computing(name: PrecisionName, device: torch.device) -> Iterator[None]:
             torch.autocast(device.type, chosen.dtype, enabled=chosen.is_mixed),
         ):
             yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise RunError(
             f"{device} is out of memory; use smaller batches (--batch-size; in training --set batch_size), "
             "or a GPU that no other program uses"
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU has no memory left for torch, or for a library that torch calls."""
+    words = ("out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in words)
 
 
 def choose_precision(recipe: Recipe, kind: Kind) -> Precision:

@@ -160,13 +160,14 @@ def view(row: StepMetrics, epochs: int) -> Any:
 
 def facts_of(row: StepMetrics) -> list[tuple[str, str]]:
     """Return the metrics of a step as (name, text with unit) pairs."""
+    rest = f" + {row.gpu_rest_mb:,.0f} MB outside torch" if row.gpu_rest_mb else ""
     return [
         ("images/s", f"{row.images_per_second:,.0f}"),
         ("loss", f"{row.loss:.3f}"),
         ("top-1", f"{row.top1:.1%}"),
         ("lr", f"{row.lr:.2g}"),
         ("data wait", f"{row.data_wait:.0%}"),
-        ("memory", f"{row.memory_mb:,.0f} MB"),
+        ("memory", f"{row.memory_mb:,.0f} MB{rest}"),
         ("left", "…" if row.seconds_left is None else in_words(row.seconds_left)),
     ]
 

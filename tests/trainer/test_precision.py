@@ -140,9 +140,7 @@ def evaluated(run: Path, dataset, classifier: Classifier, **options: object) -> 
 
 
 def predicted(run: Path, dataset, classifier: Classifier, **options: object) -> None:
-    image = next((dataset.root.parent / "source").rglob("*.JPEG"), None) or next(
-        path for path in dataset.root.parent.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
-    )
+    image = next(path for path in (dataset.root.parent / "source").rglob("*") if path.is_file())
     assert not next(classify_images([classifier], [image], **options)).error
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,18 @@ _EVERY_SECONDS = 5.0
 
 
 class StatusCallback(Callback):
-    """Writes a run's status.json, every five seconds at most; a failure to write it does not end the run."""
+    """Writes a run's status.json, every five seconds at most; a failure to write it does not end the run.
+
+    A thread writes it, as a slow disk must not delay training; at the end it is waited for.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / STATUS_FILE
         now = time.time()
         self._status = Status("starting", socket.gethostname(), os.getpid(), now, now)
         self._written = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="alexnet-status")
+        self._writing: Future[None] | None = None
 
     def on_start(self, facts: dict[str, str]) -> None:
         """Write the first status: from now on the folder is this run's."""
@@ -51,9 +57,16 @@ class StatusCallback(Callback):
         self._status = replace(self._status, state=how, line=line)
         if self._written:
             self._write()
+        self._thread.shutdown()
 
     def _write(self) -> None:
         self._written = time.monotonic()
         self._status = replace(self._status, updated=time.time())
-        with suppress(RunError):
-            write_bytes(self._path, msgspec.json.encode(self._status))
+        if self._writing is not None:
+            self._writing.cancel()  # a newer one follows
+        self._writing = self._thread.submit(_write_quietly, self._path, msgspec.json.encode(self._status))
+
+
+def _write_quietly(path: Path, data: bytes) -> None:
+    with suppress(RunError):
+        write_bytes(path, data)

@@ -55,6 +55,7 @@ class TensorBoardCallback(Callback):
             "speed/images per second": row.images_per_second,
             "speed/data wait": row.data_wait,
             "speed/memory MB": row.memory_mb,
+            "speed/rest of the GPU MB": row.gpu_rest_mb,
         }.items():
             writer.add_scalar(name, value, row.steps)
 

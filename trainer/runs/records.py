@@ -24,6 +24,8 @@ class StepMetrics:
         images_per_second: Training images of all processes per second, since the epoch began.
         data_wait: Share, 0..1, of the time since the epoch began in which process 0 waited for batches.
         memory_mb: Memory of process 0 in MB: torch's peak on a GPU, resident memory on the CPU.
+        gpu_rest_mb: Used memory of process 0's GPU outside torch's in MB, of DALI, CUDA and other programs;
+            0 on the CPU.
         seconds_left: Estimated seconds left of the run; None after too few steps.
     """
 
@@ -37,6 +39,7 @@ class StepMetrics:
     images_per_second: float
     data_wait: float
     memory_mb: float
+    gpu_rest_mb: float
     seconds_left: float | None
 
 
@@ -66,11 +69,14 @@ class EpochMetrics:
         steps: Steps since the start of the run.
         lr: Learning rate of the epoch's last step.
         train_loss, train_top1: Mean loss and accuracy, 0..1, over the epoch's augmented training batches.
-        val_loss, val_top1, val_top5: Mean loss and accuracies, 0..1, on center crops of the validation split.
+        val_loss, val_top1, val_top5: Mean loss and accuracies, 0..1, on center crops of the validation split,
+            in float32.
         train_seconds, val_seconds: Wall time.
         images_per_second: Training images of all processes per second of `train_seconds`; 0 for an epoch
             that was only validated.
         data_wait: Share of `train_seconds`, 0..1, in which process 0 waited for batches.
+        overflows: Steps that changed nothing, because float16 gradients overflowed; training's loss and
+            accuracy leave them out.
     """
 
     epoch: int
@@ -85,6 +91,7 @@ class EpochMetrics:
     val_seconds: float
     images_per_second: float
     data_wait: float = 0.0
+    overflows: int = 0
 
 
 @dataclass
@@ -95,11 +102,15 @@ class Progress:
         epoch: Number of finished epochs.
         steps: Steps so far.
         best_top1: Best validation top-1 so far, 0..1; -1 before the first validation.
+        overflows: Steps of the epoch so far that changed nothing, because float16 gradients overflowed.
+        overflows_in_a_row: Such steps since the last other one.
     """
 
     epoch: int = 0
     steps: int = 0
     best_top1: float = -1.0
+    overflows: int = 0
+    overflows_in_a_row: int = 0
 
 
 def in_words(seconds: float) -> str:

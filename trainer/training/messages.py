@@ -1,12 +1,15 @@
 """Log messages of a run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
-from trainer.precision import Precision
+from trainer.precision import Precision, is_out_of_memory
 from trainer.runs.checkpoint import LAST
-from trainer.runs.records import Progress
+from trainer.runs.records import EpochMetrics, Progress
 from trainer.training.options import TrainJob, TrainResult
 
 
@@ -35,12 +38,18 @@ def left_out(progress: Progress, images: int) -> str:
     return f"{begun}: its last {images:,} images are left out"
 
 
+def overflows(row: EpochMetrics) -> str:
+    """Return the log line on the steps of an epoch whose float16 gradients overflowed."""
+    steps = f"{row.overflows:,} update{'' if row.overflows == 1 else 's'}"
+    return f"epoch {row.epoch}: {steps} left out, as float16 gradients overflowed; the loss scale was halved"
+
+
 def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
     """Build the error of a run whose loss or weights are no longer finite.
 
     Args:
         job: The run's job.
-        what: "loss is" or "weights are".
+        what: "loss is", "weights are", or which gradients are.
         step: Step at which this was found, counted from 1.
         epoch: Epoch of this step, counted from 1.
         saved_steps: Steps of the run in its last checkpoint; 0 where there is none.
@@ -51,6 +60,23 @@ def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) 
         f"the {what} no longer finite at update {step:,}, in epoch {epoch}; {kept}: start again in another "
         f"--out with a lower learning rate, such as --set lr={job.recipe.lr / 2:g}"
     )
+
+
+@contextmanager
+def short_of_memory(job: TrainJob, env: DistEnv) -> Iterator[None]:
+    """Raise RunError, with what to lower, where a GPU runs out of memory within the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        local, steps = job.recipe.batch_size // env.world_size, job.recipe.accumulation_steps
+        more = next((n for n in range(2 * steps, local + 1) if local % n == 0), None)
+        halve = f"--set accumulation_steps={more}, or " if more else ""
+        raise RunError(
+            f"process {env.rank}: its GPU is out of memory with {local // steps:,} images at a time; use "
+            f"fewer ({halve}a smaller --set batch_size), or a GPU that no other program uses"
+        ) from error
 
 
 def result(job: TrainJob, progress: Progress, reason: str) -> TrainResult:

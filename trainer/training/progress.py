@@ -1,17 +1,22 @@
 """Progress of an epoch: running totals on the device, timing, and memory in use."""
 
+import math
 import os
+import resource
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from pipeline.loader.loader import Batch
 from trainer.distributed.env import DistEnv
-from trainer.runs.records import StepMetrics
+from trainer.evaluation.metrics import Metrics
+from trainer.runs.records import EpochMetrics, Progress, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,13 @@ class RunningTotals:
         self._copied = None
 
 
+MOST_OVERFLOWS = 50
+"""Steps in a row whose float16 gradients may overflow before the run ends.
+
+Each of them halves the loss scale, which is 65,536 at first and is doubled after 2,000 steps without one.
+After fifty it is near 2^-34, and scaled gradients are so small that only infinite ones still overflow.
+"""
+
 # Steps before the remaining time is estimated: the first ones are slower, as they fill caches and queues.
 _FIRST_STEPS = 10
 
@@ -138,14 +150,14 @@ class EpochTimer:
         """Return images per second of all processes, when `done` steps are over `seconds` after `started`."""
         return (done - self.first) * self.batch_size / seconds
 
-    def row(self, done: int, steps: int, reading: Reading, memory_mb: float) -> StepMetrics:
+    def row(self, done: int, steps: int, reading: Reading, memory: "MemoryUse") -> StepMetrics:
         """Build the metrics after `done` steps of the epoch.
 
         Args:
             done: Steps of the epoch.
             steps: Steps of the run.
             reading: Totals of this process, at this step or an earlier one.
-            memory_mb: See `used_mb`.
+            memory: Memory in use.
         """
         seconds = self.seconds
         return StepMetrics(
@@ -158,8 +170,44 @@ class EpochTimer:
             lr=self.lr,
             images_per_second=self.speed(done, seconds),
             data_wait=self.waited / seconds,
-            memory_mb=memory_mb,
+            memory_mb=memory.mb,
+            gpu_rest_mb=memory.rest_mb,
             seconds_left=self.seconds_left(done, seconds),
+        )
+
+    def epoch_row(
+        self,
+        progress: Progress,
+        totals: Sequence[float],
+        validated: Metrics,
+        trained: float,
+        *,
+        only_validated: bool,
+    ) -> EpochMetrics:
+        """Build the metrics of the epoch, now that it has been validated.
+
+        Args:
+            progress: The run's progress; the epoch is not yet counted.
+            totals: Loss sum, correct predictions and images of all processes, see `RunningTotals.sums`.
+            validated: Metrics of the validation.
+            trained: Seconds of training since `started`.
+            only_validated: Whether no step of the epoch was made since then.
+        """
+        loss_sum, correct, images = totals
+        return EpochMetrics(
+            epoch=self.epoch + 1,
+            steps=progress.steps,
+            lr=self.lr,
+            train_loss=loss_sum / images,
+            train_top1=correct / images,
+            val_loss=validated.loss,
+            val_top1=validated.top1,
+            val_top5=validated.top5,
+            train_seconds=trained,
+            val_seconds=self.seconds - trained,
+            images_per_second=0.0 if only_validated else self.speed(self.total, trained),
+            data_wait=self.waited / trained,
+            overflows=progress.overflows,
         )
 
     def seconds_left(self, done: int, seconds: float) -> float | None:
@@ -172,8 +220,15 @@ class EpochTimer:
 
 
 def resident_mb() -> float:
-    """Return the resident host memory of this process in MB (10^6 bytes), shared pages included."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    """Return the resident host memory of this process in MB (10^6 bytes), shared pages included.
+
+    Where there is no /proc, as on macOS, it is the largest so far.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -185,6 +240,30 @@ def device_mb(env: DistEnv) -> float:
     return (total - free) / 1e6
 
 
-def used_mb(env: DistEnv) -> float:
-    """Return torch's peak memory on the GPU, or on the CPU this process's resident memory, in MB."""
-    return torch.cuda.max_memory_allocated() / 1e6 if env.kind == "gpu" else resident_mb()
+# cudaMemGetInfo takes some tenths of a millisecond, and what it counts besides torch's memory changes rarely.
+_DEVICE_SECONDS = 1.0
+
+
+class MemoryUse:
+    """Memory of a process in MB: on the CPU its resident memory, on a GPU that of torch and the rest.
+
+    Attributes:
+        mb: Resident memory, or torch's peak on the GPU.
+        rest_mb: Used memory of the GPU outside torch's: DALI's, CUDA's and other programs'; 0 on the CPU.
+    """
+
+    def __init__(self, env: DistEnv) -> None:
+        self._env = env
+        self._at = -math.inf
+        self.mb = self.rest_mb = 0.0
+
+    def read(self) -> Self:
+        """Measure; the rest of the GPU at most once a second."""
+        if self._env.kind == "cpu":
+            self.mb = resident_mb()
+            return self
+        self.mb = torch.cuda.max_memory_allocated(self._env.device) / 1e6
+        if time.monotonic() - self._at > _DEVICE_SECONDS:
+            self._at = time.monotonic()
+            self.rest_mb = device_mb(self._env) - torch.cuda.memory_reserved(self._env.device) / 1e6
+        return self

@@ -22,12 +22,13 @@ def train_step(
     recipe: Recipe,
     precision: Precision,
     scaler: torch.amp.GradScaler | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Update the weights once.
 
     The batch is split into `recipe.accumulation_steps` chunks, whose gradients add up. Processes exchange
     gradients once, with the last chunk. Nothing here waits for the device, except that a float16 `scaler`
-    checks for overflows and then skips the update.
+    checks for overflows. After one, weights and buffers stay as they were, in all processes alike: the
+    gradients that they exchange overflow together.
 
     Args:
         model: Module to train, as `wrap_ddp` returns it.
@@ -39,9 +40,11 @@ def train_step(
         scaler: Loss scaler for float16, else None.
 
     Returns:
-        Mean loss and number of correct top-1 predictions, both scalars of the loss's dtype on the device.
+        Mean loss and number of correct top-1 predictions, both scalars of the loss's dtype on the device; and
+        whether gradients overflowed.
     """
     optimizer.zero_grad(set_to_none=True)
+    buffers = [] if scaler is None else [buffer.clone() for buffer in model.buffers()]
     chunks = recipe.accumulation_steps
     total = correct = torch.zeros((), device=images.device)
     for number, (x, y) in enumerate(zip(images.chunk(chunks), labels.chunk(chunks), strict=True), 1):
@@ -54,10 +57,16 @@ def train_step(
         correct = correct + (logits.detach().argmax(dim=1) == y).sum()
     if scaler is None:
         optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
-    return total, correct.to(total.dtype)
+        return total, correct.to(total.dtype), False
+    updates: list[bool] = []  # one, where the scaler lets the optimizer make its step
+    hook = optimizer.register_step_post_hook(lambda *_: updates.append(True))
+    scaler.step(optimizer)
+    scaler.update()
+    hook.remove()
+    if not updates:  # batch normalization may have seen infinite activations
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return total, correct.to(total.dtype), not updates
 
 
 def forward(

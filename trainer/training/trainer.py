@@ -37,7 +37,7 @@ from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob, TrainResult
-from trainer.training.progress import EpochTimer, Reading, RunningTotals, used_mb
+from trainer.training.progress import MOST_OVERFLOWS, EpochTimer, MemoryUse, Reading, RunningTotals
 from trainer.training.setup import build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
 
@@ -62,11 +62,12 @@ def train(env: DistEnv, job: TrainJob, callbacks: Sequence[Callback] = ()) -> Tr
 
     Raises:
         UsageError: Data, recipe, processes and run folder do not fit together.
-        RunError: The loss is no longer finite, a shard is damaged, or the disk is full at the end.
+        RunError: The loss is no longer finite, a shard is damaged, a GPU is out of memory, or the disk is
+            full at the end.
     """
     callbacks = callbacks if env.is_first else ()
     try:
-        with HangWatchdog(env, job.hang_seconds) as watchdog:
+        with HangWatchdog(env, job.hang_seconds) as watchdog, messages.short_of_memory(job, env):
             result = Trainer(env, job, callbacks, watchdog).run()
     except TakenOverError:
         raise  # the folder is another process's now: callbacks would write there how this one ended
@@ -129,7 +130,7 @@ class Trainer:
         traced = job.debugging.profile if env.is_first else None
         self.profiler = new_profiler(traced, self.log) if traced else None
         self.progress = Progress()
-        self.totals = RunningTotals(env)
+        self.totals, self.memory = RunningTotals(env), MemoryUse(env)
         self.left_out = 0  # images of an epoch that another number or kind of processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
@@ -166,6 +167,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(facts)
         difference = run_folder.difference(saved, env) if saved else ""
+        del saved  # up to 0.75 GB, which compiling needs more
         for line in (self.precision.note, note, difference, messages.left_out(self.progress, self.left_out)):
             if line:
                 self.log(line)
@@ -250,12 +252,17 @@ class Trainer:
         set_lrs(self.optimizer, timer.lr, self.recipe.stage_at(timer.epoch))
         images = batch.images.to(self.env.device, torch.float32)
         labels = batch.labels.to(self.env.device, non_blocking=True)
-        loss, correct = train_step(
+        loss, correct, overflowed = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
         )
+        self.progress.steps += 1
+        self.progress.overflows += overflowed
+        self.progress.overflows_in_a_row = overflowed * (self.progress.overflows_in_a_row + 1)
+        if overflowed:
+            self._refuse_overflows()
+            return
         if self.ema_weights:
             self.ema_weights.update()
-        self.progress.steps += 1
         self.totals.add(loss, correct, self.batch_size, self.progress.steps)
 
     def _report(self, timer: EpochTimer, step: int, before: dict[str, torch.Tensor]) -> None:
@@ -279,9 +286,9 @@ class Trainer:
                     callback.on_weights(weights)
         due = step % _REPORT_EVERY == 0 or step + 1 == timer.total
         reading = self.totals.peek() if due and self.env.is_first else None
-        if reading is not None:
+        if reading is not None and reading.images:
             self._refuse_diverged(reading)
-            row = timer.row(step + 1, self.progress.steps, reading, used_mb(self.env))
+            row = timer.row(step + 1, self.progress.steps, reading, self.memory.read())
             for callback in self.callbacks:
                 callback.on_step(row)
 
@@ -298,7 +305,8 @@ class Trainer:
         Returns:
             The epoch's metrics, and whether validation top-1 is the best so far.
         """
-        loss_sum, correct, images = all_sum(self.totals.sums.clone()).tolist()
+        totals = all_sum(self.totals.sums.clone()).tolist()
+        self._refuse_overflows(all_steps=not totals[-1])
         self._refuse_diverged(self.totals.read(), self.classifier.parameters())
         trained = timer.seconds
         share_buffers(self.classifier)
@@ -313,29 +321,17 @@ class Trainer:
             )
             best = metrics.top1 > self.progress.best_top1
             if best and self.env.is_first:
-                self.checkpointer.best(
-                    checkpoint.content_of(self.classifier, averaged=bool(self.ema_weights))
-                )
-        self.val_seconds = timer.seconds - trained
-        row = EpochMetrics(
-            epoch=timer.epoch + 1,
-            steps=self.progress.steps,
-            lr=timer.lr,
-            train_loss=loss_sum / images,
-            train_top1=correct / images,
-            val_loss=metrics.loss,
-            val_top1=metrics.top1,
-            val_top5=metrics.top5,
-            train_seconds=trained,
-            val_seconds=self.val_seconds,
-            images_per_second=0.0 if self.left_out else timer.speed(timer.total, trained),
-            data_wait=timer.waited / trained,
-        )
+                averaged = bool(self.ema_weights)
+                self.checkpointer.best(checkpoint.content_of(self.classifier, averaged=averaged))
+        row = timer.epoch_row(self.progress, totals, metrics, trained, only_validated=bool(self.left_out))
+        self.val_seconds = row.val_seconds
+        if row.overflows:
+            self.log(messages.overflows(row))
         if self.env.is_first:
             self.lock.confirm()
             metrics_file.add_metrics(self.job.out, row)
         self.schedule.end_epoch(1.0 - metrics.top1)
-        self.progress.epoch += 1
+        self.progress.epoch, self.progress.overflows = self.progress.epoch + 1, 0
         self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
         self.left_out = 0
         self.totals.restart()
@@ -368,6 +364,7 @@ class Trainer:
     def _save(self) -> None:
         """Write `last.pt`, with every rank's data position and generators, while training goes on."""
         self.watchdog.at(self.progress.steps, "saving")
+        share_buffers(self.classifier)
         mine = self.train_data.rank_state() | {"sums": self.totals.sums.tolist()}
         if self.compression:
             mine["compression"] = self.compression.state_dict()
@@ -389,6 +386,13 @@ class Trainer:
             ranks=ranks,
         )
         self.checkpointer.last(content, self.progress.steps)
+
+    def _refuse_overflows(self, *, all_steps: bool = False) -> None:
+        """Raise RunError where gradients overflowed in too many steps in a row, or in all of an epoch."""
+        row, progress = self.progress.overflows_in_a_row, self.progress
+        if row >= MOST_OVERFLOWS or all_steps:
+            what = f"float16 gradients of {row} updates in a row are"
+            raise messages.diverged(self.job, what, progress.steps, progress.epoch + 1, self.saved_steps)
 
     def _refuse_diverged(self, reading: Reading, weights: Iterable[torch.Tensor] = ()) -> None:
         """Raise RunError where a loss of the epoch or one of the `weights` is not finite."""

@@ -77,7 +77,9 @@ def test_layers_with_maps_end_before_the_units(tiny_classifier):
 def test_a_whole_splits_features_are_its_images_in_order(tiny_classifier, tiny_dataset):
     tiny_classifier.eval()
     seen = []
-    chunks = list(split_features(tiny_classifier, tiny_dataset, "val", 8, lambda *d: seen.append(d)))
+    chunks = list(
+        split_features(tiny_classifier, tiny_dataset, "val", 8, on_progress=lambda *d: seen.append(d))
+    )
     assert [len(chunk) for chunk in chunks] == [8, 8, 8, 6]
     assert seen[-1] == (30, 30)
     stored = read_stored(tiny_dataset, "val", range(30))
