@@ -1,13 +1,13 @@
 """Floating-point precision: of a run's training, and of everything that uses a trained network."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
+from pipeline.arguments import check_word
 from pipeline.errors import RunError, UsageError
 from trainer.distributed.env import Kind
 from trainer.recipe import Recipe
@@ -93,9 +93,7 @@ def check_precision(name: str, kind: Kind) -> None:
     Raises:
         UsageError: There is no such precision (the message names the nearest), or it is tf32 on the CPU.
     """
-    if name not in _NAMED:
-        near = difflib.get_close_matches(name, get_args(PrecisionName), n=1, cutoff=0.0)[0]
-        raise UsageError(f"precision {name!r}: unknown; did you mean {near!r}?")
+    check_word("precision", name, PrecisionName)
     if name == "tf32" and kind == "cpu":
         raise UsageError("precision tf32: only GPUs compute in it, and these are CPU processes; use float32")
 

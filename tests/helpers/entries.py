@@ -110,7 +110,7 @@ def _train_on_slices(env: DistEnv, recipe: Recipe, data: Path, steps: int) -> Tr
     mine = slice(env.rank * share, (env.rank + 1) * share)
     losses = []
     for images, labels in global_batches(data, recipe.crop, steps, recipe.batch_size):
-        loss, _ = train_step(model, optimizer, images[mine], labels[mine], recipe, FLOAT32)
+        loss, *_ = train_step(model, optimizer, images[mine], labels[mine], recipe, FLOAT32)
         losses.append(loss)
     mean = torch.stack(losses)
     if env.world_size > 1:

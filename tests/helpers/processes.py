@@ -5,16 +5,25 @@ import os
 import resource
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
+from helpers.entries import Recorder
 from pipeline.errors import RunError, UsageError
-from trainer.distributed import failures
+from trainer.distributed import consensus, failures
 from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, gather_objects
 from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
+from trainer.evaluation.metrics import Metrics
+from trainer.models.classifier import Classifier
+from trainer.training import trainer
+from trainer.training.options import TrainJob
 
 
 def describe(env: DistEnv, *args: object) -> tuple[object, ...]:
@@ -57,14 +66,26 @@ def die(env: DistEnv, rank: int) -> int:
     return env.restarts
 
 
-def wish(env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int) -> list[list[list[bool]]]:
-    """Call Consensus on two flags `calls` times; rank → (call, flag) it sets. Return all ranks' results."""
-    consensus = Consensus(env)
-    at, which = wishes.get(env.rank, (0, 0))
-    results = [
-        consensus(*(call == at and flag == which for flag in range(2))) for call in range(1, calls + 1)
-    ]
-    consensus.finish()
+def wish(
+    env: DistEnv, wishes: dict[int, tuple[int, int]], calls: int, step_seconds: dict[int, float]
+) -> list[list[list[bool]]]:
+    """Call Consensus on two flags `calls` times; return all ranks' results.
+
+    Args:
+        env: This process's environment.
+        wishes: Rank → (call, flag): the rank sets the flag from this call until it is granted.
+        calls: Number of calls.
+        step_seconds: Rank → time between two calls, by the clock that Consensus sees.
+    """
+    clock = [0.0]
+    consensus.monotonic = lambda: clock[0]
+    shared, results = Consensus(env), []
+    at, which = wishes.get(env.rank, (calls + 1, 0))
+    for call in range(1, calls + 1):
+        clock[0] += step_seconds[env.rank]
+        waits = call >= at and not any(result[which] for result in results[at - 1 :])
+        results.append(shared(*(waits and flag == which for flag in range(2))))
+    shared.finish()
     return gather_objects(results, env)
 
 
@@ -118,3 +139,53 @@ def page_faults(env: DistEnv) -> int:
     for _ in range(10):
         torch.ones(16, 1024, 1024)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@dataclass
+class Trained:
+    """What a rank has after a run.
+
+    Attributes:
+        compiled: Whether its network is compiled.
+        broadcasts: Whether DDP sends buffers in every forward pass.
+        shared: Buffers, flattened, before and after each time that all share them.
+        validated: Metrics of each validation.
+        notes: Log messages.
+    """
+
+    compiled: bool = False
+    broadcasts: bool = True
+    shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    validated: list[Metrics] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def train_with_one_broken_compiler(env: DistEnv, job: TrainJob) -> list[Trained]:
+    """Train where only rank 1's compiler fails; return what all ranks have."""
+    found, recorder = Trained(), Recorder()
+    share_buffers, evaluate = trainer.share_buffers, trainer.evaluate
+
+    def compile_(self: Classifier, **_: object) -> None:
+        def call(*inputs: Tensor) -> Tensor:
+            if env.rank == 1:
+                raise BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler here"), None)
+            return self.forward(*inputs)
+
+        self._compiled_call_impl = call
+
+    def sharing(model: nn.Module) -> None:
+        before = torch.cat([buffer.flatten().float() for buffer in model.buffers()])
+        share_buffers(model)
+        found.shared.append((before, torch.cat([buffer.flatten().float() for buffer in model.buffers()])))
+
+    def evaluating(*arguments: Any, **options: Any) -> Metrics:
+        found.validated.append(evaluate(*arguments, **options))
+        return found.validated[-1]
+
+    Classifier.compile, trainer.share_buffers, trainer.evaluate = compile_, sharing, evaluating
+    with failures.HangWatchdog(env, 600) as watchdog:
+        one = trainer.Trainer(env, job, [recorder] if env.is_first else [], watchdog)
+        one.run()
+    found.compiled = one.classifier._compiled_call_impl is not None
+    found.broadcasts, found.notes = one.model.broadcast_buffers, recorder.notes
+    return gather_objects(found, env)

@@ -27,8 +27,8 @@ def train_step(
 
     The batch is split into `recipe.accumulation_steps` chunks, whose gradients add up. Processes exchange
     gradients once, with the last chunk. Nothing here waits for the device, except that a float16 `scaler`
-    checks for overflows. After one, weights and buffers stay as they were, in all processes alike: the
-    gradients that they exchange overflow together.
+    is asked whether gradients overflowed. After an overflow, weights and buffers stay as they were, in all
+    processes alike: the gradients that they exchange overflow together.
 
     Args:
         model: Module to train, as `wrap_ddp` returns it.
@@ -58,15 +58,14 @@ def train_step(
     if scaler is None:
         optimizer.step()
         return total, correct.to(total.dtype), False
-    updates: list[bool] = []  # one, where the scaler lets the optimizer make its step
-    hook = optimizer.register_step_post_hook(lambda *_: updates.append(True))
+    scale = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
-    hook.remove()
-    if not updates:  # batch normalization may have seen infinite activations
+    overflowed = scaler.get_scale() < scale
+    if overflowed:  # batch normalization may have seen infinite activations
         for buffer, before in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-    return total, correct.to(total.dtype), not updates
+    return total, correct.to(total.dtype), overflowed
 
 
 def forward(

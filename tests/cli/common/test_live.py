@@ -21,6 +21,7 @@ ROW = StepMetrics(
     images_per_second=1234.0,
     data_wait=0.03,
     memory_mb=5120.0,
+    gpu_rest_mb=1024.0,
     seconds_left=754.0,
 )
 EPOCH = EpochMetrics(

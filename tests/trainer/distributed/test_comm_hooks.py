@@ -6,7 +6,9 @@ import pytest
 import torch
 from helpers.entries import run_compressed
 from helpers.training_runs import assert_same_run
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
+from trainer.distributed.comm_hooks import Compression
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
 from trainer.runs import checkpoint
@@ -27,3 +29,20 @@ def test_a_compressed_run_goes_on_bit_for_bit_with_every_ranks_memory(tiny_recip
     errors = [memory[rank]["errors"] for rank in range(2)]
     assert errors[0].keys() == errors[1].keys() != set()
     assert any(not torch.equal(errors[0][bucket], errors[1][bucket]) for bucket in errors[0])
+
+
+def test_what_other_processes_get_is_on_the_cpu(tiny_recipe):
+    """Rank 0 gathers the states, and must not get tensors on the other ranks' GPUs."""
+
+    class OnGpu:
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(2)
+
+    class Model:
+        def register_comm_hook(self, state: PowerSGDState, _hook: object) -> None:
+            for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+                memory[0] = OnGpu()
+
+    recipe = replace(tiny_recipe, grad_compression="powersgd")
+    state = Compression(Model(), recipe, torch.device("cpu")).state_dict()
+    assert all(isinstance(state[name][0], torch.Tensor) for name in ("errors", "p", "q"))

@@ -25,6 +25,11 @@ def stages(**layers):
         ({"batch_size": 91}, 1, "train has 90 samples, fewer than one global batch of 91"),
         ({"crop": 73}, 1, "crop of 73 px"),
         ({"stages": stages(conv1=0.1, conv9=0.1)}, 1, r"'conv9'.*alexnet_bn.*conv1, .*fc8"),
+        (
+            {"grad_compression": "powersgd", "precision": "float16"},
+            2,
+            "errors of overflowed float16 gradients",
+        ),
         ({"grad_compression": "bf16"}, 2, "bf16 needs GPUs and NCCL, .* use powersgd or none"),
     ],
 )
@@ -40,6 +45,8 @@ def test_options_that_exclude_each_other_are_refused(tiny_recipe, tiny_dataset):
     for kind, wrong in (("cpu", compiled), ("gpu", replace(job, cuda_graphs=True))):
         with pytest.raises(UsageError, match="--cuda-graphs needs GPUs and a recipe that compiles"):
             check_job(wrong, tiny_dataset, kind, 1)
+    with pytest.raises(UsageError, match=r"--cuda-graphs with 2 GPUs has not been tried, .* use --gpus 1"):
+        check_job(compiled, tiny_dataset, "gpu", 2)
     assert check_job(compiled, tiny_dataset, "gpu", 1) == 32
     resumed = replace(job, resume="auto", debugging=Debugging(synthetic=True))
     with pytest.raises(UsageError, match="--synthetic cannot be resumed"):

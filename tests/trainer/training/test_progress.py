@@ -1,12 +1,13 @@
 """An epoch's running totals and timing."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from trainer.distributed.env import DistEnv
-from trainer.training.progress import EpochTimer, Reading, RunningTotals
+from trainer.training.progress import EpochTimer, MemoryUse, Reading, RunningTotals, resident_mb
 
 
 def test_totals_add_up_and_keep_the_last_loss():
@@ -64,9 +65,11 @@ def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
     )
     clock[0] += 10.0
     timer.waited = 2.5
-    row = timer.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), 321.0)
+    memory = MemoryUse(DistEnv())
+    memory.mb, memory.rest_mb = 321.0, 45.0
+    row = timer.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), memory)
     assert (row.epoch, row.done, row.total, row.steps) == (3, 60, 100, 260)
-    assert (row.loss, row.top1, row.lr, row.memory_mb) == (1.5, 0.25, 0.01, 321.0)
+    assert (row.loss, row.top1, row.lr, row.memory_mb, row.gpu_rest_mb) == (1.5, 0.25, 0.01, 321.0, 45.0)
     assert row.images_per_second == 20 * 128 / 10
     assert row.data_wait == 0.25
     # 40 steps of this epoch and 200 of two more, half a second each, and three validations
@@ -80,3 +83,20 @@ def test_after_few_steps_no_time_left_is_given(clock, total, done, known):
     timer = EpochTimer(epoch=0, epochs=2, first=0, total=total, batch_size=1, lr=0.1, started=100)
     clock[0] += done
     assert timer.seconds_left(done, timer.seconds) == (2 * total - done if known else None)
+
+
+def test_a_gpus_memory_is_torchs_and_the_rest_which_is_measured_once_a_second(monkeypatch):
+    clock = iter((0.0, 0.0, 0.5, 2.0, 2.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    free = iter((6e9, 5e9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (next(free), 10e9))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 2e9)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 3e9)
+    memory = MemoryUse(DistEnv(kind="gpu"))
+    assert [(memory.read().mb, memory.rest_mb) for _ in range(3)] == [(2e3, 1e3), (2e3, 1e3), (2e3, 2e3)]
+
+
+def test_resident_memory_is_known_without_proc(monkeypatch):
+    with_proc = resident_mb()
+    monkeypatch.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    assert with_proc / 2 < resident_mb() < 10 * with_proc

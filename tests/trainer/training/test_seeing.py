@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import replace
 
@@ -14,8 +15,12 @@ from helpers.entries import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
+from pipeline.loader.loader import Loader
+from pipeline.loader.shard_files import ReadOptions
+from trainer.callbacks import status
 from trainer.callbacks.status import StatusCallback
 from trainer.callbacks.tensorboard import TensorBoardCallback, tiled
+from trainer.data import LoaderOptions
 from trainer.distributed.env import DistEnv, Processes
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
@@ -180,9 +185,18 @@ def test_git_state_is_the_commit_and_whether_files_changed(tmp_path):
     assert git_state(tmp_path / "inside") == ""
 
 
-def test_a_plan_is_what_the_run_does(tiny_dataset, tiny_recipe, tmp_path):
+def test_a_plan_is_what_the_run_does(tiny_dataset, tiny_recipe, tmp_path, monkeypatch):
     recipe = replace(tiny_recipe, epochs=3, batch_size=10)
-    found = plan(TrainJob(tiny_dataset.root, tmp_path / "never", recipe), Processes("cpu", 2, ""))
+    cache, threads = tmp_path / "cache", []
+    batches = Loader.__iter__
+    monkeypatch.setattr(
+        Loader, "__iter__", lambda self: threads.append(self.placement.threads) or batches(self)
+    )
+    options = LoaderOptions(threads=3, access=ReadOptions(cache=cache))
+    job = TrainJob(tiny_dataset.root, tmp_path / "never", recipe, loader_options=options)
+    found = plan(job, Processes("cpu", 2, ""))
+    assert threads == [3, 3]
+    assert {path.parent.name for path in cache.rglob("*.tar")} == {"train", "val"}
     assert (found.steps_per_epoch, found.steps, found.batch_size, found.processes) == (9, 27, 5, 2)
     assert found.samples == {"train": 90, "val": 30}
     assert found.recipe == recipe.to_toml()
@@ -196,3 +210,17 @@ def test_a_shard_cut_short_is_found_by_planning(tiny_dataset, tiny_recipe, tmp_p
     tar.write_bytes(tar.read_bytes()[:-512])
     with pytest.raises(UsageError, match=tar.name):
         plan(TrainJob(copy, tmp_path / "never", tiny_recipe), Processes("cpu", 1, ""))
+
+
+def test_the_status_is_written_beside_training(tmp_path, monkeypatch):
+    """Not in its thread, which a slow disk would stop; and in the end it is there."""
+    threads, write = [], status.write_bytes
+    monkeypatch.setattr(
+        status, "write_bytes", lambda *a: threads.append(threading.current_thread()) or write(*a)
+    )
+    callback = StatusCallback(tmp_path)
+    callback.on_start({})
+    callback.on_end("finished", "done")
+    assert threads
+    assert threading.main_thread() not in threads
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"

@@ -1,16 +1,25 @@
-"""Compiling a classifier: one graph, and the same gradients as without."""
+"""Compiling a classifier: one graph, the same gradients as without, and all processes alike."""
+
+import functools
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers.processes import train_with_one_broken_compiler
 from torch._dynamo.testing import CompileCounter
+from torch._inductor import compile_fx
 
-from trainer.distributed.env import DistEnv
+from trainer.distributed.env import DistEnv, Processes
+from trainer.distributed.launch import launch
+from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.alexnet import ARCHITECTURES
 from trainer.models.classifier import Classifier, Spec
+from trainer.precision import Precision
 from trainer.recipe import Recipe
 from trainer.training import setup
 from trainer.training.compiler_errors import describe_compiler_error
-from trainer.training.setup import compile_in_place, wrap_ddp
+from trainer.training.options import Saving, TrainJob
+from trainer.training.setup import compile_in_place, run_throwaway_step, wrap_ddp
 
 
 def classifier_of(arch: str) -> Classifier:
@@ -98,3 +107,47 @@ def test_why_nothing_can_be_compiled_is_said_in_whole_sentences(text, variables,
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert describe_compiler_error(RuntimeError(text)) == line
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_processes_agree_on_compilation_and_have_equal_statistics_whenever_these_count(
+    tiny_recipe, tiny_dataset, tmp_path
+):
+    """A compiler that fails in one process only: otherwise the processes would train different graphs."""
+    recipe = replace(tiny_recipe, epochs=2, batch_size=30, compile=True)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, saving=Saving(steps=1))
+    first, second = launch(Processes("cpu", 2, ""), train_with_one_broken_compiler, job)
+    assert not first.compiled
+    assert not second.compiled
+    (note,) = first.notes
+    assert "torch.compile does not work here" in note
+    assert "no C++ compiler here" in note
+    assert not first.broadcasts
+    assert len(first.shared) == 2 * (2 + 2)  # two saves within an epoch, validation, and the save at its end
+    assert any(not torch.equal(one[0], two[0]) for one, two in zip(first.shared, second.shared, strict=True))
+    assert all(torch.equal(one[1], two[1]) for one, two in zip(first.shared, second.shared, strict=True))
+    assert first.validated == second.validated
+    metrics = evaluate_checkpoints(DistEnv(), [job.out / "last.pt"], job.data, "val", "center", 15).metrics
+    assert metrics.loss == first.validated[-1].loss
+
+
+def test_the_compilers_advice_on_tf32_is_not_repeated_to_users(tiny_recipe, tiny_classifier, monkeypatch):
+    """Warnings are errors here, as in a user's tests."""
+    advice = compile_fx._warn_tf32_disabled.__wrapped__
+    advised = functools.cache(advice)  # as torch does: once in a process
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+    def call(images):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            advised()
+        return tiny_classifier.forward(images)
+
+    tiny_classifier._compiled_call_impl = call
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        with pytest.warns(UserWarning, match="TensorFloat32"):
+            advice()
+    recipe = replace(tiny_recipe, compile=True)
+    run_throwaway_step(tiny_classifier, tiny_classifier, recipe, 4, DistEnv(), Precision(), lambda _: None)
+    assert tiny_classifier._compiled_call_impl is call

@@ -1,10 +1,13 @@
 """Whole runs: their files, how they stop, and that a resumed run ends like one never stopped."""
 
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+import weakref
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,3 +346,88 @@ def test_a_launcher_stopped_by_ctrl_c_says_so_in_one_line(tiny_dataset, tmp_path
     assert f"error: stopped; --out {tmp_path / 'run'} --resume continues from the last checkpoint" in output
     assert "Traceback" not in output
     assert "death signal" not in output  # torch's own message
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], first: int = 0) -> None:
+    """Let activations overflow float16 in these steps of the run, which begins after step `first`."""
+    count = itertools.count(first + 1)
+
+    def train_step_(model, optimizer, images, *others):
+        return train_step(model, optimizer, images * (1e9 if next(count) in steps else 1.0), *others)
+
+    monkeypatch.setattr(trainer, "train_step", train_step_)
+
+
+def test_a_float16_step_that_overflows_is_left_out_and_counted_and_resuming_changes_nothing(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch
+):
+    recipe = replace(tiny_recipe, epochs=2, batch_size=22, precision="float16", ema_decay=0.9)
+    whole = TrainJob(tiny_dataset.root, tmp_path / "whole", recipe)
+    overflowing(monkeypatch, {1, 3})  # the first step has no loss to report before
+    recorder = train_here(whole)
+    assert [row.overflows for row in recorder.rows] == [2, 0]
+    (note,) = recorder.notes
+    assert "epoch 1: 2 updates left out, as float16 gradients overflowed" in note
+    assert all(np.isfinite(row.loss) for row in recorder.steps)
+    assert all(np.isfinite([row.train_loss, row.val_loss]).all() for row in recorder.rows)
+    cut = replace(whole, out=tmp_path / "cut", debugging=Debugging(steps=3))
+    overflowing(monkeypatch, {1, 3})
+    train_here(cut)
+    assert checkpoint.load(cut.out / "last.pt")["progress"]["overflows_in_a_row"] == 1
+    overflowing(monkeypatch, {1, 3}, first=3)
+    train_here(replace(cut, resume="must", debugging=Debugging()))
+    assert_same_run(whole.out, cut.out)
+
+
+@pytest.mark.parametrize(("most", "update"), [(3, 3), (50, 4)])
+def test_a_run_whose_float16_steps_overflow_in_a_row_or_all_of_an_epoch_ends(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch, most, update
+):
+    monkeypatch.setattr(trainer, "MOST_OVERFLOWS", most)
+    overflowing(monkeypatch, range(99))
+    recipe = replace(tiny_recipe, batch_size=22, precision="float16")
+    words = (
+        f"float16 gradients of {update} updates in a row are no longer finite at update {update}, in epoch 1"
+    )
+    with pytest.raises(RunError, match=words):
+        train_here(TrainJob(tiny_dataset.root, tmp_path / "run", recipe))
+
+
+def test_a_restored_checkpoint_is_freed_before_the_network_is_compiled(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch
+):
+    """But for the optimizer's state, which is used as it was read."""
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", replace(tiny_recipe, epochs=2, ema_decay=0.9))
+    train_here(job, stop_after=1)
+    read, alive = [], []
+    load, step = checkpoint.load, trainer.run_throwaway_step
+
+    def noted(*arguments):
+        content = load(*arguments)
+        read.extend(map(weakref.ref, (*content["model"].values(), *content["ema_weights"]["mean"].values())))
+        return content
+
+    def first_step(*arguments):
+        alive.extend(tensor for tensor in read if tensor() is not None)
+        step(*arguments)
+
+    monkeypatch.setattr(checkpoint, "load", noted)
+    monkeypatch.setattr(trainer, "run_throwaway_step", first_step)
+    train_here(replace(job, resume="must"))
+    assert read
+    assert not alive
+
+
+def test_a_gpu_out_of_memory_ends_a_run_with_one_line_on_what_to_lower(
+    tiny_recipe, tiny_dataset, tmp_path, monkeypatch
+):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(trainer, "train_step", short)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", tiny_recipe)
+    words = (
+        "process 0: its GPU is out of memory with 32 images at a time; .* accumulation_steps=2, .*batch_size"
+    )
+    with pytest.raises(RunError, match=words):
+        train_here(job)
