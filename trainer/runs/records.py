@@ -112,6 +112,12 @@ class Progress:
     overflows: int = 0
     overflows_in_a_row: int = 0
 
+    def add_step(self, *, overflowed: bool) -> None:
+        """Count a step, and whether it overflowed."""
+        self.steps += 1
+        self.overflows += overflowed
+        self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflowed else 0
+
 
 def in_words(seconds: float) -> str:
     """Format a duration with the two largest units at most: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""

@@ -44,6 +44,31 @@ def overflows(row: EpochMetrics) -> str:
     return f"epoch {row.epoch}: {steps} left out, as float16 gradients overflowed; the loss scale was halved"
 
 
+MOST_OVERFLOWS = 50
+"""Steps in a row whose float16 gradients may overflow before the run ends.
+
+Each of them halves the loss scale, which is 65,536 at first and is doubled after 2,000 steps without one.
+After fifty it is near 2^-34, and scaled gradients are so small that only infinite ones still overflow.
+"""
+
+
+def refuse_overflows(job: TrainJob, progress: Progress, saved_steps: int, *, all_steps: bool = False) -> None:
+    """Refuse to go on after too many steps in a row whose float16 gradients overflowed.
+
+    Args:
+        job: The run's job.
+        progress: The run's progress.
+        saved_steps: Steps of the run in its last checkpoint; 0 where there is none.
+        all_steps: Whether gradients overflowed in all steps of an epoch.
+
+    Raises:
+        RunError: There are `MOST_OVERFLOWS` or more, or `all_steps`.
+    """
+    if progress.overflows_in_a_row >= MOST_OVERFLOWS or all_steps:
+        what = f"float16 gradients of {progress.overflows_in_a_row} updates in a row are"
+        raise diverged(job, what, progress.steps, progress.epoch + 1, saved_steps)
+
+
 def diverged(job: TrainJob, what: str, step: int, epoch: int, saved_steps: int) -> RunError:
     """Build the error of a run whose loss or weights are no longer finite.
 

@@ -93,13 +93,6 @@ class RunningTotals:
         self._copied = None
 
 
-MOST_OVERFLOWS = 50
-"""Steps in a row whose float16 gradients may overflow before the run ends.
-
-Each of them halves the loss scale, which is 65,536 at first and is doubled after 2,000 steps without one.
-After fifty it is near 2^-34, and scaled gradients are so small that only infinite ones still overflow.
-"""
-
 # Steps before the remaining time is estimated: the first ones are slower, as they fill caches and queues.
 _FIRST_STEPS = 10
 

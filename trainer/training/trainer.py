@@ -37,7 +37,7 @@ from trainer.runs.records import EpochMetrics, Progress, Weights
 from trainer.training import messages
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob, TrainResult
-from trainer.training.progress import MOST_OVERFLOWS, EpochTimer, MemoryUse, Reading, RunningTotals
+from trainer.training.progress import EpochTimer, MemoryUse, Reading, RunningTotals
 from trainer.training.setup import build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
 
@@ -255,11 +255,9 @@ class Trainer:
         loss, correct, overflowed = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
         )
-        self.progress.steps += 1
-        self.progress.overflows += overflowed
-        self.progress.overflows_in_a_row = overflowed * (self.progress.overflows_in_a_row + 1)
+        self.progress.add_step(overflowed=overflowed)
         if overflowed:
-            self._refuse_overflows()
+            messages.refuse_overflows(self.job, self.progress, self.saved_steps)
             return
         if self.ema_weights:
             self.ema_weights.update()
@@ -306,7 +304,7 @@ class Trainer:
             The epoch's metrics, and whether validation top-1 is the best so far.
         """
         totals = all_sum(self.totals.sums.clone()).tolist()
-        self._refuse_overflows(all_steps=not totals[-1])
+        messages.refuse_overflows(self.job, self.progress, self.saved_steps, all_steps=not totals[-1])
         self._refuse_diverged(self.totals.read(), self.classifier.parameters())
         trained = timer.seconds
         share_buffers(self.classifier)
@@ -386,13 +384,6 @@ class Trainer:
             ranks=ranks,
         )
         self.checkpointer.last(content, self.progress.steps)
-
-    def _refuse_overflows(self, *, all_steps: bool = False) -> None:
-        """Raise RunError where gradients overflowed in too many steps in a row, or in all of an epoch."""
-        row, progress = self.progress.overflows_in_a_row, self.progress
-        if row >= MOST_OVERFLOWS or all_steps:
-            what = f"float16 gradients of {row} updates in a row are"
-            raise messages.diverged(self.job, what, progress.steps, progress.epoch + 1, self.saved_steps)
 
     def _refuse_diverged(self, reading: Reading, weights: Iterable[torch.Tensor] = ()) -> None:
         """Raise RunError where a loss of the epoch or one of the `weights` is not finite."""

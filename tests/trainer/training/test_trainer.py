@@ -34,7 +34,7 @@ from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
 from trainer.runs import checkpoint, metrics_file
-from trainer.training import trainer
+from trainer.training import messages, trainer
 from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.step import train_step
 
@@ -383,7 +383,7 @@ def test_a_float16_step_that_overflows_is_left_out_and_counted_and_resuming_chan
 def test_a_run_whose_float16_steps_overflow_in_a_row_or_all_of_an_epoch_ends(
     tiny_recipe, tiny_dataset, tmp_path, monkeypatch, most, update
 ):
-    monkeypatch.setattr(trainer, "MOST_OVERFLOWS", most)
+    monkeypatch.setattr(messages, "MOST_OVERFLOWS", most)
     overflowing(monkeypatch, range(99))
     recipe = replace(tiny_recipe, batch_size=22, precision="float16")
     words = (
