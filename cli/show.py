@@ -65,7 +65,7 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
         check_figure_file(out)
         figure, lines = command(**arguments)
         if "precision" in arguments:
-            click.echo(f"computed in {arguments['precision']}", err=True)
+            echo(f"computed in {arguments['precision']}", err=True)
         save_figure(figure, out)
         for line in (str(out), *lines):
             echo(line)
