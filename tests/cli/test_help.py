@@ -49,20 +49,31 @@ OPTIONS = {
     "show kernels": (show.commands["kernels"], "run -o --weights --force"),
     "show predictions": (
         show.commands["predictions"],
-        "run -o --weights --count --only-errors --seed --split --data --force",
+        "run -o --weights --count --only-errors --seed --split --precision --data --force",
     ),
     "show neighbors": (
         show.commands["neighbors"],
-        "run images -o --weights --count --queries --among --seed --split --batch-size --data --force",
+        "run images -o --weights --count --queries --among --seed --split --batch-size --precision --data "
+        "--force",
     ),
     "show curves": (show.commands["curves"], "runs -o --force"),
-    "show confusion": (show.commands["confusion"], "run -o --weights --split --batch-size --data --force"),
-    "show maps": (show.commands["maps"], "run image -o --weights --layer --channels --split --data --force"),
-    "show saliency": (show.commands["saliency"], "run image -o --weights --class --split --data --force"),
-    "show report": (show.commands["report"], "run -o --skip --seed --data --force"),
+    "show confusion": (
+        show.commands["confusion"],
+        "run -o --weights --split --batch-size --precision --data --force",
+    ),
+    "show maps": (
+        show.commands["maps"],
+        "run image -o --weights --layer --channels --split --precision --data --force",
+    ),
+    "show saliency": (
+        show.commands["saliency"],
+        "run image -o --weights --class --split --precision --data --force",
+    ),
+    "show report": (show.commands["report"], "run -o --skip --seed --precision --data --force"),
     "predict": (
         predict,
-        "checkpoint images --also --top --views --batch-size --exif-rotate --format -o --force --weights",
+        "checkpoint images --also --top --views --batch-size --precision --exif-rotate --format -o --force "
+        "--weights",
     ),
     "export": (export, "checkpoint out --force --weights"),
     "train": (
@@ -78,7 +89,8 @@ OPTIONS = {
         evaluate,
         "checkpoints data --views --ensemble-weights --weights --split --real-labels --labels --arch "
         "--preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
-        "--kernels --batch-size --gpus --cpus --placement --threads --no-mmap --cache --cache-limit --force",
+        "--kernels --batch-size --precision --gpus --cpus --placement --threads --no-mmap --cache "
+        "--cache-limit --force",
     ),
 }
 

@@ -140,7 +140,7 @@ def evaluated(run: Path, dataset, classifier: Classifier, **options: object) -> 
 
 
 def predicted(run: Path, dataset, classifier: Classifier, **options: object) -> None:
-    image = next(path for path in (dataset.root.parent / "source").rglob("*") if path.is_file())
+    image = next((dataset.root.parent / "source").rglob("*.jpg"))
     assert not next(classify_images([classifier], [image], **options)).error
 
 

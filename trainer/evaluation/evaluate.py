@@ -165,6 +165,7 @@ def evaluate_checkpoints(
     )
 
 
+@checked()
 def evaluate(
     models: Sequence[Classifier],
     loader: Loader,

@@ -173,7 +173,8 @@ def test_every_kind_of_state_is_in_a_checkpoint(tiny_recipe, tiny_dataset, tmp_p
     assert_same_run(whole.out, cut.out)
     if "ema_decay" in changes:
         saved = checkpoint.load(whole.out / "last.pt")
-        assert saved["ema_weights"]["updates"] == 18
+        skipped = sum(row.overflows for row in metrics_file.read_metrics(whole.out))
+        assert saved["ema_weights"]["updates"] == 18 - skipped
         assert not torch.equal(
             saved["ema_weights"]["mean"]["model.fc6.weight"], saved["model"]["model.fc6.weight"]
         )
