@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from cli.eval import main as evaluate
 from cli.train import main as train
@@ -19,9 +20,11 @@ from pipeline import (
     prepare,
     read_source,
 )
+from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv
 from trainer.distributed.rendezvous import gpu_id
-from trainer.training.progress import RunningTotals
+from trainer.precision import computing
+from trainer.training.progress import MemoryUse, RunningTotals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -148,6 +151,29 @@ def test_losses_are_read_late_and_sums_are_right():
     totals.add(4 * one, one, 8, 2)
     assert totals.peek().loss == 2.0
     assert totals.read().loss_sum == 48.0
+
+
+def test_convolutions_are_exact_unless_tf32_is_asked_for():
+    torch.manual_seed(0)
+    model, images, device = nn.Conv2d(256, 64, 3), torch.randn(8, 256, 16, 16), torch.device("cuda")
+    exact, errors = model.double()(images.double()), {}
+    for name in ("float32", "tf32") if torch.cuda.get_device_capability() >= (8, 0) else ("float32",):
+        with torch.inference_mode(), computing(name, device):
+            found = model.float().to(device)(images.to(device))
+        errors[name] = float((found.cpu().double() - exact).abs().max())
+    assert errors["float32"] < 1e-5
+    assert errors.get("tf32", 1.0) > 10 * errors["float32"]
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # torch's default
+
+
+def test_memory_is_torchs_and_the_rest_and_too_little_is_one_line():
+    memory = MemoryUse(DistEnv(kind="gpu"))
+    held = torch.empty(32 * 10**6, dtype=torch.uint8, device="cuda")
+    assert memory.read().mb >= held.nbytes / 1e6
+    assert memory.rest_mb > 0  # CUDA's own at least
+    with pytest.raises(RunError, match="out of memory; use smaller batches"):
+        with computing("float32", torch.device("cuda")):
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
 
 def test_every_gpu_has_a_name_of_its_own():
