@@ -39,6 +39,10 @@ _SEGMENTS_IN_CACHE = 3
 class Batch:
     """Images and labels of one step.
 
+    On a GPU the images are ready on the CUDA stream that was current when the batch was yielded. If another
+    stream reads them, call `other.wait_stream(current)` first, and `current.wait_stream(other)` before the
+    batch is dropped. `record_stream` has no effect, as the memory is DALI's and not of torch's allocator.
+
     Attributes:
         images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops, on the placement's device.
         labels: int64 (B,), on the CPU.

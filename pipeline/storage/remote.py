@@ -4,6 +4,7 @@ Credentials and endpoints come from the environment variables and files that the
 and Google Cloud Storage write objects atomically. Each stored object is compared with the uploaded file.
 """
 
+import base64
 import hashlib
 import io
 import tempfile
@@ -191,9 +192,11 @@ class RemoteStore(Store):
             return False
         with file.open("rb") as data:
             md5 = hashlib.file_digest(data, lambda: hashlib.md5(usedforsecurity=False))
-        if str(details.get("ETag", "")).strip('"') == md5.hexdigest():
+        if str(details.get("ETag", "")).strip('"') == md5.hexdigest():  # of S3
             return True
-        # The ETag is the MD5 only of objects that S3 got in one part; all others are downloaded again.
+        if str(details.get("md5Hash", "")) == base64.b64encode(md5.digest()).decode():  # of Google's
+            return True
+        # S3's ETag is the MD5 only of objects that came in one part; without one, download the object again.
         with self.as_local_path(name) as stored:
             return sha256_of(stored) == sha256_of(file)
 
