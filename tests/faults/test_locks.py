@@ -6,9 +6,12 @@ import signal
 import time
 
 import pytest
+from click.testing import CliRunner
 from helpers.conditions import ended, one_line, run, start
 from helpers.folders import tree, write_source
 from helpers.training_runs import command
+
+from cli.train import main
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +31,34 @@ def holder(folder, name="run.lock"):
         return 0
 
 
-def test_a_run_has_one_process_at_a_time(tiny_dataset, tmp_path):
+@pytest.fixture
+def begin():
+    """Start a command, which is killed at the end of the test if it still runs."""
+    started = []
+
+    def begin(*words):
+        started.append(start(*words))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def test_a_run_has_one_process_at_a_time(begin, tiny_dataset, tmp_path):
     out = tmp_path / "run"
-    train = ("alexnet-train", *command(tiny_dataset.root, out, epochs=100_000))
-    first = start(*train)
+    train = command(tiny_dataset.root, out, epochs=100_000, compile="false")
+    first = begin("alexnet-train", *train)
     wait_for((out / "last.pt").exists)
     os.killpg(first.pid, signal.SIGSTOP)  # it lives, though it stands still
-    beside = run(*train, "--resume")
-    assert beside.code == 2
+    beside = CliRunner().invoke(main, [*train, "--resume"])  # in this process, which starts quicker
+    assert beside.exit_code == 2
     one_line(beside.stderr, str(out), f"process {first.pid} on ", "(since ", "--take-over")
     assert holder(out) == first.pid
-    instead = run(*train, "--resume", "--take-over", "--steps", 1)
-    assert instead.code == 0, instead.stderr
+    instead = CliRunner().invoke(main, [*train, "--resume", "--take-over", "--steps", "1"])
+    assert instead.exit_code == 0, instead.stderr
     left = tree(out)
     os.killpg(first.pid, signal.SIGCONT)
     lost = ended(first)
@@ -49,10 +68,10 @@ def test_a_run_has_one_process_at_a_time(tiny_dataset, tmp_path):
     assert holder(out) == 0
 
 
-def test_slices_run_side_by_side_and_finish_waits_for_none(tmp_path):
+def test_slices_run_side_by_side_and_finish_waits_for_none(begin, tmp_path):
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
     shard = ("alexnet-prep", "shard", source, out, "--size", 48, "--shard-samples", 1, "--workers", 1)
-    slices = [start(*shard, "--task", f"{number}/3") for number in range(3)]
+    slices = [begin(*shard, "--task", f"{number}/3") for number in range(3)]
     own = ".work/task-0-of-3.lock"
     wait_for(lambda: holder(out, own) and any((out / "train").glob("*.tar")))
     os.kill(slices[0].pid, signal.SIGSTOP)
