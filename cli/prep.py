@@ -17,6 +17,7 @@ from cli.common.options import (
     workers_option,
 )
 from cli.common.outputs import OutputFile, check_outputs, force_option
+from cli.common.source_options import source_options, source_options_of
 from cli.common.streams import Group, writes_files
 
 _FOLDER = click.Path(path_type=Path)
@@ -31,13 +32,7 @@ def main() -> None:
 @main.command()
 @click.argument("source")
 @click.argument("out")
-@click.option(
-    "--layout",
-    type=click.Choice(["auto", "archives", "kaggle", "folders", "parquet", "webdataset"]),
-    default="auto",
-    show_default=True,
-    help="Layout of SOURCE; auto detects it.",
-)
+@source_options
 @click.option(
     "--size",
     default=256,
@@ -62,18 +57,6 @@ def main() -> None:
 )
 @click.option(
     "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
-)
-@click.option(
-    "--val-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share of each class to hold out for validation, where SOURCE has no validation split.",
-)
-@click.option(
-    "--seed",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Seed of the shuffle and of --val-fraction.",
 )
 @click.option(
     "--shard-samples",
@@ -112,11 +95,11 @@ def main() -> None:
     help="Replace the dataset, or the unfinished one, in OUT; other files there stay.",
 )
 @take_over_option
+@click.option("--dry-run", is_flag=True, help="List SOURCE and stop.")
 @one_line_errors
 def shard(
     source: str,
     out: str,
-    layout: str,
     max_bad: float,
     workers: int,
     engine: str,
@@ -125,15 +108,16 @@ def shard(
     scratch: Path | None,
     force: bool,
     take_over: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Convert the images in SOURCE to a dataset in OUT.
 
-    Both may be local folders or in a bucket (s3://, gs://). SOURCE holds ImageNet's archives as downloaded,
-    Kaggle's ImageNet folders, class folders ({train,val|validation,test}/CLASS/* or CLASS/*), Parquet files
-    from the Hugging Face hub, or WebDataset tars. Every image is decoded completely, scaled, cropped to its
-    center square, and written to the tars in shuffled order. To continue a stopped job, run the same command
-    again.
+    Both may be local folders or in a bucket (s3://, gs://). SOURCE holds images in class folders, tars or
+    zips; ImageNet's archives or Kaggle's tree as downloaded, unpacked or half unpacked; Parquet files from
+    the Hugging Face hub; or WebDataset tars; split by split. Every image is decoded completely, scaled,
+    cropped to its center square, and written to the tars in shuffled order. To continue a stopped job, run
+    the same command again.
     """
     from pipeline import (
         LocalExecutor,
@@ -152,6 +136,7 @@ def shard(
             f"--force with --task {task}: each task would remove the others' shards; remove {out} first"
         )
     writes_files()
+    read_with = source_options_of(options)
     settings = Options(**options)
     run: dict[str, Any] = {
         "executor": RayExecutor(ray_address, workers) if engine == "ray" else LocalExecutor(workers),
@@ -163,7 +148,7 @@ def shard(
         index, count = _numbers_in(task)
         with keeping(_again), progress_bar("preparing", "images") as show:
             shards = prepare_slice(
-                source, out, settings, index, count, layout=layout, on_progress=show, **run
+                source, out, settings, index, count, read_with=read_with, on_progress=show, **run
             )
         echo(
             f"{out}: task {index} of {count} done, {shards} shards; "
@@ -172,11 +157,13 @@ def shard(
         return
     started = time.perf_counter()
     open_output(out, source, force=force)  # refuses it before the source is listed, which may take minutes
-    found = read_source(source, layout, settings.val_fraction, settings.seed)
+    found = read_source(source, read_with)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
-    echo(f"{source}: {counts} images, {len(found.classes)} classes ({found.layout})")
-    for note in found.notes:
-        echo(f"note: {note}")
+    echo(f"{source}: {counts} images, {len(found.classes)} classes")
+    for note in (*found.notes, *found.left_out.notes()):
+        echo(note)
+    if dry_run:
+        return
     finished_before = not force and open_store(out).is_file("manifest.json")
     with keeping(_again), progress_bar("preparing", "images") as show:
         manifest = prepare(found, out, settings, on_progress=show, force=force, **run)

@@ -22,7 +22,7 @@ from .loader.views import (
 from .preview import draw_preview as draw_preview
 from .sharding.job import finish as finish, prepare as prepare, prepare_slice as prepare_slice
 from .sharding.plan import Options as Options
-from .sources.base import Source as Source
+from .sources.base import Source as Source, SourceOptions as SourceOptions
 from .sources.detection import read_source as read_source
 from .storage.open import open_store as open_store
 from .verification.adopt import adopt as adopt

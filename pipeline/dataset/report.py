@@ -1,4 +1,4 @@
-"""`report.csv`: one row per image that was skipped or repaired during preparation."""
+"""`report.csv`: one row per image that was skipped or repaired, and per file that was left out."""
 
 import csv
 import io
@@ -16,9 +16,9 @@ class ReportRow:
     """A row of report.csv.
 
     Attributes:
-        path: path of the image in the source.
-        reason: why it was skipped or repaired, one line.
-        action: "skipped" or "repaired".
+        path: path of the image in the source, or of a folder of files that were left out.
+        reason: why it was skipped, repaired or left out, one line.
+        action: "skipped", "repaired" or "left out".
     """
 
     path: str
@@ -34,7 +34,7 @@ def read_report(out: str | Path | Store) -> list[dict[str, str]]:
     """Read a dataset's `report.csv`.
 
     Returns:
-        The rows, each with the keys path, reason and action ("skipped" or "repaired").
+        The rows, each with the keys path, reason and action.
 
     Raises:
         FileNotFoundError: there is no report.

@@ -41,7 +41,7 @@ from pipeline.sharding.plan import (
 )
 from pipeline.sharding.result import finished, forget_skips
 from pipeline.sharding.task import ShardJob, run_shard, run_spool
-from pipeline.sources.base import Source
+from pipeline.sources.base import AS_FOUND, Source, SourceOptions
 from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
 from pipeline.storage.base import Store
@@ -82,7 +82,7 @@ def prepare(
         The manifest, also written to `out/manifest.json`.
 
     Raises:
-        UsageError: `out` holds other files, lies inside the source, or holds a job with another source,
+        UsageError: `out` holds other files, is the source, or holds a job with another source,
             option, seed or library version.
         LockedError: Another job or slice is working in `out`.
         TakenOverError: Another job has taken over `out`.
@@ -128,7 +128,7 @@ def prepare_slice(
     index: int,
     count: int,
     *,
-    layout: str = "auto",
+    read_with: SourceOptions = AS_FOUND,
     executor: Executor | None = None,
     max_bad: float = 0.01,
     on_progress: OnProgress = no_progress,
@@ -146,7 +146,7 @@ def prepare_slice(
         options: Size, quality, seed and limits.
         index: Number of this slice, 0..count-1.
         count: Number of slices.
-        layout: Layout of the source; see `read_source`.
+        read_with: How the source is read; see `read_source`.
         executor: See `prepare`.
         max_bad: Share of all images of the job, 0..1; the slice fails if it alone skips more.
         on_progress: Called with (images done, images in this slice).
@@ -171,11 +171,11 @@ def prepare_slice(
         _refuse_complete(store)  # by a `finish` that held the lock before
 
         def agree() -> None:
-            agreed_plan(store, read_source(origin.url, layout, options.val_fraction, options.seed), options)
+            agreed_plan(store, read_source(origin.url, read_with), options)
 
         make_plan_once(store, agree)
         plan = read_plan(store)
-        check_slice(store, plan, origin, options, layout)
+        check_slice(store, plan, origin, options, read_with)
         shards = plan.shards[index::count]
         forget_skips(store, shards)  # files may have been repaired before the task was submitted again
         job = _job(origin, store, plan, scratch, lease)

@@ -24,7 +24,7 @@ from pipeline.dataset.report import REPORT, ReportRow, report_csv
 from pipeline.dataset.shards import check_sizes
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
-from pipeline.sharding.plan import Options, Plan, refuse_difference
+from pipeline.sharding.plan import Options, Plan, read_left_out, refuse_difference, shown_options
 from pipeline.sharding.result import ShardResult, read_results
 from pipeline.sources.base import Source
 from pipeline.storage.base import Store
@@ -83,7 +83,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
         )
     if lease:
         lease.check()
-    out.write(REPORT, report_csv(report_rows))
+    out.write(REPORT, report_csv([*report_rows, *read_left_out(out)]))
     if bad:
         raise BadImagesError(_bad_message(out, plan, report_rows, max_bad))
     splits: dict[str, tuple[Shard, ...]] = {}
@@ -107,7 +107,11 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
         statistics=statistics_of(moments),
         seed=options.seed,
         source=SourceInfo(plan.layout, plan.fingerprint),
-        settings={name: value for name, value in asdict(options).items() if name not in _FIELDS},
+        settings={
+            name: value
+            for name, value in (shown_options(plan.read_with) | asdict(options)).items()
+            if name not in _FIELDS
+        },
         versions=plan.versions,
         mean_image_sha256=checksum,
     )
@@ -125,7 +129,7 @@ def merged(out: Store, source: Source, options: Options) -> Manifest:
     """
     manifest = read_manifest(out)
     made_with = manifest.settings | {name: field(manifest) for name, field in _FIELDS.items()}
-    wanted = asdict(options) | {"fingerprint": source.fingerprint()}
+    wanted = shown_options(source.options) | asdict(options) | {"fingerprint": source.fingerprint()}
     refuse_difference(wanted, made_with | {"fingerprint": manifest.source.fingerprint}, out)
     check_sizes(out, manifest.shards)
     return manifest

@@ -39,11 +39,11 @@ def open_output(out: str | Path, source: str | Path, *, force: bool = False) -> 
         force: Whether an earlier dataset in the folder is to be replaced.
 
     Raises:
-        UsageError: The output is a file or a dead link, holds files of others only, or lies inside the
-            source; or, with `force`, it holds tars that `stats` indexed.
+        UsageError: The output is a file or a dead link, holds files of others only, or is the source; or,
+            with `force`, it holds tars that `stats` indexed.
     """
     store, origin = absolute(open_store(out)), absolute(open_store(source))
-    _refuse_inside(store, origin)
+    _refuse_source(store, origin)
     if store.local is not None:
         refuse_dead_link(store.local)
         if store.local.exists() and not store.local.is_dir():
@@ -207,11 +207,11 @@ def _is_ours(out: Store) -> bool:
     return out.is_file(PLAN) or all(name in _FOLDERS or _FILES.fullmatch(name) for name in out.names(WORK))
 
 
-def _refuse_inside(out: Store, source: Store) -> None:
+def _refuse_source(out: Store, source: Store) -> None:
+    """Refuse the source as the output; a folder in it is fine, since listing a source leaves datasets out."""
     if out.local is None or source.local is None:
-        inside = out.url.startswith(source.url.rstrip("/") + "/") or out.url == source.url
+        same = out.url.rstrip("/") == source.url.rstrip("/")
     else:
-        below, above = out.local.resolve(), source.local.resolve()
-        inside = below == above or above in below.parents
-    if inside:
-        raise UsageError(f"output {out} lies inside the source {source}; choose another folder")
+        same = out.local.resolve() == source.local.resolve()
+    if same:
+        raise UsageError(f"output {out}: it is the source; choose another folder")

@@ -5,7 +5,7 @@ task reads only its own 2,000 samples and not ImageNet's 1.28 million.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,13 +14,16 @@ import msgspec
 
 from pipeline.arguments import COUNT, POSITIVE, SIZES, check_record
 from pipeline.dataset.manifest import ImageMode, to_json
+from pipeline.dataset.report import ReportRow
 from pipeline.dataset.work import WORK, versions
 from pipeline.errors import RunError, UsageError
-from pipeline.sources.base import FILE, UNKNOWN, Container, Sample, Source, shuffle_key
+from pipeline.sources.base import FILE, UNKNOWN, Container, Sample, Source, SourceOptions
+from pipeline.sources.subset import shuffle_key
 from pipeline.storage.base import ByteRange, Store, leads_out
 
 PLAN = f"{WORK}/plan.json"
 _SHARDS = f"{WORK}/plan"
+_LEFT_OUT = f"{_SHARDS}/left_out.json"
 
 # A tar of 2,000 ImageNet images at 256 px has some 50 MB: large enough to stream, small enough to
 # make again. Smaller datasets get smaller tars, so that shuffling the tars still shuffles the samples.
@@ -42,8 +45,7 @@ class Options:
         size: Shorter side of stored images, in pixels, 8..4096.
         keep_aspect: Keep the whole image instead of its center square.
         quality: JPEG quality, 1..100.
-        val_fraction: Share of each class that is moved to "val", in (0, 1), or None.
-        seed: Seed of the global shuffle and of the choice of validation images.
+        seed: Seed of the global shuffle.
         shard_samples: Samples per tar, or None to choose by the size of the split.
         max_megapixels: Images with more megapixels are skipped.
         exif_rotate: Rotate and flip images as their EXIF orientation says.
@@ -57,7 +59,6 @@ class Options:
     size: int = 256
     keep_aspect: bool = False
     quality: int = 95
-    val_fraction: float | None = None
     seed: int = 0
     shard_samples: int | None = None
     max_megapixels: float = 100.0
@@ -66,8 +67,6 @@ class Options:
 
     def __post_init__(self) -> None:
         check_record(self, size=SIZES, quality=(1, 100), shard_samples=COUNT, max_megapixels=POSITIVE)
-        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
-            raise UsageError(f"val_fraction is {self.val_fraction:g}, not between 0 and 1; 0.1 is usual")
         if self.keep_aspect and self.keep_original:
             raise UsageError(
                 "--keep-aspect scales images and --keep-original does not: give one of them, or neither"
@@ -110,7 +109,8 @@ class Plan:
     Attributes:
         options: Options of the preparation.
         source: Path or URL of the source.
-        layout: Name of the source's layout.
+        layout: Kind of the source; see `Source.layout`.
+        read_with: How the source was read.
         fingerprint: SHA-256 of the source's listing; see `Source.fingerprint`.
         classes: Id and name of each class, in label order.
         containers: Containers that the samples refer to.
@@ -121,6 +121,7 @@ class Plan:
     options: Options
     source: str
     layout: str
+    read_with: SourceOptions
     fingerprint: str
     classes: tuple[tuple[str, str], ...]
     containers: tuple[Container, ...]
@@ -158,6 +159,7 @@ def make_plan(source: Source, options: Options) -> tuple[Plan, list[ShardPlan]]:
         options=options,
         source=source.root,
         layout=source.layout,
+        read_with=source.options,
         fingerprint=source.fingerprint(),
         classes=tuple((c.id, c.name) for c in source.classes),
         containers=source.containers,
@@ -178,14 +180,14 @@ def agreed_plan(out: Store, source: Source, options: Options) -> Plan:
     """
     plan, shards = make_plan(source, options)
     if not out.is_file(PLAN):
-        store_plan(out, plan, shards)
+        store_plan(out, plan, shards, source.left_out.rows())
         return plan
     stored = read_plan(out)
     refuse_difference(identity(plan), identity(stored), out)
     return stored
 
 
-def check_slice(out: Store, plan: Plan, source: Store, options: Options, layout: str) -> None:
+def check_slice(out: Store, plan: Plan, source: Store, options: Options, read_with: SourceOptions) -> None:
     """Check that a slice has the source, options and library versions of the stored plan.
 
     The source is not listed again in every slice: a file that changed since is noticed by its size when it is
@@ -194,7 +196,7 @@ def check_slice(out: Store, plan: Plan, source: Store, options: Options, layout:
     Raises:
         UsageError: Something differs, or a container of the source has another size.
     """
-    refuse_difference(asdict(options) | versions(), identity(plan), out)
+    refuse_difference(shown_options(read_with) | asdict(options) | versions(), identity(plan), out)
     if source.url != plan.source:
         raise UsageError(f"{out}: was planned from {plan.source}, not {source.url}; name the same source")
     for container in plan.containers:
@@ -203,12 +205,13 @@ def check_slice(out: Store, plan: Plan, source: Store, options: Options, layout:
                 f"{source.url_of(container.path)}: {size:,} bytes, but {container.size:,} when it was "
                 "listed; restore it, or start again in another folder"
             )
-    if layout not in ("auto", plan.layout):
-        raise UsageError(f"{out}: was planned with --layout {plan.layout}, not {layout}")
 
 
-def store_plan(out: Store, plan: Plan, shards: list[ShardPlan]) -> None:
-    """Write each shard's samples, then the plan: if plan.json is there, everything is."""
+def store_plan(
+    out: Store, plan: Plan, shards: Sequence[ShardPlan], left_out: Sequence[ReportRow] = ()
+) -> None:
+    """Write each shard's samples, the rows of files left out, then the plan: if that is there, all is."""
+    out.write(_LEFT_OUT, msgspec.json.encode(left_out))
     for shard in shards:
         out.write(_shard_file(shard.name), msgspec.json.encode(shard))
     out.write(PLAN, to_json(plan))
@@ -227,6 +230,15 @@ def read_plan(out: Store) -> Plan:
     _refuse_outside(out, PLAN, [shard.name for shard in plan.shards])
     _refuse_outside(out, PLAN, [container.path for container in plan.containers])
     return plan
+
+
+def read_left_out(out: Store) -> list[ReportRow]:
+    """Read the rows for report.csv of the source's files that were left out.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    return _decode(out, _LEFT_OUT, list[ReportRow])
 
 
 def read_shard_plan(out: Store, name: str) -> ShardPlan:
@@ -293,12 +305,27 @@ def refuse_versions(out: Store, plan: Plan, found: Mapping[str, str], where: str
 
 def identity(plan: Plan) -> dict[str, Any]:
     """Return everything that the output's bytes depend on: options, fingerprint and versions, by name."""
-    return asdict(plan.options) | {"fingerprint": plan.fingerprint} | plan.versions
+    options = shown_options(plan.read_with) | asdict(plan.options)
+    return options | {"fingerprint": plan.fingerprint} | plan.versions
+
+
+def shown_options(read_with: SourceOptions) -> dict[str, Any]:
+    """Return how a source was read, by name; a list of classes by its length and a checksum.
+
+    The seed is left out: it is that of the `Options`.
+    """
+    found = asdict(read_with)
+    del found["seed"]
+    if read_with.classes is not None:
+        digest = hashlib.sha256("\n".join(read_with.classes).encode()).hexdigest()
+        found["classes"] = f"{len(read_with.classes)} classes ({digest[:12]})"
+    return found
 
 
 def _shown(name: str) -> str:
     """Return the name of an option on the command line, such as `--val-fraction`; versions keep theirs."""
-    return f"--{name.replace('_', '-')}" if name in Options.__dataclass_fields__ else name
+    known = Options.__dataclass_fields__.keys() | SourceOptions.__dataclass_fields__.keys()
+    return f"--{name.replace('_', '-')}" if name in known else name
 
 
 def _decode(out: Store, name: str, kind: type[Kind]) -> Kind:

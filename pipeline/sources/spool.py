@@ -1,31 +1,28 @@
 """Spooling: unpack containers without cheap random access, once, into flat files that allow it.
 
-A Parquet file's images go one after the other into NUMBER.bin, and a null as an image of 0 bytes; a
-compressed tar goes there decompressed. NUMBER.starts, written last, is a table of int64: the byte offset of
-each image (of a tar, only 0), and the size of NUMBER.bin, without which the container does not count as
-spooled. This needs about as much space as the images.
+The images of a Parquet file, or all members of a zip, go one after the other into NUMBER.bin, and a null as
+an image of 0 bytes; a compressed tar goes there decompressed. NUMBER.starts, written last, is a table of
+int64: the byte offset of each image (of a tar, only 0), and the size of NUMBER.bin, without which the
+container does not count as spooled. This needs about as much space as the images.
 """
 
 import fcntl
-import gzip
 import os
+import zipfile
 import zlib
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container
-from pipeline.sources.listers.hub import reading
+from pipeline.sources.opening import PACKED, PARQUET, ZIP, reading, unpacked
 from pipeline.storage.atomic import atomic_write, make_folder, write_bytes
 from pipeline.storage.base import ByteRange, Store
 
-_PARQUET = ".parquet"
-_PACKED = (".gz", ".tgz")
 _CHUNK = 2**20
 # Rows held in memory at a time; their images have 0.1 to 10 MB each.
 _ROWS = 16
@@ -33,8 +30,8 @@ _START = np.dtype(np.int64)
 
 
 def needs_spool(container: Container) -> bool:
-    """Whether a container must be spooled before random access: Parquet files and compressed tars."""
-    return container.path.lower().endswith((_PARQUET, *_PACKED))
+    """Whether a container must be spooled before random access: Parquet files, zips and compressed tars."""
+    return container.path.lower().endswith((PARQUET, ZIP, *PACKED))
 
 
 def spool(store: Store, number: int, container: Container, folder: Path) -> None:
@@ -61,10 +58,10 @@ def spool(store: Store, number: int, container: Container, folder: Path) -> None
             images, table = _files(folder, number)
             starts = array("q", [0])
             with atomic_write(images) as file:
-                for data in _rows(store, container) if _is_parquet(container) else _chunks(store, container):
+                for data in _rows(store, container) if _has_rows(container) else _chunks(store, container):
                     file.write(data)
                     starts.append(starts[-1] + len(data))
-            write_bytes(table, (starts if _is_parquet(container) else array("q", [0, starts[-1]])).tobytes())
+            write_bytes(table, (starts if _has_rows(container) else array("q", [0, starts[-1]])).tobytes())
 
 
 def spooled_span(folder: Path, number: int, container: Container, offset: int, size: int) -> ByteRange:
@@ -74,14 +71,14 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
         folder: Folder of the spooled files.
         number: Index of the container in the source's list.
         container: The container as it was listed.
-        offset: Row of the sample in a Parquet file; byte offset of its data in a tar.
-        size: Size of the sample in bytes; ignored for Parquet files, whose table holds it.
+        offset: Row of the sample in a Parquet file or zip; byte offset of its data in a tar.
+        size: Size of the sample in bytes; ignored for Parquet files and zips, whose table holds it.
 
     Raises:
-        UsageError: The Parquet file has no such row.
+        UsageError: The Parquet file or zip has no such row.
     """
     images, table = _files(folder, number)
-    if not _is_parquet(container):
+    if not _has_rows(container):
         return ByteRange(images.name, offset, size)
     with table.open("rb") as file:  # not kept open: there may be thousands
         file.seek(offset * _START.itemsize)
@@ -96,28 +93,8 @@ def spooled_span(folder: Path, number: int, container: Container, offset: int, s
     return ByteRange(images.name, start, end - start)
 
 
-@contextmanager
-def unpacked(store: Store, container: Container) -> Iterator[BinaryIO]:
-    """Open a tar for reading; one named .gz or .tgz is decompressed on the fly.
-
-    Raises:
-        UsageError: The tar is missing or damaged.
-        RunError: The tar cannot be read.
-    """
-    packed = container.path.lower().endswith(_PACKED)
-    with (
-        reading(store.url_of(container.path), "gzip file", EOFError, zlib.error),
-        store.open(container.path) as file,
-    ):
-        if not packed:
-            yield file
-            return
-        with gzip.GzipFile(fileobj=file, mode="rb") as content:
-            yield cast(BinaryIO, content)
-
-
-def _is_parquet(container: Container) -> bool:
-    return container.path.lower().endswith(_PARQUET)
+def _has_rows(container: Container) -> bool:
+    return container.path.lower().endswith((PARQUET, ZIP))
 
 
 def _files(folder: Path, number: int) -> tuple[Path, Path]:
@@ -147,10 +124,20 @@ def _check_unchanged(store: Store, container: Container) -> None:
 
 
 def _rows(store: Store, container: Container) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a Parquet file's images, in row order.
+    """Yield the bytes of a Parquet file's images in row order, or of a zip's members.
 
     It is a generator so that errors of writing the spooled file are not reported as damage of this one.
     """
+    if container.path.lower().endswith(ZIP):
+        url = store.url_of(container.path)
+        with store.open(container.path, read_ahead=False) as file:
+            with reading(url, "zip file", zipfile.BadZipFile, zlib.error, EOFError):
+                archive = zipfile.ZipFile(file)
+            for member in archive.infolist():
+                with reading(url, "zip file", zipfile.BadZipFile, zlib.error, EOFError):
+                    data = archive.read(member)
+                yield data
+        return
     from pipeline.sources.listers.parquet_file import columns_of, leaf, opened
 
     with opened(store, container, in_order=True) as parquet:

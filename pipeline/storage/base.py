@@ -82,7 +82,8 @@ class Store(ABC):
     def walk(self, folder: str = "") -> tuple[list[File], list[str]]:
         """List all files and all folders at any depth below `folder`.
 
-        Names with a leading dot are left out. Symbolic links are followed, but not in circles.
+        Folders with a leading dot are listed, but not what is in them. Symbolic links are followed, but not
+        in circles; a link to nowhere is a file of size -1.
 
         Returns:
             The files and the folders, with paths relative to the store's root.

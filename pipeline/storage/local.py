@@ -52,12 +52,15 @@ class LocalStore(Store):
             if real in above:  # a symbolic link to a folder above
                 return
             with os.scandir(self.local / prefix) as entries:
-                visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-            for entry in visible:
+                found = sorted(entries, key=lambda e: e.name)
+            for entry in found:
                 path = prefix + entry.name
                 if entry.is_dir():
                     folders.append(path)
-                    add(f"{path}/", above | {real})
+                    if not entry.name.startswith("."):
+                        add(f"{path}/", above | {real})
+                elif entry.is_symlink() and not Path(entry.path).exists():
+                    files.append(File(path, -1))
                 elif stat.S_ISREG((status := entry.stat()).st_mode):  # reading a named pipe would never end
                     files.append(File(path, status.st_size))
 

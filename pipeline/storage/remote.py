@@ -90,8 +90,8 @@ class RemoteStore(Store):
         files, folders = [], []
         for path, details in sorted(found.items()):
             name = path[len(self._root) :].strip("/")
-            if name in ("", folder) or any(part.startswith(".") for part in name.split("/")):
-                continue
+            if name in ("", folder) or "/." in f"/{name.rpartition('/')[0]}":
+                continue  # what is in a folder with a leading dot
             if details["type"] == "directory":
                 folders.append(name)
             elif not path.endswith("/"):

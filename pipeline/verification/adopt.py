@@ -27,8 +27,8 @@ from pipeline.errors import RunError, UsageError
 from pipeline.executors.base import Executor
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
 from pipeline.progress import OnProgress, no_progress
-from pipeline.sources.base import Sample, Source, build_source
-from pipeline.sources.listers import webdataset
+from pipeline.sources.base import Sample, Source, SourceOptions
+from pipeline.sources.detection import read_source
 from pipeline.storage.atomic import sha256_of, write_array, write_bytes
 from pipeline.storage.base import ByteRange
 from pipeline.storage.open import open_store
@@ -73,7 +73,7 @@ def adopt(
     Raises:
         UsageError: The folder is in a bucket, is a dataset already, cannot be written or holds no tars; tars
             are damaged or compressed; labels are strings or leave gaps. See also
-            `pipeline.sources.listers.webdataset.list_samples`.
+            `pipeline.sources.detection.read_source`.
         RunError: Too many bad images, a class or split that has no images left, or a failed write.
     """
     source, tars = _listed(folder)
@@ -132,7 +132,7 @@ def _listed(folder: str | Path) -> tuple[Source, list[ExternalTar]]:
             )
     if REPORT in store.names() and not store.read(ByteRange(REPORT)).startswith(",".join(COLUMNS).encode()):
         raise UsageError(f"{folder}: has a {REPORT} of another kind, which would be replaced; move it away")
-    source = build_source(store.url, webdataset.list_samples(store))
+    source = read_source(folder, SourceOptions(layout="webdataset"))
     tars = _tars(store.local.absolute(), source)
     for tar in tars:
         beside = (tar.root / tar.name).parent

@@ -37,9 +37,10 @@ def test_help_and_version_import_nothing_heavy():
 OPTIONS = {
     "prep shard": (
         prep.commands["shard"],
-        "source out --layout --size --quality --keep-aspect --keep-original --exif-rotate --val-fraction "
-        "--seed --shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch "
-        "--force --take-over",
+        "source out --layout --splits --labels --path-column --label-column --classes --val-fraction "
+        "--max-per-class --fraction --seed --size --quality --keep-aspect --keep-original --exif-rotate "
+        "--shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch "
+        "--force --take-over --dry-run",
     ),
     "prep finish": (prep.commands["finish"], "out --max-bad --take-over"),
     "prep verify": (prep.commands["verify"], "out --fast --workers"),

@@ -56,7 +56,7 @@ def source(tmp_path):
 def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
-    images = ("6 train, 2 val images, 2 classes (folders)", "train: 6 images in 1 shards")
+    images = ("6 train, 2 val images, 2 classes", "train: 6 images in 1 shards")
     succeeds(run(*command), *images)
     before = times(out)
     succeeds(run(*command), *images, "complete already")

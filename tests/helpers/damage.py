@@ -36,7 +36,7 @@ def problems(folder, **settings):
 
 def prepared(source, out, **options):
     settings = Options(size=SIZE, shard_samples=5, **options)
-    prepare(read_source(source, "folders"), out, settings, executor=INLINE)
+    prepare(read_source(source), out, settings, executor=INLINE)
     return out
 
 

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import re
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.sources.labelers.wnids import WNID
 from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
 
@@ -23,8 +23,6 @@ META = "data/meta.mat"
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 """Path of the validation labels in the devkit's folder: line i, from 1 on, holds the ILSVRC2012_ID of
 `ILSVRC2012_val_{i:08d}`."""
-WNID = re.compile(r"n[0-9]{8}")
-"""A WordNet id, such as n01440764: ImageNet's name of a class."""
 
 # MD5 of the archive that the ImageNet project distributes; torchvision's datasets/imagenet.py has it too.
 _AGAIN = "download ILSVRC2012_devkit_t12.tar.gz again (its MD5 is fa75699e90414af021442c21a62c3abf)"
@@ -116,6 +114,20 @@ def read_small(store: Store, name: str) -> bytes:
     except OSError as error:
         reason = error.strerror or error
         raise UsageError(f"cannot read {store.url_of(name)}: {reason}; check its permissions") from error
+
+
+def read_text(store: Store, name: str) -> str:
+    """Return the text of a label file.
+
+    Raises:
+        UsageError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        return read_small(store, name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{store.url_of(name)}: not UTF-8 text (byte {error.start:,}); download it again"
+        ) from error
 
 
 def _unpack(archive: bytes, url: str) -> tuple[bytes, bytes]:

@@ -5,11 +5,14 @@ import io
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.sources.labelers.devkit import DEVKIT, META, WNID, read_devkit, read_small
+from pipeline.sources.labelers.devkit import DEVKIT, META, read_devkit, read_text
+from pipeline.sources.labelers.wnids import WNID
 from pipeline.storage.base import Store
 
 MAPPING = "LOC_synset_mapping.txt"
 """Kaggle's file of class names, with lines such as `n01440764 tench, Tinca tinca`."""
+WORDS = "words.txt"
+"""Tiny ImageNet's file of class names: a WNID, a tab and its words a line."""
 SOLUTION = "LOC_val_solution.csv"
 """Kaggle's file of validation labels, with columns `ImageId,PredictionString`; the latter starts with the
 WNID."""
@@ -38,7 +41,7 @@ def read_labels(
         UsageError: A file cannot be read, is damaged or contradicts itself; there are validation images but
             no labels; a label file lacks an image or a class; two label files disagree.
     """
-    mapping = _first(store, folders, [MAPPING])
+    mapping = _first(store, folders, [MAPPING, WORDS])
     names = read_mapping(store, mapping) if mapping else {}
     tables: dict[str, dict[str, str]] = {}
     kit = _first(store, folders, _KITS)
@@ -97,8 +100,8 @@ def read_mapping(store: Store, name: str) -> dict[str, str]:
         UsageError: The file cannot be read, is not UTF-8, or names a class twice.
     """
     names: dict[str, str] = {}
-    for number, line in enumerate(_text(store, name).splitlines(), 1):
-        class_id, _, words = line.strip().partition(" ")
+    for number, line in enumerate(read_text(store, name).splitlines(), 1):
+        class_id, _, words = line.strip().replace("\t", " ", 1).partition(" ")
         if class_id in names:
             raise UsageError(
                 f"{store.url_of(name)}: line {number:,} names {class_id} a second time; keep one of the lines"
@@ -115,7 +118,7 @@ def read_solution(store: Store, name: str) -> dict[str, str]:
         UsageError: The file cannot be read, is no such CSV, or gives an image two classes.
     """
     url, again = store.url_of(name), "get the file from Kaggle again"
-    rows = csv.reader(io.StringIO(_text(store, name)), strict=True)
+    rows = csv.reader(io.StringIO(read_text(store, name)), strict=True)
     table: dict[str, str] = {}
     try:
         if [column.strip() for column in next(rows, [])] != ["ImageId", "PredictionString"]:
@@ -137,12 +140,3 @@ def read_solution(store: Store, name: str) -> dict[str, str]:
 def _first(store: Store, folders: Sequence[str], names: Sequence[str]) -> str | None:
     paths = (f"{folder}/{name}".lstrip("/") for folder in folders for name in names)
     return next((path for path in paths if store.is_file(path)), None)
-
-
-def _text(store: Store, name: str) -> str:
-    try:
-        return read_small(store, name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{store.url_of(name)}: not UTF-8 text (byte {error.start:,}); download it again"
-        ) from error

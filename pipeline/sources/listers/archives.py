@@ -1,101 +1,197 @@
-"""Lister of ILSVRC 2012's archives as downloaded; they are read in place and never extracted."""
+"""Lister of tars and zips: their images, by folder, and the labels that lie beside images.
 
-from collections.abc import Iterable, Iterator
+Tars are read in place and never extracted. Tars inside of a tar, such as the class tars of ImageNet's
+training archive, are folders of it. A tar with labels beside its images is a WebDataset tar; `webdataset`
+beside this module says which members are one sample.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
-from pipeline.sources.base import Container, Entry, Listing, is_image, note_left_out, stem_of
-from pipeline.sources.labelers.devkit import WNID
-from pipeline.sources.labelers.imagenet import read_labels
+from pipeline.sources.base import Container, Image, Label, is_image
+from pipeline.sources.listers.webdataset import (
+    LABELS,
+    SamplePart,
+    label_of,
+    part_of,
+    samples_of,
+    with_content,
+)
+from pipeline.sources.opening import ZIP, reading, unpacked
 from pipeline.storage.base import Store
 
-TRAIN = "ILSVRC2012_img_train.tar"
-"""The training archive: a tar of one tar for each class, nXXXXXXXX.tar, which holds the class's images."""
-VAL = "ILSVRC2012_img_val.tar"
-"""The validation archive: a tar of images, ILSVRC2012_val_XXXXXXXX.JPEG."""
-# MD5 of the files that the ImageNet project distributes; torchvision's datasets/imagenet.py has the same.
-_MD5 = {TRAIN: "1d675b47d978889d74fa0da5fadfb00e", VAL: "29b22e2961454d5413ddabcf34fc5622"}
-_AGAIN = {name: f"download {name} again (its MD5 is {md5})" for name, md5 in _MD5.items()}
+# ImageNet's archives: what to do about a damaged one. Their MD5 sums are those of image-net.org's download
+# page; torchvision's datasets/imagenet.py has them too.
+_SUMS = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
 
 
-def detect(store: Store) -> bool:
-    """Whether the root holds the training archive, or the validation archive without training folders."""
-    return store.is_file(TRAIN) or (store.is_file(VAL) and not {"train", "ILSVRC"} & store.names())
+@dataclass
+class Archive:
+    """Content of an archive.
+
+    Attributes:
+        folders: Path of a folder, with the archive's in front → its images without labels.
+        labeled: Images with labels of their own.
+        labels: Key of a sample → its label, for labels without an image in this archive.
+        archives: Path of this archive, and of the tars in it.
+        others: Paths of the other members.
+    """
+
+    folders: dict[str, list[Image]] = field(default_factory=dict)
+    labeled: list[Image] = field(default_factory=list)
+    labels: dict[str, Label] = field(default_factory=dict)
+    archives: set[str] = field(default_factory=set)
+    others: list[str] = field(default_factory=list)
+
+    def add(self, container: Container, image: Image) -> None:
+        """Add an image without a label to its folder."""
+        folder = image.path.rpartition("/")[0]
+        self.folders.setdefault(f"{container.path}/{folder}" if folder else container.path, []).append(image)
 
 
-def list_samples(store: Store) -> Listing:
-    """List both archives; the devkit or Kaggle's CSV beside them gives the validation images their labels.
+def read_archive(store: Store, container: Container, number: int) -> Archive:
+    """List a tar or zip.
 
-    The training archive is container 0 and the validation archive container 1; the entries' byte offsets
-    count from the start of these files.
+    Args:
+        store: The source.
+        container: The archive.
+        number: Index of the container in the source's list.
 
     Raises:
-        UsageError: No training archive; a damaged archive or label file; validation images without a label;
-            label files that contradict the archives or each other.
+        UsageError: The archive is damaged; see also `pipeline.sources.listers.webdataset.label_of`.
+        RunError: It cannot be read.
     """
-    if not store.is_file(TRAIN):
-        raise UsageError(f"source {store}: found no {TRAIN}; put it beside {VAL} and the devkit")
-    notes: list[str] = []
-    train, classes = _read_train(store, notes)
-    entries, containers = {"train": train}, [Container(TRAIN, store.size(TRAIN))]
-    images: list[Member] = []
-    url = store.url_of(VAL)
-    if store.is_file(VAL):
-        with store.open(VAL) as file:
-            images, others = _images(scan(file, url, remedy=_AGAIN[VAL]))
-        if not images:
-            raise UsageError(f"{url}: holds no images; {_AGAIN[VAL]}, or remove it")
-        note_left_out(notes, VAL, others, "member", "image")
-        containers.append(Container(VAL, store.size(VAL)))
-    stems = [stem_of(name) for name, _, _ in images]
-    names, ids = read_labels(store, [""], store.url_of(TRAIN), classes, url, stems)
-    if images:
-        entries["val"] = [
-            Entry(name, class_id, size, 1, offset)
-            for (name, offset, size), class_id in zip(images, ids, strict=True)
-        ]
-    return Listing("archives", entries, tuple(containers), names, tuple(sorted(classes | set(ids))), notes)
+    if container.path.lower().endswith(ZIP):
+        return _read_zip(store, container, number)
+    archive = Archive(archives={container.path})
+    url = store.url_of(container.path)
+    sum_of = _SUMS.get(container.path.rpartition("/")[2])
+    remedy = "download it again" + (f" (its MD5 is {sum_of})" if sum_of else "")
+    found: list[Member | SamplePart] = []
+    with unpacked(store, container) as file:
+        found.extend(_members(file, url, remedy, archive, container))
+    if any(isinstance(item, SamplePart) for item in found):
+        _add_samples(archive, container, number, url, found)
+    else:
+        for name, offset, size in found:  # type: ignore[misc]  # members alone
+            archive.add(container, Image(name, size, number, offset))
+    return archive
 
 
-def _read_train(store: Store, notes: list[str]) -> tuple[list[Entry], set[str]]:
-    """Return the training images, and the ids of all classes, including those without images."""
-    url = store.url_of(TRAIN)
-    entries: list[Entry] = []
-    classes: set[str] = set()
-    others = 0
-    with store.open(TRAIN) as file:
-        for tar in _visible(scan(file, url, remedy=_AGAIN[TRAIN])):
-            class_id, _, suffix = tar.name.rpartition("/")[2].partition(".")
-            if suffix != "tar":
-                others += 1
-                continue
-            if class_id in classes or not WNID.fullmatch(class_id):
-                reason = "is there twice" if class_id in classes else "is not named nXXXXXXXX.tar"
-                raise UsageError(
-                    f"{url}: member {tar.name} at offset {tar.offset:,} {reason}; {_AGAIN[TRAIN]}"
-                )
-            classes.add(class_id)
-            inner = scan(file, f"{url} (in {tar.name})", tar.offset, tar.offset + tar.size, _AGAIN[TRAIN])
-            images, skipped = _images(inner)
-            others += skipped
-            entries += (
-                Entry(f"{tar.name}/{name}", class_id, size, 0, offset) for name, offset, size in images
+def _members(
+    file: BinaryIO,
+    url: str,
+    remedy: str,
+    archive: Archive,
+    container: Container,
+    inside: str = "",
+    start: int = 0,
+    end: int | None = None,
+) -> Iterator[Member | SamplePart]:
+    """Yield a tar's images, and the labels with their bytes; a tar inside of it is a folder of it."""
+    for member in scan(file, f"{url} (in {inside})" if inside else url, start, end, remedy):
+        name = member.name
+        if "/." in f"/{name}":  # hidden files, such as the ._NAME that macOS's tar adds to each file
+            continue
+        path = f"{inside}/{name}" if inside else name
+        if is_image(name):
+            yield member._replace(name=path) if inside else member
+        elif name.endswith(".tar"):
+            if f"{container.path}/{path}" in archive.archives:
+                raise UsageError(f"{url}: member {name} at offset {member.offset:,} is there twice; {remedy}")
+            archive.archives.add(f"{container.path}/{path}")
+            yield from _members(
+                file, url, remedy, archive, container, path, member.offset, member.offset + member.size
             )
-    if not classes:
-        raise UsageError(
-            f"{url}: holds {others:,} files, but no tar of a class (nXXXXXXXX.tar); {_AGAIN[TRAIN]}"
-        )
-    note_left_out(notes, TRAIN, others, "member", "image")
-    return entries, classes
+        elif name.lower().endswith(LABELS) and (part := part_of(member)):
+            yield with_content(file, part, url)
+        else:
+            archive.others.append(path)
 
 
-def _images(members: Iterable[Member]) -> tuple[list[Member], int]:
-    """Return the images among the members, and the number of other members."""
-    visible = list(_visible(members))
-    images = [member for member in visible if is_image(member.name)]
-    return images, len(visible) - len(images)
+def _add_samples(
+    archive: Archive, container: Container, number: int, url: str, found: list[Member | SamplePart]
+) -> None:
+    """Join images and labels: members of one sample that lie side by side, then those with one key."""
+    unlabeled: dict[str, Image] = {}
+    parts = (item if isinstance(item, SamplePart) else part_of(item) for item in found)
+    for sample in samples_of(part for part in parts if part):
+        label = label_of(sample, url)
+        part = sample.get("image")
+        if part is None:
+            if label is not None:
+                archive.labels[next(iter(sample.values())).key] = label
+            continue
+        name, offset, size = part.member
+        image = Image(name, size, number, offset, label)
+        if label is None:
+            unlabeled[part.key] = image
+        else:
+            archive.labeled.append(image)
+    for key, image in unlabeled.items():
+        if key in archive.labels:
+            image.label = archive.labels.pop(key)
+            archive.labeled.append(image)
+        elif archive.labeled:
+            archive.labeled.append(image)  # `to_classes` refuses a split that has labels for a part only
+        else:
+            archive.add(container, image)
 
 
-def _visible(members: Iterable[Member]) -> Iterator[Member]:
-    """Leave out hidden files, as listing a folder does: macOS's tar adds a `._NAME` to each file."""
-    return (member for member in members if "/." not in f"/{member.name}")
+class LabelPool:
+    """Joins the images of one tar and the labels of another by the samples' keys."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, tuple[Label, str]] = {}
+
+    def add(self, archive: Archive, url: str) -> None:
+        """Remember the labels of an archive that have no image in it."""
+        self._labels |= {key: (label, url) for key, label in archive.labels.items()}
+
+    def join(self, folders: dict[str, list[Image]], labeled: dict[str, list[Image]]) -> None:
+        """Move the folders whose images have labels now from `folders` to `labeled`.
+
+        Raises:
+            UsageError: A label has no image.
+        """
+        for folder in list(folders) if self._labels else ():
+            parts = [part_of(Member(image.path, 0, 0)) for image in folders[folder]]
+            keys = [part.key if part else "" for part in parts]
+            if not any(key in self._labels for key in keys):
+                continue
+            for image, key in zip(folders[folder], keys, strict=True):
+                image.label = self._labels.pop(key, (None, ""))[0]
+            labeled.setdefault(folder, []).extend(folders.pop(folder))
+        if self._labels:
+            key, (_, url) = next(iter(self._labels.items()))
+            count = len(self._labels) - 1
+            others = f", and {count:,} more labels have none" if count else ""
+            raise UsageError(
+                f"{url}: {key} has a label and no image{others}; add images or remove the labels"
+            )
+
+
+def _read_zip(store: Store, container: Container, number: int) -> Archive:
+    """List a zip: an image's offset is its number among the zip's members."""
+    archive = Archive(archives={container.path})
+    url = store.url_of(container.path)
+    with reading(url, "zip file", zipfile.BadZipFile), store.open(container.path, read_ahead=False) as file:
+        members = zipfile.ZipFile(file).infolist()
+    for row, member in enumerate(members):
+        name = member.filename
+        if member.is_dir() or "/." in f"/{name}" or name.startswith("__MACOSX/"):
+            continue
+        if member.flag_bits & 1:
+            raise UsageError(f"{url}: {name} is encrypted; unpack the archive and name the folder")
+        if is_image(name):
+            archive.add(container, Image(name, member.file_size, number, row))
+        else:
+            archive.others.append(name)
+    return archive

@@ -2,7 +2,8 @@
 
 Its columns are
 
-- `image` or `img`: struct{bytes, path}, or the bytes alone; or flat columns `image.bytes` and `image.path`;
+- `image`, `img` or `jpg`: struct{bytes, path}, or the bytes alone; or flat columns `image.bytes` and
+  `image.path`;
 - `label`, `labels` or `fine_label`: an integer or a string.
 """
 
@@ -15,10 +16,10 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Container
-from pipeline.sources.listers.hub import reading
+from pipeline.sources.opening import reading
 from pipeline.storage.base import Store
 
-_IMAGES = ("image", "img")
+_IMAGES = ("image", "img", "jpg")
 _LABELS = ("label", "labels", "fine_label")
 # Some writers put the whole file into one row group: large columns are read page by page, through a buffer
 # of this many bytes.
@@ -89,6 +90,11 @@ def columns_of(schema: Any, url: str) -> Columns:
     if not (_is_text(kind) or kinds.is_integer(value)):
         raise UsageError(f"{url}: column {label} is {_shown(kind)}; it must hold integers or strings")
     return Columns(*image, label)
+
+
+def has_images(schema: Any) -> bool:
+    """Whether a pyarrow schema has a column of images."""
+    return any(_image(schema, name) for name in _IMAGES)
 
 
 def leaf(batch: Any, path: str) -> Any:

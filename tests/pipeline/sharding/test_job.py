@@ -39,6 +39,7 @@ from PIL import Image
 from pipeline import (
     LocalExecutor,
     Options,
+    SourceOptions,
     adopt,
     finish,
     prepare,
@@ -48,7 +49,7 @@ from pipeline import (
     read_source,
 )
 from pipeline.errors import RunError
-from pipeline.sharding.plan import make_plan, read_plan, store_plan
+from pipeline.sharding.plan import make_plan, read_plan, shown_options, store_plan
 from pipeline.sharding.task import ShardJob, run_shard
 from pipeline.storage.locks import LockedError, locked
 from pipeline.storage.open import open_store
@@ -57,8 +58,7 @@ OPTIONS = Options(size=SIZE, shard_samples=5)
 
 
 def make(source, out, options=OPTIONS, executor=INLINE, **settings):
-    found = read_source(source, "auto", options.val_fraction, options.seed)
-    return prepare(found, out, options, executor=executor, **settings)
+    return prepare(read_source(source), out, options, executor=executor, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_the_manifest_describes_what_is_on_disk(source, whole):
     assert manifest["label_width"] == 4
     assert manifest["seed"] == 0
     fingerprint = read_source(source).fingerprint()
-    assert manifest["source"] == {"layout": "folders", "fingerprint": fingerprint}
-    settings = {"val_fraction": None, "shard_samples": 5, "max_megapixels": 100.0, "exif_rotate": False}
-    assert manifest["settings"] == settings
+    assert manifest["source"] == {"layout": "images", "fingerprint": fingerprint}
+    settings = {"shard_samples": 5, "max_megapixels": 100.0, "exif_rotate": False}
+    assert manifest["settings"] == shown_options(SourceOptions()) | settings
 
 
 def test_a_dataset_that_keeps_aspect_ratios_has_no_mean_image(tmp_path):
@@ -321,12 +321,17 @@ def test_odd_names_and_files_too_large_reach_the_report_and_pipes_are_left_out(t
 # Output folders
 
 
-def test_an_output_inside_the_source_is_refused(source, tmp_path):
+def test_the_source_as_output_is_refused(source, tmp_path):
     (tmp_path / "link").symlink_to(source)
-    before = tree(source)
-    for out in (source, source / "out", source / "train" / "ant" / "deep", tmp_path / "link" / "out"):
-        refused(lambda out=out: make(source, out), f"output {out} lies inside the source {source}")
-    assert tree(source) == before
+    for out in (source, tmp_path / "link"):
+        refused(lambda out=out: make(source, out), f"output {out}: it is the source")
+
+
+def test_an_output_inside_the_source_is_no_part_of_it(source, whole, tmp_path):
+    inside = shutil.copytree(source, tmp_path / "source")
+    for _ in range(2):  # the second time the dataset is there already
+        make(inside, inside / "shards")
+    assert tree(inside / "shards") == tree(whole)
 
 
 @pytest.mark.parametrize(

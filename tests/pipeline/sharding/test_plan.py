@@ -18,7 +18,7 @@ from pipeline.sharding.plan import (
     refuse_difference,
     store_plan,
 )
-from pipeline.sources.base import UNKNOWN, Container, Sample, Source
+from pipeline.sources.base import UNKNOWN, Container, Sample, Source, SourceOptions
 from pipeline.sources.detection import read_source
 from pipeline.storage.open import open_store
 
@@ -138,7 +138,7 @@ def test_the_plan_is_written_after_its_shards(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(out, "write", lambda name, data: written.append(name))
     store_plan(out, *make_plan(source(3, 2), Options(shard_samples=1)))
-    assert len(written) == 6
+    assert len(written) == 7
     assert written[-1] == ".work/plan.json"
 
 
@@ -175,7 +175,7 @@ def test_a_plan_that_leads_out_of_its_folders_is_refused(tmp_path, file, good, b
 def test_a_stored_plan_is_kept_for_the_same_input(tmp_path):
     out = open_store(tmp_path)
     stored = agreed_plan(out, source(3), Options(seed=1))
-    moved = Source("elsewhere", "folders", source(3).classes, source(3).splits)
+    moved = Source("elsewhere", "images", source(3).classes, source(3).splits)
     assert agreed_plan(out, moved, Options(seed=1)) == stored == read_plan(out)
 
 
@@ -183,7 +183,6 @@ OTHERS = {
     "size": (64, "--size was 256, now 64"),
     "keep_aspect": (True, "--keep-aspect was False, now True"),
     "quality": (90, "--quality was 95, now 90"),
-    "val_fraction": (0.1, "--val-fraction was None, now 0.1"),
     "seed": (3, "--seed was 0, now 3"),
     "shard_samples": (9, "--shard-samples was None, now 9"),
     "max_megapixels": (1.5, "--max-megapixels was 100.0, now 1.5"),
@@ -198,6 +197,21 @@ def test_each_option_that_differs_is_named(name, tmp_path):
     out = open_store(tmp_path)
     agreed_plan(out, source(3), Options())
     refused(lambda: agreed_plan(out, source(3), Options(**{name: value})), str(tmp_path), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "images"}, "--layout was auto, now images"),
+        ({"classes": ("a", "b")}, "--classes was None, now 2 classes ("),
+        ({"val_fraction": 0.5}, "--val-fraction was None, now 0.5"),
+    ],
+)
+def test_another_way_to_read_the_source_is_named(options, message, tmp_path):
+    out = open_store(tmp_path)
+    agreed_plan(out, source(3), Options())
+    other = replace(source(3), options=SourceOptions(**options))
+    refused(lambda: agreed_plan(out, other, Options()), message)
 
 
 def test_all_that_differs_is_named(tmp_path):

@@ -17,7 +17,7 @@ from helpers.folders import (
 from helpers.hub_files import as_parquet
 from helpers.inline import INLINE
 
-from pipeline import Options, finish, prepare, prepare_slice, read_source
+from pipeline import Options, SourceOptions, finish, prepare, prepare_slice, read_source
 from pipeline.errors import RunError
 from pipeline.sharding import job
 from pipeline.storage.locks import LockedError, TakenOverError, locked
@@ -130,7 +130,10 @@ def test_slices_of_another_job_are_refused(source, tmp_path):
     make_slice(source, out, OPTIONS, 0, 2)
     smaller = Options(size=32, shard_samples=5)
     refused(lambda: make_slice(source, out, smaller, 1, 2), "--size was 48, now 32")
-    refused(lambda: make_slice(source, out, OPTIONS, 1, 2, layout="kaggle"), "--layout folders, not kaggle")
+    read_with = SourceOptions(layout="classes")
+    refused(
+        lambda: make_slice(source, out, OPTIONS, 1, 2, read_with=read_with), "--layout was auto, now classes"
+    )
     other = write_source(tmp_path / "other", train=1, val=0)
     refused(lambda: make_slice(other, out, OPTIONS, 1, 2), f"was planned from {source}, not {other};")
 
@@ -200,7 +203,7 @@ def test_an_image_that_changes_between_slices_is_skipped_and_reported(tmp_path):
 def test_a_container_that_changed_since_is_refused(source, tmp_path):
     dataset = tmp_path / "tars"
     prepare(read_source(source), dataset, OPTIONS, executor=INLINE)
-    make_slice(dataset, tmp_path / "out", OPTIONS, 0, 2, layout="webdataset")
+    make_slice(dataset, tmp_path / "out", OPTIONS, 0, 2)
     tar = dataset / "train" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes() + bytes(10240))
     call = partial(make_slice, dataset, tmp_path / "out", OPTIONS, 1, 2)

@@ -14,12 +14,12 @@ from pipeline.images.statistics import Moments
 from pipeline.sharding.plan import Options, Plan, ShardPlan, store_plan
 from pipeline.sharding.result import finished, read_result
 from pipeline.sharding.task import ShardJob, run_shard
-from pipeline.sources.base import Container, Sample
+from pipeline.sources.base import AS_FOUND, Container, Sample
 from pipeline.storage.open import open_store
 
 TAR = "out/train/train-000000.tar"
 CLASSES = tuple((str(k), str(k)) for k in range(9))
-PLAN = Plan(Options(size=SIZE), "", "folders", "", CLASSES, (), versions(), ())
+PLAN = Plan(Options(size=SIZE), "", "images", AS_FOUND, "", CLASSES, (), versions(), ())
 
 
 def run(tmp_path, *files, split="train", plan=PLAN, **options):

@@ -2,33 +2,35 @@ import subprocess
 import sys
 
 import pytest
+from helpers.buckets import upload
 from helpers.folders import flat, is_root, place, refused
+from helpers.imagenet_files import contents, in_tree
+from helpers.source_layouts import write_layout
 
-from pipeline.sources.detection import LAYOUTS, read_source
+from pipeline.sources.detection import read_source
+
+pytestmark = pytest.mark.usefixtures("scipy_once")
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "it does not exist"), ("train.zip", "it is a file")]
+    ("name", "message"),
+    [("nowhere", "it does not exist"), ("train.7z", "it is a file"), ("cat.jpg", "it is one image")],
 )
 def test_a_source_that_is_no_folder(tmp_path, name, message):
-    place(tmp_path / "train.zip")
+    for file in ("train.7z", "cat.jpg"):
+        place(tmp_path / file)
     refused(lambda: read_source(tmp_path / name), f"source {tmp_path / name}: {message}")
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "folders"])
-def test_a_layout_that_is_not_there(tmp_path, layout):
-    refused(lambda: read_source(flat(tmp_path, ant=1, bee=1), layout), str(tmp_path))
-
-
-def test_a_layout_that_is_unknown(tmp_path):
-    refused(lambda: read_source(tmp_path, "os"), "layout is 'os'; did you mean")
-
-
-def test_the_options_of_the_validation_split_are_passed_on(tmp_path):
-    source = read_source(flat(tmp_path, ant=20, bee=20), "folders", 0.25, 3)
-    again = read_source(tmp_path, val_fraction=0.25, seed=4)
-    assert [len(source.splits[split]) for split in ("train", "val")] == [30, 10]
-    assert source.splits["val"] != again.splits["val"]
+@pytest.mark.parametrize("name", ["folders", "kaggle", "archives", "images.zip", "parquet", "webdataset"])
+def test_a_bucket_holds_the_same_as_the_folder(tree, s3, tmp_path, name):
+    root = write_layout(name, tmp_path / "source", tree)
+    upload(root, f"{s3}/some/prefix")
+    here, there = read_source(root), read_source(f"{s3}/some/prefix/")
+    assert (there.layout, there.splits, there.classes) == (here.layout, here.splits, here.classes)
+    assert (there.containers, there.fingerprint()) == (here.containers, here.fingerprint())
+    assert there.left_out.rows() == here.left_out.rows()
+    assert contents(there, tmp_path / "spool") == in_tree(tree)
 
 
 @pytest.mark.skipif(is_root(), reason="root may read anything")
@@ -41,7 +43,7 @@ def test_class_folders_need_none_of_the_heavy_libraries(tmp_path):
     flat(tmp_path, ant=1, bee=1)
     code = (
         "import sys; from pipeline import read_source; read_source(sys.argv[1]); "
-        "print(*{'scipy', 'pyarrow', 'fsspec', 'torch'} & set(sys.modules))"
+        "print(*{'scipy', 'pyarrow', 'fsspec', 'torch', 'webdataset'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -110,9 +110,7 @@ def test_many_stray_tars_are_counted(data):
 def test_a_link_to_nowhere_is_reported_and_the_check_goes_on(data):
     (data / TAR).unlink()
     (data / TAR).symlink_to(data / "gone")
-    found = problems(data)
-    assert found[TAR] == "missing"
-    assert "cannot read" in found["."]
+    assert problems(data)[TAR] == "missing"
 
 
 def test_a_broken_shard_does_not_hide_another(data):

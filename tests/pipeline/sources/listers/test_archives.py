@@ -1,7 +1,5 @@
-import shutil
-
 import pytest
-from helpers.folders import place, refused
+from helpers.folders import flat, place, refused
 from helpers.imagenet_files import (
     contents,
     in_tree,
@@ -10,13 +8,13 @@ from helpers.imagenet_files import (
     val_labels,
     write_archives,
     write_devkit,
-    write_folders,
     write_mapping,
     write_solution,
 )
+from helpers.source_layouts import zip_bytes
 
 from pipeline.dataset.manifest import ClassInfo
-from pipeline.sources.base import Container
+from pipeline.sources.base import Container, SourceOptions
 from pipeline.sources.detection import read_source
 
 pytestmark = pytest.mark.usefixtures("scipy_once")
@@ -28,11 +26,11 @@ KIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 @pytest.fixture
 def root(tmp_path, tree):
-    """Archives with a devkit beside them."""
+    """ImageNet's archives with a devkit beside them."""
     return write_archives(tmp_path / "archives", tree)
 
 
-# What is read
+# ImageNet's archives
 
 
 def test_places_in_the_outer_archive(root, tree):
@@ -43,7 +41,7 @@ def test_places_in_the_outer_archive(root, tree):
     assert {(s.path, s.container) for s in source.splits["val"]} == {
         (f"{stem}.JPEG", 1) for stem in val_labels(tree)
     }
-    assert source.notes == []
+    assert source.left_out.rows() == []
 
 
 def test_names_come_from_the_mapping_else_from_the_devkit_else_they_are_wnids(root, tree):
@@ -64,78 +62,22 @@ def test_training_alone_needs_no_labels(root):
     source = read_source(root)
     assert list(source.splits) == ["train"]
     assert len(source.containers) == 1
-    split = read_source(root, val_fraction=0.4).splits
+    split = read_source(root, SourceOptions(val_fraction=0.4)).splits
     assert [len(split["train"]), len(split["val"])] == [6, 3]
+    assert read_source(root / TRAIN).splits == source.splits  # an archive is a source of its own
 
 
-def test_a_validation_archive_beside_extracted_training_folders(root, tree):
-    write_folders(root, tree)
-    (root / TRAIN).unlink()
-    assert read_source(root).layout == "folders"
-
-
-def test_other_members_are_noted_and_hidden_ones_do_not_exist(root):
-    inner = tar_bytes([("./n01440764_1.JPEG", b"1"), ("notes.txt", b""), ("._n01440764_1.JPEG", b"m")])
-    other = tar_bytes([("sub/n01443537_9.JPEG", b"2")])
-    outer = [("n01440764.tar", inner), ("./n01443537.tar", other), ("README", b"x")]
-    place(root / TRAIN, tar_bytes([*outer, ("._n01440764.tar", b"m")]))
-    (root / VAL).unlink()
+def test_dogs_of_task_3_and_archives_without_images_are_left_out(root, tree):
+    inner = tar_bytes([("n01440764_99.JPEG", b"dog")])
+    place(root / "ILSVRC2012_img_train_t3.tar", tar_bytes([("n01440764.tar", inner)]))
+    place(root / "ILSVRC2012_bbox_train_v2.tar.gz", tar_bytes([("n01440764/1.xml", b"<a/>")], "w:gz"))
     source = read_source(root)
-    assert [s.path for s in source.splits["train"]] == [
-        "n01440764.tar/n01440764_1.JPEG",
-        "n01443537.tar/sub/n01443537_9.JPEG",
-    ]
-    assert source.notes == [f"{TRAIN}: 2 members are no image, left out"]
-
-
-# Bad archives
-
-
-def test_validation_alone(root):
-    (root / TRAIN).unlink()
-    refused(lambda: read_source(root), f"source {root}: found no {TRAIN}; put it beside {VAL}")
-
-
-@pytest.mark.parametrize(
-    ("name", "keep", "message", "md5"),
-    [
-        (TRAIN, -11000, "member n02105855.tar needs", TRAIN_MD5),
-        (VAL, 1000, "the end mark is missing", VAL_MD5),
-    ],
-)
-def test_a_truncated_archive(root, name, keep, message, md5):
-    data = (root / name).read_bytes()[:keep]
-    place(root / name, data)
-    refused(lambda: read_source(root), f"{root / name}: truncated at offset {len(data):,}: {message}", md5)
-
-
-ONE = tar_bytes([("n01440764_1.JPEG", b"1")])
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        (
-            [("n01440764.tar", ONE), ("n01443537.tar", b"<html>" * 500)],
-            f"(in n01443537.tar): damaged at offset {512 + len(ONE) + 512:,}: no tar header",
-        ),
-        ([("n01440764.tar", ONE)] * 2, f"n01440764.tar at offset {1024 + len(ONE):,} is there twice"),
-        ([("cats.tar", ONE)], "member cats.tar at offset 512 is not named nXXXXXXXX.tar"),
-        ([("n01440764/n01440764_1.JPEG", b"1")], "holds 1 files, but no tar of a class (nXXXXXXXX.tar)"),
-        ([("n01440764.tar", tar_bytes([])), ("n01443537.tar", ONE)], "no training images for n01440764"),
-    ],
-)
-def test_training_archives_of_something_else(root, members, message):
-    place(root / TRAIN, tar_bytes(members))
-    refused(lambda: read_source(root), message)
-
-
-def test_a_validation_archive_without_images(root):
-    shutil.copy(root / TRAIN, root / VAL)
-    refused(lambda: read_source(root), f"{root / VAL}: holds no images", VAL_MD5)
-
-
-# Bad labels
+    assert len(source.splits["train"]) == 9
+    assert {row.path for row in source.left_out.rows()} == {
+        "ILSVRC2012_img_train_t3.tar",
+        "ILSVRC2012_bbox_train_v2.tar.gz",
+        "ILSVRC2012_bbox_train_v2.tar.gz/n01440764/1.xml",
+    }
 
 
 def test_labels_that_agree_and_labels_that_do_not(root, tree, tmp_path):
@@ -151,11 +93,92 @@ def test_labels_that_agree_and_labels_that_do_not(root, tree, tmp_path):
 def test_a_devkit_of_other_classes(root, tree):
     labels = dict.fromkeys(val_labels(tree), "n01440764")
     write_devkit(root, tree, classes=["n01440764", "n09999999"], labels=labels)
-    message = f"{KIT} does not match {root / TRAIN}: it lacks n01443537 and 1 more of its classes;"
-    refused(lambda: read_source(root), message)
+    refused(
+        lambda: read_source(root), f"{KIT} does not match", "it lacks n01443537 and 1 more of its classes;"
+    )
 
 
 def test_a_mapping_file_does_not_hide_a_damaged_devkit(root, tree):
     write_mapping(root, tree)
     place(root / KIT, b"junk")
     refused(lambda: read_source(root), f"{KIT}: cannot be unpacked")
+
+
+# Any archive
+
+
+def test_other_members_are_left_out_and_hidden_ones_do_not_exist(tmp_path):
+    ant = tar_bytes([("./1.JPEG", b"1"), ("notes.txt", b""), ("._1.JPEG", b"m"), ("sub/2.JPEG", b"2")])
+    bee = tar_bytes([("3.JPEG", b"3")])
+    outer = [("ant.tar", ant), ("./bee.tar", bee), ("README", b"x"), ("._ant.tar", b"m")]
+    place(tmp_path / "set.tar", tar_bytes(outer))
+    source = read_source(tmp_path)
+    assert [c.id for c in source.classes] == ["ant", "bee"]
+    assert [(s.path, s.label) for s in source.splits["train"]] == [
+        ("ant.tar/1.JPEG", 0),
+        ("ant.tar/sub/2.JPEG", 0),
+        ("bee.tar/3.JPEG", 1),
+    ]
+    assert {row.path for row in source.left_out.rows()} == {"set.tar/README", "set.tar/ant.tar/notes.txt"}
+
+
+def test_parts_of_one_set_are_one(tmp_path):
+    for number in (1, 2):
+        place(
+            tmp_path / f"part{number}.tar", tar_bytes([(f"{c}/{number}.jpg", b"x") for c in ("ant", "bee")])
+        )
+    source = read_source(tmp_path)
+    assert [c.id for c in source.classes] == ["ant", "bee"]
+    assert len(source.splits["train"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "message", "md5"),
+    [
+        (TRAIN, -11000, "member n02105855.tar needs", TRAIN_MD5),
+        (VAL, 1000, "the end mark is missing", VAL_MD5),
+    ],
+)
+def test_a_truncated_archive(root, name, keep, message, md5):
+    data = (root / name).read_bytes()[:keep]
+    place(root / name, data)
+    refused(lambda: read_source(root), f"{root / name}: truncated at offset {len(data):,}: {message}", md5)
+
+
+def test_all_damaged_archives_are_named(tmp_path):
+    for name in ("ant", "bee", "cat"):
+        data = tar_bytes([(f"{name}_1.jpg", b"x" * 2000)])
+        place(tmp_path / f"{name}.tar", data[:1000] if name != "bee" else data)
+    refused(lambda: read_source(tmp_path), "ant.tar: truncated at", "and 1 more:", "cat.tar: truncated")
+
+
+ONE = tar_bytes([("n01440764_1.JPEG", b"1")])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            [("n01440764.tar", ONE), ("n01443537.tar", b"<html>" * 500)],
+            f"(in n01443537.tar): damaged at offset {512 + len(ONE) + 512:,}: no tar header",
+        ),
+        ([("n01440764.tar", ONE)] * 2, f"n01440764.tar at offset {1024 + len(ONE):,} is there twice"),
+    ],
+)
+def test_damage_inside_of_a_tar(root, members, message):
+    place(root / TRAIN, tar_bytes(members))
+    refused(lambda: read_source(root), message)
+
+
+def test_an_archive_beside_what_was_unpacked_from_it_is_refused(tmp_path):
+    flat(tmp_path, ant=1, bee=1)
+    place(tmp_path / "tree.tar", tar_bytes([("ant/ant_00.jpg", b"a"), ("bee/bee_00.jpg", b"b")]))
+    refused(lambda: read_source(tmp_path), "the class ant is both in", "tree.tar", "--splits train=PATH")
+    found = read_source(tmp_path, SourceOptions(splits={"train": "tree.tar"}))
+    assert [s.container for s in found.splits["train"]] == [0, 0]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"PK" + bytes(100)])
+def test_a_damaged_zip(tmp_path, damage):
+    path = place(tmp_path / "set.zip", damage(zip_bytes([("ant/1.jpg", b"x" * 500)])))
+    refused(lambda: read_source(tmp_path), f"{path}: no complete zip file (")

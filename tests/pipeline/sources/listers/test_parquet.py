@@ -11,7 +11,6 @@ from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
 from pipeline.sources.base import UNKNOWN
 from pipeline.sources.detection import read_source
-from pipeline.sources.listers.parquet import detect
 from pipeline.storage.open import open_store
 
 
@@ -35,7 +34,9 @@ def test_the_hubs_imagenet_has_wnids_in_its_names_and_an_unlabeled_test_split(tr
     for split in ("train", "val"):
         expected = [(s.key, s.label) for s in folders.splits[split]]
         assert sorted((s.key, s.label) for s in source.splits[split]) == sorted(expected)
-    assert source.notes == ["test: its 3 images have no labels, left out"]
+    assert [(row.path, row.reason) for row in source.left_out.rows()] == [
+        ("data/", "test images without labels (3 files)")
+    ]
 
 
 def test_splits_are_in_the_names(tmp_path):
@@ -55,7 +56,7 @@ def test_splits_are_in_the_names(tmp_path):
 def test_rows_and_containers_are_where_the_bytes_lie(tmp_path):
     write_parquet(tmp_path / "b-train.parquet", rows([0, 1, 0], "b{}.jpg"), row_group=2)
     write_parquet(tmp_path / "a-train.parquet", rows([0, 1], "a{}.jpg"))
-    source = read_source(tmp_path / "a-train.parquet")  # which stands for the folder
+    source = read_source(tmp_path)
     assert [(c.path, c.size) for c in source.containers] == [
         (path.name, path.stat().st_size) for path in sorted(tmp_path.iterdir())
     ]
@@ -68,42 +69,24 @@ def test_rows_and_containers_are_where_the_bytes_lie(tmp_path):
     ]
 
 
-def test_class_folders_beside_files_of_other_columns_are_class_folders(tmp_path):
+def test_a_file_of_other_columns_is_no_part_of_a_source(tmp_path):
     flat(tmp_path, ant=1, bee=1)
     pq.write_table(pa.table({"file_name": ["a"], "text": ["b"]}), tmp_path / "metadata.parquet")
-    assert not detect(open_store(tmp_path))
-    place(tmp_path / "damaged" / "a.parquet")
-    assert not detect(open_store(tmp_path))
-
-
-def test_parquet_beside_images_of_a_readme(tmp_path):
-    write_parquet(tmp_path / "data" / "train.parquet", rows([0, 1]))
-    place(tmp_path / "assets" / "figure.png")
-    assert detect(open_store(tmp_path))
-
-
-def test_looking_for_parquet_does_not_walk_a_large_tree(tmp_path, monkeypatch):
-    flat(tmp_path / "train", **{f"c{number:03d}": 1 for number in range(200)})
-    store = open_store(tmp_path)
-    listed = []
-    names = store.names
-    monkeypatch.setattr(store, "names", lambda folder="": listed.append(folder) or names(folder))
-    assert not detect(store)
-    assert {"", "train", "train/c000"} <= set(listed)
-    assert len(listed) < 100
+    source = read_source(tmp_path)
+    assert source.layout == "images"
+    assert [row.path for row in source.left_out.rows()] == ["metadata.parquet"]
 
 
 # Names
 
 
-def test_names_are_the_last_part_without_the_wnid_behind(tmp_path):
+def test_names_are_the_last_part_of_the_path(tmp_path):
     given = [
-        ("n01440764_10026_n01440764.JPEG", "n01440764_10026.JPEG"),
-        ("x/y/ILSVRC2012_val_00000293_n01440764.JPEG", "ILSVRC2012_val_00000293.JPEG"),
+        ("n01440764_10026_n01440764.JPEG", "n01440764_10026_n01440764.JPEG"),
+        ("x/y/ILSVRC2012_val_00000293_n01440764.JPEG", "ILSVRC2012_val_00000293_n01440764.JPEG"),
         ("C:\\photos\\cat 1.png", "cat 1.png"),
-        ("été_n01440764", "été"),
-        (None, "train_v1-000004"),
-        ("", "train_v1-000005"),
+        (None, "train_v1-000003"),
+        ("", "train_v1-000004"),
     ]
     table = [(b"", path, "ab"[k % 2]) for k, (path, _) in enumerate(given)]
     write_parquet(tmp_path / "train.v1.parquet", table, row_group=4)

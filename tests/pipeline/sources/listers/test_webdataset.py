@@ -2,16 +2,16 @@ import json
 import shutil
 
 import pytest
-from helpers.folders import flat, place, refused
-from helpers.hub_files import as_webdataset, write_tar
+from helpers.folders import place, refused
+from helpers.hub_files import write_tar
 from helpers.imagenet_files import tar_bytes
 from hypothesis import given, settings, strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
+from pipeline.sources.base import SourceOptions
 from pipeline.sources.detection import read_source
-from pipeline.sources.listers.webdataset import detect
 from pipeline.storage.open import open_store
 
 
@@ -44,7 +44,7 @@ def by_library(path):
 
 def listed(root):
     """(path, class) of the training images."""
-    source = read_source(root, "webdataset")
+    source = read_source(root, SourceOptions(layout="webdataset"))
     return [(s.path, source.classes[s.label].id) for s in source.splits["train"]]
 
 
@@ -89,22 +89,6 @@ def test_splits_are_in_the_names(tmp_path):
     assert [s.path for s in source.splits["val"]] == ["v0.jpg", "v1.jpg"]
 
 
-@pytest.mark.parametrize("name", ["tree.tar", "tree.tgz", "broken.tar"])
-def test_class_folders_beside_the_archive_they_came_in_are_class_folders(tmp_path, name):
-    flat(tmp_path, ant=1, bee=1)
-    if name == "broken.tar":
-        place(tmp_path / name)
-    else:
-        tar(tmp_path / name, ("tree/ant/ant_00.jpg", b"a"), ("tree/bee/bee_00.jpg", b"b"))
-    assert not detect(open_store(tmp_path))
-
-
-def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
-    root = as_webdataset(tree, tmp_path)
-    place(root / "examples" / "some.jpg")
-    assert detect(open_store(root))
-
-
 # Samples
 
 
@@ -133,6 +117,11 @@ def test_tars_of_samples_beside_images_are_webdataset(tree, tmp_path):
             [("a.jpg", "10"), ("b.jpg", "09"), ("c.jpg", "09"), ("d.jpg", "10")],
         ),
         (pairs(a="007", b="bond"), [("a.jpg", "007"), ("b.jpg", "bond")]),
+        (pairs(a="7.0", b="10."), [("a.jpg", "07"), ("b.jpg", "10")]),
+        (
+            files("a.jpg b.jpg c.jpg a.cls=x c.cls=y b.cls=x"),
+            [("a.jpg", "x"), ("b.jpg", "x"), ("c.jpg", "y")],
+        ),
     ],
 )
 def test_members_are_grouped_by_key(tmp_path, members, expected):
@@ -149,6 +138,7 @@ def test_members_are_grouped_by_key(tmp_path, members, expected):
         ({"class_id": 6, "target": 7}, "6"),
         ({"target": "7", "text": "8"}, "7"),
         ({"label": 0, "filename": "a.jpg"}, "0"),
+        ({"label": 7.0}, "7"),
     ],
 )
 def test_labels_in_json(tmp_path, fields, expected):
@@ -211,17 +201,14 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
     [
         ([("a.jpg", b""), *pairs(b="0"), ("c.jpg", b"")], "a.jpg has no label; 2 of 3 train images"),
         (
-            [("a.jpg", b""), ("a.json", b'{"width": 3}'), ("info.json", b"{}")],
-            "a.jpg has no label; 1 of 1 train images",
-        ),
-        (
             [*pairs(a="0"), ("b.cls", b"1"), ("c.cls", b"1"), ("d.json", b'{"label": 1}')],
-            "b.cls has no image beside it, and 2 more labels have none; add images",
+            "b has a label and no image, and 2 more labels have none; add images",
         ),
         ([("a.jpg", b""), ("a.cls", b"\xff\xfe")], "a.cls is no label"),
         ([("a.jpg", b""), ("a.json", b'{"label": ')], "a.json is no label"),
         ([("a.json", b'{"label": 1.5}')], "a.json has the label 1.5; it must be an integer or a string"),
         ([("a.json", b'{"label": true}')], "a.json has the label True; it must be"),
+        (pairs(a="7.5", b="1"), "a.jpg has the label 7.5; labels must be whole numbers"),
         ([("a.cls", bytes(2**24 + 1))], "a.cls has 16,777,217 bytes, too many for a label"),
     ],
 )
@@ -235,7 +222,7 @@ def test_bad_labels_are_named(tmp_path, members, message):
     [
         ("train.tar", 1600, "truncated at offset 1,600"),
         ("train.tar.gz", 0, "truncated"),
-        *(("train.tar.gz", keep, "no complete gzip file") for keep in (3, 12, -9, -3)),
+        *(("train.tar.gz", keep, "no complete compressed tar") for keep in (3, 12, -9, -3)),
     ],
 )
 def test_a_truncated_tar_is_named(tmp_path, name, keep, message):
@@ -261,7 +248,7 @@ def test_any_damage_to_a_compressed_tar_is_one_line_or_harmless(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("train.tar.gz", tar_bytes(pairs(a="0")), "no complete gzip file (Not a gzipped file"),
+        ("train.tar.gz", tar_bytes(pairs(a="0")), "no complete compressed tar (Not a gzipped file"),
         ("train.tar", b"<html>" * 1000, "damaged at offset 0"),
     ],
 )

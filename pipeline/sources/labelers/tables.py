@@ -1,0 +1,177 @@
+"""Labels from a table: CSV, TSV, JSON lines or Parquet with a column of paths and one of labels."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Image, Label
+from pipeline.sources.keys import stem_of
+from pipeline.sources.labelers.devkit import read_small, read_text
+from pipeline.storage.base import Store
+
+ANNOTATIONS = "val_annotations.txt"
+"""Tiny ImageNet's labels of its validation images: file name, WNID and a bounding box, separated by tabs."""
+
+_PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_id", "imageid", "img", "name")
+_LABELS = ("label", "class", "class_id", "class_name", "category", "target", "wnid", "labels")
+
+
+class LabelTable:
+    """Labels by path, by file name, or by its stem.
+
+    Attributes:
+        place: Path or URL of the table.
+    """
+
+    def __init__(self, place: str, rows: Iterable[tuple[str, Label]]) -> None:
+        """Read the rows.
+
+        Raises:
+            UsageError: A file has two labels.
+        """
+        self.place = place
+        self._by_path: dict[str, Label] = {}
+        for path, label in rows:
+            path = path.replace("\\", "/").removeprefix("./")
+            if self._by_path.setdefault(path, label) != label:
+                raise UsageError(
+                    f"{place}: {path} has the labels {self._by_path[path]} and {label}; a network for "
+                    "classes needs one label an image: keep one row for each"
+                )
+        self._by_name = self._unambiguous(lambda path: path.rpartition("/")[2])
+        self._by_stem = self._unambiguous(stem_of)
+
+    def _unambiguous(self, short: Callable[[str], str]) -> dict[str, Label]:
+        found: dict[str, Label | None] = {}
+        for path, label in self._by_path.items():
+            name = short(path)
+            found[name] = label if found.get(name, label) == label else None
+        return {name: label for name, label in found.items() if label is not None}
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def label_of(self, folder: str, image: Image) -> Label | None:
+        """Return an image's label by the longest end of its path that the table has, or None."""
+        name = image.path.rpartition("/")[2]
+        path = f"{folder}/{name}" if folder else name
+        while path:
+            if (label := self._by_path.get(path)) is not None:
+                return label
+            path = path.partition("/")[2]
+        found = self._by_name.get(name)
+        return found if found is not None else self._by_stem.get(stem_of(name))
+
+
+def read_annotations(store: Store, name: str) -> LabelTable:
+    """Read Tiny ImageNet's `val_annotations.txt`.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is no file name and WNID.
+    """
+    url = store.url_of(name)
+    rows = [line.split("\t") for line in read_text(store, name).splitlines() if line]
+    short = next((number for number, row in enumerate(rows, 1) if len(row) < 2), None)
+    if short:
+        raise UsageError(f"{url}: line {short:,} is not a file name, a tab and a WNID; download it again")
+    return LabelTable(url, ((row[0], row[1]) for row in rows))
+
+
+def read_table(store: Store, name: str, path_column: str | None, label_column: str | None) -> LabelTable:
+    """Read a table of labels.
+
+    Args:
+        store: Folder of the table.
+        name: Its path in there. The suffix says what it is: .csv, .tsv or .txt (tabs), .json or .jsonl (an
+            object a line), .parquet.
+        path_column: Name of the column of paths; None takes the usual ones.
+        label_column: Name of the column of labels; likewise.
+
+    Raises:
+        UsageError: The file cannot be read or is no such table; a column is missing; a label is a list, or a
+            file has two.
+    """
+    url, suffix = store.url_of(name), name.lower().rpartition(".")[2]
+    readers: dict[str, Callable[[Store, str], Iterator[dict[str, Any]]]] = {
+        "csv": lambda store, name: _csv(store, name, ","),
+        "tsv": lambda store, name: _csv(store, name, "\t"),
+        "txt": lambda store, name: _csv(store, name, "\t"),
+        "json": _json_lines,
+        "jsonl": _json_lines,
+        "parquet": _parquet,
+    }
+    if suffix not in readers:
+        raise UsageError(f"--labels {url}: give a .csv, .tsv, .jsonl or .parquet file")
+    rows = readers[suffix](store, name)
+    first = next(rows, None)
+    if first is None:
+        raise UsageError(f"--labels {url}: holds no rows; name a table with a path and a label in each")
+    path = _column(url, first, path_column, _PATHS, "--path-column", "paths")
+    label = _column(url, first, label_column, _LABELS, "--label-column", "labels")
+
+    def pairs() -> Iterator[tuple[str, Label]]:
+        for number, row in enumerate((first, *rows), 1):
+            yield str(row.get(path) or ""), _checked(url, number, row.get(label))
+
+    return LabelTable(url, pairs())
+
+
+def _column(
+    url: str, row: dict[str, Any], given: str | None, usual: tuple[str, ...], option: str, what: str
+) -> str:
+    if given is not None:
+        if given in row:
+            return given
+        raise UsageError(f"--labels {url}: no column {given}; its columns are {', '.join(row)}")
+    known = {name.casefold(): name for name in row}
+    found = [known[name] for name in usual if name in known]
+    if not found:
+        raise UsageError(
+            f"--labels {url}: which column holds the {what}? Its columns are {', '.join(row)}; name one with "
+            f"{option}"
+        )
+    return found[0]
+
+
+def _checked(url: str, row: int, label: Any) -> Label:
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    if isinstance(label, str) and label.strip():
+        return int(label) if label.strip().isdecimal() and label.isascii() else label.strip()
+    if isinstance(label, int) and not isinstance(label, bool):
+        return label
+    if isinstance(label, list | tuple | dict):
+        raise UsageError(
+            f"--labels {url}: row {row:,} has several labels ({str(label)[:60]}); a network for classes "
+            "needs one label an image"
+        )
+    raise UsageError(f"--labels {url}: row {row:,} has the label {label!r}; it must be a number or a name")
+
+
+def _csv(store: Store, name: str, separator: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from csv.DictReader(io.StringIO(read_text(store, name)), delimiter=separator, strict=True)
+    except csv.Error as error:
+        raise UsageError(f"--labels {store.url_of(name)}: no table: {error}") from error
+
+
+def _json_lines(store: Store, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from msgspec.json.Decoder(dict[str, Any]).decode_lines(read_small(store, name))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--labels {store.url_of(name)}: not a JSON object a line: {error}") from error
+
+
+def _parquet(store: Store, name: str) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(read_small(store, name)))
+    except pa.ArrowException as error:
+        raise UsageError(f"--labels {store.url_of(name)}: no Parquet file: {error}") from error
+    yield from table.to_pylist()

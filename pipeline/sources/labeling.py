@@ -1,0 +1,300 @@
+"""Give each image of a split its class: from its folder, its name, ImageNet's label files or a table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.sources.base import Image, Label, Listing, SourceOptions
+from pipeline.sources.classes import class_order, normal_form, normalized
+from pipeline.sources.keys import stem_of
+from pipeline.sources.labelers.devkit import DEVKIT
+from pipeline.sources.labelers.imagenet import MAPPING, SOLUTION, WORDS, has_labels, read_labels
+from pipeline.sources.labelers.labels import is_missing, to_classes
+from pipeline.sources.labelers.splits import SPLITS, split_of_image
+from pipeline.sources.labelers.tables import ANNOTATIONS, LabelTable, read_annotations, read_table
+from pipeline.sources.labelers.wnids import WNID, wnid_in
+from pipeline.sources.parts import Part
+from pipeline.sources.tree import Tree
+from pipeline.storage.open import open_store
+
+# Files that may lie in a source beside its images and are read where they are needed.
+_LABEL_FILES = {MAPPING, SOLUTION, WORDS, ANNOTATIONS, "wnids.txt"}
+
+
+@dataclass
+class _Labeled:
+    """Images of a source with the ids of their classes, and what they were found as."""
+
+    images: dict[str, list[Image]] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def label(tree: Tree, parts: Mapping[str, Part], options: SourceOptions) -> Listing:
+    """Label the images of each split.
+
+    Args:
+        tree: The source. Its images are consumed.
+        parts: Split → its folders and files, from `parts_of`.
+        options: `labels`, `path_column` and `label_column` are used.
+
+    Raises:
+        UsageError: Training or validation images without a label; label files or tables that are damaged,
+            contradict the images or each other; see also
+            `pipeline.sources.labelers.labels.to_classes`.
+    """
+    done = _Labeled()
+    order = _label_own(tree, parts, done)
+    table = _given_table(tree, options)
+    for split in SPLITS:
+        if split in parts and parts[split].folders:
+            _label_folders(tree, split, parts[split], table, done)
+    for path in tree.others:
+        if path.rpartition("/")[2] not in _LABEL_FILES and not _is_devkit(path):
+            tree.left_out.add(path, "not an image")
+    found = {str(image.label) for images in done.images.values() for image in images}
+    layouts = {
+        "images" if parts[split].folders else _layout(parts[split].labeled[0]) for split in done.images
+    }
+    return Listing(
+        "+".join(sorted(layouts)),
+        done.images,
+        tuple(tree.containers),
+        done.names,
+        tuple(order if set(order) == found else class_order(found)),
+        [f"{split}: {len(done.images[split]):,} images, {done.origins[split]}" for split in done.images],
+        tree.left_out,
+    )
+
+
+def _layout(file: str) -> str:
+    return "parquet" if file.lower().endswith(".parquet") else "webdataset"
+
+
+def _is_devkit(path: str) -> bool:
+    return any(name.startswith(DEVKIT) for name in path.split("/"))
+
+
+def _label_own(tree: Tree, parts: Mapping[str, Part], done: _Labeled) -> list[str]:
+    """Turn the labels that images have of their own into classes; return the classes in label order."""
+    images: dict[str, list[Image]] = {}
+    for split, part in parts.items():
+        if not part.labeled:
+            continue
+        found = [image for file in part.labeled for image in tree.labeled.pop(file)]
+        without = [image for image in found if is_missing(image.label)]
+        if without and (split == "train" or len(without) < len(found)):
+            url = tree.store.url_of(tree.containers[without[0].container].path)
+            raise UsageError(
+                f"{url}: {without[0].path} has no label; {len(without):,} of {len(found):,} {split} images "
+                "have none: add labels or remove the images"
+            )
+        if without:
+            for file in part.labeled:
+                tree.left_out.add(file, f"{split} images without labels", len(without))
+            continue
+        images[split] = found
+        kind = (
+            "Parquet files" if _layout(part.labeled[0]) == "parquet" else "tars with labels beside the images"
+        )
+        done.origins[split] = f"{len(part.labeled):,} {kind}"
+    if not images:
+        return []
+    infos = to_classes(tree.store.url, images, tree.names, tree.classes)
+    done.images |= images
+    shown: dict[str, str] = {}
+    if tree.classes is None and tree.store.is_file(MAPPING):
+        shown, _ = read_labels(tree.store, [""], "", (), "", ())
+    done.names |= {info.id: shown.get(info.id) or info.name for info in infos}
+    return [info.id for info in infos]
+
+
+def _given_table(tree: Tree, options: SourceOptions) -> LabelTable | None:
+    if options.labels is None:
+        return None
+    store, name = tree.store, options.labels
+    if not store.is_file(name):
+        path = Path(name).absolute()
+        if not path.is_file():
+            raise UsageError(f"--labels {name}: no such file, neither in {store} nor here")
+        store, name = open_store(path.parent), path.name
+    return read_table(store, name, options.path_column, options.label_column)
+
+
+def _label_folders(tree: Tree, split: str, part: Part, table: LabelTable | None, done: _Labeled) -> None:
+    """Label the images of a split's folders: by the given table, or by class folder, and else one by one."""
+    known = {str(image.label) for image in done.images.get("train", ())}
+    if table is not None:
+        images, origin = _by_table(tree, part, table), f"labels from {table.place}"
+    else:
+        classed, flat = _class_folders_of(tree, split, part, known)
+        images = _by_folder(tree, split, classed) if classed else []
+        origin = _class_folders(tree, classed) if classed else ""
+        if flat:
+            more, how = _label_flat(tree, split, flat, part, sorted(known), done.names, bool(classed))
+            images += more
+            origin = "; ".join(filter(None, (origin, how)))
+    if images:
+        done.images[split], done.origins[split] = images, origin
+    if split == "train" and not done.names:
+        found = {str(image.label) for image in images}
+        done.names |= _names(tree, part, found)
+
+
+def _by_table(tree: Tree, part: Part, table: LabelTable) -> list[Image]:
+    labeled: list[Image] = []
+    for folder in part.folders:
+        labeled += _labeled(
+            tree, tree.folders.pop(folder), partial(table.label_of, folder), f"not in {table.place}"
+        )
+    if not labeled:
+        raise UsageError(
+            f"--labels {table.place}: none of its {len(table):,} rows names an image of "
+            f"{part.root or tree.store}; name paths below the source, or file names"
+        )
+    return labeled
+
+
+def _class_folders_of(
+    tree: Tree, split: str, part: Part, known: set[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Tell class folders from folders of flat images.
+
+    The class is the first part of the folders' paths that differs: `train/images/CLASS` is a folder around
+    class folders. One folder alone is a class if it is a known one, or, other than in "test", if nothing else
+    says its labels.
+
+    Returns:
+        Folder → its class; and the flat folders.
+    """
+    paths = [path for path in part.folders.values() if path]
+    depth = 0
+    while paths and all(len(path) > depth for path in paths):
+        names = {path[depth] for path in paths}
+        if len(names) > 1 or {normal_form(name) for name in names} <= known:
+            break
+        depth += 1
+    flat = [folder for folder, path in part.folders.items() if len(path) <= depth]
+    one = [folder for folder in flat if part.folders[folder]]
+    alone = len(flat) == len(part.folders)
+    if one and alone and split != "test" and not _flat_labels(tree, one):
+        return {folder: part.folders[folder][0] for folder in one}, [f for f in flat if f not in one]
+    return {folder: path[depth] for folder, path in part.folders.items() if len(path) > depth}, flat
+
+
+def _flat_labels(tree: Tree, folders: Sequence[str]) -> str:
+    """Return what says the labels of flat images: "annotations", "names", "label files" or ""."""
+    above = _folders_above(folders[0])
+    if _annotations(tree, above):
+        return "annotations"
+    names = [image.path.rpartition("/")[2] for folder in folders for image in tree.folders[folder]]
+    if all(map(wnid_in, names)):
+        return "names"
+    if all(map(split_of_image, names)) or any(has_labels(tree.store, folder) for folder in above):
+        return "label files"
+    return ""
+
+
+def _annotations(tree: Tree, above: Sequence[str]) -> str | None:
+    found = (f"{folder}/{ANNOTATIONS}".lstrip("/") for folder in above)
+    return next((path for path in found if path in tree.others), None)
+
+
+def _by_folder(tree: Tree, split: str, classed: Mapping[str, str]) -> list[Image]:
+    ids = normalized(dict.fromkeys(classed.values()), f"{tree.store} ({split})")
+    images: list[Image] = []
+    places: dict[str, str] = {}  # class id → its first folder
+    for folder, name in classed.items():
+        found = tree.folders.pop(folder)
+        other = places.setdefault(ids[name], folder)
+        if tree.in_archive(folder) != tree.in_archive(other):
+            raise UsageError(
+                f"source {tree.store}: the class {ids[name]} is both in {other} and in {folder}, as if an "
+                f"archive had been unpacked beside itself; remove one, or name one with --splits {split}=PATH"
+            )
+        for image in found:
+            image.label = ids[name]
+        images += found
+    return images
+
+
+def _class_folders(tree: Tree, classed: Mapping[str, str]) -> str:
+    count = len(set(classed.values()))
+    folder = next(iter(classed))
+    if folder in tree.archives:
+        above = folder.rpartition("/")[0]
+        inside = f" in {above}" if above in tree.archives else ""
+        return f"{count:,} tars, one a class{inside}"
+    archive = next((path for path in tree.archives if folder.startswith(f"{path}/")), "")
+    return f"{count:,} class folders{f' in {archive}' if archive else ''}"
+
+
+def _label_flat(
+    tree: Tree,
+    split: str,
+    folders: Sequence[str],
+    part: Part,
+    classes: Sequence[str],
+    names: dict[str, str],
+    beside_classes: bool,
+) -> tuple[list[Image], str]:
+    """Label images that are not in class folders; return those that have a label, and where it is from."""
+    how, place = _flat_labels(tree, folders), part.root or str(tree.store)
+    images = [image for folder in folders for image in tree.folders.pop(folder)]
+    above = _folders_above(folders[0])
+    if how == "annotations" and (annotations := _annotations(tree, above)):
+        table = read_annotations(tree.store, annotations)
+        return _labeled(tree, images, partial(table.label_of, ""), f"not in {annotations}"), (
+            f"flat, labels from {annotations}"
+        )
+    if how == "names":
+        return _labeled(tree, images, lambda i: wnid_in(i.path.rpartition("/")[2]), ""), (
+            f"flat in {place}, WNIDs in the file names"
+        )
+    if split == "test":
+        return _labeled(tree, images, lambda _: None, "test images without labels"), ""
+    if beside_classes and not how:
+        return _labeled(tree, images, lambda _: None, "an image beside the class folders"), ""
+    if split == "val":
+        wnids = [class_id for class_id in classes if WNID.fullmatch(class_id)]
+        stems = [stem_of(image.path) for image in images]
+        found, ids = read_labels(tree.store, above, "the training images", wnids, place, stems)
+        for image, class_id in zip(images, ids, strict=True):
+            image.label = class_id
+        names |= {class_id: name for class_id, name in found.items() if class_id not in names}
+        return images, f"flat in {place}, labels from ImageNet's label files"
+    raise UsageError(
+        f"source {tree.store}: read as flat images, but {images[0].path} and others have no label: put them "
+        "into class folders, name a table with --labels FILE, or name the files by WNID (n01440764_1.JPEG)"
+    )
+
+
+def _labeled(
+    tree: Tree, images: Sequence[Image], label_of: Callable[[Image], Label | None], why: str
+) -> list[Image]:
+    """Label images; leave out those without a label, with the reason `why`."""
+    kept = []
+    for image in images:
+        image.label = label_of(image)
+        if image.label is None:
+            tree.left_out.add(image.path, why)
+        else:
+            kept.append(image)
+    return kept
+
+
+def _folders_above(folder: str) -> list[str]:
+    """Return a folder and all above it, up to the root ("")."""
+    parts = folder.split("/") if folder else []
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _names(tree: Tree, part: Part, classes: set[str]) -> dict[str, str]:
+    """Return class id → name to show, from the label files above the split."""
+    first = next(iter(part.folders))
+    above = _folders_above(part.root.rstrip("/") or first)
+    wnids = sorted(c for c in classes if WNID.fullmatch(c)) if all(map(WNID.fullmatch, classes)) else []
+    found, _ = read_labels(tree.store, above, part.root or str(tree.store), wnids, "", ())
+    return {class_id: name for class_id, name in found.items() if class_id in classes}
