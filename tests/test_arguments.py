@@ -17,7 +17,16 @@ import pytest
 
 import pipeline
 import trainer
-from pipeline import ColorNoise, EvalView, Options, Placement, ReadOptions, TrainView, UsageError
+from pipeline import (
+    ColorNoise,
+    EvalView,
+    Options,
+    Placement,
+    ReadOptions,
+    SourceOptions,
+    TrainView,
+    UsageError,
+)
 from trainer import DistEnv, ExternalWeights, Preprocessing, Progress, Recipe, TrainJob, TrainResult
 from trainer.data import LoaderOptions
 from trainer.distributed.env import Processes
@@ -36,6 +45,7 @@ RECORDS = [
     Placement(),
     ReadOptions(),
     Options(),
+    SourceOptions(),
     pipeline.LocalExecutor(),
     pipeline.RayExecutor(),
     RECIPE,
@@ -160,7 +170,9 @@ def test_a_functions_words_and_numbers(function, name, hint):
         (Options(), {"shard_samples": 0}),
         (Options(), {"size": 0}),
         (Options(), {"quality": 101}),
-        (Options(), {"val_fraction": 1.0}),
+        (SourceOptions(), {"val_fraction": 1.0}),
+        (SourceOptions(), {"fraction": 0.0}),
+        (SourceOptions(), {"max_per_class": 0}),
         (Options(), {"max_megapixels": 0.0}),
         (pipeline.LocalExecutor(), {"workers": 0}),
         (LoaderOptions(), {"threads": 0}),
@@ -203,7 +215,6 @@ def test_a_records_ranges(record, changes):
         (trainer.draw_maps, "most", 0),
         (launch, "max_restarts", -1),
         (classify_images, "top", 0),
-        (pipeline.read_source, "layout", "folder"),
         (trainer.write_report, "skip", ["neighbours"]),
     ],
     ids=lambda value: getattr(value, "__qualname__", str(value)),

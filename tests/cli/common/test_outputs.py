@@ -31,7 +31,7 @@ INPUTS = {
     "labels_file",
     "devkit",
 }
-INPUTS |= {"scratch", "cache"}
+INPUTS |= {"scratch", "cache", "classes"}
 FOLDERS = {"alexnet-train out", "alexnet-prep demo out"}
 FOREIGN = b"not ours"
 

@@ -129,7 +129,7 @@ def test_val_fraction_that_rounds_to_nothing():
 @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 1.5, float("nan")])
 def test_val_fraction_outside_its_range(fraction):
     found = listing(entries(ant=9, bee=9))
-    bad(found, f"val_fraction is {fraction:g}, not between", val_fraction=fraction)
+    bad(found, f"val_fraction is {fraction:g}, not ", val_fraction=fraction)
 
 
 # Bad listings
