@@ -171,9 +171,11 @@ def test_memory_is_torchs_and_the_rest_and_too_little_is_one_line():
     held = torch.empty(32 * 10**6, dtype=torch.uint8, device="cuda")
     assert memory.read().mb >= held.nbytes / 1e6
     assert memory.rest_mb > 0  # CUDA's own at least
-    with pytest.raises(RunError, match="out of memory; use smaller batches"):
-        with computing("float32", torch.device("cuda")):
-            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    with (
+        pytest.raises(RunError, match="out of memory; use smaller batches"),
+        computing("float32", torch.device("cuda")),
+    ):
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
 
 def test_every_gpu_has_a_name_of_its_own():
