@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from cli.common.options import (
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.source_options import source_options, source_options_of
 from cli.common.streams import Group, writes_files
+
+if TYPE_CHECKING:
+    from pipeline import Statistics
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -258,8 +261,9 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     executor = LocalExecutor(workers)
     with progress_bar("measuring", "images") as show:
         if open_store(out).is_file("manifest.json"):
-            manifest = Dataset.open(out).manifest
-            decoded = decoded_statistics(Dataset.open(out), executor, show)
+            dataset = Dataset.open(out)
+            manifest = dataset.manifest
+            decoded: Statistics | None = decoded_statistics(dataset, executor, show)
         else:
             writes_files()
             manifest = adopt(
@@ -281,7 +285,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
     if kept is decoded:
         print_summary(out, manifest)
     print_rows(statistics_rows(decoded))
-    if kept is not decoded:
+    if kept and decoded and kept is not decoded:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
         spread = max(abs(kept.deviations / decoded.deviations - 1))
         echo(
@@ -289,7 +293,12 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
             f"{mean:.3f} gray levels in the mean and {spread:.2%} in the deviations"
         )
     else:
-        echo(f"{out}: indexed; train on it with `alexnet-train {out}`")
+        use = (
+            f"train on it with `alexnet-train {out}`"
+            if decoded
+            else "without training images, it is for evaluation"
+        )
+        echo(f"{out}: indexed; {use}")
 
 
 @main.command()

@@ -36,8 +36,10 @@ def _images(image: "ImageFormat") -> str:
     return f"{shape}, JPEG quality {image.quality}, {image.subsampling}" if image.quality else shape
 
 
-def statistics_rows(statistics: "Statistics") -> list[tuple[str, str]]:
+def statistics_rows(statistics: "Statistics | None") -> list[tuple[str, str]]:
     """Return (name, text) rows of the RGB mean and the three principal color directions, in 0..255 units."""
+    if statistics is None:
+        return [("mean", "not measured: there is no training split")]
     mean = "R {:.2f}  G {:.2f}  B {:.2f}".format(*statistics.mean)
     rows = [("mean", f"{mean}  (measured on {statistics.measured_on} pixels)")]
     for number, (deviation, vector) in enumerate(

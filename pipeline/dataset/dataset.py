@@ -84,7 +84,16 @@ class Dataset:
 
     @property
     def statistics(self) -> Statistics:
-        """RGB statistics of the training pixels."""
+        """RGB statistics of the training pixels.
+
+        Raises:
+            UsageError: the dataset has no training split.
+        """
+        if self.manifest.statistics is None:
+            raise UsageError(
+                f"{self.url}: has no training split, only {', '.join(self.manifest.splits)}, and so no "
+                "statistics of training pixels; name a dataset with training images"
+            )
         return self.manifest.statistics
 
     def samples(self, split: str) -> int:
@@ -95,6 +104,20 @@ class Dataset:
         """
         return sum(shard.samples for shard in self.shards(split))
 
+    def evaluation_split(self, split: str | None = None) -> str:
+        """Return the split to evaluate: the named one, else "val", else the only one.
+
+        Raises:
+            UsageError: the dataset has no such split; or none is named and it has several, but no "val".
+        """
+        splits = list(self.manifest.splits)
+        if split is None:
+            split = splits[0] if len(splits) == 1 else "val"
+            if split not in splits:
+                raise UsageError(f"{self.url}: has the splits {', '.join(splits)}; choose one with --split")
+        self.shards(split)
+        return split
+
     def shards(self, split: str) -> tuple[Shard, ...]:
         """Return a split's shards in order.
 
@@ -102,9 +125,12 @@ class Dataset:
             UsageError: the dataset has no such split.
         """
         if split not in self.manifest.splits:
+            remedy = {
+                "train": "name a dataset with training images: this one is for evaluation",
+                "val": "prepare it with a validation folder or `--val-fraction 0.1`",
+            }.get(split, "name one of these")
             raise UsageError(
-                f"{self.url}: has no split {split!r}, only {', '.join(self.manifest.splits)}; "
-                "prepare it with a validation folder or `--val-fraction 0.1`"
+                f"{self.url}: has no split {split!r}, only {', '.join(self.manifest.splits)}; {remedy}"
             )
         return self.manifest.splits[split]
 
@@ -120,8 +146,10 @@ class Dataset:
         """Read the mean training image, float32 (size, size, 3), RGB, 0..255.
 
         Raises:
-            UsageError: there is none because the images differ in shape, or the file is damaged.
+            UsageError: there is none because the images differ in shape or none are for training, or the file
+                is damaged.
         """
+        self.shards("train")
         if self.image.mode != "square":
             raise UsageError(
                 f"{self.url}: {self._why_not_square()}, so it has no mean image; use the "

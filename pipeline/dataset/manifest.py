@@ -12,7 +12,7 @@ from pipeline.storage.atomic import write_bytes
 from pipeline.storage.base import ByteRange, Store, leads_out
 from pipeline.storage.open import open_store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 MEAN_IMAGE = "mean_image.npy"
 
@@ -93,7 +93,7 @@ class Manifest:
         classes: classes in label order.
         label_width: number of digits in every .cls member; of an adopted dataset, in its largest label.
         splits: split → shards in order.
-        statistics: RGB statistics of the training pixels.
+        statistics: RGB statistics of the training pixels; None where there is no training split.
         seed: seed of the global shuffle and of the choice of validation images by `--val-fraction`.
         source: source of the images.
         settings: the other options that the shards' bytes depend on.
@@ -106,7 +106,7 @@ class Manifest:
     classes: tuple[ClassInfo, ...]
     label_width: int
     splits: dict[str, tuple[Shard, ...]]
-    statistics: Statistics
+    statistics: Statistics | None
     seed: int
     source: SourceInfo
     settings: dict[str, Any]
@@ -163,11 +163,22 @@ def read_manifest(root: Store | Path | str) -> Manifest:
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"{path}: format version {version!r}, but this release reads {FORMAT_VERSION}; "
-                "prepare the dataset again, or use the release that made it"
+                f"{_way_on(raw)}, or use the release that made it"
             )
         return msgspec.convert(raw, Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: damaged ({error}); prepare the dataset again") from error
+
+
+def _way_on(raw: object) -> str:
+    """Return how a dataset of another format version is made anew."""
+    if (
+        isinstance(raw, dict)
+        and isinstance(raw.get("source"), dict)
+        and raw["source"].get("layout") == ADOPTED
+    ):
+        return f"remove {FILE_NAME} and index the tars again with `alexnet-prep stats`"
+    return "prepare the source again with `alexnet-prep shard`, in a new folder"
 
 
 def to_json(value: object) -> bytes:

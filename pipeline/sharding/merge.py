@@ -67,6 +67,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
     if isinstance(out, LocalStore):  # in a bucket, killed writers leave no temporary files
         out.remove_leftovers()
     square = plan.options.mode == "square"
+    trains = any(shard.split == "train" for shard in plan.shards)
     moments = Moments.for_square(plan.options.size) if square else Moments()
     results: list[ShardResult] = []
     for result, sums in read_results(out, plan):
@@ -92,7 +93,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
             splits[result.split] = (*splits.get(result.split, ()), result.shard)
     _refuse_lost(plan, results, splits)
     checksum = None
-    if square:
+    if square and trains:
         mean_image = io.BytesIO()
         np.save(mean_image, mean_image_of(moments))
         out.write(MEAN_IMAGE, mean_image.getvalue())
@@ -104,7 +105,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
         classes=tuple(ClassInfo(*pair) for pair in plan.classes),
         label_width=plan.label_width,
         splits=splits,
-        statistics=statistics_of(moments),
+        statistics=statistics_of(moments) if trains else None,
         seed=options.seed,
         source=SourceInfo(plan.layout, plan.fingerprint),
         settings={
@@ -154,7 +155,7 @@ def _refuse_lost(plan: Plan, results: list[ShardResult], splits: dict[str, tuple
     """Raise BadImagesError if a class has no training images left, or a split no images."""
     trained = {label for result in results if result.split == "train" for label in result.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
-    if lost:
+    if lost and any(shard.split == "train" for shard in plan.shards):
         raise BadImagesError(
             f"no decodable training images are left for {', '.join(lost[:5])}; "
             "repair the files that report.csv names, or remove the class"

@@ -126,7 +126,7 @@ class Listing:
 
     Attributes:
         layout: Kind of the source, for the manifest: "images", "webdataset" or "parquet", joined by "+".
-        images: Split ("train", and "val" and "test" where present) → images, in any order; their labels are
+        images: Split ("train", "val" and "test" where present) → images, in any order; their labels are
             ids of classes.
         containers: Containers that the images refer to.
         names: Class id → name to show, where known.
@@ -152,7 +152,7 @@ class Source:
         root: Path or URL of the folder that paths are relative to.
         layout: Kind of the source, for the manifest.
         classes: Classes in label order.
-        splits: Split ("train", and "val" and "test" where present) → samples.
+        splits: Split ("train", "val" and "test" where present) → samples.
         containers: Containers that the samples refer to.
         notes: Lines to show to the user, such as what each split was read from.
         left_out: Files of the source that are no samples.

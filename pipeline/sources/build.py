@@ -23,9 +23,9 @@ def build_source(root: str, listing: Listing, options: SourceOptions = AS_FOUND)
         options: `classes`, `val_fraction`, `max_per_class`, `fraction` and `seed` are used.
 
     Raises:
-        UsageError: No images; one class; a class without training images; a name that is not UTF-8; a class
-            to choose is unknown; a share or number of images that is out of range or leaves none;
-            `val_fraction` for a source with validation images.
+        UsageError: No images; one class; a class without training images where others have some; a name that
+            is not UTF-8; a class to choose is unknown; a share or number of images that is out of range or
+            leaves none; `val_fraction` for a source with validation images or without training images.
     """
     _refuse_second_val(root, listing, options)
     _check_names(root, listing)
@@ -45,6 +45,11 @@ def build_source(root: str, listing: Listing, options: SourceOptions = AS_FOUND)
         }
         notes.append(f"{sum(map(len, splits.values())):,} of {whole:,} images are chosen")
     if options.val_fraction is not None:
+        if "train" not in splits:
+            raise UsageError(
+                f"--val-fraction {options.val_fraction:g} was asked for, but {root} has no training images, "
+                f"only {', '.join(splits)}; leave the option out"
+            )
         splits = splits | split_off(splits["train"], options.val_fraction, options.seed)
         missing = len(ids) - len({sample.label for sample in splits["val"]})
         if missing:
@@ -52,6 +57,8 @@ def build_source(root: str, listing: Listing, options: SourceOptions = AS_FOUND)
                 f"val: {missing} of {len(ids)} classes are too small for --val-fraction "
                 f"{options.val_fraction:g}"
             )
+    if "train" not in splits:
+        notes.append("no training images: this makes a dataset for evaluation only")
     classes = tuple(ClassInfo(i, listing.names.get(i, i)) for i in ids)
     return Source(root, listing.layout, classes, splits, listing.containers, notes, listing.left_out, options)
 
@@ -112,14 +119,10 @@ def _check_classes(root: str, ids: Sequence[str], listing: Listing) -> None:
             f"source {root}: no images found; expected image files in CLASS/ or {{train,val}}/CLASS/ "
             "folders, ImageNet's archives, tars or zips of such folders, Parquet files or WebDataset tars"
         )
-    if not listing.images.get("train"):
-        found = ", ".join(split for split in SPLITS if listing.images.get(split))
-        raise UsageError(
-            f"source {root}: found the split {found} but no train; name a source with training images, or "
-            "say with --splits train=… which folder holds them"
-        )
     if len(ids) < 2:
         raise UsageError(f"source {root}: found one class ({ids[0]}); a classifier needs at least two")
+    if not listing.images.get("train"):  # an evaluation set, which may lack images of some classes
+        return
     trained = {image.label for image in listing.images["train"]}
     empty = [class_id for class_id in ids if class_id not in trained]
     if not empty:

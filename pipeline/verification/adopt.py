@@ -68,7 +68,7 @@ def adopt(
         on_progress: Called with (images done, images in all).
 
     Returns:
-        The manifest, with statistics of the decoded images.
+        The manifest, with statistics of the decoded training images, if there are any.
 
     Raises:
         UsageError: The folder is in a bucket, is a dataset already, cannot be written or holds no tars; tars
@@ -90,11 +90,12 @@ def adopt(
         if tar.samples:  # a tar whose images were all skipped is not a shard
             write_bytes(index_path(root / tar.name), _index(tar))
             splits[tar.split] = (*splits.get(tar.split, ()), measured.shard)
+    trains = "train" in splits
     moments = Moments.for_square(image.size) if image.mode == "square" else Moments()
     for measured in found:
         moments.merge(measured.moments)
     checksum = None
-    if image.mode == "square":
+    if image.mode == "square" and trains:
         write_array(root / MEAN_IMAGE, mean_image_of(moments))
         checksum = sha256_of(root / MEAN_IMAGE)
     manifest = Manifest(
@@ -103,7 +104,7 @@ def adopt(
         classes=classes,
         label_width=len(str(len(classes) - 1)),
         splits=splits,
-        statistics=statistics_of(moments, "decoded"),
+        statistics=statistics_of(moments, "decoded") if trains else None,
         seed=0,
         source=SourceInfo(ADOPTED, source.fingerprint()),
         settings={"max_megapixels": max_megapixels},
@@ -222,7 +223,7 @@ def _refuse_lost(classes: tuple[ClassInfo, ...], kept: list[ExternalTar]) -> Non
     """Raise RunError if a class has no training images left, or a split no images."""
     trained = {span.value for tar in kept if tar.split == "train" for span in tar.labels}
     lost = [info.id for label, info in enumerate(classes) if label not in trained]
-    if lost:
+    if lost and any(tar.split == "train" for tar in kept):
         raise RunError(
             f"no decodable training images are left for {', '.join(lost[:5])}; {REPORT} lists those that "
             "were left out: repair the tars"

@@ -19,7 +19,6 @@ from pipeline.dataset.report import COLUMNS, REPORT
 from pipeline.dataset.work import WORK
 from pipeline.errors import ToolkitError
 from pipeline.executors.base import Executor
-from pipeline.images.statistics import Statistics
 from pipeline.progress import OnProgress, no_progress
 from pipeline.storage.atomic import PARTIAL
 from pipeline.storage.base import ByteRange, Store
@@ -92,7 +91,7 @@ def verify(
     by_name = {shard.name: report for shard, report in zip(shards, reports, strict=True)}
     strays, notes = _strays(store, manifest)
     problems = (
-        *_problems(FILE_NAME, chain(_contradictions(manifest), _wrong_statistics(manifest.statistics))),
+        *_problems(FILE_NAME, chain(_contradictions(manifest), _wrong_statistics(manifest))),
         *_problems(MEAN_IMAGE, _wrong_mean_image(store, manifest)),
         *_problems(REPORT, _wrong_report(store)),
         *(problem for report in reports for problem in report.problems),
@@ -131,10 +130,13 @@ def _wrong_training(manifest: Manifest, reports: dict[str, ShardReport], counted
         reports: Shard name → its report.
         counted: Whether the reports have the pixels of all images.
     """
-    training = [reports[shard.name] for shard in manifest.splits.get("train", ())]
+    statistics = manifest.statistics
+    if statistics is None or "train" not in manifest.splits:
+        return
+    training = [reports[shard.name] for shard in manifest.splits["train"]]
     if any(report.problems for report in training):  # its counts may be wrong
         return
-    pixels, found = manifest.statistics.pixels, sum(report.pixels for report in training)
+    pixels, found = statistics.pixels, sum(report.pixels for report in training)
     # Images of their original size are scaled before measuring.
     if counted and manifest.image.mode != "original" and found != pixels:
         what = f"statistics: of {pixels:,} pixels, but the training images have {found:,}"
@@ -174,7 +176,9 @@ def _duplicates(store: Store, reports: dict[str, ShardReport]) -> tuple[Problem,
 def _strays(store: Store, manifest: Manifest) -> tuple[list[Problem], list[Problem]]:
     """Return files that the manifest does not list: tars and indexes as problems, other files as notes."""
     known = {shard.name for shard in manifest.shards}
-    known |= {index_name(name) for name in known} | {FILE_NAME, MEAN_IMAGE, REPORT}
+    known |= {index_name(name) for name in known} | {FILE_NAME, REPORT}
+    if _has_mean_image(manifest):
+        known.add(MEAN_IMAGE)
     try:
         visible = {file.path for file in store.walk()[0]}
         folders = {"", *(name.rpartition("/")[0] for name in known)}
@@ -208,8 +212,14 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"lists the class {repeated} twice"
 
 
-def _wrong_statistics(statistics: Statistics) -> Iterator[str]:
+def _wrong_statistics(manifest: Manifest) -> Iterator[str]:
     """Yield statistics with a wrong shape or range, and eigenvectors that do not fit the covariance."""
+    statistics = manifest.statistics
+    if (statistics is None) == ("train" in manifest.splits):
+        there = "null, but there is a training split" if statistics is None else "without a training split"
+        yield f"statistics: {there}"
+    if statistics is None:
+        return
     rows = (*statistics.covariance, *statistics.eigenvectors)
     if [len(statistics.covariance), *map(len, rows)] != [3] * 7:
         yield "statistics: covariance and eigenvectors are not 3 x 3 both"
@@ -229,25 +239,30 @@ def _wrong_statistics(statistics: Statistics) -> Iterator[str]:
         yield "statistics: eigenvalues and eigenvectors are not the covariance's"
 
 
+def _has_mean_image(manifest: Manifest) -> bool:
+    return manifest.image.mode == "square" and "train" in manifest.splits
+
+
 def _wrong_mean_image(store: Store, manifest: Manifest) -> Iterator[str]:
-    """Yield a problem of the mean image of a dataset of squares.
+    """Yield a problem of the mean image of a dataset with square training images.
 
     It must be there, be float32 (size, size, 3), and have the mean of the statistics and the manifest's
     checksum.
     """
-    if manifest.image.mode != "square":
+    statistics = manifest.statistics
+    if statistics is None or not _has_mean_image(manifest):
         return
     try:
         data = store.read(ByteRange(MEAN_IMAGE))
     except FileNotFoundError:
-        yield "missing; a dataset of square images has one"
+        yield "missing; a dataset of square training images has one"
         return
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy parses the header as Python code and raises any error of that
         yield f"no array: {' '.join(str(error).split())}"
         return
-    size, expected = manifest.image.size, np.array(manifest.statistics.mean)
+    size, expected = manifest.image.size, np.array(statistics.mean)
     if image.shape != (size, size, 3) or image.dtype != np.float32:
         yield f"{image.dtype} {'x'.join(map(str, image.shape))}; expected float32 {size}x{size}x3"
         return

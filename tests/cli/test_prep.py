@@ -79,6 +79,26 @@ def test_tasks_and_finish(source, tmp_path):
     assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_source_without_training_images_is_an_evaluation_set(source, tmp_path, split):
+    """Also of tars that another tool wrote: there are no statistics and no mean image."""
+    place(source / "emu" / "emu.jpg", b"no image")
+    out, tars, command = tmp_path / "out", tmp_path / "tars", ("--size", 16, "--splits", f"{split}=.")
+    fails(run("shard", source, out, *command, "--val-fraction", 0.5), 2, "--val-fraction 0.5 was asked for")
+    for task in range(2):
+        succeeds(run("shard", source, out, *command, "--max-bad", 0.2, "--task", f"{task}/2"))
+    succeeds(run("finish", out, "--max-bad", 0.2), f"{split}: 8 images in 1 shards", "images skipped: 1")
+    shutil.copytree(out / split, tars / split, ignore=shutil.ignore_patterns("*.idx"))
+    succeeds(run("stats", tars), f"{split}: 8 images in 1 shards", "it is for evaluation")
+    for folder in (out, tars):
+        assert not (folder / "mean_image.npy").exists()
+        assert json.loads((folder / "manifest.json").read_text())["statistics"] is None
+        succeeds(run("verify", folder), "no fault in 8 images")
+        succeeds(run("info", folder), " 8 images in 1 shards", "there is no training split")
+        fails(run("stats", folder), 2, f"has no split 'train', only {split}")
+        fails(run("info", folder, "--preview", tmp_path / "p.png"), 2, f"has no split 'train', only {split}")
+
+
 @pytest.mark.parametrize("task", ["1", "2/2", "a/b", "-1/2", "1/0", "/"])
 def test_bad_task_numbers(source, tmp_path, task):
     fails(run("shard", source, tmp_path / "out", "--task", task), 2, f"error: --task {task}: ")

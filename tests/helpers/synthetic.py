@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import Dataset, Manifest
-from pipeline.dataset.manifest import ClassInfo, ImageFormat, SourceInfo, write_manifest
+from pipeline.dataset.manifest import FORMAT_VERSION, ClassInfo, ImageFormat, SourceInfo, write_manifest
 from pipeline.dataset.shards import describe, write_shard
 from pipeline.images.codec import encode
 from pipeline.images.statistics import Moments, statistics_of
@@ -38,12 +38,12 @@ def write_dataset(folder: Path, splits, size, shards=2, mode="square"):
                     writer.add(f"{split}-{k}", encode(images[k], 95), int(k) % CLASSES)
             written.setdefault(split, []).append(describe(folder, tar, len(members)))
     manifest = Manifest(
-        format=1,
+        format=FORMAT_VERSION,
         image=ImageFormat(size, mode, 95),
         classes=tuple(ClassInfo(name, name) for name in "abc"),
         label_width=4,
         splits={split: tuple(done) for split, done in written.items()},
-        statistics=statistics_of(moments),
+        statistics=statistics_of(moments) if "train" in splits else None,
         seed=0,
         source=SourceInfo("synthetic", ""),
         settings={},

@@ -51,6 +51,7 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         raise UsageError(
             "--grad-compression bf16 needs GPUs and NCCL, and these are CPU processes; use powersgd or none"
         )
+    dataset.shards("train")
     batch_size = _local_batch_size(recipe, processes)
     check_crop(recipe.crop, dataset.image.size)
     _check_layers(recipe, len(dataset.classes))

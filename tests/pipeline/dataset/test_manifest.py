@@ -21,7 +21,7 @@ from pipeline.images.statistics import Statistics
 from pipeline.storage.open import open_store
 
 MANIFEST = Manifest(
-    format=1,
+    format=2,
     image=ImageFormat(256, "square", 95),
     classes=(ClassInfo("n01440764", "tench"), ClassInfo("n02", 'été "quoted"')),
     label_width=4,
@@ -77,7 +77,7 @@ def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
         "sha256": "b" * 64,
     }
     assert found["statistics"]["mean"] == [1 / 3, 0.1, 255.0]
-    assert text.startswith('{\n "format": 1,\n')
+    assert text.startswith('{\n "format": 2,\n')
     assert text.endswith("}\n")
 
 
@@ -112,14 +112,18 @@ def test_no_dataset_and_an_unfinished_one(tmp_path):
     refused(lambda: read_manifest(tmp_path), f"{tmp_path}: preparation is unfinished", "run the same")
 
 
-OTHERS = [raw() | {"format": version, "image": "changed since"} for version in (0, 2, "1", None)]
+OTHERS = [raw() | {"format": version, "image": "changed since"} for version in (1, 3, "2", None)]
 
 
 @pytest.mark.parametrize("found", [*OTHERS, {}, [], "manifest", None])
 def test_another_format_version_and_other_json(tmp_path, found):
     (tmp_path / FILE_NAME).write_text(json.dumps(found))
     version = found.get("format") if isinstance(found, dict) else None
-    refused(lambda: read_manifest(tmp_path), f"format version {version!r}, but this release reads 1")
+    refused(
+        lambda: read_manifest(tmp_path),
+        f"format version {version!r}, but this release reads 2",
+        "`alexnet-prep",
+    )
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_statistics_and_mean_image_are_those_of_the_training_pixels(source, whol
 
 def test_the_manifest_describes_what_is_on_disk(source, whole):
     manifest = json.loads((whole / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["image"] == {"size": SIZE, "mode": "square", "quality": 95, "subsampling": "4:2:0"}
     assert [c["id"] for c in manifest["classes"]] == ["ant", "bee", "cat"]
     assert manifest["label_width"] == 4

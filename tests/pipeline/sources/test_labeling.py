@@ -215,10 +215,6 @@ def one_class(root, tree):
     flat(root, ant=3)
 
 
-def only_val(root, tree):
-    flat(root / "val", ant=1, bee=1)
-
-
 REFUSALS = [
     (flat_without_labels, ("read as flat images", "0.jpg", "--labels FILE")),
     (val_without_labels, ("no labels for its 6 images", "LOC_val_solution.csv")),
@@ -227,7 +223,6 @@ REFUSALS = [
         ("no training images for wasp, but 2 in val (such as val/wasp/wasp_00.jpg)", "--classes"),
     ),
     (one_class, ("ant",)),
-    (only_val, ("found the split val but no train", "--splits train=")),
     (lambda root, tree: place(root / "a" / "x.txt"), ("no images found",)),
 ]
 

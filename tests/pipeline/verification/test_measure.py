@@ -92,5 +92,7 @@ def test_a_damaged_image_and_a_damaged_index_are_one_line_that_names_them(tmp_pa
 def test_no_training_split(tmp_path):
     data = write_dataset(tmp_path / "d", {"train": tiny_images(4), "val": tiny_images(4)}, 16)
     del data.manifest.splits["train"]
-    with pytest.raises(UsageError, match="has no split 'train'"):
+    with pytest.raises(
+        UsageError, match="has no split 'train', only val; name a dataset with training images"
+    ):
         decoded_statistics(data, INLINE)

@@ -59,6 +59,7 @@ def test_a_dataset_without_mean_image_or_validation_is_refused(tiny_recipe, tiny
     for change, words in (
         ({"image": replace(manifest.image, mode="aspect")}, "no mean image"),
         ({"splits": train}, "no split 'val'"),
+        ({"splits": {"test": manifest.splits["val"]}, "statistics": None}, "no split 'train', only test"),
     ):
         other = replace(tiny_dataset, manifest=replace(manifest, **change))
         with pytest.raises(UsageError, match=words):
