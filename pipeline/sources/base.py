@@ -8,7 +8,6 @@ classes get the same keys and labels, and therefore the same shards.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from posixpath import splitext
 from typing import Literal
 
 import msgspec
@@ -181,4 +180,5 @@ class Source:
 
 def is_image(path: str) -> bool:
     """Whether a file name ends with an image suffix, in upper or lower case."""
-    return splitext(path)[1].lower() in IMAGE_SUFFIXES
+    dot = path.rfind(".")
+    return dot > path.rfind("/") + 1 and path[dot:].lower() in IMAGE_SUFFIXES

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
@@ -66,21 +67,23 @@ def build_source(root: str, listing: Listing, options: SourceOptions = AS_FOUND)
 def _samples(listing: Listing, label_of: dict[str, int], notes: list[str]) -> dict[str, list[Sample]]:
     """Turn images into samples, sorted by container and path, with keys unique across all splits."""
     for images in listing.images.values():
-        images.sort(key=lambda i: (i.container, i.path, i.offset))
+        # Stable sorts one after the other, because tuples to compare would take as much memory as the images.
+        for name in ("offset", "path", "container"):
+            images.sort(key=attrgetter(name))
     order = [split for split in SPLITS if listing.images.get(split)]
-    keys, renamed = unique_keys(
-        (number, i.path, str(i.label)) for number, split in enumerate(order) for i in listing.images[split]
-    )
+    keys, renamed = unique_keys([listing.images[split] for split in order])
     if renamed:
         notes.append(f"{renamed:,} images share a file name with another; their keys have the class in front")
-    key = iter(keys)
-    return {
-        split: [
-            Sample(i.path, label_of[str(i.label)], next(key), i.size, i.container, i.offset)
-            for i in listing.images.pop(split)
-        ]
-        for split in order
-    }
+    keys.reverse()
+    splits: dict[str, list[Sample]] = {}
+    for split in order:
+        samples = splits[split] = []
+        images = listing.images.pop(split)
+        images.reverse()
+        while images:  # popping frees each image as its sample is made
+            i = images.pop()
+            samples.append(Sample(i.path, label_of[str(i.label)], keys.pop(), i.size, i.container, i.offset))
+    return splits
 
 
 def _leave_out_others(listing: Listing, wanted: set[str]) -> None:
@@ -107,7 +110,7 @@ def _check_names(root: str, listing: Listing) -> None:
     names = chain.from_iterable((i.path, str(i.label)) for i in images)
     for name in chain(listing.classes or (), names):
         try:
-            name.encode()
+            name.isascii() or name.encode()
         except UnicodeEncodeError as error:
             shown = os.fsencode(name)
             raise UsageError(f"source {root}: the name {shown!r} is not UTF-8; rename it") from error

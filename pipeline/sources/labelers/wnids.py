@@ -20,5 +20,7 @@ def wnid_in(name: str) -> str | None:
 
 def plain_name(name: str, wnid: str) -> str:
     """Return a file name without `_WNID` at the end of its stem, where that is the image's class."""
+    if wnid not in name:
+        return name
     match = _BEHIND.search(name)
     return name[: match.start()] + name[match.end() :] if match and match[1] == wnid else name

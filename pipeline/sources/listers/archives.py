@@ -6,7 +6,7 @@ beside this module says which members are one sample.
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -50,10 +50,16 @@ class Archive:
     archives: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
 
-    def add(self, container: Container, image: Image) -> None:
-        """Add an image without a label to its folder."""
-        folder = image.path.rpartition("/")[0]
-        self.folders.setdefault(f"{container.path}/{folder}" if folder else container.path, []).append(image)
+    def add(self, container: Container, images: Iterable[Image]) -> None:
+        """Add images without labels to their folders."""
+        folder, members = None, list[Image]()
+        for image in images:
+            above = image.path.rpartition("/")[0]
+            if above != folder:
+                folder = above
+                path = f"{container.path}/{folder}" if folder else container.path
+                members = self.folders.setdefault(path, [])
+            members.append(image)
 
 
 def read_archive(store: Store, container: Container, number: int) -> Archive:
@@ -74,14 +80,13 @@ def read_archive(store: Store, container: Container, number: int) -> Archive:
     url = store.url_of(container.path)
     sum_of = _SUMS.get(container.path.rpartition("/")[2])
     remedy = "download it again" + (f" (its MD5 is {sum_of})" if sum_of else "")
-    found: list[Member | SamplePart] = []
     with unpacked(store, container) as file:
-        found.extend(_members(file, url, remedy, archive, container))
-    if any(isinstance(item, SamplePart) for item in found):
-        _add_samples(archive, container, number, url, found)
+        found = list(_members(file, url, remedy, archive, container, number))
+    images = [item for item in found if isinstance(item, Image)]
+    if len(images) < len(found):
+        _add_samples(archive, container, url, found)
     else:
-        for name, offset, size in found:  # type: ignore[misc]  # members alone
-            archive.add(container, Image(name, size, number, offset))
+        archive.add(container, images)
     return archive
 
 
@@ -91,37 +96,36 @@ def _members(
     remedy: str,
     archive: Archive,
     container: Container,
+    number: int,
     inside: str = "",
     start: int = 0,
     end: int | None = None,
-) -> Iterator[Member | SamplePart]:
+) -> Iterator[Image | SamplePart]:
     """Yield a tar's images, and the labels with their bytes; a tar inside of it is a folder of it."""
-    for member in scan(file, f"{url} (in {inside})" if inside else url, start, end, remedy):
-        name = member.name
-        if "/." in f"/{name}":  # hidden files, such as the ._NAME that macOS's tar adds to each file
+    above = f"{inside}/" if inside else ""
+    for name, offset, size in scan(file, f"{url} (in {inside})" if inside else url, start, end, remedy):
+        # Hidden files, such as the ._NAME that macOS's tar adds to each file.
+        if name.startswith(".") or "/." in name:
             continue
-        path = f"{inside}/{name}" if inside else name
+        path = above + name
         if is_image(name):
-            yield member._replace(name=path) if inside else member
+            yield Image(path, size, number, offset)
         elif name.endswith(".tar"):
             if f"{container.path}/{path}" in archive.archives:
-                raise UsageError(f"{url}: member {name} at offset {member.offset:,} is there twice; {remedy}")
+                raise UsageError(f"{url}: member {name} at offset {offset:,} is there twice; {remedy}")
             archive.archives.add(f"{container.path}/{path}")
-            yield from _members(
-                file, url, remedy, archive, container, path, member.offset, member.offset + member.size
-            )
-        elif name.lower().endswith(LABELS) and (part := part_of(member)):
+            yield from _members(file, url, remedy, archive, container, number, path, offset, offset + size)
+        elif name.lower().endswith(LABELS) and (part := part_of(Member(path, offset, size))):
             yield with_content(file, part, url)
         else:
             archive.others.append(path)
 
 
-def _add_samples(
-    archive: Archive, container: Container, number: int, url: str, found: list[Member | SamplePart]
-) -> None:
+def _add_samples(archive: Archive, container: Container, url: str, found: list[Image | SamplePart]) -> None:
     """Join images and labels: members of one sample that lie side by side, then those with one key."""
+    images = {item.offset: item for item in found if isinstance(item, Image)}
     unlabeled: dict[str, Image] = {}
-    parts = (item if isinstance(item, SamplePart) else part_of(item) for item in found)
+    parts = (part_of(_member(item)) if isinstance(item, Image) else item for item in found)
     for sample in samples_of(part for part in parts if part):
         label = label_of(sample, url)
         part = sample.get("image")
@@ -129,8 +133,8 @@ def _add_samples(
             if label is not None:
                 archive.labels[next(iter(sample.values())).key] = label
             continue
-        name, offset, size = part.member
-        image = Image(name, size, number, offset, label)
+        image = images[part.member.offset]
+        image.label = label
         if label is None:
             unlabeled[part.key] = image
         else:
@@ -142,7 +146,11 @@ def _add_samples(
         elif archive.labeled:
             archive.labeled.append(image)  # `to_classes` refuses a split that has labels for a part only
         else:
-            archive.add(container, image)
+            archive.add(container, [image])
+
+
+def _member(image: Image) -> Member:
+    return Member(image.path, image.offset, image.size)
 
 
 class LabelPool:
@@ -162,7 +170,7 @@ class LabelPool:
             UsageError: A label has no image.
         """
         for folder in list(folders) if self._labels else ():
-            parts = [part_of(Member(image.path, 0, 0)) for image in folders[folder]]
+            parts = [part_of(_member(image)) for image in folders[folder]]
             keys = [part.key if part else "" for part in parts]
             if not any(key in self._labels for key in keys):
                 continue
@@ -181,6 +189,7 @@ class LabelPool:
 def _read_zip(store: Store, container: Container, number: int) -> Archive:
     """List a zip: an image's offset is its number among the zip's members."""
     archive = Archive(archives={container.path})
+    images: list[Image] = []
     url = store.url_of(container.path)
     with reading(url, "zip file", zipfile.BadZipFile), store.open(container.path, read_ahead=False) as file:
         members = zipfile.ZipFile(file).infolist()
@@ -191,7 +200,8 @@ def _read_zip(store: Store, container: Container, number: int) -> Archive:
         if member.flag_bits & 1:
             raise UsageError(f"{url}: {name} is encrypted; unpack the archive and name the folder")
         if is_image(name):
-            archive.add(container, Image(name, member.file_size, number, row))
+            images.append(Image(name, member.file_size, number, row))
         else:
             archive.others.append(name)
+    archive.add(container, images)
     return archive

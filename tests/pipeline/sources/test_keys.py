@@ -4,7 +4,7 @@ import re
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from pipeline.sources.base import is_image
+from pipeline.sources.base import Image, is_image
 from pipeline.sources.keys import stem_of, unique_keys
 from pipeline.sources.labelers.wnids import wnid_in
 
@@ -31,8 +31,10 @@ def test_stems_and_suffixes(path, stem, is_one):
 
 def keyed(files):
     """Return path → key for paths of the form [SPLIT/]CLASS/NAME."""
-    found, _ = unique_keys((path.startswith("val/"), path, path.split("/")[-2]) for path in files)
-    return dict(zip(files, found, strict=True))
+    val = [path for path in files if path.startswith("val/")]
+    train = [path for path in files if path not in val]
+    splits = [[Image(path, 1, label=path.split("/")[-2]) for path in paths] for paths in (train, val)]
+    return dict(zip(train + val, unique_keys(splits)[0], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,15 @@ def test_colliding_names_are_numbered_alike_whatever_the_layout():
         lambda split, name, file: f"{name}.tar/{file}" if split == "train" else file,
         lambda split, name, file: f"{'z' if split == 'train' else 'a'}/{file}",
     ]
-    found = [unique_keys((s == "val", place(s, n, f), n) for s, n, f in images)[0] for place in layouts]
+    found = [
+        unique_keys(
+            [
+                [Image(place(s, n, f), 1, label=n) for s, n, f in images if s == split]
+                for split in ("train", "val")
+            ]
+        )[0]
+        for place in layouts
+    ]
     assert found == [["ant-1", "bee-1", "ant-1-2"]] * 3
 
 
