@@ -55,7 +55,7 @@ def main() -> int:
             print_run(name, work / f"run-{name}")
         for name, options in {"one crop": (), "ten crops": ("--views", "ten-crop")}.items():
             file = f"{name.replace(' ', '-')}.json"
-            run(f"evaluate {name}", "alexnet-eval", "run-one", "folders", *options, "--json", file)
+            run(f"evaluate {name}", "alexnet-eval", "run-one", "--data", "folders", *options, "--json", file)
             print_numbers(name, json.loads((work / file).read_text()))
     return 0
 

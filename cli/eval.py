@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
+from cli.common.defaults import RUNS
 from cli.common.options import data_options, loader_options_of, precision_option, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
@@ -30,8 +31,10 @@ _output_option = partial(click.option, type=OutputFile())
     cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-eval")
-@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT...")
-@click.argument("data")
+@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN_OR_CHECKPOINT]...")
+@click.option(
+    "--data", type=click.Path(), help="Dataset to evaluate on.  [default: the one named in run.json]"
+)
 @click.option(
     "--views",
     type=click.Choice(["center", "ten-crop", "full-resize"]),
@@ -44,7 +47,7 @@ _output_option = partial(click.option, type=OutputFile())
     metavar="W,W,…",
     help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
 )
-@click.option("--split", default="val", show_default=True, help="Split of DATA to evaluate.")
+@click.option("--split", default="val", show_default=True, help="Split to evaluate.")
 @_input_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
 @_input_option(
     "--labels",
@@ -99,7 +102,7 @@ _output_option = partial(click.option, type=OutputFile())
 @one_line_errors
 def main(
     checkpoints: tuple[Path, ...],
-    data: str,
+    data: str | None,
     views: str,
     ensemble_weights: str | None,
     split: str,
@@ -123,11 +126,12 @@ def main(
     force: bool,
     **loader_options: Any,
 ) -> None:
-    """Measure the accuracy of trained networks on DATA.
+    """Measure the accuracy of trained networks on a dataset.
 
-    DATA is a dataset made by `alexnet-prep shard`: a folder, or an s3:// or gs:// URL. RUN_OR_CHECKPOINT is
-    a checkpoint file or a run's folder, of which the best checkpoint is evaluated. Several checkpoints are
-    evaluated as an ensemble. Probabilities, not logits, are averaged over crops and networks.
+    RUN_OR_CHECKPOINT is a checkpoint file or a run's folder, of which the best checkpoint is evaluated; by
+    default the run below runs whose checkpoint is the newest. Several checkpoints are evaluated as an
+    ensemble. The dataset is the one that the run was trained on, or that of --data: a folder, or an s3:// or
+    gs:// URL. Probabilities, not logits, are averaged over crops and networks.
     """
     check_outputs(force)
     require_dali()
@@ -147,17 +151,16 @@ def main(
     from trainer.runs.external_weights import describe
     from trainer.runs.load_model import normalized
 
-    if not checkpoints:
-        raise UsageError(f"found only {data}; give runs or checkpoints first and the dataset's folder last")
     if (submission_file is None) != (devkit is None):
         raise UsageError("--submission and --devkit go together: the development kit numbers the classes")
     if predictions_file is not None:
         check_suffix(predictions_file)
     external = describe(arch, preprocessing)
-    shares = None if ensemble_weights is None else normalized(_numbers(ensemble_weights), len(checkpoints))
     adopt_slurm()
     processes = choose_processes(gpus, cpus)
     check_precision(precision, processes.kind)
+    checkpoints, data = _chosen(checkpoints, data, say=first_of_all())
+    shares = None if ensemble_weights is None else normalized(_numbers(ensemble_weights), len(checkpoints))
     dataset = Dataset.open(data)
     label_sets = [
         read(file, split_keys(dataset, split), dataset.classes)
@@ -210,6 +213,23 @@ def main(
         echo(f"kernels: {kernels_file}")
     if exit_code:
         raise SystemExit(exit_code)
+
+
+def _chosen(checkpoints: tuple[Path, ...], data: str | None, *, say: bool) -> tuple[tuple[Path, ...], str]:
+    """Return the checkpoints and the dataset: those given, else the newest run, and its dataset."""
+    from trainer import newest_run
+    from trainer.runs.load_model import dataset_named
+
+    lines = []
+    if not checkpoints:
+        checkpoints = (newest_run(RUNS),)
+        lines.append(f"run: {checkpoints[0]} (the newest below {RUNS})")
+    if data is None:
+        data = dataset_named(checkpoints)
+        lines.append(f"dataset: {data} (the one that it was trained on)")
+    if lines and say:
+        echo("; ".join(lines), err=True)
+    return checkpoints, data
 
 
 def _numbers(text: str) -> list[float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar, require_dali
+from cli.common.defaults import check_dataset, out_argument, say_source_and_out, source_argument
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.interrupts import keeping
 from cli.common.options import (
@@ -33,8 +34,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("source")
-@click.argument("out")
+@source_argument
+@out_argument
 @source_options
 @click.option(
     "--size",
@@ -116,11 +117,12 @@ def shard(
 ) -> None:
     """Convert the images in SOURCE to a dataset in OUT.
 
-    Both may be local folders or in a bucket (s3://, gs://). SOURCE holds images in class folders, tars or
-    zips; ImageNet's archives or Kaggle's tree as downloaded, unpacked or half unpacked; Parquet files from
-    the Hugging Face hub; or WebDataset tars; split by split. Every image is decoded completely, scaled,
-    cropped to its center square, and written to the tars in shuffled order. To continue a stopped job, run
-    the same command again.
+    SOURCE is the current folder by default, OUT the folder that $ALEXNET_DATA names, else shards. Datasets
+    and runs in SOURCE are not part of it. Both may be in a bucket (s3://, gs://). SOURCE holds images in
+    class folders, tars or zips; ImageNet's archives or Kaggle's tree as downloaded, unpacked or half
+    unpacked; Parquet files from the Hugging Face hub; or WebDataset tars; split by split. Every image is
+    decoded completely, scaled, cropped to its center square, and written to the tars in shuffled order. To
+    continue a stopped job, run the same command again.
     """
     from pipeline import (
         LocalExecutor,
@@ -139,6 +141,7 @@ def shard(
             f"--force with --task {task}: each task would remove the others' shards; remove {out} first"
         )
     writes_files()
+    say_source_and_out(source, out)
     read_with = source_options_of(options)
     settings = Options(**options)
     run: dict[str, Any] = {
@@ -191,36 +194,38 @@ def _numbers_in(task: str) -> tuple[int, int]:
 
 
 @main.command()
-@click.argument("out")
+@out_argument
 @max_bad_option
 @take_over_option
 @one_line_errors
 def finish(out: str, max_bad: float, take_over: bool) -> None:
     """Complete a dataset after all tasks of `shard --task`.
 
-    Merges the tasks' results and writes the manifest of OUT. If a task is not done, the error names a
-    missing shard.
+    Merges the tasks' results and writes the manifest of OUT, by default that of `shard`. If a task is not
+    done, the error names a missing shard.
     """
     from pipeline import finish as merge
 
     writes_files()
+    check_dataset("out", out)
     print_summary(out, merge(out, max_bad=max_bad, take_over=take_over))
     echo(f"{out}: complete")
 
 
 @main.command()
-@click.argument("out")
+@out_argument
 @click.option("--fast", is_flag=True, help="Check checksums, indexes and labels only; decode no images.")
 @workers_option
 @one_line_errors
 def verify(out: str, fast: bool, workers: int) -> None:
     """Check a dataset and list every fault.
 
-    Checks checksums, indexes, labels, counts and statistics, and decodes every image. The exit code is 1 if
-    there is a fault.
+    OUT is that of `shard` by default. Checks checksums, indexes, labels, counts and statistics, and decodes
+    every image. The exit code is 1 if there is a fault.
     """
     from pipeline import LocalExecutor, verify as verify_dataset
 
+    check_dataset("out", out)
     started = time.perf_counter()
     with progress_bar("verifying", "images") as show:
         found = verify_dataset(out, fast=fast, executor=LocalExecutor(workers), on_progress=show)
@@ -236,7 +241,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
 
 
 @main.command()
-@click.argument("out")
+@out_argument
 @click.option(
     "--size",
     default=256,
@@ -252,12 +257,13 @@ def verify(out: str, fast: bool, workers: int) -> None:
 def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
     """Measure RGB statistics, or index the tars of other tools.
 
-    For a dataset made by `shard`, prints the statistics of the decoded images, and their difference to those
-    in the manifest, which were measured before encoding. A folder of WebDataset tars of another tool becomes
-    a dataset: an index is written beside each tar, and a manifest.
+    OUT is that of `shard` by default. For a dataset made by `shard`, prints the statistics of the decoded
+    images, and their difference to those in the manifest, which were measured before encoding. A folder of
+    WebDataset tars of another tool becomes a dataset: an index is written beside each tar, and a manifest.
     """
     from pipeline import Dataset, LocalExecutor, adopt, decoded_statistics, open_store
 
+    check_dataset("out", out)
     executor = LocalExecutor(workers)
     with progress_bar("measuring", "images") as show:
         if open_store(out).is_file("manifest.json"):
@@ -302,7 +308,7 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 
 
 @main.command()
-@click.argument("out")
+@out_argument
 @click.option(
     "--preview",
     type=OutputFile(),
@@ -321,13 +327,15 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool) -> None:
     """Describe a dataset, and draw a preview of it.
 
-    `--preview` draws training crops as a network gets them, and the color statistics.
+    OUT is that of `shard` by default. `--preview` draws training crops as a network gets them, and the color
+    statistics.
     """
     check_outputs(force)
     if preview is not None:
         require_dali()
     from pipeline import Dataset, open_store, read_manifest
 
+    check_dataset("out", out)
     # A local dataset is opened, which also checks the sizes of its shards; a remote manifest is only read.
     local = preview is not None or open_store(out).local is not None
     dataset = Dataset.open(out) if local else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.common.console import echo, one_line_errors, progress_bar, require_dali
+from cli.common.defaults import RUNS, check_dataset, data_argument
 from cli.common.interrupts import keeping
 from cli.common.options import (
     data_options,
@@ -47,7 +48,7 @@ class _TrainOrStatus(Command):
     cls=_TrainOrStatus, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-train")
-@click.argument("data")
+@data_argument
 @click.option(
     "--recipe",
     help="Name of a recipe (paper, source, modern, small, demo) or path of a .toml file.  "
@@ -122,7 +123,8 @@ def main(
 ) -> None:
     """Train a network on DATA.
 
-    DATA is a dataset made by `alexnet-prep shard`: a folder, or an s3:// or gs:// URL. Without --gpus or
+    DATA is a dataset made by `alexnet-prep shard`: a folder, or an s3:// or gs:// URL; by default the one
+    that $ALEXNET_DATA names, else shards. Without --gpus or
     --cpus, training uses all visible GPUs, or one CPU process where there are none. The recipe,
     metrics.jsonl, and the checkpoints last.pt and best.pt are written to --out. On SIGTERM or SIGUSR1 the run
     writes a checkpoint and exits with code 75; --resume continues it.
@@ -153,9 +155,10 @@ def main(
     if tensorboard:
         require_tensorboard()
     processes = choose_processes(gpus, cpus)
+    check_dataset("data", data, say=first_of_all())
     job = TrainJob(
         data=data,
-        out=out or Path("runs") / chosen.name,
+        out=out or RUNS / chosen.name,
         recipe=chosen,
         resume=resume or "no",
         force=force,

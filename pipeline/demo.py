@@ -337,8 +337,8 @@ def draw_demo(
     """Write the demo source: `out/train/CLASS/CLASS_00001.jpg` and `out/val/CLASS/...`.
 
     The JPEGs have quality 88 to 95; about 2 % are grayscale and 0.5 % CMYK. Every fifth image of a class is
-    in val. The same seed gives the same bytes under the same library versions. `out` appears only when it is
-    complete: an interrupted run leaves nothing. `out/.demo.json` records how many images were drawn.
+    in val. The same seed gives the same bytes under the same library versions. A new `out` appears only when
+    it is complete: an interrupted run leaves nothing. `out/.demo.json` records how many images were drawn.
 
     Args:
         out: folder to write; it must not exist or be empty, unless `force` is given.
@@ -372,8 +372,9 @@ def draw_demo(
         (staging / RECORD).write_bytes(msgspec.json.encode(_Record(images, seed)) + b"\n")
         if drawn:
             _replace(out, staging, drawn)
+        elif out.exists():  # stays the same folder: it may be the current one
+            for path in sorted(staging.iterdir(), reverse=True):  # the record is the last
+                path.rename(out / path.name)
         else:
-            if out.exists():
-                out.rmdir()
             staging.rename(out)
     return {split: len(indices) for split, indices in splits.items()}

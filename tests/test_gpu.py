@@ -110,7 +110,7 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
     out, file = tmp_path / "run", tmp_path / "result.json"
     run(tiny_dataset, out, "--placement", placement, batch_size=32, precision=precision)
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    arguments = [f"{out}/last.pt", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
+    arguments = [f"{out}/last.pt", "--data", str(tiny_dataset.root), "--cpus", "1", "--json", str(file)]
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
     # Three of thirty images: the CPU decodes slightly differently.

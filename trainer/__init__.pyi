@@ -46,7 +46,11 @@ from .optim.optimizers import PaperSGD as PaperSGD
 from .recipe import Recipe as Recipe, load_recipe as load_recipe
 from .report.page import write_report as write_report
 from .runs.external_weights import ExternalWeights as ExternalWeights, Preprocessing as Preprocessing
-from .runs.load_model import LoadedModel as LoadedModel, load_model as load_model
+from .runs.load_model import (
+    LoadedModel as LoadedModel,
+    load_model as load_model,
+    newest_run as newest_run,
+)
 from .runs.records import EpochMetrics as EpochMetrics, Progress as Progress
 from .training.options import TrainJob as TrainJob, TrainResult as TrainResult
 from .training.trainer import train as train

@@ -59,7 +59,17 @@ def everything(model, tiny_dataset, tmp_path_factory):
     """Output of an evaluation that writes all results, and the folder that they are in."""
     folder = tmp_path_factory.mktemp("everything")
     result = invoke(
-        *(model, tiny_dataset.root, "--cpus", 1, "--per-class", "--table", "--json", folder / "r.json"),
+        *(
+            model,
+            "--data",
+            tiny_dataset.root,
+            "--cpus",
+            1,
+            "--per-class",
+            "--table",
+            "--json",
+            folder / "r.json",
+        ),
         *("--predictions", folder / "p.csv", "--confusion", folder / "c.csv"),
     )
     assert result.exit_code == 0, result.output
@@ -142,7 +152,9 @@ def test_a_class_without_images_has_a_row(model, tiny_source, tiny_dataset, tmp_
     missing = tiny_dataset.classes[4]
     shutil.rmtree(source / "val" / missing)
     prepare(read_source(source), tmp_path / "data", Options(size=72))
-    result = invoke(model, tmp_path / "data", "--cpus", 1, "--per-class", "--json", tmp_path / "r.json")
+    result = invoke(
+        model, "--data", tmp_path / "data", "--cpus", 1, "--per-class", "--json", tmp_path / "r.json"
+    )
     assert result.exit_code == 0, result.output
     assert "10 classes (1 without images, in no average)" in result.stdout
     (row,) = [line for line in result.stdout.splitlines() if line.strip("│┃ ").startswith(f"{missing} ")]
@@ -153,7 +165,7 @@ def test_a_class_without_images_has_a_row(model, tiny_source, tiny_dataset, tmp_
 
 def test_two_processes_write_what_one_does(everything, model, tiny_dataset, tmp_path):
     result = invoke(
-        *(model, tiny_dataset.root, "--cpus", 2, "--batch-size", 4),
+        *(model, "--data", tiny_dataset.root, "--cpus", 2, "--batch-size", 4),
         *("--predictions", tmp_path / "p.csv", "--json", tmp_path / "r.json"),
     )
     assert result.exit_code == 0, result.output
@@ -167,7 +179,18 @@ def test_two_processes_write_what_one_does(everything, model, tiny_dataset, tmp_
 def test_an_ensemble_with_an_external_checkpoint(model, tiny_dataset, external, tmp_path):
     file, how = external
     result = invoke(
-        *(file, model, tiny_dataset.root, "--cpus", 1, "--arch", "alexnet_owt", "--preprocessing", how),
+        *(
+            file,
+            model,
+            "--data",
+            tiny_dataset.root,
+            "--cpus",
+            1,
+            "--arch",
+            "alexnet_owt",
+            "--preprocessing",
+            how,
+        ),
         *("--ensemble-weights", "3,1", "--views", "full-resize"),
         *("--json", tmp_path / "r.json", "--kernels", tmp_path / "k.png"),
     )
@@ -184,7 +207,9 @@ def test_labels_by_key(everything, model, tiny_dataset, tmp_path):
     labels = tmp_path / "l.csv"  # the second most probable classes of ten images, and an unknown key
     rows = [f"{key},{row[1]}" for key, row in zip(found.keys[:10], found.classes, strict=False)]
     labels.write_text("\n".join(["key,label", *rows, "nobody,0"]))
-    result = invoke(model, tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json")
+    result = invoke(
+        model, "--data", tiny_dataset.root, "--cpus", 1, "--labels", labels, "--json", tmp_path / "r.json"
+    )
     assert result.exit_code == 0, result.output
     assert "10 images; 20 have no label there; 1 of its keys are not in the data" in result.stdout
     score = json.loads((tmp_path / "r.json").read_text())["labels"][0]
@@ -197,7 +222,7 @@ def test_real_labels_and_a_submission(named_model, imagenets_names, tmp_path):
     (tmp_path / "real.json").write_text(json.dumps(lists))
     write_meta(tmp_path / "meta.mat", imagenets_names.classes)
     result = invoke(
-        *(named_model, imagenets_names.root, "--cpus", 1, "--real-labels", tmp_path / "real.json"),
+        *(named_model, "--data", imagenets_names.root, "--cpus", 1, "--real-labels", tmp_path / "real.json"),
         *("--submission", tmp_path / "s.txt", "--devkit", tmp_path / "meta.mat"),
         *("--predictions", tmp_path / "p.parquet"),
     )
@@ -217,7 +242,7 @@ def test_mistakes_are_reported_before_the_work(
     (tmp_path / "l.json").write_text('{"x": 1}')
     write_meta(tmp_path / "meta.mat", imagenets_names.classes[1:])
     submission = ("--submission", tmp_path / "s.txt")
-    ours, named = (model, tiny_dataset.root), (named_model, imagenets_names.root)
+    ours, named = (model, "--data", tiny_dataset.root), (named_model, "--data", imagenets_names.root)
     for arguments, fragments in (
         ((*ours, "--json", tmp_path / "no" / "r.json"), ["folder", "does not exist"]),
         ((*ours, "--confusion", "/proc/c.csv"), ["/proc/c.csv: cannot be written"]),
@@ -250,7 +275,7 @@ def test_a_file_that_cannot_be_written_does_not_keep_others_back(model, tiny_dat
 
     monkeypatch.setattr("trainer.evaluation.results.write_bytes", writing)
     result = invoke(
-        *(model, tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
+        *(model, "--data", tiny_dataset.root, "--cpus", 1, "--json", gone / "r.json"),
         *("--confusion", tmp_path / "c.csv", "--predictions", tmp_path / "p.csv"),
     )
     fails(result, 1, f"cannot write {gone / 'r.json'}")

@@ -88,7 +88,7 @@ OPTIONS = {
     "status": (status, "run --json"),
     "eval": (
         evaluate,
-        "checkpoints data --views --ensemble-weights --weights --split --real-labels --labels --arch "
+        "checkpoints --data --views --ensemble-weights --weights --split --real-labels --labels --arch "
         "--preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
         "--kernels --batch-size --precision --gpus --cpus --placement --threads --no-mmap --cache "
         "--cache-limit --force",

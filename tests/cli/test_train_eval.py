@@ -1,6 +1,8 @@
 """`alexnet-train` and `alexnet-eval` together: output files, agreement of metrics, and error messages."""
 
 import json
+import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -63,7 +65,7 @@ def test_a_run_leaves_its_files_and_lines(trained):
 def test_evaluation_writes_what_it_prints(trained, tiny_dataset, tmp_path):
     out, _ = trained
     file = tmp_path / "result.json"
-    result = invoke(evaluate, out, tiny_dataset.root, "--views", "ten-crop", "--cpus", 1, "--json", file)
+    result = invoke(evaluate, out, "--views", "ten-crop", "--cpus", 1, "--json", file)
     assert result.exit_code == 0, result.output
     saved = json.loads(file.read_text())
     assert saved["views"] == "ten-crop"
@@ -77,7 +79,7 @@ def test_evaluation_agrees_with_training(trained, tiny_dataset, tmp_path):
     out, _ = trained
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     file = tmp_path / "result.json"
-    assert invoke(evaluate, out / "last.pt", tiny_dataset.root, "--cpus", 1, "--json", file).exit_code == 0
+    assert invoke(evaluate, out / "last.pt", "--cpus", 1, "--json", file).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
     assert metrics["top1"] == last["val_top1"]
     assert metrics["loss"] == pytest.approx(last["val_loss"], rel=1e-5)
@@ -109,8 +111,44 @@ def test_resuming_needs_the_runs_folder(tiny_dataset):
     fails(invoke(train, tiny_dataset.root, "--resume"), 2, "--resume needs --out")
 
 
-def test_a_forgotten_dataset_is_named(trained):
-    fails(invoke(evaluate, trained[0]), 2, "found only", "dataset's folder last")
+@pytest.mark.parametrize(
+    ("command", "arguments", "fragments"),
+    [
+        (prep, ["shard"], ["source .: no images found"]),
+        (prep, ["finish"], ["$ALEXNET_DATA is not set, and there is no dataset at shards"]),
+        (prep, ["verify"], ["$ALEXNET_DATA is not set, and there is no dataset at shards"]),
+        (prep, ["info"], ["$ALEXNET_DATA is not set, and there is no dataset at shards"]),
+        (prep, ["stats"], ["$ALEXNET_DATA is not set, and there is no dataset at shards"]),
+        (train, ["--cpus", "1"], ["$ALEXNET_DATA is not set, and there is no dataset at shards"]),
+        (evaluate, [], ["none below runs has a checkpoint (last.pt or best.pt)"]),
+    ],
+)
+def test_bare_commands_say_what_they_looked_for(tmp_path, monkeypatch, command, arguments, fragments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALEXNET_DATA", raising=False)
+    fails(invoke(command, *arguments), 2, *fragments)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_variable_names_the_dataset(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALEXNET_DATA", str(tiny_dataset.root))
+    assert f"dataset: {tiny_dataset.root} ($ALEXNET_DATA)" in invoke(prep, "info").stderr
+    monkeypatch.setenv("ALEXNET_DATA", "gone")
+    fails(invoke(prep, "info"), 2, "nothing is at gone, which $ALEXNET_DATA names")
+
+
+def test_the_dataset_of_an_evaluation_is_that_of_its_runs(trained, tmp_path):
+    out, _ = trained
+    other = shutil.copytree(out, tmp_path / "other")
+    facts = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(facts | {"dataset": str(tmp_path)}))
+    fails(invoke(evaluate, out, other), 2, f"{other} on {tmp_path}; choose one with --data")
+    (other / "run.json").write_text(json.dumps(facts | {"dataset": str(tmp_path / "gone")}))
+    fails(invoke(evaluate, other), 2, "gone, which is not there; give its path with --data")
+    (other / "run.json").unlink()
+    fails(invoke(evaluate, other / "last.pt"), 2, "not in a run's folder; name its dataset with --data")
+    fails(invoke(evaluate, out, facts["dataset"]), 2, f"give it as --data {facts['dataset']}")
 
 
 def test_data_that_is_none(tmp_path):
@@ -141,14 +179,34 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dataset, tmp_path):
     assert not out.exists()
 
 
-def test_the_main_job_from_images_to_accuracy(tmp_path):
-    """Draw, shard, train and evaluate a small image set."""
-    assert invoke(prep, "demo", tmp_path / "p", "--images", 100).exit_code == 0
-    assert invoke(prep, "shard", tmp_path / "p", tmp_path / "s", "--size", 72, "--workers", 1).exit_code == 0
-    assert invoke(train, tmp_path / "s", *TINY, "--out", tmp_path / "r").exit_code == 0
-    result = invoke(evaluate, tmp_path / "r", tmp_path / "s", "--cpus", 1)
-    assert result.exit_code == 0
+def test_the_bare_commands_from_images_to_accuracy(tmp_path, monkeypatch):
+    """In a folder of images: what is made there is not part of the source, and is what is used next."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALEXNET_DATA", raising=False)
+    assert invoke(prep, "demo", ".", "--images", 100).exit_code == 0
+    shard = ("shard", "--size", 72, "--workers", 1)
+    result = invoke(prep, *shard)
+    assert result.exit_code == 0, result.output
+    assert f"source: the current folder, {tmp_path}; dataset: shards (by default)" in result.stderr
+    result = invoke(train, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "dataset: shards (by default)" in result.stderr
+    assert invoke(train, *TINY, "--out", "runs/old").exit_code == 0
+    for file in ("runs/old/last.pt", "runs/old/best.pt"):
+        os.utime(file, (1, 1))
+    (tmp_path / "runs" / "begun").mkdir()
+    (tmp_path / "runs" / "begun" / "run.json").write_text("{}")
+    result = invoke(evaluate, "--cpus", 1)
+    assert result.exit_code == 0, result.output
+    assert "run: runs/demo (the newest below runs)" in result.stderr
+    assert f"dataset: {tmp_path / 'shards'} (" in result.stderr
     assert "20 val images, 10 classes, center" in result.stdout
+    again = invoke(prep, *shard)
+    assert "shards: was complete already" in again.stdout
+    for command in ("verify", "info", "stats", "finish"):
+        result = invoke(prep, command)
+        assert result.exit_code == 0, result.output
+        assert "dataset: shards (by default)" in result.stderr
 
 
 @pytest.mark.slow
@@ -161,7 +219,7 @@ def test_real_photographs_are_learnt(shared_data, tmp_path):
     result = invoke(train, tmp_path / "s", *arguments)
     assert result.exit_code == 0, result.output
     file = tmp_path / "result.json"
-    assert invoke(evaluate, tmp_path / "r" / "last.pt", tmp_path / "s", "--json", file).exit_code == 0
+    assert invoke(evaluate, tmp_path / "r" / "last.pt", "--json", file).exit_code == 0
     metrics = json.loads(file.read_text())["metrics"]
     assert metrics["samples"] == 341
     assert metrics["largest_class"] == 81 / 341

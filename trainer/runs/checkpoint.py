@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from pipeline.arguments import checked
+from pipeline.dataset.manifest import FILE_NAME as MANIFEST
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import PARTIAL, atomic_write
 from trainer.models.classifier import Classifier, Spec
@@ -153,6 +154,11 @@ def find(run_or_checkpoint: Path) -> Path:
         for name in (BEST, LAST):
             if (run_or_checkpoint / name).is_file():
                 return run_or_checkpoint / name
+        if (run_or_checkpoint / MANIFEST).is_file():
+            raise UsageError(
+                f"{run_or_checkpoint}: a dataset, where a run or checkpoint is expected; give it as --data "
+                f"{run_or_checkpoint}"
+            )
         raise UsageError(
             f"{run_or_checkpoint}: holds no checkpoint ({BEST} or {LAST}); has the run finished an epoch?"
         )

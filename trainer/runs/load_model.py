@@ -19,6 +19,7 @@ from trainer.runs.external_weights import ExternalWeights, is_external, load_ext
 from trainer.runs.state_dict import WeightsChoice, capped
 
 _RUN_FILE = "run.json"
+_CHECKPOINTS = (checkpoint.LAST, checkpoint.BEST)
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,54 @@ def dataset_of(trained: LoadedModel, data: str | Path | None = None) -> Dataset:
         UsageError: No dataset is known, it is not there, or its images have another size than those that
             the network was trained on.
     """
-    if data is None:
-        if trained.folder is None:
-            raise UsageError(f"{trained.checkpoint}: not in a run's folder; name its dataset with --data")
-        data = str(run_facts(trained.folder).get("dataset", ""))
-        if "://" not in data and not Path(data).is_dir():
-            raise UsageError(
-                f"{trained.folder}: its dataset was {data}, which is not there; give its path with --data"
-            )
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(dataset_named([trained.checkpoint]) if data is None else data)
     _refuse_other_size(trained.checkpoint, trained.spec, dataset)
     return dataset
+
+
+def dataset_named(runs_or_checkpoints: Sequence[Path]) -> str:
+    """Return the path or URL of the dataset that runs were trained on, as their run.json names it.
+
+    Raises:
+        UsageError: A checkpoint is not in a run's folder, the runs name different datasets, or the dataset is
+            not there.
+    """
+    found: dict[str, Path] = {}
+    for path in runs_or_checkpoints:
+        folder = checkpoint.find(path).resolve().parent
+        if not (folder / _RUN_FILE).is_file():
+            raise UsageError(f"{path}: not in a run's folder; name its dataset with --data")
+        found.setdefault(str(run_facts(folder).get("dataset", "")), path)
+    (data, path), *others = found.items()
+    if others:
+        raise UsageError(
+            f"{path} was trained on {data}, and {others[0][1]} on {others[0][0]}; choose one with --data"
+        )
+    if "://" not in data and not Path(data).is_dir():
+        raise UsageError(f"{path}: its dataset was {data}, which is not there; give its path with --data")
+    return data
+
+
+def newest_run(folder: Path = Path("runs")) -> Path:
+    """Return the run below a folder whose last or best checkpoint is the youngest.
+
+    Runs without a checkpoint are passed over.
+
+    Raises:
+        UsageError: There is none.
+    """
+    found = []
+    for file in folder.rglob(_RUN_FILE):
+        run = file.parent
+        ages = [(run / name).stat().st_mtime_ns for name in _CHECKPOINTS if (run / name).is_file()]
+        if ages:
+            found.append((max(ages), run))
+    if not found:
+        raise UsageError(
+            f"no run was named, and none below {folder} has a checkpoint ({' or '.join(_CHECKPOINTS)}); name "
+            "one, or train with `alexnet-train`"
+        )
+    return max(found)[1]
 
 
 def refuse_other_classes(file: Path, spec: Spec, dataset: Dataset) -> None:

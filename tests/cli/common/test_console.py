@@ -55,7 +55,16 @@ def test_without_a_reader_or_space_the_work_is_done(
         "info --json": (prep, "info", tiny_dataset.root, "--json"),
         "info --preview": (prep, "info", tiny_dataset.root, "--preview", out.with_suffix(".png")),
         "shard": (prep, "shard", tiny_source, out, "--size", 16),
-        "eval": (evaluate, model, tiny_dataset.root, "--cpus", 1, "--json", out.with_suffix(".json")),
+        "eval": (
+            evaluate,
+            model,
+            "--data",
+            tiny_dataset.root,
+            "--cpus",
+            1,
+            "--json",
+            out.with_suffix(".json"),
+        ),
     }[command]
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])

@@ -31,8 +31,8 @@ INPUTS = {
     "labels_file",
     "devkit",
 }
-INPUTS |= {"scratch", "cache", "classes"}
-FOLDERS = {"alexnet-train out", "alexnet-prep demo out"}
+INPUTS |= {"scratch", "cache", "classes", "source", "data"}
+FOLDERS = {"alexnet-train out", *(f"alexnet-prep {name} out" for name in prep.commands)}
 FOREIGN = b"not ours"
 
 
@@ -110,7 +110,7 @@ def test_force_replaces_files(model, tiny_dataset, tiny_source, tmp_path):
         (show, "kernels", model, "-o", out),
         (prep, "info", tiny_dataset.root, "--preview", out),
         (predict, model, image, "-o", out),
-        (evaluate, model, tiny_dataset.root, "--cpus", 1, "--json", out),
+        (evaluate, model, "--data", tiny_dataset.root, "--cpus", 1, "--json", out),
     ):
         out.write_bytes(FOREIGN)
         result = invoke(command, *arguments, "--force")
@@ -160,6 +160,6 @@ def test_one_file_for_two_outputs_is_refused(tmp_path):
     out = tmp_path / "out.csv"
     arguments = ("--confusion", out, "--predictions", tmp_path / "." / "x" / ".." / "out.csv")
     (tmp_path / "x").mkdir()
-    result = invoke(evaluate, "nothing", "nothing", *arguments)
+    result = invoke(evaluate, "nothing", "--data", "nothing", *arguments)
     assert result.exit_code == 2
     assert "two outputs" in result.stderr

@@ -64,7 +64,7 @@ def test_ten_crops_are_those_of_pillow_and_numpy(shared_data, tmp_path):
     settings = ("--recipe", "small", "--set", "epochs=3", "--set", "crop=128", "--set", "width=0.1")
     invoke(train, tmp_path / "s", *settings, "--cpus", 1, "--out", tmp_path / "r")
     files = ("--json", tmp_path / "r.json", "--predictions", tmp_path / "p.parquet")
-    invoke(evaluate, tmp_path / "r", tmp_path / "s", "--cpus", 1, "--views", "ten-crop", *files)
+    invoke(evaluate, tmp_path / "r", "--data", tmp_path / "s", "--cpus", 1, "--views", "ten-crop", *files)
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
     found = read_predictions(tmp_path / "p.parquet")
 

@@ -142,7 +142,7 @@ def test_what_cannot_be_chosen_is_refused_with_the_choices(two, tiny_dataset, tm
 def test_the_command_says_which_weights_it_took(two, tiny_dataset, tmp_path):
     torch.save({"state_dict": two[0], "state_dict_ema": two[1]}, tmp_path / "weights.pth")
     (tmp_path / "how.toml").write_text("mean = [0, 0, 0]\nstd = [1, 1, 1]\nsize = 72\ncrop = 64\n")
-    files = [tmp_path / "weights.pth", tiny_dataset.root]
+    files = [tmp_path / "weights.pth", "--data", tiny_dataset.root]
     described = ["--arch", "alexnet_owt", "--preprocessing", tmp_path / "how.toml", "--weights", "model"]
     result = CliRunner().invoke(evaluate, [*map(str, [*files, *described, "--cpus", 1])])
     assert result.exit_code == 0, result.output
