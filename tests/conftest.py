@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -21,6 +24,14 @@ from trainer.recipe import Recipe
 
 # Shells start what they run in the background with Ctrl-C ignored; the commands under test would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Where Python may not write bytecode, each process that tests start would compile 2,000 modules again: more
+# than half of its time.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="alexnet-bytecode-")
+    Path(sys.pycache_prefix).chmod(0o755)  # for processes of other users
+    sys.dont_write_bytecode = False
+    atexit.register(shutil.rmtree, sys.pycache_prefix, ignore_errors=True)
 
 # No deadlines, because the machine may be busy. In CI the examples are fixed, so that a change does not fail
 # on an example that earlier runs never drew.

@@ -12,15 +12,6 @@ SMALL = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.05", "--set",
 QUICK = (*SMALL, "--set", "compile=false", "--cpus", 1)
 
 
-def test_a_user_without_a_home_trains(open_dataset, open_folder):
-    variables = {"HOME": None, "USER": None, "LOGNAME": None}
-    out = ("--out", open_folder / "run", "--steps", 1)
-    done = run("alexnet-train", open_dataset, *out, *QUICK, unprivileged=True, variables=variables)
-    assert done.code == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert (open_folder / "run" / "last.pt").exists()
-
-
 def test_who_waits_for_processes_that_nobody_starts_says_so_and_can_be_interrupted(tiny_dataset, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -33,3 +24,12 @@ def test_who_waits_for_processes_that_nobody_starts_says_so_and_can_be_interrupt
     assert line.startswith(f"waiting for 2 processes to meet at localhost:{port}, as SLURM_PROCID=0, ")
     process.send_signal(signal.SIGINT)
     assert ended(process).code == 130
+
+
+def test_a_user_without_a_home_trains(open_dataset, open_folder):
+    variables = {"HOME": None, "USER": None, "LOGNAME": None}
+    out = ("--out", open_folder / "run", "--steps", 1)
+    done = run("alexnet-train", open_dataset, *out, *QUICK, unprivileged=True, variables=variables)
+    assert done.code == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (open_folder / "run" / "last.pt").exists()

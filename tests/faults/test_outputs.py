@@ -7,14 +7,14 @@ from helpers.conditions import one_line, run
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.05", "--steps", 2)
+TINY = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.05", "--set", "compile=false", "--steps", 2)
 
 
-def test_a_reader_that_leaves_ends_no_training(tiny_dataset, tmp_path):
-    """Two processes: what is printed comes from one of those that the command starts."""
+def test_a_reader_that_leaves_ends_no_training(tiny_dataset, tmp_path, folder_of_namesakes):
+    """Two processes: one of those that the command starts prints; neither imports from the current folder."""
     out = tmp_path / "run"
     arguments = (tiny_dataset.root, *TINY, "--cpus", 2, "--out", out)
-    done = run("alexnet-train", *arguments, stdout="one line")
+    done = run("alexnet-train", *arguments, stdout="one line", cwd=folder_of_namesakes)
     assert done.code == 0, done.stderr
     assert done.stdout
     assert not {"Traceback", "Broken", "error:"} & set(done.stderr.split())

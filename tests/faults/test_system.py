@@ -1,8 +1,12 @@
-"""Commands in containers (/dev/shm, open files, CPU time), and beside folders named like our packages."""
+"""Commands in containers (/dev/shm, open files, CPU time), beside namesakes of our packages, and on NFS."""
+
+from contextlib import ExitStack
 
 import pytest
 from helpers.conditions import one_line, run
-from helpers.folders import place
+from helpers.folders import tree
+
+from pipeline import Options, finish, prepare, read_source
 
 pytestmark = pytest.mark.slow
 
@@ -13,14 +17,14 @@ echo 100000 100000 > cpu.max && echo 100000 | tee cpu/cpu.cfs_quota_us > cpu/cpu
 COUNT_CORES = "from pipeline.host import usable_cores; print(usable_cores())"
 
 
-def test_preparing_needs_no_dev_shm_few_files_and_nothing_of_the_current_folder(tiny_source, tmp_path):
-    for name in ("pipeline/__init__.py", "cli/__init__.py", "socket.py"):
-        place(tmp_path / name, b"raise ImportError('from the current folder')")
+def test_preparing_needs_no_dev_shm_few_files_and_nothing_of_the_current_folder(
+    tiny_source, folder_of_namesakes
+):
     arguments = ("--size", 48, "--shard-samples", 15, "--workers", 6)
-    limits = {"mounts": READ_ONLY_SHM, "open_files": 16, "cwd": tmp_path}
+    limits = {"mounts": READ_ONLY_SHM, "open_files": 16, "cwd": folder_of_namesakes}
     done = run("alexnet-prep", "shard", tiny_source, "out", *arguments, **limits)
     assert (done.code, done.stderr) == (0, "")
-    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (folder_of_namesakes / "out" / "manifest.json").exists()
 
 
 def test_training_in_several_processes_says_that_it_needs_dev_shm(tiny_dataset, tmp_path):
@@ -33,3 +37,30 @@ def test_training_in_several_processes_says_that_it_needs_dev_shm(tiny_dataset, 
 
 def test_a_quota_of_cpu_time_counts():
     assert run("python", "-c", COUNT_CORES, mounts=QUOTA).stdout == "1\n"
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_where_open_files_are_not_deleted_a_complete_dataset_is_complete(
+    tiny_source, tmp_path, renames_open_files, slices
+):
+    """After one of two slices `shard` makes the rest, after both `finish`; then each finds it complete."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    shard = ("alexnet-prep", "shard", tiny_source, out, "--size", 48, "--shard-samples", 15, "--workers", 1)
+    commands = [shard, ("alexnet-prep", "finish", out)]
+    for number in range(slices):
+        assert run(*shard, "--task", f"{number}/2", variables=renames_open_files).code == 0
+    with ExitStack() as stack:  # another process that reads these files
+        for path in (out / ".work").rglob("*"):
+            if path.is_file():
+                stack.enter_context(path.open("rb"))
+        for command in commands if slices == 1 else reversed(commands):
+            done = run(*command, variables=renames_open_files)
+            assert (done.code, done.stderr) == (0, "")
+    left = [*out.rglob(".nfs*")]
+    assert left
+    for path in left:  # as NFS does when they are closed
+        path.unlink()
+    finish(out)
+    prepare(read_source(tiny_source), whole, Options(size=48, shard_samples=15))
+    assert tree(out) == tree(whole)
+    assert not (out / ".work").exists()

@@ -71,7 +71,7 @@ def start(
 
 
 def run(
-    command: str, *arguments: object, stdout: Stdout = "captured", timeout: float = 120, **conditions: Any
+    command: str, *arguments: object, stdout: Stdout = "captured", timeout: float = 240, **conditions: Any
 ) -> Ended:
     """Run one of our commands to its end; see `start` for the conditions."""
     if stdout == "captured":
@@ -94,7 +94,7 @@ def run(
     return ended(process, timeout)
 
 
-def ended(process: subprocess.Popen[bytes], timeout: float = 120) -> Ended:
+def ended(process: subprocess.Popen[bytes], timeout: float = 240) -> Ended:
     """Wait for a started process; one that outlasts `timeout` seconds is killed with its group."""
     try:
         output, errors = process.communicate(timeout=timeout)

@@ -1,11 +1,9 @@
 """Small sources and output folders for the tests of preparation, and processes to run there."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
-import secrets
 import subprocess
 import sys
 import tarfile
@@ -140,20 +138,3 @@ def is_running(pid):
 
 def is_root():
     return os.geteuid() == 0
-
-
-def rename_silly(patch):
-    """Let deletions rename files to `.nfs…` in their folder, as NFS does with files that are open somewhere.
-
-    Args:
-        patch: Pytest's `monkeypatch`.
-    """
-
-    def unlink(path, *, dir_fd=None):
-        if Path(path).name.startswith(".nfs"):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
-        hidden = Path(path).with_name(f".nfs{secrets.token_hex(6)}")
-        os.rename(path, hidden, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-
-    patch.setattr(os, "unlink", unlink)
-    patch.setattr(os, "remove", unlink)

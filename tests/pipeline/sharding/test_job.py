@@ -25,7 +25,6 @@ from helpers.folders import (
     place,
     python,
     refused,
-    rename_silly,
     samples,
     times,
     tree,
@@ -357,30 +356,6 @@ def test_a_lock_that_is_held_is_refused(source, whole, tmp_path):
         refused(lambda: make(source, out), "--take-over", error=LockedError)
     make(source, out)
     assert tree(out) == tree(whole)
-
-
-@pytest.mark.parametrize("sliced", [False, True])
-def test_on_a_file_system_that_keeps_open_files_a_complete_dataset_is_complete(
-    source, whole, tmp_path, monkeypatch, sliced
-):
-    out = tmp_path / "out"
-    rename_silly(monkeypatch)
-    if sliced:
-        prepare_slice(source, out, OPTIONS, 0, 1, executor=INLINE)
-        finish(out)
-    else:
-        make(source, out)
-    for again in (partial(finish, out), partial(make, source, out)):
-        again()
-    monkeypatch.undo()
-    left = [path for path in out.rglob("*") if path.name.startswith(".nfs")]
-    assert left  # in .work, which therefore stays
-    for path in left:
-        path.unlink()
-    finish(out)  # removes the folder
-    assert list(out.rglob("*.lock*")) == []
-    assert tree(out) == tree(whole)
-    assert not (out / ".work").exists()
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
