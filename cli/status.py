@@ -46,6 +46,8 @@ def status(run: Path, as_json: bool) -> None:
 
 
 def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:
+    from trainer.runs.metrics_file import best_epoch
+
     facts, status = found.facts, found.status
     lines = [("run", str(run)), ("state", found.health)]
     for name in ("recipe", "dataset", "git", "started", "command"):
@@ -64,7 +66,7 @@ def _lines(run: Path, found: "RunState") -> list[tuple[str, str]]:
         lines.append(("", ", ".join(f"{name} {text}" for name, text in facts_of(row))))
     if status and status.line:
         lines.append(("message", status.line))
-    best = max(found.rows, key=lambda row: row.val_top1, default=None)
+    best = best_epoch(found.rows)
     if best:
         lines.append(("best", f"top-1 {best.val_top1:.2%} in epoch {best.epoch}"))
     ages = ", ".join(f"{name} ({in_words(age)} ago)" for name, age in found.checkpoints.items())

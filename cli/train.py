@@ -16,6 +16,7 @@ from cli.common.options import (
     loader_options_of,
     saving_options,
     take_over_option,
+    validation_options,
 )
 from cli.common.outputs import check_outputs
 from cli.common.streams import Command, check_printed, safe_streams, writes_files
@@ -23,7 +24,7 @@ from cli.status import status
 
 if TYPE_CHECKING:
     from pipeline import Dataset
-    from trainer import DistEnv, Recipe, TrainJob, TrainResult
+    from trainer import DistEnv, Recipe, TrainJob, TrainResult, Validation
 
 _DEFAULT_RECIPE = "paper"
 
@@ -75,6 +76,7 @@ class _TrainOrStatus(Command):
     "such a run; auto starts a new one where there is none.",
 )
 @failure_options
+@validation_options
 @saving_options
 @data_options
 @debugging_options
@@ -164,6 +166,7 @@ def main(
         force=force,
         take_over=take_over,
         loader_options=loader_options_of(options),
+        validation=_choose_validation(options, out if resume else None),
         saving=Saving(options["checkpoint_steps"], options["checkpoint_minutes"] or None, options["keep"]),
         debugging=Debugging(
             options["synthetic"], options["overfit_batch"], options["steps"], options["profile"]
@@ -239,6 +242,17 @@ def _choose_recipe(name: str | None, overrides: tuple[str, ...], resumed: Path |
             err=True,
         )
     return chosen
+
+
+def _choose_validation(options: dict[str, Any], resumed: Path | None) -> "Validation":
+    """Return how to validate as the options say, or where none is given, as the run in `resumed` does."""
+    from trainer.runs.records import Validation
+    from trainer.runs.run_folder import is_run, read_validation
+
+    given = Validation(not options["no_val"], options["val_every_steps"], options["patience"])
+    if given == Validation() and resumed is not None and is_run(resumed):
+        return read_validation(resumed)
+    return given
 
 
 def _train(env: "DistEnv", job: "TrainJob", tensorboard: bool, verify: bool) -> "TrainResult":

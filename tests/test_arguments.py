@@ -27,7 +27,16 @@ from pipeline import (
     TrainView,
     UsageError,
 )
-from trainer import DistEnv, ExternalWeights, Preprocessing, Progress, Recipe, TrainJob, TrainResult
+from trainer import (
+    DistEnv,
+    ExternalWeights,
+    Preprocessing,
+    Progress,
+    Recipe,
+    TrainJob,
+    TrainResult,
+    Validation,
+)
 from trainer.data import LoaderOptions
 from trainer.distributed.env import Processes
 from trainer.distributed.launch import launch
@@ -51,6 +60,7 @@ RECORDS = [
     RECIPE,
     Stage(epoch=0),
     LoaderOptions(),
+    Validation(),
     Saving(),
     Debugging(),
     TrainJob("data", Path("run"), RECIPE),
@@ -66,7 +76,7 @@ RESULTS = {
         "Batch",
         "ClassMetrics",
         "Dataset",
-        "EpochMetrics",
+        "MetricsRow",
         "Evaluation",
         "LabelScore",
         "LabelSet",
@@ -176,6 +186,8 @@ def test_a_functions_words_and_numbers(function, name, hint):
         (Options(), {"max_megapixels": 0.0}),
         (pipeline.LocalExecutor(), {"workers": 0}),
         (LoaderOptions(), {"threads": 0}),
+        (Validation(), {"every_steps": 0}),
+        (Validation(), {"patience": 0}),
         (Saving(), {"keep": 0}),
         (Saving(), {"minutes": 0.0}),
         (Debugging(), {"steps": 0}),

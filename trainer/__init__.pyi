@@ -51,6 +51,6 @@ from .runs.load_model import (
     load_model as load_model,
     newest_run as newest_run,
 )
-from .runs.records import EpochMetrics as EpochMetrics, Progress as Progress
+from .runs.records import MetricsRow as MetricsRow, Progress as Progress, Validation as Validation
 from .training.options import TrainJob as TrainJob, TrainResult as TrainResult
 from .training.trainer import train as train

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from cli.common.console import echo, terminal_width
 from trainer.callbacks.base import Callback
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics, in_words
+from trainer.runs.records import Ending, MetricsRow, StepMetrics, in_words
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -22,23 +22,31 @@ class _Column(NamedTuple):
     head: str
     width: int
     rank: int
-    text: Callable[[EpochMetrics], str]
+    text: Callable[[MetricsRow], str]
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
 
 
 _COLUMNS = (
     _Column("lr", 8, 2, lambda row: f"{row.lr:.2g}"),
-    _Column("train loss", 10, 5, lambda row: f"{row.train_loss:.3f}"),
-    _Column("top-1", 7, 4, lambda row: f"{row.train_top1:.2%}"),
-    _Column("val loss", 9, 7, lambda row: f"{row.val_loss:.3f}"),
-    _Column("top-1", 7, 8, lambda row: f"{row.val_top1:.2%}"),
-    _Column("top-5", 7, 6, lambda row: f"{row.val_top5:.2%}"),
+    _Column("train loss", 10, 5, lambda row: _decimals(row.train_loss)),
+    _Column("top-1", 7, 4, lambda row: _percent(row.train_top1)),
+    _Column("val loss", 9, 7, lambda row: _decimals(row.val_loss)),
+    _Column("top-1", 7, 8, lambda row: _percent(row.val_top1)),
+    _Column("top-5", 7, 6, lambda row: _percent(row.val_top5)),
     _Column("images/s", 9, 3, lambda row: f"{row.images_per_second:,.0f}"),
     _Column("wait", 5, 1, lambda row: f"{row.data_wait:.0%}"),
 )
 
 
 class EpochLines:
-    """Format the table of epochs, one line per epoch, with as many columns as fit.
+    """Format the table of epochs and validations, one line for each, with as many columns as fit.
 
     Args:
         width: Width of the terminal in characters; None for no limit.
@@ -59,14 +67,15 @@ class EpochLines:
         """The header line with the names of the columns."""
         return " ".join([f"{'epoch':<10}", *(f"{column.head:>{column.width}}" for column in self._shown)])
 
-    def line(self, row: EpochMetrics, epochs: int, best: bool) -> str:
-        """Format the line of one epoch; `best` marks the best validation top-1 so far."""
+    def line(self, row: MetricsRow, epochs: int, best: bool) -> str:
+        """Format a line; `best` marks the epoch with the best validation top-1 so far."""
         texts = [f"{column.text(row):>{column.width}}" for column in self._shown]
-        return " ".join([f"{row.epoch:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
+        at = f"{row.epoch}" if row.kind == "epoch" else f"{row.epochs_done:.2f}"[:5].rstrip(".")
+        return " ".join([f"{at:>5}/{epochs:<4}", *texts]) + (_BEST if best else "")
 
 
 class ConsoleCallback(Callback):
-    """Callback that prints a run: one line per epoch on stdout, progress within an epoch on stderr.
+    """Callback that prints a run: one line per validation on stdout, progress within an epoch on stderr.
 
     Progress is a live view on a terminal, and one line a minute elsewhere.
 
@@ -110,7 +119,11 @@ class ConsoleCallback(Callback):
             facts = [f"{name} {text}" for name, text in facts_of(row)]
             echo(", ".join([*_heading(row, self._epochs), *facts]), err=True)
 
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
+    def on_validation(self, row: MetricsRow, epochs: int) -> None:
+        """Print the validation's line, as that of an epoch."""
+        self.on_epoch(row, epochs, best=False)
+
+    def on_epoch(self, row: MetricsRow, epochs: int, best: bool) -> None:
         """Remove the live view and print the epoch's line."""
         self._clear()
         self._last_line = time.monotonic()

@@ -114,6 +114,28 @@ failure_options = option_group(
 """Options for what happens when a process is lost or hangs."""
 
 
+validation_options = option_group(
+    click.option(
+        "--val-every-steps",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Also validate within epochs, every N steps (weight updates).",
+    ),
+    click.option(
+        "--patience",
+        type=click.IntRange(1),
+        metavar="N",
+        help="End the run after N validations in a row, of either kind, without a better top-1 than before.",
+    ),
+    click.option(
+        "--no-val",
+        is_flag=True,
+        help="Do not validate, as where DATA has no split val; the last checkpoint then counts as the best.",
+    ),
+)
+"""Options for when a run validates, and when it ends for want of improvement."""
+
+
 saving_options = option_group(
     click.option(
         "--checkpoint-steps",

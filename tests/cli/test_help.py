@@ -80,7 +80,7 @@ OPTIONS = {
     "train": (
         train,
         "data --recipe --set -o --gpus --cpus --resume --max-restarts "
-        "--hang-timeout --checkpoint-steps --checkpoint-minutes --keep "
+        "--hang-timeout --val-every-steps --patience --no-val --checkpoint-steps --checkpoint-minutes --keep "
         "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
         "--profile --grad-compression --cuda-graphs --tensorboard --verify-shards --dry-run "
         "--bench --force --take-over",

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from cli.eval import main as evaluate
 from cli.prep import main as prep
+from cli.show import main as show
 from cli.train import main as train
 
 TINY = [
@@ -168,6 +169,27 @@ def test_status_shows_a_run(trained, tmp_path):
         assert part in result.stdout
     assert json.loads(invoke(train, "status", out, "--json").stdout)["health"] == "finished"
     fails(invoke(train, "status", tmp_path), 2, "no run there")
+
+
+def test_a_run_without_validation_is_shown_evaluated_and_continued(tiny_dataset, tmp_path):
+    out = tmp_path / "run"
+    command = (tiny_dataset.root, *TINY, "--out", out)
+    result = invoke(train, *command, "--no-val", "--steps", 3)
+    assert result.exit_code == 0, result.output
+    assert "none, by --no-val: the last checkpoint counts as the best" in result.stdout
+    fails(invoke(train, *command, "--resume", "--patience", 2), 2, "leave them out")
+    result = invoke(train, tiny_dataset.root, "--cpus", 1, "--out", out, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "by --no-val" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("    2/2 ")]
+    assert line.split().count("–") == 3
+    assert not (out / "best.pt").exists()
+    shown = invoke(train, "status", out).stdout
+    assert line in shown
+    assert "\nbest " not in shown
+    result = invoke(evaluate, out, "--cpus", 1)
+    assert result.exit_code == 0, result.output
+    assert invoke(show, "curves", out, "-o", tmp_path / "curves.png").exit_code == 0
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dataset, tmp_path):

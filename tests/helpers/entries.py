@@ -20,7 +20,7 @@ from trainer.models.alexnet import build_model
 from trainer.optim.optimizers import build_optimizer, set_lrs
 from trainer.precision import Precision
 from trainer.recipe import Recipe
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.runs.records import Ending, MetricsRow, StepMetrics, Weights
 from trainer.training.options import TrainJob
 from trainer.training.step import train_step
 from trainer.training.trainer import train
@@ -36,7 +36,7 @@ class Recorder(Callback):
         self.facts: dict[str, str] = {}
         self.notes: list[str] = []
         self.losses: list[float] = []
-        self.rows: list[EpochMetrics] = []
+        self.rows: list[MetricsRow] = []
         self.steps: list[StepMetrics] = []
         self.looks: list[Weights] = []
         self.endings: list[tuple[Ending, str]] = []
@@ -58,7 +58,10 @@ class Recorder(Callback):
     def on_end(self, how: Ending, line: str) -> None:
         self.endings.append((how, line))
 
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
+    def on_validation(self, row: MetricsRow, epochs: int) -> None:
+        self.rows.append(row)
+
+    def on_epoch(self, row: MetricsRow, epochs: int, best: bool) -> None:
         self.rows.append(row)
         if row.epoch == self.stop_after:
             raise RunError("stopped here by the test")

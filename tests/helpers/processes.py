@@ -22,7 +22,7 @@ from trainer.distributed.env import DistEnv, gather_objects
 from trainer.distributed.failures import error_to_text, raise_together, refuse_unlike
 from trainer.evaluation.metrics import Metrics
 from trainer.models.classifier import Classifier
-from trainer.training import trainer
+from trainer.training import trainer, validation
 from trainer.training.options import TrainJob
 
 
@@ -163,7 +163,7 @@ class Trained:
 def train_with_one_broken_compiler(env: DistEnv, job: TrainJob) -> list[Trained]:
     """Train where only rank 1's compiler fails; return what all ranks have."""
     found, recorder = Trained(), Recorder()
-    share_buffers, evaluate = trainer.share_buffers, trainer.evaluate
+    share_buffers, evaluate = trainer.share_buffers, validation.evaluate
 
     def compile_(self: Classifier, **_: object) -> None:
         def call(*inputs: Tensor) -> Tensor:
@@ -182,7 +182,8 @@ def train_with_one_broken_compiler(env: DistEnv, job: TrainJob) -> list[Trained]
         found.validated.append(evaluate(*arguments, **options))
         return found.validated[-1]
 
-    Classifier.compile, trainer.share_buffers, trainer.evaluate = compile_, sharing, evaluating
+    Classifier.compile, validation.evaluate = compile_, evaluating
+    trainer.share_buffers = validation.share_buffers = sharing
     with failures.HangWatchdog(env, 600) as watchdog:
         one = trainer.Trainer(env, job, [recorder] if env.is_first else [], watchdog)
         one.run()

@@ -1,6 +1,6 @@
 """The callback interface of a training run."""
 
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.runs.records import Ending, MetricsRow, StepMetrics, Weights
 
 
 class Callback:
@@ -24,13 +24,21 @@ class Callback:
     def on_weights(self, weights: Weights) -> None:
         """Called after the last step of an epoch, before its validation, if `wants_weights`."""
 
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
+    def on_validation(self, row: MetricsRow, epochs: int) -> None:
+        """Called after a validation within an epoch.
+
+        Args:
+            row: Its metrics, and those of the epoch so far.
+            epochs: Number of epochs of the run.
+        """
+
+    def on_epoch(self, row: MetricsRow, epochs: int, best: bool) -> None:
         """Called after an epoch and its checkpoint.
 
         Args:
             row: The epoch's metrics.
             epochs: Number of epochs of the run.
-            best: Whether its validation top-1 is the best so far.
+            best: Whether its validation top-1 is the best of all epochs so far; False without validation.
         """
 
     def on_end(self, how: Ending, line: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from pipeline.errors import RunError
 from pipeline.storage.atomic import write_bytes
 from trainer.callbacks.base import Callback
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics
+from trainer.runs.records import Ending, MetricsRow, StepMetrics
 from trainer.runs.status import STATUS_FILE, Status
 
 _EVERY_SECONDS = 5.0
@@ -47,7 +47,11 @@ class StatusCallback(Callback):
         if time.monotonic() - self._written > _EVERY_SECONDS:
             self._write()
 
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
+    def on_validation(self, row: MetricsRow, epochs: int) -> None:
+        """Write that the run is alive: a validation may have taken minutes."""
+        self._write()
+
+    def on_epoch(self, row: MetricsRow, epochs: int, best: bool) -> None:
         """Write the number of finished epochs."""
         self._status = replace(self._status, epochs=row.epoch)
         self._write()

@@ -1,6 +1,7 @@
 """TensorBoard callback: scalars, the first layer's kernels, histograms of weights and of their updates."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from trainer.callbacks.base import Callback
-from trainer.runs.records import Ending, EpochMetrics, StepMetrics, Weights
+from trainer.runs.records import Ending, MetricsRow, StepMetrics, Weights
 from trainer.runs.run_folder import TENSORBOARD
 
 if TYPE_CHECKING:
@@ -59,12 +60,20 @@ class TensorBoardCallback(Callback):
         }.items():
             writer.add_scalar(name, value, row.steps)
 
-    def on_epoch(self, row: EpochMetrics, epochs: int, best: bool) -> None:
-        """Write an epoch's losses and accuracies."""
+    def on_validation(self, row: MetricsRow, epochs: int) -> None:
+        """Write a validation's loss and accuracies."""
+        self._write(row, validation=("val_loss", "val_top1", "val_top5"))
+
+    def on_epoch(self, row: MetricsRow, epochs: int, best: bool) -> None:
+        """Write an epoch's losses and accuracies, the validation's to the same scalars as those within it."""
+        self._write(row, epoch=("train_loss", "train_top1"), validation=("val_loss", "val_top1", "val_top5"))
+
+    def _write(self, row: MetricsRow, **groups: Sequence[str]) -> None:
         writer = self._writer(row.steps)
-        for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
-            split, _, metric = name.partition("_")
-            writer.add_scalar(f"epoch/{split} {metric}", getattr(row, name), row.steps)
+        for group, names in groups.items():
+            for name in names:
+                if (value := getattr(row, name)) is not None:
+                    writer.add_scalar(f"{group}/{name.partition('_')[2]}", value, row.steps)
         writer.flush()
 
     def on_weights(self, weights: Weights) -> None:

@@ -14,7 +14,7 @@ from pipeline.arguments import check_word
 from pipeline.errors import UsageError
 from pipeline.images.figure import COLORS, INK, new_figure, shortened, styled
 from trainer.runs.metrics_file import METRICS_FILE, read_metrics
-from trainer.runs.records import EpochMetrics
+from trainer.runs.records import MetricsRow
 
 Panel = Literal["loss", "top-1", "top-5", "lr", "throughput"]
 PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")
@@ -23,7 +23,7 @@ PANELS: tuple[Panel, ...] = ("loss", "top-1", "top-5", "lr")
 # A learning rate that changes by more than this factor is drawn on a logarithmic axis.
 _WIDE = 20.0
 _MARKERS = ("o", "s", "^", "D")
-_MANY = 30  # curves of so many epochs are drawn without markers
+_MANY = 30  # curves of so many points are drawn without markers
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,25 @@ class Course:
 
     Attributes:
         name: Name of the run, for the legend.
-        rows: Metrics of each finished epoch, in order.
+        rows: Metrics of the finished epochs, and of the validations within epochs, in order.
     """
 
     name: str
-    rows: tuple[EpochMetrics, ...]
+    rows: tuple[MetricsRow, ...]
+
+    @property
+    def epochs(self) -> tuple[MetricsRow, ...]:
+        """The rows of finished epochs."""
+        return tuple(row for row in self.rows if row.kind == "epoch")
+
+    def points(self, field: str) -> list[tuple[float, float]]:
+        """Return pairs of epochs done and a field's value, where there is one.
+
+        Means over training's batches and speeds are those of whole epochs.
+        """
+        within = field == "lr" or field.startswith("val_")
+        values = [(row.epochs_done, getattr(row, field)) for row in (self.rows if within else self.epochs)]
+        return [(at, value) for at, value in values if value is not None]
 
 
 def read_courses(folders: Sequence[Path]) -> list[Course]:
@@ -49,14 +63,15 @@ def read_courses(folders: Sequence[Path]) -> list[Course]:
         folders: Run folders.
 
     Raises:
-        UsageError: there is no such run, a run has no finished epoch, or its metrics.jsonl is damaged.
+        UsageError: there is no such run, a run has no finished epoch or validation, or its metrics.jsonl is
+            damaged.
     """
     courses = []
     for folder, name in zip(folders, _names([path.resolve() for path in folders]), strict=True):
         rows = read_metrics(folder)
         if not rows:
             raise UsageError(
-                f"{folder}: holds no {METRICS_FILE} with a finished epoch; name a run's folder"
+                f"{folder}: holds no {METRICS_FILE} with a finished epoch or validation; name a run's folder"
                 if folder.is_dir()
                 else f"{folder}: no such run; name a run's folder"
             )
@@ -81,16 +96,22 @@ def draw_curves(
 ) -> Figure:
     """Plot runs together, one panel per quantity; training is dashed, validation solid.
 
+    Panels without a value are left out, such as that of top-5 where no run was validated.
+
     Args:
         courses: One or more runs; each has its color, and from the eighth on other markers.
         panels: Panels to draw, two per row.
         title: Title of the figure; by default it names the runs and the panels.
 
     Raises:
-        UsageError: There is no such panel.
+        UsageError: There is no such panel, or no panel has a value.
     """
     for panel in panels:
         check_word("panels", panel, Panel)
+    drawn = [panel for panel in panels if any(_has_points(courses, field) for field in _PANELS[panel].fields)]
+    if not drawn:
+        raise UsageError(f"the runs have no {' or '.join(panels)} yet, or were not validated")
+    panels = drawn
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     names = ", ".join(course.name for course in courses)
@@ -108,10 +129,12 @@ def draw_curves(
             for number, course in enumerate(courses)
         ]
     if any(_PANELS[panel].train for panel in panels):
-        handles += [
-            Line2D([], [], color=INK, label="validation, center crop"),
-            Line2D([], [], color=INK, linestyle="--", label="training, as augmented"),
-        ]
+        handles += (
+            [Line2D([], [], color=INK, label="validation, center crop")]
+            if _has_points(courses, "val_loss")
+            else []
+        )
+        handles += [Line2D([], [], color=INK, linestyle="--", label="training, as augmented")]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     return figure
@@ -119,29 +142,34 @@ def draw_curves(
 
 @dataclass(frozen=True)
 class _Panel:
-    """Quantities of a panel, as fields of `EpochMetrics`: one drawn solid, one dashed ("" for none)."""
+    """Quantities of a panel, as fields of `MetricsRow`: one drawn solid, one dashed ("" for none)."""
 
     title: str
     solid: str
     train: str = ""
+
+    @property
+    def fields(self) -> list[str]:
+        return [field for field in (self.train, self.solid) if field]
 
 
 _PANELS: dict[Panel, _Panel] = {
     "loss": _Panel("loss, nats", "val_loss", "train_loss"),
     "top-1": _Panel("top-1 accuracy", "val_top1", "train_top1"),
     "top-5": _Panel("top-5 accuracy", "val_top5"),
-    "lr": _Panel("learning rate at the epoch's end", "lr"),
+    "lr": _Panel("learning rate", "lr"),
     "throughput": _Panel("training images per second", "images_per_second"),
 }
 
 
 def _draw_panel(axes: Axes, courses: Sequence[Course], panel: Panel) -> None:
     shown = _PANELS[panel]
-    for field, line in ((shown.train, "--"), (shown.solid, "-")):
-        for number, course in enumerate(courses) if field else ():
-            epochs = [row.epoch for row in course.rows]
-            style = _style(number) if len(epochs) < _MANY else _style(number) | {"marker": ""}
-            axes.plot(epochs, [getattr(row, field) for row in course.rows], line, **style)
+    for field in shown.fields:
+        for number, course in enumerate(courses):
+            points = course.points(field)
+            style = _style(number) if len(points) < _MANY else _style(number) | {"marker": ""}
+            line = "--" if field == shown.train else "-"
+            axes.plot([at for at, _ in points], [value for _, value in points], line, **style)
     axes.set_title(shown.title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -156,6 +184,10 @@ def _draw_panel(axes: Axes, courses: Sequence[Course], panel: Panel) -> None:
     else:
         axes.update_datalim([(1, 0)])  # the margin above is then a share of the whole height
         axes.set_ylim(bottom=0)
+
+
+def _has_points(courses: Sequence[Course], field: str) -> bool:
+    return any(course.points(field) for course in courses)
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def _render(name: str, made: dict[str, Any], left_out: dict[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["uri"] = _data_uri
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
+    environment.filters["decimals"] = lambda value: "–" if value is None else f"{value:.4f}"
     html = environment.get_template("page.html.jinja").render(
         name=name,
         sections={id_: heading for id_, (heading, _) in SECTIONS.items()},

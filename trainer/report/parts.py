@@ -24,6 +24,8 @@ from trainer.inference.neighbors import find_neighbors
 from trainer.precision import PrecisionName
 from trainer.recipe import Recipe, load_recipe
 from trainer.runs.load_model import LoadedModel, class_names, dataset_name
+from trainer.runs.metrics_file import best_epoch
+from trainer.runs.records import MetricsRow
 from trainer.runs.run_folder import RECIPE_FILE
 
 _PREDICTIONS, _ERRORS, _QUERIES, _NEIGHBORS, _CROPS, _PAIRS = 8, 4, 5, 6, 12, 10
@@ -105,7 +107,10 @@ def has_dali() -> bool:
 
 
 def summary(source: Source) -> dict[str, Any]:
-    """Network, dataset, machine and versions of a run (`rows`), and its best results (`results`)."""
+    """Network, dataset, machine and versions of a run (`rows`), and its best results (`results`).
+
+    `chosen` says whether these are of an epoch that was chosen by its validation.
+    """
     spec, machine = source.trained.spec, source.facts.get("machine", {})
     parameters = sum(p.numel() for p in source.trained.classifier.model.parameters())
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "python")
@@ -120,50 +125,58 @@ def summary(source: Source) -> dict[str, Any]:
         ("Machine", _machine_line(machine)),
         ("Versions", ", ".join(f"{name} {machine[name]}" for name in versions if name in machine)),
     ]
-    return {"rows": _known(rows), "results": _results(source.run)}
-
-
-def _results(run: Path) -> Facts:
-    """Accuracy of the best epoch, and training time; empty if metrics.jsonl is missing or damaged."""
     try:
-        (course,) = read_courses([run])
-    except UsageError:
-        return []
-    best = max(course.rows, key=lambda row: row.val_top1)
+        (course,) = read_courses([source.run])
+    except UsageError:  # metrics.jsonl is missing or damaged
+        return {"rows": _known(rows), "results": [], "chosen": False}
+    best = best_epoch(course.rows)
+    return {"rows": _known(rows), "results": _results(course, best), "chosen": best is not None}
+
+
+def _results(course: Course, best: MetricsRow | None) -> Facts:
+    """Accuracy of the best epoch, or the number of epochs where there is none, and training time."""
+    epochs = course.epochs
+    seconds = sum(row.train_seconds for row in epochs) + sum(row.val_seconds for row in course.rows)
+    time = ("training time", _duration(seconds))
+    if best is None:
+        return [("epochs", f"{len(epochs)}"), time]
     return [
         ("top-1 accuracy", f"{best.val_top1:.2%}"),
         ("top-5 accuracy", f"{best.val_top5:.2%}"),
-        ("best epoch", f"{best.epoch} of {course.rows[-1].epoch}"),
-        ("training time", _duration(sum(row.train_seconds + row.val_seconds for row in course.rows))),
+        ("best epoch", f"{best.epoch} of {epochs[-1].epoch}"),
+        time,
     ]
 
 
 def curves(source: Source) -> dict[str, Any]:
-    """Curves of loss, accuracy and learning rate (`images`), and the metrics of each epoch (`rows`)."""
+    """Curves of loss, accuracy and learning rate (`images`), and all lines of metrics.jsonl (`rows`)."""
     (course,) = read_courses([source.run])
     first, last = course.rows[0], course.rows[-1]
-    panels: dict[Panel, str] = {
-        "loss": f"Loss over {len(course.rows)} epochs: validation ends at {last.val_loss:.3f} nats",
-        "top-1": f"Top-1 accuracy: validation ends at {last.val_top1:.1%}",
-        "top-5": f"Top-5 accuracy: validation ends at {last.val_top5:.1%}",
-        "lr": f"Learning rate: from {first.lr:.2g} to {last.lr:.2g}",
-    }
+    panels: dict[Panel, str] = {"loss": f"Loss over {last.epoch} epochs", "top-1": "Top-1 accuracy"}
+    if last.val_top1 is not None:
+        panels["loss"] += f": validation ends at {last.val_loss:.3f} nats"
+        panels["top-1"] += f": validation ends at {last.val_top1:.1%}"
+        panels["top-5"] = f"Top-5 accuracy: validation ends at {last.val_top5:.1%}"
+    panels["lr"] = f"Learning rate: from {first.lr:.2g} to {last.lr:.2g}"
     return {"images": [_panel(course, name, alt) for name, alt in panels.items()], "rows": course.rows}
 
 
 def throughput(source: Source) -> dict[str, Any]:
     """Curve of training images per second over the epochs (`image`), and where the time went (`rows`)."""
     (course,) = read_courses([source.run])
-    speeds = sorted(row.images_per_second for row in course.rows)
+    if not course.epochs:
+        raise UsageError(f"{source.run}: no epoch is finished yet")
+    speeds = sorted(row.images_per_second for row in course.epochs)
     slowest, median, fastest = (f"{speeds[at]:,.0f}" for at in (0, len(speeds) // 2, -1))
-    training = sum(row.train_seconds for row in course.rows)
-    waited = sum(row.data_wait * row.train_seconds for row in course.rows)
+    training = sum(row.train_seconds for row in course.epochs)
+    validating = sum(row.val_seconds for row in course.rows)
+    waited = sum(row.data_wait * row.train_seconds for row in course.epochs)
     alt = f"Training images per second in each epoch: {slowest} to {fastest}"
     rows: Facts = [
         ("Training images per second, median epoch", median),
         ("Slowest and fastest epoch", f"{slowest} and {fastest}"),
         ("Training", _duration(training)),
-        ("Validation", _duration(sum(row.val_seconds for row in course.rows))),
+        ("Validation", _duration(validating) if validating else ""),
         # Some runs did not record how long they waited.
         ("Waiting for data", f"{waited / training:.1%} of the training time" if waited else ""),
         ("On", _machine_line(source.facts.get("machine", {}))),

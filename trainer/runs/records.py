@@ -1,13 +1,56 @@
-"""Records of a run: metrics within an epoch and of each epoch, weights, progress; durations as text."""
+"""Records of a run: how it validates, metrics, weights, progress; durations as text."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from pipeline.arguments import COUNT, check_record
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:  # commands show these records without torch
     from torch import Tensor
 
 Ending = Literal["finished", "stopped", "failed"]
 """How a run ended."""
+
+RowKind = Literal["epoch", "validation"]
+"""What a line of metrics.jsonl is about: a whole epoch, or a validation within one."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """When a run validates, and when it ends for want of improvement. Kept in run.json and in checkpoints.
+
+    Attributes:
+        enabled: Whether to validate; without it, as without a validation split, the best checkpoint is the
+            last one.
+        every_steps: Steps (of the run) between two validations within epochs, besides those at the ends of
+            epochs; None for these alone.
+        patience: Validations in a row, of either kind, without a top-1 above all earlier ones, after which
+            the run ends; None for no limit.
+
+    Raises:
+        UsageError: A number is below 1, or given though nothing is validated.
+    """
+
+    enabled: bool = True
+    every_steps: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        check_record(self, every_steps=COUNT, patience=COUNT)
+        if self.options and not self.enabled:
+            raise UsageError(
+                f"--no-val leaves out the validation that {self.options[0]} needs; give one of them"
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(["at the ends of epochs", *self.options]) if self.enabled else "--no-val"
+
+    @property
+    def options(self) -> list[str]:
+        """The given options that need validation, as on the command line."""
+        named = {"--val-every-steps": self.every_steps, "--patience": self.patience}
+        return [f"{name} {number}" for name, number in named.items() if number is not None]
 
 
 @dataclass(frozen=True)
@@ -61,32 +104,40 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class EpochMetrics:
-    """Metrics of an epoch, a line of metrics.jsonl.
+class MetricsRow:
+    """A line of metrics.jsonl: metrics of an epoch, or of a validation within one.
+
+    For a validation, what is said of the epoch holds for its steps so far.
 
     Attributes:
+        kind: "epoch" or "validation".
         epoch: Epoch, counted from 1.
+        epochs_done: Epochs trained so far, such as 1.5 in the middle of the second.
         steps: Steps since the start of the run.
-        lr: Learning rate of the epoch's last step.
-        train_loss, train_top1: Mean loss and accuracy, 0..1, over the epoch's augmented training batches.
+        lr: Learning rate of the last step.
+        train_loss, train_top1: Mean loss and accuracy, 0..1, over the epoch's augmented training batches;
+            None where all of them overflowed.
         val_loss, val_top1, val_top5: Mean loss and accuracies, 0..1, on center crops of the validation split,
-            in float32.
-        train_seconds, val_seconds: Wall time.
+            in float32; None in a run without validation.
+        train_seconds: Wall time of the epoch's training.
+        val_seconds: Wall time of this validation; 0 without one.
         images_per_second: Training images of all processes per second of `train_seconds`; 0 for an epoch
             that was only validated.
         data_wait: Share of `train_seconds`, 0..1, in which process 0 waited for batches.
-        overflows: Steps that changed nothing, because float16 gradients overflowed; training's loss and
-            accuracy leave them out.
+        overflows: Steps of the epoch that changed nothing, because float16 gradients overflowed; training's
+            loss and accuracy leave them out.
     """
 
+    kind: RowKind
     epoch: int
+    epochs_done: float
     steps: int
     lr: float
-    train_loss: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-    val_top5: float
+    train_loss: float | None
+    train_top1: float | None
+    val_loss: float | None
+    val_top1: float | None
+    val_top5: float | None
     train_seconds: float
     val_seconds: float
     images_per_second: float
@@ -101,9 +152,11 @@ class Progress:
     Attributes:
         epoch: Number of finished epochs.
         steps: Steps so far.
-        best_top1: Best validation top-1 so far, 0..1; -1 before the first validation.
+        best_top1: Best validation top-1, 0..1, at the end of an epoch so far; -1 before the first.
         overflows: Steps of the epoch so far that changed nothing, because float16 gradients overflowed.
         overflows_in_a_row: Such steps since the last other one.
+        highest_top1: Best top-1, 0..1, of all validations so far, within epochs too; -1 before the first.
+        unimproved: Validations since then, in a row.
     """
 
     epoch: int = 0
@@ -111,12 +164,19 @@ class Progress:
     best_top1: float = -1.0
     overflows: int = 0
     overflows_in_a_row: int = 0
+    highest_top1: float = -1.0
+    unimproved: int = 0
 
     def add_step(self, *, overflowed: bool) -> None:
         """Count a step, and whether it overflowed."""
         self.steps += 1
         self.overflows += overflowed
         self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflowed else 0
+
+    def add_validation(self, top1: float) -> None:
+        """Count a validation of either kind, by its top-1, 0..1."""
+        self.unimproved = 0 if top1 > self.highest_top1 else self.unimproved + 1
+        self.highest_top1 = max(self.highest_top1, top1)
 
 
 def in_words(seconds: float) -> str:

@@ -9,10 +9,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from trainer.distributed.env import DistEnv
 from trainer.recipe import Recipe
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint_file import DamagedError
+from trainer.runs.records import Validation
 
 RECIPE_FILE = "recipe.toml"
 RUN_FILE = "run.json"
@@ -32,13 +35,14 @@ TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's events in a run's folder."""
 
 
-def create(folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv) -> None:
+def create(folder: Path, recipe: Recipe, dataset: Dataset, validation: Validation, env: DistEnv) -> None:
     """Create a run's folder with recipe.toml and run.json; `output.claim` says whether it may be used.
 
     Args:
         folder: The run's folder.
         recipe: Recipe to write as recipe.toml.
         dataset: Dataset whose URL or path and hash are written to run.json.
+        validation: How the run validates; written to run.json.
         env: This process's environment; the machine is described in run.json.
 
     Raises:
@@ -50,6 +54,7 @@ def create(folder: Path, recipe: Recipe, dataset: Dataset, env: DistEnv) -> None
         "recipe": recipe.name,
         "dataset": dataset.url if dataset.store.local is None else str(dataset.root.resolve()),
         "dataset_sha256": dataset.fingerprint,
+        "validation": asdict(validation),
         "machine": machine(env),
         **provenance(),
     }
@@ -72,17 +77,20 @@ def machine(env: DistEnv) -> dict[str, str]:
     }
 
 
-def common_facts(recipe: Recipe, dataset: Dataset, env: DistEnv, precision: torch.dtype) -> dict[str, str]:
+def common_facts(
+    recipe: Recipe, dataset: Dataset, validation: Validation, env: DistEnv, precision: torch.dtype
+) -> dict[str, str]:
     """Collect what must be the same in all processes, for `refuse_unlike`.
 
     Args:
         recipe: The run's recipe.
         dataset: The run's dataset.
+        validation: How the run validates.
         env: This process's environment.
         precision: The recipe's precision as this machine computes it.
 
     Returns:
-        Name → value: versions, device, hashes of dataset and recipe, precision.
+        Name → value: versions, device, hashes of dataset and recipe, precision, validation.
     """
     versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
     facts = {name: text for name, text in machine(env).items() if name in versions}
@@ -90,6 +98,7 @@ def common_facts(recipe: Recipe, dataset: Dataset, env: DistEnv, precision: torc
         "dataset": dataset.fingerprint[:16],
         "precision": str(precision).removeprefix("torch."),
         "recipe": hashlib.sha256(recipe.to_toml().encode()).hexdigest()[:16],
+        "validation": str(validation),
     }
 
 
@@ -137,7 +146,23 @@ def is_run(folder: Path) -> bool:
     return (folder / RECIPE_FILE).is_file()
 
 
-def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str, Any] | None, str]:
+def read_validation(folder: Path) -> Validation:
+    """Read how a run validates from its run.json.
+
+    Raises:
+        UsageError: The file is missing or damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        facts = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.convert(facts["validation"], Validation)
+    except (OSError, KeyError, msgspec.DecodeError) as error:
+        raise UsageError(f"{path}: damaged, or written by another release ({error})") from error
+
+
+def read_last(
+    folder: Path, recipe: Recipe, dataset: Dataset, validation: Validation
+) -> tuple[dict[str, Any] | None, str]:
     """Read the checkpoint that a run continues from.
 
     Returns:
@@ -145,7 +170,8 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str,
         or "".
 
     Raises:
-        UsageError: There is no run, it has another recipe or dataset, or none of its checkpoints can be read.
+        UsageError: There is no run, it has another recipe or dataset or validates otherwise, or none of its
+            checkpoints can be read.
     """
     if not is_run(folder):
         raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
@@ -160,20 +186,27 @@ def read_last(folder: Path, recipe: Recipe, dataset: Dataset) -> tuple[dict[str,
         except DamagedError as error:
             damage = damage or str(error)
             continue
-        _refuse_other(saved, path, recipe, dataset)
+        _refuse_other(saved, path, recipe, dataset, validation)
         return saved, f"{damage}; going on from {path}" if damage else ""
     raise UsageError(f"{damage}; no earlier one can be read either: delete {folder} to start again")
 
 
-def _refuse_other(saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Dataset) -> None:
+def _refuse_other(
+    saved: dict[str, Any], path: Path, recipe: Recipe, dataset: Dataset, validation: Validation
+) -> None:
     if saved.get("recipe") != recipe.to_toml():
         raise UsageError(
             f"{path}: made with another recipe; leave --recipe and --set out to continue with the run's own"
         )
     if saved.get("dataset") != dataset.fingerprint:
         raise UsageError(f"{path}: trained on other data than {dataset.url}; give the same dataset")
-    if "scaler" not in saved:
+    if not {"scaler", "validation"} <= saved.keys():
         raise UsageError(f"{path}: saved by an older release in another form; start another --out")
+    if saved["validation"] != asdict(validation):
+        raise UsageError(
+            f"{path}: of a run with other --val-every-steps, --patience or --no-val; leave them out to "
+            "continue with the run's own"
+        )
     if saved.get("one_batch"):
         raise UsageError(f"{path}: made with {saved['one_batch']}, which is not resumed; start another --out")
 

@@ -12,7 +12,7 @@ import msgspec
 from pipeline.errors import UsageError
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
-from trainer.runs.records import EpochMetrics, StepMetrics, in_words
+from trainer.runs.records import MetricsRow, StepMetrics, in_words
 from trainer.runs.run_folder import RUN_FILE, is_run
 
 STATUS_FILE = "status.json"
@@ -53,14 +53,14 @@ class RunState:
         status: Content of status.json; None for a run of a release without it.
         health: A few words on whether the run goes on, ended, or its process is gone.
         facts: Content of run.json.
-        rows: Metrics of the finished epochs.
+        rows: Metrics of the finished epochs, and of the validations within epochs.
         checkpoints: File name → seconds since it was written; last.pt and best.pt first, then newest first.
     """
 
     status: Status | None
     health: str
     facts: dict[str, object]
-    rows: list[EpochMetrics]
+    rows: list[MetricsRow]
     checkpoints: dict[str, float]
 
 

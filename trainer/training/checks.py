@@ -28,7 +28,8 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
     Raises:
         UsageError: They do not fit: options that exclude each other, a gradient compression that the
             processes' backend lacks, a crop larger than the images, a network that cannot be built or has no
-            such layer, a missing split or mean image, or an impossible batch size.
+            such layer, a missing training split or mean image, options that need a validation split that is
+            missing or not used, or an impossible batch size.
     """
     recipe = job.recipe
     if job.cuda_graphs and (kind == "cpu" or not recipe.compile):
@@ -57,13 +58,31 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
     _check_layers(recipe, len(dataset.classes))
     if recipe.mean == "image":
         dataset.mean_image()
-    dataset.shards("val")
+    if not job.validates(dataset):
+        _refuse_without_validation(job, dataset)
     if dataset.samples("train") < recipe.batch_size:
         raise UsageError(
             f"{dataset.url}: train has {dataset.samples('train')} samples, fewer than one global batch of "
             f"{recipe.batch_size}; choose a smaller batch_size"
         )
     return batch_size
+
+
+def _refuse_without_validation(job: TrainJob, dataset: Dataset) -> None:
+    """Refuse what looks at validations, in a run without any."""
+    plateau = job.recipe.schedule == "plateau"
+    needs = [*job.validation.options, *(["schedule=plateau"] if plateau else [])]
+    if not needs:
+        return
+    remedy = f"leave {needs[0]} out" if job.validation.options else "use --set schedule=cosine"
+    if not job.validation.enabled:
+        raise UsageError(
+            f"--no-val leaves out the validation that {needs[0]} needs; leave it out, or {remedy}"
+        )
+    raise UsageError(
+        f"{dataset.url}: has no split 'val', which {needs[0]} needs; {remedy}, or prepare the images with a "
+        "validation folder or with `alexnet-prep shard --val-fraction 0.1`"
+    )
 
 
 def _local_batch_size(recipe: Recipe, processes: int) -> int:

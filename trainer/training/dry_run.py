@@ -22,7 +22,7 @@ class Plan:
         batch_size: Batch size of each process.
         parameters: Number of the network's parameters.
         steps_per_epoch, steps: Steps of an epoch and of the run.
-        samples: Split → number of samples; the first batch of each split was read.
+        samples: Split that training uses → number of samples; the first batch of each was read.
     """
 
     recipe: str
@@ -36,7 +36,7 @@ class Plan:
 
 
 def plan(job: TrainJob, processes: Processes) -> Plan:
-    """Resolve a job as `train` would, and read the first batch of each split on the CPU; nothing is written.
+    """Resolve a job as `train` would, and read the first batches on the CPU; nothing is written.
 
     Args:
         job: The job to check.
@@ -53,8 +53,10 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
     loader_options = replace(job.loader_options, device="cpu")
     with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
         next(iter(train_data.epoch(0)))
-    with validation_loader(recipe, dataset, batch_size, env, loader_options) as val:
-        next(iter(val))
+    if job.validates(dataset):
+        with validation_loader(recipe, dataset, batch_size, env, loader_options) as val:
+            next(iter(val))
+    splits = ("train", "val") if job.validates(dataset) else ("train",)
     steps = dataset.samples("train") // recipe.batch_size
     return Plan(
         recipe=recipe.to_toml(),
@@ -64,5 +66,5 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
         parameters=sum(p.numel() for p in classifier.model.parameters()),
         steps_per_epoch=steps,
         steps=steps * recipe.epochs,
-        samples={split: dataset.samples(split) for split in ("train", "val")},
+        samples={split: dataset.samples(split) for split in splits},
     )

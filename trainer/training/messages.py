@@ -9,7 +9,7 @@ from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 from trainer.precision import Precision, is_out_of_memory
 from trainer.runs.checkpoint import LAST
-from trainer.runs.records import EpochMetrics, Progress
+from trainer.runs.records import MetricsRow, Progress
 from trainer.training.options import TrainJob, TrainResult
 
 
@@ -19,11 +19,15 @@ def facts(
     """Describe a run for the head of its log: title → text."""
     recipe = job.recipe
     parameters = sum(p.numel() for p in classifier.model.parameters())
+    reason = "as the data has no split 'val'" if job.validation.enabled else "by --no-val"
+    validation = f"none, {reason}: the last checkpoint counts as the best"
+    if job.validates(dataset):
+        validation = f"{dataset.samples('val'):,} images in float32, {job.validation}"
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}, validation in float32",
-        "data": f"{dataset.url}: {dataset.samples('train'):,} training and {dataset.samples('val'):,} "
-        f"validation images, {len(dataset.classes)} classes",
+        "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
+        "data": f"{dataset.url}: {dataset.samples('train'):,} images, {len(dataset.classes)} classes",
+        "validation": validation,
         "processes": f"{env.world_size} x {env.kind.upper()}",
         "run": str(job.out),
     }
@@ -38,7 +42,7 @@ def left_out(progress: Progress, images: int) -> str:
     return f"{begun}: its last {images:,} images are left out"
 
 
-def overflows(row: EpochMetrics) -> str:
+def overflows(row: MetricsRow) -> str:
     """Return the log line on the steps of an epoch whose float16 gradients overflowed."""
     steps = f"{row.overflows:,} update{'' if row.overflows == 1 else 's'}"
     return f"epoch {row.epoch}: {steps} left out, as float16 gradients overflowed; the loss scale was halved"
@@ -105,10 +109,20 @@ def short_of_memory(job: TrainJob, env: DistEnv) -> Iterator[None]:
 
 
 def result(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
-    """Build the result of a run that ended for a `reason`: "finished", "--steps", or the name of a signal."""
+    """Build the result of a run that ended for a `reason`.
+
+    Args:
+        job: The run's job.
+        progress: The run's progress.
+        reason: "finished", "--steps", "--patience", or the name of a signal.
+    """
     if reason == "finished":
         return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
     at = f"after update {progress.steps:,}, saved in {job.out / LAST}"
     if reason == "--steps":
         return TrainResult(progress, "finished", f"ended {at} (--steps)")
+    if reason == "--patience":
+        validations = f"{progress.unimproved} validation{'' if progress.unimproved == 1 else 's'}"
+        without = f"{validations} without a top-1 above {progress.highest_top1:.2%}"
+        return TrainResult(progress, "finished", f"ended {at}: {without} (--patience)")
     return TrainResult(progress, "stopped", f"stopped by {reason} {at}: continue with --resume")

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.arguments import COUNT, POSITIVE, check_record
+from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from trainer.data import LoaderOptions
 from trainer.recipe import Recipe
-from trainer.runs.records import Ending, Progress
+from trainer.runs.records import Ending, Progress, Validation
 
 Resume = Literal["no", "must", "auto"]
 """Whether to resume: start a new run, continue a run, or continue where there is one."""
@@ -77,6 +78,7 @@ class TrainJob:
         force: Replace an earlier run in `out`; not with `resume`.
         take_over: Train in `out` in place of the process that works there, which then stops.
         loader_options: Where batches are made and how shards are read.
+        validation: When the run validates, and when it ends for want of improvement.
         saving: When checkpoints are written, and how many are kept.
         debugging: Options to try out the run.
         cuda_graphs: Let torch.compile record CUDA graphs; GPU only.
@@ -94,6 +96,7 @@ class TrainJob:
     force: bool = False
     take_over: bool = False
     loader_options: LoaderOptions = field(default_factory=LoaderOptions)
+    validation: Validation = field(default_factory=Validation)
     saving: Saving = field(default_factory=Saving)
     debugging: Debugging = field(default_factory=Debugging)
     cuda_graphs: bool = False
@@ -101,6 +104,10 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         check_record(self, hang_seconds=POSITIVE)
+
+    def validates(self, dataset: Dataset) -> bool:
+        """Whether the run validates on this dataset: by default, where that has a split "val"."""
+        return self.validation.enabled and "val" in dataset.manifest.splits
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,7 @@ from torch import Tensor
 from pipeline.loader.loader import Batch
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics
-from trainer.runs.records import EpochMetrics, Progress, StepMetrics
+from trainer.runs.records import MetricsRow, Progress, RowKind, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,14 @@ class EpochTimer:
     Attributes:
         epoch: Epoch, counted from 0.
         epochs: Number of epochs of the run.
-        first: Steps of the epoch done before this process began or resumed it.
+        first: Steps of the epoch done, or left out, before this process began or resumed it.
         total: All steps of the epoch.
         batch_size: Global batch size.
         lr: Learning rate of the last step.
         val_seconds: Duration of the last validation; 0 before the first.
+        val_steps: Steps between two validations within epochs; None where there are none.
         started: `time.perf_counter()` when this process began or resumed the epoch.
+        validated: Seconds spent on validations since `started`.
         waited: Seconds for which this process waited for batches since `started`.
     """
 
@@ -120,7 +123,9 @@ class EpochTimer:
     batch_size: int
     lr: float
     val_seconds: float = 0.0
+    val_steps: int | None = None
     started: float = field(default_factory=time.perf_counter)
+    validated: float = 0.0
     waited: float = 0.0
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -134,13 +139,21 @@ class EpochTimer:
                 return
             yield batch
 
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Time the block as a validation, not as training."""
+        started = time.perf_counter()
+        yield
+        self.val_seconds = time.perf_counter() - started
+        self.validated += self.val_seconds
+
     @property
     def seconds(self) -> float:
-        """Seconds since `started`."""
-        return time.perf_counter() - self.started
+        """Seconds of training since `started`."""
+        return time.perf_counter() - self.started - self.validated
 
     def speed(self, done: int, seconds: float) -> float:
-        """Return images per second of all processes, when `done` steps are over `seconds` after `started`."""
+        """Return images per second of all processes, after `seconds` of training and `done` steps."""
         return (done - self.first) * self.batch_size / seconds
 
     def row(self, done: int, steps: int, reading: Reading, memory: "MemoryUse") -> StepMetrics:
@@ -168,37 +181,39 @@ class EpochTimer:
             seconds_left=self.seconds_left(done, seconds),
         )
 
-    def epoch_row(
+    def metrics_row(
         self,
+        kind: RowKind,
+        done: int,
         progress: Progress,
         totals: Sequence[float],
-        validated: Metrics,
-        trained: float,
-        *,
-        only_validated: bool,
-    ) -> EpochMetrics:
-        """Build the metrics of the epoch, now that it has been validated.
+        validated: Metrics | None,
+    ) -> MetricsRow:
+        """Build the metrics of the epoch, or of its steps so far.
 
         Args:
+            kind: Whether the epoch is over, or was validated within.
+            done: Steps of the epoch.
             progress: The run's progress; the epoch is not yet counted.
             totals: Loss sum, correct predictions and images of all processes, see `RunningTotals.sums`.
-            validated: Metrics of the validation.
-            trained: Seconds of training since `started`.
-            only_validated: Whether no step of the epoch was made since then.
+            validated: Metrics of the validation, which the timer has timed; None without one.
         """
         loss_sum, correct, images = totals
-        return EpochMetrics(
+        trained = self.seconds
+        return MetricsRow(
+            kind=kind,
             epoch=self.epoch + 1,
+            epochs_done=self.epoch + done / self.total,
             steps=progress.steps,
             lr=self.lr,
-            train_loss=loss_sum / images,
-            train_top1=correct / images,
-            val_loss=validated.loss,
-            val_top1=validated.top1,
-            val_top5=validated.top5,
+            train_loss=loss_sum / images if images else None,
+            train_top1=correct / images if images else None,
+            val_loss=validated.loss if validated else None,
+            val_top1=validated.top1 if validated else None,
+            val_top5=validated.top5 if validated else None,
             train_seconds=trained,
-            val_seconds=self.seconds - trained,
-            images_per_second=0.0 if only_validated else self.speed(self.total, trained),
+            val_seconds=self.val_seconds if validated else 0.0,
+            images_per_second=self.speed(done, trained),
             data_wait=self.waited / trained,
             overflows=progress.overflows,
         )
@@ -209,7 +224,9 @@ class EpochTimer:
         if here < min(_FIRST_STEPS, self.total):
             return None
         epochs = self.epochs - self.epoch
-        return (epochs * self.total - done) * seconds / here + epochs * self.val_seconds
+        steps = epochs * self.total - done
+        validations = epochs + (steps // self.val_steps if self.val_steps else 0)
+        return steps * seconds / here + validations * self.val_seconds
 
 
 def resident_mb() -> float:

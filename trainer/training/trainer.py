@@ -20,26 +20,26 @@ from pipeline.seeds import derive_seed
 from pipeline.storage.locks import TakenOverError
 from trainer.callbacks.base import Callback
 from trainer.callbacks.profiler import new_profiler
-from trainer.data import TrainData, validation_loader
+from trainer.data import TrainData
 from trainer.distributed.comm_hooks import Compression
 from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, all_most, all_sum, gather_objects, share_buffers
 from trainer.distributed.failures import HangWatchdog, refuse_unlike
 from trainer.distributed.stop_signals import StopSignals
-from trainer.evaluation.evaluate import evaluate
 from trainer.optim.ema import Ema
 from trainer.optim.lr_schedule import Schedule
 from trainer.optim.optimizers import build_optimizer, set_lrs
 from trainer.precision import choose_precision
 from trainer.runs import checkpoint, metrics_file, output, run_folder
 from trainer.runs.async_writer import AsyncCheckpointer
-from trainer.runs.records import EpochMetrics, Progress, Weights
+from trainer.runs.records import MetricsRow, Progress, RowKind, Weights
 from trainer.training import messages
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob, TrainResult
 from trainer.training.progress import EpochTimer, MemoryUse, Reading, RunningTotals
 from trainer.training.setup import build_classifier, run_throwaway_step, wrap_ddp
 from trainer.training.step import train_step
+from trainer.training.validation import Validator
 
 # Steps between two calls of `on_step`: often enough to watch, and it costs nothing measurable.
 _REPORT_EVERY = 10
@@ -49,8 +49,9 @@ def train(env: DistEnv, job: TrainJob, callbacks: Sequence[Callback] = ()) -> Tr
     """Train a recipe on a dataset and keep the run in a folder.
 
     Every epoch ends with an evaluation, a line in metrics.jsonl, and the checkpoints `last.pt` and,
-    where validation top-1 improved, `best.pt`. SIGTERM and SIGUSR1 stop the run after the step in progress,
-    with a checkpoint.
+    where validation top-1 improved, `best.pt`; without a validation split it is `last.pt` alone. The job's
+    `validation` adds evaluations within epochs, and may end the run. SIGTERM and SIGUSR1 stop the run after
+    the step in progress, with a checkpoint.
 
     Args:
         env: This process's environment; all processes call this with the same job.
@@ -102,7 +103,8 @@ class Trainer:
         self.dataset = Dataset.open(job.data)
         self.batch_size = check_job(job, self.dataset, env.kind, env.world_size)
         self.precision = choose_precision(recipe, env.kind)
-        refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, env, self.precision.dtype))
+        precision = self.precision.dtype
+        refuse_unlike(env, run_folder.common_facts(recipe, self.dataset, job.validation, env, precision))
         self.classifier = build_classifier(recipe, self.dataset, env)
         self.optimizer = build_optimizer(self.classifier.model, recipe)
         self.scaler = self.precision.new_scaler(env.device)
@@ -112,16 +114,11 @@ class Trainer:
         if isinstance(self.model, DistributedDataParallel):
             self.compression = Compression(self.model, recipe, env.device)
         self.ema_weights = Ema(self.classifier, recipe.ema_decay) if recipe.ema_decay else None
+        options, one_batch = job.loader_options, job.debugging.one_batch
         self.train_data = TrainData(
-            recipe,
-            self.dataset,
-            self.classifier,
-            self.batch_size,
-            env,
-            job.loader_options,
-            job.debugging.one_batch,
+            recipe, self.dataset, self.classifier, self.batch_size, env, options, one_batch
         )
-        self.val = validation_loader(recipe, self.dataset, self.batch_size, env, job.loader_options)
+        self.validator = Validator(job, self.dataset, self.batch_size, env, self.classifier, self.ema_weights)
         self.lock = output.new_lock(job.out)  # acquired by rank 0 alone, which writes the files
         self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, self.log, self.lock.confirm)
         self.watchdog = watchdog
@@ -137,7 +134,7 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train until a rule of `_why_stop` ends the run."""
-        with self.precision.training(), self.train_data, self.val, self.lock, self.checkpointer:
+        with self.precision.training(), self.train_data, self.validator, self.lock, self.checkpointer:
             self._begin()
             with self.signals, self.profiler or nullcontext():
                 reason = self._why_stop(asked=False)
@@ -153,7 +150,9 @@ class Trainer:
         begun = job.resume == "must" or (may_resume and run_folder.is_run(job.out))
         if begun:
             output.resume(job.out, self.lock, env, self.log, take_over=job.take_over)
-        saved, note = run_folder.read_last(job.out, recipe, self.dataset) if begun else (None, "")
+        saved, note = None, ""
+        if begun:
+            saved, note = run_folder.read_last(job.out, recipe, self.dataset, job.validation)
         refuse_unlike(env, {"checkpoint": f"of update {saved['progress']['steps']}" if saved else "none"})
         mine: dict[str, Any] = {}
         if saved:
@@ -162,7 +161,7 @@ class Trainer:
             self.train_data.epoch(0)  # refuses damaged shards before anything is written
             output.claim(job.out, self.lock, env, force=job.force, take_over=job.take_over)
             if env.is_first:
-                run_folder.create(job.out, recipe, self.dataset, env)
+                run_folder.create(job.out, recipe, self.dataset, job.validation, env)
         facts = messages.facts(job, self.dataset, self.classifier, env, self.precision)
         for callback in self.callbacks:
             callback.on_start(facts)
@@ -217,11 +216,15 @@ class Trainer:
             self._step(timer, step, batch)
             self._report(timer, step, before)
             if not last:
+                if self.validator.is_due(self.progress):
+                    row = self._validate(timer, "validation", step + 1)
+                    for callback in self.callbacks:
+                        callback.on_validation(row, self.recipe.epochs)
                 reason = self._save_or_stop()
                 if reason:
                     return reason
             self.watchdog.at(self.progress.steps, "waiting for data")
-        row, best = self._validate(timer)
+        row, best = self._end_epoch(timer)
         self._save()
         for callback in self.callbacks:
             callback.on_epoch(row, self.recipe.epochs, best)
@@ -234,15 +237,16 @@ class Trainer:
         loader = self.train_data.epoch(number)
         total = len(loader)
         # An epoch that other processes began cannot be continued: this run goes on with its evaluation.
-        first = total - self.left_out // recipe.batch_size if self.left_out else loader.batch
+        done = total - self.left_out // recipe.batch_size if self.left_out else loader.batch
         timer = EpochTimer(
             epoch=number,
             epochs=recipe.epochs,
-            first=first,
+            first=total if self.left_out else done,
             total=total,
             batch_size=recipe.batch_size,
-            lr=self.schedule.lr(number + max(first - 1, 0) / total),
+            lr=self.schedule.lr(number + max(done - 1, 0) / total),
             val_seconds=self.val_seconds,
+            val_steps=self.job.validation.every_steps,
         )
         return timer, () if self.left_out else timer.batches(loader)
 
@@ -297,40 +301,39 @@ class Trainer:
         parameters = self.classifier.model.named_parameters()
         return {name: value.detach().to("cpu", copy=True) for name, value in parameters}
 
-    def _validate(self, timer: EpochTimer) -> tuple[EpochMetrics, bool]:
-        """End an epoch: validate, add its metrics to metrics.jsonl, and go to the start of the next.
-
-        Returns:
-            The epoch's metrics, and whether validation top-1 is the best so far.
-        """
+    def _validate(self, timer: EpochTimer, kind: RowKind, done: int) -> MetricsRow:
+        """Validate, unless the run does not, after `done` steps of the epoch; add a row to metrics.jsonl."""
         totals = all_sum(self.totals.sums.clone()).tolist()
-        messages.refuse_overflows(self.job, self.progress, self.saved_steps, all_steps=not totals[-1])
+        skipped = kind == "epoch" and not totals[-1]
+        messages.refuse_overflows(self.job, self.progress, self.saved_steps, all_steps=skipped)
         self._refuse_diverged(self.totals.read(), self.classifier.parameters())
-        trained = timer.seconds
-        share_buffers(self.classifier)
-        with self.ema_weights.in_place() if self.ema_weights else nullcontext():
-            if self.ema_weights:
-                share_buffers(self.classifier)
-            metrics = evaluate(
-                [self.classifier],
-                self.val,
-                self.env,
-                on_progress=lambda *_: self.watchdog.at(self.progress.steps, "validating"),
-            )
-            best = metrics.top1 > self.progress.best_top1
-            if best and self.env.is_first:
-                averaged = bool(self.ema_weights)
-                self.checkpointer.best(checkpoint.content_of(self.classifier, averaged=averaged))
-        row = timer.epoch_row(self.progress, totals, metrics, trained, only_validated=bool(self.left_out))
-        self.val_seconds = row.val_seconds
-        if row.overflows:
-            self.log(messages.overflows(row))
+        with timer.validating():
+            metrics = self.validator.measure(lambda: self.watchdog.at(self.progress.steps, "validating"))
+        if metrics:
+            self.progress.add_validation(metrics.top1)
+            self.val_seconds = timer.val_seconds
+        row = timer.metrics_row(kind, done, self.progress, totals, metrics)
         if self.env.is_first:
             self.lock.confirm()
             metrics_file.add_metrics(self.job.out, row)
-        self.schedule.end_epoch(1.0 - metrics.top1)
+        return row
+
+    def _end_epoch(self, timer: EpochTimer) -> tuple[MetricsRow, bool]:
+        """Validate at the end of an epoch, and go to the start of the next.
+
+        Returns:
+            The epoch's metrics, and whether validation top-1 is the best of all epochs so far.
+        """
+        row = self._validate(timer, "epoch", timer.total)
+        if row.overflows:
+            self.log(messages.overflows(row))
+        best = row.val_top1 is not None and row.val_top1 > self.progress.best_top1
+        if row.val_top1 is not None:
+            self.schedule.end_epoch(1.0 - row.val_top1)
+            self.progress.best_top1 = max(self.progress.best_top1, row.val_top1)
+        if best and self.env.is_first:
+            self.validator.best(self.checkpointer.best)
         self.progress.epoch, self.progress.overflows = self.progress.epoch + 1, 0
-        self.progress.best_top1 = max(self.progress.best_top1, metrics.top1)
         self.left_out = 0
         self.totals.restart()
         self.train_data.epoch(self.progress.epoch)  # the checkpoint holds the start of the next epoch
@@ -357,6 +360,8 @@ class Trainer:
             return "finished"
         if self.job.debugging.steps and self.progress.steps >= self.job.debugging.steps:
             return "--steps"
+        if self.validator.is_hopeless(self.progress):
+            return "--patience"
         return (self.signals.name or "a signal to another process") if asked else ""
 
     def _save(self) -> None:
@@ -374,6 +379,7 @@ class Trainer:
             self.classifier,
             recipe=self.recipe.to_toml(),
             dataset=self.dataset.fingerprint,
+            validation=asdict(self.job.validation),
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
             scaler=self.scaler.state_dict() if self.scaler else {},

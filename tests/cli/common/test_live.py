@@ -8,7 +8,7 @@ from rich.console import Console
 
 from cli.common import live
 from cli.common.live import ConsoleCallback, EpochLines, view
-from trainer.runs.records import EpochMetrics, StepMetrics, in_words
+from trainer.runs.records import MetricsRow, StepMetrics, in_words
 
 ROW = StepMetrics(
     epoch=3,
@@ -24,8 +24,10 @@ ROW = StepMetrics(
     gpu_rest_mb=1024.0,
     seconds_left=754.0,
 )
-EPOCH = EpochMetrics(
+EPOCH = MetricsRow(
+    kind="epoch",
     epoch=3,
+    epochs_done=3.0,
     steps=750,
     lr=0.0125,
     train_loss=2.345,
@@ -91,10 +93,12 @@ def test_views_come_and_go_and_lines_stay(monkeypatch):
             assert any(line.startswith(f"epoch {epoch}/90") for line in screen.text)
             if epoch == 2:
                 callback.on_log("the disk is full")
+            within = replace(EPOCH, kind="validation", epochs_done=epoch - 0.5)
+            callback.on_validation(within, 90)
             callback.on_epoch(replace(EPOCH, epoch=epoch), 90, epoch == 3)
         callback.on_end("finished", "finished 90 epochs")
     assert [line.split()[0] for line in screen.text] == [
-        *("recipe", "epoch", "1/90", "note:", "2/90", "3/90", "finished"),
+        *("recipe", "epoch", "0.50/90", "1/90", "note:", "1.50/90", "2/90", "2.50/90", "3/90", "finished"),
     ]
     assert all(len(line) <= 60 for line in screen.text)
 
@@ -123,6 +127,21 @@ def test_epochs_lines_leave_out_what_a_narrow_terminal_has_no_room_for(width, mi
     assert " 2.468  34.56% " in line
     assert len(lines.head) == len(line.removesuffix("  best"))
     assert width in (None, 1) or len(line) <= width
+
+
+@pytest.mark.parametrize(
+    ("done", "at"), [(2.696, "2.70"), (12.5, "12.50"), (899.96, "899.9"), (1234.5, "1234")]
+)
+def test_a_validation_within_an_epoch_has_a_line_with_the_epochs_done_and_dashes_for_what_is_unknown(
+    done, at
+):
+    lines = EpochLines(None)
+    row = replace(EPOCH, kind="validation", epochs_done=done)
+    assert lines.line(row, 9999, best=False).split()[0] == f"{at}/9999"
+    unknown = dict.fromkeys(("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"))
+    line = lines.line(replace(row, **unknown), 9999, best=False)
+    assert line.split().count("–") == 5
+    assert len(line) == len(lines.head)
 
 
 def printed(row, width):

@@ -1,6 +1,7 @@
 """Curves of runs: the lines hold the numbers of metrics.jsonl."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from matplotlib.colors import to_hex
@@ -9,12 +10,14 @@ from pipeline import UsageError
 from pipeline.images.figure import COLORS, figure_bytes
 from trainer.figures.curves import PANELS, Course, draw_curves, read_courses
 from trainer.runs.metrics_file import add_metrics
-from trainer.runs.records import EpochMetrics
+from trainer.runs.records import MetricsRow
 
 
 def row(epoch, lr=0.01):
-    return EpochMetrics(
+    return MetricsRow(
+        kind="epoch",
         epoch=epoch,
+        epochs_done=epoch,
         steps=10 * epoch,
         lr=lr,
         train_loss=2.0 / epoch,
@@ -62,6 +65,29 @@ def test_every_panel_holds_the_runs_numbers(folders):
     assert all(line.get_marker() != "None" for line in axes[0].lines)  # markers show a single epoch
 
 
+def test_validations_within_epochs_are_points_of_the_solid_curves_alone():
+    within = replace(row(2), kind="validation", epochs_done=1.5, val_loss=9.0, train_loss=7.0, lr=0.05)
+    axes = draw_curves([Course("r", (row(1), within, row(2)))], [*PANELS, "throughput"]).axes
+    loss, top1, _, lr, throughput = (lines_of(panel) for panel in axes[:5])
+    assert [line[2:] for line in loss] == [([1, 2], [2.0, 1.0]), ([1, 1.5, 2], [2.5, 9.0, 1.25])]
+    assert [line[2] for line in top1] == [[1, 2], [1, 1.5, 2]]
+    assert lr[0][2:] == ([1, 1.5, 2], [0.01, 0.05, 0.01])
+    assert throughput[0][2:] == ([1, 2], [101.0, 102.0])
+
+
+def test_runs_without_validation_are_drawn_without_its_curves():
+    unvalidated = replace(row(1), val_loss=None, val_top1=None, val_top5=None)
+    figure = draw_curves([Course("r", (unvalidated,))])
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == [
+        *("loss, nats", "top-1 accuracy", "learning rate"),
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training, as augmented"]
+    both = draw_curves([Course("r", (unvalidated,)), Course("s", (row(1),))], ["top-5"])
+    assert [line[3] for line in lines_of(both.axes[0])] == [[], [0.15]]
+    with pytest.raises(UsageError, match="no top-5 yet, or were not validated"):
+        draw_curves([Course("r", (unvalidated,))], ["top-5"])
+
+
 def test_equal_folder_names_are_distinguished(folders, tmp_path):
     assert [course.name for course in read_courses(folders)] == ["a/run", "b/run"]
     assert [course.name for course in read_courses(folders[:1])] == ["run"]
@@ -94,7 +120,7 @@ def test_more_runs_than_colors_differ_in_markers():
 
 
 def test_a_diverged_run_can_be_drawn():
-    course = Course("r", (row(1), EpochMetrics(**{**row(2).__dict__, "train_loss": math.nan})))
+    course = Course("r", (row(1), replace(row(2), train_loss=math.nan)))
     assert figure_bytes(draw_curves([course]), "png")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from pipeline import RunError, UsageError
 from trainer import write_report
 from trainer.report.page import SECTIONS
+from trainer.runs.metrics_file import add_metrics, read_metrics
 
 
 class Page(HTMLParser):
@@ -131,6 +133,38 @@ def test_missing_metrics_and_a_damaged_recipe_leave_out_their_sections(tiny_run,
     assert "not valid TOML" in done.left_out["recipe"]
     _, page = open_page(done.file)
     assert "top-1 accuracy" not in page.text
+
+
+def test_a_page_shows_validations_within_epochs_and_runs_without_any(tiny_run, tmp_path):
+    skip = ("kernels", "predictions", "neighbors", "confusion", "data")
+    epochs = read_metrics(tiny_run)
+    within = replace(
+        epochs[0], kind="validation", epochs_done=0.5, steps=1, val_top1=0.987, val_seconds=7200.0
+    )
+    unknown = dict.fromkeys(("val_loss", "val_top1", "val_top5"))
+    pages = {}
+    for name, rows in (
+        ("within", [within, *epochs]),
+        ("first", [within]),
+        ("without", [replace(row, **unknown, val_seconds=0.0) for row in epochs]),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(tiny_run, folder)
+        (folder / "metrics.jsonl").unlink()
+        for row in rows:
+            add_metrics(folder, row)
+        done = write_report(folder, tmp_path / f"{name}.html", skip=skip)
+        assert ("throughput" in done.left_out) == (name == "first")
+        pages[name], _ = open_page(done.file)
+    best = max(epochs, key=lambda row: row.val_top1)
+    assert f"<dt>top-1 accuracy</dt><dd>{best.val_top1:.2%}</dd>" in pages["within"]
+    assert "<dt>training time</dt><dd>2 h 0 min</dd>" in pages["within"]
+    assert ">0.50</th>" in pages["within"]
+    assert "98.7%" in pages["within"]
+    for name in ("first", "without"):
+        assert "No epoch was validated" in pages[name]
+        assert "top-1 accuracy" not in pages[name]
+    assert "<td>–</td>" * 3 in pages["without"]
 
 
 def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):

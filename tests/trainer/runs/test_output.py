@@ -7,6 +7,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.storage.locks import LockedError
 from trainer.distributed.env import DistEnv
 from trainer.runs import output, run_folder
+from trainer.runs.records import Validation
 
 
 def claim(folder, **options):
@@ -18,7 +19,7 @@ def claim(folder, **options):
 def run(tmp_path, tiny_recipe, tiny_dataset):
     """Folder of a run with all its files, and some of others."""
     folder = tmp_path / "run"
-    run_folder.create(folder, tiny_recipe, tiny_dataset, DistEnv())
+    run_folder.create(folder, tiny_recipe, tiny_dataset, Validation(), DistEnv())
     for name in ("metrics.jsonl", "status.json", "last.pt", "best.pt", "step-00000010.pt", "report.html"):
         place(folder / name)
     place(folder / "tensorboard" / "events.out.tfevents.1")

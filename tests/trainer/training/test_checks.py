@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import UsageError
 from trainer.recipe import Stage, load_recipe
+from trainer.runs.records import Validation
 from trainer.training.checks import check_job
 from trainer.training.options import Debugging, TrainJob
 
@@ -53,17 +54,43 @@ def test_options_that_exclude_each_other_are_refused(tiny_recipe, tiny_dataset):
         check_job(resumed, tiny_dataset, "cpu", 1)
 
 
-def test_a_dataset_without_mean_image_or_validation_is_refused(tiny_recipe, tiny_dataset):
+def test_a_dataset_without_mean_image_or_training_images_is_refused(tiny_recipe, tiny_dataset):
     manifest = tiny_dataset.manifest
-    train = {"train": manifest.splits["train"]}
     for change, words in (
         ({"image": replace(manifest.image, mode="aspect")}, "no mean image"),
-        ({"splits": train}, "no split 'val'"),
         ({"splits": {"test": manifest.splits["val"]}, "statistics": None}, "no split 'train', only test"),
     ):
         other = replace(tiny_dataset, manifest=replace(manifest, **change))
         with pytest.raises(UsageError, match=words):
             check_job(TrainJob(other.url, "run", tiny_recipe), other, "cpu", 1)
+
+
+def test_what_needs_a_validation_that_there_is_not_is_refused(tiny_recipe, tiny_dataset):
+    """Averaged weights do not: they are kept in last.pt."""
+    splits = {"train": tiny_dataset.manifest.splits["train"]}
+    other = replace(tiny_dataset, manifest=replace(tiny_dataset.manifest, splits=splits))
+    job = TrainJob(other.url, "run", replace(tiny_recipe, ema_decay=0.9))
+    plateau, no_val = replace(tiny_recipe, schedule="plateau"), Validation(enabled=False)
+    assert check_job(job, other, "cpu", 1) == 32
+    for change, words in (
+        (
+            {"validation": Validation(patience=3)},
+            r"no split 'val', which --patience 3 needs; leave --patience 3 out",
+        ),
+        ({"validation": Validation(every_steps=3)}, "no split 'val', which --val-every-steps 3 needs"),
+        (
+            {"recipe": plateau},
+            r"schedule=plateau needs; use --set schedule=cosine, or .* --val-fraction 0\.1",
+        ),
+        (
+            {"recipe": plateau, "validation": no_val},
+            "--no-val leaves out the validation that schedule=plateau needs",
+        ),
+    ):
+        with pytest.raises(UsageError, match=words):
+            check_job(replace(job, **change), other, "cpu", 1)
+    with pytest.raises(UsageError, match="--no-val leaves out the validation that --patience 3 needs"):
+        Validation(enabled=False, patience=3)
 
 
 def test_local_batches_make_up_the_global_batch_and_no_random_number_is_drawn(tiny_recipe, tiny_dataset):

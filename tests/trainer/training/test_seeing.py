@@ -58,7 +58,8 @@ def test_scalars_are_what_was_reported_each_update_once(seen, events):
     out, _, recorder = seen
     rows = read_metrics(out)
     for name in ("train_loss", "train_top1", "val_loss", "val_top1", "val_top5"):
-        scalars = events.Scalars("epoch/" + name.replace("_", " "))
+        split, _, metric = name.partition("_")
+        scalars = events.Scalars(f"{'epoch' if split == 'train' else 'validation'}/{metric}")
         assert [scalar.step for scalar in scalars] == [9, 18]
         assert [scalar.value for scalar in scalars] == pytest.approx([getattr(row, name) for row in rows])
     reported = {row.steps: row for row in recorder.steps}

@@ -34,6 +34,7 @@ from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
 from trainer.recipe import Stage, load_recipe
 from trainer.runs import checkpoint, metrics_file
+from trainer.runs.records import Validation
 from trainer.training import messages, trainer
 from trainer.training.options import Debugging, Saving, TrainJob
 from trainer.training.step import train_step
@@ -313,9 +314,10 @@ def test_a_run_that_died_within_its_first_epoch_starts_again(whole, tmp_path, mo
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tmp_path, processes):
-    """The command goes on with the killed run."""
+    """The command goes on with the killed run, which validates within epochs, without being told again."""
     count, dies_at = Processes("cpu", processes, ""), 7
     whole = job_of(tiny_dataset.root, tmp_path / "whole", epochs=2, batch_size=18)
+    whole = replace(whole, validation=Validation(every_steps=2, patience=99))
     launch(count, run_job, whole)
     cut = replace(whole, out=tmp_path / "cut", saving=Saving(steps=1))
     if processes == 1:  # `launch` would train in this process
@@ -330,7 +332,7 @@ def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tm
     assert checkpoint.load(cut.out / "last.pt")["progress"]["steps"] in (5, 6, 7)  # of five an epoch
     resume = [whole.data, "--out", str(cut.out), "--cpus", str(processes), "--resume"]
     assert CliRunner().invoke(train, resume).exit_code == 0
-    assert [row.epoch for row in metrics_file.read_metrics(cut.out)] == [1, 2]
+    assert [row.steps for row in metrics_file.read_metrics(cut.out)] == [2, 4, 5, 6, 8, 10]
     assert_same_run(whole.out, cut.out)
     assert not list(cut.out.glob(".writing-*"))
 
