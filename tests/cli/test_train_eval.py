@@ -95,6 +95,7 @@ def test_evaluation_agrees_with_training(trained, tiny_dataset, tmp_path):
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
         (["--bench", "--tensorboard"], ["--bench does not train, so --tensorboard would have no effect"]),
         (["--dry-run", "--steps", "3"], ["--dry-run does not train, so --steps would have no effect"]),
+        (["--cpus", "1", "--placement", "gpu", "--dry-run"], ["--placement gpu makes batches on a GPU"]),
         (["--cpus", "2", "--grad-compression", "bf16"], ["bf16 needs GPUs and NCCL"]),
         (["--synthetic", "--overfit-batch"], ["--synthetic and --overfit-batch were both given"]),
         (["--resume"], ["no run to resume"]),

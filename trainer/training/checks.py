@@ -7,7 +7,7 @@ import torch
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.views import check_crop
-from trainer.distributed.env import Kind
+from trainer.distributed.env import DistEnv, Kind
 from trainer.models.alexnet import build_model, layer_names
 from trainer.recipe import Recipe
 from trainer.training.options import TrainJob
@@ -26,12 +26,14 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         Batch size of each process.
 
     Raises:
-        UsageError: They do not fit: options that exclude each other, a gradient compression that the
-            processes' backend lacks, a crop larger than the images, a network that cannot be built or has no
+        UsageError: They do not fit: options that exclude each other, a placement or gradient compression that
+            the processes cannot have, a crop larger than the images, a network that cannot be built or has no
             such layer, a missing training split or mean image, options that need a validation split that is
             missing or not used, or an impossible batch size.
     """
     recipe = job.recipe
+    if kind == "cpu":
+        job.loader_options.placement(DistEnv(kind=kind))  # refuses to make batches on a GPU
     if job.cuda_graphs and (kind == "cpu" or not recipe.compile):
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
     if job.force and job.resume != "no":
