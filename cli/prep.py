@@ -63,6 +63,11 @@ def main() -> None:
     "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
 )
 @click.option(
+    "--drop-duplicates",
+    is_flag=True,
+    help="Leave out training images that are validation or test images too.  [default: only report them]",
+)
+@click.option(
     "--shard-samples",
     type=click.IntRange(1),
     help="Number of images per tar.  [default: 2000, fewer for small datasets]",

@@ -7,7 +7,7 @@ from cli.common.console import echo
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics
-    from pipeline.dataset.manifest import ImageFormat
+    from pipeline.dataset.manifest import Duplicates, ImageFormat
 
 
 def print_facts(out: str, manifest: "Manifest") -> None:
@@ -24,6 +24,8 @@ def print_facts(out: str, manifest: "Manifest") -> None:
     for split, shards in manifest.splits.items():
         size = in_bytes(sum(shard.bytes for shard in shards))
         rows.append((split, f"{manifest.samples(split):,} images in {len(shards)} shards, {size}"))
+    if manifest.duplicates is not None:
+        rows.append(("copies", _duplicates(manifest.duplicates)))
     print_rows([*rows, *statistics_rows(manifest.statistics), ("seed", str(manifest.seed))])
 
 
@@ -76,7 +78,7 @@ def in_bytes(count: int) -> str:
 
 
 def print_summary(out: str, manifest: "Manifest") -> None:
-    """Print a new dataset's splits, and how many images were skipped or converted."""
+    """Print a new dataset's splits, and how many images were skipped, converted or found twice."""
     from pipeline import read_report
 
     actions = [row["action"] for row in read_report(out)]
@@ -88,3 +90,14 @@ def print_summary(out: str, manifest: "Manifest") -> None:
             f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "
             f"see {out.rstrip('/')}/report.csv"
         )
+    if manifest.duplicates is not None:
+        echo(f"copies: {_duplicates(manifest.duplicates)}")
+
+
+def _duplicates(found: "Duplicates") -> str:
+    """Return the numbers of images with the same bytes, in words."""
+    parts = [f"{split} images in train: {count:,}" for split, count in found.in_train.items()]
+    parts.append(f"images with two labels: {found.two_labels:,}")
+    if found.dropped:
+        parts.append(f"training images left out: {found.dropped:,}")
+    return ", ".join(parts)

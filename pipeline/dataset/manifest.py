@@ -84,6 +84,22 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """Images of a dataset whose source files have the same bytes.
+
+    Attributes:
+        in_train: split ("val" and "test", where present beside "train") → number of its images that are in
+            "train" too.
+        two_labels: number of images that stand under more than one label.
+        dropped: number of training images that were left out (`--drop-duplicates`).
+    """
+
+    in_train: dict[str, int]
+    two_labels: int
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of `manifest.json`; docs/formats.md describes the format.
 
@@ -99,6 +115,7 @@ class Manifest:
         settings: the other options that the shards' bytes depend on.
         versions: versions of this package and of the libraries that wrote it, and the CPU architecture.
         mean_image_sha256: SHA-256 of `mean_image.npy` in hexadecimal, or None if there is no mean image.
+        duplicates: images that the source holds more than once, or None if it was not looked for them.
     """
 
     format: int
@@ -112,6 +129,7 @@ class Manifest:
     settings: dict[str, Any]
     versions: dict[str, str]
     mean_image_sha256: str | None = None
+    duplicates: Duplicates | None = None
 
     @property
     def adopted(self) -> bool:

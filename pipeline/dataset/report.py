@@ -1,4 +1,4 @@
-"""`report.csv`: one row per image that was skipped or repaired, and per file that was left out."""
+"""`report.csv`: a row per image that was skipped, repaired or found twice, and per file that was left out."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ class ReportRow:
 
     Attributes:
         path: path of the image in the source, or of a folder of files that were left out.
-        reason: why it was skipped, repaired or left out, one line.
-        action: "skipped", "repaired" or "left out".
+        reason: why it was skipped, repaired or left out, or what else has the same bytes; one line.
+        action: "skipped", "repaired", "left out", or "kept" for an image that is there twice.
     """
 
     path: str

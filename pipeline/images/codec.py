@@ -3,13 +3,13 @@
 JPEGs are decoded by libjpeg-turbo in strict mode: any warning, such as a corrupt scan or a premature end, is
 an error, because a loader would later decode such a file to garbage silently. Only stray bytes between the
 header's segments, which affect no pixel, are removed and reported as a repair. Pillow decodes everything
-else: PNG, GIF, WebP, BMP, TIFF, PPM, and CMYK JPEGs with a chroma subsampling that TurboJPEG has no name for,
-the one kind whose scan is not checked. Color profiles are ignored, as in every published pipeline; EXIF
-orientation is ignored unless `exif_rotate` is set.
+else: PNG, GIF, WebP, BMP, TIFF, PPM, AVIF, HEIC, and CMYK JPEGs with a chroma subsampling that TurboJPEG has
+no name for, the one kind whose scan is not checked. Color profiles are ignored, as in every published
+pipeline; EXIF orientation is ignored unless `exif_rotate` is set.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import cv2
@@ -56,44 +56,40 @@ _PROGRESSIVE_FRAMES = frozenset({0xC2, 0xCA})
 
 
 def convert(
-    files: Iterable[bytes | DecodeError],
+    data: bytes,
     size: int,
     *,
     mode: str,
     quality: int,
     max_megapixels: float,
     exif_rotate: bool = False,
-) -> Iterator[Decoded | DecodeError]:
-    """Decode, scale and encode files; yield an image for each, or the DecodeError of an unusable one.
+) -> Decoded:
+    """Decode, scale and encode a file.
 
     Args:
-        files: bytes of each file; an error of reading it is passed on.
-        size: shorter side of the images, pixels.
+        data: bytes of the file.
+        size: shorter side of the image, pixels.
         mode: "square" (the center square is stored), "aspect" (nothing is cropped) or "original" (intact
             color JPEGs are stored as they are, other images at full scale).
         quality: JPEG quality, 1..100.
         max_megapixels: limit; see `decode`.
-        exif_rotate: whether to rotate images; see `decode`.
+        exif_rotate: whether to rotate the image; see `decode`.
 
-    Yields:
-        Images whose `jpeg` is to be stored; the `pixels` are those before encoding, with the shorter side
+    Returns:
+        An image whose `jpeg` is to be stored; its `pixels` are those before encoding, with the shorter side
         `size`, to which the loader scales also the images of "original".
+
+    Raises:
+        DecodeError: see `decode` and `resize_shorter`.
     """
     keep = mode == "original"
-    for data in files:
-        try:
-            if isinstance(data, DecodeError):
-                raise data
-            image = decode(data, max_megapixels, size=size, exif_rotate=exif_rotate, keep=keep)
-            if mode == "square":
-                pixels = resize_square(image.pixels, size)
-            else:
-                pixels = resize_shorter(image.pixels, size, image.shape)
-        except DecodeError as error:
-            yield error
-        else:
-            jpeg = image.jpeg or encode(image.pixels if keep else pixels, quality)
-            yield replace(image, pixels=pixels, jpeg=jpeg)
+    image = decode(data, max_megapixels, size=size, exif_rotate=exif_rotate, keep=keep)
+    if mode == "square":
+        pixels = resize_square(image.pixels, size)
+    else:
+        pixels = resize_shorter(image.pixels, size, image.shape)
+    jpeg = image.jpeg or encode(image.pixels if keep else pixels, quality)
+    return replace(image, pixels=pixels, jpeg=jpeg)
 
 
 def decode(

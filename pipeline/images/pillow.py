@@ -1,5 +1,9 @@
 """Decode with Pillow the images that TurboJPEG cannot read; apply EXIF orientation.
 
+AVIF is read by Pillow itself, where it was built with it, or by the package pillow-avif-plugin; HEIC by the
+package pillow-heif, which always applies the rotation that a HEIC file demands. An image that needs a package
+that is not installed is refused with its name.
+
 Of an animation the first frame is decoded. Of 16 bits per channel the upper eight are kept (of a color PPM
 they are rounded). Transparent pixels are laid on white, as viewers show them: the colors that they hide may
 be anything, such as a background that was erased. Color profiles are ignored.
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from pipeline.images.library_settings import pillow
 
@@ -26,6 +30,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_OPTIONAL = (b"tRNS", b"eXIf")
 _PNG_DEPTH = 24  # offset of the byte that holds the bits per channel
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+# Format → brands of its files (ISO/IEC 23000-22, 10.2 and annex B). "mif1" and "msf1" are the brands of any
+# image or sequence in a HEIF container, AVIF included, so AVIF stands first.
+_BRANDS = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIF": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"},
+}
 _ORIENTATION = 0x0112  # EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 
@@ -73,19 +83,20 @@ def decode_with_pillow(data: bytes, max_megapixels: float, exif_rotate: bool) ->
     """Decode a whole file to RGB at full scale; its repair says what was converted (format and mode).
 
     Args:
-        data: bytes of a PNG, GIF, WebP, BMP, TIFF, PPM, or CMYK JPEG.
+        data: bytes of a PNG, GIF, WebP, BMP, TIFF, PPM, AVIF, HEIC, or CMYK JPEG.
         max_megapixels: limit; a larger image is refused before memory is allocated for it.
         exif_rotate: rotate and mirror the image by its EXIF orientation; damaged EXIF is ignored.
 
     Raises:
-        DecodeError: not an image, truncated, corrupt, too large, or of a pixel type without a defined white
-            level.
+        DecodeError: not an image, truncated, corrupt, too large, of a pixel type without a defined white
+            level, or of a format that needs a package that is not installed.
     """
     if data.startswith(_PNG_SIGNATURE):
         data = _plain_png(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         refuse_bomb(*_webp_size(data), max_megapixels)
-    with _reasons(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    kind = _kind_in_container(data)
+    with _reasons(kind), Image.open(io.BytesIO(data), formats=_formats(kind)) as image:
         refuse_bomb(image.width, image.height, max_megapixels)
         _refuse_tiles(image, max_megapixels)
         orientation = _take_orientation(image)
@@ -126,8 +137,10 @@ def joined(*repairs: str) -> str:
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
+def _reasons(kind: str = "") -> Iterator[None]:
     """Context manager: turn any error of Pillow into a DecodeError of one line, and silence its warnings.
+
+    `kind` is what the file says it is, "" if Pillow is to find out.
 
     Pillow's plugins raise all kinds of errors on damaged files, and warn of damaged metadata, which is not
     used.
@@ -136,11 +149,50 @@ def _reasons() -> Iterator[None]:
         with pillow, warnings.catch_warnings(action="ignore"):
             yield
     except UnidentifiedImageError as error:
-        raise DecodeError("not an image in a known format") from error
+        found = f"truncated or damaged {kind} file" if kind else "not an image in a known format"
+        raise DecodeError(found) from error
     except DecodeError:
         raise
     except Exception as error:
         raise DecodeError(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")) from error
+
+
+def _kind_in_container(data: bytes) -> str:
+    """Return "AVIF" or "HEIF" for a file in a HEIF container, by its brands; "" for other files."""
+    if data[4:8] != b"ftyp":
+        return ""
+    box = data[: int.from_bytes(data[:4], "big")]
+    brands = {box[at : at + 4] for at in (8, *range(16, len(box), 4))}
+    return next((kind for kind, known in _BRANDS.items() if brands & known), "")
+
+
+def _formats(kind: str) -> tuple[str, ...]:
+    """Return Pillow's names of the formats to try; the plugin that reads AVIF or HEIF is registered."""
+    if not kind:
+        return _FORMATS
+    _register(kind)
+    return (kind,)
+
+
+def _register(kind: str) -> None:
+    """Let Pillow read AVIF or HEIF, with a plugin where it cannot do so itself.
+
+    Raises:
+        DecodeError: the plugin's package is not installed.
+    """
+    package = "pillow-heif" if kind == "HEIF" else "pillow-avif-plugin"
+    try:
+        if kind == "HEIF":
+            import pillow_heif  # type: ignore[import-not-found]  # optional
+
+            pillow_heif.register_heif_opener(thumbnails=False)
+        elif not features.check("avif"):
+            import pillow_avif  # type: ignore[import-not-found]  # noqa: F401  # optional; registers itself
+    except ImportError:
+        raise DecodeError(
+            f"reading {'HEIC' if kind == 'HEIF' else kind} needs the package {package}, which is not "
+            f"installed: pip install {package}"
+        ) from None
 
 
 def _take_orientation(image: Image.Image) -> int:

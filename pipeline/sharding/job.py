@@ -17,9 +17,10 @@ from pipeline.arguments import checked
 from pipeline.dataset.manifest import FILE_NAME, Manifest, read_manifest
 from pipeline.dataset.work import WORK
 from pipeline.errors import RunError, ToolkitError, UsageError
-from pipeline.executors.base import Executor
+from pipeline.executors.base import Executor, Item
 from pipeline.executors.local import LocalExecutor
 from pipeline.progress import OnProgress, counted, no_progress
+from pipeline.sharding.duplicates import HeldOut, held_out_shards, unhashed
 from pipeline.sharding.merge import BadImagesError, merge, merged, too_many_bad
 from pipeline.sharding.output import (
     absolute,
@@ -39,8 +40,8 @@ from pipeline.sharding.plan import (
     make_plan,
     read_plan,
 )
-from pipeline.sharding.result import finished, forget_skips
-from pipeline.sharding.task import ShardJob, run_shard, run_spool
+from pipeline.sharding.result import finished, forget_outdated, forget_skips
+from pipeline.sharding.task import ShardJob, run_hash, run_shard, run_spool
 from pipeline.sources.base import AS_FOUND, Source, SourceOptions
 from pipeline.sources.detection import read_source
 from pipeline.sources.spool import needs_spool
@@ -229,7 +230,7 @@ def _make_shards(
     on_progress: OnProgress,
     start: float = 0.0,
 ) -> bool:
-    """Spool the containers that need it, then make the unfinished ones of `shards`.
+    """Make the unfinished ones of `shards`, after the containers that need it are spooled.
 
     Args:
         job: Folders of source, dataset and scratch files.
@@ -237,34 +238,77 @@ def _make_shards(
         shards: Shards to make.
         executor: Executor of the tasks; None means one worker process on this machine.
         max_bad: Share of all images of the job that may be bad.
-        on_progress: Called with (images done, images in `shards`).
-        start: Container to spool first, as a share (0..1) of all containers that need it. Slices with a
-            common scratch folder start at different containers, and so share the work.
+        on_progress: Called with (images done, images in `shards` and, with `drop_duplicates`, to be hashed).
+        start: Where to begin with what all slices need, containers to spool and shards to hash, as a share
+            (0..1) of them. Slices begin at different places, and so share the work.
 
     Returns:
         Whether it stopped early because too many images were bad.
     """
+    executor = executor or LocalExecutor()
+    total = sum(shard.samples for shard in shards)
+    if plan.options.drop_duplicates:
+        total += _hash_held_out(job, plan, shards, executor, on_progress, start)
     done = finished(job.out)
-    todo = [shard for shard in shards if shard.name not in done]
+    todo = {shard.name: shard.samples for shard in shards if shard.name not in done}
     if not todo:
         return False
-    executor = executor or LocalExecutor()
-    packed = [numbered for numbered in enumerate(plan.containers) if needs_spool(numbered[1])]
-    first = int(len(packed) * start)
-    for _ in executor.run(partial(run_spool, job), packed[first:] + packed[:first]):
-        pass
-    total = sum(shard.samples for shard in shards)
-    show = counted(on_progress, total, total - sum(shard.samples for shard in todo))
-    skipped = written = 0
-    with closing(executor.run(partial(run_shard, job), [shard.name for shard in todo], show)) as results:
+    _spool(job, plan, executor, start)
+    show = counted(on_progress, total, total - sum(todo.values()))
+    skipped = images = 0
+    with closing(executor.run(partial(run_shard, job), list(todo), show)) as results:
         for result in results:
             skipped += result.skipped
-            written += sum(result.labels.values())
+            images += todo[result.name]
             if not executor.reports_progress:
-                show(written + skipped)
+                show(images)
             if too_many_bad(plan, skipped, max_bad):
                 return True  # the remaining shards cannot change that
     return False
+
+
+def _hash_held_out(
+    job: ShardJob,
+    plan: Plan,
+    shards: Sequence[ShardSummary],
+    executor: Executor,
+    on_progress: OnProgress,
+    start: float,
+) -> int:
+    """Hash the files of held-out shards, unless an earlier run or another slice has read all of them.
+
+    Those of `shards` that were compared with other digests, because a file could not be read at that time,
+    are unfinished then.
+
+    Returns:
+        The number of images that were to be hashed.
+    """
+    todo = unhashed(job.out, held_out_shards(plan))
+    ahead = sum(shard.samples for shard in todo)
+    if todo:
+        _spool(job, plan, executor, start)
+        show = counted(on_progress, ahead + sum(shard.samples for shard in shards))
+        names = _rotated([shard.name for shard in todo], start)
+        images = 0
+        for hashed in executor.run(partial(run_hash, job), names, show):
+            images += hashed
+            if not executor.reports_progress:
+                show(images)
+    forget_outdated(job.out, shards, HeldOut(job.out, plan).checksum)
+    return ahead
+
+
+def _spool(job: ShardJob, plan: Plan, executor: Executor, start: float) -> None:
+    """Spool the containers that need it and are not spooled on this machine."""
+    packed = [numbered for numbered in enumerate(plan.containers) if needs_spool(numbered[1])]
+    for _ in executor.run(partial(run_spool, job), _rotated(packed, start)):
+        pass
+
+
+def _rotated(items: list[Item], start: float) -> list[Item]:
+    """Return the items beginning at a share (0..1) of them, and those before it at the end."""
+    first = int(len(items) * start)
+    return items[first:] + items[:first]
 
 
 def _job(source: Store, out: Store, plan: Plan, scratch: Path | None, lease: Lease | None) -> ShardJob:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pipeline.dataset.manifest import (
     FORMAT_VERSION,
     MEAN_IMAGE,
     ClassInfo,
+    Duplicates,
     ImageFormat,
     Manifest,
     Shard,
@@ -24,8 +25,9 @@ from pipeline.dataset.report import REPORT, ReportRow, report_csv
 from pipeline.dataset.shards import check_sizes
 from pipeline.errors import RunError
 from pipeline.images.statistics import Moments, mean_image_of, statistics_of
+from pipeline.sharding.duplicates import HeldOut, find_duplicates
 from pipeline.sharding.plan import Options, Plan, read_left_out, refuse_difference, shown_options
-from pipeline.sharding.result import ShardResult, read_results
+from pipeline.sharding.result import ShardResult, digests_file, read_results
 from pipeline.sources.base import Source
 from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
@@ -62,7 +64,8 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
 
     Raises:
         BadImagesError: Too many images were bad, or a class or split lost all its images.
-        RunError: A shard is unfinished, or results were made for another plan or with other library versions.
+        RunError: A shard is unfinished, or results were made for another plan or with other library versions;
+            a file of "val" or "test" was unreadable when it was to be hashed for `drop_duplicates`.
     """
     if isinstance(out, LocalStore):  # in a bucket, killed writers leave no temporary files
         out.remove_leftovers()
@@ -82,6 +85,10 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
             f"{out}: {len(results)} of {len(plan.shards)} shards are finished (missing: {missing}, ...); "
             f"{remedy}"
         )
+    duplicates = None
+    if not bad:
+        duplicates, more_rows = _compare(out, plan, results, remedy)
+        report_rows += more_rows
     if lease:
         lease.check()
     out.write(REPORT, report_csv([*report_rows, *read_left_out(out)]))
@@ -115,6 +122,7 @@ def merge(out: Store, plan: Plan, max_bad: float, remedy: str, lease: Lease | No
         },
         versions=plan.versions,
         mean_image_sha256=checksum,
+        duplicates=duplicates,
     )
     out.write(FILE_NAME, to_json(manifest))
     return manifest
@@ -151,14 +159,37 @@ def _bad_message(out: Store, plan: Plan, report_rows: list[ReportRow], max_bad: 
     )
 
 
+def _compare(
+    out: Store, plan: Plan, results: list[ShardResult], remedy: str
+) -> tuple[Duplicates, list[ReportRow]]:
+    """Count the images with the same bytes, and return the rows for report.csv.
+
+    Raises:
+        RunError: With `drop_duplicates`, training shards were compared with fewer held-out files than are in
+            the dataset; or digests are missing or damaged.
+    """
+    files = [digests_file(result.name) for result in results]
+    found, rows = find_duplicates(out, plan, files)
+    if plan.options.drop_duplicates:
+        checksum = HeldOut(out, plan).checksum
+        outdated = any(r.split == "train" and r.held_out != checksum for r in results)
+        if outdated or any(found.in_train.values()):
+            raise RunError(
+                f"{out}: images of val or test were unreadable when --drop-duplicates hashed them, and are "
+                f"readable now; {remedy}"
+            )
+    return replace(found, dropped=sum(result.dropped for result in results)), rows
+
+
 def _refuse_lost(plan: Plan, results: list[ShardResult], splits: dict[str, tuple[Shard, ...]]) -> None:
     """Raise BadImagesError if a class has no training images left, or a split no images."""
     trained = {label for result in results if result.split == "train" for label in result.labels}
     lost = [name for label, (name, _) in enumerate(plan.classes) if label not in trained]
     if lost and any(shard.split == "train" for shard in plan.shards):
+        way_on = "or remove the class" + (", or --drop-duplicates" if plan.options.drop_duplicates else "")
         raise BadImagesError(
             f"no decodable training images are left for {', '.join(lost[:5])}; "
-            "repair the files that report.csv names, or remove the class"
+            f"repair the files that report.csv names, {way_on}"
         )
     empty = {s.split for s in plan.shards} - splits.keys()
     if empty:

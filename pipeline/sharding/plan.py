@@ -51,6 +51,7 @@ class Options:
         exif_rotate: Rotate and flip images as their EXIF orientation says.
         keep_original: Store good RGB JPEGs byte for byte, and other images at full size; `size` is then the
             shorter side that the loader scales to.
+        drop_duplicates: Leave out training images whose file has the same bytes as one of "val" or "test".
 
     Raises:
         UsageError: A number is out of range, or both `keep_aspect` and `keep_original` are set.
@@ -64,6 +65,7 @@ class Options:
     max_megapixels: float = 100.0
     exif_rotate: bool = False
     keep_original: bool = False
+    drop_duplicates: bool = False
 
     def __post_init__(self) -> None:
         check_record(self, size=SIZES, quality=(1, 100), shard_samples=COUNT, max_megapixels=POSITIVE)

@@ -1,7 +1,11 @@
-"""Results of finished shards on disk: `.work/results/NAME.json`, and NAME.npy, the sum of square images."""
+"""Results of finished shards on disk: `.work/results/NAME.json`, and what lies beside it.
+
+NAME.digests holds the digests of the images' files (`pipeline.sharding.duplicates`), NAME.npy the sum of
+square images.
+"""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,6 +34,8 @@ class ShardResult:
         report_rows: Rows for report.csv, in the order of the images in the source.
         labels: Label → number of samples written.
         versions: Versions of the libraries that made it, and the machine's architecture.
+        held_out: With `drop_duplicates`, checksum of the held-out digests that a training shard was compared
+            with; else "".
         image_sum: Whether the sum of its images is stored beside it, as NAME.npy.
         images, count, sums, products: Integer sums over the training pixels; see
             `pipeline.images.statistics.Moments`.
@@ -41,6 +47,7 @@ class ShardResult:
     report_rows: tuple[ReportRow, ...]
     labels: dict[int, int]
     versions: dict[str, str]
+    held_out: str = ""
     image_sum: bool = False
     images: int = 0
     count: int = 0
@@ -57,9 +64,15 @@ class ShardResult:
         """Number of images that were left out."""
         return sum(report_row.action == "skipped" for report_row in self.report_rows)
 
+    @property
+    def dropped(self) -> int:
+        """Number of training images that were left out because a held-out image has the same bytes."""
+        return sum(report_row.action == "left out" for report_row in self.report_rows)
 
-def store_result(out: Store, result: ShardResult, moments: Moments) -> None:
-    """Write the sum of a shard's images, if there is one, and then its result: it is finished."""
+
+def store_result(out: Store, result: ShardResult, moments: Moments, digests: bytes) -> None:
+    """Write a shard's digests, the sum of its images if there is one, and its result: it is finished."""
+    out.write(digests_file(result.name), digests)
     if moments.image_sum is not None:
         buffer = io.BytesIO()
         np.save(buffer, moments.image_sum)
@@ -85,6 +98,11 @@ def read_result(out: Store, name: str) -> tuple[ShardResult, Moments]:
         ) from error
     sums, products = np.array(result.sums, np.int64), np.array(result.products, np.int64)
     return result, Moments(result.images, result.count, sums, products, image_sum)
+
+
+def digests_file(name: str) -> str:
+    """Return the path of the digests of the finished shard `name`, below the dataset's folder."""
+    return _file(name, "digests")
 
 
 def read_results(out: Store, plan: Plan) -> Iterator[tuple[ShardResult, Moments]]:
@@ -114,9 +132,18 @@ def finished(out: Store) -> set[str]:
 
 def forget_skips(out: Store, shards: Iterable[ShardSummary]) -> None:
     """Mark finished shards with skipped images as unfinished: the files may be readable in the next run."""
+    _forget(out, shards, lambda result: result.skipped > 0)
+
+
+def forget_outdated(out: Store, shards: Iterable[ShardSummary], held_out: str) -> None:
+    """Mark training shards as unfinished that were compared with other digests than those of `held_out`."""
+    _forget(out, (s for s in shards if s.split == "train"), lambda result: result.held_out != held_out)
+
+
+def _forget(out: Store, shards: Iterable[ShardSummary], why: Callable[[ShardResult], bool]) -> None:
     done = finished(out)
     for shard in shards:
-        if shard.name in done and read_result(out, shard.name)[0].skipped:
+        if shard.name in done and why(read_result(out, shard.name)[0]):
             out.remove(_file(shard.name, "json"))
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from pipeline.dataset.work import versions
 from pipeline.executors.local import count_image
 from pipeline.images.codec import DecodeError, convert
 from pipeline.images.statistics import Moments
-from pipeline.sharding.plan import ShardPlan, read_plan, read_shard_plan, refuse_versions
+from pipeline.sharding.duplicates import NO_DIGEST, HeldOut, digest_of, store_held_out, unhashed
+from pipeline.sharding.plan import Plan, ShardPlan, read_plan, read_shard_plan, refuse_versions
 from pipeline.sharding.reader import display, place_in_source, read_samples
 from pipeline.sharding.result import ShardResult, store_result
-from pipeline.sources.base import Container
+from pipeline.sources.base import Container, Sample
 from pipeline.sources.spool import needs_spool, spool
 from pipeline.storage.atomic import make_folder
 from pipeline.storage.base import Store
@@ -77,6 +79,35 @@ def run_spool(job: ShardJob, numbered: tuple[int, Container]) -> None:
     spool(job.source, *numbered, job.spool)
 
 
+def run_hash(job: ShardJob, name: str) -> int:
+    """Hash the files of a held-out shard, unless another slice has done it; runs in a worker.
+
+    Returns:
+        The number of its images.
+
+    Raises:
+        UsageError: The plan or a container of the source is missing or damaged.
+        TakenOverError: Another job has taken over the output.
+        RunError: The output cannot be written.
+    """
+    job.check()
+    plan = read_plan(job.out)
+    (summary,) = (shard for shard in plan.shards if shard.name == name)
+    if not unhashed(job.out, [summary]):
+        return summary.samples
+    if any(map(needs_spool, plan.containers)):
+        job.open_scratch()
+    shard = read_shard_plan(job.out, name)
+    digests = dict.fromkeys((sample.key for sample in shard.samples), NO_DIGEST)
+    for sample, data in _read(job, plan, shard):
+        count_image()
+        if not isinstance(data, DecodeError):
+            digests[sample.key] = digest_of(data)
+    job.check()
+    store_held_out(job.out, name, digests.values())
+    return summary.samples
+
+
 def run_shard(job: ShardJob, name: str) -> ShardResult:
     """Make the shard `name` of the job's plan and store it and its result; runs in a worker.
 
@@ -96,38 +127,47 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
     refuse_versions(job.out, plan, found, "this machine")
     shard = read_shard_plan(job.out, name)
     measured = shard.split == "train"
+    held_out = HeldOut(job.out, plan) if measured and options.drop_duplicates else None
     moments = Moments.for_square(options.size) if measured and options.mode == "square" else Moments()
-    samples = sorted(shard.samples, key=place_in_source)
-    largest = int(options.max_megapixels * 1e6 * _BYTES_PER_PIXEL) + _METADATA
-    images = convert(
-        read_samples(job.source, plan.containers, job.spool, samples, largest),
-        options.size,
-        mode=options.mode,
-        quality=options.quality,
-        max_megapixels=options.max_megapixels,
-        exif_rotate=options.exif_rotate,
-    )
+    digests = dict.fromkeys((sample.key for sample in shard.samples), NO_DIGEST)
     jpegs: dict[str, bytes] = {}
     report_rows: list[ReportRow] = []
-    for sample, image in zip(samples, images, strict=True):
+    for sample, data in _read(job, plan, shard):
         count_image()
         path = display(plan.containers, sample)
-        if isinstance(image, DecodeError):
-            report_rows.append(ReportRow(path, str(image), "skipped"))
+        try:
+            if isinstance(data, DecodeError):
+                raise data
+            digest = digest_of(data)
+            if held_out and (same := held_out.find(digest)):
+                report_rows.append(ReportRow(path, f"the same bytes as {same}", "left out"))
+                continue
+            image = convert(
+                data,
+                options.size,
+                mode=options.mode,
+                quality=options.quality,
+                max_megapixels=options.max_megapixels,
+                exif_rotate=options.exif_rotate,
+            )
+        except DecodeError as error:
+            report_rows.append(ReportRow(path, str(error), "skipped"))
             continue
         if image.repair:
             report_rows.append(ReportRow(path, image.repair, "repaired"))
         if measured:
             moments.add(image.pixels)
         jpegs[sample.key] = image.jpeg
+        digests[sample.key] = digest
     job.check()
     result = ShardResult(
         name=name,
         plan=plan.digest,
         shard=_write_tar(job, shard, plan.label_width, jpegs),
         report_rows=tuple(report_rows),
-        labels=dict(sorted(Counter(s.label for s in samples if s.key in jpegs).items())),
+        labels=dict(sorted(Counter(s.label for s in shard.samples if s.key in jpegs).items())),
         versions=found,
+        held_out=held_out.checksum if held_out else "",
         image_sum=moments.image_sum is not None,
         images=moments.images,
         count=moments.count,
@@ -135,8 +175,16 @@ def run_shard(job: ShardJob, name: str) -> ShardResult:
         products=moments.products.tolist(),
     )
     job.check()
-    store_result(job.out, result, moments)
+    store_result(job.out, result, moments, b"".join(digests.values()))
     return result
+
+
+def _read(job: ShardJob, plan: Plan, shard: ShardPlan) -> Iterator[tuple[Sample, bytes | DecodeError]]:
+    """Yield the samples of a shard, in the order of the source, with their bytes or why there are none."""
+    largest = int(plan.options.max_megapixels * 1e6 * _BYTES_PER_PIXEL) + _METADATA
+    samples = sorted(shard.samples, key=place_in_source)
+    files = read_samples(job.source, plan.containers, job.spool, samples, largest)
+    yield from zip(samples, files, strict=True)
 
 
 def _write_tar(job: ShardJob, shard: ShardPlan, label_width: int, jpegs: dict[str, bytes]) -> Shard | None:

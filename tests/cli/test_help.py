@@ -39,8 +39,8 @@ OPTIONS = {
         prep.commands["shard"],
         "source out --layout --splits --labels --path-column --label-column --classes --val-fraction "
         "--max-per-class --fraction --seed --size --quality --keep-aspect --keep-original --exif-rotate "
-        "--shard-samples --max-megapixels --max-bad --workers --engine --ray-address --task --scratch "
-        "--force --take-over --dry-run",
+        "--drop-duplicates --shard-samples --max-megapixels --max-bad --workers --engine --ray-address "
+        "--task --scratch --force --take-over --dry-run",
     ),
     "prep finish": (prep.commands["finish"], "out --max-bad --take-over"),
     "prep verify": (prep.commands["verify"], "out --fast --workers"),

@@ -18,7 +18,7 @@ from pipeline.sharding.job import prepare
 from pipeline.sharding.plan import Options
 from pipeline.sources.detection import read_source
 
-OPTIONS = Options(size=SIZE)
+OPTIONS = Options(size=SIZE, drop_duplicates=True)
 
 
 def die_at(number):

@@ -31,7 +31,7 @@ def callers(monkeypatch):
 def test_work_leaves_the_callers_settings(callers):
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
     for kind in ("JPEG", "PNG"):
-        (image,) = convert([encoded(noise, kind)], 24, mode="square", quality=90, max_megapixels=1)
+        image = convert(encoded(noise, kind), 24, mode="square", quality=90, max_megapixels=1)
         moments = Moments.for_square(24)
         moments.add(image.pixels)
     assert settings() == callers

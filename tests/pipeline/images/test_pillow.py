@@ -1,11 +1,13 @@
 import io
 import logging
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.codec_files import chunk, netpbm, png, tiff, zeros
 from helpers.folders import draw_image, encoded, refused
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
 from pipeline.images.codec import DecodeError, decode
 
@@ -190,7 +192,8 @@ REFUSED = {
     "TIFF of int32": (encoded(SHADES.astype(np.int32), "TIFF"), f"TIFF (I): {NO_WHITE}"),
     "TIFF of floats": (encoded(SHADES.astype(np.float32), "TIFF"), f"TIFF (F): {NO_WHITE}"),
     "PFM": (b"Pf\n31 20\n-1.0\n" + SHADES.astype("<f4").tobytes(), f"PPM (F): {NO_WHITE}"),
-    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), UNKNOWN),
+    "JPEG XL": (b"\xff\x0a" + bytes(500), UNKNOWN),
+    "a film": (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1" + bytes(500), UNKNOWN),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", UNKNOWN),
     "Photoshop": (b"8BPS\0\1" + bytes(500), UNKNOWN),
     # Pillow checks no CRC of pixel data, and stops before zlib's checksum once all rows are complete.
@@ -213,13 +216,60 @@ def test_unknown_damaged_and_undefined_images_are_refused(name):
     refused(lambda: decode(data, 1), reason, error=DecodeError)
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICO", "TGA", "DDS"])
+@pytest.mark.parametrize("kind", ["JPEG2000", "ICO", "TGA", "DDS"])
 def test_other_formats_are_unknown_though_pillow_reads_some(kind):
     Image.init()
     if kind not in Image.SAVE:
         pytest.skip(f"this Pillow does not write {kind}")
     with pytest.raises(DecodeError, match=UNKNOWN):
         decode(encoded(draw_image(1, 64, 64), kind), 1)
+
+
+# In a HEIF container
+
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"
+
+
+@needs_avif
+def test_avif_is_decoded_completely_or_refused():
+    frames = [Image.fromarray(PIXELS), Image.new("RGB", (31, 20), "lime")]
+    lossless = {"quality": 100, "subsampling": "4:4:4"}
+    for data in (
+        encoded(frames[0], "AVIF", **lossless),
+        encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], **lossless),
+    ):
+        found = decode(data, 1)
+        assert np.abs(found.pixels.astype(int) - PIXELS).max() <= 4  # AVIF's RGB is not exact
+        assert found.repair == "AVIF (RGB) converted"
+    data = encoded(np.dstack([PIXELS, ALPHA]), "AVIF", **lossless)
+    assert (decode(data, 1).pixels[ALPHA == 0] == 255).all()
+    refused(lambda: decode(data, 1e-6), "31x20 pixels are more than", error=DecodeError)
+    for size, reason in ((len(data) - 1, "Truncated data"), (100, "truncated or damaged AVIF file")):
+        refused(lambda size=size: decode(data[:size], 1), reason, error=DecodeError)
+
+
+@pytest.mark.parametrize(
+    ("data", "module", "package"),
+    [
+        (HEIC, "pillow_heif", "reading HEIC needs the package pillow-heif"),
+        (HEIC.replace(b"heic", b"avif"), "pillow_avif", "reading AVIF needs the package pillow-avif-plugin"),
+    ],
+)
+def test_a_plugin_that_is_not_installed_is_named(monkeypatch, data, module, package):
+    monkeypatch.setattr(features, "check", lambda _: False)
+    monkeypatch.setitem(sys.modules, module, None)
+    refused(lambda: decode(data + bytes(500), 1), package, "pip install", error=DecodeError)
+
+
+def test_heic_is_read_with_the_plugin(monkeypatch):
+    def register(**_):
+        Image.register_open("HEIF", lambda file, _: PngImagePlugin.PngImageFile(io.BytesIO(file.read()[24:])))
+
+    monkeypatch.setattr(Image, "OPEN", Image.OPEN.copy())
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    assert np.array_equal(decode(HEIC + encoded(PIXELS, "PNG"), 1).pixels, PIXELS)
 
 
 def test_whatever_pillow_raises_is_a_reason_of_one_line(monkeypatch):

@@ -147,7 +147,7 @@ def test_the_manifest_describes_what_is_on_disk(source, whole):
     assert manifest["seed"] == 0
     fingerprint = read_source(source).fingerprint()
     assert manifest["source"] == {"layout": "images", "fingerprint": fingerprint}
-    settings = {"shard_samples": 5, "max_megapixels": 100.0, "exif_rotate": False}
+    settings = {"shard_samples": 5, "max_megapixels": 100.0, "exif_rotate": False, "drop_duplicates": False}
     assert manifest["settings"] == shown_options(SourceOptions()) | settings
 
 
@@ -437,6 +437,7 @@ def visible(out):
 def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(tmp_path):
     source = write_source(tmp_path / "source", train=2, val=1, classes=("ant", "bee"))
     place(source / "train" / "ant" / "bad.jpg")
+    shutil.copy(next((source / "val" / "bee").iterdir()), source / "train" / "bee" / "twin.jpg")
     make(source, tmp_path / "whole", crashing.OPTIONS, max_bad=1)
     whole = tree(tmp_path / "whole")
     command = [sys.executable, "-m", "helpers.crashing", source, tmp_path / "jobs"]
@@ -450,9 +451,9 @@ def test_a_kill_at_any_operation_leaves_whole_files_and_a_job_that_completes(tmp
         partial += ".writing-" in str(sorted(tree(out)))
         make(source, out, crashing.OPTIONS, max_bad=1)
         assert tree(out) == whole, f"killed at operation {number}"
-    # 3 files of the plan, 2 shards of 3 or 4 files, and 3 of the whole dataset are written: each is synced
-    # and renamed, its folder is synced, and its temporary name removed.
-    assert partial >= 2 * (3 + 4 + 3 + 3)  # enough kills hit a half-written file
+    # 3 files of the plan, the digests of val, 2 shards of 4 or 5 files, and 3 of the whole dataset are
+    # written: each is synced and renamed, its folder is synced, and its temporary name removed.
+    assert partial >= 2 * (3 + 1 + 4 + 5 + 3)  # enough kills hit a half-written file
 
 
 # Kills of a real process and its workers

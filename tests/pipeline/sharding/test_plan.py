@@ -187,6 +187,7 @@ OTHERS = {
     "shard_samples": (9, "--shard-samples was None, now 9"),
     "max_megapixels": (1.5, "--max-megapixels was 100.0, now 1.5"),
     "exif_rotate": (True, "--exif-rotate was False, now True"),
+    "drop_duplicates": (True, "--drop-duplicates was False, now True"),
     "keep_original": (True, "--keep-original was False, now True"),
 }
 
