@@ -56,13 +56,13 @@ def source(tmp_path):
 def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
-    images = ("6 train, 2 val images, 2 classes", "train: 6 images in 1 shards")
+    images = ("6 train, 2 val images, 2 classes", "train: 6 images in 1 shards", "copies: val images in train: 0, ")
     succeeds(run(*command), *images)
     before = times(out)
     succeeds(run(*command), *images, "complete already")
     assert before == times(out)
     fails(run("shard", source, out, "--size", 18, "--val-fraction", 0.25), 2, "--size was 16, now 18")
-    succeeds(run("info", out), "16 px squares, JPEG quality 95", "2: cat, dog")
+    succeeds(run("info", out), "16 px squares, JPEG quality 95", "2: cat, dog", "images with two labels: 0")
     facts = json.loads(run("info", out, "--json").stdout)
     assert facts["samples"] == {"train": 6, "val": 2}
     assert facts["image"]["size"] == 16
