@@ -56,7 +56,11 @@ def source(tmp_path):
 def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
-    images = ("6 train, 2 val images, 2 classes", "train: 6 images in 1 shards", "copies: val images in train: 0, ")
+    images = (
+        "6 train, 2 val images, 2 classes",
+        "train: 6 images in 1 shards",
+        "copies: val images in train: 0, ",
+    )
     succeeds(run(*command), *images)
     before = times(out)
     succeeds(run(*command), *images, "complete already")
