@@ -22,7 +22,7 @@ from cli.common.source_options import source_options, source_options_of
 from cli.common.streams import Group, writes_files
 
 if TYPE_CHECKING:
-    from pipeline import Statistics
+    from pipeline import Manifest, Statistics
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -270,8 +270,9 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 
     check_dataset("out", out)
     executor = LocalExecutor(workers)
+    known = open_store(out).is_file("manifest.json")
     with progress_bar("measuring", "images") as show:
-        if open_store(out).is_file("manifest.json"):
+        if known:
             dataset = Dataset.open(out)
             manifest = dataset.manifest
             decoded: Statistics | None = decoded_statistics(dataset, executor, show)
@@ -293,23 +294,31 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
         both = {"manifest": msgspec.to_builtins(kept), "decoded": msgspec.to_builtins(decoded)}
         echo_lines(json.dumps(both, indent=1))
         return
-    if kept is decoded:
+    if not known:
         print_summary(out, manifest)
     print_rows(statistics_rows(decoded))
-    if kept and decoded and kept is not decoded:
+    if kept and decoded and known:
         mean = max(abs(a - b) for a, b in zip(kept.mean, decoded.mean, strict=True))
         spread = max(abs(kept.deviations / decoded.deviations - 1))
         echo(
             f"{out}: the statistics in the manifest, measured on {kept.measured_on} pixels, differ by "
             f"{mean:.3f} gray levels in the mean and {spread:.2%} in the deviations"
         )
-    else:
-        use = (
-            f"train on it with `alexnet-train {out}`"
-            if decoded
-            else "without training images, it is for evaluation"
-        )
-        echo(f"{out}: indexed; {use}")
+    elif not known:
+        echo(f"{out}: indexed; {_use_of(out, manifest)}")
+
+
+def _use_of(out: str, manifest: "Manifest") -> str:
+    """Say what adopted tars are good for."""
+    if "train" not in manifest.splits:
+        return "without training images, it is for evaluation"
+    train = f"train on it with `alexnet-train {out}`"
+    if "val" in manifest.splits:
+        return train
+    return (
+        f"{train}, without validation, as there is no split val; `alexnet-prep shard {out} OTHER "
+        "--val-fraction 0.1` writes a dataset with one"
+    )
 
 
 @main.command()

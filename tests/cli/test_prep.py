@@ -1,6 +1,7 @@
 """`alexnet-prep`: output, exit codes and error messages of each command."""
 
 import json
+import re
 import shutil
 import tarfile
 
@@ -190,6 +191,15 @@ def test_stats_make_other_tools_tars_a_dataset(tiny_dataset, tmp_path):
     assert Dataset.open(tars).samples("val") == 30
     succeeds(run("verify", tars), "no fault in 120 images")
     succeeds(run("info", tars), "72 px squares")
+
+
+def test_tars_without_a_validation_split_are_adopted_with_the_command_that_makes_one(tiny_dataset, tmp_path):
+    tars, out = tmp_path / "tars", tmp_path / "out"
+    shutil.copytree(tiny_dataset.root / "train", tars / "train", ignore=shutil.ignore_patterns("*.idx"))
+    done = run("stats", tars)
+    succeeds(done, f"`alexnet-train {tars}`, without validation")
+    command = re.search(r"`alexnet-prep (shard .*?)`", done.stdout)[1].replace("OTHER", str(out))
+    succeeds(run(*command.split(), "--size", 72, "--workers", 1), "80 train, 10 val")
 
 
 def test_info_on_a_damaged_dataset(tiny_dataset, tmp_path):
