@@ -1,6 +1,7 @@
 """List the members of any tar, strictly: damage is an error."""
 
 import io
+import posixpath
 import re
 import struct
 import tarfile
@@ -37,7 +38,8 @@ class Member(NamedTuple):
 
     Attributes:
         name: path in the tar.
-        offset: offset of its data from the start of the file that holds the tar, in bytes.
+        offset: offset of its data from the start of the file that holds the tar, in bytes; -1 for a link to
+            what is no member, whose size is 0.
         size: size of its data in bytes.
     """
 
@@ -65,7 +67,13 @@ class _Header(tarfile.TarInfo):
 
 
 def scan(
-    file: BinaryIO, url: str, start: int = 0, end: int | None = None, remedy: str = "download it again"
+    file: BinaryIO,
+    url: str,
+    start: int = 0,
+    end: int | None = None,
+    remedy: str = "download it again",
+    *,
+    follow_links: bool = False,
 ) -> Iterator[Member]:
     """Yield the regular files of a tar, which may be embedded in `file`.
 
@@ -79,12 +87,40 @@ def scan(
         start: offset of the tar in the file, bytes; members' offsets count from the file's start.
         end: offset of the tar's end, or None for the file's end.
         remedy: what to do with a damaged file, for messages.
+        follow_links: yield hard and symbolic links too, after all other members, with the data of the member
+            that they lead to.
 
     Raises:
-        UsageError: the tar is truncated or damaged, or a member is a link, sparse or a device.
+        UsageError: the tar is truncated or damaged, or a member is sparse, a device or, unless `follow_links`
+            is set, a link.
     """
     if end is None:
         end = file.seek(0, io.SEEK_END)
+    links: dict[str, str] | None = {} if follow_links else None
+    yield from _members(file, url, start, end, remedy, links)
+    if links:
+        yield from _linked(_members(file, url, start, end, remedy, {}), links)
+
+
+def _linked(members: Iterator[Member], links: dict[str, str]) -> Iterator[Member]:
+    """Yield links as members with the data of the last target of their chain."""
+    targets: dict[str, str] = {}
+    for name, target in links.items():
+        passed = {name}
+        while target in links and target not in passed:
+            passed.add(target)
+            target = links[target]
+        targets[name] = target
+    wanted = set(targets.values())
+    found = {member.name: member for member in members if member.name in wanted}
+    for name, target in targets.items():
+        yield found.get(target, Member(name, -1, 0))._replace(name=name)
+
+
+def _members(
+    file: BinaryIO, url: str, start: int, end: int, remedy: str, links: dict[str, str] | None
+) -> Iterator[Member]:
+    """Yield the regular files of a tar; add its links, name → target, to `links`, or refuse them if None."""
     # An empty tar, since only the reader's settings are needed.
     with tarfile.open(fileobj=io.BytesIO(_ZEROS)) as reader:
         reader.fileobj = file
@@ -95,7 +131,7 @@ def scan(
             block = file.read(BLOCK)
             if block == _ZEROS:
                 break
-            member = _plain(block, start + BLOCK) or _any(reader, file, url, start, remedy)
+            member = _plain(block, start + BLOCK) or _any(reader, file, url, start, remedy, links)
             name, offset, size = member
             if (missing := offset + size - end) > 0:
                 raise UsageError(
@@ -129,8 +165,13 @@ def _plain(block: bytes, offset: int) -> Member | None:
     return None if text.endswith("/") else Member(text.removeprefix("./"), offset, int(octal[1], 8))
 
 
-def _any(reader: tarfile.TarFile, file: BinaryIO, url: str, start: int, remedy: str) -> Member:
-    """Parse the member at `start` with `tarfile`, with long names; a folder's name gets a / at its end."""
+def _any(
+    reader: tarfile.TarFile, file: BinaryIO, url: str, start: int, remedy: str, links: dict[str, str] | None
+) -> Member:
+    """Parse the member at `start` with `tarfile`, with long names.
+
+    A folder's name gets a / at its end, and so does that of a link, which is added to `links`.
+    """
     file.seek(start)
     try:
         header = _Header.fromtarfile(reader)
@@ -140,6 +181,11 @@ def _any(reader: tarfile.TarFile, file: BinaryIO, url: str, start: int, remedy: 
         raise UsageError(f"{url}: damaged at offset {start:,}: no tar header ({reason}); {remedy}") from error
     name, offset = header.name.removeprefix("./"), header.offset_data
     if header.isdir():
+        return Member(f"{name}/", offset, 0)
+    if links is not None and (header.islnk() or header.issym()):
+        # A hard link names a member; a symbolic link leads on from its own folder.
+        folder = "" if header.islnk() else name.rpartition("/")[0]
+        links[name] = posixpath.normpath(posixpath.join(folder, header.linkname))
         return Member(f"{name}/", offset, 0)
     if header.size < 0 or not header.isreg() or header.issparse():
         raise UsageError(

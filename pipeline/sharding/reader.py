@@ -50,21 +50,25 @@ def read_samples(
         if needs_spool(containers[number]):
             spool(source, number, containers[number], spool_folder)
 
-    def located(sample: Sample) -> tuple[Store | None, ByteRange]:
-        """Return where a sample's bytes are; no store if they are too many."""
+    def located(sample: Sample) -> tuple[Store | str, ByteRange]:
+        """Return where a sample's bytes are; instead of the store, why they are not read."""
         store, span = source, ByteRange(sample.path)
+        if sample.offset < 0:
+            return "a link to what is not in the archive", span
         if sample.container != FILE:
             container = containers[sample.container]
             span = ByteRange(container.path, sample.offset, sample.size)
             if needs_spool(container):
                 store = spooled
                 span = spooled_span(spool_folder, sample.container, container, sample.offset, sample.size)
-        return (None if max(span.size or 0, sample.size) > largest else store), span
+        return (
+            f"larger than {largest:,} bytes" if max(span.size or 0, sample.size) > largest else store
+        ), span
 
     def read(batch: Sequence[Sample]) -> Iterator[bytes | OSError]:
         for store, group in groupby(map(located, batch), itemgetter(0)):
-            if store is None:
-                yield from (OSError(f"larger than {largest:,} bytes") for _ in group)
+            if isinstance(store, str):
+                yield from (OSError(store) for _ in group)
             else:
                 yield from store.read_many([span for _, span in group])
 

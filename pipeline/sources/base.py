@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.sources.left_out import LeftOut
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .avif .heic .heif".split()  # noqa: SIM905
+    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif".split()  # noqa: SIM905
 )
 """Suffixes of image files, in lower case; what a file really is, its content says."""
 
@@ -43,8 +43,8 @@ class Image(msgspec.Struct, gc=False):
             last part becomes the key.
         size: Size in bytes, or UNKNOWN.
         container: Index into the source's containers, or FILE.
-        offset: Byte offset of the data in a tar; number of the row in a Parquet file, or of the member in a
-            zip; 0 for a file of its own.
+        offset: Byte offset of the data in a tar, -1 for a link to what is not in it; number of the row in a
+            Parquet file, or of the member in a zip; 0 for a file of its own.
         label: Label in the source, such as a number beside the image; None where there is none. A labeler
             sets it to the id of the image's class, such as a WNID or a folder's name.
     """

@@ -55,12 +55,12 @@ class LocalStore(Store):
                 found = sorted(entries, key=lambda e: e.name)
             for entry in found:
                 path = prefix + entry.name
-                if entry.is_dir():
+                if _is_dead(entry):
+                    files.append(File(path, -1))
+                elif entry.is_dir():
                     folders.append(path)
                     if not entry.name.startswith("."):
                         add(f"{path}/", above | {real})
-                elif entry.is_symlink() and not Path(entry.path).exists():
-                    files.append(File(path, -1))
                 elif stat.S_ISREG((status := entry.stat()).st_mode):  # reading a named pipe would never end
                     files.append(File(path, status.st_size))
 
@@ -119,6 +119,17 @@ class LocalStore(Store):
         """Delete temporary files that killed processes left, at any depth."""
         for folder, _, _ in os.walk(self.local):
             remove_leftovers(Path(folder))
+
+
+def _is_dead(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a link to nowhere, in a circle, or to where this user may not look."""
+    if not entry.is_symlink():
+        return False
+    try:
+        entry.stat()
+    except OSError:
+        return True
+    return False
 
 
 def _unreadable(error: OSError) -> UsageError:

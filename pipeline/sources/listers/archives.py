@@ -103,13 +103,16 @@ def _members(
 ) -> Iterator[Image | SamplePart]:
     """Yield a tar's images, and the labels with their bytes; a tar inside of it is a folder of it."""
     above = f"{inside}/" if inside else ""
-    for name, offset, size in scan(file, f"{url} (in {inside})" if inside else url, start, end, remedy):
+    shown = f"{url} (in {inside})" if inside else url
+    for name, offset, size in scan(file, shown, start, end, remedy, follow_links=True):
         # Hidden files, such as the ._NAME that macOS's tar adds to each file.
         if name.startswith(".") or "/." in name:
             continue
         path = above + name
         if is_image(name):
             yield Image(path, size, number, offset)
+        elif offset < 0:
+            archive.others.append(path)
         elif name.endswith(".tar"):
             if f"{container.path}/{path}" in archive.archives:
                 raise UsageError(f"{url}: member {name} at offset {offset:,} is there twice; {remedy}")
@@ -123,7 +126,7 @@ def _members(
 
 def _add_samples(archive: Archive, container: Container, url: str, found: list[Image | SamplePart]) -> None:
     """Join images and labels: members of one sample that lie side by side, then those with one key."""
-    images = {item.offset: item for item in found if isinstance(item, Image)}
+    images = {(item.path, item.offset): item for item in found if isinstance(item, Image)}
     unlabeled: dict[str, Image] = {}
     parts = (part_of(_member(item)) if isinstance(item, Image) else item for item in found)
     for sample in samples_of(part for part in parts if part):
@@ -133,7 +136,7 @@ def _add_samples(archive: Archive, container: Container, url: str, found: list[I
             if label is not None:
                 archive.labels[next(iter(sample.values())).key] = label
             continue
-        image = images[part.member.offset]
+        image = images[part.member.name, part.member.offset]
         image.label = label
         if label is None:
             unlabeled[part.key] = image

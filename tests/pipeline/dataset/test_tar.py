@@ -155,6 +155,37 @@ def test_members_that_are_no_plain_files(kind):
     refused("at offset 1,024", data)
 
 
+LINKS = {
+    "hard.jpg": (tarfile.LNKTYPE, "b/c.jpg", b"x" * 512),
+    "b/soft.jpg": (tarfile.SYMTYPE, "../later.jpg", b"later"),
+    "b/chain.jpg": (tarfile.SYMTYPE, "./soft.jpg", b"later"),
+    "b/gone.jpg": (tarfile.SYMTYPE, "a.jpg", None),
+    "out.jpg": (tarfile.SYMTYPE, "../a.jpg", None),
+    "absolute.jpg": (tarfile.SYMTYPE, "/a.jpg", None),
+    "circle.jpg": (tarfile.SYMTYPE, "turn.jpg", None),
+    "turn.jpg": (tarfile.SYMTYPE, "circle.jpg", None),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("before", [b"", bytes(1536)])
+def test_links_have_the_data_of_the_member_that_they_lead_to(kind, before):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
+        for name, data in [*FILES, *LINKS.items(), ("later.jpg", b"later")]:
+            info = tarfile.TarInfo(f"./{name}")
+            if isinstance(data, tuple):
+                info.type, info.linkname, data = *data[:2], b""
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    data = before + file.getvalue()
+    found = list(scan(io.BytesIO(data), "x.tar", len(before), follow_links=True))
+    assert [member.name for member in found] == [*(name for name, _ in FILES), "later.jpg", *LINKS]
+    for member in found[-len(LINKS) :]:
+        content = data[member.offset : member.offset + member.size] if member.offset >= 0 else None
+        assert content == LINKS[member.name][2]
+
+
 def test_a_sparse_file_of_gnu_tar(tmp_path):
     with (tmp_path / "holes.jpg").open("wb") as file:
         file.truncate(10**6)

@@ -1,12 +1,18 @@
 """What is part of a source, and what is left out and reported."""
 
 import shutil
+import sys
+import tarfile
+from functools import partial
 
 import pytest
-from helpers.folders import flat, place, write_source
+from helpers.folders import draw_image, encoded, flat, place, refused, write_source
 from helpers.inline import INLINE
+from PIL import Image, features
 
 from pipeline import Options, prepare, read_report, read_source
+from pipeline.errors import RunError
+from pipeline.sources.base import IMAGE_SUFFIXES
 
 
 def left_out(root):
@@ -68,15 +74,77 @@ def test_datasets_and_runs_inside_of_a_source_are_no_part_of_it(tmp_path, tiny_d
     assert set(left_out(tmp_path).values()) == {"a dataset or run of this toolkit"}
 
 
-def test_links_to_nowhere_and_left_out_files_are_rows_of_the_report(tmp_path):
-    """They are no reason to end the job: `max_bad` counts the images among them."""
-    source = write_source(tmp_path / "source", train=3, val=1)
-    link = next((source / "train").iterdir()) / "gone.jpg"
-    link.symlink_to("nowhere")
-    place(source / "notes.txt")
-    prepare(read_source(source), tmp_path / "out", Options(size=48), executor=INLINE, max_bad=0.5)
-    rows = {row["path"]: (row["action"], row["reason"]) for row in read_report(tmp_path / "out")}
-    assert rows["notes.txt"] == ("left out", "not an image")
-    action, reason = rows[link.relative_to(source).as_posix()]
-    assert action == "skipped"
-    assert "No such file" in reason
+FIRST = "train/ant/of_0.Avif"
+LINKS = {"val/bee/soft.jpeg": f"../../{FIRST}", "val/bee/soft_to_soft.tif": "soft.jpeg"}
+DEAD = {"train/bee/gone.jpg": "nowhere", "train/bee/circle.jpg": "circle.jpg"}
+
+
+def write_files_of_any_kind(folder):
+    """Write class folders with any content under any suffix, links, and files that are bad.
+
+    Returns:
+        Path of each file that the report shall name → the start of its reason.
+    """
+    write_source(folder, train=2, val=2, classes=("ant", "bee"))
+    reasons = {}
+    kinds = [
+        "PNG",
+        "GIF",
+        "JPEG",
+        "WEBP",
+        "BMP",
+        "TIFF",
+        "PPM",
+        *(["AVIF"] if features.check("avif") else []),
+    ]
+    for number, suffix in enumerate(sorted(IMAGE_SUFFIXES)):
+        kind = kinds[number % len(kinds)]
+        name = f"train/ant/of_{number}{suffix.upper() if number % 2 else suffix.title()}"
+        frames = {"save_all": True, "append_images": [Image.new("RGB", (48, 48))]} if kind == "GIF" else {}
+        place(folder / name, encoded(Image.fromarray(draw_image(90 + number)), kind, **frames))
+        reasons |= {} if kind == "JPEG" else {name: f"{kind} ("}
+    (folder / "val" / "bee" / "hard.gif").hardlink_to(folder / FIRST)
+    for link, target in (LINKS | DEAD).items():
+        (folder / link).symlink_to(target)
+    place(folder / "train" / "bee" / "empty.bmp", b"")
+    place(folder / "train" / "bee" / "phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    place(folder / "train" / "bee" / "text.png", b"not an image")
+    place(folder / "train" / "bee" / "notes.txt")
+    return (
+        reasons
+        | dict.fromkeys(["val/bee/hard.gif", *LINKS], "PNG (")
+        | {
+            "train/bee/empty.bmp": "empty file",
+            "train/bee/phone.heic": "reading HEIC needs the package pillow-heif, which is not installed",
+            "train/bee/text.png": "not an image in a known format",
+            "train/bee/notes.txt": "not an image",
+        }
+    )
+
+
+@pytest.mark.parametrize("packed", ["", "all.tar", "all.tar.gz"])
+def test_files_are_taken_by_content_and_what_cannot_be_read_is_a_row_of_the_report(
+    tmp_path, monkeypatch, packed
+):
+    """Links are read where they lead to a file or member; `max_bad` counts the images among the rest."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    source = tmp_path / "source"
+    reasons = write_files_of_any_kind(tmp_path / "files" if packed else source)
+    dead = ["unreadable file: No such file", "unreadable file: Too many levels of symbolic links"]
+    if packed:
+        place(source / packed, b"").unlink()
+        with tarfile.open(source / packed, "w:gz" if packed.endswith("gz") else "w") as tar:
+            tar.add(tmp_path / "files", "")
+        dead = ["unreadable file: a link to what is not in the archive"] * 2
+    reasons |= dict(zip(DEAD, dead, strict=True))
+    call = partial(prepare, read_source(source), tmp_path / "out", Options(size=48), executor=INLINE)
+    images = 8 + len(IMAGE_SUFFIXES) + 3 + 5
+    refused(lambda: call(max_bad=4 / images), f"5 of {images} images", error=RunError)
+    manifest = call(max_bad=5 / images)
+    assert (manifest.samples("train"), manifest.samples("val")) == (4 + len(IMAGE_SUFFIXES), 4 + 3)
+    rows = {row["path"]: row for row in read_report(tmp_path / "out") if row["action"] != "kept"}
+    expected = {f"{packed}/{path}".lstrip("/"): reason for path, reason in reasons.items()}
+    assert rows.keys() == expected.keys()
+    for path, reason in expected.items():
+        assert rows[path]["reason"].startswith(reason)
+    assert manifest.duplicates.in_train == {"val": 3}  # the links to a training image

@@ -110,8 +110,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert [file.path for file in files] == ["ant/2.jpg", "ant/more/1.jpg", "bee/2.jpg", "bee/more/1.jpg"]
 
 
-def test_a_link_to_nowhere_is_a_file_of_unknown_size(tmp_path):
-    (tmp_path / "gone.jpg").symlink_to("nowhere")
+@pytest.mark.parametrize("target", ["nowhere", "gone.jpg", "x" * 256])
+def test_a_link_to_nowhere_is_a_file_of_unknown_size(tmp_path, target):
+    (tmp_path / "gone.jpg").symlink_to(target)
     assert open_store(tmp_path).walk() == ([File("gone.jpg", -1)], [])
 
 
