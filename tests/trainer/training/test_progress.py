@@ -59,11 +59,14 @@ def test_only_waiting_for_batches_is_counted(clock):
 
 
 def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
-    """Resumed after step 40 of 100; 20 steps of 128 images took 10 s."""
+    """Resumed after step 40 of 100; 20 steps of 128 images took 10 s, and a validation between them 7 s."""
     timer = EpochTimer(
-        epoch=2, epochs=5, first=40, total=100, batch_size=128, lr=0.01, val_seconds=7.0, started=100
+        epoch=2, epochs=5, first=40, total=100, batch_size=128, lr=0.01, val_steps=50, started=100
     )
-    clock[0] += 10.0
+    clock[0] += 4.0
+    with timer.validating():
+        clock[0] += 7.0
+    clock[0] += 6.0
     timer.waited = 2.5
     memory = MemoryUse(DistEnv())
     memory.mb, memory.rest_mb = 321.0, 45.0
@@ -72,8 +75,9 @@ def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
     assert (row.loss, row.top1, row.lr, row.memory_mb, row.gpu_rest_mb) == (1.5, 0.25, 0.01, 321.0, 45.0)
     assert row.images_per_second == 20 * 128 / 10
     assert row.data_wait == 0.25
-    # 40 steps of this epoch and 200 of two more, half a second each, and three validations
-    assert row.seconds_left == pytest.approx(240 * 0.5 + 3 * 7.0)
+    # 40 steps of this epoch and 200 of two more, half a second each, and validations of three epochs and four
+    # within them
+    assert row.seconds_left == pytest.approx(240 * 0.5 + 7 * 7.0)
 
 
 @pytest.mark.parametrize(
