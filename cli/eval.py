@@ -11,7 +11,13 @@ import click
 
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
 from cli.common.defaults import RUNS
-from cli.common.options import data_options, loader_options_of, precision_option, weights_option
+from cli.common.options import (
+    classes_by_option,
+    data_options,
+    loader_options_of,
+    precision_option,
+    weights_option,
+)
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
 from cli.common.streams import Command, safe_streams
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline import Dataset
     from trainer import DistEnv, Evaluation, ExternalWeights
     from trainer.precision import PrecisionName
+    from trainer.runs.class_match import ClassesBy
     from trainer.runs.state_dict import WeightsChoice
 
 _input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
@@ -47,7 +54,8 @@ _output_option = partial(click.option, type=OutputFile())
     metavar="W,W,…",
     help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
 )
-@click.option("--split", default="val", show_default=True, help="Split to evaluate.")
+@click.option("--split", help="Split to evaluate.  [default: val, or the only one]")
+@classes_by_option
 @_input_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
 @_input_option(
     "--labels",
@@ -105,7 +113,8 @@ def main(
     data: str | None,
     views: str,
     ensemble_weights: str | None,
-    split: str,
+    split: str | None,
+    classes_by: "ClassesBy",
     real_labels: Path | None,
     labels_file: Path | None,
     arch: str | None,
@@ -131,7 +140,8 @@ def main(
     RUN_OR_CHECKPOINT is a checkpoint file or a run's folder, of which the best checkpoint is evaluated; by
     default the run below runs whose checkpoint is the newest. Several checkpoints are evaluated as an
     ensemble. The dataset is the one that the run was trained on, or that of --data: a folder, or an s3:// or
-    gs:// URL. Probabilities, not logits, are averaged over crops and networks.
+    gs:// URL. Probabilities, not logits, are averaged over crops and networks. Where the dataset has other
+    classes than the networks, the shared ones are evaluated.
     """
     check_outputs(force)
     require_dali()
@@ -162,6 +172,7 @@ def main(
     checkpoints, data = _chosen(checkpoints, data, say=first_of_all())
     shares = None if ensemble_weights is None else normalized(_numbers(ensemble_weights), len(checkpoints))
     dataset = Dataset.open(data)
+    split = dataset.evaluation_split(split)
     label_sets = [
         read(file, split_keys(dataset, split), dataset.classes)
         for read, file in ((read_real_labels, real_labels), (read_labels, labels_file))
@@ -185,6 +196,8 @@ def main(
         loader_options=loader_options_of(loader_options),
         precision=precision,
         predict=bool(label_sets or predictions_file or submission_file),
+        classes_by=classes_by,
+        every_image=submission_file is not None,
     )
     result = launch(processes, evaluated)
     if result is None or not first_of_all():
@@ -196,7 +209,10 @@ def main(
     outputs: list[tuple[Path | None, Callable[[Path], None]]] = [
         (json_file, lambda file: write_json(file, result, scores)),
         (confusion_file, lambda file: write_confusion(file, result)),
-        (kernels_file, lambda file: _draw_kernels(checkpoints[0], file, dataset, external, weights)),
+        (
+            kernels_file,
+            lambda file: _draw_kernels(checkpoints[0], file, dataset, external, weights, classes_by),
+        ),
     ]
     if predictions is not None:
         outputs += [
@@ -273,6 +289,7 @@ def _draw_kernels(
     dataset: "Dataset",
     external: "ExternalWeights | None",
     weights: "WeightsChoice | None",
+    classes_by: "ClassesBy",
 ) -> None:
     from pipeline.images.figure import figure_bytes
     from pipeline.storage.atomic import write_bytes
@@ -282,5 +299,5 @@ def _draw_kernels(
     from trainer.runs.load_model import classifier_for
 
     path = checkpoint.find(run_or_checkpoint)
-    classifier, _ = classifier_for(dataset, read_file(path), path, external, weights)
+    classifier, *_ = classifier_for(dataset, read_file(path), path, external, weights, classes_by)
     write_bytes(file, figure_bytes(draw_kernels(classifier, run_or_checkpoint.stem), "png"))

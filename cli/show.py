@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.console import echo, one_line_errors, progress_bar, require_dali
-from cli.common.options import option_group, precision_option, weights_option
+from cli.common.options import classes_by_option, option_group, precision_option, weights_option
 from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
 from cli.common.streams import Group, writes_files
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainer import LoadedModel
     from trainer.inference.examples import NamedImage
     from trainer.precision import PrecisionName
+    from trainer.runs.class_match import ClassesBy
     from trainer.runs.state_dict import WeightsChoice
 
     Drawn = tuple[Figure, list[str]]
@@ -28,7 +29,7 @@ _PATH = click.Path(path_type=Path)
 _RUN = option_group(click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT"), weights_option)
 _IMAGE = click.argument("image", metavar="KEY_OR_FILE")
 _DATA = click.option("--data", help="Dataset to use.  [default: the one named in run.json]")
-_SPLIT = click.option("--split", default="val", show_default=True, help="Split to take images from.")
+_SPLIT = click.option("--split", help="Split to take images from.  [default: val, or the only one]")
 
 
 def _number(
@@ -100,6 +101,7 @@ def kernels(run: Path, weights: "WeightsChoice | None") -> "Drawn":
 @click.option("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
 @_SEED
 @_SPLIT
+@classes_by_option
 @precision_option
 @_DATA
 def predictions(
@@ -108,7 +110,8 @@ def predictions(
     count: int,
     only_errors: bool,
     seed: int,
-    split: str,
+    split: str | None,
+    classes_by: "ClassesBy",
     precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
@@ -119,8 +122,10 @@ def predictions(
     """
     from pipeline import RunError
     from trainer import draw_predictions, some_predictions
+    from trainer.runs.load_model import over_dataset
 
     trained, dataset, names, title = _open(run, weights, data)
+    trained, split = over_dataset(trained, dataset, classes_by), dataset.evaluation_split(split)
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors, precision)
     if not found:
         raise RunError(
@@ -151,7 +156,7 @@ def neighbors(
     queries: int,
     among: str,
     seed: int,
-    split: str,
+    split: str | None,
     batch_size: int,
     precision: "PrecisionName",
     data: str | None,
@@ -168,6 +173,7 @@ def neighbors(
 
     trained, dataset, names, title = _open(run, weights, data)
     dataset.shards(among)
+    split = dataset.evaluation_split(split)
     if images:
         wanted = named_images(images, trained.spec, dataset, split)
     else:
@@ -198,13 +204,15 @@ def curves(runs: tuple[Path, ...]) -> "Drawn":
 @_figure
 @_RUN
 @_SPLIT
+@classes_by_option
 @_BATCH_SIZE
 @precision_option
 @_DATA
 def confusion(
     run: Path,
     weights: "WeightsChoice | None",
-    split: str,
+    split: str | None,
+    classes_by: "ClassesBy",
     batch_size: int,
     precision: "PrecisionName",
     data: str | None,
@@ -216,12 +224,13 @@ def confusion(
     """
     require_dali()
     from trainer import draw_confusion, evaluate_checkpoints
+    from trainer.evaluation.results import over_shared
     from trainer.figures.confusion import most_confused
     from trainer.inference.features import this_machine
 
-    trained, dataset, names, title = _open(run, weights, data)
+    trained, dataset, _, title = _open(run, weights, data)
     with progress_bar("evaluating", "images") as show:
-        matrix = evaluate_checkpoints(
+        found = evaluate_checkpoints(
             this_machine(),
             [trained.checkpoint],
             dataset.url,
@@ -230,9 +239,13 @@ def confusion(
             batch_size,
             weights=weights,
             precision=precision,
+            classes_by=classes_by,
             on_progress=show,
-        ).confusion
-    return draw_confusion(matrix, names, f"{title}, {split}"), [
+        )
+    if over := over_shared(found):
+        echo(f"note: {over}", err=True)
+    matrix, names = found.confusion, [info.name for info in found.per_class]
+    return draw_confusion(matrix, names, f"{title}, {found.split}"), [
         f"{names[pair.label]} predicted as {names[pair.predicted]}: {pair.count} of {pair.of}"
         for pair in most_confused(matrix, 5)
     ]
@@ -254,7 +267,7 @@ def maps(
     image: str,
     layers: tuple[str, ...],
     channels: int,
-    split: str,
+    split: str | None,
     precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
@@ -282,7 +295,7 @@ def saliency(
     weights: "WeightsChoice | None",
     image: str,
     class_: str | None,
-    split: str,
+    split: str | None,
     precision: "PrecisionName",
     data: str | None,
 ) -> "Drawn":
@@ -366,17 +379,17 @@ def _load(run: Path, weights: "WeightsChoice | None") -> "LoadedModel":
 def _open(
     run: Path, weights: "WeightsChoice | None", data: str | None
 ) -> "tuple[LoadedModel, Dataset, list[str], str]":
-    """Load a network and a dataset with its classes; return both, the classes' names, and a title."""
-    from trainer.runs.load_model import class_names, dataset_name, dataset_of, refuse_other_classes
+    """Load a network and a dataset; return both, the names of the dataset's classes, and a title."""
+    from trainer.runs.load_model import dataset_name, dataset_of
 
     trained = _load(run, weights)
     dataset = dataset_of(trained, data)
-    refuse_other_classes(trained.checkpoint, trained.spec, dataset)
-    return trained, dataset, class_names(trained, dataset), f"{trained.name} on {dataset_name(dataset)}"
+    names = [info.name for info in dataset.manifest.classes]
+    return trained, dataset, names, f"{trained.name} on {dataset_name(dataset)}"
 
 
 def _open_image(
-    run: Path, weights: "WeightsChoice | None", image: str, split: str, data: str | None
+    run: Path, weights: "WeightsChoice | None", image: str, split: str | None, data: str | None
 ) -> "tuple[LoadedModel, Dataset | None, NamedImage]":
     """Load a network, its dataset (None where not needed and not found), and an image by file or key."""
     from trainer.inference.examples import named_images
@@ -385,4 +398,5 @@ def _open_image(
     trained = _load(run, weights)
     needed = data is not None or not Path(image).is_file()
     dataset = dataset_of(trained, data) if needed else dataset_if_any(trained)
+    split = dataset.evaluation_split(split) if dataset and needed else "val"
     return trained, dataset, named_images([image], trained.spec, dataset, split)[0]

@@ -82,7 +82,7 @@ RESULTS = {
         "LabelSet",
         "LoadedModel",
     ),
-    *("Manifest", "Metrics", "Neighbors", "Predictions", "Progress", "Source", "Statistics"),
+    *("Manifest", "Metrics", "Neighbors", "Predictions", "Progress", "SharedClasses", "Source", "Statistics"),
 }
 PUBLIC = [getattr(package, name) for package in (pipeline, trainer) for name in package.__all__]
 FUNCTIONS = [

@@ -5,6 +5,7 @@ from .distributed.env import DistEnv as DistEnv
 from .evaluation.evaluate import (
     ClassMetrics as ClassMetrics,
     Evaluation as Evaluation,
+    SharedClasses as SharedClasses,
     evaluate as evaluate,
     evaluate_checkpoints as evaluate_checkpoints,
 )

@@ -191,6 +191,16 @@ weights_option = click.option(
 )
 """Which weights of a checkpoint are used."""
 
+classes_by_option = click.option(
+    "--classes-by",
+    type=click.Choice(["name", "order"]),
+    default="name",
+    show_default=True,
+    help="How classes of network and data are matched: by WNID or other id, or else by name (name), or class "
+    "i of the data is output i of the network (order).",
+)
+"""How the classes of networks and a dataset are matched."""
+
 precision_option = click.option(
     "--precision",
     type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),

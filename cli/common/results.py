@@ -28,13 +28,15 @@ def print_results(result: "Evaluation", scores: Sequence["LabelScore"], labels: 
         scores: Accuracy by each other label set.
         labels: The label sets, in the order of `scores`.
     """
-    from trainer.evaluation.results import name_of, without_images
+    from trainer.evaluation.results import name_of, over_shared, without_images
 
     metrics, empty = result.metrics, without_images(result)
     echo(
         f"{name_of(result)}: {metrics.samples:,} {result.split} images, {result.classes} classes"
         f"{f' ({empty})' if empty else ''}, {result.views}, {result.precision}"
     )
+    if over := over_shared(result):
+        echo(over)
     if len(result.checkpoints) > 1:
         for file, weight in zip(result.checkpoints, result.ensemble_weights, strict=True):
             echo(f"  {weight:.3f} × {file}")

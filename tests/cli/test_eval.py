@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -202,6 +203,54 @@ def test_an_ensemble_with_an_external_checkpoint(model, tiny_dataset, external, 
     assert (tmp_path / "k.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def evaluation_set(tiny_source, tmp_path_factory):
+    """The dataset of a `test` split alone, of three of the tiny source's classes and one of its own."""
+    source = tmp_path_factory.mktemp("evaluation") / "source"
+    names = sorted(folder.name for folder in (tiny_source / "val").iterdir())
+    for name, own in zip(names[2:6], ("aardvark", *names[3:6]), strict=True):
+        shutil.copytree(tiny_source / "val" / name, source / "test" / own)
+    prepare(read_source(source), source.parent / "data", Options(size=72))
+    return Dataset.open(source.parent / "data")
+
+
+def test_a_dataset_for_evaluation_over_the_classes_that_it_shares(model, evaluation_set, tmp_path):
+    files = ("--json", tmp_path / "r.json", "--confusion", tmp_path / "c.csv")
+    options = ("--data", evaluation_set.root, "--cpus", 2, "--per-class", "--table")
+    result = invoke(model, *options, *files, "--predictions", tmp_path / "p.csv")
+    assert result.exit_code == 0, result.output
+    aardvark, *shared = evaluation_set.classes
+    over = "over 3 shared classes, of the network's 10 and the data's 4, matched by id; "
+    assert "9 test images, 3 classes" in result.stdout
+    assert result.stdout.count(over) == 2
+    assert aardvark not in result.stdout
+    saved = json.loads((tmp_path / "r.json").read_text())
+    assert saved["shared_classes"] == {
+        "shared": 3,
+        "data": 4,
+        "networks": [10],
+        "by": ["id"],
+        "images_left_out": 3,
+    }
+    assert [info["id"] for info in saved["per_class"]] == shared
+    with (tmp_path / "c.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == shared == [row[0] for row in rows]
+    found = read_predictions(tmp_path / "p.csv")
+    assert (found.labels == found.classes[:, 0]).mean() == pytest.approx(saved["metrics"]["top1"])
+    assert set(found.labels) == set(found.classes.ravel()) == {1, 2, 3}
+
+
+def test_a_submission_needs_every_image(named_model, imagenets_names, tmp_path):
+    """A network without one of the data's classes cannot make one."""
+    fewer = replace(imagenets_names.manifest, classes=imagenets_names.manifest.classes[:-1])
+    model = network(replace(imagenets_names, manifest=fewer), tmp_path / "net.pt")
+    write_meta(tmp_path / "meta.mat", imagenets_names.classes)
+    submission = ("--submission", tmp_path / "s.txt", "--devkit", tmp_path / "meta.mat")
+    result = invoke(named_model, model, "--data", imagenets_names.root, "--cpus", 1, *submission)
+    fails(result, 2, "lack 1 of its 10 classes, such as", "evaluate networks that have them all")
+
+
 def test_labels_by_key(everything, model, tiny_dataset, tmp_path):
     found = read_predictions(everything[1] / "p.csv")
     labels = tmp_path / "l.csv"  # the second most probable classes of ten images, and an unknown key
@@ -257,6 +306,7 @@ def test_mistakes_are_reported_before_the_work(
         ((*ours, *submission, "--devkit", tmp_path / "no"), ["no development kit"]),
         ((*named, *submission, "--devkit", tmp_path / "meta.mat"), ["has no n00000007;"]),
         ((*ours, "--split", "test", "--labels", tmp_path / "l.json"), ["no split 'test'"]),
+        ((model, "--data", imagenets_names.root, "--split", "test"), ["no split 'test'"]),
         ((*ours, "--cache-limit", "1G"), ["--cache-limit needs --cache"]),
     ):
         fails(invoke(*arguments), 2, *fragments)

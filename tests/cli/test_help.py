@@ -50,7 +50,7 @@ OPTIONS = {
     "show kernels": (show.commands["kernels"], "run -o --weights --force"),
     "show predictions": (
         show.commands["predictions"],
-        "run -o --weights --count --only-errors --seed --split --precision --data --force",
+        "run -o --weights --count --only-errors --seed --split --classes-by --precision --data --force",
     ),
     "show neighbors": (
         show.commands["neighbors"],
@@ -60,7 +60,7 @@ OPTIONS = {
     "show curves": (show.commands["curves"], "runs -o --force"),
     "show confusion": (
         show.commands["confusion"],
-        "run -o --weights --split --batch-size --precision --data --force",
+        "run -o --weights --split --classes-by --batch-size --precision --data --force",
     ),
     "show maps": (
         show.commands["maps"],
@@ -88,8 +88,8 @@ OPTIONS = {
     "status": (status, "run --json"),
     "eval": (
         evaluate,
-        "checkpoints --data --views --ensemble-weights --weights --split --real-labels --labels --arch "
-        "--preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
+        "checkpoints --data --views --ensemble-weights --weights --split --classes-by --real-labels --labels "
+        "--arch --preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
         "--kernels --batch-size --precision --gpus --cpus --placement --threads --no-mmap --cache "
         "--cache-limit --force",
     ),

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli.show import main
+from pipeline import Options, prepare, read_source
 from pipeline.dataset.samples import read_stored
 
 
@@ -77,6 +78,27 @@ def test_the_file_has_the_commands_name_by_default(tiny_run, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert show("kernels", tiny_run / "last.pt").exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["kernels.png"]
+
+
+def test_a_dataset_with_other_classes_is_drawn_over_the_shared_ones(tiny_run, tiny_source, tmp_path):
+    for split, name, renamed in (("val", "star", "Star"), ("val", "ring", "Ring"), ("train", "star", "gnu")):
+        shutil.copytree(tiny_source / split / name, tmp_path / "source" / "test" / renamed)
+    prepare(read_source(tmp_path / "source"), tmp_path / "data", Options(size=72))
+    data = ("--data", tmp_path / "data", "--out", tmp_path / "f.png")
+    result = show("confusion", tiny_run, *data)
+    assert result.exit_code == 0, result.output
+    assert "over 2 shared classes, of the network's 10 and the data's 3, matched by name" in result.stderr
+    assert all(
+        set(line.split(":")[0].split()) <= {"Star", "Ring", "predicted", "as"}
+        for line in result.stdout.splitlines()[1:]
+    )
+    fails(show("predictions", tiny_run, *data, "--force"), 2, "lacks 1 of the 3 classes", "gnu")
+    shutil.rmtree(tmp_path / "source" / "test" / "gnu")
+    prepare(read_source(tmp_path / "source"), tmp_path / "data", Options(size=72), force=True)
+    result = show("predictions", tiny_run, *data, "--force", "--count", 3)
+    assert result.exit_code == 0, result.output
+    assert {line.split(": ")[1].split()[0] for line in result.stdout.splitlines()[1:]} <= {"Star", "Ring"}
+    fails(show("predictions", tiny_run, *data, "--force", "--classes-by", "order"), 2, "needs equal numbers")
 
 
 def test_predictions_are_printed_and_only_errors_are_errors(tiny_run, tmp_path):

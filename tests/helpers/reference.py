@@ -50,8 +50,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np.ndarray:
-    """Probabilities averaged over views, with the preprocessing done in NumPy float64: (N, classes)."""
+def probabilities_of(
+    model: Classifier, samples: list[Sample], views: str, outputs: list[int] | None = None
+) -> np.ndarray:
+    """Probabilities over these outputs (None: all), averaged over views, preprocessed in NumPy float64."""
     spec = model.spec
     mean = np.array(spec.mean)[:, None, None]
     if model.mean_image is not None:
@@ -61,7 +63,8 @@ def probabilities_of(model: Classifier, samples: list[Sample], views: str) -> np
         prepared = (crops(sample.pixels, spec.crop, views) - mean) / np.array(spec.std)[:, None, None]
         with torch.inference_mode():
             logits = model.eval().model(torch.from_numpy(prepared).float()).double().numpy()
-        rows.append(softmax(logits).mean(axis=0))
+        kept = logits if outputs is None else logits[:, outputs]
+        rows.append(softmax(kept).mean(axis=0))
     return np.array(rows)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import ClassInfo
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.progress import OnProgress, no_progress
@@ -30,6 +30,7 @@ from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stab
 from trainer.models.classifier import Classifier
 from trainer.precision import PrecisionName, check_precision
 from trainer.runs import checkpoint
+from trainer.runs.class_match import ClassesBy, ClassMatch
 from trainer.runs.external_weights import ExternalWeights
 from trainer.runs.load_model import load_models, normalized
 from trainer.runs.state_dict import WeightsChoice
@@ -59,6 +60,32 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
+class SharedClasses:
+    """The classes that networks and a dataset share, over which they are evaluated.
+
+    The logits of the networks' other classes are left out before the softmax.
+
+    Attributes:
+        labels: Their class numbers in the dataset, in order.
+        data: Number of the dataset's classes.
+        networks: Number of each network's classes.
+        by: What matched the classes of each network: "order", "id" or "name".
+        images_left_out: Number of images of the split that do not count, as a network lacks their class.
+    """
+
+    labels: tuple[int, ...]
+    data: int
+    networks: tuple[int, ...]
+    by: tuple[str, ...]
+    images_left_out: int
+
+    @property
+    def all_shared(self) -> bool:
+        """Whether networks and dataset have the same classes."""
+        return {self.data, *self.networks} == {len(self.labels)}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Result of `evaluate_checkpoints`.
 
@@ -68,12 +95,14 @@ class Evaluation:
         split: Name of the evaluated split.
         views: Name of the `EvalView` that the images were cut by.
         precision: Precision in which the networks were computed.
-        classes: Number of classes, K.
-        metrics: Metrics over the split.
-        per_class: Accuracy of each class, in label order.
+        classes: Number of classes that networks and dataset share, K.
+        shared: Which these are.
+        metrics: Metrics over the split's images of these classes.
+        per_class: Accuracy of each of these classes, in label order.
         notes: Remarks on the checkpoints for the user, one line each.
         confusion: int64 (K, K), number of images by label (row) and predicted class (column).
-        predictions: Top-5 predictions of every image, sorted by key; None unless requested.
+        predictions: Top-5 predictions of every image that counts, sorted by key, with the dataset's class
+            numbers; None unless requested.
     """
 
     checkpoints: tuple[str, ...]
@@ -82,6 +111,7 @@ class Evaluation:
     views: str
     precision: PrecisionName
     classes: int
+    shared: SharedClasses
     metrics: Metrics
     per_class: tuple[ClassMetrics, ...]
     notes: tuple[str, ...]
@@ -94,7 +124,7 @@ def evaluate_checkpoints(
     env: DistEnv,
     paths: Sequence[Path],
     root: str | Path,
-    split: str,
+    split: str | None,
     views: ViewName,
     batch_size: int,
     ensemble_weights: Sequence[float] | None = None,
@@ -103,17 +133,20 @@ def evaluate_checkpoints(
     loader_options: LoaderOptions | None = None,
     precision: PrecisionName = "float32",
     predict: bool = False,
+    classes_by: ClassesBy = "name",
+    every_image: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> Evaluation:
     """Evaluate checkpoints on a prepared dataset; several are an ensemble that averages probabilities.
 
-    Every process must call this; each evaluates its share. Only rank 0 gets `predictions`.
+    Networks are evaluated over the classes that all of them share with the dataset. Every process must call
+    this; each evaluates its share. Only rank 0 gets `predictions`.
 
     Args:
         env: Rank, world size and device of this process.
         paths: Run folders or checkpoint files.
         root: Path or URL of the dataset.
-        split: Name of the split, usually "val".
+        split: Name of the split; None for "val", or for the only one.
         views: Name of an `EvalView`.
         batch_size: Images per batch of one process.
         ensemble_weights: Weight of each checkpoint's probabilities, 0 or more, on any scale; default: equal.
@@ -123,21 +156,29 @@ def evaluate_checkpoints(
         loader_options: Device, threads and shard access of the loader.
         precision: Precision of the networks, whatever they were trained in.
         predict: Whether to return the top-5 predictions of every image.
+        classes_by: How the classes of networks and dataset are matched: by "name" (by id, such as a WNID, or
+            else by name), or by "order".
+        every_image: Whether to refuse networks that lack a class of the dataset, instead of leaving its
+            images out.
         on_progress: Called after each batch with (images done, images in all); images done are estimated
             from this process's share.
 
     Raises:
-        UsageError: a checkpoint cannot be read or does not have these `weights`; its classes, crop or image
-            size differ from the dataset's or the other checkpoints'; `ensemble_weights` do not fit the
+        UsageError: a checkpoint cannot be read or does not have these `weights`; its crop or image size
+            differ from the dataset's or the other checkpoints', or it shares no classes with them;
+            `ensemble_weights` do not fit the
             checkpoints; `external` is given although no checkpoint needs it; or the device lacks the
             precision.
         RunError: a sample of the split was missed or seen twice, or the outputs are not finite.
     """
     check_precision(precision, env.kind)
     dataset = Dataset.open(root)
+    split = dataset.evaluation_split(split)
     shares = normalized(ensemble_weights, len(paths))
     files = [checkpoint.find(path) for path in paths]
-    models, notes = load_models(files, dataset, external, weights)
+    models, matches, notes = load_models(files, dataset, external, weights, classes_by)
+    labels = _shared_labels(matches, dataset, every_image)
+    counted = None if len(labels) == len(dataset.classes) else labels
     models = [model.to(env.device) for model in models]
     view = EvalView(views, models[0].spec.crop)
     collector = PredictionCollector()
@@ -146,21 +187,31 @@ def evaluate_checkpoints(
     with Loader(
         dataset, split, view, batch_size, placement=placement, keys=True, access=options.access
     ) as loader:
-        tally = measure(models, loader, env, precision, shares, collector, on_progress)
+        tally = measure(models, loader, env, precision, shares, collector, on_progress, counted)
     predictions = collector.gather(env)
     if predictions is not None:
         refuse_other_keys(predictions.keys, dataset, split)
+        predictions = predictions.of_labels(labels) if counted else predictions
+    rows = np.array(labels)
+    confusion = tally.confusion.cpu().numpy()[np.ix_(rows, rows)]
     return Evaluation(
         checkpoints=tuple(map(str, files)),
         ensemble_weights=tuple(shares),
         split=split,
         views=views,
         precision=precision,
-        classes=len(dataset.classes),
+        classes=len(labels),
+        shared=SharedClasses(
+            labels=labels,
+            data=len(dataset.classes),
+            networks=tuple(match.network for match in matches),
+            by=tuple(match.by for match in matches),
+            images_left_out=int(tally.left_out),
+        ),
         metrics=tally.metrics(),
-        per_class=_per_class(tally, dataset.manifest.classes),
+        per_class=_per_class(tally, labels, dataset.manifest.classes),
         notes=tuple(notes),
-        confusion=tally.confusion.cpu().numpy(),
+        confusion=confusion,
         predictions=predictions if predict else None,
     )
 
@@ -199,6 +250,7 @@ def measure(
     weights: Sequence[float] | None = None,
     collector: PredictionCollector | None = None,
     on_progress: OnProgress = no_progress,
+    counted: Sequence[int] | None = None,
 ) -> Tally:
     """Evaluate as `evaluate` does, and return the sums over all processes instead of the metrics.
 
@@ -210,12 +262,17 @@ def measure(
         weights: Weight of each network's probabilities, on any scale; default: equal.
         collector: Collects the top-5 predictions of this process's images.
         on_progress: Called after each batch with (images done, images in all).
+        counted: Labels of the images that count; only these classes are predicted. None for all.
 
     Raises:
-        UsageError: `weights` do not fit the networks.
+        UsageError: `weights` do not fit the networks, or no image counts.
         RunError: the number of samples seen differs from the split's, or the outputs are not finite.
     """
-    tally = Tally(len(loader.dataset.classes), env.device)
+    classes = len(loader.dataset.classes)
+    tally = Tally(classes, env.device, counted)
+    other = torch.tensor(
+        sorted({*range(classes)}.difference(counted or range(classes))), device=env.device
+    ).long()
     done = 0
     with torch.inference_mode(), _evaluating(models):
         for batch in loader:
@@ -223,17 +280,24 @@ def measure(
             if count < loader.batch_size:  # pad the last batch, so that torch.compile sees one shape only
                 images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, loader.batch_size - count))
             probabilities = mean_probabilities(models, images, weights, precision)[:count]
-            top = topk_stable(probabilities, KEPT)
+            # Below 0: a class that is left out is predicted in no tie.
+            top = topk_stable(probabilities.index_fill(1, other, -1), min(KEPT, classes - len(other)))
             tally.add(probabilities, batch.labels.to(env.device), top)
             if collector is not None:
                 collector.add(batch.keys, batch.labels, top)
             done += count
             on_progress(min(done * env.world_size, loader.samples), loader.samples)
     tally.merge()
-    if tally.samples != loader.samples:
+    seen = tally.samples + int(tally.left_out)
+    if seen != loader.samples:
         raise RunError(
-            f"evaluation saw {tally.samples} samples of {loader.samples} in {loader.split}: the shards do "
+            f"evaluation saw {seen} samples of {loader.samples} in {loader.split}: the shards do "
             "not match the manifest; run `alexnet-prep verify` on the dataset to list the differences"
+        )
+    if not tally.samples:
+        raise UsageError(
+            f"{loader.dataset.url}: {loader.split} has no image of a class that the networks have; choose "
+            "another split with --split"
         )
     # Rows of NaN have most probable classes too, and may count as right.
     if not math.isfinite(float(tally.loss)):
@@ -244,11 +308,28 @@ def measure(
     return tally
 
 
-def _per_class(tally: Tally, classes: Sequence[ClassInfo]) -> tuple[ClassMetrics, ...]:
+def _shared_labels(matches: Sequence[ClassMatch], dataset: Dataset, every_image: bool) -> tuple[int, ...]:
+    """Return the dataset's class numbers of the classes that all networks have."""
+    labels = tuple(label for label, output in enumerate(matches[0].outputs) if output is not None)
+    lacking = [info.id for label, info in enumerate(dataset.manifest.classes) if label not in set(labels)]
+    if len(labels) < 2:
+        raise UsageError(f"{dataset.url}: the networks of the ensemble share fewer than two of its classes")
+    if every_image and lacking:
+        raise UsageError(
+            f"{dataset.url}: a prediction is needed for every image, but the networks lack "
+            f"{len(lacking):,} of its {len(dataset.classes):,} classes, such as {lacking[0]}; evaluate "
+            "networks that have them all"
+        )
+    return labels
+
+
+def _per_class(tally: Tally, labels: Sequence[int], classes: Sequence[ClassInfo]) -> tuple[ClassMetrics, ...]:
     wrong = tally.confusion.cpu().numpy().copy()
     np.fill_diagonal(wrong, 0)
+    per_class = tally.per_class()
     found = []
-    for info, row, *counts in zip(classes, wrong, *tally.per_class(), strict=True):
+    for label in labels:
+        info, row, counts = classes[label], wrong[label], (column[label] for column in per_class)
         images, top1, top5 = map(int, counts)
         other = int(row.argmax())
         found.append(

@@ -4,6 +4,7 @@ Shapes: B batch, K classes, M bins of the calibration error.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -89,25 +90,43 @@ class Tally:
         loss: float64 scalar, sum of −log of the label's probability, nats.
         bins: int64 (2, M), number of images in each bin of confidence, and how many of them are right.
         confidence: float64 (M,), sum of the largest probabilities in each bin.
+        left_out: int64 scalar, number of images that do not count because of their label.
     """
 
-    def __init__(self, classes: int, device: torch.device | None = None) -> None:
-        """Start with zero sums for `classes` classes, on `device` (default: the CPU)."""
+    def __init__(
+        self, classes: int, device: torch.device | None = None, counted: Sequence[int] | None = None
+    ) -> None:
+        """Start with zero sums for `classes` classes.
+
+        Args:
+            classes: Number of classes, K.
+            device: Device of the sums; default: the CPU.
+            counted: Labels of the images that count; None for all.
+        """
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         self.top5_hits = torch.zeros(classes, dtype=torch.int64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.bins = torch.zeros(2, BINS, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)
+        self.left_out = torch.zeros((), dtype=torch.int64, device=device)
+        self._counted = None
+        if counted is not None:
+            self._counted = torch.zeros(classes, dtype=torch.bool, device=device)
+            self._counted[list(counted)] = True
         self._edges = torch.arange(1, BINS, dtype=torch.float64, device=device) / BINS
 
     def add(self, probabilities: Tensor, labels: Tensor, top: Top) -> None:
-        """Add a batch, without synchronizing with the GPU.
+        """Add a batch; where all labels count, without synchronizing with the GPU.
 
         Args:
             probabilities: float64 (B, K), each row sums to 1.
             labels: int64 (B,), 0..K-1.
             top: The five most probable classes of each row.
         """
+        if self._counted is not None:
+            kept = self._counted[labels]
+            self.left_out += (~kept).sum()
+            probabilities, labels, top = probabilities[kept], labels[kept], Top(*(part[kept] for part in top))
         confidence = top.values.amax(dim=1)
         hits = (top.classes == labels[:, None]).long()
         ones = torch.ones_like(labels)
@@ -123,12 +142,12 @@ class Tally:
 
     def merge(self) -> None:
         """Sum over all processes (all-reduce); every process has the same sums afterwards."""
-        for sums in (self.confusion, self.top5_hits, self.loss, self.bins, self.confidence):
+        for sums in (self.confusion, self.top5_hits, self.loss, self.bins, self.confidence, self.left_out):
             all_sum(sums)
 
     @property
     def samples(self) -> int:
-        """Number of images added."""
+        """Number of images added that count."""
         return int(self.bins[0].sum())
 
     def per_class(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

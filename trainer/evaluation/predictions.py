@@ -45,6 +45,16 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def of_labels(self, labels: Sequence[int]) -> "Predictions":
+        """Return the predictions of images with these labels."""
+        (kept,) = np.nonzero(np.isin(self.labels, labels))
+        return Predictions(
+            keys=tuple(self.keys[number] for number in kept),
+            labels=self.labels[kept],
+            classes=self.classes[kept],
+            probabilities=self.probabilities[kept],
+        )
+
 
 def check_suffix(path: Path) -> None:
     """Check that a file name for predictions ends in .csv or .parquet.

@@ -1,7 +1,6 @@
 """Formats of an evaluation: JSON, a Markdown table beside published results, the confusion matrix as CSV."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from pipeline.text import visible
 from trainer.evaluation.evaluate import ClassMetrics, Evaluation
 from trainer.evaluation.label_sets import LabelScore
 from trainer.evaluation.metrics import Interval, Metrics
+from trainer.runs.class_match import imagenet_wnids
 
 
 def name_of(evaluation: Evaluation) -> str:
@@ -55,18 +55,21 @@ def markdown(evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> str:
     head = ("network", "views", "images", "top-1 error (95 % interval)", "top-5 error (95 % interval)")
     lines = [head, ("---", "---", "---:", "---:", "---:"), *rows]
     cells = [[visible(cell).replace("|", r"\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in cells)
+    return f"{table}\n{over}.\n" if (over := over_shared(evaluation)) else table
 
 
 def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] = ()) -> None:
     """Write an evaluation as JSON, atomically, without predictions and confusion matrix: they have own files.
 
-    Keys: `checkpoints`, `ensemble_weights`, `split`, `views`, `precision`, `classes`, `metrics`, `per_class`,
-    `labels` (from `scores`) and `notes`; see `Evaluation`, `Metrics`, `ClassMetrics` and `LabelScore`.
+    Keys: `checkpoints`, `ensemble_weights`, `split`, `views`, `precision`, `classes`, `shared_classes`,
+    `metrics`, `per_class`, `labels` (from `scores`) and `notes`; see `Evaluation`, `SharedClasses`,
+    `Metrics`, `ClassMetrics` and `LabelScore`.
 
     Raises:
         RunError: the file cannot be written.
     """
+    shared = evaluation.shared
     values = {
         "checkpoints": evaluation.checkpoints,
         "ensemble_weights": evaluation.ensemble_weights,
@@ -74,6 +77,13 @@ def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] 
         "views": evaluation.views,
         "precision": evaluation.precision,
         "classes": evaluation.classes,
+        "shared_classes": {
+            "shared": len(shared.labels),
+            "data": shared.data,
+            "networks": shared.networks,
+            "by": shared.by,
+            "images_left_out": shared.images_left_out,
+        },
         "metrics": evaluation.metrics,
         "per_class": evaluation.per_class,
         "labels": scores,
@@ -85,6 +95,21 @@ def write_json(path: Path, evaluation: Evaluation, scores: Sequence[LabelScore] 
 def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:
     """Sort classes by top-1, then top-5, then label, worst first; those without images come last."""
     return sorted(per_class, key=lambda info: (not info.samples, info.top1 or 0.0, info.top5 or 0.0))
+
+
+def over_shared(evaluation: Evaluation) -> str:
+    """Return which classes the evaluation is over, or "" where networks and dataset have the same."""
+    shared = evaluation.shared
+    if shared.all_shared:
+        return ""
+    networks = " and ".join(f"{count:,}" for count in shared.networks)
+    by = " and ".join(dict.fromkeys(shared.by))
+    owner = "networks'" if len(shared.networks) > 1 else "network's"
+    return (
+        f"over {len(shared.labels):,} shared classes, of the {owner} {networks} and the data's "
+        f"{shared.data:,}, matched by {by}; left out are the logits of other classes, and "
+        f"{shared.images_left_out:,} images"
+    )
 
 
 def without_images(evaluation: Evaluation) -> str:
@@ -114,8 +139,6 @@ def _error(accuracy: float, interval: Interval) -> str:
     return f"{100 * (1 - accuracy):.2f} % ({100 * (1 - high):.2f}–{100 * (1 - low):.2f})"
 
 
-# SHA-256 of the 1,000 WNIDs of ILSVRC 2012, sorted and joined by newlines.
-_WNIDS = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 _IMAGES = 50_000
 
 
@@ -149,5 +172,4 @@ RESULTS = (
 
 def is_imagenet_validation(class_ids: Iterable[str], images: int) -> bool:
     """Return whether class ids and number of images are those of the ILSVRC 2012 validation set."""
-    joined = "\n".join(sorted(class_ids)).encode()
-    return images == _IMAGES and hashlib.sha256(joined).hexdigest() == _WNIDS
+    return images == _IMAGES and sorted(class_ids) == list(imagenet_wnids())

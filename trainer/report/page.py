@@ -19,7 +19,8 @@ from pipeline.storage.atomic import write_bytes
 from pipeline.text import visible
 from trainer.precision import PrecisionName
 from trainer.report import parts
-from trainer.runs.load_model import LoadedModel, dataset_of, load_model, refuse_other_classes, run_facts
+from trainer.runs.class_match import refuse_other_classes
+from trainer.runs.load_model import LoadedModel, dataset_of, load_model, run_facts
 
 SECTIONS: Mapping[str, tuple[str, Callable[[parts.Source], Any]]] = {
     "summary": ("Summary", parts.summary),

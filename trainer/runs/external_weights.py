@@ -1,6 +1,7 @@
 """Load checkpoints of other programs: a state dict without architecture and preprocessing."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.arguments import COUNT, LEAST, check_number, check_record, check_w
 from pipeline.errors import UsageError
 from trainer.models.alexnet import ARCHITECTURES, WIDEST, build_model
 from trainer.models.classifier import Classifier, Spec
+from trainer.runs.class_match import ClassesBy, classes_of_outputs
 from trainer.runs.state_dict import WeightsChoice, capped, find_state
 
 Color = tuple[float, float, float]
@@ -104,8 +106,9 @@ def load_external(
     content: Any,
     path: Path,
     external: ExternalWeights | None,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
     weights: WeightsChoice | None = None,
+    classes_by: ClassesBy = "name",
 ) -> tuple[Classifier, list[str]]:
     """Load another program's weights by name into a classifier.
 
@@ -113,8 +116,9 @@ def load_external(
         content: Content of the checkpoint file; see `checkpoint_file.read_file`.
         path: The file, for messages.
         external: Its architecture and preprocessing.
-        classes: Class ids in label order; the network's outputs are assumed to be in this order.
+        classes: Class ids of the dataset, in label order.
         weights: Which weights to take where the file holds averaged ones too; None for those.
+        classes_by: How the outputs' classes are found; see `classes_of_outputs`.
 
     Returns:
         The classifier, and notes for the user: how outputs match classes, which weights were taken, and which
@@ -122,7 +126,7 @@ def load_external(
 
     Raises:
         UsageError: `external` is None, the file holds no state dict or several, or its weights do not fit the
-            architecture or the number of classes.
+            architecture or the classes.
     """
     if external is None:
         raise UsageError(
@@ -135,16 +139,13 @@ def load_external(
     state = found.state
     preprocessing = asdict(external.preprocessing)
     width = _width(state, published)
+    bias = state.get(list(published)[-1])  # of the last layer
+    outputs = len(classes) if bias is None or bias.ndim != 1 else len(bias)
+    named, assumed = classes_of_outputs(path, outputs, classes, classes_by)
     classifier = Classifier(
-        Spec(arch=external.arch, width=width, classes=classes, mean_image=False, **preprocessing)
+        Spec(arch=external.arch, width=width, classes=named, mean_image=False, **preprocessing)
     )
     wanted = classifier.model.state_dict()
-    last = list(wanted)[-1]  # the bias of the last layer
-    if last in state and state[last].ndim == 1 and len(state[last]) != len(classes):
-        raise UsageError(
-            f"{path}: has {len(state[last]):,} outputs, but the data has {len(classes):,} classes; "
-            "evaluate on data with the classes that it was trained on"
-        )
     missing = [key for key in wanted if key not in state]
     misshapen = [
         f"{key} {_shape(state[key])} for {_shape(wanted[key])}"
@@ -156,8 +157,7 @@ def load_external(
         detail = "; ".join(_listed(keys, what) for what, keys in problems.items() if keys)
         raise UsageError(f"{path}: does not fit {external.arch}: {detail}; choose another --arch")
     classifier.model.load_state_dict(state)
-    count = f"{len(classes):,}"
-    notes = [f"{path}: its {count} outputs are assumed to be the data's {count} classes, in order"]
+    notes = [f"{path}: {assumed}"]
     notes += found.notes
     if found.unused:
         notes.append(f"{path}: {_listed(list(found.unused), f'ignored, not in {external.arch}')}")

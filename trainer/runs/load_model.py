@@ -15,6 +15,7 @@ from pipeline.errors import UsageError
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
 from trainer.runs.checkpoint_file import read_file
+from trainer.runs.class_match import ClassesBy, ClassMatch, match_classes, over_classes
 from trainer.runs.external_weights import ExternalWeights, is_external, load_external
 from trainer.runs.state_dict import WeightsChoice, capped
 
@@ -147,26 +148,31 @@ def newest_run(folder: Path = Path("runs")) -> Path:
     return max(found)[1]
 
 
-def refuse_other_classes(file: Path, spec: Spec, dataset: Dataset) -> None:
-    """Refuse a dataset whose classes are not a network's, in the same order.
+@checked()
+def over_dataset(trained: LoadedModel, dataset: Dataset, classes_by: ClassesBy = "name") -> LoadedModel:
+    """Return a model whose outputs are a dataset's classes, in label order.
 
     Args:
-        file: The network's checkpoint, for the message.
-        spec: The network's classes.
+        trained: The model; its classifier is changed in place.
         dataset: The dataset.
+        classes_by: How classes are matched; see `match_classes`.
 
     Raises:
-        UsageError: The classes differ; the message names some that only one of them has.
+        UsageError: The model lacks a class of the dataset.
     """
-    ours, theirs = spec.classes, dataset.classes
-    if list(ours) == theirs:
-        return
-    only = {"checkpoint": sorted(set(ours) - set(theirs)), "data": sorted(set(theirs) - set(ours))}
-    detail = "; ".join(f"only in the {where}: {capped(names)}" for where, names in only.items() if names)
-    raise UsageError(
-        f"{file}: trained on {len(ours)} classes, {dataset.url} has {len(theirs)} "
-        f"({detail or 'in another order'}); give data with the same classes"
-    )
+    match = match_classes(trained.checkpoint, trained.spec, dataset, classes_by)
+    lacking = [
+        info.id
+        for info, output in zip(dataset.manifest.classes, match.outputs, strict=True)
+        if output is None
+    ]
+    if lacking:
+        raise UsageError(
+            f"{trained.checkpoint}: lacks {len(lacking):,} of the {len(match.outputs):,} classes of "
+            f"{dataset.url} ({capped(lacking)}); give data whose classes it has"
+        )
+    over_classes(trained.classifier, match, dataset.manifest.classes)
+    return trained
 
 
 def _refuse_other_size(file: Path, spec: Spec, dataset: Dataset) -> None:
@@ -222,7 +228,8 @@ def load_models(
     dataset: Dataset,
     external: ExternalWeights | None = None,
     weights: WeightsChoice | None = None,
-) -> tuple[list[Classifier], list[str]]:
+    classes_by: ClassesBy = "name",
+) -> tuple[list[Classifier], list[ClassMatch], list[str]]:
     """Load the checkpoints of an ensemble and check that they fit the data and each other.
 
     Args:
@@ -231,14 +238,16 @@ def load_models(
         external: Architecture and preprocessing of the checkpoints of other programs, or None.
         weights: Which weights to take of checkpoints that hold averaged (EMA) ones beside the model's own;
             None for the averaged ones where there are any.
+        classes_by: How the classes of networks and dataset are matched.
 
     Returns:
-        The classifiers, on the CPU, and notes for the user.
+        The classifiers, on the CPU, with the dataset's classes as their outputs; how these were matched,
+        without classes that one of the networks lacks; and notes for the user.
 
     Raises:
-        UsageError: A checkpoint is unreadable or does not have these `weights`, its classes or image size
-            differ from the dataset's, its crop differs from the others', or `external` is given though every
-            checkpoint describes itself.
+        UsageError: A checkpoint is unreadable or does not have these `weights`, its classes do not match the
+            dataset's, its image size is another, its crop differs from the others', or `external` is given
+            though every checkpoint describes itself.
     """
     contents = [read_file(file) for file in files]
     if external is not None and not any(map(is_external, contents)):
@@ -247,17 +256,23 @@ def load_models(
             "leave --arch and --preprocessing out"
         )
     models: list[Classifier] = []
+    matches: list[ClassMatch] = []
     notes: list[str] = []
     for file, content in zip(files, contents, strict=True):
-        model, lines = classifier_for(dataset, content, file, external, weights)
+        model, match, lines = classifier_for(dataset, content, file, external, weights, classes_by)
         if models and model.spec.crop != models[0].spec.crop:
             raise UsageError(
                 f"{file} needs crops of {model.spec.crop} px, but {files[0]} of {models[0].spec.crop} px: "
                 "the checkpoints of an ensemble must have the same crop"
             )
         models.append(model)
+        matches.append(match)
         notes += lines
-    return models, notes
+    lacking = {label for match in matches for label, output in enumerate(match.outputs) if output is None}
+    matches = [match.without(lacking) for match in matches]
+    for model, match in zip(models, matches, strict=True):
+        over_classes(model, match, dataset.manifest.classes)
+    return models, matches, notes
 
 
 def classifier_for(
@@ -266,7 +281,8 @@ def classifier_for(
     file: Path,
     external: ExternalWeights | None,
     weights: WeightsChoice | None,
-) -> tuple[Classifier, list[str]]:
+    classes_by: ClassesBy,
+) -> tuple[Classifier, ClassMatch, list[str]]:
     """Build the classifier of one checkpoint, and check that it fits a dataset.
 
     Args:
@@ -275,20 +291,23 @@ def classifier_for(
         file: The file, for messages.
         external: Its architecture and preprocessing, if another program wrote it.
         weights: Which weights to take; see `load_models`.
+        classes_by: How classes are matched; see `load_models`.
 
     Returns:
-        The classifier, on the CPU, and notes for the user.
+        The classifier, on the CPU, with its own classes; which of them are the dataset's; notes for the user.
 
     Raises:
         UsageError: The checkpoint does not have these `weights`, or does not fit the dataset.
     """
     if is_external(content):
-        found = load_external(content, file, external, tuple(dataset.classes), weights)
+        classifier, notes = load_external(content, file, external, dataset.classes, weights, classes_by)
+        if list(classifier.spec.classes) == dataset.classes:
+            classes_by = "order"  # they were assumed to be its classes
     else:
-        found = checkpoint.classifier_of(checkpoint.check_format(content, file), file, weights)
-    refuse_other_classes(file, found[0].spec, dataset)
-    _refuse_other_size(file, found[0].spec, dataset)
-    return found
+        classifier, notes = checkpoint.classifier_of(checkpoint.check_format(content, file), file, weights)
+    match = match_classes(file, classifier.spec, dataset, classes_by)
+    _refuse_other_size(file, classifier.spec, dataset)
+    return classifier, match, notes
 
 
 def normalized(weights: Sequence[float] | None, count: int) -> list[float]:

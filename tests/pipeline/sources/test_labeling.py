@@ -1,7 +1,9 @@
 """Labels from class folders, file names, ImageNet's label files and tables."""
 
 import json
+import shutil
 import unicodedata
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -191,6 +193,29 @@ def test_tables_that_cannot_be_read(tmp_path, name, data, columns, message):
     flat(tmp_path / "train", ant=1, bee=1)
     place(tmp_path / name, data)
     refused(lambda: read_source(tmp_path, SourceOptions(labels=name, **columns)), f"{name}: {message}")
+
+
+WNIDS, NUMBERS = ("n01440764", "n01443537", "n01484850"), ("0", "2", "10")
+EVALUATION_SETS = [
+    ("imagenet-a.tar", "imagenet-a", WNIDS),
+    ("imagenet-r.tar", "imagenet-r", WNIDS),
+    ("ImageNet-Sketch.zip", "sketch", WNIDS),
+    ("imagenetv2-matched-frequency.tar.gz", "imagenetv2-matched-frequency-format-val", NUMBERS),
+]
+
+
+@pytest.mark.parametrize(("archive", "folder", "ids"), EVALUATION_SETS)
+def test_evaluation_sets_are_read_as_downloaded_and_as_unpacked(tmp_path, archive, folder, ids):
+    """Classes that are numbers keep their order, which is that of ImageNet's sorted WNIDs."""
+    flat(tmp_path / folder, **dict.fromkeys(ids, 2))
+    place(tmp_path / folder / "README.txt")
+    kind = {".zip": "zip", ".gz": "gztar"}.get(Path(archive).suffix, "tar")
+    name = archive.partition(".")[0]
+    shutil.make_archive(str(tmp_path / name), kind, tmp_path, folder)
+    for source in (archive, folder):
+        found = read_source(tmp_path / source, SourceOptions(splits={"test": "."}))
+        assert {split: len(samples) for split, samples in found.splits.items()} == {"test": 6}
+        assert classes(found) == list(ids)
 
 
 # Refusals: what the source was read as, an example, and the way on

@@ -17,7 +17,7 @@ from pipeline.dataset.samples import split_keys
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
-from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
+from trainer.evaluation.evaluate import SharedClasses, evaluate, evaluate_checkpoints
 from trainer.models.classifier import Classifier, new_classifier
 from trainer.runs import checkpoint
 
@@ -133,14 +133,14 @@ def samples(tiny_dataset):
     return sorted(stored(tiny_dataset), key=lambda sample: sample.key)
 
 
-def assert_predicted(got, samples, expected):
+def assert_predicted(got, samples, expected, kept=5):
     """Check metrics and predictions of an evaluation against probabilities (N, K)."""
     labels = np.array([sample.label for sample in samples])
     top1, top5, loss = measured(expected, labels)
     assert got.metrics.samples == len(samples)
     assert (got.metrics.top1, got.metrics.top5) == (pytest.approx(top1), pytest.approx(top5))
     assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
-    order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :kept]
     found = got.predictions
     assert found.keys == tuple(sample.key for sample in samples)
     assert np.array_equal(found.labels, labels)
@@ -245,9 +245,8 @@ def test_three_processes_see_every_sample_once_and_agree_with_one(spread_models,
     [
         (
             lambda spec: {"classes": ("a", "b"), "names": ()},
-            r"2 classes.*has 10.*only in the checkpoint: a, b; only in the data: .* and 5 more",
+            r"its 2 classes and the 10 of .* share fewer than two \(the network's: a, b; .* and 5 more",
         ),
-        (lambda spec: {"classes": spec.classes[::-1]}, "in another order"),
         (lambda spec: {"size": 256}, "shorter side of 256 px.*has 72 px.*--size 256"),
     ],
 )
@@ -256,6 +255,82 @@ def test_other_data_is_refused(tiny_classifier, tiny_dataset, tmp_path, change, 
     checkpoint.save(tmp_path / "model.pt", Classifier(replace(spec, **change(spec))))
     with pytest.raises(UsageError, match=message):
         evaluate_checkpoints(DistEnv(), [tmp_path / "model.pt"], tiny_dataset.root, "val", "center", 8)
+
+
+def narrowed(tiny_recipe, dataset, folder, ids, names=(), seed=0):
+    """A network with other classes than the dataset's, with its checkpoint."""
+    torch.manual_seed(seed)
+    spec = replace(new_classifier(tiny_recipe, dataset).spec, classes=tuple(ids), names=tuple(names))
+    model = spread(Classifier(spec))
+    checkpoint.save(folder / f"{seed}.pt", model)
+    return model, folder / f"{seed}.pt"
+
+
+def shuffled(seed, ids, more):
+    """Some ids among `more` unknown ones, in random order."""
+    mixed = [*ids, *(f"other{number}" for number in range(more))]
+    return [mixed[number] for number in np.random.default_rng(seed).permutation(len(mixed))]
+
+
+def as_names(ids):
+    """Ids that are no ids of the dataset, and names whose first is, in another case."""
+    return [f"n{number:08d}" for number in range(len(ids))], [f"{name.title()}, something" for name in ids]
+
+
+NETWORKS = {
+    "more classes": (lambda ids: (shuffled(0, ids, 5), ()), range(10), "id"),
+    "another order": (lambda ids: (ids[::-1], ()), range(10), "id"),
+    "fewer classes": (lambda ids: (shuffled(1, ids[2:9], 0), ()), range(2, 9), "id"),
+    "three shared": (lambda ids: (shuffled(2, ids[::4], 4), ()), (0, 4, 8), "id"),
+    "names": (lambda ids: as_names(shuffled(3, ids[1:], 3)), range(1, 10), "name"),
+    "order": (lambda ids: ([f"x{number}" for number in range(10)], ()), range(10), "order"),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_other_classes_are_evaluated_over_the_shared_ones(tiny_recipe, tiny_dataset, samples, tmp_path, kind):
+    """Against NumPy: softmax over the logits of the shared classes, images of other classes left out."""
+    classes_of, labels, by = NETWORKS[kind]
+    ids, names = classes_of(tiny_dataset.classes)
+    model, file = narrowed(tiny_recipe, tiny_dataset, tmp_path, ids, names)
+    known = [name.partition(",")[0].lower() for name in names] or ids
+    outputs = [label if by == "order" else known.index(tiny_dataset.classes[label]) for label in labels]
+    kept = [sample for sample in samples if sample.label in labels]
+    expected = np.zeros((len(kept), 10))
+    expected[:, labels] = probabilities_of(model, kept, "center", outputs)
+    got = evaluate_checkpoints(
+        *(DistEnv(), [file], tiny_dataset.root, None, "center", 8),
+        predict=True,
+        classes_by="order" if by == "order" else "name",
+    )
+    assert_predicted(got, kept, expected, min(5, len(labels)))
+    assert got.shared == SharedClasses(tuple(labels), 10, (len(ids),), (by,), 30 - len(kept))
+    assert [info.id for info in got.per_class] == [tiny_dataset.classes[label] for label in labels]
+    assert got.confusion.shape == (len(labels), len(labels))
+    assert np.trace(got.confusion) / len(kept) == pytest.approx(got.metrics.top1)
+
+
+def test_an_ensemble_is_evaluated_over_the_classes_that_all_share(
+    tiny_recipe, tiny_dataset, samples, tmp_path
+):
+    ids = tiny_dataset.classes
+    one, first = narrowed(tiny_recipe, tiny_dataset, tmp_path, shuffled(4, ids[:8], 2), seed=1)
+    two, second = narrowed(tiny_recipe, tiny_dataset, tmp_path, shuffled(5, ids[3:], 6), seed=2)
+    shared = ids[3:8]
+    kept = [sample for sample in samples if 3 <= sample.label < 8]
+    expected = np.zeros((len(kept), 10))
+    for model in (one, two):
+        outputs = [model.spec.classes.index(name) for name in shared]
+        expected[:, 3:8] += probabilities_of(model, kept, "center", outputs) / 2
+    got = evaluate_checkpoints(
+        DistEnv(), [first, second], tiny_dataset.root, "val", "center", 8, predict=True
+    )
+    assert_predicted(got, kept, expected)
+    assert got.shared == SharedClasses((3, 4, 5, 6, 7), 10, (10, 13), ("id", "id"), 30 - len(kept))
+    with pytest.raises(UsageError, match=r"lack 5 of its 10 classes, such as .*evaluate networks that have"):
+        evaluate_checkpoints(
+            *(DistEnv(), [first, second], tiny_dataset.root, "val", "center", 8), every_image=True
+        )
 
 
 def test_an_ensemble_of_two_crops_is_refused(tiny_classifier, tiny_dataset, tmp_path):

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from trainer.evaluation.evaluate import ClassMetrics, Evaluation
+from trainer.evaluation.evaluate import ClassMetrics, Evaluation, SharedClasses
 from trainer.evaluation.label_sets import LabelScore
 from trainer.evaluation.metrics import Metrics
 from trainer.evaluation.results import (
@@ -20,7 +20,7 @@ from trainer.evaluation.results import (
 )
 
 
-def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",)):
+def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",), network=None):
     per_class = [
         ClassMetrics(name, name, 4, 0.25 * (3 - number % 3), 1.0, None, 0.0)
         for number, name in enumerate(classes)
@@ -32,6 +32,9 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
         views="ten-crop",
         precision="float32",
         classes=len(classes),
+        shared=SharedClasses(
+            tuple(range(len(classes))), len(classes), (network or len(classes),), ("id",), 7
+        ),
         metrics=Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
         per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, None)),
         notes=("a note",),
@@ -54,8 +57,10 @@ def imagenets_wnids(shared_data):
 def test_json_holds_all_figures(tmp_path):
     write_json(tmp_path / "r.json", result(), [SCORE])
     saved = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
-    keys = "checkpoints ensemble_weights split views precision classes metrics per_class labels notes"
-    assert list(saved) == keys.split()
+    keys = "checkpoints ensemble_weights split views precision classes shared_classes metrics per_class"
+    assert list(saved) == [*keys.split(), "labels", "notes"]
+    counts = {"shared": 3, "data": 3, "networks": [3], "by": ["id"], "images_left_out": 7}
+    assert saved["shared_classes"] == counts
     assert saved["metrics"]["top1_interval"] == [0.55, 0.65]
     assert saved["metrics"]["ece"] == 0.02
     cat = {"id": "cat", "name": "cat", "samples": 4, "top1": 0.75, "top5": 1.0}
@@ -71,6 +76,8 @@ def test_a_table_of_ours_alone():
     assert ours == ["runs/a/best.pt", "ten-crop", "400", "40.00 % (35.00–45.00)", "18.00 % (14.00–22.00)"]
     assert real[0] == "runs/a/best.pt, labels of real.json"
     assert real[2:] == ["380", "30.00 % (25.00–35.00)", "10.00 % (7.00–13.00)"]
+    *_, over = markdown(result(network=10)).splitlines()
+    assert over.startswith("over 3 shared classes, of the network's 10 and the data's 3, matched by id; ")
 
 
 def test_names_in_a_table():

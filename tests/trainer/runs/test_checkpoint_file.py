@@ -57,7 +57,7 @@ def test_a_whole_module_is_refused_with_the_command_that_saves_its_weights(
     assert (python, option) == ("python", "-c")
     with contextlib.chdir(tmp_path), warnings.catch_warnings(action="ignore"):
         exec(code, {})
-    (model,), _ = load_model.load_models([tmp_path / "it's whole-state.pth"], tiny_dataset, EXTERNAL)
+    (model,), *_ = load_model.load_models([tmp_path / "it's whole-state.pth"], tiny_dataset, EXTERNAL)
     expected = module.state_dict()
     assert all(torch.equal(expected[name], value) for name, value in model.model.state_dict().items())
 

@@ -10,12 +10,12 @@ import pytest
 from pipeline import UsageError
 from pipeline.dataset.manifest import write_manifest
 from trainer import load_model
+from trainer.runs.class_match import refuse_other_classes
 from trainer.runs.load_model import (
     class_names,
     dataset_if_any,
     dataset_of,
     label_of,
-    refuse_other_classes,
     run_facts,
 )
 

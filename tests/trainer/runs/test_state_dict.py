@@ -86,7 +86,7 @@ def test_numpy_1_and_the_old_file_format_too(two, tiny_dataset, tmp_path):
 
 
 def check(path, dataset, expected, note="", **options):
-    (model,), notes = load_model.load_models([path], dataset, EXTERNAL, **options)
+    (model,), _, notes = load_model.load_models([path], dataset, EXTERNAL, **options)
     found = model.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -111,7 +111,7 @@ def test_averaged_weights_are_taken_unless_the_models_own_are_asked_for(
 ):
     torch.save(AVERAGED[kind](*two), tmp_path / "weights.pth")
     options = {} if weights is None else {"weights": weights}
-    (model,), notes = load_model.load_models([tmp_path / "weights.pth"], tiny_dataset, EXTERNAL, **options)
+    (model,), _, notes = load_model.load_models([tmp_path / "weights.pth"], tiny_dataset, EXTERNAL, **options)
     assert torch.equal(model.model.state_dict()["classifier.6.weight"], two[taken]["classifier.6.weight"])
     assert any(("averaged (EMA)" if taken else "model's own") in note for note in notes)
     assert not any("ignored" in note for note in notes[:2])
