@@ -24,7 +24,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.locks import Lease, LockedError, is_held, locked
 from pipeline.storage.open import open_store
 
-_FOLDERS = ("plan", "results", "scratch")
+_FOLDERS = ("plan", "held_out", "results", "scratch")
 # What the work folder may hold besides: locks, unfinished files, and files that NFS keeps as they are open.
 _FILES = re.compile(r"plan\.json|[\w-]+\.lock(\.after-\w+)?|\.writing-.*|\.nfs.*")
 _POLL_SECONDS = 0.2

@@ -89,6 +89,7 @@ def test_training_images_that_are_validation_images_too_are_left_out(source, dro
     assert manifest.settings == expected.settings | {"drop_duplicates": True}
     for split in ("train", "val"):
         assert samples(dropped, split) == samples(tmp_path / "out", split)
+    assert not (dropped / ".work").exists()
     rows = [row(copy, f"the same bytes as {of}", "left out") for copy, of in DROPPED.items()]
     assert read_report(dropped) == sorted([*rows, TWO_LABELS, BAD], key=lambda row: row["path"])
     refused(lambda: make(read_source(source), dropped, OPTIONS), "--drop-duplicates was True, now False")
