@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ def shard(
         )
     writes_files()
     say_source_and_out(source, out)
-    read_with = source_options_of(options)
+    read_with = replace(source_options_of(options), max_bad=max_bad)
     settings = Options(**options)
     run: dict[str, Any] = {
         "executor": RayExecutor(ray_address, workers) if engine == "ray" else LocalExecutor(workers),

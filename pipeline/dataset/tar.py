@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Self
 
-from pipeline.errors import UsageError
+from pipeline.errors import DamageError, UsageError
 
 BLOCK = tarfile.BLOCKSIZE
 """Bytes of a tar's blocks: headers are one block each, and data is padded to whole blocks."""
@@ -91,8 +91,8 @@ def scan(
             that they lead to.
 
     Raises:
-        UsageError: the tar is truncated or damaged, or a member is sparse, a device or, unless `follow_links`
-            is set, a link.
+        DamageError: the tar is truncated or damaged.
+        UsageError: a member is sparse, a device or, unless `follow_links` is set, a link.
     """
     if end is None:
         end = file.seek(0, io.SEEK_END)
@@ -126,7 +126,7 @@ def _members(
         reader.fileobj = file
         while True:
             if start + BLOCK > end:
-                raise UsageError(f"{url}: truncated at offset {end:,}: the end mark is missing; {remedy}")
+                raise DamageError(f"{url}: truncated at offset {end:,}: the end mark is missing; {remedy}")
             file.seek(start)
             block = file.read(BLOCK)
             if block == _ZEROS:
@@ -134,7 +134,7 @@ def _members(
             member = _plain(block, start + BLOCK) or _any(reader, file, url, start, remedy, links)
             name, offset, size = member
             if (missing := offset + size - end) > 0:
-                raise UsageError(
+                raise DamageError(
                     f"{url}: truncated at offset {end:,}: member {name} needs {missing:,} bytes more; "
                     f"{remedy}"
                 )
@@ -178,7 +178,9 @@ def _any(
     # All that Python's parser raises on bytes that only begin like a header.
     except (tarfile.HeaderError, ValueError, IndexError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{url}: damaged at offset {start:,}: no tar header ({reason}); {remedy}") from error
+        raise DamageError(
+            f"{url}: damaged at offset {start:,}: no tar header ({reason}); {remedy}"
+        ) from error
     name, offset = header.name.removeprefix("./"), header.offset_data
     if header.isdir():
         return Member(f"{name}/", offset, 0)
@@ -204,9 +206,9 @@ def _check_padding(file: BinaryIO, url: str, start: int, end: int, remedy: str) 
     padding = file.read(min(end - start, _LONGEST_PADDING + 1))
     if padding.strip(b"\0"):
         at = start + len(padding) - len(padding.lstrip(b"\0"))
-        raise UsageError(f"{url}: damaged: data at offset {at:,}, after the end mark at {start:,}; {remedy}")
+        raise DamageError(f"{url}: damaged: data at offset {at:,}, after the end mark at {start:,}; {remedy}")
     if end - start > _LONGEST_PADDING:
-        raise UsageError(
+        raise DamageError(
             f"{url}: damaged at offset {start:,}: {end - start:,} bytes from there to the end are missing "
             f"or zero; {remedy}"
         )

@@ -314,10 +314,10 @@ def identity(plan: Plan) -> dict[str, Any]:
 def shown_options(read_with: SourceOptions) -> dict[str, Any]:
     """Return how a source was read, by name; a list of classes by its length and a checksum.
 
-    The seed is left out: it is that of the `Options`.
+    The seed is left out, as it is that of the `Options`; and the limit of damage, which may be raised.
     """
     found = asdict(read_with)
-    del found["seed"]
+    del found["seed"], found["max_bad"]
     if read_with.classes is not None:
         digest = hashlib.sha256("\n".join(read_with.classes).encode()).hexdigest()
         found["classes"] = f"{len(read_with.classes)} classes ({digest[:12]})"

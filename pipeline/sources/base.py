@@ -93,9 +93,11 @@ class SourceOptions:
         max_per_class: Largest number of images of a class in each split, or None.
         fraction: Share of each class's images to keep in each split, in (0, 1], or None.
         seed: Seed of these choices.
+        max_bad: Share of the archives, 0..1, that may be damaged: what lies before the damage is read, and
+            the report says so.
 
     Raises:
-        UsageError: A word or number is out of its range.
+        UsageError: A word or number is out of its range, or columns are named without a table.
     """
 
     layout: Layout = "auto"
@@ -108,9 +110,13 @@ class SourceOptions:
     max_per_class: int | None = None
     fraction: float | None = None
     seed: int = 0
+    max_bad: float = 0.0
 
     def __post_init__(self) -> None:
-        check_record(self, max_per_class=COUNT, fraction=(LEAST, 1))
+        check_record(self, max_per_class=COUNT, fraction=(LEAST, 1), max_bad=(0, 1))
+        if self.labels is None and (self.path_column or self.label_column):
+            option = "--path-column" if self.path_column else "--label-column"
+            raise UsageError(f"{option} names a column, but no table is given; add --labels FILE")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise UsageError(f"val_fraction is {self.val_fraction:g}, not between 0 and 1; 0.1 is usual")
 

@@ -119,11 +119,16 @@ def _check_names(root: str, listing: Listing) -> None:
 def _check_classes(root: str, ids: Sequence[str], listing: Listing) -> None:
     if not any(listing.images.values()):
         raise UsageError(
-            f"source {root}: no images found; expected image files in CLASS/ or {{train,val}}/CLASS/ "
-            "folders, ImageNet's archives, tars or zips of such folders, Parquet files or WebDataset tars"
+            f"source {root}: no images found{_left_out(listing)}; expected image files in CLASS/ or "
+            "{train,val}/CLASS/ folders, ImageNet's archives, tars or zips of such folders, Parquet files or "
+            "WebDataset tars"
         )
+    read_as = "; ".join(listing.notes)
     if len(ids) < 2:
-        raise UsageError(f"source {root}: found one class ({ids[0]}); a classifier needs at least two")
+        raise UsageError(
+            f"source {root}: found one class ({ids[0]}), read as {read_as}; a classifier needs at least two: "
+            "name the folder that holds all classes, or a table of labels with --labels FILE"
+        )
     if not listing.images.get("train"):  # an evaluation set, which may lack images of some classes
         return
     trained = {image.label for image in listing.images["train"]}
@@ -136,11 +141,16 @@ def _check_classes(root: str, ids: Sequence[str], listing: Listing) -> None:
         if images:
             raise UsageError(
                 f"source {root}: no training images for {shown}, but {len(images):,} in {split} (such as "
-                f"{_shown(listing, images[0])}); add training images, or choose classes with --classes FILE"
+                f"{_shown(listing, images[0])}), read as {read_as}; add training images, or choose classes "
+                "with --classes FILE"
             )
     raise UsageError(
         f"source {root}: no training images for {shown}; add some, or choose classes with --classes FILE"
     )
+
+
+def _left_out(listing: Listing) -> str:
+    return "".join(f"; {note}" for note in listing.left_out.notes()[:3])
 
 
 def _shown(listing: Listing, image: Image) -> str:

@@ -27,7 +27,7 @@ def read_source(root: str | Path, options: SourceOptions = AS_FOUND) -> Source:
     """
     try:
         store, only = _open(root)
-        tree = read_tree(store, only)
+        tree = read_tree(store, only, options.max_bad)
         if tree.tables and not (tree.folders or tree.labeled):
             raise UsageError(next(iter(tree.tables.values())))
         listing = label(tree, parts_of(tree, options.layout, options.splits), options)

@@ -1,5 +1,6 @@
 """Give each image of a split its class: from its folder, its name, ImageNet's label files or a table."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from pipeline.sources.labelers.labels import is_missing, to_classes
 from pipeline.sources.labelers.splits import SPLITS, split_of_image
 from pipeline.sources.labelers.tables import ANNOTATIONS, LabelTable, read_annotations, read_table
 from pipeline.sources.labelers.wnids import WNID, wnid_in
+from pipeline.sources.opening import ZIP
 from pipeline.sources.parts import Part
 from pipeline.sources.tree import Tree
 from pipeline.storage.open import open_store
@@ -48,11 +50,17 @@ def label(tree: Tree, parts: Mapping[str, Part], options: SourceOptions) -> List
     done = _Labeled()
     order = _label_own(tree, parts, done)
     table = _given_table(tree, options)
+    if table and not any(part.folders for part in parts.values()):
+        raise UsageError(
+            f"--labels {table.place}: the images have labels of their own "
+            f"({'; '.join(done.origins.values())}); leave the option out"
+        )
     for split in SPLITS:
         if split in parts and parts[split].folders:
-            _label_folders(tree, split, parts[split], table, done)
+            _label_folders(tree, split, parts[split], table, options, done)
     for path in tree.others:
-        if path.rpartition("/")[2] not in _LABEL_FILES and not _is_devkit(path):
+        known = path.rpartition("/")[2] in _LABEL_FILES or _is_devkit(path)
+        if not (known or (table and tree.store.url_of(path) == table.place)):
             tree.left_out.add(path, "not an image")
     found = {str(image.label) for images in done.images.values() for image in images}
     layouts = {
@@ -96,8 +104,11 @@ def _label_own(tree: Tree, parts: Mapping[str, Part], done: _Labeled) -> list[st
                 tree.left_out.add(file, f"{split} images without labels", len(without))
             continue
         images[split] = found
+        several = "s" if len(part.labeled) > 1 else ""
         kind = (
-            "Parquet files" if _layout(part.labeled[0]) == "parquet" else "tars with labels beside the images"
+            f"Parquet file{several}"
+            if _layout(part.labeled[0]) == "parquet"
+            else f"tar{several} with labels beside the images"
         )
         done.origins[split] = f"{len(part.labeled):,} {kind}"
     if not images:
@@ -123,13 +134,17 @@ def _given_table(tree: Tree, options: SourceOptions) -> LabelTable | None:
     return read_table(store, name, options.path_column, options.label_column)
 
 
-def _label_folders(tree: Tree, split: str, part: Part, table: LabelTable | None, done: _Labeled) -> None:
+def _label_folders(
+    tree: Tree, split: str, part: Part, table: LabelTable | None, options: SourceOptions, done: _Labeled
+) -> None:
     """Label the images of a split's folders: by the given table, or by class folder, and else one by one."""
     known = {str(image.label) for image in done.images.get("train", ())}
     if table is not None:
         images, origin = _by_table(tree, part, table), f"labels from {table.place}"
     else:
         classed, flat = _class_folders_of(tree, split, part, known)
+        if options.layout != "classes" and split == "train" and not part.root:
+            _refuse_splits(tree, part, classed)
         images = _by_folder(tree, split, classed) if classed else []
         origin = _class_folders(tree, classed) if classed else ""
         if flat:
@@ -146,15 +161,20 @@ def _label_folders(tree: Tree, split: str, part: Part, table: LabelTable | None,
 def _by_table(tree: Tree, part: Part, table: LabelTable) -> list[Image]:
     labeled: list[Image] = []
     for folder in part.folders:
-        labeled += _labeled(
-            tree, tree.folders.pop(folder), partial(table.label_of, folder), f"not in {table.place}"
-        )
+        label_of = partial(_listed_in, table, folder)
+        labeled += _labeled(tree, tree.folders.pop(folder), label_of, f"no label in {table.place}")
     if not labeled:
         raise UsageError(
             f"--labels {table.place}: none of its {len(table):,} rows names an image of "
             f"{part.root or tree.store}; name paths below the source, or file names"
         )
     return labeled
+
+
+def _listed_in(table: LabelTable, folder: str, image: Image) -> str | None:
+    """Return the class that a table gives an image, or None; negative numbers stand for none."""
+    label = table.label_of(folder, image)
+    return None if is_missing(label) else str(label)
 
 
 def _class_folders_of(
@@ -182,6 +202,24 @@ def _class_folders_of(
     if one and alone and split != "test" and not _flat_labels(tree, one):
         return {folder: part.folders[folder][0] for folder in one}, [f for f in flat if f not in one]
     return {folder: path[depth] for folder, path in part.folders.items() if len(path) > depth}, flat
+
+
+def _refuse_splits(tree: Tree, part: Part, classed: Mapping[str, str]) -> None:
+    """Refuse class folders that all hold the same folders: they may be splits, and those the classes."""
+    inside: dict[str, set[str]] = {}
+    images = Counter[str]()
+    for folder, name in classed.items():
+        path = part.folders[folder]
+        inside.setdefault(name, set()).add("".join(path[path.index(name) + 1 :][:1]))
+        images[name] += len(tree.folders[folder])
+    below = next(iter(inside.values()), set())
+    if len(inside) > 1 and len(below) > 1 and "" not in below and all(b == below for b in inside.values()):
+        (most, _), (fewer, _), *_ = images.most_common()
+        raise UsageError(
+            f"source {tree.store}: {most}/ and {fewer}/ hold folders of the same names "
+            f"({', '.join(sorted(below)[:5])}): if {most} and {fewer} are splits of those classes, name them "
+            f"with --splits train={most},val={fewer}; if they are the classes, give --layout classes"
+        )
 
 
 def _flat_labels(tree: Tree, folders: Sequence[str]) -> str:
@@ -223,12 +261,14 @@ def _by_folder(tree: Tree, split: str, classed: Mapping[str, str]) -> list[Image
 def _class_folders(tree: Tree, classed: Mapping[str, str]) -> str:
     count = len(set(classed.values()))
     folder = next(iter(classed))
+    several = "s" if count > 1 else ""
     if folder in tree.archives:
         above = folder.rpartition("/")[0]
         inside = f" in {above}" if above in tree.archives else ""
-        return f"{count:,} tars, one a class{inside}"
+        kind = "zip" if folder.lower().endswith(ZIP) else "tar"
+        return f"{count:,} {kind}{several}, one a class{inside}"
     archive = next((path for path in tree.archives if folder.startswith(f"{path}/")), "")
-    return f"{count:,} class folders{f' in {archive}' if archive else ''}"
+    return f"{count:,} class folder{several}{f' in {archive}' if archive else ''}"
 
 
 def _label_flat(
@@ -266,8 +306,9 @@ def _label_flat(
         names |= {class_id: name for class_id, name in found.items() if class_id not in names}
         return images, f"flat in {place}, labels from ImageNet's label files"
     raise UsageError(
-        f"source {tree.store}: read as flat images, but {images[0].path} and others have no label: put them "
-        "into class folders, name a table with --labels FILE, or name the files by WNID (n01440764_1.JPEG)"
+        f"source {tree.store}: {place} was read as flat images, but {images[0].path} and others have no "
+        "label: put them into class folders, name a table with --labels FILE, name the files by WNID "
+        "(n01440764_1.JPEG), or add KEY.cls members to tars"
     )
 
 

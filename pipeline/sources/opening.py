@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, cast
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import DamageError, RunError, UsageError
 from pipeline.sources.base import Container
 from pipeline.storage.base import Store
 
 
 def _zstandard(file: BinaryIO) -> BinaryIO:
-    try:
-        import zstandard  # type: ignore[import-not-found]  # optional
-    except ImportError:
-        raise UsageError(
-            "reading .tar.zst needs the package zstandard, which is not installed: pip install zstandard"
-        ) from None
+    import zstandard  # type: ignore[import-not-found]  # optional
+
     return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(file))
 
 
@@ -48,8 +44,9 @@ def reading(url: str, kind: str, *damage: type[Exception]) -> Iterator[None]:
         damage: Exception types that mean the file is damaged. An OSError without an errno means so too.
 
     Raises:
-        UsageError: The file is missing or damaged.
-        RunError: The file cannot be read.
+        UsageError: The file is missing.
+        DamageError: It is damaged.
+        RunError: It cannot be read.
     """
     expected: tuple[type[Exception], ...] = (*damage, OSError)
     try:
@@ -60,7 +57,7 @@ def reading(url: str, kind: str, *damage: type[Exception]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise RunError(f"cannot read {url}: {error.strerror}; run the same command again") from error
         text = " ".join(str(error).split())
-        raise UsageError(f"{url}: no complete {kind} ({text}); download it again") from error
+        raise DamageError(f"{url}: no complete {kind} ({text}); download it again") from error
 
 
 @contextmanager
@@ -76,4 +73,10 @@ def unpacked(store: Store, container: Container) -> Iterator[BinaryIO]:
         stack.enter_context(reading(store.url_of(container.path), "compressed tar", *_DAMAGE))
         file = stack.enter_context(store.open(container.path))
         decompress = next((how for suffixes, how in _DECOMPRESS.items() if path.endswith(suffixes)), None)
-        yield stack.enter_context(decompress(file)) if decompress else file
+        try:
+            yield stack.enter_context(decompress(file)) if decompress else file
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"{store.url_of(container.path)}: reading it needs the package {error.name}, which is not "
+                f"installed; pip install {error.name}"
+            ) from error

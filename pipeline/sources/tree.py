@@ -70,7 +70,7 @@ class Tree:
         return any("/".join(parts[:count]) in self.archives for count in range(1, len(parts) + 1))
 
 
-def read_tree(store: Store, only: str | None = None) -> Tree:
+def read_tree(store: Store, only: str | None = None, max_bad: float = 0) -> Tree:
     """List a source: its files, the members of its archives, and the rows of its Parquet files.
 
     Left out are debris of systems and tools, such as `.DS_Store` and `@eaDir`, and folders that hold a
@@ -79,9 +79,10 @@ def read_tree(store: Store, only: str | None = None) -> Tree:
     Args:
         store: The source.
         only: Path of the one file to read, or None for all.
+        max_bad: Share of the archives, 0..1, that may be damaged.
 
     Raises:
-        UsageError: A folder cannot be read, or archives are damaged: all of them are named.
+        UsageError: A folder cannot be read, or too many archives are damaged: all of them are named.
         RunError: A file cannot be read.
     """
     tree = Tree(store, classes=_own_classes(store))
@@ -98,7 +99,7 @@ def read_tree(store: Store, only: str | None = None) -> Tree:
             tree.folders.setdefault(folder, []).append(Image(file.path, file.size))
         else:
             tree.others.append(file.path)
-    _add_archives(tree, tars)
+    _add_archives(tree, tars, max_bad)
     _add_tables(tree, tables)
     return tree
 
@@ -160,24 +161,22 @@ def _is_debris(name: str) -> bool:
     return name.startswith(".") or name.lower() in _DEBRIS
 
 
-def _add_archives(tree: Tree, files: list[File]) -> None:
-    """Add the members of tars and zips; name all damaged ones in one error."""
-    errors: list[UsageError] = []
+def _add_archives(tree: Tree, files: list[File], max_bad: float) -> None:
+    """Add the members of tars and zips; of damaged ones, what lies before the damage."""
+    damaged: dict[str, str] = {}
     pool = archives.LabelPool()
     for file in files:
         if file.path.rpartition("/")[2].startswith(DEVKIT):
             tree.others.append(file.path)
             continue
         container, number = Container(file.path, file.size), len(tree.containers)
-        try:
-            found = archives.read_archive(tree.store, container, number)
-        except UsageError as error:
-            errors.append(error)
-            continue
+        found = archives.read_archive(tree.store, container, number)
+        if found.damage:
+            damaged[file.path] = found.damage
         pool.add(found, tree.store.url_of(file.path))
         if found.folders or found.labeled:
             tree.containers.append(container)
-        elif not found.labels:
+        elif not found.labels and not found.damage:
             tree.left_out.add(file.path, "an archive without images")
         tree.archives |= found.archives
         tree.folders.update(found.folders)
@@ -185,9 +184,15 @@ def _add_archives(tree: Tree, files: list[File]) -> None:
             tree.labeled[file.path] = found.labeled
         for path in found.others:
             tree.left_out.add(f"{file.path}/{path}", "not an image")
-    if errors:
-        more = f"; and {len(errors) - 1} more: {'; '.join(map(str, errors[1:4]))}" if errors[1:] else ""
-        raise UsageError(f"{errors[0]}{more}")
+    if len(damaged) > max_bad * len(files):
+        first, *others = (f"{tree.store.url_of(path)}: {damage}" for path, damage in damaged.items())
+        more = f"; and {len(others):,} more: {'; '.join(others)}" if others else ""
+        raise UsageError(
+            f"{first}{more} ({len(damaged):,} of {len(files):,} archives are damaged; a larger --max-bad "
+            "reads what lies before the damage)"
+        )
+    for path, damage in damaged.items():
+        tree.left_out.add(path, f"what cannot be read of it: {damage}")
     pool.join(tree.folders, tree.labeled)
     unify(tree.store, tree.labeled)
 

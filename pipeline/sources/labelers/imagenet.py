@@ -61,8 +61,9 @@ def read_labels(
         tables[store.url_of(solution)] = read_solution(store, solution)
     if stems and not tables:
         raise UsageError(
-            f"{val}: no labels for its {len(stems):,} images; put {DEVKIT}.tar.gz or {SOLUTION} into "
-            f"{store.url}, or name a folder above it that holds one of them"
+            f"{val} was read as flat images, but there are no labels for its {len(stems):,} images, such as "
+            f"{min(stems)}; put {DEVKIT}.tar.gz or {SOLUTION} into {store.url}, or name a folder above it "
+            "that holds one of them"
         )
     return names, _agreed(tables, val, stems) if stems else []
 

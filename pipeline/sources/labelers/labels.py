@@ -11,8 +11,9 @@ A string is the class itself. If every class is a WNID, classes are sorted by WN
 otherwise integers keep their order and strings are sorted.
 """
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -23,6 +24,29 @@ from pipeline.sources.classes import class_order
 from pipeline.sources.labelers.wnids import WNID, wnid_in
 
 T = TypeVar("T")
+# An integer, which some tools write as 7.0; and any other number.
+_WHOLE = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?", re.ASCII)
+_OTHER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|[+-]?inf", re.ASCII | re.IGNORECASE)
+
+
+class FractionError(ValueError):
+    """All labels are numbers, and the one that is the error's text is not whole."""
+
+
+def read_numbers(texts: Iterable[str]) -> dict[str, Label]:
+    """Return text → number if all labels are whole numbers, such as 7 and 7.0; else text → text.
+
+    Raises:
+        FractionError: All are numbers, and one is not whole.
+    """
+    found = {text: _WHOLE.fullmatch(text) for text in texts}
+    whole = {text: int(match[1]) for text, match in found.items() if match}
+    if len(whole) == len(found):
+        return dict(whole)
+    others = [text for text in found if text not in whole]
+    if all(map(_OTHER.fullmatch, others)):
+        raise FractionError(others[0])
+    return {text: text for text in found}
 
 
 def is_missing(label: Label | None) -> bool:

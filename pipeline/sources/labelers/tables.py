@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.sources.base import Image, Label
 from pipeline.sources.keys import stem_of
 from pipeline.sources.labelers.devkit import read_small, read_text
+from pipeline.sources.labelers.labels import FractionError, read_numbers
 from pipeline.storage.base import Store
 
 ANNOTATIONS = "val_annotations.txt"
@@ -18,6 +19,10 @@ ANNOTATIONS = "val_annotations.txt"
 
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_id", "imageid", "img", "name")
 _LABELS = ("label", "class", "class_id", "class_name", "category", "target", "wnid", "labels")
+
+
+_ONE_LABEL = "a network for classes needs one label an image: keep one for each"
+_SEPARATORS = ("|", ";", ",", " ")
 
 
 class LabelTable:
@@ -28,22 +33,37 @@ class LabelTable:
     """
 
     def __init__(self, place: str, rows: Iterable[tuple[str, Label]]) -> None:
-        """Read the rows.
+        """Read the rows. Texts of whole numbers are numbers, if all texts are.
 
         Raises:
-            UsageError: A file has two labels.
+            UsageError: A file has two labels, a label holds several, or all are numbers and one is not whole.
         """
         self.place = place
-        self._by_path: dict[str, Label] = {}
+        found: dict[str, Label] = {}
         for path, label in rows:
             path = path.replace("\\", "/").removeprefix("./")
-            if self._by_path.setdefault(path, label) != label:
-                raise UsageError(
-                    f"{place}: {path} has the labels {self._by_path[path]} and {label}; a network for "
-                    "classes needs one label an image: keep one row for each"
-                )
+            if found.setdefault(path, label) != label:
+                raise UsageError(f"{place}: {path} has the labels {found[path]} and {label}; {_ONE_LABEL}")
+        texts = dict.fromkeys(label for label in found.values() if isinstance(label, str))
+        self._refuse_several(found, texts)
+        try:
+            known = read_numbers(texts)
+        except FractionError as error:
+            path = next(path for path, label in found.items() if label == str(error))
+            raise UsageError(
+                f"{place}: {path} has the label {error}; labels must be whole numbers or names"
+            ) from error
+        self._by_path = {p: known[i] if isinstance(i, str) else i for p, i in found.items()}
         self._by_name = self._unambiguous(lambda path: path.rpartition("/")[2])
         self._by_stem = self._unambiguous(stem_of)
+
+    def _refuse_several(self, found: dict[str, Label], labels: Container[str]) -> None:
+        """Refuse labels such as "cat|dog" where "cat" and "dog" are labels too."""
+        for path, label in found.items():
+            for separator in _SEPARATORS if isinstance(label, str) else ():
+                parts = str(label).split(separator)
+                if len(parts) > 1 and all(part.strip() in labels for part in parts):
+                    raise UsageError(f"{self.place}: {path} has several labels ({label}); {_ONE_LABEL}")
 
     def _unambiguous(self, short: Callable[[str], str]) -> dict[str, Label]:
         found: dict[str, Label | None] = {}
@@ -131,8 +151,8 @@ def _column(
     found = [known[name] for name in usual if name in known]
     if not found:
         raise UsageError(
-            f"--labels {url}: which column holds the {what}? Its columns are {', '.join(row)}; name one with "
-            f"{option}"
+            f"--labels {url}: which column holds the {what}? The names in its first line are "
+            f"{', '.join(row)}; name one with {option}"
         )
     return found[0]
 
@@ -141,15 +161,14 @@ def _checked(url: str, row: int, label: Any) -> Label:
     if isinstance(label, float) and label.is_integer():
         return int(label)
     if isinstance(label, str) and label.strip():
-        return int(label) if label.strip().isdecimal() and label.isascii() else label.strip()
+        return label.strip()
     if isinstance(label, int) and not isinstance(label, bool):
         return label
     if isinstance(label, list | tuple | dict):
-        raise UsageError(
-            f"--labels {url}: row {row:,} has several labels ({str(label)[:60]}); a network for classes "
-            "needs one label an image"
-        )
-    raise UsageError(f"--labels {url}: row {row:,} has the label {label!r}; it must be a number or a name")
+        raise UsageError(f"--labels {url}: row {row:,} has several labels ({str(label)[:60]}); {_ONE_LABEL}")
+    raise UsageError(
+        f"--labels {url}: row {row:,} has the label {label!r}; it must be a whole number or a name"
+    )
 
 
 def _csv(store: Store, name: str, separator: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pipeline.dataset.tar import Member, scan
-from pipeline.errors import UsageError
+from pipeline.errors import DamageError, UsageError
 from pipeline.sources.base import Container, Image, Label, is_image
 from pipeline.sources.listers.webdataset import (
     LABELS,
@@ -42,6 +42,8 @@ class Archive:
         labels: Key of a sample → its label, for labels without an image in this archive.
         archives: Path of this archive, and of the tars in it.
         others: Paths of the other members.
+        damage: What is damaged, where, and what to do about it; "" for a whole archive. Then the content is
+            what lies before the damage.
     """
 
     folders: dict[str, list[Image]] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Archive:
     labels: dict[str, Label] = field(default_factory=dict)
     archives: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
+    damage: str = ""
 
     def add(self, container: Container, images: Iterable[Image]) -> None:
         """Add images without labels to their folders."""
@@ -71,7 +74,8 @@ def read_archive(store: Store, container: Container, number: int) -> Archive:
         number: Index of the container in the source's list.
 
     Raises:
-        UsageError: The archive is damaged; see also `pipeline.sources.listers.webdataset.label_of`.
+        UsageError: Its compression needs a package that is not installed, or a member is encrypted; see also
+            `pipeline.sources.listers.webdataset.label_of`.
         RunError: It cannot be read.
     """
     if container.path.lower().endswith(ZIP):
@@ -80,8 +84,13 @@ def read_archive(store: Store, container: Container, number: int) -> Archive:
     url = store.url_of(container.path)
     sum_of = _SUMS.get(container.path.rpartition("/")[2])
     remedy = "download it again" + (f" (its MD5 is {sum_of})" if sum_of else "")
-    with unpacked(store, container) as file:
-        found = list(_members(file, url, remedy, archive, container, number))
+    found: list[Image | SamplePart] = []
+    try:
+        with unpacked(store, container) as file:
+            for item in _members(file, url, remedy, archive, container, number):
+                found.append(item)  # one by one, to keep those before the damage
+    except DamageError as error:
+        archive.damage = str(error).removeprefix(url).lstrip(": ")
     images = [item for item in found if isinstance(item, Image)]
     if len(images) < len(found):
         _add_samples(archive, container, url, found)
@@ -125,13 +134,18 @@ def _members(
 
 
 def _add_samples(archive: Archive, container: Container, url: str, found: list[Image | SamplePart]) -> None:
-    """Join images and labels: members of one sample that lie side by side, then those with one key."""
+    """Join images and labels: members of one sample that lie side by side, then those with one key.
+
+    Images without a label are left out of a damaged archive, as their labels may lie behind the damage.
+    """
     images = {(item.path, item.offset): item for item in found if isinstance(item, Image)}
     unlabeled: dict[str, Image] = {}
     parts = (part_of(_member(item)) if isinstance(item, Image) else item for item in found)
     for sample in samples_of(part for part in parts if part):
         label = label_of(sample, url)
         part = sample.get("image")
+        if label is None and "json" in sample:
+            archive.others.append(sample["json"].member.name)
         if part is None:
             if label is not None:
                 archive.labels[next(iter(sample.values())).key] = label
@@ -146,6 +160,8 @@ def _add_samples(archive: Archive, container: Container, url: str, found: list[I
         if key in archive.labels:
             image.label = archive.labels.pop(key)
             archive.labeled.append(image)
+        elif archive.labeled and archive.damage:
+            archive.others.append(image.path)
         elif archive.labeled:
             archive.labeled.append(image)  # `to_classes` refuses a split that has labels for a part only
         else:
@@ -194,8 +210,15 @@ def _read_zip(store: Store, container: Container, number: int) -> Archive:
     archive = Archive(archives={container.path})
     images: list[Image] = []
     url = store.url_of(container.path)
-    with reading(url, "zip file", zipfile.BadZipFile), store.open(container.path, read_ahead=False) as file:
-        members = zipfile.ZipFile(file).infolist()
+    try:
+        with (
+            reading(url, "zip file", zipfile.BadZipFile),
+            store.open(container.path, read_ahead=False) as file,
+        ):
+            members = zipfile.ZipFile(file).infolist()
+    except DamageError as error:
+        archive.damage = str(error).removeprefix(url).lstrip(": ")
+        return archive
     for row, member in enumerate(members):
         name = member.filename
         if member.is_dir() or "/." in f"/{name}" or name.startswith("__MACOSX/"):

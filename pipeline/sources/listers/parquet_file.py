@@ -84,7 +84,10 @@ def columns_of(schema: Any, url: str) -> Columns:
         needed = {"image (a struct of bytes and path, or bytes)": image, "label": label}
         missing = " and no column ".join(name for name, column in needed.items() if column is None)
         present = ", ".join(f"{field.name} ({_shown(field.type)})" for field in schema) or "none"
-        raise UsageError(f"{url}: no column {missing}; its columns are: {present}")
+        raise UsageError(
+            f"{url}: read as Parquet, but it has no column {missing}; its columns are: {present}; rename "
+            "columns, or name another folder"
+        )
     kind = schema.field(label).type
     value = kind.value_type if kinds.is_dictionary(kind) else kind
     if not (_is_text(kind) or kinds.is_integer(value)):

@@ -22,6 +22,7 @@ import msgspec
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import UsageError
 from pipeline.sources.base import IMAGE_SUFFIXES, Container, Image, Label
+from pipeline.sources.labelers.labels import FractionError, read_numbers
 from pipeline.sources.opening import unpacked
 from pipeline.storage.base import Store
 
@@ -31,9 +32,6 @@ LABELS = (".cls", ".json")
 """Suffixes of members that can hold a label, in lower case."""
 # Members that the webdataset library leaves out, and hidden files, such as those that macOS adds.
 _SKIPPED = re.compile(r"__[^/]*__($|/)|(.*/)?\.")
-# An integer, which some tools write as 7.0.
-_NUMBER = re.compile(r"([+-]?[0-9]{1,18})(\.0*)?", re.ASCII)
-_FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9][0-9]*", re.ASCII)
 _LONGEST_LABEL = 2**24
 
 
@@ -150,7 +148,8 @@ def label_of(sample: TarSample, url: str) -> Label | None:
         return int(label)
     if label is not None and type(label) not in (int, str):
         raise UsageError(
-            f"{url}: {part.member.name} has the label {label!r}; it must be an integer or a string"
+            f"{url}: {part.member.name} has the label {label!r}; it must be a whole number or a string; "
+            "correct or remove it"
         )
     return label
 
@@ -167,16 +166,13 @@ def unify(store: Store, labeled: dict[str, list[Image]]) -> None:
     """
     images = list(chain.from_iterable(labeled.values()))
     texts = {image.label: image.label for image in images if isinstance(image.label, str)}
-    found = {text: _NUMBER.fullmatch(text) for text in texts}
-    numbers = all(found.values())
-    known: dict[str, Label] = {text: int(m[1]) if numbers and m else text for text, m in found.items()}
-    if not numbers and all(match or _FRACTION.fullmatch(text) for text, match in found.items()):
-        wrong = {text for text, match in found.items() if match is None}
-        tar, image = next((tar, i) for tar, some in labeled.items() for i in some if i.label in wrong)
+    try:
+        known = read_numbers(texts)
+    except FractionError as error:
+        tar, image = next((tar, i) for tar, some in labeled.items() for i in some if i.label == str(error))
         raise UsageError(
-            f"{store.url_of(tar)}: {image.path} has the label {image.label}; labels must be whole numbers or "
-            "names"
-        )
+            f"{store.url_of(tar)}: {image.path} has the label {error}; labels must be whole numbers or names"
+        ) from error
     for image in images:
         if isinstance(image.label, str):
             image.label = known[image.label]

@@ -173,7 +173,12 @@ def test_a_table_of_labels(tmp_path, suffix, short):
 @pytest.mark.parametrize(
     ("name", "data", "columns", "message"),
     [
-        ("t.csv", as_csv(ROWS), {}, "which column holds the labels? Its columns are image, species"),
+        (
+            "t.csv",
+            as_csv(ROWS),
+            {},
+            "which column holds the labels? The names in its first line are image, species",
+        ),
         (
             "t.csv",
             as_csv(ROWS),
@@ -216,43 +221,3 @@ def test_evaluation_sets_are_read_as_downloaded_and_as_unpacked(tmp_path, archiv
         found = read_source(tmp_path / source, SourceOptions(splits={"test": "."}))
         assert {split: len(samples) for split, samples in found.splits.items()} == {"test": 6}
         assert classes(found) == list(ids)
-
-
-# Refusals: what the source was read as, an example, and the way on
-
-
-def flat_without_labels(root, tree):
-    for number in range(3):
-        place(root / f"{number}.jpg")
-
-
-def val_without_labels(root, tree):
-    write_kaggle(root, tree)
-    (root / "LOC_val_solution.csv").unlink()
-
-
-def stranger_in_val(root, tree):
-    flat(root / "train", ant=1, bee=1)
-    flat(root / "val", wasp=2)
-
-
-def one_class(root, tree):
-    flat(root, ant=3)
-
-
-REFUSALS = [
-    (flat_without_labels, ("read as flat images", "0.jpg", "--labels FILE")),
-    (val_without_labels, ("no labels for its 6 images", "LOC_val_solution.csv")),
-    (
-        stranger_in_val,
-        ("no training images for wasp, but 2 in val (such as val/wasp/wasp_00.jpg)", "--classes"),
-    ),
-    (one_class, ("ant",)),
-    (lambda root, tree: place(root / "a" / "x.txt"), ("no images found",)),
-]
-
-
-@pytest.mark.parametrize(("write", "parts"), REFUSALS)
-def test_refusals_name_what_was_found_and_the_way_on(tmp_path, tree, write, parts):
-    write(tmp_path, tree)
-    refused(lambda: read_source(tmp_path), str(tmp_path), *parts)

@@ -118,7 +118,7 @@ def test_of_each_kind_the_first_that_is_found(tmp_path):
 
     assert read(["a/b", "a", ""], "v1", "v1") == ({"n01440764": "inner"}, ["n01440764"] * 2)
     assert read(["", "a"]) == ({"n01440764": "outer"}, [])
-    refused(lambda: read(["a"], "v1"), "val: no labels for its 1 images; put ILSVRC2012_devkit_t12.tar.gz")
+    refused(lambda: read(["a"], "v1"), "no labels for its 1 images, such as v1; put ILSVRC2012_devkit")
     refused(lambda: read([""], "v1", "v2"), "LOC_val_solution.csv does not match val: 1 of 2 images")
 
 

@@ -206,7 +206,7 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
         ),
         ([("a.jpg", b""), ("a.cls", b"\xff\xfe")], "a.cls is no label"),
         ([("a.jpg", b""), ("a.json", b'{"label": ')], "a.json is no label"),
-        ([("a.json", b'{"label": 1.5}')], "a.json has the label 1.5; it must be an integer or a string"),
+        ([("a.json", b'{"label": 1.5}')], "a.json has the label 1.5; it must be a whole number or a string"),
         ([("a.json", b'{"label": true}')], "a.json has the label True; it must be"),
         (pairs(a="7.5", b="1"), "a.jpg has the label 7.5; labels must be whole numbers"),
         ([("a.cls", bytes(2**24 + 1))], "a.cls has 16,777,217 bytes, too many for a label"),
