@@ -116,7 +116,7 @@ def _accuracy(setting: Setting, seed: int, work: Path) -> float:
         sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
         data = str(work / _folder(setting.data))
         options = ("--recipe", "small", "--cpus", "1", *sets, "--out", str(out))
-        common.run([common.tool("alexnet-train"), data, *options, "--resume", "auto"])
+        common.run([common.tool("alexnet-train"), data, *options, "--resume"])
         rows = metrics.read_text().splitlines()
     return float(json.loads(rows[-1])["val_top1"])
 

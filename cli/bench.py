@@ -1,14 +1,39 @@
-"""Print the table of `alexnet-train --bench`."""
+"""`alexnet-bench`: measure what limits the speed of training."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cli.common.console import Column, echo, print_table
+import click
+
+from cli.common.commands import CONTEXT, Command
+from cli.common.console import Column, echo, one_line_errors, print_table, require_dali
+from cli.common.jobs import job_options, new_job
 
 if TYPE_CHECKING:
     from trainer.training.benchmark import Measured
 
 
-def print_measured(measured: "Measured") -> None:
+@click.command(cls=Command, context_settings=CONTEXT)
+@click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-bench")
+@job_options
+@one_line_errors
+def main(**options: Any) -> None:
+    """Measure what limits training on DATA: loader, network and gradient exchange, alone and together.
+
+    DATA is a dataset made by `alexnet-prep shard`; by default the one that $ALEXNET_DATA names, else shards.
+    On GPUs the loader is measured with every placement. Nothing is written.
+    """
+    require_dali()
+    from trainer.distributed.env import first_of_all
+    from trainer.distributed.launch import launch
+    from trainer.training import benchmark
+
+    job, processes = new_job("measuring", options)
+    measured = launch(processes, benchmark.measure, job, benchmark.SECONDS)
+    if measured is not None and first_of_all():
+        _print(measured)
+
+
+def _print(measured: "Measured") -> None:
     """Print a table of the measured parts, then its slowest part."""
     alone = [timing.images_per_second for timing in measured.timings if timing.name != "together"]
     on_gpu = any(timing.device_mb for timing in measured.timings)

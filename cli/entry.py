@@ -50,3 +50,17 @@ def export() -> None:
     from cli.export import main
 
     main()
+
+
+def plan() -> None:
+    """Run `alexnet-plan`."""
+    from cli.plan import main
+
+    main()
+
+
+def bench() -> None:
+    """Run `alexnet-bench`."""
+    from cli.bench import main
+
+    main()

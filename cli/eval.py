@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.common.commands import CONTEXT, Command, section
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
-from cli.common.defaults import RUNS
 from cli.common.options import (
+    RUNS,
     classes_by_option,
     data_options,
     loader_options_of,
@@ -20,7 +21,7 @@ from cli.common.options import (
 )
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.results import print_classes, print_results
-from cli.common.streams import Command, safe_streams
+from cli.common.streams import safe_streams
 from pipeline.progress import no_progress
 
 if TYPE_CHECKING:
@@ -34,79 +35,93 @@ _input_option = partial(click.option, type=click.Path(path_type=Path, dir_okay=F
 _output_option = partial(click.option, type=OutputFile())
 
 
-@click.command(
-    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-eval")
 @click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN_OR_CHECKPOINT]...")
-@click.option(
-    "--data", type=click.Path(), help="Dataset to evaluate on.  [default: the one named in run.json]"
+@section(
+    "Network",
+    click.option(
+        "--ensemble-weights",
+        metavar="W,W,…",
+        help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
+    ),
+    click.option("--arch", help="Architecture of checkpoints from other programs, such as alexnet_owt."),
+    click.option(
+        "--preprocessing",
+        metavar="NAME|FILE.toml",
+        help="Preprocessing of checkpoints from other programs: torchvision, or a TOML file with mean, std.",
+    ),
+    weights_option,
+    classes_by_option,
+    precision_option,
 )
-@click.option(
-    "--views",
-    type=click.Choice(["center", "ten-crop", "full-resize"]),
-    default="center",
-    show_default=True,
-    help="Crops of each image: the center crop, ten crops, or the whole image resized to a square.",
+@section(
+    "What is measured",
+    click.option(
+        "--data", type=click.Path(), help="Dataset to evaluate on.  [default: the one named in run.json]"
+    ),
+    click.option(
+        "--views",
+        type=click.Choice(["center", "ten-crop", "full-resize"]),
+        default="center",
+        show_default=True,
+        help="Crops of each image: the center crop, ten crops, or the whole image resized to a square.",
+    ),
+    click.option("--split", help="Split to evaluate.  [default: val, or the only one]"),
+    _input_option(
+        "--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json."
+    ),
+    _input_option(
+        "--labels",
+        "labels_file",
+        help="Also score by the labels in this file: CSV or JSON with a key and a label for each image.",
+    ),
+    click.option(
+        "--devkit",
+        type=click.Path(path_type=Path),
+        help="Development kit of ILSVRC 2012, which numbers the classes: archive, folder or meta.mat.",
+    ),
 )
-@click.option(
-    "--ensemble-weights",
-    metavar="W,W,…",
-    help="Weight of each checkpoint in the ensemble, such as 2,1,1.  [default: all equal]",
+@section(
+    "Output",
+    click.option("--per-class", is_flag=True, help="Print a table of the worst and the best classes."),
+    click.option(
+        "--table",
+        is_flag=True,
+        help="Print a Markdown table of the results; on ImageNet, with published results beside them.",
+    ),
+    _output_option("--json", "json_file", help="Save the result as JSON."),
+    _output_option(
+        "--predictions",
+        "predictions_file",
+        help="Save the five most probable classes of each image as .csv or .parquet.",
+    ),
+    _output_option("--confusion", "confusion_file", help="Save the confusion matrix as CSV."),
+    _output_option(
+        "--submission",
+        "submission_file",
+        help="Save predictions in the format of ImageNet challenge submissions; needs --devkit.",
+    ),
+    _output_option(
+        "--kernels",
+        "kernels_file",
+        help="Save the first-layer kernels of the first checkpoint as a PNG image.",
+    ),
+    force_option,
 )
-@click.option("--split", help="Split to evaluate.  [default: val, or the only one]")
-@classes_by_option
-@_input_option("--real-labels", help="Also score by the ImageNet-ReaL labels in this file, their real.json.")
-@_input_option(
-    "--labels",
-    "labels_file",
-    help="Also score by the labels in this file: CSV or JSON with a key and a label for each image.",
+@section(
+    "Processes",
+    click.option(
+        "--batch-size",
+        default=64,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Images per batch in each process.",
+    ),
+    click.option("--gpus", type=int, help="Number of GPUs to evaluate on.  [default: all visible GPUs]"),
+    click.option("--cpus", type=int, help="Number of CPU processes to evaluate in, instead of GPUs."),
 )
-@click.option("--arch", help="Architecture of checkpoints from other programs, such as alexnet_owt.")
-@click.option(
-    "--preprocessing",
-    metavar="NAME|FILE.toml",
-    help="Preprocessing of checkpoints from other programs: torchvision, or a TOML file with mean and std.",
-)
-@weights_option
-@click.option("--per-class", is_flag=True, help="Print a table of the worst and the best classes.")
-@click.option(
-    "--table",
-    is_flag=True,
-    help="Print a Markdown table of the results; on ImageNet, with published results beside them.",
-)
-@_output_option("--json", "json_file", help="Save the result as JSON.")
-@_output_option(
-    "--predictions",
-    "predictions_file",
-    help="Save the five most probable classes of each image as .csv or .parquet.",
-)
-@_output_option("--confusion", "confusion_file", help="Save the confusion matrix as CSV.")
-@_output_option(
-    "--submission",
-    "submission_file",
-    help="Save predictions in the format of ImageNet challenge submissions; needs --devkit.",
-)
-@click.option(
-    "--devkit",
-    type=click.Path(path_type=Path),
-    help="Development kit of ILSVRC 2012, which numbers the classes: archive, folder or meta.mat.",
-)
-@_output_option(
-    "--kernels", "kernels_file", help="Save the first-layer kernels of the first checkpoint as a PNG image."
-)
-@click.option(
-    "--batch-size",
-    default=64,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images per batch in each process.",
-)
-@precision_option
-@click.option("--gpus", type=int, help="Number of GPUs to evaluate on.  [default: all visible GPUs]")
-@click.option("--cpus", type=int, help="Number of CPU processes to evaluate in, instead of GPUs.")
 @data_options
-@force_option
 @one_line_errors
 def main(
     checkpoints: tuple[Path, ...],

@@ -5,18 +5,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.common.commands import CONTEXT, Command
 from cli.common.console import echo, one_line_errors
 from cli.common.options import weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
-from cli.common.streams import Command
 
 if TYPE_CHECKING:
     from trainer.runs.state_dict import WeightsChoice
 
 
-@click.command(
-    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-export")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
 @click.argument("out", type=OutputFile())

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.common.commands import CONTEXT, Command, section
 from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, terminal_width
 from cli.common.options import precision_option, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
-from cli.common.streams import Command
 from pipeline.text import visible
 
 if TYPE_CHECKING:
@@ -22,56 +22,65 @@ if TYPE_CHECKING:
     from trainer.runs.state_dict import WeightsChoice
 
 
-@click.command(
-    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.command(cls=Command, context_settings=CONTEXT)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-predict")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="RUN_OR_CHECKPOINT")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option(
-    "--also",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="RUN_OR_CHECKPOINT",
-    help="Another network to average the probabilities with; repeatable.",
+@section(
+    "Network",
+    click.option(
+        "--ensemble",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="RUN_OR_CHECKPOINT",
+        help="Another network to average the probabilities with; repeatable.",
+    ),
+    precision_option,
+    weights_option,
 )
-@click.option(
-    "--top",
-    default=5,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Number of most probable classes to print for each image.",
+@section(
+    "Images",
+    click.option(
+        "--views",
+        type=click.Choice(["center", "ten-crop"]),
+        default="center",
+        show_default=True,
+        help="Crops of each image: the center crop, or ten crops whose probabilities are averaged.",
+    ),
+    click.option(
+        "--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per batch."
+    ),
+    click.option(
+        "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
+    ),
 )
-@click.option(
-    "--views",
-    type=click.Choice(["center", "ten-crop"]),
-    default="center",
-    show_default=True,
-    help="Crops of each image: the center crop, or ten crops whose probabilities are averaged.",
+@section(
+    "Output",
+    click.option(
+        "--top",
+        default=5,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Number of most probable classes to print for each image.",
+    ),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["table", "json", "csv"]),
+        default="table",
+        show_default=True,
+        help="Output format: table, JSON or CSV.",
+    ),
+    click.option(
+        "-o", "--out", type=OutputFile(), help="Write the predictions to this file instead of printing them."
+    ),
+    force_option,
 )
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per batch.")
-@precision_option
-@click.option(
-    "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-    help="Output format: table, JSON or CSV.",
-)
-@click.option(
-    "-o", "--out", type=OutputFile(), help="Write the predictions to this file instead of printing them."
-)
-@force_option
-@weights_option
 @one_line_errors
 def main(
     checkpoint: Path,
     images: tuple[Path, ...],
-    also: tuple[Path, ...],
+    ensemble: tuple[Path, ...],
     top: int,
     views: str,
     batch_size: int,
@@ -102,7 +111,7 @@ def main(
     check_precision(precision, "cpu" if device == "cpu" else "gpu")
     if device == "cpu":
         keep_freed_memory()
-    loaded = [load_model(path, weights) for path in (checkpoint, *also)]
+    loaded = [load_model(path, weights) for path in (checkpoint, *ensemble)]
     for note in (note for trained in loaded for note in trained.notes):
         echo(f"note: {note}", err=True)
     models = [trained.classifier.to(device) for trained in loaded]

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.common.commands import CONTEXT, Group, section
 from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar, require_dali
-from cli.common.defaults import check_dataset, out_argument, say_source_and_out, source_argument
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.interrupts import keeping
 from cli.common.options import (
+    check_dataset,
     max_bad_option,
     max_megapixels_option,
+    out_argument,
+    say_source_and_out,
+    source_argument,
     take_over_option,
     workers_option,
 )
 from cli.common.outputs import OutputFile, check_outputs, force_option
-from cli.common.source_options import source_options, source_options_of
-from cli.common.streams import Group, writes_files
+from cli.common.source_options import image_options, source_options, source_options_of
+from cli.common.streams import writes_files
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-prep")
 def main() -> None:
     """Convert images to WebDataset shards with RGB statistics, and check and describe them."""
@@ -38,74 +42,44 @@ def main() -> None:
 @source_argument
 @out_argument
 @source_options
-@click.option(
-    "--size",
-    default=256,
-    show_default=True,
-    type=click.IntRange(8, 4096),
-    help="Length of the shorter side of the stored images, in pixels.",
+@image_options
+@section(
+    "Work",
+    workers_option,
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where tasks run: in processes on this machine, or on a Ray cluster.",
+    ),
+    click.option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        help="Address of the Ray cluster, whose size --workers does not limit.  [default: RAY_ADDRESS, else "
+        "a local Ray is started]",
+    ),
+    click.option(
+        "--task",
+        metavar="I/N",
+        help="Make only shards I, I+N, I+2N, … (I from 0 to N-1), for job arrays; `finish` merges all.",
+    ),
+    click.option(
+        "--scratch",
+        type=_FOLDER,
+        help="Local folder for temporary files: shards before upload to a bucket, and unpacked sources.",
+    ),
 )
-@click.option(
-    "--quality",
-    default=95,
-    show_default=True,
-    type=click.IntRange(1, 100),
-    help="Quality of the stored JPEGs.",
+@section(
+    "Output",
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Replace the dataset, or the unfinished one, in OUT; other files there stay.",
+    ),
+    take_over_option,
+    click.option("--dry-run", is_flag=True, help="List SOURCE and stop."),
 )
-@click.option(
-    "--keep-aspect", is_flag=True, help="Store the whole scaled image instead of its center square."
-)
-@click.option(
-    "--keep-original",
-    is_flag=True,
-    help="Store intact RGB JPEGs byte for byte; training then scales their shorter side to --size.",
-)
-@click.option(
-    "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
-)
-@click.option(
-    "--drop-duplicates",
-    is_flag=True,
-    help="Leave out training images that are validation or test images too.  [default: only report them]",
-)
-@click.option(
-    "--shard-samples",
-    type=click.IntRange(1),
-    help="Number of images per tar.  [default: 2000, fewer for small datasets]",
-)
-@max_megapixels_option
-@max_bad_option
-@workers_option
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where tasks run: in processes on this machine, or on a Ray cluster.",
-)
-@click.option(
-    "--ray-address",
-    envvar="RAY_ADDRESS",
-    help="Address of the Ray cluster, whose size --workers does not limit.  [default: RAY_ADDRESS, else a "
-    "local Ray is started]",
-)
-@click.option(
-    "--task",
-    metavar="I/N",
-    help="Make only shards I, I+N, I+2N, … (I from 0 to N-1), for job arrays; run `finish` after all tasks.",
-)
-@click.option(
-    "--scratch",
-    type=_FOLDER,
-    help="Local folder for temporary files: shards before upload to a bucket, and unpacked sources.",
-)
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Replace the dataset, or the unfinished one, in OUT; other files there stay.",
-)
-@take_over_option
-@click.option("--dry-run", is_flag=True, help="List SOURCE and stop.")
 @one_line_errors
 def shard(
     source: str,
@@ -248,15 +222,18 @@ def verify(out: str, fast: bool, workers: int) -> None:
 
 @main.command()
 @out_argument
-@click.option(
-    "--size",
-    default=256,
-    show_default=True,
-    type=click.IntRange(8, 4096),
-    help="For tars of other tools with images of mixed sizes: shorter side to which training scales them.",
+@section(
+    "Images",
+    click.option(
+        "--size",
+        default=256,
+        show_default=True,
+        type=click.IntRange(8, 4096),
+        help="For other tools' tars with images of mixed sizes: shorter side to which training scales them.",
+    ),
+    max_megapixels_option,
+    max_bad_option,
 )
-@max_megapixels_option
-@max_bad_option
 @workers_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @one_line_errors

@@ -1,4 +1,4 @@
-"""`alexnet-show`: draw figures of a trained network, and write the report of a run."""
+"""`alexnet-show`: draw figures of a trained network, and show or report on a run."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.common.commands import CONTEXT, Group, option_group, section
 from cli.common.console import echo, one_line_errors, progress_bar, require_dali
-from cli.common.options import classes_by_option, option_group, precision_option, weights_option
-from cli.common.outputs import OutputFile, check_folder, check_outputs, force_option
-from cli.common.streams import Group, writes_files
+from cli.common.options import classes_by_option, precision_option, weights_option
+from cli.common.outputs import OutputFile, check_outputs, force_option
+from cli.report import report
+from cli.status import status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,37 +24,45 @@ if TYPE_CHECKING:
     from trainer.runs.class_match import ClassesBy
     from trainer.runs.state_dict import WeightsChoice
 
+    Option = Callable[..., Any]
     Drawn = tuple[Figure, list[str]]
     """A figure, and lines to print."""
 
 _PATH = click.Path(path_type=Path)
 _RUN = option_group(click.argument("run", type=_PATH, metavar="RUN_OR_CHECKPOINT"), weights_option)
 _IMAGE = click.argument("image", metavar="KEY_OR_FILE")
-_DATA = click.option("--data", help="Dataset to use.  [default: the one named in run.json]")
-_SPLIT = click.option("--split", help="Split to take images from.  [default: val, or the only one]")
 
 
-def _number(
-    name: str, default: int, help_: str, least: int = 1, most: int | None = None
-) -> Callable[..., Any]:
+def _images(*names: str, **settings: Any) -> Callable[..., Any]:
+    """Return an option that stands under the heading "Images"."""
+    return section("Images", click.option(*names, **settings))
+
+
+_DATA = _images("--data", type=click.Path(), help="Dataset to use.  [default: the one named in run.json]")
+_SPLIT = _images("--split", help="Split to take images from.  [default: val, or the only one]")
+
+
+def _number(name: str, default: int, help_: str, least: int = 1, most: int | None = None) -> "Option":
     """Return an option for a number, with its bounds."""
-    return click.option(
-        name, default=default, show_default=True, type=click.IntRange(least, most), help=help_
-    )
+    return _images(name, default=default, show_default=True, type=click.IntRange(least, most), help=help_)
 
 
 _SEED = _number("--seed", 0, "Seed of the choice of images.", least=0)
 _BATCH_SIZE = _number("--batch-size", 64, "Images per batch.")
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(package_name="alexnet-toolkit", prog_name="alexnet-show")
 def main() -> None:
-    """Draw figures of a trained network, or write the report of a run.
+    """Draw figures of a trained network, show the state of a run, or write its report.
 
     Figures are PNG or SVG, by the file's suffix. For a run's folder, the best checkpoint is used, and the
     dataset that its run.json names.
     """
+
+
+main.add_command(report)
+main.add_command(status)
 
 
 def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
@@ -71,13 +81,16 @@ def _figure(command: "Callable[..., Drawn]") -> Callable[..., Any]:
         for line in (str(out), *lines):
             echo(line)
 
-    option = click.option(
-        "-o",
-        "--out",
-        type=OutputFile(),
-        default=Path(f"{command.__name__}.png"),
-        show_default=True,
-        help="PNG or SVG file to write.",
+    option = section(
+        "Output",
+        click.option(
+            "-o",
+            "--out",
+            type=OutputFile(),
+            default=Path(f"{command.__name__}.png"),
+            show_default=True,
+            help="PNG or SVG file to write.",
+        ),
     )
     return main.command()(option(force_option(one_line_errors(write))))
 
@@ -98,7 +111,7 @@ def kernels(run: Path, weights: "WeightsChoice | None") -> "Drawn":
 @_figure
 @_RUN
 @_number("--count", 8, "Number of images.", most=100)
-@click.option("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
+@_images("--only-errors", is_flag=True, help="Show only images whose top-1 prediction is wrong.")
 @_SEED
 @_SPLIT
 @classes_by_option
@@ -128,9 +141,7 @@ def predictions(
     trained, split = over_dataset(trained, dataset, classes_by), dataset.evaluation_split(split)
     found = some_predictions(trained.classifier, dataset, split, count, seed, only_errors, precision)
     if not found:
-        raise RunError(
-            f"{dataset.url}: the network predicts every image of {split} correctly; leave --only-errors out"
-        )
+        raise RunError(f"{dataset.url}: all images of {split} are predicted right; leave --only-errors out")
     return draw_predictions(found, names, f"{title}, {split}"), [
         f"{one.image.name} ({names[one.image.label]}): {names[one.classes[0]]} {one.probabilities[0]:.1%}"
         for one in found
@@ -142,7 +153,7 @@ def predictions(
 @click.argument("images", nargs=-1, metavar="[KEY_OR_FILE]...")
 @_number("--count", 6, "Number of neighbors of each image.", most=20)
 @_number("--queries", 5, "Number of images to choose where none are given.", most=50)
-@click.option("--among", default="train", show_default=True, help="Split to search for neighbors.")
+@_images("--among", default="train", show_default=True, help="Split to search for neighbors.")
 @_SEED
 @_SPLIT
 @_BATCH_SIZE
@@ -254,9 +265,7 @@ def confusion(
 @_figure
 @_RUN
 @_IMAGE
-@click.option(
-    "--layer", "layers", multiple=True, help="Name of a layer; repeatable.  [default: all convolutions]"
-)
+@_images("--layer", "layers", multiple=True, help="Name of a layer; repeatable.  [default: all convolutions]")
 @_number("--channels", 32, "Largest number of maps per layer.", most=512)
 @_SPLIT
 @precision_option
@@ -286,7 +295,7 @@ def maps(
 @_figure
 @_RUN
 @_IMAGE
-@click.option("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
+@_images("--class", "class_", help="Id or name of the class.  [default: the top-1 prediction]")
 @_SPLIT
 @precision_option
 @_DATA
@@ -316,54 +325,6 @@ def saliency(
     name = class_names(trained, dataset)[label]
     gradient = strength(trained.classifier, found.crop, label, precision)
     return draw_saliency(gradient, found.crop, f"{trained.name}, {found.name}", name), []
-
-
-@main.command()
-@click.argument("run", type=_PATH)
-@click.option("-o", "--out", type=OutputFile(), help="HTML file to write.  [default: RUN/report.html]")
-@click.option(
-    "--skip", multiple=True, metavar="PART", help="Part to leave out, such as neighbors; repeatable."
-)
-@_SEED
-@precision_option
-@_DATA
-@force_option
-@one_line_errors
-def report(
-    run: Path,
-    out: Path | None,
-    skip: tuple[str, ...],
-    seed: int,
-    precision: "PrecisionName",
-    data: str | None,
-    force: bool,
-) -> None:
-    """Write a report about a run as one HTML page.
-
-    The page shows summary, curves, throughput, kernels, predictions, neighbors, confusion, data statistics
-    and recipe. Parts that cannot be made, for example because the dataset is missing, are listed with the
-    reason.
-    """
-    check_outputs(force)
-    writes_files()
-    if out is None and run.is_dir():  # a report in the run's folder is replaced: it is the run's own
-        check_folder(run / "report.html")
-    from cli.common.facts import in_bytes
-    from trainer.report.page import write_report
-
-    with progress_bar("reading", "images") as show:
-        made = write_report(
-            run,
-            out or run / "report.html",
-            data,
-            skip=skip,
-            seed=seed,
-            precision=precision,
-            on_progress=show,
-        )
-    for part, reason in made.left_out.items():
-        echo(f"note: without {part}: {reason}", err=True)
-    echo(f"{made.file} ({in_bytes(made.file.stat().st_size)})")
 
 
 def _load(run: Path, weights: "WeightsChoice | None") -> "LoadedModel":

@@ -1,4 +1,4 @@
-"""`alexnet-train status`: print the state of a run from its folder."""
+"""`alexnet-show status`: print the state of a run from its folder."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.common.commands import Command
 from cli.common.console import echo, echo_lines, one_line_errors, terminal_width
 from cli.common.live import EpochLines, facts_of
 from trainer.runs.records import in_words
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 _EPOCHS_SHOWN = 5
 
 
-@click.command("status", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the whole state as JSON.")
 @one_line_errors
 def status(run: Path, as_json: bool) -> None:
-    """Show the progress of a run, whether it is alive, and its last epochs.
+    """Show the progress of a run and its last epochs.
 
-    RUN is the folder that `alexnet-train --out` named.
+    RUN is the folder that `alexnet-train --out` named. The state says whether a process is alive that works
+    there, on this machine or another.
     """
     import msgspec
 

@@ -155,7 +155,7 @@ def test_the_training_script_saves_at_slurms_warning_asks_again_and_ends(tiny_da
     calls = [f"scancel --signal=USR1 {number}.0", f"scontrol requeue {number}"]
     assert (tmp_path / "log").read_text().splitlines() == calls
     done = checkpoint.load(tmp_path / "run" / "last.pt")["progress"]["steps"]
-    environment["MORE"] += f" --steps {done + 5}"
+    environment["MORE"] += f" --max-steps {done + 5}"
     job = spawned("train.sh", cwd=tmp_path, env=environment)
     output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
@@ -173,7 +173,7 @@ def test_the_torchrun_command_on_two_hosts_trains_one_network(tiny_dataset, tmp_
     line = line.replace(
         "--nnodes 4 --nproc-per-node 8", "--nnodes 2 --nproc-per-node 1 --local-addr localhost"
     )
-    environment["MORE"] = "--cpus 1 --steps 3"
+    environment["MORE"] = "--cpus 1 --max-steps 3"
     hosts = [spawned("bash", "-c", line, cwd=tmp_path, env=environment) for _ in range(2)]
     outputs = [host.communicate(timeout=240)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs

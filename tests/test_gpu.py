@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from cli.bench import main as bench
 from cli.eval import main as evaluate
 from cli.train import main as train
 from pipeline import (
@@ -40,12 +41,13 @@ def originals(tiny_source, tmp_path_factory):
     return Dataset.open(folder)
 
 
-def run(dataset, out, *options, **settings):
-    """Train on one GPU with the demo recipe's settings, smaller; return the command's output."""
+def run(dataset, out, *options, command=train, **settings):
+    """Train or measure on one GPU with the demo recipe's settings, smaller; return the command's output."""
     values = {"crop": 64, "width": 0.1, "batch_size": 16, "epochs": 2} | settings
     sets = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    arguments = [str(dataset.root), "--recipe", "demo", "--gpus", "1", "--out", str(out), *sets, *options]
-    result = CliRunner().invoke(train, arguments)
+    to = [] if out is None else ["--out", str(out)]
+    arguments = [str(dataset.root), "--recipe", "demo", "--gpus", "1", *to, *sets, *options]
+    result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -117,9 +119,9 @@ def test_a_run_trains_and_evaluates_on_the_gpu(tiny_dataset, tmp_path, precision
     assert abs(metrics["top1"] - last["val_top1"]) <= 0.1
 
 
-def test_bench_measures_every_placement(tiny_dataset, tmp_path, monkeypatch):
+def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
     monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.2)
-    output = run(tiny_dataset, tmp_path / "run", "--bench")
+    output = run(tiny_dataset, None, command=bench)
     for part in ("loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "together", "GPU MB"):
         assert part in output
 
@@ -135,7 +137,7 @@ def test_bench_measures_every_placement(tiny_dataset, tmp_path, monkeypatch):
 )
 def test_every_setting_stops_and_resumes(tiny_dataset, tmp_path, options, settings):
     out = tmp_path / "run"
-    for more in (("--steps", "7"), ("--resume", "auto")):
+    for more in (("--max-steps", "7"), ("--resume",)):
         output = run(tiny_dataset, out, *options, *more, **settings)
         assert "torch.compile does not work" not in output
     rows = (out / "metrics.jsonl").read_text().splitlines()

@@ -33,8 +33,8 @@ TRAINER = [
 ]
 CLI = [
     ["common"],
-    ["status", "plan", "bench"],
-    ["prep", "train", "eval", "show", "predict", "export"],
+    ["status", "report"],
+    ["prep", "plan", "bench", "train", "eval", "show", "predict", "export"],
     ["entry"],
 ]
 PACKAGES = {"pipeline": PIPELINE, "trainer": TRAINER, "cli": CLI}

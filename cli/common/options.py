@@ -1,19 +1,19 @@
-"""Options and groups of options that commands share."""
+"""Arguments, options and groups of options that commands share, and the folders that are their defaults."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from cli.common.commands import section
+from cli.common.console import echo
 from cli.common.outputs import OutputFile
 from pipeline.host import usable_cores
 
 if TYPE_CHECKING:
     from trainer.data import LoaderOptions
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -31,18 +31,8 @@ class Size(click.ParamType[int]):
         return int(float(found[1]) * _UNITS[found[2]])
 
 
-def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Return a decorator that adds options to a command, in the order given."""
-
-    def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-data_options = option_group(
+data_options = section(
+    "Reading data",
     click.option(
         "--placement",
         type=click.Choice(["auto", "cpu", "hybrid", "gpu"]),
@@ -93,7 +83,8 @@ def loader_options_of(options: dict[str, Any]) -> "LoaderOptions":
     )
 
 
-failure_options = option_group(
+failure_options = section(
+    "Processes",
     click.option(
         "--max-restarts",
         type=click.IntRange(0),
@@ -114,7 +105,8 @@ failure_options = option_group(
 """Options for what happens when a process is lost or hangs."""
 
 
-validation_options = option_group(
+validation_options = section(
+    "Validation",
     click.option(
         "--val-every-steps",
         type=click.IntRange(1),
@@ -136,7 +128,8 @@ validation_options = option_group(
 """Options for when a run validates, and when it ends for want of improvement."""
 
 
-saving_options = option_group(
+saving_options = section(
+    "Checkpoints",
     click.option(
         "--checkpoint-steps",
         type=click.IntRange(1),
@@ -152,7 +145,7 @@ saving_options = option_group(
         help="Also write last.pt every M minutes; 0 writes it at the end of each epoch only.",
     ),
     click.option(
-        "--keep",
+        "--keep-checkpoints",
         type=click.IntRange(1),
         default=2,
         show_default=True,
@@ -163,8 +156,11 @@ saving_options = option_group(
 """Options for when checkpoints are written, and how many are kept."""
 
 
-debugging_options = option_group(
-    click.option("--steps", type=click.IntRange(1), metavar="N", help="Stop after N steps (weight updates)."),
+debugging_options = section(
+    "Trying out",
+    click.option(
+        "--max-steps", type=click.IntRange(1), metavar="N", help="Stop after N steps (weight updates)."
+    ),
     click.option(
         "--synthetic",
         is_flag=True,
@@ -184,61 +180,148 @@ debugging_options = option_group(
 )
 """Options to try out a run."""
 
-weights_option = click.option(
-    "--weights",
-    type=click.Choice(["ema", "model"]),
-    help="Weights of checkpoints that hold averaged (EMA) ones beside the model's own.  [default: ema]",
+weights_option = section(
+    "Network",
+    click.option(
+        "--weights",
+        type=click.Choice(["ema", "model"]),
+        help="Weights of checkpoints that hold averaged (EMA) ones beside the model's own.  [default: ema]",
+    ),
 )
 """Which weights of a checkpoint are used."""
 
-classes_by_option = click.option(
-    "--classes-by",
-    type=click.Choice(["name", "order"]),
-    default="name",
-    show_default=True,
-    help="How classes of network and data are matched: by WNID or other id, or else by name (name), or class "
-    "i of the data is output i of the network (order).",
+classes_by_option = section(
+    "Network",
+    click.option(
+        "--classes-by",
+        type=click.Choice(["name", "order"]),
+        default="name",
+        show_default=True,
+        help="How classes of network and data are matched: by WNID or other id, or else by name (name), or "
+        "class i of the data is output i of the network (order).",
+    ),
 )
 """How the classes of networks and a dataset are matched."""
 
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Precision of the network, whatever it was trained in; tf32 needs a GPU.",
+precision_option = section(
+    "Network",
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "tf32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help="Precision of the network, whatever it was trained in; tf32 needs a GPU.",
+    ),
 )
 """Precision in which a trained network is used."""
 
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    default=usable_cores,
-    help="Number of worker processes; the output does not depend on it.  [default: all cores]",
+workers_option = section(
+    "Work",
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 1024),
+        default=usable_cores,
+        help="Number of worker processes; the output does not depend on it.  [default: all cores]",
+    ),
 )
 """Worker processes, by default one per usable core."""
 
-max_megapixels_option = click.option(
-    "--max-megapixels",
-    default=100.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Skip larger images, before memory is allocated for them.",
+max_megapixels_option = section(
+    "Images",
+    click.option(
+        "--max-megapixels",
+        default=100.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Skip larger images, before memory is allocated for them.",
+    ),
 )
 """Size above which images are skipped."""
 
-max_bad_option = click.option(
-    "--max-bad",
-    default=0.01,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Largest share of undecodable images, 0 to 1; above it the job fails.",
+max_bad_option = section(
+    "Images",
+    click.option(
+        "--max-bad",
+        default=0.01,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Largest share of undecodable images, 0 to 1; above it the job fails.",
+    ),
 )
 """Largest share of undecodable images."""
 
-take_over_option = click.option(
-    "--take-over",
-    is_flag=True,
-    help="Go on in place of the process that is working in the folder, which then stops.",
+take_over_option = section(
+    "Output",
+    click.option(
+        "--take-over",
+        is_flag=True,
+        help="Go on in place of the process that is working in the folder, which then stops.",
+    ),
 )
 """Take over the lock of a living process."""
+
+
+DATASET = "shards"
+"""The dataset's folder, in the current one."""
+
+_VARIABLE = "ALEXNET_DATA"
+RUNS = Path("runs")
+"""The folder of all runs, in the current one."""
+
+source_argument = click.argument("source", default=".", type=click.Path())
+"""The source; by default the current folder."""
+
+out_argument = click.argument("out", default=DATASET, envvar=_VARIABLE, type=click.Path())
+"""A dataset to make or describe; by default the one that $ALEXNET_DATA names, else `shards`."""
+
+data_argument = click.argument("data", default=DATASET, envvar=_VARIABLE, type=click.Path())
+"""A dataset to read; the default is that of `out_argument`."""
+
+
+def say_source_and_out(source: str, out: str) -> None:
+    """Print which folders were chosen, where the command line leaves some out."""
+    chosen = []
+    if _is_open("source"):
+        chosen.append(f"source: the current folder, {Path(source).absolute()}")
+    if _is_open("out"):
+        chosen.append(f"dataset: {out} ({_origin('out')})")
+    if chosen:
+        echo("; ".join(chosen), err=True)
+
+
+def check_dataset(name: str, data: str, *, say: bool = True) -> None:
+    """Where the command line names no dataset, print which was chosen, and check that something is there.
+
+    Args:
+        name: Name of the command's argument.
+        data: Its value.
+        say: Whether to print it: one of several processes does.
+
+    Raises:
+        UsageError: The chosen folder does not exist or is empty.
+    """
+    if not _is_open(name):
+        return
+    from pipeline import UsageError, open_store
+
+    if not open_store(data).names():
+        looked = (
+            f"nothing is at {data}, which ${_VARIABLE} names"
+            if _from_variable(name)
+            else f"${_VARIABLE} is not set, and there is no dataset at {data}"
+        )
+        raise UsageError(f"no dataset was named, {looked}; name one, or make it with `alexnet-prep shard`")
+    if say:
+        echo(f"dataset: {data} ({_origin(name)})", err=True)
+
+
+def _is_open(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.COMMANDLINE
+
+
+def _from_variable(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.ENVIRONMENT
+
+
+def _origin(name: str) -> str:
+    return f"${_VARIABLE}" if _from_variable(name) else "by default"

@@ -9,10 +9,13 @@ from typing import Any
 
 import click
 
+from cli.common.commands import section
 from cli.common.streams import writes_files
 from pipeline.errors import UsageError
 
-force_option = click.option("--force", is_flag=True, help="Replace output files that exist already.")
+force_option = section(
+    "Output", click.option("--force", is_flag=True, help="Replace output files that exist already.")
+)
 """The option that lets a command replace its output; see `check_outputs`."""
 
 # A folder with the first file is a run or a dataset. Its parts are inputs, whatever the command line names.

@@ -1,16 +1,18 @@
-"""Options for how a source of images is read."""
+"""Options for how a source of images is read, and its images are stored."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.common.options import option_group
+from cli.common.commands import section
+from cli.common.options import max_bad_option, max_megapixels_option
 
 if TYPE_CHECKING:
     from pipeline import SourceOptions
 
-source_options = option_group(
+source_options = section(
+    "Reading the source",
     click.option(
         "--layout",
         type=click.Choice(["auto", "images", "classes", "webdataset", "parquet"]),
@@ -66,6 +68,48 @@ source_options = option_group(
     ),
 )
 """The options that `source_options_of` reads."""
+
+image_options = section(
+    "Images",
+    click.option(
+        "--size",
+        default=256,
+        show_default=True,
+        type=click.IntRange(8, 4096),
+        help="Length of the shorter side of the stored images, in pixels.",
+    ),
+    click.option(
+        "--quality",
+        default=95,
+        show_default=True,
+        type=click.IntRange(1, 100),
+        help="Quality of the stored JPEGs.",
+    ),
+    click.option(
+        "--keep-aspect", is_flag=True, help="Store the whole scaled image instead of its center square."
+    ),
+    click.option(
+        "--keep-original",
+        is_flag=True,
+        help="Store intact RGB JPEGs byte for byte; training then scales their shorter side to --size.",
+    ),
+    click.option(
+        "--exif-rotate", is_flag=True, help="Rotate images by their EXIF orientation.  [default: ignore it]"
+    ),
+    click.option(
+        "--drop-duplicates",
+        is_flag=True,
+        help="Leave out training images that are validation or test images too.  [default: only report them]",
+    ),
+    click.option(
+        "--shard-samples",
+        type=click.IntRange(1),
+        help="Number of images per tar.  [default: 2000, fewer for small datasets]",
+    ),
+    max_megapixels_option,
+    max_bad_option,
+)
+"""How images are stored, and which are skipped."""
 
 
 def source_options_of(options: dict[str, Any]) -> "SourceOptions":

@@ -126,20 +126,3 @@ def writes_files() -> None:
 def only_prints() -> bool:
     """Return whether the current command has not called `writes_files`."""
     return _WRITES not in click.get_current_context().meta
-
-
-class _SafeMain:
-    """Mixin for commands: everything that they print, help and mistakes too, goes to safe streams."""
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command; see `click.Command.main`."""
-        with safe_streams():
-            return super().main(*arguments, **options)  # type: ignore[misc]
-
-
-class Command(_SafeMain, click.Command):
-    """A command whose output goes to safe streams."""
-
-
-class Group(_SafeMain, click.Group):
-    """A group of commands whose output goes to safe streams."""

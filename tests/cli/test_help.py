@@ -6,12 +6,13 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from cli.bench import main as bench
 from cli.eval import main as evaluate
 from cli.export import main as export
+from cli.plan import main as plan
 from cli.predict import main as predict
 from cli.prep import main as prep
 from cli.show import main as show
-from cli.status import status
 from cli.train import main as train
 
 HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspec", "matplotlib", "jinja2")
@@ -20,8 +21,8 @@ HEAVY = ("torch", "nvidia.dali", "numpy", "cv2", "PIL", "rich.progress", "msgspe
 def test_help_and_version_import_nothing_heavy():
     code = (
         "import sys\n"
-        "from cli import eval, export, predict, prep, show, train\n"
-        "for module in (eval, export, predict, prep, show, train):\n"
+        "from cli import bench, eval, export, plan, predict, prep, show, train\n"
+        "for module in (bench, eval, export, plan, predict, prep, show, train):\n"
         "    for argument in ('--help', '--version'):\n"
         "        try:\n"
         "            module.main([argument])\n"
@@ -32,6 +33,8 @@ def test_help_and_version_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
 
+
+JOB = "data --recipe --set --gpus --cpus --placement --threads --no-mmap --cache --cache-limit"
 
 # The options of every command; the test fails where one is added or removed by accident.
 OPTIONS = {
@@ -73,19 +76,20 @@ OPTIONS = {
     "show report": (show.commands["report"], "run -o --skip --seed --precision --data --force"),
     "predict": (
         predict,
-        "checkpoint images --also --top --views --batch-size --precision --exif-rotate --format -o --force "
-        "--weights",
+        "checkpoint images --ensemble --top --views --batch-size --precision --exif-rotate --format -o "
+        "--force --weights",
     ),
     "export": (export, "checkpoint out --force --weights"),
     "train": (
         train,
-        "data --recipe --set -o --gpus --cpus --resume --max-restarts "
-        "--hang-timeout --val-every-steps --patience --no-val --checkpoint-steps --checkpoint-minutes --keep "
-        "--placement --threads --no-mmap --cache --cache-limit --steps --synthetic --overfit-batch "
-        "--profile --grad-compression --cuda-graphs --tensorboard --verify-shards --dry-run "
-        "--bench --force --take-over",
+        f"{JOB} -o --resume --resume-required --max-restarts --hang-timeout --val-every-steps --patience "
+        "--no-val --checkpoint-steps "
+        "--checkpoint-minutes --keep-checkpoints --max-steps --synthetic --overfit-batch --profile "
+        "--cuda-graphs --tensorboard --verify-shards --force --take-over",
     ),
-    "status": (status, "run --json"),
+    "plan": (plan, JOB),
+    "bench": (bench, JOB),
+    "show status": (show.commands["status"], "run --json"),
     "eval": (
         evaluate,
         "checkpoints --data --views --ensemble-weights --weights --split --classes-by --real-labels --labels "
@@ -115,7 +119,7 @@ def test_a_groups_help_cuts_no_sentence(group):
 
 @pytest.mark.parametrize(
     "command",
-    [prep, *prep.commands.values(), train, status, evaluate, show, *show.commands.values(), predict, export],
+    [command for command, _ in OPTIONS.values()] + [prep, show],
 )
 def test_every_option_explains_itself(command):
     for parameter in command.params:

@@ -210,7 +210,7 @@ def test_mistakes_are_one_line(tiny_run, key, tmp_path, arguments, fragments):
 def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.inference.examples.Prediction.right", True)
     result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
-    fails(result, 1, "predicts every image of val correctly", "leave --only-errors out")
+    fails(result, 1, "all images of val are predicted right", "leave --only-errors out")
 
 
 def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):

@@ -1,4 +1,4 @@
-"""`alexnet-train`'s data options: sources and caches, damaged samples, checksums and --bench."""
+"""`alexnet-train`'s data options: sources and caches, damaged samples, checksums; `alexnet-bench`."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from click.testing import CliRunner
 from helpers.buckets import upload
 
+from cli.bench import main as bench
 from cli.common.options import Size
 from cli.train import main as train
 from pipeline import Dataset
@@ -80,7 +81,7 @@ def test_the_log_says_how_long_data_was_waited_for(plain):
 def test_bench_prints_the_parts_and_leaves_nothing(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
-    result = invoke(tiny_dataset.root, *TINY, "--cpus", 1, "--bench")
+    result = CliRunner().invoke(bench, [str(tiny_dataset.root), *TINY, "--cpus", "1"])
     assert result.exit_code == 0, result.output
     for part in ("loader (cpu)", "model", "together", "images/s", "cores", "host MB"):
         assert part in result.stdout

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.eval import main as evaluate
+from cli.plan import main as plan
 from cli.prep import main as prep
 from cli.show import main as show
 from cli.train import main as train
@@ -93,12 +94,10 @@ def test_evaluation_agrees_with_training(trained, tiny_dataset, tmp_path):
         (["--set", "bacth_size=3"], ["unknown key 'bacth_size'", "did you mean 'batch_size'"]),
         (["--set", "batch_size=33", "--cpus", "2"], ["does not divide among 2", "batch_size=34"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
-        (["--bench", "--tensorboard"], ["--bench does not train, so --tensorboard would have no effect"]),
-        (["--dry-run", "--steps", "3"], ["--dry-run does not train, so --steps would have no effect"]),
-        (["--cpus", "1", "--placement", "gpu", "--dry-run"], ["--placement gpu makes batches on a GPU"]),
-        (["--cpus", "2", "--grad-compression", "bf16"], ["bf16 needs GPUs and NCCL"]),
+        (["--cpus", "1", "--placement", "gpu"], ["--placement gpu makes batches on a GPU"]),
+        (["--cpus", "2", "--set", "grad_compression=bf16"], ["bf16 needs GPUs and NCCL"]),
         (["--synthetic", "--overfit-batch"], ["--synthetic and --overfit-batch were both given"]),
-        (["--resume"], ["no run to resume"]),
+        (["--resume-required"], ["no run to resume"]),
     ],
 )
 def test_mistakes_exit_2_and_leave_nothing(tiny_dataset, tmp_path, arguments, fragments):
@@ -107,10 +106,6 @@ def test_mistakes_exit_2_and_leave_nothing(tiny_dataset, tmp_path, arguments, fr
     command = (tiny_dataset.root, *recipe, "--set", "crop=64", "--set", "batch_size=32", *arguments)
     fails(invoke(train, *command, "--out", out), 2, *fragments)
     assert not out.exists() or not any(out.iterdir())
-
-
-def test_resuming_needs_the_runs_folder(tiny_dataset):
-    fails(invoke(train, tiny_dataset.root, "--resume"), 2, "--resume needs --out")
 
 
 @pytest.mark.parametrize(
@@ -164,18 +159,18 @@ def test_an_old_run_is_not_overwritten(trained, tiny_dataset):
 
 def test_status_shows_a_run(trained, tmp_path):
     out, _ = trained
-    result = invoke(train, "status", out)
+    result = invoke(show, "status", out)
     assert result.exit_code == 0, result.output
     for part in ("state       finished", "epoch 2, update 2 of 2 (4 in all)", "last.pt (", "    2/2 "):
         assert part in result.stdout
-    assert json.loads(invoke(train, "status", out, "--json").stdout)["health"] == "finished"
-    fails(invoke(train, "status", tmp_path), 2, "no run there")
+    assert json.loads(invoke(show, "status", out, "--json").stdout)["health"] == "finished"
+    fails(invoke(show, "status", tmp_path), 2, "no run there")
 
 
 def test_a_run_without_validation_is_shown_evaluated_and_continued(tiny_dataset, tmp_path):
     out = tmp_path / "run"
     command = (tiny_dataset.root, *TINY, "--out", out)
-    result = invoke(train, *command, "--no-val", "--steps", 3)
+    result = invoke(train, *command, "--no-val", "--max-steps", 3)
     assert result.exit_code == 0, result.output
     assert "none, by --no-val: the last checkpoint counts as the best" in result.stdout
     fails(invoke(train, *command, "--resume", "--patience", 2), 2, "leave them out")
@@ -185,7 +180,7 @@ def test_a_run_without_validation_is_shown_evaluated_and_continued(tiny_dataset,
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("    2/2 ")]
     assert line.split().count("–") == 3
     assert not (out / "best.pt").exists()
-    shown = invoke(train, "status", out).stdout
+    shown = invoke(show, "status", out).stdout
     assert line in shown
     assert "\nbest " not in shown
     result = invoke(evaluate, out, "--cpus", 1)
@@ -193,13 +188,13 @@ def test_a_run_without_validation_is_shown_evaluated_and_continued(tiny_dataset,
     assert invoke(show, "curves", out, "-o", tmp_path / "curves.png").exit_code == 0
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_dataset, tmp_path):
-    out = tmp_path / "run"
-    result = invoke(train, tiny_dataset.root, *TINY, "--cpus", 2, "--out", out, "--dry-run")
+def test_the_plan_is_printed_and_nothing_written(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(plan, tiny_dataset.root, *TINY, "--cpus", 2)
     assert result.exit_code == 0, result.output
     for part in ("batch_size = 32", "4, 2 per epoch", "2, 16 images per step in each", "train 90, val 30"):
         assert part in result.stdout
-    assert not out.exists()
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_bare_commands_from_images_to_accuracy(tmp_path, monkeypatch):

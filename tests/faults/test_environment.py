@@ -28,7 +28,7 @@ def test_who_waits_for_processes_that_nobody_starts_says_so_and_can_be_interrupt
 
 def test_a_user_without_a_home_trains(open_dataset, open_folder):
     variables = {"HOME": None, "USER": None, "LOGNAME": None}
-    out = ("--out", open_folder / "run", "--steps", 1)
+    out = ("--out", open_folder / "run", "--max-steps", 1)
     done = run("alexnet-train", open_dataset, *out, *QUICK, unprivileged=True, variables=variables)
     assert done.code == 0, done.stderr
     assert "Traceback" not in done.stderr

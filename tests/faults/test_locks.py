@@ -57,7 +57,7 @@ def test_a_run_has_one_process_at_a_time(begin, tiny_dataset, tmp_path):
     assert beside.exit_code == 2
     one_line(beside.stderr, str(out), f"process {first.pid} on ", "(since ", "--take-over")
     assert holder(out) == first.pid
-    instead = CliRunner().invoke(main, [*train, "--resume", "--take-over", "--steps", "1"])
+    instead = CliRunner().invoke(main, [*train, "--resume", "--take-over", "--max-steps", "1"])
     assert instead.exit_code == 0, instead.stderr
     left = tree(out)
     os.killpg(first.pid, signal.SIGCONT)

@@ -7,7 +7,18 @@ from helpers.conditions import one_line, run
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--recipe", "demo", "--set", "crop=64", "--set", "width=0.05", "--set", "compile=false", "--steps", 2)
+TINY = (
+    "--recipe",
+    "demo",
+    "--set",
+    "crop=64",
+    "--set",
+    "width=0.05",
+    "--set",
+    "compile=false",
+    "--max-steps",
+    2,
+)
 
 
 def test_a_reader_that_leaves_ends_no_training(tiny_dataset, tmp_path, folder_of_namesakes):

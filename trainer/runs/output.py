@@ -14,10 +14,9 @@ from trainer.distributed.env import DistEnv
 from trainer.distributed.failures import raise_together
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import METRICS_FILE
-from trainer.runs.run_folder import RECIPE_FILE, REPORT_FILE, RUN_FILE, TENSORBOARD, is_run
+from trainer.runs.run_folder import LOCK_FILE, RECIPE_FILE, REPORT_FILE, RUN_FILE, TENSORBOARD, is_run
 from trainer.runs.status import STATUS_FILE
 
-_LOCK = "run.lock"
 # All files that a run and its report consist of. run.json is the last: a removal that was interrupted can be
 # begun again.
 _FILES = (
@@ -28,7 +27,7 @@ _FILES = (
 
 def new_lock(folder: Path) -> Lock:
     """Return the lock of a run's folder, not yet acquired."""
-    return Lock(folder / _LOCK, folder)
+    return Lock(folder / LOCK_FILE, folder)
 
 
 def resume(
@@ -105,7 +104,7 @@ def _refuse_used(folder: Path, force: bool) -> None:
 
 
 def _is_lock(path: Path) -> bool:
-    return fnmatch(path.name, f"{_LOCK}*") or fnmatch(path.name, f"{PARTIAL}*-{_LOCK}*")
+    return fnmatch(path.name, f"{LOCK_FILE}*") or fnmatch(path.name, f"{PARTIAL}*-{LOCK_FILE}*")
 
 
 def _is_ours(folder: Path) -> bool:

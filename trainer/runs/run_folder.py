@@ -30,6 +30,7 @@ from trainer.runs.records import Validation
 
 RECIPE_FILE = "recipe.toml"
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
 REPORT_FILE = "report.html"
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's events in a run's folder."""
@@ -174,7 +175,7 @@ def read_last(
             checkpoints can be read.
     """
     if not is_run(folder):
-        raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); leave --resume out to start one")
+        raise UsageError(f"{folder}: no run to resume (no {RECIPE_FILE}); start one with --resume or without")
     newest = folder / checkpoint.LAST
     files = [path for path in [newest, *checkpoint.steps_of(folder)] if path.is_file()]
     if not files:

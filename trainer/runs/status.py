@@ -1,7 +1,5 @@
 """A run's state, as other processes read it from its folder: status.json, run.json, metrics, checkpoints."""
 
-import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
+from pipeline.storage.locks import is_held
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
 from trainer.runs.records import MetricsRow, StepMetrics, in_words
-from trainer.runs.run_folder import RUN_FILE, is_run
+from trainer.runs.run_folder import LOCK_FILE, RUN_FILE, is_run
 
 STATUS_FILE = "status.json"
 # A run writes its status every few seconds while it trains; validating and compiling take longer.
@@ -51,7 +50,7 @@ class RunState:
 
     Attributes:
         status: Content of status.json; None for a run of a release without it.
-        health: A few words on whether the run goes on, ended, or its process is gone.
+        health: A few words on whether the run goes on, ended, or is dead, by its lock.
         facts: Content of run.json.
         rows: Metrics of the finished epochs, and of the validations within epochs.
         checkpoints: File name → seconds since it was written; last.pt and best.pt first, then newest first.
@@ -81,26 +80,23 @@ def read_run(folder: Path) -> RunState:
     now = time.time()
     files = [folder / checkpoint.LAST, folder / checkpoint.BEST, *checkpoint.steps_of(folder)]
     ages = {file.name: now - file.stat().st_mtime for file in files if file.is_file()}
-    return RunState(status, _health(status, now), facts, read_metrics(folder), ages)
+    return RunState(status, _health(folder, status, now), facts, read_metrics(folder), ages)
 
 
-def _health(status: Status | None, now: float) -> str:
+def _health(folder: Path, status: Status | None, now: float) -> str:
     if status is None:
         return "unknown: the run has no status.json"
     if status.state not in ("starting", "training"):
         return status.state
-    if status.host == socket.gethostname() and not _is_alive(status.pid):
-        return "dead: its process is gone; continue with --resume"
+    if not _is_held(folder):
+        return "dead: no process works there; continue with --resume"
     if now - status.updated > _QUIET_SECONDS:
         return f"no sign of life for {in_words(now - status.updated)}"
     return status.state
 
 
-def _is_alive(pid: int) -> bool:
+def _is_held(folder: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # the process is another user's
+        return is_held(folder / LOCK_FILE)
+    except RunError:  # the age of a lock cannot be measured in a folder that this user may only read
         return True
-    return True

@@ -45,14 +45,15 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         )
     if recipe.precision == "float16" and recipe.grad_compression == "powersgd":
         raise UsageError(
-            "--grad-compression powersgd keeps the errors of overflowed float16 gradients for good; use "
+            "--set grad_compression=powersgd keeps the errors of overflowed float16 gradients for good; use "
             "bf16 or none, or --set precision=bfloat16"
         )
     if job.debugging.one_batch and job.resume != "no":
         raise UsageError(f"{job.debugging.one_batch} cannot be resumed; leave --resume out")
     if recipe.grad_compression == "bf16" and kind == "cpu":  # gloo cannot sum bfloat16
         raise UsageError(
-            "--grad-compression bf16 needs GPUs and NCCL, and these are CPU processes; use powersgd or none"
+            "--set grad_compression=bf16 needs GPUs and NCCL, and these are CPU processes; use powersgd or "
+            "none"
         )
     dataset.shards("train")
     batch_size = _local_batch_size(recipe, processes)

@@ -114,13 +114,13 @@ def result(job: TrainJob, progress: Progress, reason: str) -> TrainResult:
     Args:
         job: The run's job.
         progress: The run's progress.
-        reason: "finished", "--steps", "--patience", or the name of a signal.
+        reason: "finished", "--max-steps", "--patience", or the name of a signal.
     """
     if reason == "finished":
         return TrainResult(progress, "finished", f"finished {job.recipe.epochs} epochs: {job.out}")
     at = f"after update {progress.steps:,}, saved in {job.out / LAST}"
-    if reason == "--steps":
-        return TrainResult(progress, "finished", f"ended {at} (--steps)")
+    if reason == "--max-steps":
+        return TrainResult(progress, "finished", f"ended {at} (--max-steps)")
     if reason == "--patience":
         validations = f"{progress.unimproved} validation{'' if progress.unimproved == 1 else 's'}"
         without = f"{validations} without a top-1 above {progress.highest_top1:.2%}"

@@ -359,7 +359,7 @@ class Trainer:
         if self.progress.epoch == self.recipe.epochs:
             return "finished"
         if self.job.debugging.steps and self.progress.steps >= self.job.debugging.steps:
-            return "--steps"
+            return "--max-steps"
         if self.validator.is_hopeless(self.progress):
             return "--patience"
         return (self.signals.name or "a signal to another process") if asked else ""

@@ -25,7 +25,7 @@ INPUTS = {
     "runs",
     "checkpoint",
     "checkpoints",
-    "also",
+    "ensemble",
     "images",
     "real_labels",
     "labels_file",
@@ -40,7 +40,7 @@ def commands():
     """Yield the name and the command of every click command in the modules of `cli`."""
     for module in pkgutil.iter_modules(cli.__path__):
         for name, value in vars(importlib.import_module(f"cli.{module.name}")).items():
-            if isinstance(value, click.Command):
+            if isinstance(value, click.Command) and value.callback.__module__ == f"cli.{module.name}":
                 yield f"alexnet-{module.name}{'' if name == 'main' else f' {value.name}'}", value
 
 

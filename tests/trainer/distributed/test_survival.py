@@ -194,7 +194,7 @@ def test_log_lines_and_endings_reach_the_callback(tiny_recipe, tiny_dataset, tmp
     job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe, debugging=Debugging(steps=12))
     recorder = train_here(job)
     assert recorder.endings == [
-        ("finished", f"ended after update 12, saved in {job.out / 'last.pt'} (--steps)")
+        ("finished", f"ended after update 12, saved in {job.out / 'last.pt'} (--max-steps)")
     ]
     assert [(row.epoch, row.done, row.total, row.steps) for row in recorder.steps] == [
         (1, 1, 9, 1),
@@ -280,7 +280,7 @@ SETTINGS = {"epochs": 6, "batch_size": 6, "ema_decay": 0.9}  # 90 updates
 def test_ends_at_random_moments_change_nothing(tiny_dataset, tmp_path, processes, how):
     """The run is ended at random moments and resumed each time."""
     cut, moments = tmp_path / "cut", random.Random(processes)
-    options = ("--cpus", str(processes), "--checkpoint-steps", "1", "--resume", "auto")
+    options = ("--cpus", str(processes), "--checkpoint-steps", "1", "--resume")
     arguments = command(tiny_dataset.root, cut, *options, **SETTINGS)
     for _ in range(ENDS):
         before = steps_so_far(cut)

@@ -24,6 +24,7 @@ from trainer.data import LoaderOptions
 from trainer.distributed.env import DistEnv, Processes
 from trainer.runs import checkpoint
 from trainer.runs.metrics_file import read_metrics
+from trainer.runs.output import new_lock
 from trainer.runs.run_folder import TENSORBOARD, git_state, provenance
 from trainer.runs.status import read_run
 from trainer.training.dry_run import plan
@@ -124,18 +125,24 @@ def test_status_tells_the_living_from_the_dead(seen, tmp_path):
     for name in ("recipe.toml", "run.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     assert read_run(tmp_path).health == "unknown: the run has no status.json"
-    ended = subprocess.Popen(["true"])
-    ended.wait()
     base = json.loads((out / "status.json").read_text()) | {"state": "training", "updated": time.time()}
-    for changes, health in (
-        ({}, "training"),
-        ({"pid": ended.pid}, "dead: its process is gone; continue with --resume"),
-        ({"updated": time.time() - 600}, "no sign of life for 10 min"),
-        ({"host": "elsewhere", "pid": ended.pid}, "training"),
-        ({"state": "stopped", "pid": ended.pid}, "stopped"),
-    ):
-        (tmp_path / "status.json").write_text(json.dumps(base | changes))
-        assert read_run(tmp_path).health == health
+    (tmp_path / "status.json").write_text(json.dumps(base))
+    assert read_run(tmp_path).health == "dead: no process works there; continue with --resume"
+    with new_lock(tmp_path) as lock:
+        lock.acquire()
+        for changes, health in (
+            ({}, "training"),
+            ({"updated": time.time() - 600}, "no sign of life for 10 min"),
+            ({"state": "stopped"}, "stopped"),
+        ):
+            (tmp_path / "status.json").write_text(json.dumps(base | changes))
+            assert read_run(tmp_path).health == health
+        elsewhere = json.loads((tmp_path / "run.lock").read_text()) | {"host": "elsewhere"}
+        (tmp_path / "run.lock").write_text(json.dumps(elsewhere))
+        (tmp_path / "status.json").write_text(json.dumps(base))
+        assert read_run(tmp_path).health == "training"  # as the lock is renewed
+        os.utime(tmp_path / "run.lock", (1, 1))
+        assert read_run(tmp_path).health == "dead: no process works there; continue with --resume"
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UsageError, match=r"status\.json or run\.json cannot be read"):
         read_run(tmp_path)

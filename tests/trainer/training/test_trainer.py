@@ -233,7 +233,7 @@ def test_one_processes_run_is_continued_by_two_with_a_note(tiny_recipe, tiny_dat
 
 
 def test_a_run_resumed_at_its_end_does_nothing_more(whole, tmp_path):
-    """The end is the last epoch, or the limit of --steps."""
+    """The end is the last epoch, or the limit of --max-steps."""
     job, _ = whole
     for name, recipe, limit in (("all", job.recipe, None), ("limit", replace(job.recipe, epochs=9), 6)):
         copy = replace(job, out=shutil.copytree(job.out, tmp_path / name), recipe=recipe, resume="must")
