@@ -98,12 +98,12 @@ def by_accuracy(per_class: Sequence[ClassMetrics]) -> list[ClassMetrics]:
 
 
 def over_shared(evaluation: Evaluation) -> str:
-    """Return which classes the evaluation is over, or "" where networks and dataset have the same."""
+    """Return which classes the evaluation is over, or "" where networks and dataset have the same ids."""
     shared = evaluation.shared
-    if shared.all_shared:
-        return ""
     networks = " and ".join(f"{count:,}" for count in shared.networks)
     by = " and ".join(dict.fromkeys(shared.by))
+    if shared.all_shared:
+        return "" if by == "id" else f"the classes of networks and data are matched by {by}"
     owner = "networks'" if len(shared.networks) > 1 else "network's"
     return (
         f"over {len(shared.labels):,} shared classes, of the {owner} {networks} and the data's "

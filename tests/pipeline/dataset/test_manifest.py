@@ -67,6 +67,7 @@ def test_the_file_is_plain_json_with_the_documented_fields(tmp_path):
         "settings",
         "versions",
         "mean_image_sha256",
+        "duplicates",
     ]
     assert found["image"] == {"size": 256, "mode": "square", "quality": 95, "subsampling": "4:2:0"}
     assert found["classes"][0] == {"id": "n01440764", "name": "tench"}
@@ -127,6 +128,19 @@ def test_another_format_version_and_other_json(tmp_path, found):
 
 
 @pytest.mark.parametrize(
+    ("layout", "remedy"),
+    [
+        ("images", "prepare the source again with `alexnet-prep shard`"),
+        (ADOPTED, "with `alexnet-prep stats`"),
+    ],
+)
+def test_an_earlier_format_names_the_way_on(tmp_path, layout, remedy):
+    earlier = raw() | {"format": 1, "source": {"layout": layout, "fingerprint": "x"}}
+    (tmp_path / FILE_NAME).write_text(json.dumps(earlier))
+    refused(lambda: read_manifest(tmp_path), f"{tmp_path}/{FILE_NAME}: format version 1", remedy)
+
+
+@pytest.mark.parametrize(
     "data",
     [b"", b"{", to_json(MANIFEST)[:-20], to_json(MANIFEST).replace(b"tench", b"\xff\xfe"), bytes(100)],
 )
@@ -156,7 +170,10 @@ def test_shards_outside_the_folder_are_refused_by_whoever_reads_it(tmp_path, nam
         refused(lambda call=call: call(tmp_path), f"{name!r} is no name of a tar below this folder")
 
 
-@pytest.mark.parametrize("field", [name for name in raw() if name not in ("format", "mean_image_sha256")])
+OPTIONAL = {"format", "mean_image_sha256", "duplicates"}
+
+
+@pytest.mark.parametrize("field", [name for name in raw() if name not in OPTIONAL])
 def test_missing_and_mistyped_fields(tmp_path, field):
     unknown = [raw() | {field: raw()["image"] | {"mode": "Square"}}] if field == "image" else []
     for broken in ({k: v for k, v in raw().items() if k != field}, raw() | {field: 1.5}, *unknown):

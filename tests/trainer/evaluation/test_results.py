@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from trainer.evaluation.results import (
     is_imagenet_validation,
     markdown,
     name_of,
+    over_shared,
     write_confusion,
     write_json,
 )
 
 
-def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",), network=None):
+def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/best.pt",)):
     per_class = [
         ClassMetrics(name, name, 4, 0.25 * (3 - number % 3), 1.0, None, 0.0)
         for number, name in enumerate(classes)
@@ -33,7 +35,11 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
         precision="float32",
         classes=len(classes),
         shared=SharedClasses(
-            tuple(range(len(classes))), len(classes), (network or len(classes),), ("id",), 7
+            labels=tuple(range(len(classes))),
+            data=len(classes),
+            networks=(len(classes),),
+            by=("id",),
+            images_left_out=7,
         ),
         metrics=Metrics(samples, 0.6, 0.82, (0.55, 0.65), (0.78, 0.86), 1.5, 0.02, 0.1),
         per_class=(*per_class[:-1], ClassMetrics(classes[-1], "a newt", 0, None, None, None, None)),
@@ -43,6 +49,26 @@ def result(classes=("cat", "dog|s", "newt"), samples=400, checkpoints=("runs/a/b
 
 
 SCORE = LabelScore("data/real.json", 380, 20, 0.7, 0.9, (0.65, 0.75), (0.87, 0.93))
+
+
+@pytest.mark.parametrize(
+    ("network", "by", "text"),
+    [
+        (3, "id", ""),
+        (3, "order", "the classes of networks and data are matched by order"),
+        (
+            10,
+            "name",
+            "over 3 shared classes, of the network's 10 and the data's 3, matched by name; left out ",
+        ),
+    ],
+)
+def test_the_classes_are_stated_where_they_are_not_the_same(network, by, text):
+    shared = SharedClasses(labels=(0, 1, 2), data=3, networks=(network,), by=(by,), images_left_out=7)
+    evaluation = replace(result(), shared=shared)
+    assert over_shared(evaluation).startswith(text)
+    assert bool(over_shared(evaluation)) == bool(text)
+    assert markdown(evaluation).endswith(f"\n\n{over_shared(evaluation)}.\n") == bool(text)
 
 
 def rows_of(table):
@@ -76,8 +102,6 @@ def test_a_table_of_ours_alone():
     assert ours == ["runs/a/best.pt", "ten-crop", "400", "40.00 % (35.00–45.00)", "18.00 % (14.00–22.00)"]
     assert real[0] == "runs/a/best.pt, labels of real.json"
     assert real[2:] == ["380", "30.00 % (25.00–35.00)", "10.00 % (7.00–13.00)"]
-    *_, over = markdown(result(network=10)).splitlines()
-    assert over.startswith("over 3 shared classes, of the network's 10 and the data's 3, matched by id; ")
 
 
 def test_names_in_a_table():

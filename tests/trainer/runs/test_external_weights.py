@@ -1,6 +1,8 @@
 """Checkpoints of other programs; torchvision's layout is checked against its published list of layers."""
 
 import argparse
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ import torch.nn.functional as F
 from helpers.reference import crops, measured, softmax, stored
 from safetensors.torch import save_file
 
+from pipeline import Dataset
+from pipeline.dataset.manifest import ClassInfo, write_manifest
 from pipeline.errors import UsageError
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.alexnet import build_model
 from trainer.runs.checkpoint_file import read_file
+from trainer.runs.class_match import imagenet_wnids
 from trainer.runs.external_weights import ExternalWeights, Preprocessing, describe, is_external, load_external
 
 # torchvision's documentation of its ImageNet weights, on a 0..1 scale.
@@ -234,6 +239,29 @@ def test_an_external_checkpoint_is_evaluated_with_the_named_preprocessing(small,
     assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
     assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
     assert "10 outputs are assumed to be the data's 10 classes, in order" in got.notes[0]
+
+
+def test_a_thousand_outputs_are_imagenets_on_data_of_some_of_its_classes(tiny_dataset, tmp_path):
+    """As torchvision's network on ImageNet-R: the softmax is over the logits of the data's WNIDs alone."""
+    torch.manual_seed(0)
+    state = build_model("alexnet_owt", 1000, 0.125).state_dict()
+    state["classifier.6.weight"] *= 40
+    torch.save(state, tmp_path / "weights.pth")
+    outputs = np.random.default_rng(0).permutation(1000)[:10]
+    classes = tuple(ClassInfo(imagenet_wnids()[output], f"class {output}") for output in outputs)
+    shutil.copytree(tiny_dataset.root, tmp_path / "data")
+    write_manifest(tmp_path / "data", replace(tiny_dataset.manifest, classes=classes))
+    dataset = Dataset.open(tmp_path / "data")
+    how = Preprocessing(tuple(255 * m for m in MEAN), tuple(255 * s for s in STD), 72, 64)
+    got = evaluated(tmp_path / "weights.pth", dataset, ExternalWeights("alexnet_owt", how))
+    samples = sorted(stored(dataset), key=lambda sample: sample.key)
+    pixels = np.stack([crops(sample.pixels, 64, "center")[0] for sample in samples])
+    expected = softmax(reference(state, torch.from_numpy(pixels)).numpy()[:, outputs])
+    top1, top5, loss = measured(expected, np.array([sample.label for sample in samples]))
+    assert (got.metrics.top1, got.metrics.top5) == (top1, top5)
+    assert got.metrics.loss == pytest.approx(loss, rel=1e-4)
+    assert (got.shared.networks, got.shared.by, got.shared.images_left_out) == ((1000,), ("id",), 0)
+    assert "its 1,000 outputs are assumed to be ImageNet's 1,000 classes, in order" in got.notes[0]
 
 
 def test_a_description_is_refused_where_every_checkpoint_has_its_own(tiny_checkpoint, tiny_dataset):
