@@ -282,6 +282,8 @@ def _label_flat(
 ) -> tuple[list[Image], str]:
     """Label images that are not in class folders; return those that have a label, and where it is from."""
     how, place = _flat_labels(tree, folders), part.root or str(tree.store)
+    if len(folders) > 1 and part.root in tree.archives:
+        place += f" and {len(folders) - 1:,} more"
     images = [image for folder in folders for image in tree.folders.pop(folder)]
     above = _folders_above(folders[0])
     if how == "annotations" and (annotations := _annotations(tree, above)):
@@ -320,7 +322,7 @@ def _labeled(
     for image in images:
         image.label = label_of(image)
         if image.label is None:
-            tree.left_out.add(image.path, why)
+            tree.left_out.add(tree.path_of(image), why)
         else:
             kept.append(image)
     return kept

@@ -177,7 +177,7 @@ def _place_strays(tree: Tree, strays: list[str], found: dict[str, dict[str, Part
         return
     for folder in [folder for folder in rest if folder in above]:
         for image in tree.folders[folder]:
-            tree.left_out.add(image.path, "an image beside the splits")
+            tree.left_out.add(tree.path_of(image), "an image beside the splits")
         del rest[folder]
     if rest and "train" not in found and all(WNID.fullmatch(path[0]) for path in rest.values() if path):
         found["train"] = {"": Part("", rest)}

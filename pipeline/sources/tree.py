@@ -8,7 +8,7 @@ import msgspec
 from pipeline.dataset.manifest import FILE_NAME, ClassInfo
 from pipeline.dataset.work import WORK
 from pipeline.errors import UsageError
-from pipeline.sources.base import Container, Image, is_image
+from pipeline.sources.base import FILE, Container, Image, is_image
 from pipeline.sources.labelers.devkit import DEVKIT
 from pipeline.sources.left_out import LeftOut
 from pipeline.sources.listers import archives, parquet
@@ -63,6 +63,11 @@ class Tree:
     names: tuple[str, ...] | None = None
     classes: tuple[ClassInfo, ...] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+
+    def path_of(self, image: Image) -> str:
+        """Return an image's path below the root, with its container in front."""
+        inside = f"{self.containers[image.container].path}/" if image.container != FILE else ""
+        return inside + image.path
 
     def in_archive(self, folder: str) -> bool:
         """Whether a folder lies in an archive, or is one."""

@@ -26,7 +26,8 @@ from pipeline.verification.tasks import run_tasks
 
 REMEDY = "run `alexnet-prep shard FOLDER OUT --layout webdataset` instead"
 """Ends the messages about tars that cannot be read in place."""
-_NUMBER = re.compile(rb"\s*\+?([0-9]+)[\s\0]*")
+# Whole numbers, which some tools write as 7.0; the digits before the point are the label.
+_NUMBER = re.compile(rb"\s*\+?([0-9]+)(?:\.0*)?[\s\0]*")
 _FIELD = re.compile(rb'"(?:%s)"\s*:\s*"?\s*\+?([0-9]+)' % "|".join(LABEL_FIELDS).encode())
 # Images of each tar that are tried until one decodes, whose shape then suggests the formats.
 _FIRST_LOOK = 100
@@ -131,7 +132,8 @@ def _json_label(data: bytes) -> int | None:
     fields = msgspec.json.decode(data)
     given = (fields.get(name) for name in LABEL_FIELDS)
     text = str(next((value for value in given if value is not None), ""))
-    return int(text) if re.fullmatch(r"\s*\+?[0-9]+\s*", text) else None
+    match = re.fullmatch(r"\s*\+?([0-9]+)(?:\.0*)?\s*", text)
+    return int(match[1]) if match else None
 
 
 def measure(

@@ -171,6 +171,21 @@ def test_a_table_of_labels(tmp_path, suffix, short):
 
 
 @pytest.mark.parametrize(
+    ("labels", "ids"),
+    [
+        (["10", "9", "7.0"], ["7", "9", "10"]),
+        (["-1", "9", "7"], ["7", "9"]),  # a negative number is no label
+        (["v1", "10", "7.5"], ["10", "7.5", "v1"]),
+    ],
+)
+def test_labels_in_tables_are_numbers_where_all_are(tmp_path, labels, ids):
+    flat(tmp_path, ant=3)
+    rows = (f"ant_{number:02d}.jpg,{label}" for number, label in enumerate(labels))
+    place(tmp_path / "t.csv", "\n".join(["path,label", *rows]).encode())
+    assert classes(read_source(tmp_path, SourceOptions(labels="t.csv"))) == ids
+
+
+@pytest.mark.parametrize(
     ("name", "data", "columns", "message"),
     [
         (

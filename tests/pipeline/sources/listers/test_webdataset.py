@@ -6,12 +6,14 @@ from helpers.folders import place, refused
 from helpers.hub_files import write_tar
 from helpers.imagenet_files import tar_bytes
 from hypothesis import given, settings, strategies as st
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
+from pipeline.dataset.tar import Member
 from pipeline.errors import UsageError
 from pipeline.sharding.reader import read_samples
 from pipeline.sources.base import SourceOptions
 from pipeline.sources.detection import read_source
+from pipeline.sources.listers.webdataset import part_of
 from pipeline.storage.open import open_store
 
 
@@ -191,6 +193,20 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path_factory, keys, dat
     }
     assert found == expected
     shutil.rmtree(folder)
+
+
+@settings(max_examples=200)
+@given(
+    st.from_regex(r"([a-zA-Z._]{1,6}/){0,2}[a-zA-Z_][a-zA-Z0-9._-]{0,8}\.(jpg|PNG|cls|Json)", fullmatch=True)
+)
+def test_keys_and_extensions_are_those_of_the_webdataset_library(name):
+    part = part_of(Member(name, 0, 0))
+    if part is None:  # hidden files and the library's own
+        assert any(word.startswith((".", "__")) for word in name.split("/"))
+    else:
+        key, extension = base_plus_ext(name)
+        assert (part.key, name[len(part.key) + 1 :]) == (key, extension)
+        assert f"{part.prefix}." * bool(part.prefix) == extension[: extension.rfind(".") + 1]
 
 
 # Bad input
