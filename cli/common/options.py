@@ -245,7 +245,7 @@ max_bad_option = section(
         default=0.01,
         show_default=True,
         type=click.FloatRange(0, 1),
-        help="Largest share of undecodable images, and of damaged archives, 0 to 1; above it the job fails.",
+        help="Largest share of undecodable images, for shard also of damaged archives, above which it fails.",
     ),
 )
 """Largest share of undecodable images, and of damaged archives."""

@@ -193,7 +193,7 @@ def _add_archives(tree: Tree, files: list[File], max_bad: float) -> None:
         first, *others = (f"{tree.store.url_of(path)}: {damage}" for path, damage in damaged.items())
         more = f"; and {len(others):,} more: {'; '.join(others)}" if others else ""
         raise UsageError(
-            f"{first}{more} ({len(damaged):,} of {len(files):,} archives are damaged; a larger --max-bad "
+            f"{first}{more} (damaged archives: {len(damaged):,} of {len(files):,}; a larger --max-bad "
             "reads what lies before the damage)"
         )
     for path, damage in damaged.items():

@@ -218,7 +218,7 @@ REFUSALS = [
             "/1.tar: truncated at offset 3,000: the end mark",
             "/3.tar: truncated",
             "/5.tar: truncated",
-            "3 of 6 archives",
+            "damaged archives: 3 of 6",
             "--max-bad",
         ],
     ),
