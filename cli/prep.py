@@ -235,7 +235,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
     max_bad_option,
 )
 @workers_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@section("Output", click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."))
 @one_line_errors
 def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: int, as_json: bool) -> None:
     """Measure RGB statistics, or index the tars of other tools.

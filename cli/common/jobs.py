@@ -1,9 +1,11 @@
 """Options of the commands that train, or try training: what they share, and their job."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cli.common.commands import option_group, section
 from cli.common.console import echo
@@ -16,12 +18,22 @@ if TYPE_CHECKING:
 
 _DEFAULT_RECIPE = "paper"
 
+
+def _recipes(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the name of a recipe, else a path."""
+    names = sorted(path.name.removesuffix(".toml") for path in (files("trainer") / "recipes").iterdir())
+    return [CompletionItem(name) for name in names if name.startswith(begun)] or [
+        CompletionItem(begun, type="file")
+    ]
+
+
 job_options = option_group(
     data_argument,
     section(
         "Recipe",
         click.option(
             "--recipe",
+            shell_complete=_recipes,
             help="Name of a recipe (paper, source, modern, small, demo) or path of a .toml file.  "
             f"[default: {_DEFAULT_RECIPE}]",
         ),

@@ -45,8 +45,9 @@ class SafeStream:
         self._stream = stream
         self.error: OSError | None = None
 
-    def write(self, text: str) -> int:
-        """Write a text, or as much of it as can be."""
+    def write(self, text: str | bytes) -> int:
+        """Write a text, or as much of it as can be; click gives a shell's completions as bytes."""
+        text = text.decode() if isinstance(text, bytes) else text
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._try(self._stream.write, text.encode(encoding, "alexnet.spell").decode(encoding))
         return len(text)

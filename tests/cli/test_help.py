@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.bench import main as bench
+from cli.common.commands import heading_of
 from cli.eval import main as evaluate
 from cli.export import main as export
 from cli.plan import main as plan
@@ -110,6 +111,38 @@ def test_options_are_these(name):
 @pytest.mark.parametrize(("name", "group"), [("prep", prep), ("show", show)])
 def test_the_groups_have_these_commands(name, group):
     assert {f"{name} {command}" for command in group.commands} == {n for n in OPTIONS if f"{name} " in n}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_one_kind_stand_under_one_heading(name):
+    command, expected = OPTIONS[name]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "version"]
+    if len(options) > 7:
+        assert [p.name for p in options if heading_of(p) == "Options"] == []
+    lines = CliRunner().invoke(command, ["--help"]).output.splitlines()
+    headings = [line for line in lines if line[:1] != " " and line.endswith(":")]
+    assert sorted(headings) == sorted({f"{heading_of(p)}:" for p in options} | {"Options:"})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "words", "completed"),
+    [
+        (train, "train", "--max", ["plain,--max-restarts", "plain,--max-steps"]),
+        (train, "train", "--recipe s", ["plain,small", "plain,source"]),
+        (train, "train", "sha", ["file,sha"]),
+        (evaluate, "eval", "--views f", ["plain,full-resize"]),
+        (show, "show", "sal", ["plain,saliency"]),
+        (show, "show", "status --j", ["plain,--json"]),
+    ],
+)
+def test_shells_complete_options_and_their_values(group, name, words, completed):
+    variables = {
+        f"_ALEXNET_{name.upper()}_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"alexnet-{name} {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    result = CliRunner().invoke(group, [], prog_name=f"alexnet-{name}", env=variables)
+    assert result.output.splitlines() == completed
 
 
 @pytest.mark.parametrize("group", [prep, show])
