@@ -1,14 +1,17 @@
 """Tests that need a GPU; skipped without one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.imagenet_files import write_archives
 from torch import nn
 
 from cli.bench import main as bench
 from cli.eval import main as evaluate
+from cli.prep import main as prep
 from cli.train import main as train
 from pipeline import (
     Dataset,
@@ -124,6 +127,24 @@ def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
     output = run(tiny_dataset, None, command=bench)
     for part in ("loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "together", "GPU MB"):
         assert part in output
+
+
+def test_the_bare_commands_take_imagenet_as_downloaded_to_a_result(shared_data, tmp_path, monkeypatch):
+    """`alexnet-prep shard`, `alexnet-train --gpus 2` (1 where there is one) and `alexnet-eval` in its folder."""
+    write_archives(tmp_path, shared_data / "imagenet-sample")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALEXNET_DATA", raising=False)
+    gpus = min(2, torch.cuda.device_count())
+    for command, *arguments in (
+        (prep, "shard"),
+        (train, "--gpus", str(gpus), "--max-steps", "4"),
+        (evaluate,),
+    ):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 0, result.output
+    assert "run: runs/paper (the newest below runs)" in result.stderr
+    assert "34 val images, 10 classes, center" in result.stdout
+    assert json.loads(Path("runs/paper/run.json").read_text())["machine"]["processes"] == str(gpus)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_the_groups_have_these_commands(name, group):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_one_kind_stand_under_one_heading(name):
-    command, expected = OPTIONS[name]
+    command, _ = OPTIONS[name]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "version"]
     if len(options) > 7:
         assert [p.name for p in options if heading_of(p) == "Options"] == []
