@@ -130,7 +130,7 @@ def test_bench_measures_every_placement(tiny_dataset, monkeypatch):
 
 
 def test_the_bare_commands_take_imagenet_as_downloaded_to_a_result(shared_data, tmp_path, monkeypatch):
-    """`alexnet-prep shard`, `alexnet-train --gpus 2` (1 where there is one) and `alexnet-eval` in its folder."""
+    """`alexnet-prep shard`, `alexnet-train --gpus 2` (1 where there is one), `alexnet-eval` in its folder."""
     write_archives(tmp_path, shared_data / "imagenet-sample")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALEXNET_DATA", raising=False)
