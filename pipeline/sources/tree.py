@@ -140,7 +140,7 @@ def _visible(tree: Tree, only: str | None) -> Iterator[File]:
     filled |= {above for folder in list(filled) for above in _above(folder)}
     for path in folders:
         above, _, name = path.rpartition("/")
-        if name.startswith("."):  # is not walked
+        if name.startswith(".") and name != WORK:  # is not walked
             left_out.add(f"{path}/", kind_of(path) or "")
         elif path not in filled and (above in filled or not above) and kind_of(path) is None:
             left_out.add(f"{path}/", "a folder without files")

@@ -72,6 +72,7 @@ def test_datasets_and_runs_inside_of_a_source_are_no_part_of_it(tmp_path, tiny_d
     place(tmp_path / "runs" / "a" / "kernels.png")
     assert read_source(tmp_path).fingerprint() == before
     assert set(left_out(tmp_path).values()) == {"a dataset or run of this toolkit"}
+    assert not any(".work" in path for path in left_out(tmp_path))  # as the first of a job's slices sees OUT
 
 
 FIRST = "train/ant/of_0.Avif"
