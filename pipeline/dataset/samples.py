@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import label_in, read_index
+from pipeline.dataset.index import ShardIndex, label_in, read_index
 from pipeline.dataset.manifest import Shard
-from pipeline.dataset.tar import Member
 from pipeline.errors import UsageError
 from pipeline.storage.base import ByteRange
 
@@ -51,22 +50,23 @@ def read_stored(dataset: Dataset, split: str, positions: Sequence[int]) -> list[
     for shard, offsets in wanted.items():
         index = read_index(dataset.store, shard)
         for offset, number in sorted(offsets):
-            found[number] = _read(dataset, shard, index[offset])
+            found[number] = _read(dataset, shard, index, offset)
     return [found[number] for number in range(len(positions))]
 
 
-def _read(dataset: Dataset, shard: Shard, sample: dict[str, Member]) -> StoredImage:
+def _read(dataset: Dataset, shard: Shard, index: ShardIndex, sample: int) -> StoredImage:
+    spans = [
+        ByteRange(shard.name, index.image_offsets[sample], index.image_sizes[sample]),
+        ByteRange(shard.name, index.label_offsets[sample], index.label_sizes[sample]),
+    ]
     try:
-        data, label = (
-            dataset.store.read(ByteRange(shard.name, sample[ext].offset, sample[ext].size))
-            for ext in ("jpg", "cls")
-        )
+        data, label = map(dataset.store.read, spans)
     except OSError as error:
         raise UsageError(
             f"{dataset.store.url_of(shard.name)}: unreadable ({error.strerror or error}); `alexnet-prep "
             f"verify {dataset.url}` checks the other files"
         ) from error
-    return StoredImage(_key(sample), label_in(label), data)
+    return StoredImage(index.keys[sample], label_in(label), data)
 
 
 def split_keys(dataset: Dataset, split: str) -> list[str]:
@@ -75,11 +75,7 @@ def split_keys(dataset: Dataset, split: str) -> list[str]:
     Raises:
         UsageError: there is no such split, or an index is damaged.
     """
-    return [_key(sample) for shard in dataset.shards(split) for sample in read_index(dataset.store, shard)]
-
-
-def _key(sample: dict[str, Member]) -> str:
-    return sample["jpg"].name.removesuffix(".jpg")
+    return [key for shard in dataset.shards(split) for key in read_index(dataset.store, shard).keys]
 
 
 def find_places(dataset: Dataset, split: str, keys: Sequence[str]) -> list[int]:

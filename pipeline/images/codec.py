@@ -8,6 +8,7 @@ no name for, the one kind whose scan is not checked. Color profiles are ignored,
 pipeline; EXIF orientation is ignored unless `exif_rotate` is set.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,6 +39,7 @@ __all__ = [
     "encode",
     "resize_shorter",
     "resize_square",
+    "shape_of",
 ]
 
 # Longest side that libjpeg encodes, pixels (its JPEG_MAX_DIMENSION).
@@ -131,6 +133,19 @@ def decode(
     if keep and not decoded.jpeg and max(decoded.shape) > _LONGEST_SIDE:
         raise DecodeError("{1}x{0} pixels are more than a JPEG can hold".format(*decoded.shape))
     return decoded
+
+
+def shape_of(data: bytes | memoryview) -> tuple[int, int]:
+    """Return height and width of an image, of a JPEG from its header alone.
+
+    Raises:
+        DecodeError: not an image, or damaged.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # no JPEG
+        return decode(bytes(data), math.inf).shape
+    return height, width
 
 
 def resize_shorter(pixels: Pixels, size: int, shape: tuple[int, int] | None = None) -> Pixels:

@@ -79,11 +79,11 @@ def _change_pillow() -> Callable[[], None]:
 
 pillow = Settings(_change_pillow)
 """No limit of pixels, and no log on the terminal."""
-_opencv = Settings(_one_thread), Settings(_no_ipp, of_thread=True)
+_one_opencv_thread = Settings(_one_thread)
+without_ipp = Settings(_no_ipp, of_thread=True)
+"""OpenCV gives the same bits on every machine."""
 
 
 def opencv(function: F) -> F:
     """Decorate a function that calls OpenCV: it runs on one thread, and without IPP."""
-    for settings in _opencv:
-        function = settings(function)
-    return function
+    return _one_opencv_thread(without_ipp(function))

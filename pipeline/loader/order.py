@@ -1,136 +1,238 @@
-"""Order of an epoch: which samples each rank reads, in which order. Pure arithmetic; no file is read.
+"""Order of an epoch: which samples each global batch holds. Pure arithmetic; no file is read.
 
-    shards ─ permuted ─► one long line ─ started at a random sample ─► a share per rank ─► segments
+Training:
 
-An epoch's order depends on the seed and the epoch alone, so a run can enter any epoch without having read
-the earlier ones, on any number of processes. A segment is the part of a share that one DALI pipeline reads.
+    shards ─ permuted ─► one long line ─ begun anywhere ─► lanes ─► each batch takes the next few of each lane
+
+A lane is a stretch of the line. A batch takes the next few samples (some 8) of each lane, lane after lane, so a
+process's slice of every batch comes from its own lanes: 1 / world_size of the line, and as many shards at a
+time as it has lanes. Samples are permuted within each shard, so a batch mixes as many shards as there are
+lanes. Any batch of any epoch is computed without those before it.
+
+Evaluation: batches in the order of the split, which the processes take in turns.
 """
 
-import math
-from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.seeds import derive_seed
+import numpy as np
+from numpy.typing import NDArray
 
-SEGMENT = 65_536
-"""Largest number of samples in a segment. DALI parses a segment's index before its first image, and keeps it
-in memory: 65,536 samples take 0.1 s and 55 MB, ImageNet's 1,281,167 take 1.6 s and 1.1 GB (on two cores)."""
+from pipeline.seeds import Purpose, random_generator
+
+Integers = NDArray[np.int64]
+
+_PER_LANE = 8
+_MOST_LANES = 64
 
 
-class Piece(NamedTuple):
-    """A range of samples in one shard.
+class Samples(NamedTuple):
+    """Samples in the order of a batch.
 
     Attributes:
-        shard: Number of the shard in the split.
-        first: First sample of the range, counted from 0 in the shard.
-        last: Sample after the last of the range.
+        shards: int64 (B,), number of each sample's shard in the split.
+        samples: int64 (B,), number of the sample in its shard.
     """
 
-    shard: int
+    shards: Integers
+    samples: Integers
+
+
+class Use(NamedTuple):
+    """The batches of one process for which it needs a shard.
+
+    Attributes:
+        first, last: Numbers of the first and the last of these batches, as `Order.batch` counts them.
+        shard: Number of the shard in the split.
+    """
+
     first: int
     last: int
-
-    @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return self.last - self.first
+    shard: int
 
 
-def training_share(
-    sizes: Sequence[int], seed: int, epoch: int, rank: int, world_size: int, batch_size: int
-) -> list[Piece]:
-    """Return the samples that a rank reads in a training epoch: the same number of full batches on each rank.
+class Order(ABC):
+    """The batches of one epoch, as one of `world_size` processes reads them.
 
-    The split's shards are permuted. The line of their samples starts at a random sample and wraps around,
-    so that each epoch gives a rank other samples and leaves out other samples: fewer than a global batch.
+    Attributes:
+        batches: Number of batches that this process reads.
+        positions: Number of samples of a global batch; the last one of an evaluation may have fewer.
+    """
+
+    batches: int
+
+    @abstractmethod
+    def batch(self, number: int) -> Samples:
+        """Return the samples of this process's batch `number`, counted from 0."""
+
+    @abstractmethod
+    def uses(self, start: int = 0) -> list[Use]:
+        """Return which shards this process's batches from `start` on need, in the order of first use."""
+
+
+def lanes_of(global_batch: int, *, shuffled: bool) -> int:
+    """Return the number of lanes of a training epoch, over all processes.
 
     Args:
-        sizes: Number of samples in each shard.
-        seed: Seed of the order.
-        epoch: Number of the epoch, counted from 0.
-        rank: Rank of the process, 0..world_size - 1.
-        world_size: Number of processes.
-        batch_size: Samples per batch of one process.
-
-    Returns:
-        Pieces in reading order, together `sum(sizes) // (world_size * batch_size)` batches.
+        global_batch: Samples in a global batch.
+        shuffled: Whether the split was shuffled when it was written, as `alexnet-prep shard` does. Other tars
+            are often sorted by class: then each batch takes one sample of as many places as it can.
     """
-    order = sorted(range(len(sizes)), key=lambda shard: (derive_seed(seed, "order", epoch, shard), shard))
-    total = sum(sizes)
-    share = total // (world_size * batch_size) * batch_size
-    start = derive_seed(seed, "start", epoch) % max(total, 1) + rank * share
-    return _cut(sizes, order, start, share)
+    return max(1, min(global_batch // (_PER_LANE if shuffled else 1), _MOST_LANES))
 
 
-def evaluation_share(sizes: Sequence[int], rank: int, world_size: int) -> list[Piece]:
-    """Return the samples that a rank reads in an evaluation: an equal share of the split, in order.
+class TrainingOrder(Order):
+    """A shuffled epoch of full global batches; each sample at most once.
 
-    Each sample is in exactly one rank's share; shares differ by one sample at most.
+    Only the remainder below a global batch is left out, another one in every epoch.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        epoch: int,
+        global_batch: int,
+        *,
+        lanes: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Permute the shards and cut their line into lanes.
+
+        Args:
+            sizes: Number of samples in each shard.
+            seed: Seed of the order.
+            epoch: Number of the epoch, counted from 0.
+            global_batch: Samples in a batch of all processes; a multiple of `world_size`.
+            lanes: Number of lanes over all processes, 1..global_batch; None for `lanes_of` a shuffled split.
+            rank: Rank of the process, 0..world_size - 1.
+            world_size: Number of processes.
+        """
+        self._seed, self._epoch = seed, epoch
+        self._line = random_generator(seed, Purpose.SHARDS, epoch).permutation(len(sizes))
+        self._ends = np.cumsum(np.asarray(sizes, np.int64)[self._line])
+        self._begins = self._ends - np.asarray(sizes, np.int64)[self._line]
+        self._total = int(self._ends[-1]) if len(sizes) else 0
+        self.batches = self._total // global_batch
+        self._start = int(random_generator(seed, Purpose.START, epoch).integers(max(self._total, 1)))
+        count = lanes or lanes_of(global_batch, shuffled=True)
+        # Positions of a batch at which the lanes begin, and the end.
+        edges = -(-np.arange(count + 1) * global_batch // count)
+        local = global_batch // world_size
+        self._positions = rank * local + np.arange(local)
+        lane = np.searchsorted(edges, self._positions, side="right") - 1
+        self._lane_begin, self._lane_width = edges[lane], edges[lane + 1] - edges[lane]
+        self._permuted: dict[int, Integers] = {}
+
+    def batch(self, number: int) -> Samples:
+        """Return the samples of this process's slice of global batch `number`."""
+        line = self._line_positions(number)
+        places = np.searchsorted(self._ends, line, side="right")
+        offsets = line - self._begins[places]
+        samples = np.empty_like(line)
+        used = {}
+        for place in np.unique(places).tolist():
+            used[place] = self._permuted.get(place)
+            if used[place] is None:
+                used[place] = self._permutation(place)
+            here = places == place
+            samples[here] = used[place][offsets[here]]
+        self._permuted = used
+        return Samples(self._line[places], samples)
+
+    def uses(self, start: int = 0) -> list[Use]:
+        """Return the shards of this process's lanes, from batch `start` on."""
+        found = []
+        for at in np.unique(self._lane_begin, return_index=True)[1].tolist():
+            # The samples of this lane that the process takes: some of a lane may be another process's.
+            mine = self._positions[self._lane_begin == self._lane_begin[at]] - self._lane_begin[at]
+            width = int(self._lane_width[at])
+            first = self._start + self.batches * int(self._lane_begin[at])
+            found += [
+                Use(*batches, int(self._line[place]))
+                for place, lo, hi in self._pieces(first + start * width, (self.batches - start) * width)
+                if (batches := _batches_of(lo, hi, mine, width, start)) is not None
+            ]
+        return sorted(found)
+
+    def _line_positions(self, number: int) -> Integers:
+        within = self._positions - self._lane_begin
+        line = self._start + self.batches * self._lane_begin + number * self._lane_width + within
+        return np.asarray(line % self._total, np.int64)
+
+    def _pieces(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (place on the line, first, end) of each shard in `count` positions from `first` on.
+
+        `first` and `end` count from 0 at the position `first`.
+        """
+        done = 0
+        while done < count:
+            position = (first + done) % self._total
+            place = int(np.searchsorted(self._ends, position, side="right"))
+            end = min(done + int(self._ends[place]) - position, count)
+            yield place, done, end
+            done = end
+
+    def _permutation(self, place: int) -> Integers:
+        size = int(self._ends[place] - self._begins[place])
+        generator = random_generator(self._seed, Purpose.SAMPLES, self._epoch, int(self._line[place]))
+        return generator.permutation(size)
+
+
+def _batches_of(lo: int, hi: int, mine: Integers, width: int, start: int) -> tuple[int, int] | None:
+    """Return the first and last batch that take one of the positions lo..hi - 1 of a lane, if any does.
 
     Args:
-        sizes: Number of samples in each shard.
-        rank: Rank of the process, 0..world_size - 1.
-        world_size: Number of processes.
+        lo, hi: Positions, counted from the lane's first sample of batch `start`.
+        mine: Which of the lane's `width` samples of a batch are taken, ascending.
+        width: Samples that a batch takes of the lane.
+        start: Number of the batch from which positions are counted.
     """
-    total = sum(sizes)
-    start = total * rank // world_size
-    return _cut(sizes, range(len(sizes)), start, total * (rank + 1) // world_size - start)
+    first = lo // width if lo % width <= mine[-1] else lo // width + 1
+    last = (hi - 1) // width if (hi - 1) % width >= mine[0] else (hi - 1) // width - 1
+    return (start + first, start + last) if first <= last else None
 
 
-def segments(pieces: Sequence[Piece], batch_size: int, most: int = SEGMENT) -> list[list[Piece]]:
-    """Divide a rank's share into segments of whole batches, of about equal length.
+class EvaluationOrder(Order):
+    """All samples of a split, in order; whole batches that the processes take in turns."""
 
-    Args:
-        pieces: The share, in reading order.
-        batch_size: Samples per batch; the last segment may end with a smaller batch.
-        most: Largest number of samples in a segment. A batch larger than this is a segment of its own.
+    def __init__(self, sizes: Sequence[int], batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        """Note the sizes.
 
-    Returns:
-        The pieces of each segment, in reading order.
-    """
-    lengths = [piece.samples for piece in pieces]
-    batches = math.ceil(sum(lengths) / batch_size)
-    count = math.ceil(batches / max(most // batch_size, 1))
-    ends = [min(batches * k // count * batch_size, sum(lengths)) for k in range(1, count + 1)]
-    parts = [_cut(lengths, range(len(pieces)), start, end - start) for start, end in pairwise([0, *ends])]
-    return [
-        [Piece(pieces[k].shard, pieces[k].first + first, pieces[k].first + last) for k, first, last in part]
-        for part in parts
-    ]
+        Args:
+            sizes: Number of samples in each shard.
+            batch_size: Samples per batch; the last batch of the split may have fewer.
+            rank: Rank of the process, which takes the batches rank, rank + world_size, and so on.
+            world_size: Number of processes.
+        """
+        self._ends = np.cumsum(np.asarray(sizes, np.int64))
+        self._begins = self._ends - np.asarray(sizes, np.int64)
+        self._total = int(self._ends[-1]) if len(sizes) else 0
+        self._size, self._rank, self._world_size = batch_size, rank, world_size
+        everyone = -(-self._total // batch_size)
+        self.batches = max(0, -(-(everyone - rank) // world_size))
 
+    def first_position(self, number: int) -> int:
+        """Return the position in the split of the first sample of this process's batch `number`."""
+        return (self._rank + number * self._world_size) * self._size
 
-def most_bytes(samples: Sequence[int], sizes: Sequence[int], run: int) -> int:
-    """Return an upper bound on the size of the shards that `run` consecutive samples touch, in any order.
+    def batch(self, number: int) -> Samples:
+        """Return the samples of this process's batch `number`."""
+        first = self.first_position(number)
+        positions = np.arange(first, min(first + self._size, self._total))
+        shards = np.searchsorted(self._ends, positions, side="right")
+        return Samples(shards, positions - self._begins[shards])
 
-    Args:
-        samples: Number of samples in each shard.
-        sizes: Size of each shard in bytes.
-        run: Number of consecutive samples.
-    """
-    densest = sorted(range(len(sizes)), key=lambda k: sizes[k] / max(samples[k], 1), reverse=True)
-    total, picked = 0, 0
-    for shard in densest:
-        if picked >= run:
-            break
-        total, picked = total + sizes[shard], picked + samples[shard]
-    return min(total + 2 * max(sizes, default=0), sum(sizes))  # plus a partly read shard at each end
-
-
-def _cut(sizes: Sequence[int], order: Sequence[int], start: int, count: int) -> list[Piece]:
-    """Return `count` samples of the shards in `order`, from sample `start` on, wrapping around at the end.
-
-    The shards may as well be pieces of shards, numbered from 0.
-    """
-    ends = list(accumulate(sizes[shard] for shard in order))
-    pieces = []
-    while count > 0:
-        start %= ends[-1]
-        at = bisect_right(ends, start)
-        shard = order[at]
-        first = sizes[shard] - (ends[at] - start)
-        last = min(sizes[shard], first + count)
-        pieces.append(Piece(shard, first, last))
-        start, count = start + last - first, count - (last - first)
-    return pieces
+    def uses(self, start: int = 0) -> list[Use]:
+        """Return the shards of this process's batches from `start` on."""
+        found = []
+        for shard, (begin, end) in enumerate(zip(self._begins.tolist(), self._ends.tolist(), strict=True)):
+            if begin == end:
+                continue
+            lowest, highest = begin // self._size - self._rank, (end - 1) // self._size - self._rank
+            first, last = -(-lowest // self._world_size), highest // self._world_size
+            if (first := max(first, start)) <= last:
+                found.append(Use(first, last, shard))
+        return found

@@ -118,10 +118,14 @@ class EvalView:
         check_record(self, crop=COUNT)
 
 
-# Just below one half, so that an odd free space is rounded down, as when squares are cut for storage.
-CENTER = 0.49999
-# (x, y) of the crop's corner as fractions of the free space (image minus crop): corners, then center.
-FIVE_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (CENTER, CENTER))
+def five_corners(free: int) -> tuple[tuple[int, int], ...]:
+    """Return the corners (y, x) of ten crops: upper left and right, lower left and right, center.
+
+    Args:
+        free: Side of the square minus that of the crop, in pixels.
+    """
+    # Half of an odd free space is rounded down, as when squares are cut for storage.
+    return (0, 0), (0, free), (free, 0), (free, free), (free // 2, free // 2)
 
 
 # Defaults of torchvision's RandomResizedCrop: fraction of the area, aspect ratio, tries.

@@ -49,8 +49,8 @@ def _measure(shard: Shard, store: Store, image: ImageFormat) -> Moments:
     """Return the moments of a shard's images; runs in a worker."""
     moments = Moments()
     with store.open(shard.name) as file:
-        for sample in read_index(store, shard):
-            name, offset, size = sample["jpg"]
+        index = read_index(store, shard)
+        for key, offset, size in zip(index.keys, index.image_offsets, index.image_sizes, strict=True):
             file.seek(offset)
             try:
                 pixels = decode(file.read(size), LARGEST).pixels
@@ -58,7 +58,7 @@ def _measure(shard: Shard, store: Store, image: ImageFormat) -> Moments:
                     pixels = resize_shorter(pixels, image.size)
             except DecodeError as error:
                 raise RunError(
-                    f"{store.url_of(shard.name)}: {name} does not decode ({error}); "
+                    f"{store.url_of(shard.name)}: {key} does not decode ({error}); "
                     f"`alexnet-prep verify {store}` names all such images"
                 ) from error
             moments.add(pixels)

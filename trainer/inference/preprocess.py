@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.arguments import checked
 from pipeline.errors import UsageError
 from pipeline.images.codec import DecodeError, decode, resize_shorter, resize_square
-from pipeline.loader.views import CENTER, FIVE_CORNERS
+from pipeline.loader.views import five_corners
 from trainer.models.classifier import Spec
 
 Crop = NDArray[np.uint8]
@@ -45,7 +45,9 @@ def crop_of_stored(data: bytes, spec: Spec) -> Crop:
     """
     try:
         found = decode(data, _MOST_MEGAPIXELS, size=spec.size)
-        return _cut(resize_shorter(found.pixels, spec.size, found.shape), spec.crop)
+        scaled = resize_shorter(found.pixels, spec.size, found.shape)
+        top, left = ((side - spec.crop) // 2 for side in scaled.shape[:2])
+        return scaled[top : top + spec.crop, left : left + spec.crop]
     except DecodeError as error:
         raise UsageError(
             f"a stored image does not decode ({error}); run `alexnet-prep verify` on the dataset to find it"
@@ -86,8 +88,9 @@ def crops_of_file(path: Path, spec: Spec, views: Views, exif_rotate: bool = Fals
     except DecodeError as error:
         raise UsageError(f"{path}: cannot be read as an image ({error}); name another") from error
     square = resize_square(found.pixels, spec.size)
-    corners = FIVE_CORNERS[-1:] if views == "center" else FIVE_CORNERS
-    crops = np.stack([_cut(square, spec.crop, *corner) for corner in corners])
+    corners = five_corners(spec.size - spec.crop)
+    corners = corners[-1:] if views == "center" else corners
+    crops = np.stack([square[y : y + spec.crop, x : x + spec.crop] for y, x in corners])
     return crops if views == "center" else np.concatenate([crops, crops[:, :, ::-1]])
 
 
@@ -97,10 +100,3 @@ def as_batch(crops: Sequence[Crop]) -> Tensor:
     Crops of several views, (V, S, S, 3) each, are stacked to (B, V, 3, S, S).
     """
     return torch.from_numpy(np.stack(crops)).movedim(-1, -3).float()
-
-
-def _cut(pixels: Crop, side: int, x: float = CENTER, y: float = CENTER) -> Crop:
-    """Cut a square whose corner is at fractions (x, y) of the free space."""
-    height, width, _ = pixels.shape
-    top, left = round(y * (height - side)), round(x * (width - side))
-    return pixels[top : top + side, left : left + side]

@@ -1,0 +1,178 @@
+"""The DALI backend: one pipeline that is fed the encoded images of each batch and the arrays of what to cut."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.dataset.manifest import ImageFormat
+from pipeline.errors import RunError
+from pipeline.host import trim_heap
+from pipeline.images.codec import DecodeError, decode
+from pipeline.loader.augmentation import scales_first, shape_in_loader, shifts, windows
+from pipeline.loader.backend import Backend, OutputSettings, Plan, Result, SampleError, Source, Times
+from pipeline.loader.dali import graph
+from pipeline.loader.placement import Placement
+from pipeline.loader.views import EvalView, TrainView
+
+# Batches under way: one that the consumer waits for, and two that DALI prepares behind it.
+_DEPTH = 3
+_MEMORY = ("out of memory", "memory allocation", "bad_alloc", "cudaErrorMemoryAllocation")
+
+
+class DaliBackend(Backend):
+    """Makes batches on a GPU, or in host memory."""
+
+    def __init__(
+        self,
+        view: TrainView | EvalView,
+        stored: ImageFormat,
+        output: OutputSettings,
+        batch_size: int,
+        place: Placement,
+    ) -> None:
+        """Build the pipeline.
+
+        Args:
+            view: Crops, flips and normalization.
+            stored: Size and mode of the stored images.
+            output: Format of the images.
+            batch_size: Largest number of samples in a batch.
+            place: Device and threads.
+
+        Raises:
+            RunError: DALI cannot build it.
+        """
+        self._view, self._stored, self._place = view, stored, place
+        self._channels_last = output.channels_last
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="alexnet-read")
+        self._under_way: deque[tuple[Plan, list[NDArray[np.uint8]]]] = deque()
+        self.depth, self.times = _DEPTH, Times()
+        self._pipe: Any = graph.build(
+            view,
+            stored,
+            place,
+            output,
+            batch_size=batch_size,
+            num_threads=place.thread_count,
+            device_id=place.gpu,
+            prefetch_queue_depth=1,  # more runs may be scheduled; DALI's own prefetching would need them all at once
+        )
+        try:
+            self._pipe.build()
+        except RuntimeError as error:
+            raise RunError(f"DALI cannot build its pipeline: {dali_message(error)}") from error
+
+    def submit(self, plan: Plan) -> None:
+        """Feed a batch and start to decode it.
+
+        Raises:
+            SampleError: A sample cannot be read, or is not an image.
+        """
+        began = perf_counter()
+        in_memory = all(source.shard.in_memory for source in plan.sources)
+        found = [*(map if in_memory else self._readers.map)(self._read, plan.sources)]
+        jpegs, shapes = [data for data, _ in found], np.array([shape for _, shape in found])
+        cut = windows(self._view, self._stored, plan.draws, shapes).astype(np.int32)
+        self._pipe.feed_input("jpeg", jpegs)
+        self._pipe.feed_input("start", np.ascontiguousarray(cut[:, :2]))
+        self._pipe.feed_input("size", np.ascontiguousarray(cut[:, 2:]))
+        if scales_first(self._view, self._stored):
+            self._pipe.feed_input("scaled", shapes.astype(np.float32))
+        if isinstance(self._view, TrainView) and plan.draws is not None:
+            self._pipe.feed_input("flip", plan.draws.flip.astype(np.int32))
+            self._pipe.feed_input("shift", shifts(self._view, plan.draws))
+        self._pipe.schedule_run()
+        self._under_way.append((plan, jpegs))  # DALI reads the encoded images where they lie
+        self.times.read += perf_counter() - began
+
+    def take(self) -> tuple[Plan, Result]:
+        """Return the oldest plan and its batch, after waiting for it.
+
+        Raises:
+            SampleError: A sample cannot be decoded.
+            RunError: DALI failed for another reason.
+        """
+        plan, jpegs = self._under_way[0]
+        device, began = self._place.gpu, perf_counter()
+        stream = None if device is None else torch.cuda.current_stream(device)
+        try:
+            [output] = self._pipe.outputs(stream)
+        except RuntimeError as error:
+            raise self._diagnosis(error, plan, jpegs) from error
+        self._under_way.popleft()
+        self.times.wait += perf_counter() - began
+        self.times.batches += 1
+        images = from_dlpack(output.as_tensor())
+        labels = np.array([_label(source) for source in plan.sources], np.int64)
+        return plan, Result(images.movedim(-1, -3) if self._channels_last else images, labels)
+
+    def drop(self) -> None:
+        """Forget all plans that are under way, after waiting for them."""
+        while self._under_way:
+            self._under_way.popleft()
+            try:
+                self._pipe.outputs()
+            except RuntimeError:  # of a batch that nobody wants
+                self._under_way.clear()
+
+    def close(self) -> None:
+        """Drop all plans and free DALI's memory."""
+        if self._pipe is not None:
+            self.drop()
+            self._pipe = None
+            self._readers.shutdown()
+            trim_heap()
+
+    def _read(self, source: Source) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        try:
+            data = source.shard.image(source.sample)
+            return np.frombuffer(data, np.uint8), shape_in_loader(data, self._view, self._stored)
+        except (DecodeError, OSError) as error:
+            raise SampleError(source, str(error)) from error
+
+    def _diagnosis(self, error: RuntimeError, plan: Plan, jpegs: list[NDArray[np.uint8]]) -> Exception:
+        """Return an error that names the sample to blame, if DALI says that one does not decode."""
+        message = str(error)
+        if any(words in message for words in _MEMORY):
+            return RunError(f"the loader is out of memory: {dali_message(error)}; use smaller batches")
+        if "decod" in message:
+            pipe = graph.decoded(self._place, device_id=self._place.gpu)
+            for source, jpeg in zip(plan.sources, jpegs, strict=True):
+                problem = _problem(jpeg, pipe)
+                if problem:
+                    return SampleError(source, problem)
+        return RunError(f"the loader stopped: {dali_message(error)}")
+
+
+def _problem(jpeg: NDArray[np.uint8], pipe: Any) -> str:
+    """Decode one image by the strict decoder of preparation and by DALI; return what is wrong, or ""."""
+    try:
+        decode(jpeg.tobytes(), float("inf"))
+        pipe.feed_input("jpeg", [jpeg])
+        pipe.run()
+    except DecodeError as error:
+        return str(error)
+    except RuntimeError as error:
+        return dali_message(error)
+    return ""
+
+
+def _label(source: Source) -> int:
+    try:
+        return source.shard.label(source.sample)
+    except (OSError, ValueError) as error:
+        raise SampleError(source, str(error)) from error
+
+
+def dali_message(error: Exception) -> str:
+    """Extract the first line of a DALI error that says what is wrong, without DALI's stack trace."""
+    text = str(error).partition("encountered:")[2] or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    useful = [line for line in lines if line.startswith("[")] or lines
+    return useful[0][:300] if useful else type(error).__name__

@@ -1,0 +1,233 @@
+"""The shards that a process is reading: opened in the order of their use, some ahead, and given up after it.
+
+A shard is mapped into memory, read in place, or taken from a local cache; of a bucket without a cache it is
+fetched whole into memory.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.arguments import COUNT, check_record
+from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.index import ShardIndex, label_in, read_index
+from pipeline.dataset.manifest import Shard
+from pipeline.errors import RunError, UsageError
+from pipeline.host import refuse_too_many_open_files
+from pipeline.loader.order import Use
+from pipeline.loader.shard_cache import Cache
+from pipeline.storage.base import ByteRange
+
+# Shards that are fetched before their first batch is planned.
+_AHEAD = 2
+_STREAMS = 4
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How shards are read.
+
+    Attributes:
+        mmap: Map tars into memory. Turn it off for network file systems, where a mapped page that cannot
+            be read kills the process.
+        cache: Folder on a local disk. Shards are copied to a folder in it, `alexnet-shards`, before they are
+            read, in the order of the epoch. None reads them from the dataset's folder or bucket.
+        cache_limit: Most bytes that `alexnet-shards` may hold, None for no limit.
+
+    Raises:
+        UsageError: `cache_limit` is not at least 1.
+    """
+
+    mmap: bool = True
+    cache: Path | None = None
+    cache_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_record(self, cache_limit=COUNT)
+
+
+Read = Callable[[int, int], memoryview | bytes]
+
+
+class OpenShard:
+    """A shard whose samples can be read, from several threads at once.
+
+    Attributes:
+        shard: Its record in the manifest.
+        url: Path or URL that it is read from; in the cache, the copy's path.
+        index: Offset and size of each sample's members.
+        in_memory: Whether its bytes are mapped or in memory, so that reading takes no call of the system.
+    """
+
+    def __init__(self, shard: Shard, url: str, index: ShardIndex, read: Read, *, in_memory: bool) -> None:
+        """Take the shard's index, and how `read(offset, size)` reads bytes of its tar."""
+        self.shard, self.url, self.index, self._read = shard, url, index, read
+        self.in_memory = in_memory
+
+    def image(self, sample: int) -> memoryview | bytes:
+        """Return the bytes of a sample's image.
+
+        Raises:
+            OSError: They cannot be read.
+        """
+        return self._read(self.index.image_offsets[sample], self.index.image_sizes[sample])
+
+    def label(self, sample: int) -> int:
+        """Return a sample's label.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is not a number.
+        """
+        return label_in(bytes(self._read(self.index.label_offsets[sample], self.index.label_sizes[sample])))
+
+
+class LiveShards:
+    """Opens the shards that the batches of an epoch need, and gives them up after their last batch.
+
+    Attributes:
+        sizes: Number of samples in each shard of the split.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, access: ReadOptions) -> None:
+        """Check the options; no file is opened yet.
+
+        Args:
+            dataset: The opened dataset.
+            split: "train", "val" or "test".
+            access: How shards are read.
+
+        Raises:
+            UsageError: There is no such split, or the dataset is in a bucket and `mmap` is off.
+        """
+        self._dataset, self._store = dataset, dataset.store
+        self._shards = dataset.shards(split)
+        self._split, self._access = split, access
+        self.sizes = [shard.samples for shard in self._shards]
+        self._cache = None
+        if access.cache is not None:
+            self._cache = Cache(access.cache, access.cache_limit, dataset.store, dataset.fingerprint)
+        elif dataset.store.local is None and not access.mmap:
+            raise UsageError(f"{dataset.url}: a bucket's shards are never memory-mapped; leave --no-mmap out")
+        self._threads = ThreadPoolExecutor(_STREAMS, thread_name_prefix="alexnet-shards")
+        self._waiting: list[Use] = []  # the next use last
+        self._open: list[tuple[Use, ExitStack, Future[OpenShard]]] = []
+        self._closed = False
+
+    def begin(self, uses: Sequence[Use]) -> None:
+        """Start an epoch, or the rest of one: give up all shards and open the first ones in the background.
+
+        Args:
+            uses: The shards that are needed, in the order of first use.
+        """
+        self.release()
+        self._waiting = list(reversed(uses))
+        self._open_ahead(-1)
+
+    def of_batch(self, number: int) -> dict[int, OpenShard]:
+        """Return the shards that a batch needs, by their number in the split, after waiting for them.
+
+        Batches are asked for in ascending order.
+
+        Raises:
+            UsageError: An index cannot be read, or lists another number of samples than the manifest.
+            RunError: A shard cannot be opened or fetched, or its checksum differs from the manifest's.
+        """
+        self._open_ahead(number)
+        return {
+            use.shard: future.result() for use, _, future in self._open if use.first <= number <= use.last
+        }
+
+    def done(self, number: int) -> None:
+        """Give up the shards that no batch after `number` needs."""
+        for entry in [entry for entry in self._open if entry[0].last <= number]:
+            self._open.remove(entry)
+            self._give_up(entry)
+
+    def release(self) -> None:
+        """Give up all shards. Images that were read stay valid."""
+        self._waiting = []
+        held, self._open = self._open, []
+        for entry in held:
+            self._give_up(entry)
+
+    def close(self) -> None:
+        """Give up all shards and start no more fetches; nothing can be opened afterwards."""
+        self._closed = True
+        if self._cache is not None:
+            self._cache.stop()
+        self.release()
+        self._threads.shutdown(cancel_futures=True)
+
+    def check_limit(self, shards: int) -> None:
+        """Check that the cache can hold all shards that this host needs at the same time.
+
+        Args:
+            shards: Number of shards that all of this host's processes read at the same time.
+
+        Raises:
+            UsageError: The limit is smaller than these shards, with the files of other programs in the
+                cache's folder.
+        """
+        if self._cache is None or self._cache.limit is None:
+            return
+        everything = sum(shard.bytes for shard in self._dataset.manifest.shards)
+        largest = max((shard.bytes for shard in self._dataset.manifest.shards), default=0)
+        wanted, foreign = min(shards * largest, everything), self._cache.foreign_bytes()
+        if self._cache.limit < wanted + foreign:
+            more = f", and {self._cache.folder} holds {foreign:,} bytes of other programs" if foreign else ""
+            raise UsageError(
+                f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
+                f"{self._store}: this host reads {shards} shards of it at once{more}; give at least "
+                f"{wanted + foreign:,}"
+            )
+
+    def _open_ahead(self, number: int) -> None:
+        """Start opening the shards that batch `number` needs, and the next ones."""
+        ahead = sum(use.first > number for use, _, _ in self._open)
+        while self._waiting and (self._waiting[-1].first <= max(number, 0) or ahead < _AHEAD):
+            use, leases = self._waiting.pop(), ExitStack()
+            ahead += use.first > number
+            self._open.append((use, leases, self._threads.submit(self._open_shard, use.shard, leases)))
+
+    def _open_shard(self, number: int, leases: ExitStack) -> OpenShard:
+        shard = self._shards[number]
+        index = read_index(self._store, shard)
+        url = self._store.url_of(shard.name)
+        try:
+            if self._cache is not None:
+                [url] = leases.enter_context(self._cache.lease([shard]))
+            elif self._store.local is None:
+                data = memoryview(self._store.read(ByteRange(shard.name)))
+                return OpenShard(
+                    shard, url, index, lambda offset, size: data[offset : offset + size], in_memory=True
+                )
+            mapped = self._access.mmap
+            return OpenShard(shard, url, index, _reader(Path(url), leases, mapped=mapped), in_memory=mapped)
+        except OSError as error:
+            refuse_too_many_open_files(error)
+            raise RunError(
+                f"{url}: cannot be read: {error.strerror or error}; `alexnet-prep verify "
+                f"{self._dataset.url}` lists what is damaged"
+            ) from error
+
+    def _give_up(self, entry: tuple[Use, ExitStack, Future[OpenShard]]) -> None:
+        _, leases, future = entry
+        if not future.cancel():
+            future.add_done_callback(lambda _: leases.close())
+
+
+def _reader(path: Path, leases: ExitStack, *, mapped: bool) -> Read:
+    """Open a tar; return a function (offset, size) → bytes. `leases` closes it."""
+    file = leases.enter_context(path.open("rb", buffering=0))
+    if hasattr(os, "posix_fadvise"):  # so that a network file system reads it in order
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    if not mapped:
+        return lambda offset, size: os.pread(file.fileno(), size, offset)
+    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    file.close()  # the mapping lives as long as views of it do
+    return lambda offset, size: data[offset : offset + size]

@@ -1,0 +1,1 @@
+"""Decode and augment with a pool of threads: libjpeg-turbo and OpenCV."""
