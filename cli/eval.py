@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Command, section
-from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar, require_dali
+from cli.common.console import complain, echo, echo_lines, one_line_errors, progress_bar
 from cli.common.options import (
     RUNS,
     classes_by_option,
@@ -159,7 +159,6 @@ def main(
     classes than the networks, the shared ones are evaluated.
     """
     check_outputs(force)
-    require_dali()
     # Without it, waiting torch threads spin on the cores that decode: on two cores that costs 5 to 15 % more
     # CPU time per image, and half the speed where other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Group, section
-from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar, require_dali
+from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar
 from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.interrupts import keeping
 from cli.common.options import (
@@ -323,8 +323,6 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool)
     statistics.
     """
     check_outputs(force)
-    if preview is not None:
-        require_dali()
     from pipeline import Dataset, open_store, read_manifest
 
     check_dataset("out", out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Group, option_group, section
-from cli.common.console import echo, one_line_errors, progress_bar, require_dali
+from cli.common.console import echo, one_line_errors, progress_bar
 from cli.common.options import classes_by_option, precision_option, weights_option
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.report import report
@@ -178,7 +178,6 @@ def neighbors(
     last hidden layer. Images are given as keys of --split or as files; without any, some are chosen from
     --split.
     """
-    require_dali()
     from trainer import draw_neighbors, find_neighbors
     from trainer.inference.examples import named_images, some_images
 
@@ -233,7 +232,6 @@ def confusion(
     The most confused pairs are printed too. Up to 40 classes are shown by name; of more, the figure shows
     blocks of adjacent classes and the most confused pairs.
     """
-    require_dali()
     from trainer import draw_confusion, evaluate_checkpoints
     from trainer.evaluation.results import over_shared
     from trainer.figures.confusion import most_confused

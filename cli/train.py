@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Command, section
-from cli.common.console import one_line_errors, progress_bar, require_dali
+from cli.common.console import one_line_errors, progress_bar
 from cli.common.interrupts import keeping
 from cli.common.jobs import job_options, new_job
 from cli.common.options import (
@@ -89,7 +89,6 @@ def main(
     and `alexnet-bench` what limits its speed.
     """
     check_outputs(force)
-    require_dali()
     from pipeline import Dataset
     from trainer.callbacks.tensorboard import require_tensorboard
     from trainer.distributed.env import launched_outside

@@ -10,9 +10,9 @@ from .executors.base import Executor as Executor
 from .executors.local import LocalExecutor as LocalExecutor
 from .executors.ray import RayExecutor as RayExecutor
 from .images.statistics import Statistics as Statistics
+from .loader.live_shards import ReadOptions as ReadOptions
 from .loader.loader import Batch as Batch, Loader as Loader
-from .loader.placement import Placement as Placement, choose_device as choose_device
-from .loader.shard_files import ReadOptions as ReadOptions
+from .loader.placement import Placement as Placement, choose_backend as choose_backend
 from .loader.views import (
     ColorNoise as ColorNoise,
     EvalView as EvalView,

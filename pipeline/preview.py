@@ -94,7 +94,7 @@ def _augmented(
         shard = describe(Path(folder), tar, len(stored))
         write_manifest(Path(folder), dataclasses.replace(dataset.manifest, splits={"train": (shard,)}))
         small = Dataset.open(folder)
-        with Loader(small, "train", view, len(stored), seed=seed, keys=True) as loader:
+        with Loader(small, "train", view, len(stored), seed=seed) as loader:
             for _ in range(_CROPS):
                 for batch in loader:
                     for key, crop in zip(batch.keys, crops_of(batch, view), strict=True):

@@ -2,21 +2,39 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
+from pipeline.loader.live_shards import ReadOptions
 from pipeline.loader.loader import Batch, Loader
-from pipeline.loader.placement import Device, Placement, choose_device
-from pipeline.loader.shard_files import ReadOptions
-from pipeline.loader.views import EvalView
+from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali
+from pipeline.loader.views import EvalView, TrainView
 from pipeline.seeds import derive_seed
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier, train_view
 from trainer.recipe import Recipe
+
+EVALUATION_BATCH = 256
+"""Most images in a batch of an evaluation, whatever the number of processes."""
+
+
+class Choice(NamedTuple):
+    """Backend of a process's loaders.
+
+    Attributes:
+        backend: Its name.
+        placement: Rank, threads and device.
+        why: Why it was chosen, in a few words.
+    """
+
+    backend: BackendName
+    placement: Placement
+    why: str
 
 
 @dataclass(frozen=True)
@@ -24,62 +42,97 @@ class LoaderOptions:
     """Where and how images are loaded. None of these options changes which samples a batch has.
 
     Attributes:
-        device: Device that decodes and augments; "auto" lets `pipeline.choose_device` choose it.
-        threads: Number of DALI's CPU threads per process, None for an equal share of the host's cores.
+        backend: What makes batches; "auto" lets `pipeline.choose_backend` choose it.
+        decode_device: Device on which DALI decodes: "auto" for the one that trains.
+        threads: Number of decoding threads per process, None for an equal share of the host's cores.
         access: How shards are read.
 
     Raises:
-        UsageError: `device` is another word, or `threads` is below 1.
+        UsageError: `backend` or `decode_device` is another word, or `threads` is below 1.
     """
 
-    device: Device | Literal["auto"] = "auto"
+    backend: BackendName | Literal["auto"] = "auto"
+    decode_device: Literal["auto", "cpu", "gpu"] = "auto"
     threads: int | None = None
     access: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
         check_record(self, threads=COUNT)
 
-    def placement(self, env: DistEnv) -> Placement:
-        """Return the placement of a process's loaders.
+    def choose(self, env: DistEnv) -> Choice:
+        """Choose the backend of a process's loaders.
 
         Raises:
-            UsageError: `device` needs a GPU, but the process trains on the CPU.
+            UsageError: The images are to be decoded on a GPU, but the process trains on the CPU or the
+                backend does not; or DALI is asked for, and it is not installed.
         """
         place = replace(env.placement, threads=self.threads)
-        if env.kind == "cpu":
-            if self.device not in ("auto", "cpu"):
-                raise UsageError(
-                    f"--placement {self.device} makes batches on a GPU, but these are CPU processes; "
-                    "leave it out"
-                )
-            return place
-        if self.device == "auto":
-            capability = torch.cuda.get_device_capability(env.device)
-            return replace(place, device=choose_device(place.thread_count, capability))
-        return replace(place, device=self.device)
+        backend, why = self.backend, f"--backend {self.backend}"
+        if backend == "auto":
+            capability = torch.cuda.get_device_capability(env.device) if env.kind == "gpu" else None
+            backend, why = choose_backend(place.thread_count, capability, dali=has_dali())
+            if self.decode_device != "auto" and has_dali():
+                backend, why = "dali", f"--decode-device {self.decode_device}"
+        if backend == "dali" and not has_dali():
+            raise UsageError(
+                "--backend dali: DALI is not installed; install nvidia-dali-cuda130 (Linux), or use "
+                "--backend threads"
+            )
+        if self.decode_device == "gpu" and (env.kind == "cpu" or backend == "threads"):
+            found = "these are CPU processes" if env.kind == "cpu" else "--backend threads decodes on the CPU"
+            raise UsageError(f"--decode-device gpu, but {found}; leave it out")
+        if backend == "dali" and env.kind == "gpu" and self.decode_device != "cpu":
+            return Choice("dali", replace(place, gpu=env.gpu), why)
+        return Choice(backend, replace(place, pinned=env.kind == "gpu"), why)
+
+
+def open_loader_of(
+    env: DistEnv,
+    loader_options: LoaderOptions,
+    dataset: Dataset,
+    split: str,
+    view: TrainView | EvalView,
+    global_batch: int,
+    **settings: Any,
+) -> Loader:
+    """Open the loader of a process.
+
+    Args:
+        env: Rank and device of this process.
+        loader_options: Where and how images are loaded.
+        dataset: As in `Loader`.
+        split: As in `Loader`.
+        view: As in `Loader`.
+        global_batch: As in `Loader`.
+        **settings: Other arguments of `Loader`.
+    """
+    backend, placement, _ = loader_options.choose(env)
+    return Loader(
+        dataset,
+        split,
+        view,
+        global_batch,
+        backend=backend,
+        placement=placement,
+        access=loader_options.access,
+        **settings,
+    )
 
 
 def validation_loader(
-    recipe: Recipe, dataset: Dataset, batch_size: int, env: DistEnv, loader_options: LoaderOptions
+    recipe: Recipe, dataset: Dataset, env: DistEnv, loader_options: LoaderOptions
 ) -> Loader:
     """Open a loader of center crops of the validation split.
 
     Args:
-        recipe: Gives crop and memory format.
+        recipe: Gives crop, batch size and memory format.
         dataset: The opened dataset.
-        batch_size: Images per batch of this process.
         env: Rank and device of this process.
         loader_options: Where and how images are loaded.
     """
-    return Loader(
-        dataset,
-        "val",
-        EvalView("center", recipe.crop),
-        batch_size,
-        placement=loader_options.placement(env),
-        channels_last=recipe.channels_last,
-        access=loader_options.access,
-    )
+    view = EvalView("center", recipe.crop)
+    size = min(recipe.batch_size, EVALUATION_BATCH)
+    return open_loader_of(env, loader_options, dataset, "val", view, size, channels_last=recipe.channels_last)
 
 
 class RepeatedBatch:
@@ -124,7 +177,8 @@ def noise(recipe: Recipe, batch_size: int, classes: int, env: DistEnv) -> Batch:
     images = images if recipe.std == "channel" else images.mul_(64.0)  # near ImageNet's deviation
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return Batch(images.to(env.device), torch.randint(classes, (batch_size,), generator=generator), [])
+    labels = torch.randint(classes, (batch_size,), generator=generator)
+    return Batch(images.to(env.device), labels, [], np.arange(batch_size))
 
 
 class TrainData:
@@ -143,7 +197,7 @@ class TrainData:
         """Note the arguments; the first call of `epoch` opens a loader.
 
         Args:
-            recipe: Gives augmentation, seed, shuffle buffer and stages.
+            recipe: Gives augmentation, batch size, seed and stages.
             dataset: The opened dataset.
             classifier: Gives mean and std of the training view; its divisor is set with each new view.
             batch_size: Images per batch of this process.
@@ -181,57 +235,36 @@ class TrainData:
         if self._loader is None or colors != self._noise:
             self.close()
             self._noise = colors
-            self._loader = Loader(
+            self._loader = open_loader_of(
+                self._env,
+                self._loader_options,
                 self._dataset,
                 "train",
                 train_view(self._classifier, self._recipe, self._dataset, epoch),
-                self._batch_size,
-                placement=self._loader_options.placement(self._env),
+                self._recipe.batch_size,
                 seed=derive_seed(self._recipe.seed, "data"),
-                shuffle_buffer=self._recipe.shuffle_buffer,
                 half=self._env.kind == "gpu" and self._recipe.precision != "float32",
                 channels_last=self._recipe.channels_last,
-                access=self._loader_options.access,
-                epochs=self._last_with(colors, epoch),
             )
         if self._loader.epoch != epoch:
             self._loader.set_epoch(epoch)
         return self._loader
 
-    def _last_with(self, colors: str | None, epoch: int) -> int:
-        """Return the first epoch after `epoch` with other color noise, or the number of epochs."""
-        epochs = range(epoch, self._recipe.epochs)
-        return next((e for e in epochs if self._recipe.stage_at(e).color_noise != colors), epochs.stop)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the data, the same on every process."""
+        return {} if self._loader is None else self._loader.state_dict()
 
-    def rank_state(self) -> dict[str, Any]:
-        """Return this rank's position in the data ("loader") and state of its random generators."""
-        position = {} if self._loader is None else self._loader.state_dict()
-        state: dict[str, Any] = {"loader": position, "rng": torch.get_rng_state()}
-        if self._env.kind == "gpu":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
-        return state
-
-    def restore(self, state: dict[str, Any], epoch: int) -> int:
-        """Resume the data at the position in a `rank_state`.
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
+        """Resume the data at a position that any number of processes saved.
 
         Args:
-            state: What `rank_state` returned.
+            state: What `state_dict` returned.
             epoch: Epoch, counted from 0, in which or at whose start the state was saved.
-
-        Returns:
-            Number of samples, over all processes, that are skipped: the rest of a partly read epoch if the
-            number of processes or the device has changed, else 0. The next epoch then follows.
 
         Raises:
             UsageError: The state belongs to other data or settings, or cannot be read.
         """
-        return self._of_data(epoch).load_state_dict(state["loader"])
-
-    def restore_generators(self, state: dict[str, Any]) -> None:
-        """Set this rank's random generators to their state in a `rank_state`."""
-        torch.set_rng_state(state["rng"])
-        if self._env.kind == "gpu":
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        self._of_data(epoch).load_state_dict(state)
 
     def close(self) -> None:
         """Free the loader's memory."""

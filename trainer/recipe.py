@@ -69,7 +69,6 @@ class Recipe:
             "channel".
         color_noise: PCA color noise: "none", that of the "paper", or that of the "source" released with it.
         augmentation: "paper" (random crop) or "random-resized-crop"; both flip horizontally.
-        shuffle_buffer: Number of a process's samples from which the next one is drawn.
         batch_size: Global batch size, over all processes.
         seed: Seed of initialization, order, augmentation and dropout.
         optimizer: "paper" (learning rate inside the velocity), "sgd" (torch's, learning rate outside) or
@@ -115,7 +114,6 @@ class Recipe:
     std: Literal["none", "channel"] = "none"
     color_noise: NoiseKind = "paper"
     augmentation: Augmentation = "paper"
-    shuffle_buffer: int = 2048
     batch_size: int = 128
     seed: int = 2012
     optimizer: Literal["paper", "sgd", "lars"] = "paper"
@@ -147,7 +145,6 @@ class Recipe:
             lr=(1e-12, 1e6),
             width=(0.01, 8),
             crop=(64, 4096),
-            shuffle_buffer=(1, 1 << 24),
             batch_size=(1, 1 << 20),
             trust_coefficient=(1e-12, 1e6),
             power=(0, 100),

@@ -14,7 +14,7 @@ import click
 from cli.common.environment import choose_cache_folders
 from cli.common.interrupts import interruptible
 from cli.common.streams import check_printed, only_prints, reader_gone
-from pipeline.errors import ToolkitError, UsageError
+from pipeline.errors import ToolkitError
 from pipeline.host import prepare_process, too_many_open_files
 from pipeline.progress import OnProgress, no_progress
 from pipeline.text import visible
@@ -178,23 +178,3 @@ def progress_bar(description: str, unit: str) -> Iterator[OnProgress]:
             bar.update(task, completed=done, total=total, speed=f"{speed:,.0f} {unit}/s")
 
         yield show
-
-
-def require_dali() -> None:
-    """Check that NVIDIA DALI is installed, without importing it.
-
-    Raises:
-        UsageError: DALI is not installed (the message says how to install it), or this is not Linux.
-    """
-    from importlib.util import find_spec
-
-    if sys.platform != "linux":
-        raise UsageError(
-            "this command needs NVIDIA DALI, which exists for Linux only; `alexnet-prep shard` and `info` "
-            "work here"
-        )
-    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
-        raise UsageError(
-            "this command needs NVIDIA DALI, which is not installed: pip install 'alexnet-toolkit[cuda13]' "
-            "(it also runs without a GPU)"
-        )

@@ -34,12 +34,19 @@ class Size(click.ParamType[int]):
 data_options = section(
     "Reading data",
     click.option(
-        "--placement",
-        type=click.Choice(["auto", "cpu", "hybrid", "gpu"]),
+        "--backend",
+        type=click.Choice(["auto", "dali", "threads"]),
         default="auto",
         show_default=True,
-        help="Where images are decoded and augmented: both on the CPU (cpu), decoded on the CPU and "
-        "augmented on the GPU (hybrid), or both on the GPU (gpu).",
+        help="What decodes and augments images: NVIDIA DALI, or threads on the CPU. auto takes DALI where "
+        "a GPU decodes faster than the CPU would.",
+    ),
+    click.option(
+        "--decode-device",
+        type=click.Choice(["auto", "cpu", "gpu"]),
+        default="auto",
+        show_default=True,
+        help="Device on which DALI decodes.  auto is the one that trains.",
     ),
     click.option(
         "--threads",
@@ -79,7 +86,10 @@ def loader_options_of(options: dict[str, Any]) -> "LoaderOptions":
     if limit is not None and cache is None:
         raise UsageError("--cache-limit needs --cache with the folder to limit")
     return LoaderOptions(
-        options["placement"], options["threads"], ReadOptions(not options["no_mmap"], cache, limit)
+        options["backend"],
+        options["decode_device"],
+        options["threads"],
+        ReadOptions(not options["no_mmap"], cache, limit),
     )
 
 

@@ -1,9 +1,9 @@
 """Augmentation as data: what is cut from each image, flipped and added, as arrays of a batch.
 
-    uniform numbers of a global batch ─ sliced by each process ─► windows in pixels, from the images' sizes
+    numbers of a global batch ─ sliced by each process ─► windows in pixels, from the images' sizes
 
-The numbers depend on seed, epoch and batch alone, and a backend only carries out what the arrays say. They are
-uniform numbers and not pixels, because the images of a dataset may differ in size.
+The numbers depend on seed, epoch and batch alone, and a backend only carries out what the arrays say. They
+are not pixels, because the images of a dataset may differ in size.
 
 Shapes: B batch, S crop.
 """
@@ -103,7 +103,7 @@ def scaled_shapes(shapes: Integers, size: int) -> Integers:
         shapes: int64 (B, 2), height and width of each image.
         size: Shorter side of the result in pixels.
     """
-    scaled = np.rint(shapes * size / shapes.min(axis=1, keepdims=True)).astype(np.int64)
+    scaled: Integers = np.rint(shapes * size / shapes.min(axis=1, keepdims=True)).astype(np.int64)
     return np.maximum(scaled, size)
 
 

@@ -95,7 +95,7 @@ class Times:
 
 
 class Backend(ABC):
-    """Carries out plans, several at once, and returns their batches in the order in which they were submitted.
+    """Carries out plans, several at once, and returns their batches in the order of submission.
 
     Attributes:
         depth: Number of plans that should be under way at a time.

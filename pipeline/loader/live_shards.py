@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import ShardIndex, label_in, read_index
+from pipeline.dataset.index import ShardIndex, read_index
 from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
@@ -63,10 +63,21 @@ class OpenShard:
         in_memory: Whether its bytes are mapped or in memory, so that reading takes no call of the system.
     """
 
-    def __init__(self, shard: Shard, url: str, index: ShardIndex, read: Read, *, in_memory: bool) -> None:
-        """Take the shard's index, and how `read(offset, size)` reads bytes of its tar."""
+    def __init__(
+        self, shard: Shard, url: str, index: ShardIndex, read: Read, *, in_memory: bool, adopted: bool
+    ) -> None:
+        """Note how the shard is read.
+
+        Args:
+            shard: Its record in the manifest.
+            url: Path or URL that it is read from.
+            index: Offset and size of each sample's members.
+            read: Called with offset and size, returns bytes of its tar.
+            in_memory: Whether these are mapped or in memory.
+            adopted: Whether another tool wrote it: text may precede the number of a label then.
+        """
         self.shard, self.url, self.index, self._read = shard, url, index, read
-        self.in_memory = in_memory
+        self.in_memory, self._adopted = in_memory, adopted
 
     def image(self, sample: int) -> memoryview | bytes:
         """Return the bytes of a sample's image.
@@ -83,7 +94,11 @@ class OpenShard:
             OSError: It cannot be read.
             ValueError: It is not a number.
         """
-        return label_in(bytes(self._read(self.index.label_offsets[sample], self.index.label_sizes[sample])))
+        data = bytes(self._read(self.index.label_offsets[sample], self.index.label_sizes[sample]))
+        digits = data[len(data.rstrip(b"0123456789")) :] if self._adopted else data  # text may precede it
+        if not digits.isdigit():
+            raise ValueError(f"its label is {data[-16:]!r}, not a number")
+        return int(digits)
 
 
 class LiveShards:
@@ -197,17 +212,23 @@ class LiveShards:
     def _open_shard(self, number: int, leases: ExitStack) -> OpenShard:
         shard = self._shards[number]
         index = read_index(self._store, shard)
-        url = self._store.url_of(shard.name)
+        url, adopted = self._store.url_of(shard.name), self._dataset.manifest.adopted
         try:
             if self._cache is not None:
                 [url] = leases.enter_context(self._cache.lease([shard]))
             elif self._store.local is None:
                 data = memoryview(self._store.read(ByteRange(shard.name)))
                 return OpenShard(
-                    shard, url, index, lambda offset, size: data[offset : offset + size], in_memory=True
+                    shard,
+                    url,
+                    index,
+                    lambda offset, size: data[offset : offset + size],
+                    in_memory=True,
+                    adopted=adopted,
                 )
             mapped = self._access.mmap
-            return OpenShard(shard, url, index, _reader(Path(url), leases, mapped=mapped), in_memory=mapped)
+            read = _reader(Path(url), leases, mapped=mapped)
+            return OpenShard(shard, url, index, read, in_memory=mapped, adopted=adopted)
         except OSError as error:
             refuse_too_many_open_files(error)
             raise RunError(

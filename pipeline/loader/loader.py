@@ -174,7 +174,6 @@ class Loader:
         if not self._entering:
             self.set_epoch(self.epoch + (self.batch == len(self) > 0))
         self._entering = False
-        self._iteration += 1
         iteration, epoch = self._iteration, self.epoch
         order, maker = self._order(epoch), self._started()
         self._shards.begin(order.uses(self.batch))
@@ -190,8 +189,9 @@ class Loader:
                 yield batch
                 if iteration != self._iteration:
                     raise RuntimeError("another iteration of this loader has begun, or it was closed")
-        except SampleError as error:
-            raise self._blame(error) from error.__cause__
+        except (SampleError, RunError) as error:
+            self._end_maker()  # it may not survive
+            raise (self._blame(error) if isinstance(error, SampleError) else error) from error.__cause__
         finally:
             if iteration == self._iteration:
                 self._stop()
@@ -207,9 +207,7 @@ class Loader:
         """End the backend's threads and free its memory; the loader cannot be used afterwards."""
         self._closed = True
         self._iteration += 1
-        if self._maker is not None:
-            self._maker.close()
-            self._maker = None
+        self._end_maker()
         self._shards.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,8 +304,14 @@ class Loader:
                 )
         return self._maker
 
+    def _end_maker(self) -> None:
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+
     def _stop(self) -> None:
-        """Forget all batches that are under way."""
+        """End the iteration that is under way, if any, and forget its batches."""
+        self._iteration += 1
         if self._maker is not None:
             self._maker.drop()
         self._shards.release()
@@ -354,16 +358,14 @@ class Loader:
                 "the thread backend leaves batches in host memory; choose the backend dali, or no gpu"
             )
         if self._training and size % place.world_size:
-            below, above = (
-                size // place.world_size * place.world_size,
-                -(-size // place.world_size) * place.world_size,
-            )
+            below = size // place.world_size * place.world_size
+            above = below + place.world_size
             near = below if below and size - below <= above - size else above
             raise UsageError(
-                f"{place.world_size} processes do not divide a global batch of {size}; choose a batch of {near}"
+                f"{place.world_size} processes do not divide a global batch of {size}; choose one of {near}"
             )
         if self._training and self.samples < size:
             raise UsageError(
-                f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global batch of "
-                f"{size}; choose a smaller batch"
+                f"{self.dataset.url}: {self.split} has {self.samples} samples, fewer than one global batch "
+                f"of {size}; choose a smaller batch"
             )

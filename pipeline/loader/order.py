@@ -4,10 +4,10 @@ Training:
 
     shards ─ permuted ─► one long line ─ begun anywhere ─► lanes ─► each batch takes the next few of each lane
 
-A lane is a stretch of the line. A batch takes the next few samples (some 8) of each lane, lane after lane, so a
-process's slice of every batch comes from its own lanes: 1 / world_size of the line, and as many shards at a
-time as it has lanes. Samples are permuted within each shard, so a batch mixes as many shards as there are
-lanes. Any batch of any epoch is computed without those before it.
+A lane is a stretch of the line. A batch takes the next few samples (some 8) of each lane, lane after lane,
+so a process's slice of every batch comes from its own lanes: 1 / world_size of the line, and as many shards
+at a time as it has lanes. Samples are permuted within each shard, so a batch mixes as many shards as there
+are lanes. Any batch of any epoch is computed without those before it.
 
 Evaluation: batches in the order of the split, which the processes take in turns.
 """
@@ -132,14 +132,11 @@ class TrainingOrder(Order):
         places = np.searchsorted(self._ends, line, side="right")
         offsets = line - self._begins[places]
         samples = np.empty_like(line)
-        used = {}
-        for place in np.unique(places).tolist():
-            used[place] = self._permuted.get(place)
-            if used[place] is None:
-                used[place] = self._permutation(place)
+        used = np.unique(places).tolist()
+        self._permuted = {p: self._permuted[p] if p in self._permuted else self._permutation(p) for p in used}
+        for place in used:
             here = places == place
-            samples[here] = used[place][offsets[here]]
-        self._permuted = used
+            samples[here] = self._permuted[place][offsets[here]]
         return Samples(self._line[places], samples)
 
     def uses(self, start: int = 0) -> list[Use]:
@@ -185,7 +182,8 @@ def _batches_of(lo: int, hi: int, mine: Integers, width: int, start: int) -> tup
     """Return the first and last batch that take one of the positions lo..hi - 1 of a lane, if any does.
 
     Args:
-        lo, hi: Positions, counted from the lane's first sample of batch `start`.
+        lo: First position, counted from the lane's first sample of batch `start`.
+        hi: Position after the last.
         mine: Which of the lane's `width` samples of a batch are taken, ascending.
         width: Samples that a batch takes of the lane.
         start: Number of the batch from which positions are counted.

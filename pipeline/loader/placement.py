@@ -12,8 +12,8 @@ from pipeline.host import usable_cores
 BackendName = Literal["dali", "threads"]
 """What makes batches: NVIDIA DALI, or a pool of threads with libjpeg-turbo and OpenCV."""
 
-# A core decodes some 2,000 stored images per second (docs/benchmarks.md). With this many cores the CPU decodes
-# faster than AlexNet trains on any GPU that has no JPEG engine.
+# A core decodes some 2,000 stored images per second (docs/benchmarks.md). With this many cores the CPU
+# decodes faster than AlexNet trains on any GPU that has no JPEG engine.
 _CORES_TO_DECODE = 8
 # GPUs with a JPEG engine, by compute capability: A100, H100 and H200, Blackwell's data-center cards.
 _JPEG_ENGINE = frozenset([(8, 0), (9, 0), (10, 0), (10, 3)])
@@ -26,7 +26,8 @@ class Placement:
     Attributes:
         rank: Global rank of the process, 0..world_size - 1.
         world_size: Number of processes.
-        gpu: Index of the CUDA device that DALI decodes on and leaves batches on; None for batches in host memory.
+        gpu: Index of the CUDA device on which DALI decodes and leaves batches; None for batches in host
+            memory.
         pinned: Whether batches in host memory are page-locked, so that copies to a GPU are fast.
         threads: Number of decoding threads, or None for as many as `cores`.
         local_world_size: Number of processes on this host.

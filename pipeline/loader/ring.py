@@ -19,7 +19,8 @@ class Ring:
         """Note what to allocate; nothing is allocated yet.
 
         Args:
-            shape, dtype: Of each array.
+            shape: Shape of each array.
+            dtype: Its type.
             pinned: Whether to allocate page-locked memory, from which copies to a GPU are fast.
         """
         self._shape, self._dtype, self._pinned = shape, dtype, pinned

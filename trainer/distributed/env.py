@@ -71,12 +71,10 @@ class DistEnv:
 
     @property
     def placement(self) -> Placement:
-        """This process's rank and device, as the loader's `Placement`."""
+        """This process's rank and cores, as the loader's `Placement`."""
         return Placement(
             rank=self.rank,
             world_size=self.world_size,
-            device=self.kind,
-            local_rank=self.gpu if self.kind == "gpu" else self.local_rank,
             local_world_size=self.local_world_size,
             cores=self.cores,
         )

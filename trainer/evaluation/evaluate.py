@@ -3,7 +3,6 @@
 Shapes: B batch, V views (1, or 10 for ten crops), K classes, S side of the crop.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.progress import OnProgress, no_progress
-from trainer.data import LoaderOptions
+from trainer.data import LoaderOptions, open_loader_of
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import PredictionCollector, Predictions, refuse_other_keys
@@ -148,7 +147,7 @@ def evaluate_checkpoints(
         root: Path or URL of the dataset.
         split: Name of the split; None for "val", or for the only one.
         views: Name of an `EvalView`.
-        batch_size: Images per batch of one process.
+        batch_size: Images per batch; the processes take whole batches in turns.
         ensemble_weights: Weight of each checkpoint's probabilities, 0 or more, on any scale; default: equal.
         external: Architecture and preprocessing of checkpoints that other programs wrote.
         weights: Which weights to take of checkpoints that hold averaged (EMA) ones beside the model's own;
@@ -183,10 +182,7 @@ def evaluate_checkpoints(
     view = EvalView(views, models[0].spec.crop)
     collector = PredictionCollector()
     options = loader_options or LoaderOptions()
-    placement = options.placement(env)
-    with Loader(
-        dataset, split, view, batch_size, placement=placement, keys=True, access=options.access
-    ) as loader:
+    with open_loader_of(env, options, dataset, split, view, batch_size) as loader:
         tally = measure(models, loader, env, precision, shares, collector, on_progress, counted)
     predictions = collector.gather(env)
     if predictions is not None:
@@ -256,7 +252,7 @@ def measure(
 
     Args:
         models: One network or an ensemble, on `env.device`.
-        loader: Loader of evaluation batches; opened with `keys=True` if `collector` is given.
+        loader: Loader of evaluation batches, which the processes take in turns.
         env: Rank, world size and device of this process.
         precision: Precision of the forward pass; probabilities are float64.
         weights: Weight of each network's probabilities, on any scale; default: equal.
@@ -277,8 +273,8 @@ def measure(
     with torch.inference_mode(), _evaluating(models):
         for batch in loader:
             images, count = batch.images.to(env.device, torch.float32), len(batch.labels)
-            if count < loader.batch_size:  # pad the last batch, so that torch.compile sees one shape only
-                images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, loader.batch_size - count))
+            # Pad the last batch, so that torch.compile sees one shape only.
+            images = F.pad(images, (0, 0) * (images.ndim - 1) + (0, loader.global_batch - count))
             probabilities = mean_probabilities(models, images, weights, precision)[:count]
             # Below 0: a class that is left out is predicted in no tie.
             top = topk_stable(probabilities.index_fill(1, other, -1), min(KEPT, classes - len(other)))
@@ -300,7 +296,7 @@ def measure(
             "another split with --split"
         )
     # Rows of NaN have most probable classes too, and may count as right.
-    if not math.isfinite(float(tally.loss)):
+    if tally.invalid:
         raise RunError(
             f"the network's outputs on {loader.split} are not finite: its weights diverged in training; "
             "train again with a lower learning rate"

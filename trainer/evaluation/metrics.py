@@ -21,6 +21,9 @@ BINS = 15
 Networks")."""
 _Z95 = NormalDist().inv_cdf(0.975)
 
+# Sums of floats would depend on the order of their terms. An int64 holds 3 million losses of −log 1e-300.
+_UNITS = 2**32
+
 Interval = tuple[float, float]
 """Lower and upper bound of a share, 0..1."""
 
@@ -82,14 +85,17 @@ def calibration_error(counts: Tensor, correct: Tensor, confidence: Tensor) -> fl
 
 
 class Tally:
-    """Running sums from which all metrics are computed; counts are integers, so batch order does not matter.
+    """Running sums from which all metrics are computed.
+
+    All are integers, so that the order of batches and the number of processes do not matter.
 
     Attributes:
         confusion: int64 (K, K), number of images by label (row) and predicted class (column).
         top5_hits: int64 (K,), number of images of each label that have it among the five most probable.
-        loss: float64 scalar, sum of −log of the label's probability, nats.
+        loss: int64 scalar, sum of −log of the label's probability, in 2⁻³² nats.
+        invalid: int64 scalar, number of images whose label has no finite probability.
         bins: int64 (2, M), number of images in each bin of confidence, and how many of them are right.
-        confidence: float64 (M,), sum of the largest probabilities in each bin.
+        confidence: int64 (M,), sum of the largest probabilities in each bin, in 2⁻³².
         left_out: int64 scalar, number of images that do not count because of their label.
     """
 
@@ -105,9 +111,10 @@ class Tally:
         """
         self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         self.top5_hits = torch.zeros(classes, dtype=torch.int64, device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=torch.int64, device=device)
+        self.invalid = torch.zeros_like(self.loss)
         self.bins = torch.zeros(2, BINS, dtype=torch.int64, device=device)
-        self.confidence = torch.zeros(BINS, dtype=torch.float64, device=device)
+        self.confidence = torch.zeros(BINS, dtype=torch.int64, device=device)
         self.left_out = torch.zeros((), dtype=torch.int64, device=device)
         self._counted = None
         if counted is not None:
@@ -134,15 +141,18 @@ class Tally:
         self.confusion.view(-1).scatter_add_(0, cells, ones)
         self.top5_hits.scatter_add_(0, labels, hits.sum(dim=1))
         own = probabilities.gather(1, labels[:, None]).clamp_min(1e-300)
-        self.loss -= own.log().sum()
+        self.loss -= _in_units(own.log()).sum()
+        self.invalid += (~own.isfinite()).sum()
         bins = torch.bucketize(confidence, self._edges)  # bin m holds (m / M, (m + 1) / M]
         self.bins[0].scatter_add_(0, bins, ones)
         self.bins[1].scatter_add_(0, bins, hits[:, 0])
-        self.confidence.scatter_add_(0, bins, confidence)
+        self.confidence.scatter_add_(0, bins, _in_units(confidence))
 
     def merge(self) -> None:
         """Sum over all processes (all-reduce); every process has the same sums afterwards."""
-        for sums in (self.confusion, self.top5_hits, self.loss, self.bins, self.confidence, self.left_out):
+        for sums in (self.confusion, self.top5_hits, self.bins, self.confidence):
+            all_sum(sums)
+        for sums in (self.loss, self.invalid, self.left_out):
             all_sum(sums)
 
     @property
@@ -171,7 +181,12 @@ class Tally:
             top5=among / samples,
             top1_interval=wilson(right, samples),
             top5_interval=wilson(among, samples),
-            loss=float(self.loss) / samples,
-            ece=calibration_error(self.bins[0], self.bins[1], self.confidence),
+            loss=math.nan if self.invalid else int(self.loss) / _UNITS / samples,
+            ece=calibration_error(self.bins[0], self.bins[1], self.confidence / _UNITS),
             largest_class=int(images.max()) / samples,
         )
+
+
+def _in_units(values: Tensor) -> Tensor:
+    """Convert float64 values to int64, in 2⁻³²; those that are not finite count as 0."""
+    return torch.nan_to_num(values * _UNITS, nan=0.0, posinf=0.0, neginf=0.0).round().long()

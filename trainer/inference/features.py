@@ -127,14 +127,13 @@ def split_features(
         UsageError: there is no such split.
         RunError: the loader cannot read or decode a sample.
     """
-    from pipeline.loader.loader import Loader  # imports DALI, which figures of single images do not need
-    from trainer.data import LoaderOptions
+    from trainer.data import LoaderOptions, open_loader_of
 
     env = this_machine()
     classifier.to(env.device)
     view = EvalView("center", classifier.spec.crop)
     done = 0
-    with Loader(dataset, split, view, batch_size, placement=LoaderOptions().placement(env)) as loader:
+    with open_loader_of(env, LoaderOptions(), dataset, split, view, batch_size) as loader:
         for batch in loader:
             yield features(classifier, batch.images.to(env.device, torch.float32), precision)
             done += len(batch.labels)

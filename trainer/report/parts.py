@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +83,9 @@ class Source:
         return self.opened
 
     @property
-    def whole_dataset(self) -> Dataset:
-        """The dataset, to read whole splits of it.
-
-        Raises:
-            UsageError: there is none, or DALI is not installed.
-        """
-        dataset = self.dataset
-        if not has_dali():
-            raise UsageError("needs NVIDIA DALI to read a whole split, and it is not installed")
-        return dataset
-
-    @property
     def names(self) -> list[str]:
         """Names of the dataset's classes, in label order."""
         return class_names(self.trained, self.dataset)
-
-
-def has_dali() -> bool:
-    """Return whether DALI is installed, which reading whole splits needs."""
-    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def summary(source: Source) -> dict[str, Any]:
@@ -113,7 +95,7 @@ def summary(source: Source) -> dict[str, Any]:
     """
     spec, machine = source.trained.spec, source.facts.get("machine", {})
     parameters = sum(p.numel() for p in source.trained.classifier.model.parameters())
-    versions = ("alexnet-toolkit", "torch", "numpy", "dali", "python")
+    versions = ("alexnet-toolkit", "torch", "numpy", "python")
     rows: Facts = [
         ("Network", f"{spec.arch}, width {spec.width:g}, {parameters:,} parameters"),
         ("Input", f"{spec.crop} × {spec.crop} crops of images with a shorter side of {spec.size} px"),
@@ -219,7 +201,7 @@ def predictions(source: Source) -> list[dict[str, Any]]:
 
 def neighbors(source: Source) -> list[dict[str, Any]]:
     """Random validation images with their nearest training images."""
-    trained, dataset, names = source.trained, source.whole_dataset, source.names
+    trained, dataset, names = source.trained, source.dataset, source.names
     queries = some_images(dataset, "val", trained.spec, _QUERIES, source.seed)
     rows = []
     for one in find_neighbors(
@@ -246,7 +228,7 @@ def _card(image: NamedImage, names: Sequence[str]) -> dict[str, Any]:
 
 def confusion(source: Source) -> dict[str, Any]:
     """Confusion matrix, metrics and most confused pairs of the checkpoint on the validation split."""
-    names, url = source.names, source.whole_dataset.url
+    names, url = source.names, source.dataset.url
     from trainer.evaluation.evaluate import evaluate_checkpoints  # imports DALI
     from trainer.evaluation.results import without_images
 
@@ -305,7 +287,7 @@ def data_facts(source: Source) -> dict[str, Any]:
     ]
     mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
     rows.append(("mean", f"{mean} of 255, over {statistics.pixels:,} pixels"))
-    return {"rows": rows, "directions": directions, "crops": _training_crops(source) if has_dali() else []}
+    return {"rows": rows, "directions": directions, "crops": _training_crops(source)}
 
 
 def _training_crops(source: Source) -> list[Image]:
@@ -317,7 +299,7 @@ def _training_crops(source: Source) -> list[Image]:
     noise = color_noise(_recipe(source.run).color_noise, dataset.statistics)
     view = TrainView(source.trained.spec.crop, dataset.statistics.mean, noise=noise)
     count = min(_CROPS, dataset.samples("train"))
-    with Loader(dataset, "train", view, count, seed=source.seed, keys=True) as loader:
+    with Loader(dataset, "train", view, count, seed=source.seed) as loader:
         batch = next(iter(loader))
     return [
         Image(encode(crop, _JPEG_QUALITY), f"Training crop of {key}, {names[label]}")

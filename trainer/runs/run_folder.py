@@ -64,11 +64,8 @@ def create(folder: Path, recipe: Recipe, dataset: Dataset, validation: Validatio
 
 def machine(env: DistEnv) -> dict[str, str]:
     """Describe all that a run's bits depend on besides recipe, data and seed; part of every checkpoint."""
-    import nvidia.dali  # imported here, so that showing a run does not need DALI
-
     found = {name: version(name) for name in ("alexnet-toolkit", "torch", "numpy")}
     return found | {
-        "dali": nvidia.dali.__version__,
         "python": platform.python_version(),
         "architecture": platform.machine(),
         "device": env.kind,
@@ -93,7 +90,7 @@ def common_facts(
     Returns:
         Name → value: versions, device, hashes of dataset and recipe, precision, validation.
     """
-    versions = ("alexnet-toolkit", "torch", "numpy", "dali", "device")
+    versions = ("alexnet-toolkit", "torch", "numpy", "device")
     facts = {name: text for name, text in machine(env).items() if name in versions}
     return facts | {
         "dataset": dataset.fingerprint[:16],
@@ -125,8 +122,7 @@ def difference(saved: dict[str, Any], env: DistEnv) -> str:
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
     if not changed:
         return ""
-    order = "" if same_processes(saved, env) else ", and order and augmentation differ from here on"
-    return f"{'; '.join(changed)}: the result will not be bit-identical to an uninterrupted run's{order}"
+    return f"{'; '.join(changed)}: the result will not be bit-identical to an uninterrupted run's"
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
-from pipeline.loader.placement import Device
+from pipeline.loader.placement import BackendName, has_dali
 from trainer.data import RepeatedBatch, TrainData, noise
 from trainer.distributed.env import DistEnv, all_most, all_sum
 from trainer.models.classifier import Classifier
@@ -34,7 +34,7 @@ class Timing:
     """Throughput and resources of one component, over all processes.
 
     Attributes:
-        name: "loader (cpu)", "loader (hybrid)", "loader (gpu)", "model", "exchange" or "together".
+        name: "loader (threads)", "loader (dali)", "model", "exchange" or "together".
         images_per_second: Images per second of this component alone, or of all "together".
         cores: CPU seconds used per second.
         host_mb: Sum of all processes' resident memory, MB; pages that they share are counted in each.
@@ -71,7 +71,8 @@ class Measured:
 def measure(env: DistEnv, job: TrainJob, seconds: float = SECONDS) -> Measured:
     """Measure each component of training with a job's data, recipe and batch size; nothing is written.
 
-    On GPUs the loader is measured with every placement. All processes must call this; they measure together.
+    The loader is measured with each backend that is installed. All processes must call this; they measure
+    together.
 
     Args:
         env: This process's environment.
@@ -93,15 +94,15 @@ def _measure_parts(
     env: DistEnv, job: TrainJob, dataset: Dataset, classifier: Classifier, timer: "_Timer"
 ) -> tuple[Timing, ...]:
     recipe, batch_size = job.recipe, timer.batch_size
-    chosen = job.loader_options.placement(env).device
-    devices: list[Device] = ["cpu", "hybrid", "gpu"] if env.kind == "gpu" else ["cpu"]
+    chosen = job.loader_options.choose(env).backend
+    backends: list[BackendName] = ["threads", "dali"] if has_dali() else ["threads"]
     timings = []
-    # The placement that training uses is measured last, next to the model.
-    for device in sorted(devices, key=lambda d: d == chosen):
-        loader_options = replace(job.loader_options, device=device)
+    # The backend that training uses is measured last, next to the model.
+    for backend in sorted(backends, key=lambda name: name == chosen):
+        loader_options = replace(job.loader_options, backend=backend)
         with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
             batches = _endless(train_data.epoch(0))
-            timings.append(timer.run(f"loader ({device})", lambda: next(batches)))  # noqa: B023 - run at once
+            timings.append(timer.run(f"loader ({backend})", lambda: next(batches)))  # noqa: B023 - run at once
 
     step = _Step(recipe, classifier, env, batch_size)
     synthetic = noise(recipe, batch_size, len(dataset.classes), env)

@@ -50,11 +50,11 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
     recipe, dataset, env = job.recipe, Dataset.open(job.data), DistEnv()
     batch_size = check_job(job, dataset, processes.kind, processes.count)
     classifier = new_classifier(recipe, dataset)
-    loader_options = replace(job.loader_options, device="cpu")
+    loader_options = replace(job.loader_options, backend="threads", decode_device="auto")
     with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
         next(iter(train_data.epoch(0)))
     if job.validates(dataset):
-        with validation_loader(recipe, dataset, batch_size, env, loader_options) as val:
+        with validation_loader(recipe, dataset, env, loader_options) as val:
             next(iter(val))
     splits = ("train", "val") if job.validates(dataset) else ("train",)
     steps = dataset.samples("train") // recipe.batch_size

@@ -33,15 +33,6 @@ def facts(
     }
 
 
-def left_out(progress: Progress, images: int) -> str:
-    """Return the log line on `images` of a begun epoch that are not trained on; "" where there are none."""
-    if not images:
-        return ""
-    epoch = progress.epoch + 1
-    begun = f"epoch {epoch} was begun with another number or kind of processes"
-    return f"{begun}: its last {images:,} images are left out"
-
-
 def overflows(row: MetricsRow) -> str:
     """Return the log line on the steps of an epoch whose float16 gradients overflowed."""
     steps = f"{row.overflows:,} update{'' if row.overflows == 1 else 's'}"

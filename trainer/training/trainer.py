@@ -118,7 +118,7 @@ class Trainer:
         self.train_data = TrainData(
             recipe, self.dataset, self.classifier, self.batch_size, env, options, one_batch
         )
-        self.validator = Validator(job, self.dataset, self.batch_size, env, self.classifier, self.ema_weights)
+        self.validator = Validator(job, self.dataset, env, self.classifier, self.ema_weights)
         self.lock = output.new_lock(job.out)  # acquired by rank 0 alone, which writes the files
         self.checkpointer = AsyncCheckpointer(job.out, job.saving.keep, self.log, self.lock.confirm)
         self.watchdog = watchdog
@@ -128,7 +128,6 @@ class Trainer:
         self.profiler = new_profiler(traced, self.log) if traced else None
         self.progress = Progress()
         self.totals, self.memory = RunningTotals(env), MemoryUse(env)
-        self.left_out = 0  # images of an epoch that another number or kind of processes began
         self.val_seconds = 0.0
         self.saved_at, self.saved_steps = monotonic(), 0
 
@@ -167,17 +166,13 @@ class Trainer:
             callback.on_start(facts)
         difference = run_folder.difference(saved, env) if saved else ""
         del saved  # up to 0.75 GB, which compiling needs more
-        for line in (self.precision.note, note, difference, messages.left_out(self.progress, self.left_out)):
+        for line in (self.precision.note, note, difference):
             if line:
                 self.log(line)
         run_throwaway_step(
             self.model, self.classifier, recipe, self.batch_size, env, self.precision, self.log
         )
-        # What that step has changed: the generators, and the memory of the gradient compression.
-        torch.manual_seed(derive_seed(recipe.seed, "dropout", env.rank, self.progress.epoch))
-        if mine:
-            self.train_data.restore_generators(mine)
-        if self.compression:
+        if self.compression:  # that step has changed its memory
             self.compression.load_state_dict(mine.get("compression", {}))
 
     def _restore(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -193,11 +188,9 @@ class Trainer:
         self.progress = msgspec.convert(saved["progress"], Progress)
         self.saved_steps = self.progress.steps
         same = run_folder.same_processes(saved, self.env)
-        rank: dict[str, Any] = saved["ranks"][self.env.rank if same else 0]
-        left_out = self.train_data.restore(rank, self.progress.epoch)
-        self.left_out = int(all_most(left_out, self.env))  # where one cannot continue the epoch, none does
+        self.train_data.load_state_dict(saved["data"], self.progress.epoch)
         self.totals.sums.add_(run_folder.sums_of(saved, self.env))
-        return rank if same else {}
+        return saved["ranks"][self.env.rank] if same else {}
 
     def log(self, line: str) -> None:
         """Call `on_log` of every callback with a line for the user."""
@@ -235,26 +228,26 @@ class Trainer:
         """Return the timer of the epoch that comes next, and the batches left of it."""
         number, recipe = self.progress.epoch, self.recipe
         loader = self.train_data.epoch(number)
-        total = len(loader)
-        # An epoch that other processes began cannot be continued: this run goes on with its evaluation.
-        done = total - self.left_out // recipe.batch_size if self.left_out else loader.batch
+        total, done = len(loader), loader.batch
         timer = EpochTimer(
             epoch=number,
             epochs=recipe.epochs,
-            first=total if self.left_out else done,
+            first=done,
             total=total,
             batch_size=recipe.batch_size,
             lr=self.schedule.lr(number + max(done - 1, 0) / total),
             val_seconds=self.val_seconds,
             val_steps=self.job.validation.every_steps,
         )
-        return timer, () if self.left_out else timer.batches(loader)
+        return timer, timer.batches(loader)
 
     def _step(self, timer: EpochTimer, step: int, batch: Batch) -> None:
         """Update the weights once, and their average."""
         timer.lr = self.schedule.lr(timer.epoch + step / timer.total)
         set_lrs(self.optimizer, timer.lr, self.recipe.stage_at(timer.epoch))
-        images = batch.images.to(self.env.device, torch.float32)
+        # The generator's state is a function of the step, and needs no place in checkpoints.
+        torch.manual_seed(derive_seed(self.recipe.seed, "dropout", timer.epoch, step, self.env.rank))
+        images = batch.images.to(self.env.device, torch.float32, non_blocking=True)
         labels = batch.labels.to(self.env.device, non_blocking=True)
         loss, correct, overflowed = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler
@@ -334,7 +327,6 @@ class Trainer:
         if best and self.env.is_first:
             self.validator.best(self.checkpointer.best)
         self.progress.epoch, self.progress.overflows = self.progress.epoch + 1, 0
-        self.left_out = 0
         self.totals.restart()
         self.train_data.epoch(self.progress.epoch)  # the checkpoint holds the start of the next epoch
         return row, best
@@ -365,10 +357,10 @@ class Trainer:
         return (self.signals.name or "a signal to another process") if asked else ""
 
     def _save(self) -> None:
-        """Write `last.pt`, with every rank's data position and generators, while training goes on."""
+        """Write `last.pt` while training goes on."""
         self.watchdog.at(self.progress.steps, "saving")
         share_buffers(self.classifier)
-        mine = self.train_data.rank_state() | {"sums": self.totals.sums.tolist()}
+        mine: dict[str, Any] = {"sums": self.totals.sums.tolist()}
         if self.compression:
             mine["compression"] = self.compression.state_dict()
         ranks = gather_objects(mine, self.env)
@@ -387,6 +379,7 @@ class Trainer:
             progress=asdict(self.progress),
             machine=run_folder.machine(self.env),
             one_batch=self.job.debugging.one_batch,
+            data=self.train_data.state_dict(),
             ranks=ranks,
         )
         self.checkpointer.last(content, self.progress.steps)

@@ -26,7 +26,6 @@ class Validator:
         self,
         job: TrainJob,
         dataset: Dataset,
-        batch_size: int,
         env: DistEnv,
         classifier: Classifier,
         ema_weights: Ema | None,
@@ -36,7 +35,6 @@ class Validator:
         Args:
             job: The run's job.
             dataset: Its dataset, opened.
-            batch_size: Images per batch of this process.
             env: This process's environment.
             classifier: The network in training.
             ema_weights: The average of its weights, or None.
@@ -45,7 +43,7 @@ class Validator:
         self._classifier, self._ema_weights = classifier, ema_weights
         self._loader = None
         if job.validates(dataset):
-            self._loader = validation_loader(job.recipe, dataset, batch_size, env, job.loader_options)
+            self._loader = validation_loader(job.recipe, dataset, env, job.loader_options)
 
     def is_due(self, progress: Progress) -> bool:
         """Whether to validate after this step within an epoch."""

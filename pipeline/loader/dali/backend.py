@@ -1,7 +1,8 @@
-"""The DALI backend: one pipeline that is fed the encoded images of each batch and the arrays of what to cut."""
+"""The DALI backend: one pipeline, fed with encoded images and with arrays of what to cut from them."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -61,7 +62,8 @@ class DaliBackend(Backend):
             batch_size=batch_size,
             num_threads=place.thread_count,
             device_id=place.gpu,
-            prefetch_queue_depth=1,  # more runs may be scheduled; DALI's own prefetching would need them all at once
+            # More runs may be scheduled; a longer queue would need all of them at once.
+            prefetch_queue_depth=1,
         )
         try:
             self._pipe.build()
@@ -104,6 +106,7 @@ class DaliBackend(Backend):
         try:
             [output] = self._pipe.outputs(stream)
         except RuntimeError as error:
+            self._under_way.clear()  # the pipeline cannot be used any more
             raise self._diagnosis(error, plan, jpegs) from error
         self._under_way.popleft()
         self.times.wait += perf_counter() - began
@@ -114,12 +117,11 @@ class DaliBackend(Backend):
 
     def drop(self) -> None:
         """Forget all plans that are under way, after waiting for them."""
-        while self._under_way:
-            self._under_way.popleft()
-            try:
+        with suppress(RuntimeError):  # of a batch that nobody wants
+            while self._under_way:
+                self._under_way.popleft()
                 self._pipe.outputs()
-            except RuntimeError:  # of a batch that nobody wants
-                self._under_way.clear()
+        self._under_way.clear()
 
     def close(self) -> None:
         """Drop all plans and free DALI's memory."""
@@ -142,7 +144,7 @@ class DaliBackend(Backend):
         if any(words in message for words in _MEMORY):
             return RunError(f"the loader is out of memory: {dali_message(error)}; use smaller batches")
         if "decod" in message:
-            pipe = graph.decoded(self._place, device_id=self._place.gpu)
+            pipe = graph.decoded(self._place, device_id=self._place.gpu, prefetch_queue_depth=1)
             for source, jpeg in zip(plan.sources, jpegs, strict=True):
                 problem = _problem(jpeg, pipe)
                 if problem:

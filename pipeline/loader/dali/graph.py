@@ -25,8 +25,9 @@ _LINEAR: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True
 
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def build(view: TrainView | EvalView, stored: ImageFormat, place: Placement, output: OutputSettings) -> Any:
-    """Define the graph. Its output is float16 or float32 (C, S, S), (S, S, C) if channels last, with a leading V.
+    """Define the graph.
 
+    Its output is float16 or float32 (C, S, S), or (S, S, C) if channels last, with a leading V for ten crops.
     Its inputs, each a batch, are:
 
     - jpeg: uint8 (L,), encoded images.
@@ -68,7 +69,7 @@ def build(view: TrainView | EvalView, stored: ImageFormat, place: Placement, out
 
 @pipeline_def(batch_size=1, num_threads=1, exec_dynamic=True)  # type: ignore[untyped-decorator]
 def decoded(place: Placement) -> Any:
-    """Define a graph that decodes the image fed to its input "jpeg" on the device on which `place` decodes."""
+    """Define a graph that decodes the image fed to its input "jpeg", on the device of `place`."""
     image = _whole(fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1), place)
     return image if place.gpu is None else image.cpu()
 

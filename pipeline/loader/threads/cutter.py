@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
@@ -50,8 +51,7 @@ class Cutter:
         self._decoded = np.empty(stored.size * stored.size * 3, np.uint8)
         # Used again for each image, because fresh memory must first be zeroed.
         self._scaled, self._flipped = np.empty((2, view.crop, view.crop, 3), np.uint8)
-        self._planes = np.empty((3, view.crop, view.crop), np.uint8)
-        self._planar = [*self._planes]
+        self._planes = [*np.empty((3, view.crop, view.crop), np.uint8)]
         self._divides = bool((self._divisors != 1).any())
 
     def decode(self, data: Encoded, shape: tuple[int, int]) -> Pixels:
@@ -104,41 +104,48 @@ class Cutter:
             out: The row, float16 or float32 (S, S, 3) or (3, S, S), with a leading V for ten crops.
         """
         y, x, height, width = cuts.windows[row]
-        part, side = pixels[y : y + height, x : x + width], self._view.crop
+        part, side, shift = pixels[y : y + height, x : x + width], self._view.crop, cuts.shifts[row]
         if isinstance(self._view, EvalView) and self._view.name == "ten-crop":
             for number, (top, left) in enumerate(five_corners(height - side)):
                 crop = part[top : top + side, left : left + side]
-                self._normalize(crop, cuts.shifts[row], out[number])
-                self._normalize(cv2.flip(crop, 1, dst=self._flipped), cuts.shifts[row], out[number + 5])
+                self._normalize(crop, shift, out[number])
+                cv2.flip(crop, 1, dst=self._flipped)
+                self._normalize(self._flipped, shift, out[number + 5])
             return
-        part = part if (height, width) == (side, side) else _scale(part, self._scaled)
+        if isinstance(self._view, EvalView) and self._view.name == "full-resize":
+            squeezed = Image.fromarray(part).resize((side, side), Image.Resampling.BILINEAR)
+            part = np.asarray(squeezed)
+        elif (height, width) != (side, side):
+            _scale(part, self._scaled)
+            part = self._scaled
         if cuts.flips[row]:
-            part = cv2.flip(part, 1, dst=self._flipped)
-        self._normalize(part, cuts.shifts[row], out)
+            cv2.flip(part, 1, dst=self._flipped)
+            part = self._flipped
+        self._normalize(part, shift, out)
 
     def _normalize(self, crop: Pixels, shift: list[float], out: NDArray[Any]) -> None:
         """Write (crop − shift) ÷ divisors to `out`, uint8 (S, S, 3) to (S, S, 3) or (3, S, S)."""
+        subtract: Any = cv2.subtract  # whose annotations know no numbers
         depth = cv2.CV_32F if out.dtype == np.float32 else cv2.CV_16F
         if out.shape == crop.shape:
-            cv2.subtract(crop, (*shift, 0.0), dst=out, dtype=depth)
+            subtract(crop, (*shift, 0.0), dst=out, dtype=depth)
         else:
-            cv2.split(crop, self._planar)
+            cv2.split(crop, self._planes)
             for plane, color, row in zip(self._planes, shift, out, strict=True):
-                cv2.subtract(plane, color, dst=row, dtype=depth)
+                subtract(plane, color, dst=row, dtype=depth)
         if self._divides:
             divisors = self._divisors if out.shape == crop.shape else self._divisors[:, None, None]
             np.divide(out, divisors, out=out, casting="same_kind")
 
 
 @without_ipp
-def _scale(image: Pixels, out: Pixels) -> Pixels:
-    """Scale (H, W, 3) to the square `out`: linearly, or by area averaging if both sides shrink to half or less.
+def _scale(image: Pixels, out: Pixels) -> None:
+    """Scale (H, W, 3) to the square `out`: linearly, or by areas if both sides shrink to half or less.
 
     Above a half, each pixel still counts without averaging, which takes five times as long.
     """
     height, width = image.shape[:2]
     side = len(out)
     halved = height >= 2 * side and width >= 2 * side
-    return cv2.resize(
-        image, (side, side), dst=out, interpolation=cv2.INTER_AREA if halved else cv2.INTER_LINEAR
-    )
+    method = cv2.INTER_AREA if halved else cv2.INTER_LINEAR
+    cv2.resize(image, (side, side), dst=out, interpolation=method)

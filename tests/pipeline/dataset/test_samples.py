@@ -27,7 +27,7 @@ def test_images_come_in_the_order_of_the_positions_and_repeat(data):
 
 
 def test_positions_and_keys_are_in_the_loaders_order(data):
-    with Loader(data, "train", EvalView("center", 16), 4, keys=True) as loader:
+    with Loader(data, "train", EvalView("center", 16), 4) as loader:
         keys = [key for batch in loader for key in batch.keys]
     assert [image.key for image in read_stored(data, "train", range(11))] == keys
     assert split_keys(data, "train") == keys

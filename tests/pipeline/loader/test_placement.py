@@ -1,33 +1,29 @@
-"""Placement: the choice of the device, and the number of threads."""
+"""Placement: the choice of the backend, and the number of threads."""
 
 import pytest
 
-from pipeline import Placement, UsageError, choose_device
+from pipeline import Placement, UsageError, choose_backend
 from pipeline.host import usable_cores
 
 
 @pytest.mark.parametrize(
-    ("cores", "capability", "device"),
+    ("cores", "capability", "dali", "backend"),
     [
-        (64, None, "cpu"),
-        (2, (7, 5), "gpu"),  # too few cores to decode on the CPU
-        (16, (8, 6), "hybrid"),  # no JPEG engine, and enough cores
-        (16, (8, 0), "gpu"),  # A100
+        (64, None, True, "threads"),
+        (2, (7, 5), True, "dali"),  # too few cores to decode on the CPU
+        (16, (8, 6), True, "threads"),  # no JPEG engine, and enough cores
+        (16, (8, 0), True, "dali"),  # A100
+        (16, (8, 0), False, "threads"),
     ],
 )
-def test_the_device_follows_cores_and_gpu(cores, capability, device):
-    assert choose_device(cores, capability) == device
+def test_the_backend_follows_cores_and_gpu(cores, capability, dali, backend):
+    assert choose_backend(cores, capability, dali=dali)[0] == backend
 
 
 def test_threads_are_a_share_of_the_cores_or_as_asked():
     assert Placement().thread_count == usable_cores()
     assert Placement(local_world_size=1000).thread_count == 1
     assert Placement(threads=3, local_world_size=1000).thread_count == 3
-
-
-@pytest.mark.parametrize(("device", "number"), [("cpu", None), ("hybrid", 3), ("gpu", 3)])
-def test_only_a_gpu_has_a_number(device, number):
-    assert Placement(local_rank=3, device=device).device_id == number
 
 
 @pytest.mark.parametrize("rank", [2, -1])

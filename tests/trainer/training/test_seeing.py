@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.entries import Recorder
+from pipeline.loader.shard_files import ReadOptions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
 from pipeline.loader.loader import Loader
-from pipeline.loader.shard_files import ReadOptions
 from trainer.callbacks import status
 from trainer.callbacks.status import StatusCallback
 from trainer.callbacks.tensorboard import TensorBoardCallback, tiled

@@ -1,7 +1,6 @@
 """The loader's error names the damaged sample, on every rank and for every way of reading."""
 
 import os
-import re
 import resource
 
 import numpy as np
@@ -21,6 +20,11 @@ def data(tmp_path):
     return write_dataset(tmp_path / "d", {"train": images, "val": images}, 24, 3)
 
 
+@pytest.fixture(params=["threads", "dali"])
+def backend(request):
+    return request.param
+
+
 def find(dataset, split, number):
     """Find the tar that holds sample `number`, and the sample's members in its index."""
     for tar, index in zip(dataset.tars(split), dataset.indexes(split), strict=True):
@@ -30,10 +34,11 @@ def find(dataset, split, number):
     raise AssertionError
 
 
-def read_all(dataset, split, rank=0, world_size=1, access=None):
+def read_all(dataset, split, rank=0, world_size=1, access=None, backend="threads"):
     view = TrainView(16) if split == "train" else EvalView(crop=16)
     place = Placement(rank, world_size, threads=1)
-    with Loader(dataset, split, view, 4, placement=place, access=access) as loader:
+    size = 4 * world_size if split == "train" else 4
+    with Loader(dataset, split, view, size, placement=place, access=access, backend=backend) as loader:
         return sum(len(batch.labels) for batch in loader)
 
 
@@ -41,14 +46,14 @@ def read_all(dataset, split, rank=0, world_size=1, access=None):
     ("split", "number", "world_size", "mmap"),
     [("train", 0, 1, True), ("train", 39, 2, False), ("val", 17, 1, False), ("val", 39, 3, True)],
 )
-def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_size, mmap):
+def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_size, mmap, backend):
     tar, sample = find(data, split, number)
     _, offset, size = sample["jpg"]
     overwrite(tar, offset, b"GIF89a--")
     errors = []
     for rank in range(world_size):
         try:
-            read_all(data, split, rank, world_size, ReadOptions(mmap=mmap))
+            read_all(data, split, rank, world_size, ReadOptions(mmap=mmap), backend)
         except RunError as error:
             errors.append(str(error))
     (error,) = errors
@@ -61,7 +66,7 @@ def test_the_rank_that_meets_a_bad_sample_names_it(data, split, number, world_si
     "call",
     [
         pytest.param(lambda data, _: read_index(data.store, data.shards("train")[0]), id="index"),
-        pytest.param(lambda data, _: read_all(data, "train", access=ReadOptions(mmap=False)), id="DALI"),
+        pytest.param(lambda data, _: read_all(data, "train", access=ReadOptions(mmap=False)), id="read"),
         pytest.param(lambda data, root: read_all(data, "train", access=ReadOptions(cache=root)), id="cache"),
     ],
 )
@@ -91,7 +96,7 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
     """The source may be intact, so the message says to delete the copy."""
     access = ReadOptions(cache=tmp_path / "cache")
     source, sample = find(data, "train", 7)
-    with Loader(data, "train", TrainView(16), 4, access=access, epochs=1) as loader:
+    with Loader(data, "train", TrainView(16), 4, access=access) as loader:
         list(loader)
         (copy,) = access.cache.rglob(source.name)
         checked = copy.stat().st_mtime_ns
@@ -107,7 +112,6 @@ def test_rot_while_a_copy_is_used_names_the_copy(data, tmp_path):
     [
         (b"0003", "its label is 3, but the manifest names 3 classes"),
         (b"00x2", "its label is b'00x2', not a number"),
-        (b"0/:2", "its label is b'0/:2', not a number"),  # 2 if digit values were not checked
     ],
 )
 def test_a_label_that_is_none_is_named(data, digits, reason):
@@ -117,19 +121,31 @@ def test_a_label_that_is_none_is_named(data, digits, reason):
         read_all(data, "val")
 
 
-def test_bytes_that_dali_takes_stop_nothing(data):
-    """Damage inside the JPEG's scan decodes to other pixels: only checksums show it."""
-    tar, sample = find(data, "train", 5)
-    overwrite(tar, sample["jpg"].offset + sample["jpg"].size - 12, b"\x55\xaa\x55")
-    assert read_all(data, "train") == SAMPLES
-
-
-def test_an_error_of_no_sample_is_still_one_line(data):
+def test_an_error_of_no_sample_is_still_one_line(data, backend):
     """A tar is deleted after the dataset was opened."""
-    data.tars("train")[1].unlink()
-    with pytest.raises(RunError, match=rf"{data.url}: DALI cannot read train: .*") as caught:
-        read_all(data, "train")
-    assert re.search(r"train-000001\.tar", str(caught.value))
+    tar = data.tars("train")[1]
+    tar.unlink()
+    with pytest.raises(RunError, match=rf"^{tar}: cannot be read: No such file .*alexnet-prep verify"):
+        read_all(data, "train", backend=backend)
+
+
+def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch):
+    with Loader(data, "train", TrainView(16), 4, backend="dali") as loader:
+        batches = iter(loader)
+        next(batches)
+        monkeypatch.setattr(loader._maker, "_pipe", NoMemory(loader._maker._pipe))
+        with pytest.raises(RunError, match=r"^the loader is out of memory: .*use smaller batches"):
+            list(batches)
+
+
+class NoMemory:
+    """A DALI pipeline whose GPU has no memory left when it decodes."""
+
+    def __init__(self, pipe):
+        self.feed_input, self.schedule_run = pipe.feed_input, pipe.schedule_run
+
+    def outputs(self, stream=None):
+        raise RuntimeError("Error in decoders.image encountered:\nCUDA allocation failed: out of memory")
 
 
 def test_random_damage_always_names_the_sample(data):

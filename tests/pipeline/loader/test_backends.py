@@ -1,4 +1,4 @@
-"""The DALI graph against an independent reference: Pillow decodes, NumPy crops, flips and adds noise."""
+"""Both backends against an independent reference: Pillow decodes, NumPy crops, flips and adds noise."""
 
 import re
 
@@ -12,10 +12,17 @@ from scipy import stats
 
 from pipeline import EvalView, Loader, Placement, TrainView, color_noise
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.images.codec import resize_shorter
+from pipeline.loader.backend import OutputSettings
 from pipeline.loader.dali import graph
 
 CROP, SIZE = 48, 64
 MEAN = (120.5, 110.25, 100.125)
+
+
+@pytest.fixture(params=["threads", "dali"])
+def backend(request):
+    return request.param
 
 
 def pixels_of(dataset, split):
@@ -59,12 +66,12 @@ def fields(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("kind", "channels_last"), [("none", False), ("paper", True), ("source", False)])
-def test_training_tensors_equal_the_reference(fields, kind, channels_last):
+def test_training_tensors_equal_the_reference(fields, kind, channels_last, backend):
     noise = color_noise(kind, fields.statistics)
     std = np.array([1.0, 2.0, 4.0])
     images = pixels_of(fields, "train")
     view = TrainView(CROP, MEAN, tuple(std), noise)
-    with Loader(fields, "train", view, 3, keys=True, channels_last=channels_last) as loader:
+    with Loader(fields, "train", view, 3, channels_last=channels_last, backend=backend) as loader:
         batches = list(loader)
     assert len(batches) == 2
     for batch in batches:
@@ -122,13 +129,6 @@ def test_crops_and_flips_are_uniform(tmp_path, height, width, mode, scale, crop)
     assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.08
 
 
-def test_two_ranks_draw_differently(tmp_path):
-    data = write_dataset(tmp_path / "d", {"train": [gradient(SIZE, SIZE)] * 200}, SIZE)
-    first, second, repeated = (draws(data, 1, placement=Placement(rank, 2)) for rank in (0, 1, 0))
-    assert (first == second).all(axis=1).mean() < 0.1
-    np.testing.assert_array_equal(first, repeated)
-
-
 @pytest.mark.parametrize("kind", ["paper", "source"])
 def test_color_noise_is_normal(tmp_path, kind):
     rng = np.random.default_rng(1)
@@ -136,7 +136,7 @@ def test_color_noise_is_normal(tmp_path, kind):
     data = write_dataset(tmp_path / "d", {"train": flat}, 16)
     noise = color_noise(kind, data.statistics)
     colors = {key: pixels.mean(axis=(0, 1)) for key, pixels in pixels_of(data, "train").items()}
-    with Loader(data, "train", TrainView(16, noise=noise), 100, keys=True) as loader:
+    with Loader(data, "train", TrainView(16, noise=noise), 100) as loader:
         shifts = [
             image.mean(axis=(0, 1)) * noise.divisor - colors[key]
             for _ in range(5)
@@ -149,12 +149,18 @@ def test_color_noise_is_normal(tmp_path, kind):
     assert np.abs(np.corrcoef(alphas) - np.eye(3)).max() < 0.1
 
 
-def scaled_by_pillow(image, size):
-    """Scale an image's shorter side to `size` with Pillow, unless it is that, and cut the center square."""
+def center_square(image, size, backend):
+    """Scale an image's shorter side to `size`, unless it is that, and cut the center square.
+
+    DALI scales linearly, as Pillow does; threads scale as `alexnet-prep shard --keep-aspect` does.
+    """
     height, width = image.shape[:2]
     shorter = min(height, width)
     target = (round(width * size / shorter), round(height * size / shorter))
-    scaled = Image.fromarray(image.astype(np.uint8)).resize(target, Image.Resampling.BILINEAR)
+    if backend == "threads":
+        scaled = resize_shorter(image.astype(np.uint8), size)
+    else:
+        scaled = Image.fromarray(image.astype(np.uint8)).resize(target, Image.Resampling.BILINEAR)
     top, left = (target[1] - size) // 2, (target[0] - size) // 2
     return np.asarray(scaled, np.float64)[top : top + size, left : left + size]
 
@@ -179,28 +185,31 @@ def noisy(request, tmp_path_factory):
     return write_dataset(folder, {"train": images, "val": images}, SIZE, mode=request.param)
 
 
-def test_evaluation_views_equal_slices(noisy):
+def test_evaluation_views_equal_slices(noisy, backend):
     """Only images of original size are scaled, where Pillow rounds to gray levels between the two axes."""
     images, crop = pixels_of(noisy, "val"), 57
     views = [EvalView(name, crop) for name in ("center", "ten-crop")]
-    one, ten = (Loader(noisy, "val", view, 3, keys=True) for view in views)
+    one, ten = (Loader(noisy, "val", view, 3, backend=backend) for view in views)
     with one, ten:
         found = list(zip(pairs(one), pairs(ten), strict=True))
     assert len(found) == len(images)
     for (key, center), (same_key, many) in found:
         assert key == same_key
-        expected = crops(scaled_by_pillow(images[key], SIZE), crop, "ten-crop").transpose(0, 2, 3, 1)
+        expected = crops(center_square(images[key], SIZE, backend), crop, "ten-crop").transpose(0, 2, 3, 1)
         difference = np.abs(many - expected)
-        assert difference.max() <= (2 if noisy.image.mode == "original" else 1e-3)
-        assert difference.mean() < 0.3
+        # Threads, like preparation, let libjpeg halve what is more than twice as large.
+        most = {"threads": 16, "dali": 2}[backend] if noisy.image.mode == "original" else 1e-3
+        assert difference.max() <= most
+        assert difference.mean() < most / 10
         np.testing.assert_array_equal(many[5:], many[:5, :, ::-1])
-        np.testing.assert_array_equal(center, many[4])
+        # DALI scales just the window that it cuts, and may round another way.
+        np.testing.assert_allclose(center, many[4], atol=noisy.image.mode == "original")
 
 
 @pytest.mark.parametrize("crop", [48, 80])
-def test_full_resize_is_the_whole_image_squeezed(noisy, crop):
+def test_full_resize_is_the_whole_image_squeezed(noisy, crop, backend):
     images = pixels_of(noisy, "val")
-    with Loader(noisy, "val", EvalView("full-resize", crop), 2, keys=True) as loader:
+    with Loader(noisy, "val", EvalView("full-resize", crop), 2, backend=backend) as loader:
         for key, image in pairs(loader):
             whole = Image.fromarray(images[key].astype(np.uint8))
             expected = np.asarray(whole.resize((crop, crop), Image.Resampling.BILINEAR), np.float64)
@@ -209,9 +218,10 @@ def test_full_resize_is_the_whole_image_squeezed(noisy, crop):
             assert difference.mean() < 0.5
 
 
-def test_float16_is_the_rounded_float32(fields):
+def test_float16_is_the_rounded_float32(fields, backend):
     view = TrainView(CROP, MEAN)
-    with Loader(fields, "train", view, 6) as full, Loader(fields, "train", view, 6, half=True) as half:
+    full, half = (Loader(fields, "train", view, 6, half=half, backend=backend) for half in (False, True))
+    with full, half:
         a, b = next(iter(full)).images, next(iter(half)).images
     assert b.dtype.itemsize == 2
     np.testing.assert_allclose(b.float().numpy(), a.numpy(), atol=0.07)
@@ -262,10 +272,10 @@ def test_random_resized_crops_are_torchvisions(tmp_path):
         assert stats.kstest((start / free.clip(1))[inner], "uniform").pvalue > 1e-3
 
 
-def test_random_resized_crops_take_normalization_and_any_size(fields):
+def test_random_resized_crops_take_normalization_and_any_size(fields, backend):
     plain = TrainView(80, augmentation="random-resized-crop")  # larger than the 64 px stored
     shifted = TrainView(80, MEAN, (2.0, 4.0, 5.0), augmentation="random-resized-crop")
-    loaders = [Loader(fields, "train", view, 6, keys=True) for view in (plain, shifted)]
+    loaders = [Loader(fields, "train", view, 6, backend=backend) for view in (plain, shifted)]
     with loaders[0], loaders[1]:
         for (key, one), (same_key, other) in zip(*map(pairs, loaders), strict=True):
             assert key == same_key
@@ -297,12 +307,32 @@ def decoders_of(node):
 )
 def test_no_gpu_decodes_a_region(view, mode):
     """DALI's region decoders may crash on a GPU, so the graph has them on the CPU only."""
-    reader = graph.ReaderSettings(["a.tar"], ["a.idx"], 4)
-    for device in ("cpu", "hybrid", "gpu"):
-        with Pipeline(batch_size=2, num_threads=1, device_id=None if device == "cpu" else 0):
-            place, shape = Placement(device=device), ImageFormat(256, mode, 95)
-            images = graph.build.__wrapped__(reader, view, shape, place, graph.OutputSettings())[0]
+    for gpu in (None, 0):
+        with Pipeline(batch_size=2, num_threads=1, device_id=gpu):
+            place, shape = Placement(gpu=gpu), ImageFormat(256, mode, 95)
+            images = graph.build.__wrapped__(view, shape, place, OutputSettings())
         ((name, where),) = decoders_of(images)
-        assert where == ("mixed" if device == "gpu" else "cpu")
-        assert name == "decoders__Image" or device != "gpu"
-        assert (images.device == "cpu") == (device == "cpu")
+        assert where == ("cpu" if gpu is None else "mixed")
+        assert name == "decoders__Image" or gpu is None
+        assert (images.device == "cpu") == (gpu is None)
+
+
+@pytest.mark.parametrize(
+    ("view", "split", "mean"),
+    [
+        (TrainView(CROP, MEAN), "train", 0.0),
+        (TrainView(CROP, augmentation="random-resized-crop"), "train", 1.5),
+        (EvalView("center", CROP), "val", 0.0),
+        (EvalView("ten-crop", CROP), "val", 0.0),
+        (EvalView("full-resize", CROP), "val", 1.5),
+    ],
+)
+def test_the_backends_differ_by_their_resamplers_only(noisy, view, split, mean):
+    """Bit for bit without scaling. Images of original size are scaled in every view; they are noisy."""
+    mean = 4.0 if noisy.image.mode == "original" else mean
+    loaders = [Loader(noisy, split, view, 3, backend=name) for name in ("threads", "dali")]
+    with loaders[0], loaders[1]:
+        for one, other in zip(*loaders, strict=True):
+            assert one.keys == other.keys
+            assert one.images.stride() == other.images.stride()
+            assert float((one.images - other.images).abs().mean()) <= mean
