@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Command
-from cli.common.console import Column, echo, one_line_errors, print_table, require_dali
+from cli.common.console import Column, echo, one_line_errors, print_table
 from cli.common.jobs import job_options, new_job
 
 if TYPE_CHECKING:
@@ -20,9 +20,8 @@ def main(**options: Any) -> None:
     """Measure what limits training on DATA: loader, network and gradient exchange, alone and together.
 
     DATA is a dataset made by `alexnet-prep shard`; by default the one that $ALEXNET_DATA names, else shards.
-    On GPUs the loader is measured with every placement. Nothing is written.
+    The loader is measured with each backend that is installed. Nothing is written.
     """
-    require_dali()
     from trainer.distributed.env import first_of_all
     from trainer.distributed.launch import launch
     from trainer.training import benchmark

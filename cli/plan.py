@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.common.commands import CONTEXT, Command
-from cli.common.console import echo, echo_lines, one_line_errors, require_dali
+from cli.common.console import echo, echo_lines, one_line_errors
 from cli.common.jobs import job_options, new_job
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def main(**options: Any) -> None:
     DATA is a dataset made by `alexnet-prep shard`; by default the one that $ALEXNET_DATA names, else shards.
     Nothing is written.
     """
-    require_dali()
     from trainer.training.dry_run import plan
 
     job, processes = new_job("planning", options)

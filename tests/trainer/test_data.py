@@ -18,7 +18,7 @@ from trainer.training.options import Debugging, TrainJob
 @pytest.fixture
 def recipe(tiny_recipe):
     stages = (Stage(epoch=1, lr_factor=0.5), Stage(epoch=2, color_noise="none"))
-    return replace(tiny_recipe, color_noise="source", epochs=4, stages=stages)
+    return replace(tiny_recipe, color_noise="source", epochs=4, batch_size=30, stages=stages)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def make_train_data(recipe, tiny_dataset):
     def make(**changes):
         torch.manual_seed(0)
         classifier = new_classifier(recipe, tiny_dataset)
-        arguments = {"recipe": recipe, "batch_size": 30, "env": DistEnv()} | changes
+        arguments = {"recipe": recipe, "batch_size": recipe.batch_size, "env": DistEnv()} | changes
         made.append(TrainData(dataset=tiny_dataset, classifier=classifier, **arguments))
         made[-1].classifier = classifier
         return made[-1]
@@ -82,62 +82,66 @@ def test_restored_data_goes_on_as_if_never_stopped(make_train_data, finished, be
     stream = iter(whole.epoch(finished))
     for _ in range(begun):
         next(stream)
-    torch.manual_seed(77)
-    state = whole.rank_state()
-    rest = [batch.images.clone() for batch in stream]
+    state = whole.state_dict()
+    rest = [batch.images for batch in stream]
     expected = [images(whole, epoch) for epoch in range(finished + 1, 4)]
-    torch.manual_seed(77)
-    drawn = torch.rand(3)
     resumed = make_train_data()
-    assert resumed.restore(state, finished) == 0
-    resumed.restore_generators(state)
-    assert torch.equal(torch.rand(3), drawn)
+    resumed.load_state_dict(state, finished)
     assert torch.equal(images(resumed, finished), torch.cat(rest))
     for epoch, images_then in zip(range(finished + 1, 4), expected, strict=True):
         assert torch.equal(images(resumed, epoch), images_then)
 
 
-def test_other_data_or_another_batch_is_refused(make_train_data):
+def test_other_data_or_another_batch_is_refused(make_train_data, recipe):
     train_data = make_train_data()
     list(train_data.epoch(0))
-    state = train_data.rank_state()
     with pytest.raises(UsageError, match="global_batch was 30, now 15"):
-        make_train_data(batch_size=15).restore(state, 1)
+        make_train_data(recipe=replace(recipe, batch_size=15)).load_state_dict(train_data.state_dict(), 1)
 
 
-def test_other_processes_leave_out_what_was_begun(make_train_data):
-    train_data = make_train_data()
-    list(train_data.epoch(0))
-    between = train_data.rank_state()
-    next(iter(train_data.epoch(1)))
-    begun = train_data.rank_state()
-    two = {"env": DistEnv(rank=1, world_size=2), "batch_size": 15}
-    assert make_train_data(**two).restore(between, 1) == 0
-    assert make_train_data(**two).restore(begun, 1) == 60
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (LoaderOptions(decode_device="gpu"), "cpu", "--decode-device gpu, but these are CPU processes"),
+        (LoaderOptions("threads", "gpu"), "gpu", "--backend threads decodes on the CPU"),
+    ],
+)
+def test_a_gpu_that_does_not_decode_is_refused(options, kind, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    with pytest.raises(UsageError, match=message):
+        options.choose(DistEnv(kind=kind))
 
 
-@pytest.mark.parametrize("device", ["gpu", "hybrid"])
-def test_processes_on_the_cpu_have_no_gpu_to_augment_on(device):
-    with pytest.raises(UsageError, match=f"--placement {device} makes batches on a GPU"):
-        LoaderOptions(device).placement(DistEnv())
+@pytest.mark.parametrize(
+    ("options", "dali", "backend", "gpu", "pinned"),
+    [
+        (LoaderOptions(), True, "dali", 0, False),
+        (LoaderOptions(), False, "threads", None, True),
+        (LoaderOptions("threads"), True, "threads", None, True),
+        (LoaderOptions(decode_device="cpu"), True, "dali", None, True),
+    ],
+)
+def test_on_a_gpu_dali_decodes_and_leaves_the_batches_there(options, dali, backend, gpu, pinned, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr("trainer.data.has_dali", lambda: dali)
+    choice = options.choose(DistEnv(kind="gpu"))
+    assert (choice.backend, choice.placement.gpu, choice.placement.pinned) == (backend, gpu, pinned)
 
 
-def test_loader_options_say_where_and_with_how_many_threads():
+def test_dali_is_asked_for_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr("trainer.data.has_dali", lambda: False)
+    with pytest.raises(UsageError, match="DALI is not installed; install nvidia-dali-cuda130"):
+        LoaderOptions("dali").choose(DistEnv())
+
+
+def test_the_processes_ranks_and_threads_are_the_loaders():
     env = DistEnv(rank=3, world_size=4, local_rank=1, local_world_size=2)
-    assert LoaderOptions("cpu", 5).placement(env) == Placement(3, 4, "cpu", 1, 5, 2)
-    assert LoaderOptions().placement(env).device == "cpu"
+    assert LoaderOptions(threads=5).choose(env).placement == Placement(3, 4, threads=5, local_world_size=2)
 
 
-def test_ranks_get_different_images(make_train_data):
-    ranks = [make_train_data(env=DistEnv(rank=rank, world_size=2), batch_size=45) for rank in range(2)]
-    batches = [images(train_data, 2) for train_data in ranks]
-    assert [len(batch) for batch in batches] == [45, 45]
-    assert not torch.equal(*batches)
-
-
-def test_a_batch_larger_than_the_split_is_refused(make_train_data):
+def test_a_batch_larger_than_the_split_is_refused(make_train_data, recipe):
     with pytest.raises(UsageError, match="90 samples, fewer than one global batch of 91"):
-        make_train_data(batch_size=91).epoch(0)
+        make_train_data(recipe=replace(recipe, batch_size=91)).epoch(0)
 
 
 def test_an_epoch_is_as_long_as_the_datas(tiny_recipe):

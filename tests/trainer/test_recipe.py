@@ -64,7 +64,6 @@ VALUES = {
     "std": st.sampled_from(CHOICES["std"]),
     "color_noise": st.sampled_from(("none", "paper", "source")),
     "augmentation": st.sampled_from(("paper", "random-resized-crop")),
-    "shuffle_buffer": st.integers(1, 1 << 24),
     "epochs": st.integers(100, 100_000),
     "batch_size": st.integers(1, 1 << 20),
     "seed": st.integers(-(2**63), 2**63 - 1),

@@ -26,14 +26,14 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         Batch size of each process.
 
     Raises:
-        UsageError: They do not fit: options that exclude each other, a placement or gradient compression that
+        UsageError: They do not fit: options that exclude each other, a backend or gradient compression that
             the processes cannot have, a crop larger than the images, a network that cannot be built or has no
             such layer, a missing training split or mean image, options that need a validation split that is
             missing or not used, or an impossible batch size.
     """
     recipe = job.recipe
     if kind == "cpu":
-        job.loader_options.placement(DistEnv(kind=kind))  # refuses to make batches on a GPU
+        job.loader_options.choose(DistEnv(kind=kind))  # refuses to decode on a GPU
     if job.cuda_graphs and (kind == "cpu" or not recipe.compile):
         raise UsageError("--cuda-graphs needs GPUs and a recipe that compiles (--set compile=true)")
     if job.force and job.resume != "no":
