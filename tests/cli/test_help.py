@@ -35,7 +35,7 @@ def test_help_and_version_import_nothing_heavy():
     assert "heavy: []" in done.stdout
 
 
-JOB = "data --recipe --set --gpus --cpus --placement --threads --no-mmap --cache --cache-limit"
+JOB = "data --recipe --set --gpus --cpus --backend --decode-device --threads --no-mmap --cache --cache-limit"
 
 # The options of every command; the test fails where one is added or removed by accident.
 OPTIONS = {
@@ -95,8 +95,8 @@ OPTIONS = {
         evaluate,
         "checkpoints --data --views --ensemble-weights --weights --split --classes-by --real-labels --labels "
         "--arch --preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
-        "--kernels --batch-size --precision --gpus --cpus --placement --threads --no-mmap --cache "
-        "--cache-limit --force",
+        "--kernels --batch-size --precision --gpus --cpus --backend --decode-device --threads --no-mmap "
+        "--cache --cache-limit --force",
     ),
 }
 

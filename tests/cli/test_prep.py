@@ -216,18 +216,6 @@ def test_preview_draws_stored_and_augmented_crops(tiny_dataset, tmp_path):
         assert np.asarray(image.convert("RGB")).std() > 1
 
 
-@pytest.mark.parametrize(
-    ("target", "value", "fragment"),
-    [
-        ("importlib.util.find_spec", lambda name: None, "pip install 'alexnet-toolkit[cuda13]'"),
-        ("sys.platform", "darwin", "exists for Linux only"),
-    ],
-)
-def test_without_dali_no_preview(tiny_dataset, tmp_path, monkeypatch, target, value, fragment):
-    monkeypatch.setattr(target, value)
-    fails(run("info", tiny_dataset.root, "--preview", tmp_path / "p.png"), 2, fragment)
-
-
 def test_demo_draws_a_source(tmp_path):
     succeeds(run("demo", tmp_path / "images", "--images", 60))
     assert len(list((tmp_path / "images" / "train").iterdir())) == 10

@@ -213,7 +213,7 @@ def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatc
     fails(result, 1, "all images of val are predicted right", "leave --only-errors out")
 
 
-def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):
+def test_everything_works_without_dali(tiny_run, tiny_source, tmp_path):
     """DALI exists for Linux only."""
     file = next(tiny_source.rglob("*.jpg"))
     code = (
@@ -233,6 +233,8 @@ def test_what_needs_no_dali_works_without_it(tiny_run, tiny_source, tmp_path):
         ["predictions", "--count", 1],
         ["maps", file, "--layer", "conv1"],
         ["saliency", file],
+        ["confusion"],
+        ["neighbors"],
     )
     lines = [
         "\t".join(map(str, [name, tiny_run, *rest, "--out", tmp_path / f"{name}.png"]))

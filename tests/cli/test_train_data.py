@@ -17,7 +17,7 @@ from cli.common.options import Size
 from cli.train import main as train
 from pipeline import Dataset
 from pipeline.dataset.index import parse_index
-from pipeline.loader import order
+from pipeline.loader.order import TrainingOrder
 from pipeline.seeds import derive_seed
 from trainer import load_recipe
 
@@ -51,12 +51,13 @@ def plain(tiny_dataset, tmp_path_factory):
     return out, result
 
 
-@pytest.mark.parametrize("how", ["cache", "no-mmap", "bucket"])
+@pytest.mark.parametrize("how", ["cache", "no-mmap", "dali", "bucket"])
 def test_how_the_data_comes_changes_nothing(request, plain, tiny_dataset, tmp_path, how):
     data, out = tiny_dataset.root, tmp_path / "run"
     options = {
         "cache": ("--cache", tmp_path / "cache", "--cache-limit", "1G", "--threads", 1),
-        "no-mmap": ("--no-mmap", "--placement", "cpu"),
+        "no-mmap": ("--no-mmap", "--decode-device", "auto"),
+        "dali": ("--backend", "dali"),
         "bucket": ("--verify-shards",),
     }
     if how == "bucket":
@@ -83,7 +84,7 @@ def test_bench_prints_the_parts_and_leaves_nothing(tiny_dataset, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(bench, [str(tiny_dataset.root), *TINY, "--cpus", "1"])
     assert result.exit_code == 0, result.output
-    for part in ("loader (cpu)", "model", "together", "images/s", "cores", "host MB"):
+    for part in ("loader (threads)", "loader (dali)", "model", "together", "images/s", "cores", "host MB"):
         assert part in result.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -92,9 +93,10 @@ def damage(dataset, rank, world_size):
     """Overwrite the first sample that a rank reads in the first epoch; return what the error says of it."""
     seed = derive_seed(load_recipe("demo").seed, "data")
     sizes = [shard.samples for shard in dataset.shards("train")]
-    piece = order.training_share(sizes, seed, 0, rank, world_size, 30 // world_size)[0]
-    tar, index = (paths("train")[piece.shard] for paths in (dataset.tars, dataset.indexes))
-    name, offset, size = parse_index(index.read_bytes())[piece.first]["jpg"]
+    first = TrainingOrder(sizes, seed, 0, 30, rank=rank, world_size=world_size).batch(0)
+    shard, sample = int(first.shards[0]), int(first.samples[0])
+    tar, index = (paths("train")[shard] for paths in (dataset.tars, dataset.indexes))
+    name, offset, size = parse_index(index.read_bytes())[sample]["jpg"]
     with tar.open("r+b") as file:
         file.seek(offset)
         file.write(bytes(16))
@@ -176,7 +178,7 @@ def test_checksums_are_compared_before_anything_starts(copy, tmp_path, monkeypat
     [
         (["--cache-limit", "10G"], "--cache-limit needs --cache"),
         (["--cache", "/tmp/x", "--cache-limit", "lots"], "'lots' is not a size; give bytes, such as 200G"),
-        (["--placement", "gpu"], "--placement gpu makes batches on a GPU, but these are CPU processes"),
+        (["--decode-device", "gpu"], "--decode-device gpu, but these are CPU processes"),
         (["--threads", "0"], "0 is not in the range x>=1"),
         (["--checkpoint-steps", "0"], "0 is not in the range x>=1"),
     ],

@@ -94,7 +94,7 @@ def test_evaluation_agrees_with_training(trained, tiny_dataset, tmp_path):
         (["--set", "bacth_size=3"], ["unknown key 'bacth_size'", "did you mean 'batch_size'"]),
         (["--set", "batch_size=33", "--cpus", "2"], ["does not divide among 2", "batch_size=34"]),
         (["--recipe", "papper"], ["recipe 'papper': unknown", "paper"]),
-        (["--cpus", "1", "--placement", "gpu"], ["--placement gpu makes batches on a GPU"]),
+        (["--cpus", "1", "--decode-device", "gpu"], ["--decode-device gpu, but these are CPU processes"]),
         (["--cpus", "2", "--set", "grad_compression=bf16"], ["bf16 needs GPUs and NCCL"]),
         (["--synthetic", "--overfit-batch"], ["--synthetic and --overfit-batch were both given"]),
         (["--resume-required"], ["no run to resume"]),

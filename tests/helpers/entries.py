@@ -143,7 +143,7 @@ def evaluate_everywhere(
     dataset = Dataset.open(data)
     model = LinearModel(len(dataset.classes), 64)
     keys: list[str] = []
-    with Loader(dataset, "val", EvalView("center", 64), 5, placement=env.placement, keys=True) as loader:
+    with Loader(dataset, "val", EvalView("center", 64), 5, placement=env.placement) as loader:
 
         def recorded():
             for batch in loader:

@@ -38,7 +38,7 @@ def rows(count, classes, shape=lambda k: (48, 48), first=0):
 def labels_through_dali(root, split, crop=32):
     """Return key → label as the loader yields it."""
     found = {}
-    with Loader(Dataset.open(root), split, EvalView("center", crop), 32, keys=True) as loader:
+    with Loader(Dataset.open(root), split, EvalView("center", crop), 32) as loader:
         for batch in loader:
             found.update(zip(batch.keys, batch.labels.tolist(), strict=True))
     return found
@@ -70,7 +70,7 @@ def test_squares_of_webdatasets_own_writer_are_trained_on_in_place(tmp_path):
     assert {shard.name: shard.sha256 for shard in manifest.shards} == before
     assert [shard.samples for shard in manifest.shards] == [17, 13, 13]
     assert labels_through_dali(tmp_path / "d", "val") == labels_of(val)
-    with Loader(Dataset.open(tmp_path / "d"), "train", TrainView(48), 10, keys=True) as loader:
+    with Loader(Dataset.open(tmp_path / "d"), "train", TrainView(48), 10) as loader:
         stored = dict(train)
         seen = [(k, x, y) for b in loader for k, x, y in zip(b.keys, b.images, b.labels, strict=True)]
     assert len({key for key, _, _ in seen}) == 30

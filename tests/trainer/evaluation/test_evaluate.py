@@ -50,12 +50,12 @@ class Batches:
     dataset = SimpleNamespace(classes=[f"class {number}" for number in range(12)])
 
     def __init__(self, labels: np.ndarray, views: int, batch_size: int, samples: int | None = None) -> None:
-        self.labels, self.views, self.batch_size = labels, views, batch_size
+        self.labels, self.views, self.global_batch = labels, views, batch_size
         self.samples = len(labels) if samples is None else samples
 
     def __iter__(self):
-        for start in range(0, len(self.labels), self.batch_size):
-            numbers = np.arange(start, min(start + self.batch_size, len(self.labels)))
+        for start in range(0, len(self.labels), self.global_batch):
+            numbers = np.arange(start, min(start + self.global_batch, len(self.labels)))
             images = np.zeros((len(numbers), self.views, 3, 2, 2), np.float32)
             images[..., 0, 0] = numbers[:, None, None]
             images[..., 0, 1] = np.arange(self.views)[None, :, None]

@@ -14,6 +14,7 @@ from cli.prep import main as prep
 from cli.train import main as train
 from pipeline import Dataset, EvalView, Placement
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.loader.backend import OutputSettings
 from pipeline.loader.dali import graph
 from trainer import load_model, read_predictions
 
@@ -35,12 +36,11 @@ def decoders(node, found=()):
 
 
 @pytest.mark.parametrize("mode", ["square", "aspect", "original"])
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_ten_crops_are_cut_from_one_decoded_image(device, mode):
-    reader = graph.ReaderSettings(["a.tar"], ["a.idx"], 4)
-    with Pipeline(batch_size=2, num_threads=1, device_id=None if device == "cpu" else 0):
-        arguments = (ImageFormat(256, mode, 95), Placement(device=device), graph.OutputSettings())
-        images = graph.build.__wrapped__(reader, EvalView("ten-crop"), *arguments)[0]
+@pytest.mark.parametrize("gpu", [None, 0])
+def test_ten_crops_are_cut_from_one_decoded_image(gpu, mode):
+    with Pipeline(batch_size=2, num_threads=1, device_id=gpu):
+        arguments = (ImageFormat(256, mode, 95), Placement(gpu=gpu), OutputSettings())
+        images = graph.build.__wrapped__(EvalView("ten-crop"), *arguments)
     assert len(decoders(images)) == 1
 
 

@@ -167,16 +167,6 @@ def test_a_page_shows_validations_within_epochs_and_runs_without_any(tiny_run, t
     assert "<td>–</td>" * 3 in pages["without"]
 
 
-def test_without_dali_whole_splits_are_left_out(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.report.parts.has_dali", lambda: False)
-    done = write_report(tiny_run, tmp_path / "r.html")
-    assert list(done.left_out) == ["neighbors", "confusion"]
-    assert "DALI" in done.left_out["confusion"]
-    _, page = open_page(done.file)
-    assert "Color directions" in page.text
-    assert "Training crops" not in page.text
-
-
 def test_a_report_that_cannot_be_made(tiny_run, tmp_path):
     out = tmp_path / "r.html"
     (tmp_path / "empty").mkdir()

@@ -41,9 +41,7 @@ def test_create_writes_the_recipe_and_what_it_runs_on(tmp_path, tiny_recipe, tin
     assert run_folder.read_validation(folder) == VALIDATION
     machine = facts["machine"]
     assert (facts["recipe"], machine["processes"], machine["device"]) == ("tiny", "2", "cpu")
-    assert {"alexnet-toolkit", "torch", "numpy", "dali", "python", "torch threads", "processor"} <= set(
-        machine
-    )
+    assert {"alexnet-toolkit", "torch", "numpy", "python", "torch threads", "processor"} <= set(machine)
 
 
 def test_a_difference_of_machines_is_named():
