@@ -98,8 +98,7 @@ def _measure(
             options.split,
             EvalView(views, model.spec.crop),  # type: ignore[arg-type]
             options.batch_size,
-            placement=LoaderOptions().placement(env),
-            keys=True,
+            placement=LoaderOptions().choose(env).placement,
         )
 
     def load() -> None:

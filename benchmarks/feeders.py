@@ -13,7 +13,7 @@ import psutil
 from common import HERE, BenchmarkError, peer_environment
 from processes import end_tree
 
-KINDS = ("ours", "bytes", "decoding", "webdataset", "spdl", "ffcv", "limit")
+KINDS = ("ours", "dali", "webdataset", "spdl", "ffcv", "limit")
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,15 @@ class Row:
     cpu: list[float] = field(default_factory=list)
 
 
-OURS = Feeder("ours", "ours, all on the CPU", "float32", "feeder_ours.py")
-BYTES = Feeder("bytes", "ours, without normalization", "bytes", "feeder_ours.py", variant="bytes")
-DECODING = Feeder("decoding", "ours, hybrid's CPU share", "bytes", "feeder_ours.py", variant="decoding")
+OURS = Feeder("ours", "ours", "float32", "feeder_ours.py")
+DALI = Feeder("dali", "ours, DALI on the CPU", "float32", "feeder_ours.py", variant="dali")
 WEBDATASET = Feeder("webdataset", "webdataset + Pillow", "float32", "feeder_webdataset.py")
 LIMIT = Feeder("limit", "libjpeg-turbo, whole decode", "bytes", "feeder_limit.py")
 
 
 def all_feeders(kinds: Sequence[str], work: Path) -> tuple[list[Feeder], list[str]]:
     """Return the feeders of the requested kinds that run here, and notes on why the others do not."""
-    found = [feeder for feeder in (OURS, BYTES, DECODING, WEBDATASET) if feeder.kind in kinds]
+    found = [feeder for feeder in (OURS, DALI, WEBDATASET) if feeder.kind in kinds]
     skipped = []
     for kind, name, extra in (("spdl", "SPDL", ()), ("ffcv", "FFCV", ("ffcv==1.0.2",))):
         if kind not in kinds:

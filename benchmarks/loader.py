@@ -3,9 +3,10 @@
     python benchmarks/loader.py --work /tmp/loader --chart docs/images/loader.png --json loader.json
 
 Shards the images below --source, repeated under distinct names, at 256 px and at their original size.
-Then loads batches of them with each feeder: our loader, webdataset with Pillow and torchvision's transforms,
-SPDL, FFCV, and the limit (libjpeg-turbo decodes whole images in memory, one process per core). The feeders of
-a setting take turns in each of --rounds. `--device gpu` measures only our loader, in every placement. Needs
+Then loads batches of them with each feeder: our loader with each of its backends, webdataset with Pillow and
+torchvision's transforms, SPDL, FFCV, and the limit (libjpeg-turbo decodes whole images in memory, one process
+per core). The feeders of a setting take turns in each of --rounds. `--device gpu` measures only our loader,
+with both backends. Needs
 the `dev` extra; SPDL and FFCV get environments of their own below --work, and are skipped with the reason
 where they cannot be installed.
 """

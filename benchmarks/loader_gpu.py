@@ -1,4 +1,4 @@
-"""Measure our loader on a GPU in every placement, with a sweep over the settings of its JPEG decoder."""
+"""Measure our loader on a GPU with both backends, and sweep over the settings of DALI's JPEG decoder."""
 
 import time
 from itertools import product
@@ -27,14 +27,12 @@ def check() -> None:
 
 
 def sweep(data: Path, rounds: int, images: int) -> None:
-    """Print the images per second of each placement, batch size, thread count and hardware-decoder load."""
+    """Print the images per second of each backend, batch size, thread count and hardware-decoder load."""
     print(f"GPU: {torch.cuda.get_device_name()}\n")
     dataset = Dataset.open(data)
     threads = sorted({1, 2, 4, common.cores() // 2, common.cores()} - {0})
-    settings = [Placement(device=device, threads=n) for device in ("cpu", "hybrid") for n in threads]
-    settings += [
-        Placement(device="gpu", threads=n, hw_decoder_load=load) for n, load in product(threads, _LOADS)
-    ]
+    settings = [Placement(pinned=True, threads=n) for n in threads]
+    settings += [Placement(gpu=0, threads=n, hw_decoder_load=load) for n, load in product(threads, _LOADS)]
     rows = []
     for place, batch in product(settings, _BATCHES):
         throughputs = _throughputs(dataset, place, batch, rounds, images)
@@ -42,32 +40,30 @@ def sweep(data: Path, rounds: int, images: int) -> None:
     rows.sort(key=lambda row: -median(row[2]))
     table = [
         (
-            place.device,
+            _backend(place),
             str(batch),
             str(place.threads),
-            f"{place.hw_decoder_load:.2f}" if place.device == "gpu" else "–",
+            "–" if place.gpu is None else f"{place.hw_decoder_load:.2f}",
             common.spread(throughputs),
         )
         for place, batch, throughputs in rows
     ]
-    print(common.markdown(("placement", "batch", "threads", "hardware decoder's share", "images/s"), table))
-    for device in ("cpu", "hybrid", "gpu"):
-        place, batch, throughputs = next(row for row in rows if row[0].device == device)
-        load = f", hardware decoder's share {place.hw_decoder_load:.2f}" if device == "gpu" else ""
-        print(
-            f"best {device}: batch {batch}, {place.threads} threads{load}: "
-            f"{median(throughputs):,.0f} images/s"
-        )
+    print(common.markdown(("backend", "batch", "threads", "hardware decoder's share", "images/s"), table))
+
+
+def _backend(place: Placement) -> str:
+    return "threads" if place.gpu is None else "dali"
 
 
 def _throughputs(dataset: Dataset, place: Placement, batch: int, rounds: int, count: int) -> list[float]:
     view = TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     throughputs = []
-    with Loader(dataset, "train", view, batch, placement=place, half=place.device != "cpu") as loader:
+    with Loader(dataset, "train", view, batch, placement=place, half=True) as loader:
         for number in range(rounds + 1):
             loaded, started = 0, time.perf_counter()
             while loaded < count:
                 for images in loader:
+                    images.images.to("cuda", non_blocking=True)
                     loaded += len(images.labels)
             torch.cuda.synchronize()
             if number:  # round 0 warms up

@@ -1,22 +1,21 @@
-"""Profile the loader on the CPU: time per image of pipelines that end after each stage, on one thread."""
+"""Profile the loader on the CPU: time per image of each stage of the thread backend, on one thread."""
 
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import common
-import nvidia.dali.fn as fn
+import numpy as np
 import simplejpeg
 from feeder import CROP
 from feeder_ours import long
-from nvidia.dali import pipeline_def
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
-from pipeline.dataset.manifest import ImageFormat
-from pipeline.loader.dali import graph
+from pipeline.dataset.samples import read_stored
+from pipeline.loader.augmentation import draw, shape_in_loader
+from pipeline.loader.threads.cutter import Cutter
 
 _BATCH = 128
 _BATCHES = 8
@@ -30,7 +29,7 @@ def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
         (stage, CPU microseconds per image, wall microseconds per image), medians of the rounds.
     """
     dataset = Dataset.open(data)
-    steps = {name: _pipeline(stage) for name, stage in _stages(dataset).items()}
+    steps = _stages(dataset)
     steps["the loader: the paper's crops and labels, as tensors"] = _loader(dataset)
     steps["libjpeg-turbo alone, whole images in memory: the limit"] = _limit(dataset)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
@@ -41,9 +40,9 @@ def profile(data: Path, rounds: int) -> list[tuple[str, float, float]]:
         (name, *(median(values) for values in zip(*times, strict=True))) for name, times in measured.items()
     ]
     size = "original size" if dataset.image.mode == "original" else f"{dataset.image.size} px"
-    print(f"Profile: {size}, one thread, pipelines that end after each stage\n")
+    print(f"Profile: {size}, one thread, each stage alone\n")
     cells = [(name, f"{cpu:,.0f}", f"{wall:,.0f}") for name, cpu, wall in found]
-    print(common.markdown(("pipeline", "CPU µs/image", "wall"), cells) + "\n")
+    print(common.markdown(("stage", "CPU µs/image", "wall"), cells) + "\n")
     return found
 
 
@@ -67,27 +66,8 @@ def _settle() -> None:
         time.sleep(0.05)
 
 
-def _pipeline(stage: Callable[[], Any]) -> Callable[[], object]:
-    """Return a function that runs a stage on one batch, without prefetching."""
-    pipe = pipeline_def(stage)(
-        batch_size=_BATCH,
-        num_threads=1,
-        device_id=None,
-        seed=1,
-        exec_dynamic=True,
-        prefetch_queue_depth=1,
-    )
-    pipe.build()
-
-    def run() -> None:
-        pipe.schedule_run()
-        pipe.outputs()
-
-    return run
-
-
 def _loader(dataset: Dataset) -> Callable[[], object]:
-    loader = Loader(long(dataset), "train", _paper(dataset), _BATCH, placement=Placement(threads=1))
+    loader = Loader(long(dataset), "train", _view(dataset, "paper"), _BATCH, placement=Placement(threads=1))
 
     def batches() -> Iterator[object]:
         while True:
@@ -107,54 +87,40 @@ def _limit(dataset: Dataset) -> Callable[[], object]:
 
 
 def _jpegs(dataset: Dataset) -> list[bytes]:
-    pipe = graph.raw(_reader(dataset, buffer=0), batch_size=1, device_id=None)
-    pipe.build()
-    return [bytes(pipe.run()[0].at(0)) for _ in range(dataset.samples("train"))]
+    return [one.data for one in read_stored(dataset, "train", range(min(1000, dataset.samples("train"))))]
 
 
-def _paper(dataset: Dataset) -> TrainView:
-    return TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
+def _view(dataset: Dataset, augmentation: str) -> TrainView:
+    noise = color_noise("paper", dataset.statistics)
+    return TrainView(CROP, dataset.statistics.mean, noise=noise, augmentation=augmentation)  # type: ignore[arg-type]
 
 
-def _reader(dataset: Dataset, buffer: int) -> graph.ReaderSettings:
-    return graph.ReaderSettings(
-        tars=list(map(str, dataset.tars("train"))),
-        indexes=list(map(str, dataset.indexes("train"))),
-        label_width=dataset.manifest.label_width,
-        buffer=buffer,
-    )
+def _stages(dataset: Dataset) -> dict[str, Callable[[], object]]:
+    jpegs, out = _jpegs(dataset)[:_BATCH], np.empty((_BATCH, CROP, CROP, 3), np.float32)
+    jpegs *= -(-_BATCH // len(jpegs))
+    stages: dict[str, Callable[[], object]] = {}
+    for augmentation in ("paper", "random-resized-crop"):
+        view = _view(dataset, augmentation)
+        cutter, draws = Cutter(view, dataset.image), draw(0, 0, 0, _BATCH)
+        shapes = [shape_in_loader(jpeg, view, dataset.image) for jpeg in jpegs[:_BATCH]]
+        cuts = cutter.cuts(draws, np.array(shapes))
+        images = [cutter.decode(jpeg, shape).copy() for jpeg, shape in zip(jpegs, shapes, strict=False)]
 
+        def plan(view: TrainView = view, cutter: Cutter = cutter) -> None:
+            found = [shape_in_loader(jpeg, view, dataset.image) for jpeg in jpegs[:_BATCH]]
+            cutter.cuts(draw(0, 0, 0, _BATCH), np.array(found))
 
-def _stages(dataset: Dataset) -> dict[str, Callable[[], Any]]:
-    reader, stored = _reader(dataset, buffer=2048), dataset.image
-    place, output = Placement(), graph.OutputSettings()
-    scaled = TrainView(CROP, dataset.statistics.mean, augmentation="random-resized-crop")
+        def decode(cutter: Cutter = cutter, shapes: list[tuple[int, int]] = shapes) -> None:
+            for jpeg, shape in zip(jpegs, shapes, strict=False):
+                cutter.decode(jpeg, shape)
 
-    def jpeg() -> Any:
-        return graph._read(reader)[0]
+        def cut(cutter: Cutter = cutter, cuts: object = cuts, images: list[object] = images) -> None:
+            for row, image in enumerate(images):
+                cutter.cut(image, cuts, row, out[row])  # type: ignore[arg-type]
 
-    def part() -> Any:
-        return fn.decoders.image_random_crop(
-            jpeg(),
-            adjust_orientation=False,
-            random_area=graph.RESIZED_AREA,
-            random_aspect_ratio=graph.RESIZED_RATIO,
-            num_attempts=graph.RESIZED_TRIES,
-        )
-
-    crop, end = _crop_label(stored), "flip, − mean, to float32"
-    return {
-        "read": jpeg,
-        "read, decode whole": lambda: graph._whole(jpeg(), place),
-        crop: lambda: graph._random_crop(jpeg(), CROP, stored, place),
-        f"{crop}, {end}": lambda: graph._train(jpeg(), _paper(dataset), stored, place, output),
-        "read, decode a random part": part,
-        "read, decode a random part, scale": lambda: graph._random_resized(jpeg(), CROP, place),
-        f"read, decode a random part, scale, {end}": lambda: graph._train(
-            jpeg(), scaled, stored, place, output
-        ),
-    }
-
-
-def _crop_label(stored: ImageFormat) -> str:
-    return "read, decode whole, scale and cut" if stored.mode == "original" else "read, decode the crop"
+        stages |= {
+            f"{augmentation}: draw and compute windows": plan,
+            f"{augmentation}: decode": decode,
+            f"{augmentation}: cut, flip, − mean and noise, to float32": cut,
+        }
+    return stages

@@ -3,8 +3,8 @@
     python benchmarks/loader_soak.py --epochs 50 --chart docs/images/loader-memory.png
 
 Shards few images with `alexnet-prep`, then loads them for --epochs epochs in a separate process for each way
-of reading, with `state_dict` after every batch. Small epochs are the hard case, because each builds and frees
-DALI pipelines. Prints RSS after a tenth, half and all of the epochs, and the slope after the first tenth,
+of reading, with `state_dict` after every batch. Small epochs are the hard case, because each opens all shards
+anew. Prints RSS after a tenth, half and all of the epochs, and the slope after the first tenth,
 which is zero where memory stays flat.
 """
 
@@ -78,7 +78,7 @@ def _run_epochs(way: str, data: str, cache: str, epochs: int, batch: int) -> lis
     access = ReadOptions(mmap=way != "read", cache=Path(cache) if way == "cached" else None)
 
     def new_loader() -> Loader:
-        return Loader(dataset, "train", view, batch, access=access, keys=True)
+        return Loader(dataset, "train", view, batch, access=access)
 
     rss = []
     loader = new_loader()

@@ -10,10 +10,8 @@ process, and as rank 3 of 8. Each case runs --rounds times.
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -166,7 +164,9 @@ def _state(task: Task) -> dict[str, Any]:
     from pipeline import Dataset
 
     with _loader(Dataset.open(task.data), task) as loader:
-        return _state_at(loader, _late(loader))
+        loader.set_position(_EPOCH, int(len(loader) * _SHARE))
+        state: dict[str, Any] = loader.state_dict()
+        return state
 
 
 def _loader(dataset: Any, task: Task) -> Any:
@@ -174,48 +174,7 @@ def _loader(dataset: Any, task: Task) -> Any:
 
     view = TrainView(_CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     place = Placement(task.rank, task.world_size)
-    return Loader(dataset, "train", view, task.batch, placement=place)
-
-
-def _late(loader: Any) -> int:
-    """Return a batch past 90 % of an epoch and at least amid a segment, where DALI has most to restore."""
-    at = int(len(loader) * _SHARE)
-    ends = list(_segment_ends(loader))
-    begun = max(end for end in ends if end <= at)
-    return max(at, (begun + min(end for end in ends if end > at)) // 2)
-
-
-def _state_at(loader: Any, batch: int) -> dict[str, Any]:
-    """Return the loader's state after `batch` batches of an epoch, without decoding earlier segments.
-
-    Between two segments the state is only the number of batches, so the loader can start at the last segment
-    border before `batch`.
-
-    Raises:
-        BenchmarkError: The state is not that of `batch`.
-    """
-    loader.set_epoch(_EPOCH)
-    before = max(end for end in _segment_ends(loader) if end < batch)
-    loader.load_state_dict(loader.state_dict() | {"batch": before})
-    batches = iter(loader)
-    next(islice(batches, batch - before - 1, None))
-    state: dict[str, Any] = loader.state_dict()
-    if (state["epoch"], state["batch"]) != (_EPOCH, batch) or not state["dali"]:
-        raise BenchmarkError(f"the state is of batch {state['batch']} in epoch {state['epoch']}, not {batch}")
-    return state
-
-
-def _segment_ends(loader: Any) -> Iterator[int]:
-    from pipeline.loader import order
-
-    sizes = [shard.samples for shard in loader.dataset.shards(loader.split)]
-    place, size = loader.placement, loader.batch_size
-    share = order.training_share(sizes, loader.seed, _EPOCH, place.rank, place.world_size, size)
-    end = 0
-    yield end
-    for pieces in order.segments(share, size):
-        end += sum(piece.samples for piece in pieces) // size
-        yield end
+    return Loader(dataset, "train", view, task.batch * task.world_size, placement=place)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_a_functions_words_and_numbers(function, name, hint):
         (ColorNoise(np.zeros((3, 3), np.float32)), {"divisor": 0.0}),
         (Placement(), {"threads": 0}),
         (Placement(), {"hw_decoder_load": 1.5}),
-        (Placement(), {"device": "cuda"}),
+        (LoaderOptions(), {"backend": "pillow"}),
         (ReadOptions(), {"cache_limit": 0}),
         (Options(), {"shard_samples": 0}),
         (Options(), {"size": 0}),

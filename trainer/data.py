@@ -67,12 +67,12 @@ class LoaderOptions:
                 backend does not; or DALI is asked for, and it is not installed.
         """
         place = replace(env.placement, threads=self.threads)
-        backend, why = self.backend, f"--backend {self.backend}"
+        backend, why = self.backend, f"--backend {self.backend} says"
         if backend == "auto":
             capability = torch.cuda.get_device_capability(env.device) if env.kind == "gpu" else None
             backend, why = choose_backend(place.thread_count, capability, dali=has_dali())
             if self.decode_device != "auto" and has_dali():
-                backend, why = "dali", f"--decode-device {self.decode_device}"
+                backend, why = "dali", f"--decode-device {self.decode_device} says"
         if backend == "dali" and not has_dali():
             raise UsageError(
                 "--backend dali: DALI is not installed; install nvidia-dali-cuda130 (Linux), or use "

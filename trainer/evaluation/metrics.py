@@ -182,7 +182,7 @@ class Tally:
             top1_interval=wilson(right, samples),
             top5_interval=wilson(among, samples),
             loss=math.nan if self.invalid else int(self.loss) / _UNITS / samples,
-            ece=calibration_error(self.bins[0], self.bins[1], self.confidence / _UNITS),
+            ece=calibration_error(self.bins[0], self.bins[1], self.confidence.double() / _UNITS),
             largest_class=int(images.max()) / samples,
         )
 

@@ -80,7 +80,8 @@ def test_decoded_and_source_statistics_are_close_on_photographs(shared_data, tmp
 def test_a_damaged_image_and_a_damaged_index_are_one_line_that_names_them(tmp_path):
     data = write_dataset(tmp_path / "d", {"train": tiny_images(6)}, 16, shards=2)
     tar = data.tars("train")[1]
-    name, at, size = read_index(data.store, data.shards("train")[1])[1]["jpg"]
+    index = read_index(data.store, data.shards("train")[1])
+    name, at, size = index.keys[1], index.image_offsets[1], index.image_sizes[1]
     overwrite(tar, at + size // 2, bytes(size - size // 2))
     with pytest.raises(RunError, match=rf"train-000001\.tar: {name} does not decode .*alexnet-prep verify"):
         decoded_statistics(data, INLINE)

@@ -12,10 +12,10 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.entries import Recorder
-from pipeline.loader.shard_files import ReadOptions
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UsageError
+from pipeline.loader.live_shards import ReadOptions
 from pipeline.loader.loader import Loader
 from trainer.callbacks import status
 from trainer.callbacks.status import StatusCallback
