@@ -63,7 +63,7 @@ def _throughputs(dataset: Dataset, place: Placement, batch: int, rounds: int, co
             loaded, started = 0, time.perf_counter()
             while loaded < count:
                 for images in loader:
-                    images.images.to("cuda", non_blocking=True)
+                    images.images.to("cuda")
                     loaded += len(images.labels)
             torch.cuda.synchronize()
             if number:  # round 0 warms up

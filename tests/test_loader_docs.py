@@ -28,7 +28,9 @@ def test_the_example_runs_and_its_checkpoint_goes_on(tiny_dataset, tmp_path, mon
         assert len(loader) == len(list(loader)) == 2
 
 
-@pytest.mark.parametrize("name", ["set_epoch", "set_position", "close", "state_dict", "load_state_dict", "times"])
+@pytest.mark.parametrize(
+    "name", ["set_epoch", "set_position", "close", "state_dict", "load_state_dict", "times"]
+)
 def test_what_the_text_names_is_there(name):
     assert f"`{name}" in DOCS.read_text() or f".{name}" in DOCS.read_text()
     assert hasattr(Loader, name)

@@ -126,6 +126,7 @@ class Loader:
         lanes = self._lanes if self._training else place.world_size
         self._shards.check_limit(-(-lanes * place.local_world_size // place.world_size) + _MORE_SHARDS)
         self.epoch, self.batch = 0, 0
+        self._length = self._order(0).batches
         self._entering = False
         self._maker: Backend | None = None
         self._iteration = 0
@@ -133,7 +134,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Number of batches per epoch on this process."""
-        return self._order(self.epoch).batches
+        return self._length
 
     @property
     def times(self) -> Times:
