@@ -18,6 +18,7 @@ from pipeline.dataset.report import REPORT
 from pipeline.dataset.work import WORK
 from pipeline.errors import ToolkitError, UsageError
 from pipeline.sharding.plan import PLAN, Plan, read_plan
+from pipeline.sources.left_out import is_debris
 from pipeline.storage.atomic import refuse_dead_link
 from pipeline.storage.base import Store
 from pipeline.storage.local import LocalStore
@@ -32,6 +33,8 @@ _POLL_SECONDS = 0.2
 
 def open_output(out: str | Path, source: str | Path, *, force: bool = False) -> tuple[Store, Store]:
     """Open the dataset's folder and the source, and refuse an output folder that cannot be used.
+
+    What systems leave behind, such as a new disk's `lost+found`, may lie in it.
 
     Args:
         out: Folder of the dataset, local or in a bucket.
@@ -48,7 +51,7 @@ def open_output(out: str | Path, source: str | Path, *, force: bool = False) -> 
         refuse_dead_link(store.local)
         if store.local.exists() and not store.local.is_dir():
             raise UsageError(f"output {store}: it is a file; name a new folder")
-    names = store.names()
+    names = {name for name in store.names() if name == WORK or not is_debris(name)}
     if names and FILE_NAME not in names and not (WORK in names and _is_ours(store)):
         raise UsageError(f"output {store}: holds other files; name a new or empty folder")
     if force:

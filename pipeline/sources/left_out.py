@@ -6,6 +6,25 @@ from pipeline.dataset.report import ReportRow
 
 # Files of one folder that get a row each in report.csv; more of them share one.
 _MOST_ROWS = 1000
+# Folders and files that systems and tools leave behind, in lower case; names with a leading dot are debris
+# too. Synology's @eaDir holds a thumbnail of every image.
+_DEBRIS = frozenset(
+    [
+        "lost+found",
+        "thumbs.db",
+        "desktop.ini",
+        "@eadir",
+        "__macosx",
+        "#recycle",
+        "$recycle.bin",
+        "system volume information",
+    ]
+)
+
+
+def is_debris(name: str) -> bool:
+    """Whether systems and tools leave behind a file or folder of this name, the last part of a path."""
+    return name.startswith(".") or name.lower() in _DEBRIS
 
 
 @dataclass

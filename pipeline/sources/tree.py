@@ -10,26 +10,12 @@ from pipeline.dataset.work import WORK
 from pipeline.errors import UsageError
 from pipeline.sources.base import FILE, Container, Image, is_image
 from pipeline.sources.labelers.devkit import DEVKIT
-from pipeline.sources.left_out import LeftOut
+from pipeline.sources.left_out import LeftOut, is_debris
 from pipeline.sources.listers import archives, parquet
 from pipeline.sources.listers.webdataset import unify
 from pipeline.sources.opening import PARQUET, TARS, ZIP, reading
 from pipeline.storage.base import ByteRange, File, Store
 
-# Folders and files that systems and tools leave behind, in lower case; names with a leading dot are debris
-# too. Synology's @eaDir holds a thumbnail of every image.
-_DEBRIS = frozenset(
-    [
-        "lost+found",
-        "thumbs.db",
-        "desktop.ini",
-        "@eadir",
-        "__macosx",
-        "#recycle",
-        "$recycle.bin",
-        "system volume information",
-    ]
-)
 _RUN = "run.json"
 # Archives of ImageNet's pages that hold no images of the classification task: dogs again, for task 3.
 _TASK_3 = "ilsvrc2012_img_train_t3.tar"
@@ -131,7 +117,7 @@ def _visible(tree: Tree, only: str | None) -> Iterator[File]:
                 "a dataset or run of this toolkit"
                 if folder in ours
                 else "made by a system or tool"
-                if _is_debris(name)
+                if is_debris(name)
                 else None
             )
         return kinds[folder]
@@ -148,7 +134,7 @@ def _visible(tree: Tree, only: str | None) -> Iterator[File]:
     while files:  # popping frees each file, so that a million files and images are never held together
         file = files.pop()
         folder, _, name = file.path.rpartition("/")
-        reason = kind_of(folder) or ("made by a system or tool" if _is_debris(name) else None)
+        reason = kind_of(folder) or ("made by a system or tool" if is_debris(name) else None)
         if reason is None and name.lower() == _TASK_3:
             reason = "images of ILSVRC's task 3"
         if reason is None:
@@ -160,10 +146,6 @@ def _visible(tree: Tree, only: str | None) -> Iterator[File]:
 def _above(folder: str) -> Iterator[str]:
     while folder := folder.rpartition("/")[0]:
         yield folder
-
-
-def _is_debris(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _DEBRIS
 
 
 def _add_archives(tree: Tree, files: list[File], max_bad: float) -> None:
