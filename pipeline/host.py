@@ -163,7 +163,7 @@ def trim_heap() -> None:
     """Return memory that C code has freed but glibc still holds to the system; without glibc do nothing.
 
     DALI's threads allocate from arenas of their own, and every DALI pipeline starts new threads: over fifty
-    small epochs the memory held by arenas grew to 500 MB. With trimming it does not grow; a call takes 0.4 to
+    pipelines the memory held by arenas grew to 500 MB. With trimming it does not grow; a call takes 0.4 to
     17 ms per pipeline (two cores, benchmarks/loader_soak.py).
     """
     if (malloc_trim := _of_glibc("malloc_trim")) is not None:

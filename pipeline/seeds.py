@@ -31,7 +31,6 @@ class Purpose(IntEnum):
     START = 1
     SAMPLES = 2
     AUGMENTATION = 3
-    TRANSFORM = 4
 
 
 def random_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

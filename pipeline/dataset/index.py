@@ -111,5 +111,5 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
 
 
 def label_in(data: bytes) -> int:
-    """Parse the label in the bytes of an index's `cls` entry: their last digits, as the DALI graph does."""
+    """Parse the label in the bytes of an index's `cls` entry: their last digits."""
     return int(data[len(data.rstrip(b"0123456789")) :])

@@ -29,13 +29,11 @@ class Plan:
     """One batch of one process.
 
     Attributes:
-        number: Number of the batch, as `Order.batch` counts them.
         sources: Where its B samples are stored, in order.
         positions: int64 (B,), position of each in the split.
         draws: Its random numbers, a row for each sample; None for an `EvalView`.
     """
 
-    number: int
     sources: Sequence[Source]
     positions: NDArray[np.int64]
     draws: Draws | None
@@ -80,10 +78,11 @@ class Times:
     """Seconds that batches took, summed over all threads.
 
     Attributes:
-        read, decode, augment: Reading the bytes, decoding them, and cutting and normalizing the pixels.
+        read: Opening and reading encoded images.
+        decode, augment: Decoding them, and cutting and normalizing the pixels; 0 with DALI, which is silent.
         wait: How long the consumer waited for batches.
         batches: Number of batches given to the consumer.
-        ready: Batches that were ready when one was asked for, summed over all batches.
+        ready: Batches that were ready when one was asked for, summed over all batches; 0 with DALI.
     """
 
     read: float = 0.0

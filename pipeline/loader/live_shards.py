@@ -22,8 +22,8 @@ from pipeline.loader.order import Use
 from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import ByteRange
 
-# Shards that are fetched before their first batch is planned.
-_AHEAD = 2
+AHEAD = 2
+"""Shards that are opened before their first batch is planned."""
 _STREAMS = 4
 
 
@@ -131,7 +131,6 @@ class LiveShards:
         self._threads = ThreadPoolExecutor(_STREAMS, thread_name_prefix="alexnet-shards")
         self._waiting: list[Use] = []  # the next use last
         self._open: list[tuple[Use, ExitStack, Future[OpenShard]]] = []
-        self._closed = False
 
     def begin(self, uses: Sequence[Use]) -> None:
         """Start an epoch, or the rest of one: give up all shards and open the first ones in the background.
@@ -172,7 +171,6 @@ class LiveShards:
 
     def close(self) -> None:
         """Give up all shards and start no more fetches; nothing can be opened afterwards."""
-        self._closed = True
         if self._cache is not None:
             self._cache.stop()
         self.release()
@@ -204,7 +202,7 @@ class LiveShards:
     def _open_ahead(self, number: int) -> None:
         """Start opening the shards that batch `number` needs, and the next ones."""
         ahead = sum(use.first > number for use, _, _ in self._open)
-        while self._waiting and (self._waiting[-1].first <= max(number, 0) or ahead < _AHEAD):
+        while self._waiting and (self._waiting[-1].first <= max(number, 0) or ahead < AHEAD):
             use, leases = self._waiting.pop(), ExitStack()
             ahead += use.first > number
             self._open.append((use, leases, self._threads.submit(self._open_shard, use.shard, leases)))
@@ -229,10 +227,10 @@ class LiveShards:
             mapped = self._access.mmap
             read = _reader(Path(url), leases, mapped=mapped)
             return OpenShard(shard, url, index, read, in_memory=mapped, adopted=adopted)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a file of no bytes cannot be mapped
             refuse_too_many_open_files(error)
             raise RunError(
-                f"{url}: cannot be read: {error.strerror or error}; `alexnet-prep verify "
+                f"{url}: cannot be read: {getattr(error, 'strerror', None) or error}; `alexnet-prep verify "
                 f"{self._dataset.url}` lists what is damaged"
             ) from error
 

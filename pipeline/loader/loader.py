@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
@@ -23,21 +24,25 @@ from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
 from pipeline.loader.augmentation import draw
 from pipeline.loader.backend import Backend, OutputSettings, Plan, SampleError, Source, Times
-from pipeline.loader.live_shards import LiveShards, ReadOptions
+from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions
 from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of
 from pipeline.loader.placement import BackendName, Placement
 from pipeline.loader.views import EvalView, TrainView, check_view
 
-# Shards of a process that are in use or fetched ahead, besides one for each of its lanes.
-_MORE_SHARDS = 4
+# All lanes may change to their next shards at once, while batches under way still need the former ones.
+_SHARDS_OF_LANE = 2
+# Further shards of a process: those that are opened ahead, and those of a validation within the epoch.
+_MORE_SHARDS = AHEAD + 4
 _FROM_0 = (0, math.inf)
+_DEEPEST = 4  # batches that a backend has under way, at most
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images and labels of one step.
 
-    Batches in host memory stay valid for as long as they are held. On a GPU the images are ready on the CUDA
+    Batches in host memory stay valid for as long as they are held; if they are page-locked (`pinned`), use
+    blocking copies to a GPU, or hold them until the copy is done. On a GPU the images are ready on the CUDA
     stream that was current when the batch was yielded. If another stream reads them, call
     `other.wait_stream(current)` first, and `current.wait_stream(other)` before the batch is dropped.
     `record_stream` has no effect, as the memory is DALI's and not of torch's allocator.
@@ -123,8 +128,7 @@ class Loader:
         self.samples = sum(sizes)
         check_view(view, dataset.image.size)
         self._check()
-        lanes = self._lanes if self._training else place.world_size
-        self._shards.check_limit(-(-lanes * place.local_world_size // place.world_size) + _MORE_SHARDS)
+        self._shards.check_limit(self._most_shards())
         self.epoch, self.batch = 0, 0
         self._length = self._order(0).batches
         self._entering = False
@@ -181,10 +185,12 @@ class Loader:
         planned = self.batch
         try:
             for number in range(self.batch, order.batches):
+                began = perf_counter()
                 while planned < min(order.batches, number + maker.depth):
                     maker.submit(self._plan(order, epoch, planned))
                     planned += 1
                 batch = self._taken(maker)
+                maker.times.wait += perf_counter() - began
                 self._shards.done(number)
                 self.batch = number + 1
                 yield batch
@@ -214,7 +220,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch yielded, as a dict of strings, numbers and dicts.
 
-        It is the same on every process, and any number of processes can resume there.
+        In training it is the same on every process, and any number of processes can resume there. In an
+        evaluation it is this process's own.
         """
         done = self.batch == len(self) > 0
         epoch, batch = (self.epoch + 1, 0) if done else (self.epoch, self.batch)
@@ -261,6 +268,19 @@ class Loader:
     def _lanes(self) -> int:
         return lanes_of(self.global_batch, shuffled=not self.dataset.manifest.adopted)
 
+    def _most_shards(self) -> int:
+        """Return how many shards the processes of this host may need at the same time."""
+        place, order = self.placement, self._order(0)
+        more = _MORE_SHARDS * place.local_world_size
+        if self._training:
+            lanes = -(-self._lanes * place.local_world_size // place.world_size)
+            return _SHARDS_OF_LANE * max(lanes, place.local_world_size) + more
+        uses = order.uses()
+        held = [
+            sum(use.first <= at + _DEEPEST and use.last >= at for use in uses) for at in range(order.batches)
+        ]
+        return max(held, default=0) * place.local_world_size + more
+
     def _plan(self, order: Order, epoch: int, number: int) -> Plan:
         """Decide what a batch holds and what is cut there."""
         samples, shards = order.batch(number), self._shards.of_batch(number)
@@ -271,7 +291,7 @@ class Loader:
             draws = draw(self.seed, epoch, number, self.global_batch).rows(first, first + local)
         positions = self._begins[samples.shards] + samples.samples
         places = zip(samples.shards.tolist(), samples.samples.tolist(), strict=True)
-        return Plan(number, [Source(shards[shard], sample) for shard, sample in places], positions, draws)
+        return Plan([Source(shards[shard], sample) for shard, sample in places], positions, draws)
 
     def _taken(self, maker: Backend) -> Batch:
         plan, result = maker.take()
@@ -291,15 +311,14 @@ class Loader:
         """Return the backend, made at the first call: importing DALI takes a second."""
         if self._maker is None:
             place, stored = self.placement, self.dataset.image
+            size = self.global_batch // (place.world_size if self._training else 1)
             if self.backend == "dali":
                 from pipeline.loader.dali.backend import DaliBackend
 
-                size = self.global_batch // (place.world_size if self._training else 1)
                 self._maker = DaliBackend(self.view, stored, self._output, size, place)
             else:
                 from pipeline.loader.threads.pool import ThreadBackend
 
-                size = self.global_batch // (place.world_size if self._training else 1)
                 self._maker = ThreadBackend(
                     self.view, stored, self._output, size, place.thread_count, pinned=place.pinned
                 )
@@ -345,6 +364,8 @@ class Loader:
             "samples": self.samples,
             "global_batch": self.global_batch,
             "seed": self.seed,
+            # Of an evaluation, each process counts the batches that it takes.
+            **({} if self._training else {"world_size": self.placement.world_size}),
             **shown,
             "colors": colors.hexdigest()[:16],
         }

@@ -57,7 +57,6 @@ class Order(ABC):
 
     Attributes:
         batches: Number of batches that this process reads.
-        positions: Number of samples of a global batch; the last one of an evaluation may have fewer.
     """
 
     batches: int
@@ -212,13 +211,9 @@ class EvaluationOrder(Order):
         everyone = -(-self._total // batch_size)
         self.batches = max(0, -(-(everyone - rank) // world_size))
 
-    def first_position(self, number: int) -> int:
-        """Return the position in the split of the first sample of this process's batch `number`."""
-        return (self._rank + number * self._world_size) * self._size
-
     def batch(self, number: int) -> Samples:
         """Return the samples of this process's batch `number`."""
-        first = self.first_position(number)
+        first = (self._rank + number * self._world_size) * self._size
         positions = np.arange(first, min(first + self._size, self._total))
         shards = np.searchsorted(self._ends, positions, side="right")
         return Samples(shards, positions - self._begins[shards])

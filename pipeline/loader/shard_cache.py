@@ -38,7 +38,7 @@ _TRIES = 3
 _STREAMS = 4
 _FOLDER = "alexnet-shards"
 _PARTIAL, _RECORD, _FETCH = ".partial", ".record", ".fetch"
-# Longest time that another loader may need for a segment, whose shards it then releases.
+# Longest time that another loader may need for a shard, which it then releases.
 _WAIT_SECONDS = 900.0
 _POLL_SECONDS = 0.05
 

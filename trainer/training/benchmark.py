@@ -181,7 +181,7 @@ class _Step:
             group["lr"] = recipe.lr * 1e-6  # the same work, but nothing diverges
 
     def __call__(self, batch: Batch) -> None:
-        images = batch.images.to(self._env.device, torch.float32)
+        images = batch.images.to(self._env.device).float()
         labels = batch.labels.to(self._env.device)
         train_step(self._model, self._optimizer, images, labels, self._recipe, self._precision, self._scaler)
 

@@ -157,7 +157,7 @@ class Trainer:
         if saved:
             mine = self._restore(saved)
         else:
-            self.train_data.epoch(0)  # refuses damaged shards before anything is written
+            self.train_data.epoch(0)  # refuses impossible settings before anything is written
             output.claim(job.out, self.lock, env, force=job.force, take_over=job.take_over)
             if env.is_first:
                 run_folder.create(job.out, recipe, self.dataset, job.validation, env)
@@ -247,7 +247,7 @@ class Trainer:
         set_lrs(self.optimizer, timer.lr, self.recipe.stage_at(timer.epoch))
         # The generator's state is a function of the step, and needs no place in checkpoints.
         torch.manual_seed(derive_seed(self.recipe.seed, "dropout", timer.epoch, step, self.env.rank))
-        images = batch.images.to(self.env.device, torch.float32)
+        images = batch.images.to(self.env.device).float()
         labels = batch.labels.to(self.env.device, non_blocking=True)
         loss, correct, overflowed = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler

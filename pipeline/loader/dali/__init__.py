@@ -1,1 +1,1 @@
-"""The DALI backend: the graph that decodes and augments, pipelines per segment, and error diagnosis."""
+"""The DALI backend: the graph that decodes and augments, and the pipeline that is fed."""

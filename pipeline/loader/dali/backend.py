@@ -101,15 +101,14 @@ class DaliBackend(Backend):
             RunError: DALI failed for another reason.
         """
         plan, jpegs = self._under_way[0]
-        device, began = self._place.gpu, perf_counter()
+        device = self._place.gpu
         stream = None if device is None else torch.cuda.current_stream(device)
         try:
             [output] = self._pipe.outputs(stream)
         except RuntimeError as error:
-            self._under_way.clear()  # the pipeline cannot be used any more
             raise self._diagnosis(error, plan, jpegs) from error
-        self._under_way.popleft()
-        self.times.wait += perf_counter() - began
+        finally:
+            self._under_way.popleft()
         self.times.batches += 1
         images = from_dlpack(output.as_tensor())
         labels = np.array([_label(source) for source in plan.sources], np.int64)
@@ -117,11 +116,10 @@ class DaliBackend(Backend):
 
     def drop(self) -> None:
         """Forget all plans that are under way, after waiting for them."""
-        with suppress(RuntimeError):  # of a batch that nobody wants
-            while self._under_way:
-                self._under_way.popleft()
+        while self._under_way:
+            with suppress(RuntimeError):  # of a batch that nobody wants; the next ones are still in the queue
                 self._pipe.outputs()
-        self._under_way.clear()
+            self._under_way.popleft()
 
     def close(self) -> None:
         """Drop all plans and free DALI's memory."""

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -85,14 +84,13 @@ class ThreadBackend(Backend):
     def take(self) -> tuple[Plan, Result]:
         """Return the oldest plan and its batch, after waiting for it."""
         self.times.ready += sum(all(task.done() for task in tasks) for *_, tasks in self._under_way)
-        plan, array, labels, tasks = self._under_way.popleft()
-        began = perf_counter()
+        plan, array, labels, tasks = self._under_way[0]
         for task in tasks:
             took = task.result()
             self.times.read += took.read
             self.times.decode += took.decode
             self.times.augment += took.augment
-        self.times.wait += perf_counter() - began
+        self._under_way.popleft()
         self.times.batches += 1
         images = torch.from_numpy(array)[: len(labels)]
         return plan, Result(images.movedim(-1, -3) if self._channels_last else images, labels)

@@ -200,7 +200,7 @@ def test_evaluation_views_equal_slices(noisy, backend):
         # Threads, like preparation, let libjpeg halve what is more than twice as large.
         most = {"threads": 16, "dali": 2}[backend] if noisy.image.mode == "original" else 1e-3
         assert difference.max() <= most
-        assert difference.mean() < most / 10
+        assert difference.mean() < most / 8
         np.testing.assert_array_equal(many[5:], many[:5, :, ::-1])
         # DALI scales just the window that it cuts, and may round another way.
         np.testing.assert_allclose(center, many[4], atol=noisy.image.mode == "original")

@@ -5,6 +5,7 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 from helpers.folders import overwrite
 from helpers.synthetic import tiny_images, write_dataset
 
@@ -127,6 +128,24 @@ def test_an_error_of_no_sample_is_still_one_line(data, backend):
     tar.unlink()
     with pytest.raises(RunError, match=rf"^{tar}: cannot be read: No such file .*alexnet-prep verify"):
         read_all(data, "train", backend=backend)
+
+
+def test_an_abandoned_batch_that_is_damaged_shifts_no_other(data, backend):
+    """The second batch is under way when the iteration is left after the first."""
+    tar, sample = find(data, "val", 5)
+    with Loader(data, "val", EvalView(crop=16), 4, backend=backend) as loader:
+        expected = {
+            key: image.clone()
+            for batch in loader
+            for key, image in zip(batch.keys, batch.images, strict=True)
+        }
+        overwrite(tar, sample["jpg"].offset, b"GIF89a--")
+        for _ in loader:
+            break
+        loader.set_position(0, 2)
+        for batch in loader:
+            for key, image in zip(batch.keys, batch.images, strict=True):
+                assert torch.equal(image, expected[key])
 
 
 def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch):
