@@ -140,7 +140,7 @@ def _label_folders(
     """Label the images of a split's folders: by the given table, or by class folder, and else one by one."""
     known = {str(image.label) for image in done.images.get("train", ())}
     if table is not None:
-        images, origin = _by_table(tree, part, table), f"labels from {table.place}"
+        images, origin = _by_table(tree, split, part, table), f"labels from {table.place}"
     else:
         classed, flat = _class_folders_of(tree, split, part, known)
         if options.layout != "classes" and split == "train" and not part.root:
@@ -158,12 +158,13 @@ def _label_folders(
         done.names |= _names(tree, part, found)
 
 
-def _by_table(tree: Tree, part: Part, table: LabelTable) -> list[Image]:
+def _by_table(tree: Tree, split: str, part: Part, table: LabelTable) -> list[Image]:
+    """Label images by a table; a test split may have no labels."""
     labeled: list[Image] = []
     for folder in part.folders:
         label_of = partial(_listed_in, table, folder)
         labeled += _labeled(tree, tree.folders.pop(folder), label_of, f"no label in {table.place}")
-    if not labeled:
+    if not labeled and split != "test":
         raise UsageError(
             f"--labels {table.place}: none of its {len(table):,} rows names an image of "
             f"{part.root or tree.store}; name paths below the source, or file names"

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Container, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ _SEPARATORS = ("|", ";", ",", " ")
 
 
 class LabelTable:
-    """Labels by path, by file name, or by its stem.
+    """Labels by path, by file name, or by its stem; a row labels one image.
 
     Attributes:
         place: Path or URL of the table.
@@ -54,8 +55,12 @@ class LabelTable:
                 f"{place}: {path} has the label {error}; labels must be whole numbers or names"
             ) from error
         self._by_path = {p: known[i] if isinstance(i, str) else i for p, i in found.items()}
-        self._by_name = self._unambiguous(lambda path: path.rpartition("/")[2])
-        self._by_stem = self._unambiguous(stem_of)
+        self._by_stem: dict[str, str | None] = {}  # path without its suffix → row; None for different labels
+        for path, label in self._by_path.items():
+            row = self._by_stem.setdefault(_plain(path), path)
+            if row is not None and self._by_path[row] != label:
+                self._by_stem[_plain(path)] = None
+        self._used: dict[str, str] = {}  # row → its image
 
     def _refuse_several(self, found: dict[str, Label], labels: Container[str]) -> None:
         """Refuse labels such as "cat|dog" where "cat" and "dog" are labels too."""
@@ -65,26 +70,70 @@ class LabelTable:
                 if len(parts) > 1 and all(part.strip() in labels for part in parts):
                     raise UsageError(f"{self.place}: {path} has several labels ({label}); {_ONE_LABEL}")
 
-    def _unambiguous(self, short: Callable[[str], str]) -> dict[str, Label]:
-        found: dict[str, Label | None] = {}
-        for path, label in self._by_path.items():
-            name = short(path)
-            found[name] = label if found.get(name, label) == label else None
-        return {name: label for name, label in found.items() if label is not None}
+    @cached_property
+    def _in_folders(self) -> dict[str, tuple[str, ...]]:
+        """Stem → the rows that name a file of this stem with its folder."""
+        found: dict[str, tuple[str, ...]] = {}
+        for path in self._by_path:
+            if "/" in path:
+                stem = stem_of(path)
+                found[stem] = (*found.get(stem, ()), path)
+        return found
 
     def __len__(self) -> int:
         return len(self._by_path)
 
     def label_of(self, folder: str, image: Image) -> Label | None:
-        """Return an image's label by the longest end of its path that the table has, or None."""
+        """Return an image's label, or None.
+
+        Its row names the longest end of the image's path that the table has, with or without the suffix, or
+        is a longer path that ends with the image's: a row with a folder never labels images of other folders.
+
+        Args:
+            folder: Folder of the image, with its archive in front.
+            image: The image.
+
+        Raises:
+            UsageError: The row names another image too, or two rows with different labels may name this one.
+        """
         name = image.path.rpartition("/")[2]
         path = f"{folder}/{name}" if folder else name
+        row = self._row_of(path) or self._longer_row_of(image.path)
+        if row is None:
+            return None
+        if other := self._used.get(row):
+            raise UsageError(
+                f"{self.place}: {row} may be {other} or {path}; write the paths below the source into the "
+                "table, or name the folder of its images with --splits train=FOLDER"
+            )
+        self._used[row] = path
+        return self._by_path[row]
+
+    def _row_of(self, path: str) -> str | None:
         while path:
-            if (label := self._by_path.get(path)) is not None:
-                return label
+            if path in self._by_path:
+                return path
+            if row := self._by_stem.get(_plain(path)):
+                return row
             path = path.partition("/")[2]
-        found = self._by_name.get(name)
-        return found if found is not None else self._by_stem.get(stem_of(name))
+        return None
+
+    def _longer_row_of(self, path: str) -> str | None:
+        end = f"/{_plain(path)}"
+        rows = [row for row in self._in_folders.get(stem_of(path), ()) if _plain(row).endswith(end)]
+        rows = [row for row in rows if row.endswith(f"/{path}")] or rows
+        if len({self._by_path[row] for row in rows}) > 1:
+            raise UsageError(
+                f"{self.place}: {path} may be {rows[0]} or {rows[1]}, which have different labels; name the "
+                "folder above as the source"
+            )
+        return rows[0] if rows else None
+
+
+def _plain(path: str) -> str:
+    """Return a path without the suffix of its last part."""
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}{stem_of(path)}"
 
 
 def read_annotations(store: Store, name: str) -> LabelTable:

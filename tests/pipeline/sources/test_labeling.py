@@ -170,6 +170,27 @@ def test_a_table_of_labels(tmp_path, suffix, short):
     assert "train/unlisted.jpg" in {row.path for row in source.left_out.rows()}
 
 
+def test_a_test_split_that_the_table_does_not_name_is_left_out(tmp_path):
+    for name in ("train/1.jpg", "train/2.jpg", "test/3.jpg"):
+        place(tmp_path / name)
+    place(tmp_path / "train.csv", b"id,label\n1,ant\n2,bee\n")
+    source = read_source(tmp_path, SourceOptions(labels="train.csv", path_column="id"))
+    assert list(source.splits) == ["train"]
+    assert [row.path for row in source.left_out.rows()] == ["test/3.jpg"]
+
+
+@pytest.mark.parametrize("row", ["{}", "/data/set/{}", "./{}"])
+def test_a_row_with_a_folder_labels_no_image_of_another(tmp_path, row):
+    listed = ["images/0.jpg", "images/1.jpg"]
+    for name in (*listed, "masks/0.png", "masks/1.jpg"):
+        place(tmp_path / name)
+    rows = (f"{row.format(name)},{number}" for number, name in enumerate(listed))
+    place(tmp_path / "t.csv", "\n".join(["path,label", *rows]).encode())
+    source = read_source(tmp_path, SourceOptions(labels="t.csv"))
+    assert paths(source, "train") == listed
+    assert {row.path for row in source.left_out.rows()} == {"masks/0.png", "masks/1.jpg"}
+
+
 @pytest.mark.parametrize(
     ("labels", "ids"),
     [

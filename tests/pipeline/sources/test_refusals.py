@@ -158,6 +158,15 @@ def with_table(text):
     return write
 
 
+def two_of_a_name(*rows, folders=("train", "test")):
+    def write(root, tree):
+        for folder, suffix in zip(folders, ("jpg", "png"), strict=True):
+            place(root / folder / f"1.{suffix}")
+        place(root / "t.csv", "\n".join(["path,label", *rows]).encode())
+
+    return write
+
+
 def own_labels_and_table(root, tree):
     webdataset(root, "0", "1")
     place(root / "t.csv", b"path,label\n0,a\n1,b\n")
@@ -279,6 +288,19 @@ REFUSALS = [
         with_table(b"path,label\na.jpg,x|y\nb.jpg,x\nc.jpg,y\n"),
         TABLE,
         ["a.jpg has several labels (x|y)", "one"],
+    ),
+    *(
+        (
+            two_of_a_name(row, folders=folders),
+            TABLE,
+            [*(f"{f}/1." for f in folders), "t.csv: 1", "--splits train=FOLDER"],
+        )
+        for row, folders in [("1,cat", ("train", "test")), ("1.jpg,cat", ("images", "masks"))]
+    ),
+    (
+        two_of_a_name("a/x/1.jpg,cat", "b/x/1.jpg,dog", folders=("x", "y")),
+        TABLE,
+        ["x/1.jpg may be a/x/1.jpg or b/x/1.jpg", "the folder above"],
     ),
     (with_table(b"path,label\na.jpg,7.5\nb.jpg,2\n"), TABLE, ["a.jpg has the label 7.5", "whole numbers"]),
     (usual, {"splits": {"train": "trian"}}, ["train=trian holds no images; images are in train, val"]),
