@@ -78,7 +78,7 @@ def main() -> None:
         help="Replace the dataset, or the unfinished one, in OUT; other files there stay.",
     ),
     take_over_option,
-    click.option("--dry-run", is_flag=True, help="List SOURCE and stop."),
+    click.option("--dry-run", is_flag=True, help="List SOURCE and stop; nothing is written."),
 )
 @one_line_errors
 def shard(
@@ -130,8 +130,9 @@ def shard(
         "scratch": scratch,
         "take_over": take_over,
     }
-    if task is not None:
-        index, count = _numbers_in(task)
+    numbers = None if task is None else _numbers_in(task)
+    if numbers and not dry_run:
+        index, count = numbers
         with keeping(_again), progress_bar("preparing", "images") as show:
             shards = prepare_slice(
                 source, out, settings, index, count, read_with=read_with, on_progress=show, **run
@@ -142,7 +143,8 @@ def shard(
         )
         return
     started = time.perf_counter()
-    open_output(out, source, force=force)  # refuses it before the source is listed, which may take minutes
+    if not dry_run:
+        open_output(out, source, force=force)  # refuses it before the listing, which may take minutes
     found = read_source(source, read_with)
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in found.splits.items())
     echo(f"{source}: {counts} images, {len(found.classes)} classes")

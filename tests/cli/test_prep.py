@@ -54,6 +54,13 @@ def source(tmp_path):
 # shard, finish
 
 
+@pytest.mark.parametrize("more", [(), ("--task", "0/2"), ("--force",)])
+def test_a_dry_run_lists_the_source_and_writes_nothing(source, tmp_path, more):
+    place(tmp_path / "out" / "thesis.tex")  # in a folder that a preparation refuses
+    succeeds(run("shard", source, tmp_path / "out", "--dry-run", *more), "8 train images, 2 classes")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
 def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
