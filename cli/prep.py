@@ -292,12 +292,11 @@ def _use_of(out: str, manifest: "Manifest") -> str:
     """Say what adopted tars are good for."""
     if "train" not in manifest.splits:
         return "without training images, it is for evaluation"
-    train = f"train on it with `alexnet-train {out}`"
     if "val" in manifest.splits:
-        return train
+        return f"train on it with `alexnet-train {out}`"
     return (
-        f"{train}, without validation, as there is no split val; `alexnet-prep shard {out} OTHER "
-        "--val-fraction 0.1` writes a dataset with one"
+        f"train on it with `alexnet-train {out} --set schedule=cosine`, without validation, as there is no "
+        f"split val; `alexnet-prep shard {out} OTHER --val-fraction 0.1` writes a dataset with one"
     )
 
 
