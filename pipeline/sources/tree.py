@@ -73,10 +73,16 @@ def read_tree(store: Store, only: str | None = None, max_bad: float = 0) -> Tree
         max_bad: Share of the archives, 0..1, that may be damaged.
 
     Raises:
-        UsageError: A folder cannot be read, or too many archives are damaged: all of them are named.
+        UsageError: The source is an unfinished dataset of this toolkit, a folder cannot be read, or too many
+            archives are damaged: all of them are named.
         RunError: A file cannot be read.
     """
     tree = Tree(store, classes=_own_classes(store))
+    if tree.classes is None and store.is_file(f"{WORK}/plan.json"):
+        raise UsageError(
+            f"source {store}: an unfinished dataset of this toolkit; name the images that it is made of, or "
+            "first complete it, by the command that began it"
+        )
     tars: list[File] = []
     tables: list[File] = []
     for file in _visible(tree, only):
@@ -105,7 +111,9 @@ def _visible(tree: Tree, only: str | None) -> Iterator[File]:
     ours = {path.rpartition("/")[0] for path in folders if path.rpartition("/")[2] == WORK}
     for path, _ in files:
         folder, _, name = path.rpartition("/")
-        if name == _RUN or (name == FILE_NAME and folder and _is_dataset(store, path)):
+        if folder and (
+            (name == _RUN and _is_run(store, path)) or (name == FILE_NAME and _is_dataset(store, path))
+        ):
             ours.add(folder)
     ours.discard("")
     kinds: dict[str, str | None] = {"": None}  # folder → why its files are left out
@@ -213,6 +221,24 @@ def _own_classes(store: Store, name: str = FILE_NAME) -> tuple[ClassInfo, ...] |
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{store.url_of(name)}: damaged ({error}); restore or remove it") from error
+
+
+class _OwnRun(msgspec.Struct):
+    """Fields that tell a run.json of this toolkit from another file of that name."""
+
+    recipe: str
+    dataset_sha256: str
+    machine: dict[str, str]
+
+
+def _is_run(store: Store, facts: str) -> bool:
+    try:
+        with reading(store.url_of(facts), "file"):
+            data = store.read(ByteRange(facts))
+        msgspec.json.decode(data, type=_OwnRun)
+    except (UsageError, msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _is_dataset(store: Store, manifest: str) -> bool:

@@ -32,6 +32,11 @@ def nothing(root, tree):
     place(root / "backup" / "images.rar")
 
 
+def unfinished(root, tree):
+    flat(root / "train", ant=1, bee=1)
+    place(root / ".work" / "plan.json", b"{}")
+
+
 def one_class(root, tree):
     flat(root / "photos", ant=3)
 
@@ -183,6 +188,7 @@ REFUSALS = [
     (one_image, {}, ["it is one image", "name the folder"]),
     (a_document, {}, ["it is a file", "name the folder"]),
     (nothing, {}, ["no images found", "not an image (backup/images.rar)", "expected image files in CLASS/"]),
+    (unfinished, {}, ["an unfinished dataset", "name the images that it is made of"]),
     (one_class, {}, ["one class (photos)", "train: 3 images, 1 class folder", "--labels FILE"]),
     (split_twice, {}, ["the split val was found twice: val/ and validation/", "--splits val=FOLDER"]),
     (two_kinds, {}, ["train was found twice: train/ and WebDataset tars", "--layout images, webdataset"]),

@@ -64,14 +64,17 @@ def test_many_files_of_a_folder_are_one_row(tmp_path):
 
 def test_datasets_and_runs_inside_of_a_source_are_no_part_of_it(tmp_path, tiny_dataset):
     flat(tmp_path, ant=1, bee=1)
+    place(tmp_path / "ant" / "run.json", b"{}")  # of another program
     before = read_source(tmp_path).fingerprint()
     shutil.copytree(tiny_dataset.root, tmp_path / "shards")
     place(tmp_path / "unfinished" / ".work" / "plan.json")
     place(tmp_path / "unfinished" / "train" / "1.jpg")
-    place(tmp_path / "runs" / "a" / "run.json", b"{}")
+    place(tmp_path / "runs" / "a" / "run.json", b'{"recipe": "demo", "dataset_sha256": "", "machine": {}}')
     place(tmp_path / "runs" / "a" / "kernels.png")
     assert read_source(tmp_path).fingerprint() == before
-    assert set(left_out(tmp_path).values()) == {"a dataset or run of this toolkit"}
+    found = left_out(tmp_path)
+    assert found.pop("ant/run.json") == "not an image"
+    assert set(found.values()) == {"a dataset or run of this toolkit"}
     assert not any(".work" in path for path in left_out(tmp_path))  # as the first of a job's slices sees OUT
 
 
