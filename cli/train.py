@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 )
 @failure_options
 @section(
-    "Processes",
-    click.option(
-        "--cuda-graphs", is_flag=True, help="Let torch.compile record CUDA graphs; for small batches."
-    ),
-)
-@section(
     "Output",
     click.option(
         "-o", "--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/RECIPE]"
@@ -72,7 +66,6 @@ def main(
     out: Path | None,
     resume: bool,
     resume_required: bool,
-    cuda_graphs: bool,
     tensorboard: bool,
     verify_shards: bool,
     force: bool,
@@ -113,7 +106,6 @@ def main(
         debugging=Debugging(
             options["synthetic"], options["overfit_batch"], options["max_steps"], options["profile"]
         ),
-        cuda_graphs=cuda_graphs,
         hang_seconds=options["hang_timeout"],
     )
     if verify_shards and not launched_outside():

@@ -49,6 +49,9 @@ job_options = option_group(
         "Processes",
         click.option("--gpus", type=int, help="Number of GPUs to train on.  [default: all visible GPUs]"),
         click.option("--cpus", type=int, help="Number of CPU processes to train in, instead of GPUs."),
+        click.option(
+            "--cuda-graphs", is_flag=True, help="Let torch.compile record CUDA graphs; for small batches."
+        ),
     ),
     data_options,
 )
@@ -103,6 +106,7 @@ def new_job(
         resume=resume,
         validation=_choose_validation(validation or Validation(), resumed),
         loader_options=loader_options_of(options),
+        cuda_graphs=options["cuda_graphs"],
         **settings,
     )
     dataset = Dataset.open(job.data)

@@ -86,6 +86,8 @@ def test_bench_prints_the_parts_and_leaves_nothing(tiny_dataset, tmp_path, monke
     assert result.exit_code == 0, result.output
     for part in ("loader (threads)", "loader (dali)", "model", "together", "images/s", "cores", "host MB"):
         assert part in result.stdout
+    refused = CliRunner().invoke(bench, [str(tiny_dataset.root), *TINY, "--cpus", "1", "--cuda-graphs"])
+    assert (refused.exit_code, "--cuda-graphs needs GPUs" in refused.stderr) == (2, True)
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,7 +16,6 @@ from trainer.distributed.env import DistEnv, all_most, all_sum
 from trainer.models.classifier import Classifier
 from trainer.optim.optimizers import build_optimizer
 from trainer.precision import choose_precision
-from trainer.recipe import Recipe
 from trainer.training.checks import check_job
 from trainer.training.options import TrainJob
 from trainer.training.progress import device_mb, resident_mb
@@ -104,14 +103,14 @@ def _measure_parts(
             batches = _endless(train_data.epoch(0))
             timings.append(timer.run(f"loader ({backend})", lambda: next(batches)))  # noqa: B023 - run at once
 
-    step = _Step(recipe, classifier, env, batch_size)
+    step = _Step(job, classifier, env, batch_size)
     synthetic = noise(recipe, batch_size, len(dataset.classes), env)
     timings.append(timer.run("model", lambda: step(synthetic)))
     if env.world_size > 1:
         timings.append(timer.run("exchange", _Exchange(classifier)))
     with TrainData(recipe, dataset, classifier, batch_size, env, job.loader_options) as train_data:
         batches = _endless(train_data.epoch(0))
-        shared = _Step(recipe, classifier, env, batch_size, together=True)
+        shared = _Step(job, classifier, env, batch_size, together=True)
         timings.append(timer.run("together", lambda: shared(next(batches))))
     return tuple(timings)
 
@@ -169,10 +168,12 @@ class _Step:
     """A training step of this process alone, or with `together` of all, which exchange gradients."""
 
     def __init__(
-        self, recipe: Recipe, classifier: Classifier, env: DistEnv, batch_size: int, *, together: bool = False
+        self, job: TrainJob, classifier: Classifier, env: DistEnv, batch_size: int, *, together: bool = False
     ) -> None:
+        recipe = job.recipe
         self._recipe, self._env = recipe, env
-        self._model = wrap_ddp(classifier, recipe, env if together else DistEnv(kind=env.kind))
+        processes = env if together else DistEnv(kind=env.kind)
+        self._model = wrap_ddp(classifier, recipe, processes, cuda_graphs=job.cuda_graphs)
         self._precision = choose_precision(recipe, env.kind)
         self._scaler = self._precision.new_scaler(env.device)
         run_throwaway_step(self._model, classifier, recipe, batch_size, env, self._precision, lambda _: None)
