@@ -87,17 +87,27 @@ def chosen_classes(wanted: Sequence[str], ids: Sequence[str], names: Mapping[str
         names: Class id → name to show.
 
     Raises:
-        UsageError: A wanted class is unknown, or wanted twice.
+        UsageError: A wanted class is unknown or wanted twice, or a name is that of two classes.
     """
     known = {class_id: class_id for class_id in ids}
-    by_name = {names.get(class_id, class_id): class_id for class_id in ids}
-    by_first = {name.partition(",")[0]: class_id for name, class_id in by_name.items()}
+    by_name, same_name = _unambiguous((names.get(class_id, class_id), class_id) for class_id in ids)
+    by_first, same_first = _unambiguous(
+        (names.get(class_id, class_id).partition(",")[0], class_id) for class_id in ids
+    )
     by_index = {str(index): class_id for index, class_id in enumerate(ids)}
     tables = (known, by_name, by_first, by_index)
     table = next((t for t in tables if all(normal_form(w) in t for w in wanted)), None)
     if table is None:
         everything = known | by_name | by_first
-        unknown = next((w for w in wanted if normal_form(w) not in everything), wanted[0])
+        several = same_first | same_name
+        unknown = next(
+            (w for w in wanted if normal_form(w) not in everything and normal_form(w) not in several), None
+        )
+        name = next((w for w in wanted if normal_form(w) in several), None)
+        if unknown is None and name is not None:
+            one, other = several[normal_form(name)]
+            raise UsageError(f"--classes: {name} names two classes: {one} and {other}; give their ids")
+        unknown = unknown or wanted[0]
         near = get_close_matches(unknown, everything, 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UsageError(
@@ -108,3 +118,13 @@ def chosen_classes(wanted: Sequence[str], ids: Sequence[str], names: Mapping[str
     if len(set(found)) < len(found):
         raise UsageError("--classes: two of its lines name the same class; keep one")
     return found
+
+
+def _unambiguous(pairs: Iterable[tuple[str, str]]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """Return name → class id where a name is that of one class; and the others with two of their classes."""
+    found: dict[str, str] = {}
+    several: dict[str, tuple[str, str]] = {}
+    for name, class_id in pairs:
+        if (other := found.setdefault(name, class_id)) != class_id:
+            several[name] = (other, class_id)
+    return {name: class_id for name, class_id in found.items() if name not in several}, several

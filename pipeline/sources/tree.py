@@ -179,6 +179,8 @@ def _add_archives(tree: Tree, files: list[File], max_bad: float) -> None:
             tree.labeled[file.path] = found.labeled
         for path in found.others:
             tree.left_out.add(f"{file.path}/{path}", "not an image")
+        for path in found.debris:
+            tree.left_out.add(f"{file.path}/{path}", "made by a system or tool")
     if len(damaged) > max_bad * len(files):
         first, *others = (f"{tree.store.url_of(path)}: {damage}" for path, damage in damaged.items())
         more = f"; and {len(others):,} more: {'; '.join(others)}" if others else ""

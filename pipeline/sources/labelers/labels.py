@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.errors import UsageError
 from pipeline.sources.base import Image, Label
-from pipeline.sources.classes import class_order
+from pipeline.sources.classes import class_order, normal_form
 from pipeline.sources.labelers.wnids import WNID, wnid_in
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ def to_classes(
         UsageError: Both integers and strings as labels; a label without a name in the ClassLabel or manifest;
             file names that contradict labels.
     """
+    _normalize(images)
     labels = _distinct(place, images)
     if classes is not None:
         infos = [_named(place, classes, label) for label in labels]
@@ -86,6 +87,15 @@ def to_classes(
     if all(WNID.fullmatch(info.id) for info in infos):
         infos.sort(key=lambda info: info.id)
     return infos
+
+
+def _normalize(images: dict[str, list[Image]]) -> None:
+    """Give labels that are strings their NFC form, as class folders have it."""
+    labels = {image.label for image in chain.from_iterable(images.values())}
+    forms = {label: normal_form(label) for label in labels if isinstance(label, str)}
+    if any(label != form for label, form in forms.items()):
+        for image in chain.from_iterable(images.values()):
+            image.label = forms.get(image.label, image.label)  # type: ignore[call-overload]
 
 
 def _distinct(place: str, images: dict[str, list[Image]]) -> list[Label]:

@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.sources.base import Image, Label
+from pipeline.sources.classes import normal_form
 from pipeline.sources.keys import stem_of
 from pipeline.sources.labelers.devkit import read_small, read_text
 from pipeline.sources.labelers.labels import FractionError, read_numbers
@@ -23,7 +24,8 @@ _LABELS = ("label", "class", "class_id", "class_name", "category", "target", "wn
 
 
 _ONE_LABEL = "a network for classes needs one label an image: keep one for each"
-_SEPARATORS = ("|", ";", ",", " ")
+# Separator of several labels → whether any part must be a label or all must: names hold commas and spaces.
+_SEPARATORS: dict[str, Callable[[Iterable[bool]], bool]] = {"|": any, ";": any, ",": all, " ": all}
 
 
 class LabelTable:
@@ -63,11 +65,11 @@ class LabelTable:
         self._used: dict[str, str] = {}  # row → its image
 
     def _refuse_several(self, found: dict[str, Label], labels: Container[str]) -> None:
-        """Refuse labels such as "cat|dog" where "cat" and "dog" are labels too."""
+        """Refuse labels such as "cat|dog" where "cat" or "dog" is a label too."""
         for path, label in found.items():
-            for separator in _SEPARATORS if isinstance(label, str) else ():
+            for separator, needed in _SEPARATORS.items() if isinstance(label, str) else ():
                 parts = str(label).split(separator)
-                if len(parts) > 1 and all(part.strip() in labels for part in parts):
+                if len(parts) > 1 and needed(part.strip() in labels for part in parts):
                     raise UsageError(f"{self.place}: {path} has several labels ({label}); {_ONE_LABEL}")
 
     @cached_property
@@ -184,7 +186,7 @@ def read_table(store: Store, name: str, path_column: str | None, label_column: s
 
     def pairs() -> Iterator[tuple[str, Label]]:
         for number, row in enumerate((first, *rows), 1):
-            yield str(row.get(path) or ""), _checked(url, number, row.get(label))
+            yield "" if row.get(path) is None else str(row[path]), _checked(url, number, row.get(label))
 
     return LabelTable(url, pairs())
 
@@ -210,7 +212,7 @@ def _checked(url: str, row: int, label: Any) -> Label:
     if isinstance(label, float) and label.is_integer():
         return int(label)
     if isinstance(label, str) and label.strip():
-        return label.strip()
+        return normal_form(label.strip())
     if isinstance(label, int) and not isinstance(label, bool):
         return label
     if isinstance(label, list | tuple | dict):

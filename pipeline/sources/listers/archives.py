@@ -13,6 +13,7 @@ from typing import BinaryIO
 from pipeline.dataset.tar import Member, scan
 from pipeline.errors import DamageError, UsageError
 from pipeline.sources.base import Container, Image, Label, is_image
+from pipeline.sources.left_out import is_debris
 from pipeline.sources.listers.webdataset import (
     LABELS,
     SamplePart,
@@ -42,6 +43,7 @@ class Archive:
         labels: Key of a sample → its label, for labels without an image in this archive.
         archives: Path of this archive, and of the tars in it.
         others: Paths of the other members.
+        debris: Paths of the members that systems and tools leave behind.
         damage: What is damaged, where, and what to do about it; "" for a whole archive. Then the content is
             what lies before the damage.
     """
@@ -51,6 +53,7 @@ class Archive:
     labels: dict[str, Label] = field(default_factory=dict)
     archives: set[str] = field(default_factory=set)
     others: list[str] = field(default_factory=list)
+    debris: list[str] = field(default_factory=list)
     damage: str = ""
 
     def add(self, container: Container, images: Iterable[Image]) -> None:
@@ -114,11 +117,10 @@ def _members(
     above = f"{inside}/" if inside else ""
     shown = f"{url} (in {inside})" if inside else url
     for name, offset, size in scan(file, shown, start, end, remedy, follow_links=True):
-        # Hidden files, such as the ._NAME that macOS's tar adds to each file.
-        if name.startswith(".") or "/." in name:
-            continue
         path = above + name
-        if is_image(name):
+        if any(map(is_debris, name.split("/"))):
+            archive.debris.append(path)
+        elif is_image(name):
             yield Image(path, size, number, offset)
         elif offset < 0:
             archive.others.append(path)
@@ -179,20 +181,36 @@ class LabelPool:
         self._labels: dict[str, tuple[Label, str]] = {}
 
     def add(self, archive: Archive, url: str) -> None:
-        """Remember the labels of an archive that have no image in it."""
-        self._labels |= {key: (label, url) for key, label in archive.labels.items()}
+        """Remember the labels of an archive that have no image in it.
+
+        Raises:
+            UsageError: Another archive has a label of the same key.
+        """
+        for key, label in archive.labels.items():
+            if (other := self._labels.setdefault(key, (label, url))[1]) != url:
+                raise UsageError(
+                    f"{url}: {key} has no image in there, and a label of the same key lies in {other}: "
+                    "which images they are of cannot be told; put images and labels into one tar"
+                )
 
     def join(self, folders: dict[str, list[Image]], labeled: dict[str, list[Image]]) -> None:
         """Move the folders whose images have labels now from `folders` to `labeled`.
 
         Raises:
-            UsageError: A label has no image.
+            UsageError: A label has no image, or images in two folders.
         """
+        taken: dict[str, str] = {}  # key → its folder
         for folder in list(folders) if self._labels else ():
             parts = [part_of(_member(image)) for image in folders[folder]]
             keys = [part.key if part else "" for part in parts]
+            if both := next((key for key in keys if key in taken), None):
+                raise UsageError(
+                    f"{folder}: the label of {both} may be of its image in there or in {taken[both]}; put "
+                    "images and labels into one tar"
+                )
             if not any(key in self._labels for key in keys):
                 continue
+            taken |= {key: folder for key in keys if key in self._labels}
             for image, key in zip(folders[folder], keys, strict=True):
                 image.label = self._labels.pop(key, (None, ""))[0]
             labeled.setdefault(folder, []).extend(folders.pop(folder))
@@ -220,8 +238,11 @@ def _read_zip(store: Store, container: Container, number: int) -> Archive:
         archive.damage = str(error).removeprefix(url).lstrip(": ")
         return archive
     for row, member in enumerate(members):
-        name = member.filename
-        if member.is_dir() or "/." in f"/{name}" or name.startswith("__MACOSX/"):
+        name = member.filename.removeprefix("./")
+        if member.is_dir():
+            continue
+        if any(map(is_debris, name.split("/"))):
+            archive.debris.append(name)
             continue
         if member.flag_bits & 1:
             raise UsageError(f"{url}: {name} is encrypted; unpack the archive and name the folder")

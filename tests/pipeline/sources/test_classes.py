@@ -1,7 +1,7 @@
 import pytest
 from helpers.folders import place, refused
 
-from pipeline.sources.classes import read_class_list
+from pipeline.sources.classes import chosen_classes, read_class_list
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,22 @@ def test_lists_of_classes(tmp_path, name, text, expected):
 def test_bad_lists_of_classes(tmp_path, data, message):
     file = place(tmp_path / "c.txt", data)
     refused(lambda: read_class_list(file), f"--classes {file}: ", message)
+
+
+NAMES = {"n1": "crane", "n2": "crane", "n3": "maillot", "n4": "maillot, tank suit", "n5": "tench, Tinca"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "both"), [("crane", "n1 and n2"), ("maillot", "n3 and n4"), ("n2", ""), ("tank", "")]
+)
+def test_a_name_of_two_classes_chooses_none(wanted, both):
+    if both:
+        message = f"{wanted} names two classes: {both}; give their ids"
+        refused(lambda: chosen_classes(["tench", wanted], list(NAMES), NAMES), message)
+    elif wanted in NAMES:
+        assert chosen_classes(["n5", wanted], list(NAMES), NAMES) == ["n5", wanted]
+    else:
+        refused(lambda: chosen_classes(["tench", wanted], list(NAMES), NAMES), f"{wanted} is none of the 5")
 
 
 def test_a_list_that_is_not_there(tmp_path):

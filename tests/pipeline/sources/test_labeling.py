@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.folders import flat, place, refused
-from helpers.imagenet_files import named, val_labels, write_devkit, write_kaggle, write_solution
+from helpers.imagenet_files import named, tar_bytes, val_labels, write_devkit, write_kaggle, write_solution
 
 from pipeline.dataset.manifest import ClassInfo
 from pipeline.sources.base import SourceOptions
@@ -177,6 +177,28 @@ def test_a_test_split_that_the_table_does_not_name_is_left_out(tmp_path):
     source = read_source(tmp_path, SourceOptions(labels="train.csv", path_column="id"))
     assert list(source.splits) == ["train"]
     assert [row.path for row in source.left_out.rows()] == ["test/3.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "tar"])
+def test_labels_have_one_spelling_and_ids_may_be_0(tmp_path, kind):
+    labels = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")] + ["bee"]
+    if kind == "tar":
+        members = (
+            (f"{n}.{e}", d) for n, c in enumerate(labels) for e, d in (("jpg", b"x"), ("cls", c.encode()))
+        )
+        place(tmp_path / "train.tar", tar_bytes(list(members)))
+    else:
+        for number in range(3):
+            place(tmp_path / f"{number}.jpg")
+        if kind == "csv":
+            rows = (f"{number},{label}" for number, label in enumerate(labels))
+            place(tmp_path / "t.csv", "\n".join(["image,species", *rows]).encode())
+        else:
+            as_parquet(tmp_path / "t.parquet", list(enumerate(labels)))
+    table = {} if kind == "tar" else {"labels": f"t.{kind}", "label_column": "species"}
+    source = read_source(tmp_path, SourceOptions(**table))
+    assert classes(source) == ["bee", labels[0]]
+    assert len(source.splits["train"]) == 3
 
 
 @pytest.mark.parametrize("row", ["{}", "/data/set/{}", "./{}"])

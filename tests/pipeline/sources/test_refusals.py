@@ -145,6 +145,15 @@ def label_without_image(root, tree):
     place(root / "train.tar", tar_bytes([*samples("0", "1"), ("7.cls", b"1")]))
 
 
+def labels_in_tars_of_their_own(*tars):
+    def write(root, tree):
+        for name in tars:
+            suffix = "cls" if name.endswith("labels") else "jpg"
+            place(root / f"{name}.tar", tar_bytes([(f"{n}.{suffix}", b"1") for n in range(2)]))
+
+    return write
+
+
 def parquet(root, **columns):
     pq.write_table(pa.table(columns), root / "train.parquet")
 
@@ -252,6 +261,16 @@ REFUSALS = [
         ["train.tar: 2.jpg has no label; 1 of 3 train images", "add labels or remove"],
     ),
     (label_without_image, {}, ["train.tar: 7 has a label and no image", "add images or remove the labels"]),
+    (
+        labels_in_tars_of_their_own("train-images", "train-labels", "val-images", "val-labels"),
+        {},
+        ["val-labels.tar: 0 has no image", "lies in", "train-labels.tar", "one tar"],
+    ),
+    (
+        labels_in_tars_of_their_own("test-images", "train-images", "train-labels"),
+        {},
+        ["train-images.tar: the label of 0", "or in test-images.tar", "one tar"],
+    ),
     *(
         (lambda root, tree, label=label: webdataset(root, label, "2"), {}, [f"0.jpg has the label {label}"])
         for label in ("7.5", "1e3", "nan")
@@ -307,6 +326,11 @@ REFUSALS = [
         two_of_a_name("a/x/1.jpg,cat", "b/x/1.jpg,dog", folders=("x", "y")),
         TABLE,
         ["x/1.jpg may be a/x/1.jpg or b/x/1.jpg", "the folder above"],
+    ),
+    (
+        with_table(b"path,label\na.jpg,cat|dog\nb.jpg,cat\n"),
+        TABLE,
+        ["a.jpg has several labels (cat|dog)", "one"],
     ),
     (with_table(b"path,label\na.jpg,7.5\nb.jpg,2\n"), TABLE, ["a.jpg has the label 7.5", "whole numbers"]),
     (usual, {"splits": {"train": "trian"}}, ["train=trian holds no images; images are in train, val"]),

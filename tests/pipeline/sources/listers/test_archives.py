@@ -107,7 +107,27 @@ def test_a_mapping_file_does_not_hide_a_damaged_devkit(root, tree):
 # Any archive
 
 
-def test_other_members_are_left_out_and_hidden_ones_do_not_exist(tmp_path):
+@pytest.mark.parametrize("archive", ["set.tar", "set.zip"])
+def test_debris_in_archives_is_no_image_and_no_class(tmp_path, archive):
+    debris = [
+        "ant/@eaDir/1.jpg/SYNOPHOTO_THUMB_S.jpg",
+        "ant/._1.jpg",
+        "top/__MACOSX/ant/1.jpg",
+        "#recycle/1.jpg",
+        "lost+found/1.jpg",
+        "ant/Thumbs.db",
+        ".git/x/1.jpg",
+    ]
+    members = [(name, b"x") for name in ("ant/1.jpg", "./bee/1.jpg", *debris)]
+    place(tmp_path / archive, (tar_bytes if archive.endswith("tar") else zip_bytes)(members))
+    source = read_source(tmp_path)
+    assert [s.path for s in source.splits["train"]] == ["ant/1.jpg", "bee/1.jpg"]
+    assert {(row.path, row.reason) for row in source.left_out.rows()} == {
+        (f"{archive}/{name}", "made by a system or tool") for name in debris
+    }
+
+
+def test_other_members_are_left_out(tmp_path):
     ant = tar_bytes([("./1.JPEG", b"1"), ("notes.txt", b""), ("._1.JPEG", b"m"), ("sub/2.JPEG", b"2")])
     bee = tar_bytes([("3.JPEG", b"3")])
     outer = [("ant.tar", ant), ("./bee.tar", bee), ("README", b"x"), ("._ant.tar", b"m")]
@@ -119,7 +139,9 @@ def test_other_members_are_left_out_and_hidden_ones_do_not_exist(tmp_path):
         ("ant.tar/sub/2.JPEG", 0),
         ("bee.tar/3.JPEG", 1),
     ]
-    assert {row.path for row in source.left_out.rows()} == {"set.tar/README", "set.tar/ant.tar/notes.txt"}
+    assert {row.path for row in source.left_out.rows()} == {
+        f"set.tar/{name}" for name in ("README", "._ant.tar", "ant.tar/notes.txt", "ant.tar/._1.JPEG")
+    }
 
 
 def test_parts_of_one_set_are_one(tmp_path):
