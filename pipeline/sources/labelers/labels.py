@@ -92,10 +92,12 @@ def to_classes(
 def _normalize(images: dict[str, list[Image]]) -> None:
     """Give labels that are strings their NFC form, as class folders have it."""
     labels = {image.label for image in chain.from_iterable(images.values())}
-    forms = {label: normal_form(label) for label in labels if isinstance(label, str)}
+    forms: dict[Label | None, Label] = {
+        label: normal_form(label) for label in labels if isinstance(label, str)
+    }
     if any(label != form for label, form in forms.items()):
         for image in chain.from_iterable(images.values()):
-            image.label = forms.get(image.label, image.label)  # type: ignore[call-overload]
+            image.label = forms.get(image.label, image.label)
 
 
 def _distinct(place: str, images: dict[str, list[Image]]) -> list[Label]:
