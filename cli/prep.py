@@ -115,6 +115,7 @@ def shard(
         read_source,
     )
     from pipeline.sharding.output import open_output
+    from pipeline.text import number_of
 
     if force and task is not None:
         raise UsageError(
@@ -138,7 +139,7 @@ def shard(
                 source, out, settings, index, count, read_with=read_with, on_progress=show, **run
             )
         echo(
-            f"{out}: task {index} of {count} done, {shards} shards; "
+            f"{out}: task {index} of {count} done, {number_of(shards, 'shard')}; "
             f"after all tasks, run `alexnet-prep finish {out}`"
         )
         return
@@ -206,6 +207,7 @@ def verify(out: str, fast: bool, workers: int) -> None:
     every image. The exit code is 1 if there is a fault.
     """
     from pipeline import LocalExecutor, verify as verify_dataset
+    from pipeline.text import number_of
 
     check_dataset("out", out)
     started = time.perf_counter()
@@ -216,9 +218,10 @@ def verify(out: str, fast: bool, workers: int) -> None:
     for problem in found.problems:
         echo(f"{problem.place}: {problem.what}")
     seconds = time.perf_counter() - started
-    read = f"{found.samples:,} images in {found.shards} shards, {in_bytes(found.bytes)}, {seconds:.1f} s"
+    images, shards = number_of(found.samples, "image"), number_of(found.shards, "shard")
+    read = f"{images} in {shards}, {in_bytes(found.bytes)}, {seconds:.1f} s"
     if found.problems:
-        fail(f"{out}: {len(found.problems)} faults ({read})", 1)
+        fail(f"{out}: {number_of(len(found.problems), 'fault')} ({read})", 1)
     echo(f"{out}: no fault in {read}{'; images were not decoded' if fast else ''}")
 
 

@@ -1,4 +1,4 @@
-"""Text that others wrote, such as names of classes and files, made fit to be shown."""
+"""Text made fit to be shown: names of classes and files that others wrote, and counts."""
 
 import unicodedata
 
@@ -14,6 +14,11 @@ def visible(text: str) -> str:
     is returned as it is.
     """
     return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, whose plural ends in s: `1 shard`, `1,000 shards`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _visible(letter: str) -> str:

@@ -23,10 +23,17 @@ def print_facts(out: str, manifest: "Manifest") -> None:
     ]
     for split, shards in manifest.splits.items():
         size = in_bytes(sum(shard.bytes for shard in shards))
-        rows.append((split, f"{manifest.samples(split):,} images in {len(shards)} shards, {size}"))
+        rows.append((split, f"{_images_in(split, manifest)}, {size}"))
     if manifest.duplicates is not None:
         rows.append(("copies", _duplicates(manifest.duplicates)))
     print_rows([*rows, *statistics_rows(manifest.statistics), ("seed", str(manifest.seed))])
+
+
+def _images_in(split: str, manifest: "Manifest") -> str:
+    from pipeline.text import number_of
+
+    shards = number_of(len(manifest.splits[split]), "shard")
+    return f"{number_of(manifest.samples(split), 'image')} in {shards}"
 
 
 def _images(image: "ImageFormat") -> str:
@@ -84,7 +91,7 @@ def print_summary(out: str, manifest: "Manifest") -> None:
     actions = [row["action"] for row in read_report(out)]
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        echo(f"{split}: {manifest.samples(split):,} images in {len(shards)} shards, {in_bytes(size)}")
+        echo(f"{split}: {_images_in(split, manifest)}, {in_bytes(size)}")
     if actions:
         echo(
             f"images skipped: {actions.count('skipped')}, converted: {actions.count('repaired')}; "

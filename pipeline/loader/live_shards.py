@@ -21,6 +21,7 @@ from pipeline.host import refuse_too_many_open_files
 from pipeline.loader.order import Use
 from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import ByteRange
+from pipeline.text import number_of
 
 AHEAD = 2
 """Shards that are opened before their first batch is planned."""
@@ -195,8 +196,8 @@ class LiveShards:
             more = f", and {self._cache.folder} holds {foreign:,} bytes of other programs" if foreign else ""
             raise UsageError(
                 f"--cache-limit of {self._cache.limit:,} bytes is too little for {self._split} of "
-                f"{self._store}: this host reads {shards} shards of it at once{more}; give at least "
-                f"{wanted + foreign:,}"
+                f"{self._store}: this host reads {number_of(shards, 'shard')} of it at once{more}; give "
+                f"at least {wanted + foreign:,}"
             )
 
     def _open_ahead(self, number: int) -> None:

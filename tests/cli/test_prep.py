@@ -67,7 +67,7 @@ def test_shard_reports_and_info_describes(source, tmp_path):
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)
     images = (
         "6 train, 2 val images, 2 classes",
-        "train: 6 images in 1 shards",
+        "train: 6 images in 1 shard",
         "copies: val images in train: 0, ",
     )
     succeeds(run(*command), *images)
@@ -86,7 +86,7 @@ def test_tasks_and_finish(source, tmp_path):
     command = ("--size", 16, "--shard-samples", 4)
     for task in range(2):
         done = run("shard", source, out, *command, "--task", f"{task}/2")
-        succeeds(done, f"task {task} of 2 done, 1 shards; after all tasks, run `alexnet-prep finish {out}`")
+        succeeds(done, f"task {task} of 2 done, 1 shard; after all tasks, run `alexnet-prep finish {out}`")
     succeeds(run("finish", out), "train: 8 images in 2 shards")
     succeeds(run("shard", source, tmp_path / "whole", *command))
     assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
@@ -100,14 +100,14 @@ def test_a_source_without_training_images_is_an_evaluation_set(source, tmp_path,
     fails(run("shard", source, out, *command, "--val-fraction", 0.5), 2, "--val-fraction 0.5 was asked for")
     for task in range(2):
         succeeds(run("shard", source, out, *command, "--max-bad", 0.2, "--task", f"{task}/2"))
-    succeeds(run("finish", out, "--max-bad", 0.2), f"{split}: 8 images in 1 shards", "images skipped: 1")
+    succeeds(run("finish", out, "--max-bad", 0.2), f"{split}: 8 images in 1 shard", "images skipped: 1")
     shutil.copytree(out / split, tars / split, ignore=shutil.ignore_patterns("*.idx"))
-    succeeds(run("stats", tars), f"{split}: 8 images in 1 shards", "it is for evaluation")
+    succeeds(run("stats", tars), f"{split}: 8 images in 1 shard", "it is for evaluation")
     for folder in (out, tars):
         assert not (folder / "mean_image.npy").exists()
         assert json.loads((folder / "manifest.json").read_text())["statistics"] is None
         succeeds(run("verify", folder), "no fault in 8 images")
-        succeeds(run("info", folder), " 8 images in 1 shards", "there is no training split")
+        succeeds(run("info", folder), " 8 images in 1 shard", "there is no training split")
         fails(run("stats", folder), 2, f"has no split 'train', only {split}")
         fails(run("info", folder, "--preview", tmp_path / "p.png"), 2, f"has no split 'train', only {split}")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.text import visible
+from pipeline.text import number_of, visible
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,8 @@ from pipeline.text import visible
 )
 def test_what_a_terminal_obeys_is_escaped_and_letters_stay(text, shown):
     assert visible(text) == (text if shown is None else shown)
+
+
+def test_one_is_singular():
+    found = [number_of(count, "shard") for count in (0, 1, 2, 1000)]
+    assert found == ["0 shards", "1 shard", "2 shards", "1,000 shards"]

@@ -14,6 +14,7 @@ from pipeline.images.figure import figure_bytes
 from pipeline.images.pca_plot import colors_along
 from pipeline.loader.views import TrainView, color_noise
 from pipeline.progress import OnProgress
+from pipeline.text import number_of
 from trainer.figures.confusion import MOST_NAMED, draw_confusion, most_confused
 from trainer.figures.curves import Course, Panel, draw_curves, read_courses
 from trainer.figures.filters import draw_kernels
@@ -282,7 +283,7 @@ def data_facts(source: Source) -> dict[str, Any]:
         for k, value in enumerate(statistics.eigenvalues)
     ]
     rows: Facts = [
-        (split, f"{dataset.samples(split):,} images in {len(shards):,} shards")
+        (split, f"{number_of(dataset.samples(split), 'image')} in {number_of(len(shards), 'shard')}")
         for split, shards in dataset.manifest.splits.items()
     ]
     mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
