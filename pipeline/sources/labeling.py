@@ -13,11 +13,11 @@ from pipeline.sources.keys import stem_of
 from pipeline.sources.labelers.devkit import DEVKIT
 from pipeline.sources.labelers.imagenet import MAPPING, SOLUTION, WORDS, has_labels, read_labels
 from pipeline.sources.labelers.labels import is_missing, to_classes
-from pipeline.sources.labelers.splits import SPLITS, split_of_image
+from pipeline.sources.labelers.splits import SPLITS, split_in, split_of_image
 from pipeline.sources.labelers.tables import ANNOTATIONS, LabelTable, read_annotations, read_table
 from pipeline.sources.labelers.wnids import WNID, wnid_in
 from pipeline.sources.opening import ZIP
-from pipeline.sources.parts import Part
+from pipeline.sources.parts import Part, at_and_above
 from pipeline.sources.tree import Tree
 from pipeline.storage.open import open_store
 
@@ -143,8 +143,8 @@ def _label_folders(
         images, origin = _by_table(tree, split, part, table), f"labels from {table.place}"
     else:
         classed, flat = _class_folders_of(tree, split, part, known)
-        if options.layout != "classes" and split == "train" and not part.root:
-            _refuse_splits(tree, part, classed)
+        if options.layout != "classes" and options.splits is None:
+            _refuse_splits(tree, split, part, classed)
         images = _by_folder(tree, split, classed) if classed else []
         origin = _class_folders(tree, classed) if classed else ""
         if flat:
@@ -184,8 +184,8 @@ def _class_folders_of(
     """Tell class folders from folders of flat images.
 
     The class is the first part of the folders' paths that differs: `train/images/CLASS` is a folder around
-    class folders. One folder alone is a class if it is a known one, or, other than in "test", if nothing else
-    says its labels.
+    class folders. One folder alone is a class if it is a known one or named by a WNID, or, other than in
+    "test", if no classes are known and nothing else says its labels.
 
     Returns:
         Folder → its class; and the flat folders.
@@ -200,32 +200,66 @@ def _class_folders_of(
     flat = [folder for folder, path in part.folders.items() if len(path) <= depth]
     one = [folder for folder in flat if part.folders[folder]]
     alone = len(flat) == len(part.folders)
-    if one and alone and split != "test" and not _flat_labels(tree, one):
+    may_be_class = not known or all(WNID.fullmatch(part.folders[folder][0]) for folder in one)
+    if one and alone and may_be_class and split != "test" and not _flat_labels(tree, one):
         return {folder: part.folders[folder][0] for folder in one}, [f for f in flat if f not in one]
     return {folder: path[depth] for folder, path in part.folders.items() if len(path) > depth}, flat
 
 
-def _refuse_splits(tree: Tree, part: Part, classed: Mapping[str, str]) -> None:
-    """Refuse class folders that all hold the same folders: they may be splits, and those the classes."""
+def _refuse_splits(tree: Tree, split: str, part: Part, classed: Mapping[str, str]) -> None:
+    """Refuse class folders that may be splits, or folders around the classes.
+
+    They are if their names contain different splits, if they hold folders of the same names, or if they hold
+    folders named by WNIDs.
+    """
     inside: dict[str, set[str]] = {}
+    paths: dict[str, str] = {}  # class → path of its folder
     images = Counter[str]()
     for folder, name in classed.items():
         path = part.folders[folder]
-        inside.setdefault(name, set()).add("".join(path[path.index(name) + 1 :][:1]))
+        below = path[path.index(name) + 1 :]
+        inside.setdefault(name, set()).add("".join(below[:1]))
+        paths.setdefault(name, folder.removesuffix("/".join(("", *below))))
         images[name] += len(tree.folders[folder])
-    below = next(iter(inside.values()), set())
-    if len(inside) > 1 and len(below) > 1 and "" not in below and all(b == below for b in inside.values()):
-        (most, _), (fewer, _), *_ = images.most_common()
+    if len(inside) < 2 or any(map(WNID.fullmatch, inside)):
+        return
+    below_first = next(iter(inside.values()))
+    is_same = (
+        len(below_first) > 1 and "" not in below_first and all(b == below_first for b in inside.values())
+    )
+    by_split = {found: name for name in inside if (found := split_in(name))}
+    found_in = ", ".join(sorted(below_first)[:5])
+    (most, _), (fewer, _), *_ = images.most_common()
+    if len(by_split) > 1:
+        most, fewer, *_ = (by_split[found] for found in SPLITS if found in by_split)
+        why = "have names of splits"
+    elif is_same:
+        why = f"hold folders of the same names ({found_in})"
+    elif all(map(WNID.fullmatch, set().union(*inside.values()))):
         raise UsageError(
-            f"source {tree.store}: {most}/ and {fewer}/ hold folders of the same names "
-            f"({', '.join(sorted(below)[:5])}): if {most} and {fewer} are splits of those classes, name them "
-            f"with --splits train={most},val={fewer}; if they are the classes, give --layout classes"
+            f"source {tree.store}: {paths[most]}/ and {paths[fewer]}/ were read as classes, but hold folders "
+            f"named by WNIDs ({found_in}): if those are the classes, move them into one folder"
+            f"{_confirmed(split, part, most, fewer)}"
         )
+    else:
+        return
+    raise UsageError(
+        f"source {tree.store}: {paths[most]}/ and {paths[fewer]}/ {why}: if they are splits, name them with "
+        f"--splits train={paths[most]},val={paths[fewer]}{_confirmed(split, part, most, fewer)}"
+    )
+
+
+def _confirmed(split: str, part: Part, most: str, fewer: str) -> str:
+    """Return how to say that the folders of a part are classes."""
+    if part.root:
+        root = part.root.rstrip("/")
+        return f"; if {most} and {fewer} are classes, name all splits with --splits {split}={root}"
+    return f"; if {most} and {fewer} are classes, give --layout classes"
 
 
 def _flat_labels(tree: Tree, folders: Sequence[str]) -> str:
     """Return what says the labels of flat images: "annotations", "names", "label files" or ""."""
-    above = _folders_above(folders[0])
+    above = list(at_and_above(folders[0]))
     if _annotations(tree, above):
         return "annotations"
     names = [image.path.rpartition("/")[2] for folder in folders for image in tree.folders[folder]]
@@ -286,7 +320,7 @@ def _label_flat(
     if len(folders) > 1 and part.root in tree.archives:
         place += f" and {len(folders) - 1:,} more"
     images = [image for folder in folders for image in tree.folders.pop(folder)]
-    above = _folders_above(folders[0])
+    above = list(at_and_above(folders[0]))
     if how == "annotations" and (annotations := _annotations(tree, above)):
         table = read_annotations(tree.store, annotations)
         return _labeled(tree, images, partial(table.label_of, ""), f"not in {annotations}"), (
@@ -301,6 +335,7 @@ def _label_flat(
     if beside_classes and not how:
         return _labeled(tree, images, lambda _: None, "an image beside the class folders"), ""
     if split == "val":
+        _refuse_unlabeled_folder(tree, part, folders[0], images[0], place, len(classes), how)
         wnids = [class_id for class_id in classes if WNID.fullmatch(class_id)]
         stems = [stem_of(image.path) for image in images]
         found, ids = read_labels(tree.store, above, "the training images", wnids, place, stems)
@@ -313,6 +348,27 @@ def _label_flat(
         "label: put them into class folders, name a table with --labels FILE, name the files by WNID "
         "(n01440764_1.JPEG), or add KEY.cls members to tars"
     )
+
+
+def _refuse_unlabeled_folder(
+    tree: Tree, part: Part, folder: str, image: Image, place: str, classes: int, how: str
+) -> None:
+    """Refuse validation images without labels whose label file lies in an archive, or in one odd folder."""
+    if tree.in_archive(folder):
+        archive = next(at for at in reversed(list(at_and_above(folder))) if at in tree.archives)
+        for above, held in tree.left_out.found.get("not an image", {}).items():
+            file = next((name for name in held.names if name in (ANNOTATIONS, SOLUTION)), None)
+            if file and archive in at_and_above(above):
+                raise UsageError(
+                    f"source {tree.store}: {place} was read as flat images, and {above}/{file} is not read "
+                    "inside of an archive: unpack the archive"
+                )
+    if not how and part.folders[folder] and classes:
+        raise UsageError(
+            f"source {tree.store}: {place} was read as flat images, because {folder} is none of the "
+            f"{classes:,} training classes, but {image.path} and others have no label: put them into class "
+            "folders, or name a table with --labels FILE"
+        )
 
 
 def _labeled(
@@ -329,16 +385,10 @@ def _labeled(
     return kept
 
 
-def _folders_above(folder: str) -> list[str]:
-    """Return a folder and all above it, up to the root ("")."""
-    parts = folder.split("/") if folder else []
-    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
-
-
 def _names(tree: Tree, part: Part, classes: set[str]) -> dict[str, str]:
     """Return class id → name to show, from the label files above the split."""
     first = next(iter(part.folders))
-    above = _folders_above(part.root.rstrip("/") or first)
+    above = list(at_and_above(part.root.rstrip("/") or first))
     wnids = sorted(c for c in classes if WNID.fullmatch(c)) if all(map(WNID.fullmatch, classes)) else []
     found, _ = read_labels(tree.store, above, part.root or str(tree.store), wnids, "", ())
     return {class_id: name for class_id, name in found.items() if class_id in classes}

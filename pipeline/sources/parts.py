@@ -1,6 +1,7 @@
 """Which folders, tars and Parquet files of a source belong to which split."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError
@@ -9,6 +10,8 @@ from pipeline.sources.labelers.splits import SPLITS, split_in, split_named, spli
 from pipeline.sources.labelers.wnids import WNID
 from pipeline.sources.opening import PARQUET, TARS, ZIP
 from pipeline.sources.tree import Tree
+
+_NUMBER = re.compile("[0-9]+")
 
 
 @dataclass
@@ -47,8 +50,9 @@ def parts_of(tree: Tree, layout: Layout, splits: Mapping[str, str] | None) -> di
         return {"train": Part("", {folder: _below(tree, folder, 0) for folder in tree.folders})}
     found: dict[str, dict[str, Part]] = {}  # split → key of a root → part
     strays: list[str] = []
+    around = _around_splits(tree)
     for folder in tree.folders:
-        split, key, root, depth = _placed(tree, folder)
+        split, key, root, depth = _placed(tree, folder, around)
         if split is None:
             strays.append(folder)
         else:
@@ -72,11 +76,15 @@ def _kind(file: str) -> str:
     return "Parquet files" if file.lower().endswith(PARQUET) else "WebDataset tars"
 
 
+def _shown(folder: str) -> str:
+    return f"{folder}/" if folder else "./"
+
+
 def _keep_kind(tree: Tree, layout: Layout) -> None:
     """Leave out what the chosen layout does not read."""
     if layout in ("webdataset", "parquet"):
         for folder, images in tree.folders.items():
-            tree.left_out.add(f"{folder}/", f"not read with --layout {layout}", len(images))
+            tree.left_out.add(_shown(folder), f"not read with --layout {layout}", len(images))
         tree.folders.clear()
     for file in list(tree.labeled):
         is_parquet = file.lower().endswith(PARQUET)
@@ -86,20 +94,30 @@ def _keep_kind(tree: Tree, layout: Layout) -> None:
 
 
 def _named_parts(tree: Tree, splits: Mapping[str, str]) -> dict[str, Part]:
-    parts = {split: Part(path.strip("/").removeprefix("./")) for split, path in splits.items()}
-    for split, part in parts.items():
+    parts: dict[str, Part] = {}
+    split_at: dict[str, str] = {}  # root → its split
+    for split, path in splits.items():
         if split not in SPLITS:
             raise UsageError(f"--splits {split}=…: no such split; the splits are {', '.join(SPLITS)}")
-        if part.root == ".":
-            part.root = ""
-        depth = part.root.count("/") + 1 if part.root else 0
-        above = f"{part.root}/" if part.root else ""
-        part.folders = {
-            folder: _below(tree, folder, depth)
-            for folder in tree.folders
-            if folder == part.root or folder.startswith(above)
-        }
-        part.labeled = [file for file in tree.labeled if file == part.root or file.startswith(above)]
+        root = path.strip("/").removeprefix("./")
+        parts[split] = Part("" if root == "." else root)
+        other = split_at.setdefault(parts[split].root, split)
+        if other != split:
+            raise UsageError(
+                f"--splits {other}={splits[other]},{split}={path}: both name one folder; name another "
+                "for one of them, or hold validation images out with --val-fraction"
+            )
+    # A path belongs to the split whose root is nearest above it: `train=.,val=val` are all but val, and val.
+    for path in tree.folders | tree.labeled:
+        nearest = next((split_at[at] for at in at_and_above(path) if at in split_at), None)
+        if nearest is None:
+            continue
+        part = parts[nearest]
+        if path in tree.labeled:
+            part.labeled.append(path)
+        if path in tree.folders:
+            part.folders[path] = _below(tree, path, part.root.count("/") + 1 if part.root else 0)
+    for split, part in parts.items():
         if part.folders and part.labeled:
             raise UsageError(
                 f"source {tree.store}: {part.root or 'the root'} holds both images in folders and "
@@ -114,20 +132,45 @@ def _named_parts(tree: Tree, splits: Mapping[str, str]) -> dict[str, Part]:
     chosen = {path for part in parts.values() for path in (*part.folders, *part.labeled)}
     for path, images in (tree.folders | tree.labeled).items():
         if path not in chosen:
-            tree.left_out.add(f"{path}/", "outside of --splits", len(images))
+            tree.left_out.add(_shown(path), "outside of --splits", len(images))
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
-def _placed(tree: Tree, folder: str) -> tuple[str | None, str, str, int]:
-    """Return a folder's split, a key and a name of the split's root, and the number of parts up to it."""
+def at_and_above(path: str) -> Iterator[str]:
+    """Yield a path and all folders above it, up to the root ("")."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
+    yield ""
+
+
+def _around_splits(tree: Tree) -> set[str]:
+    """Return the folders in which all folders' names contain splits, and not all the same one.
+
+    `train.X1`, `train.X2` and `val.X` are splits; `train_station` beside `bus` is a class.
+    """
+    inside: dict[str, set[str | None]] = {}  # folder → splits that the names in it contain
+    for path in {at for folder in tree.folders for at in at_and_above(folder) if at}:
+        above, _, name = path.rpartition("/")
+        inside.setdefault(above, set()).add(split_in(without_suffix(name)))
+    return {above for above, splits in inside.items() if None not in splits and len(splits) > 1}
+
+
+def _placed(tree: Tree, folder: str, around: Container[str]) -> tuple[str | None, str, str, int]:
+    """Return a folder's split, a key and a name of the split's root, and the number of parts up to it.
+
+    Folders whose names differ by their numbers alone (`train.X1`, `train.X2`) share a key.
+    """
     parts = folder.split("/") if folder else []
     for depth in range(1, len(parts) + 1):
-        at, above = "/".join(parts[:depth]), "/".join(parts[: depth - 1])
+        at, above, name = "/".join(parts[:depth]), "/".join(parts[: depth - 1]), parts[depth - 1]
         if at not in tree.archives:
-            if split := split_named(parts[depth - 1]):
+            if split := split_named(name):
                 return split, at, f"{at}/", depth
+            if above in around:
+                return split_in(name), f"{above}/{_NUMBER.sub('*', name)}", f"{at}/", depth
             continue
-        name = without_suffix(parts[depth - 1])
+        name = without_suffix(name)
         split = split_named(name) or (split_in(name) if _all_name_splits(tree, above) else None)
         if split:
             return split, f"{above}/*", at, depth
@@ -184,7 +227,15 @@ def _place_strays(tree: Tree, strays: list[str], found: dict[str, dict[str, Part
     elif rest:
         folder = next(iter(rest))
         split = min(found, key=SPLITS.index)
-        root = next(iter(found[split].values())).root
+        part = next(iter(found[split].values()))
+        root = part.root
+        if part.labeled:
+            layout = "parquet" if part.labeled[0].lower().endswith(PARQUET) else "webdataset"
+            raise UsageError(
+                f"source {tree.store}: {part.labeled[0]} was read as {root} of the split {split}, but "
+                f"{folder or 'the root'} has {len(tree.folders[folder]):,} images of no split: choose with "
+                f"--layout {layout} or --layout images, or name the splits with --splits train=PATH,val=PATH"
+            )
         raise UsageError(
             f"source {tree.store}: {root} was read as the split {split}, but {folder} beside the splits has "
             f"{len(tree.folders[folder]):,} images: give --layout classes if {root} is a class, or name the "

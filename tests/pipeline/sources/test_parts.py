@@ -46,12 +46,41 @@ def test_splits_are_words_of_names(path, split):
         ("training", "validation", "eval"),
         ("data/train", "data/dev", "data/test"),
         ("ILSVRC2012_img_train", "ILSVRC2012_img_val", "ILSVRC2012_img_test_v10102019"),
+        ("training_set/training_set", "valid_set/valid_set", "test_set/test_set"),
+        ("data/seg_train/seg_train", "data/dev-01", "data/seg_test"),
     ],
 )
 def test_split_folders(tmp_path, names):
     for name, images in zip(names, ({"ant": 3, "bee": 2}, {"ant": 1, "bee": 1}, {"bee": 1}), strict=True):
         flat(tmp_path / name, **images)
     assert counts(tmp_path) == {"train": 5, "val": 2, "test": 1}
+
+
+def test_numbered_folders_are_parts_of_one_split(tmp_path):
+    for number, name in enumerate(("ant", "bee", "cat", "dog"), 1):
+        flat(tmp_path / f"train.X{number}", **{name: 2})
+    flat(tmp_path / "val.X", ant=1, bee=1, cat=1, dog=1)
+    source = read_source(tmp_path)
+    assert [c.id for c in source.classes] == ["ant", "bee", "cat", "dog"]
+    assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 8, "val": 4}
+
+
+@pytest.mark.parametrize("train", [".", "", "./"])
+def test_a_folder_inside_of_another_splits_folder(tmp_path, train):
+    flat(tmp_path, ant=3, bee=2)
+    flat(tmp_path / "val", ant=1, bee=1)
+    source = read_source(tmp_path, SourceOptions(splits={"train": train, "val": "val"}))
+    assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 5, "val": 2}
+    assert [c.id for c in source.classes] == ["ant", "bee"]
+
+
+def test_images_in_the_root_that_a_layout_leaves_out_are_shown(tmp_path):
+    tars = [("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"y"), ("b.cls", b"1")]
+    place(tmp_path / "train.tar", tar_bytes(tars))
+    for number in range(2):
+        place(tmp_path / f"{number}.jpg")
+    notes = read_source(tmp_path, SourceOptions(layout="webdataset")).left_out.notes()
+    assert notes == ["left out 2 files: not read with --layout webdataset (such as ./)"]
 
 
 def test_named_splits(tmp_path):
@@ -74,8 +103,8 @@ def test_a_class_named_like_a_split(tmp_path):
 
 
 def test_class_tars_named_like_a_split_beside_others_are_classes(tmp_path):
-    tars(tmp_path, "train_station", "bus", "test_tube")
-    assert [c.id for c in read_source(tmp_path).classes] == ["bus", "test_tube", "train_station"]
+    tars(tmp_path, "train_station", "bus", "train_track")
+    assert [c.id for c in read_source(tmp_path).classes] == ["bus", "train_station", "train_track"]
 
 
 def test_training_images_beside_a_validation_folder(tmp_path):
@@ -119,11 +148,17 @@ def two_kinds(root):
     place(root / "train.tar", tar_bytes([("a.jpg", b"x"), ("a.cls", b"0"), ("b.jpg", b"y"), ("b.cls", b"1")]))
 
 
+def two_vals(root):
+    for name in ("train_set", "val_set", "val_blurred"):
+        flat(root / name, ant=1, bee=1)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (split_twice, "the split val was found twice: val/ and validation/"),
         (archive_twice, "the split train was found twice: "),
+        (two_vals, "the split val was found twice: val_blurred/ and val_set/"),
         (classes_first, "the split train was found twice: ant/train/ and bee/train/"),
         (two_kinds, "the split train was found twice: train/ and WebDataset tars"),
     ],
@@ -151,6 +186,7 @@ def test_a_layout_chooses_among_kinds(tmp_path):
         ({"splits": {"trian": "train"}}, "--splits trian=…: no such split"),
         ({"splits": {"val": "val"}, "val_fraction": 0.5}, "has its own validation images"),
         ({"splits": {"test": "val"}, "val_fraction": 0.5}, "has no training images, only test"),
+        ({"splits": {"train": ".", "val": "./"}}, "--splits train=.,val=./: both name one folder"),
         ({"layout": "os"}, "layout is 'os'; did you mean"),
         ({"layout": "parquet"}, "no images found"),
     ],

@@ -94,7 +94,36 @@ def archives_without_labels(root, tree):
 
 def stranger_in_val(root, tree):
     flat(root / "train", ant=1, bee=1)
-    flat(root / "val", wasp=2)
+    flat(root / "val", ant=1, wasp=2)
+
+
+def unlabeled_val_in_a_folder(root, tree):
+    flat(root / "train", ant=1, bee=1)
+    flat(root / "val", images=2)
+
+
+def tiny_imagenet_zipped(root, tree):
+    names = [f"train/{wnid}/images/{wnid}_0.JPEG" for wnid in ("n01440764", "n01443537")]
+    names += ["val/images/val_0.JPEG", "val/val_annotations.txt"]
+    place(root / "tiny.zip", zip_bytes([(f"tiny/{name}", b"x") for name in names], zipfile.ZIP_STORED))
+
+
+def folders(*paths):
+    def write(root, tree):
+        for path in paths:
+            flat(root / path, ant=1, bee=1)
+
+    return write
+
+
+def wnids_in_parts(root, tree):
+    flat(root / "train" / "part1", n01440764=1)
+    flat(root / "train" / "part2", n01443537=1)
+
+
+def tars_beside_folders(root, tree):
+    webdataset(root, "0", "1")
+    flat(root, ant=1)
 
 
 def two_spellings(root, tree):
@@ -207,6 +236,33 @@ REFUSALS = [
         {},
         ["photos/ and held/", "(ant, bee)", "--splits train=photos,val=held", "--layout classes"],
     ),
+    (
+        folders("seg_train", "seg_test", "seg_pred"),
+        {},
+        [
+            "seg_train/ and seg_test/ have names of splits",
+            "--splits train=seg_train,val=",
+            "--layout classes",
+        ],
+    ),
+    (
+        folders("dev/train", "dev/val"),
+        {},
+        ["dev/train/ and dev/val/ have names of splits", "--splits train=dev/train,val=dev/val", "val=dev"],
+    ),
+    (
+        wnids_in_parts,
+        {},
+        ["train/part1/ and train/part2/ were read as classes", "n01440764", "one folder", "train=train"],
+    ),
+    (tars_beside_folders, {}, ["train.tar was read as WebDataset tars", "ant has 1", "--layout webdataset"]),
+    (
+        unlabeled_val_in_a_folder,
+        {},
+        ["val/ was read as flat images", "val/images is none of the 2", "images_00.jpg", "--labels FILE"],
+    ),
+    (tiny_imagenet_zipped, {}, ["tiny.zip/tiny/val/val_annotations.txt is not read", "unpack the archive"]),
+    (folders("train/a", "train/b"), {}, ["train/b/ hold folders of the same", "(ant, bee)", "train=train"]),
     (
         unpacked_beside_itself,
         {},
