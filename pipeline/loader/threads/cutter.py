@@ -53,6 +53,8 @@ class Cutter:
         self._scaled, self._flipped = np.empty((2, view.crop, view.crop, 3), np.uint8)
         self._planes = [*np.empty((3, view.crop, view.crop), np.uint8)]
         self._divides = bool((self._divisors != 1).any())
+        # A divisor for each value of a crop: dividing by three numbers in turns takes ten times as long.
+        self._divisor_image: NDArray[np.float32] | None = None
 
     def decode(self, data: Encoded, shape: tuple[int, int]) -> Pixels:
         """Decode an image, uint8 (H, W, 3); one stored at its original size is scaled where the view says so.
@@ -134,8 +136,10 @@ class Cutter:
             for plane, color, row in zip(self._planes, shift, out, strict=True):
                 subtract(plane, color, dst=row, dtype=depth)
         if self._divides:
-            divisors = self._divisors if out.shape == crop.shape else self._divisors[:, None, None]
-            np.divide(out, divisors, out=out, casting="same_kind")
+            if self._divisor_image is None or self._divisor_image.shape != out.shape:
+                divisors = self._divisors if out.shape == crop.shape else self._divisors[:, None, None]
+                self._divisor_image = np.ascontiguousarray(np.broadcast_to(divisors, out.shape))
+            np.divide(out, self._divisor_image, out=out, casting="same_kind")
 
 
 @without_ipp
