@@ -189,7 +189,7 @@ class Loader:
                 while planned < min(order.batches, number + maker.depth):
                     maker.submit(self._plan(order, epoch, planned))
                     planned += 1
-                batch = self._taken(maker)
+                batch = self._next_batch(maker)
                 maker.times.wait += perf_counter() - began
                 self._shards.done(number)
                 self.batch = number + 1
@@ -198,7 +198,7 @@ class Loader:
                     raise RuntimeError("another iteration of this loader has begun, or it was closed")
         except (SampleError, RunError) as error:
             self._end_maker()  # it may not survive
-            raise (self._blame(error) if isinstance(error, SampleError) else error) from error.__cause__
+            raise (self._diagnosis(error) if isinstance(error, SampleError) else error) from error.__cause__
         finally:
             if iteration == self._iteration:
                 self._stop()
@@ -293,7 +293,7 @@ class Loader:
         places = zip(samples.shards.tolist(), samples.samples.tolist(), strict=True)
         return Plan([Source(shards[shard], sample) for shard, sample in places], positions, draws)
 
-    def _taken(self, maker: Backend) -> Batch:
+    def _next_batch(self, maker: Backend) -> Batch:
         plan, result = maker.take()
         classes = len(self.dataset.classes)
         wrong = np.flatnonzero((result.labels < 0) | (result.labels >= classes))
@@ -336,7 +336,7 @@ class Loader:
             self._maker.drop()
         self._shards.release()
 
-    def _blame(self, error: SampleError) -> RunError:
+    def _diagnosis(self, error: SampleError) -> RunError:
         """Return an error of one line that names a sample's shard, key, byte range and problem."""
         if isinstance(error.__cause__, Exception):
             refuse_too_many_open_files(error.__cause__)

@@ -19,6 +19,7 @@ from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file
 from trainer.training import trainer
 from trainer.training.options import TrainJob
+from trainer.training.step import train_step
 from trainer.training.trainer import train
 
 CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
@@ -116,3 +117,19 @@ def train_until_killed(env: DistEnv, job: TrainJob, step: int) -> None:
 
     trainer.train_step = dies
     run_job(env, job)
+
+
+def die_after(steps: int, job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a step fails as if the process had died."""
+    done = []
+
+    def dies(*arguments):
+        if len(done) == steps:
+            raise RunError("killed")
+        done.append(1)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", dies)
+        with pytest.raises(RunError, match="killed"):
+            train_here(job)

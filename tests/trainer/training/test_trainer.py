@@ -20,6 +20,7 @@ from helpers.training_runs import (
     assert_same,
     assert_same_run,
     command,
+    die_after,
     job_of,
     start,
     train_here,
@@ -148,22 +149,6 @@ def pretend_two_processes(folder: Path) -> None:
     torch.save(content, folder / "last.pt")
 
 
-def stopped_after(steps: int, job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until a step fails as if the process had died."""
-    done = []
-
-    def dies(*arguments):
-        if len(done) == steps:
-            raise RunError("killed")
-        done.append(1)
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", dies)
-        with pytest.raises(RunError, match="killed"):
-            train_here(job)
-
-
 @pytest.fixture(scope="module")
 def four_steps(whole, tmp_path_factory):
     """Job of a run of two epochs of four steps. Read-only."""
@@ -180,7 +165,7 @@ def test_a_run_stopped_after_any_update_goes_on_from_its_last_checkpoint(
 ):
     """Checkpoints are written every `every` steps and at the ends of epochs."""
     cut = replace(four_steps, out=tmp_path / "cut", saving=Saving(steps=every))
-    stopped_after(at, cut, monkeypatch)
+    die_after(at, cut, monkeypatch)
     position = checkpoint.load(cut.out / "last.pt")["data"]
     assert 4 * position["epoch"] + position["batch"] == max(at // every * every, at // 4 * 4)
     train_here(replace(cut, resume="must"))
@@ -203,7 +188,7 @@ def test_other_processes_go_on_with_the_very_next_batch(four_steps, tmp_path, mo
     whole = recorded_keys.copy()
     job = replace(four_steps, out=tmp_path / "cut", saving=Saving(steps=1))
     recorded_keys.clear()
-    stopped_after(5, job, monkeypatch)
+    die_after(5, job, monkeypatch)
     pretend_two_processes(job.out)
     (note,) = train_here(replace(job, resume="must")).notes
     assert "processes was 2, is 1" in note
@@ -301,7 +286,7 @@ def test_channels_last_is_the_same_arithmetic_in_another_order(tiny_recipe, tiny
 def test_a_run_that_died_within_its_first_epoch_starts_again(whole, tmp_path, monkeypatch):
     job, _ = whole
     cut = replace(job, out=tmp_path / "cut", recipe=replace(job.recipe, epochs=2))
-    stopped_after(1, cut, monkeypatch)
+    die_after(1, cut, monkeypatch)
     assert not (cut.out / "last.pt").exists()
     (cut.out / ".writing-1-last.pt").write_bytes(b"half")  # left by a kill during a write
     again = replace(job, out=cut.out, resume="must")

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 from helpers.entries import Recorder
-from helpers.training_runs import assert_same, assert_same_run, train_here
+from helpers.training_runs import assert_same, assert_same_run, die_after, train_here
 
 from pipeline.dataset.manifest import write_manifest
-from pipeline.errors import RunError
 from trainer.callbacks.base import Callback
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.evaluate import evaluate, evaluate_checkpoints
@@ -23,22 +22,6 @@ def job(tiny_recipe, tiny_dataset, tmp_path):
     """Two epochs of nine steps, with a validation after every second one."""
     recipe = replace(tiny_recipe, epochs=2, batch_size=10)
     return TrainJob(tiny_dataset.root, tmp_path / "run", recipe, validation=Validation(every_steps=2))
-
-
-def die_after(steps, monkeypatch, job):
-    """Train until a step fails as if the process had died."""
-    done = []
-
-    def dies(*arguments):
-        if len(done) == steps:
-            raise RunError("killed")
-        done.append(1)
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_step", dies)
-        with pytest.raises(RunError, match="killed"):
-            train_here(job)
 
 
 def score(monkeypatch, top1s):
@@ -79,7 +62,7 @@ def test_a_run_that_died_between_two_validations_goes_on_as_one_never_stopped(jo
     top1 = recorder.rows[0].val_top1
     assert line.endswith(f"8 validations without a top-1 above {top1:.2%} (--patience)")
     cut = replace(job, out=job.out.parent / "cut", saving=Saving(steps=every))
-    die_after(at, monkeypatch, cut)
+    die_after(at, cut, monkeypatch)
     cut = replace(cut, resume="must")
     assert train_here(cut).endings[0][1].replace("cut", "run") == line
     assert_same_run(job.out, cut.out)
