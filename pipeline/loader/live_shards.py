@@ -6,6 +6,7 @@ fetched whole into memory.
 
 import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -130,6 +131,7 @@ class LiveShards:
         elif dataset.store.local is None and not access.mmap:
             raise UsageError(f"{dataset.url}: a bucket's shards are never memory-mapped; leave --no-mmap out")
         self._threads = ThreadPoolExecutor(_STREAMS, thread_name_prefix="alexnet-shards")
+        self._over = threading.Event()  # of this epoch: set once nobody needs its shards
         self._waiting: list[Use] = []  # the next use last
         self._open: list[tuple[Use, ExitStack, Future[OpenShard]]] = []
 
@@ -140,6 +142,7 @@ class LiveShards:
             uses: The shards that are needed, in the order of first use.
         """
         self.release()
+        self._over = threading.Event()
         self._waiting = list(reversed(uses))
         self._open_ahead(-1)
 
@@ -164,7 +167,8 @@ class LiveShards:
             self._give_up(entry)
 
     def release(self) -> None:
-        """Give up all shards. Images that were read stay valid."""
+        """Give up all shards, and end the fetches that wait. Images that were read stay valid."""
+        self._over.set()
         self._waiting = []
         held, self._open = self._open, []
         for entry in held:
@@ -172,8 +176,6 @@ class LiveShards:
 
     def close(self) -> None:
         """Give up all shards and start no more fetches; nothing can be opened afterwards."""
-        if self._cache is not None:
-            self._cache.stop()
         self.release()
         self._threads.shutdown(cancel_futures=True)
 
@@ -206,15 +208,17 @@ class LiveShards:
         while self._waiting and (self._waiting[-1].first <= max(number, 0) or ahead < AHEAD):
             use, leases = self._waiting.pop(), ExitStack()
             ahead += use.first > number
-            self._open.append((use, leases, self._threads.submit(self._open_shard, use.shard, leases)))
+            self._open.append(
+                (use, leases, self._threads.submit(self._open_shard, use.shard, leases, self._over))
+            )
 
-    def _open_shard(self, number: int, leases: ExitStack) -> OpenShard:
+    def _open_shard(self, number: int, leases: ExitStack, over: threading.Event) -> OpenShard:
         shard = self._shards[number]
         index = read_index(self._store, shard)
         url, adopted = self._store.url_of(shard.name), self._dataset.manifest.adopted
         try:
             if self._cache is not None:
-                [url] = leases.enter_context(self._cache.lease([shard]))
+                url = leases.enter_context(self._cache.lease(shard, over))
             elif self._store.local is None:
                 data = memoryview(self._store.read(ByteRange(shard.name)))
                 return OpenShard(

@@ -19,8 +19,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,6 @@ from pipeline.storage.atomic import make_folder, sha256_of
 from pipeline.storage.base import Store
 
 _TRIES = 3
-_STREAMS = 4
 _FOLDER = "alexnet-shards"
 _PARTIAL, _RECORD, _FETCH = ".partial", ".record", ".fetch"
 # Longest time that another loader may need for a shard, which it then releases.
@@ -59,7 +57,6 @@ class Cache:
     store: Store
     name: str
     _proven: set[tuple[str, int]] = field(default_factory=set, repr=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -71,67 +68,48 @@ class Cache:
         return self._content()[1]
 
     @contextmanager
-    def lease(self, shards: Sequence[Shard]) -> Iterator[list[str]]:
-        """Context manager: fetch missing shards, and keep all of them in the cache.
+    def lease(self, shard: Shard, over: threading.Event) -> Iterator[str]:
+        """Context manager: fetch a shard if it is missing, and keep it in the cache.
 
-        The checksums of those that this process has not checked yet are compared with the manifest's.
+        If this process has not checked its checksum yet, it is compared with the manifest's.
 
         Args:
-            shards: Shards that the caller needs at the same time.
+            shard: The shard.
+            over: Once it is set, nobody needs the shard: instead of waiting or fetching, this raises.
 
         Yields:
-            The local path of each shard.
+            The local path of the shard.
 
         Raises:
-            RunError: A shard cannot be read or differs from the manifest's checksum, the cache cannot be
-                written, has had no room for 15 minutes, or was stopped.
+            RunError: The shard cannot be read or differs from the manifest's checksum, the cache cannot be
+                written or has had no room for 15 minutes, or `over` is set.
         """
-        with ExitStack() as locks:
-            with ThreadPoolExecutor(_STREAMS) as streams:
-                futures = [streams.submit(self._hold, shard, locks) for shard in shards]
-                wait(futures, return_when=FIRST_EXCEPTION)
-                begun = [future for future in futures if not future.cancel()]
-            for future in begun:
-                future.result()  # raises the first error
-            yield [str(self._path(shard)) for shard in shards]
-
-    def stop(self) -> None:
-        """Make `lease` raise, also in running calls, instead of waiting or starting another fetch."""
-        self._stopped.set()
-
-    def _refuse_stopped(self) -> None:
-        if self._stopped.is_set():
-            raise RunError("the loader was closed while shards were fetched")
-
-    def _path(self, shard: Shard) -> Path:
-        return self.folder / self.name[:16] / shard.name
-
-    def _hold(self, shard: Shard, locks: ExitStack) -> None:
-        """Bring the shard into the cache, and hold its lock, shared, until `locks` is closed."""
-        self._refuse_stopped()
-        path = self._path(shard)
+        path = self.folder / self.name[:16] / shard.name
+        _refuse_if(over)
         make_folder(path.parent)
-        try:
-            record = locks.enter_context(_beside(path, _RECORD).open("ab"))
-            fcntl.flock(record, fcntl.LOCK_SH)  # from here on no process deletes the shard
-            if not self._is_good(path, shard):
-                self._fetch_alone(path, shard)
-            os.utime(_beside(path, _RECORD))  # the time of the last use
-        except OSError as error:
-            refuse_too_many_open_files(error)
-            raise RunError(
-                f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
-                f"--cache {self.parent}: check that folder, or choose another"
-            ) from error
+        with ExitStack() as locks:
+            try:
+                record = locks.enter_context(_beside(path, _RECORD).open("ab"))
+                fcntl.flock(record, fcntl.LOCK_SH)  # from here on no process deletes the shard
+                if not self._is_good(path, shard):
+                    self._fetch_alone(path, shard, over)
+                os.utime(_beside(path, _RECORD))  # the time of the last use
+            except OSError as error:
+                refuse_too_many_open_files(error)
+                raise RunError(
+                    f"{error.filename or path}: {error.strerror or error}; cannot keep {path.name} in "
+                    f"--cache {self.parent}: check that folder, or choose another"
+                ) from error
+            yield str(path)
 
-    def _fetch_alone(self, path: Path, shard: Shard) -> None:
+    def _fetch_alone(self, path: Path, shard: Shard, over: threading.Event) -> None:
         """Fetch the shard, unless another process is fetching it: then wait for that one."""
         with _beside(path, _FETCH).open("ab") as lock:
             while not _try_alone(lock):
-                self._refuse_stopped()
+                _refuse_if(over)
                 time.sleep(_POLL_SECONDS)
             if not self._is_good(path, shard):
-                self._fetch(path, shard)
+                self._fetch(path, shard, over)
 
     def _is_good(self, path: Path, shard: Shard) -> bool:
         """Whether the shard is in the cache and undamaged; each process compares its checksum once."""
@@ -145,12 +123,13 @@ class Cache:
             self._proven.add((shard.name, changed))
         return True
 
-    def _fetch(self, path: Path, shard: Shard) -> None:
+    def _fetch(self, path: Path, shard: Shard, over: threading.Event) -> None:
         """Fetch the shard, and replace any copy that the cache made before."""
         partial = _beside(path, _PARTIAL)
-        self._reserve(path, shard)
+        self._reserve(path, shard, over)
         try:
             for _ in range(_TRIES):
+                _refuse_if(over)
                 self.store.copy_to(shard.name, partial)
                 if sha256_of(partial) == shard.sha256:
                     with partial.open("rb") as file:
@@ -173,7 +152,7 @@ class Cache:
             f"manifest's; `alexnet-prep verify {self.store}` lists all such shards"
         )
 
-    def _reserve(self, path: Path, shard: Shard) -> None:
+    def _reserve(self, path: Path, shard: Shard, over: threading.Event) -> None:
         """Wait until there is room for the shard, then write its record, which reserves the room.
 
         Raises:
@@ -181,7 +160,7 @@ class Cache:
         """
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            self._refuse_stopped()
+            _refuse_if(over)
             with (self.folder / ".lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 held, foreign = self._content()
@@ -249,6 +228,11 @@ def _recorded(path: Path) -> Shard | None:
         return msgspec.json.decode(path.read_bytes(), type=Shard)
     except msgspec.DecodeError:
         return None
+
+
+def _refuse_if(over: threading.Event) -> None:
+    if over.is_set():
+        raise RunError("the loader was closed, or another iteration began, while shards were fetched")
 
 
 def _try_alone(lock: IO[bytes]) -> bool:

@@ -1,5 +1,6 @@
 """All ways to read shards give the same batches: mapped, read, cached, from a bucket."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers.synthetic import tiny_images, write_dataset
 from pipeline import Dataset, EvalView, Loader, Placement, ReadOptions, TrainView, UsageError
 from pipeline.loader.live_shards import LiveShards
 from pipeline.loader.order import Use
+from pipeline.loader.shard_cache import Cache
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,24 @@ def test_shards_are_open_from_their_first_batch_to_their_last_and_two_ahead(data
     assert opened() == {1, 2}
     shards.close()
     assert len(list(Path("/dev/fd").iterdir())) <= descriptors
+
+
+def test_each_epoch_ends_the_fetches_of_the_former(data, tmp_path, monkeypatch):
+    events = []
+
+    @contextmanager
+    def lease(self, shard, over):
+        events.append(over)
+        yield str(self.store.local / shard.name)
+
+    monkeypatch.setattr(Cache, "lease", lease)
+    shards = LiveShards(data, "val", ReadOptions(cache=tmp_path))
+    for _ in range(2):
+        shards.begin([Use(0, 1, 0)])
+        shards.of_batch(0)
+    assert [over.is_set() for over in events] == [True, False]
+    shards.close()
+    assert events[1].is_set()
 
 
 def test_an_index_that_the_manifest_does_not_know_is_an_error(tmp_path):

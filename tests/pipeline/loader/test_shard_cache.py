@@ -1,10 +1,12 @@
 """The shard cache: complete copies, the limit, and processes that use it at the same time."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,19 +38,19 @@ def largest(shards):
     return max(shard.bytes for shard in shards)
 
 
+NEVER = threading.Event()
+
+
 class CountingStore(LocalStore):
-    """Records which files are copied, damages the first `damaged` copies, delays those of `slow` names."""
+    """Records which files are copied, and damages the first `damaged` copies."""
 
     def __init__(self, url, damaged=0):
         super().__init__(url)
         self.copied: list[str] = []
         self.damaged = damaged
-        self.slow = "none"
 
     def copy_to(self, name, path):
         self.copied.append(name)
-        if self.slow in name:
-            time.sleep(0.1)
         super().copy_to(name, path)
         if self.damaged:
             self.damaged -= 1
@@ -59,10 +61,17 @@ def make(data, folder, limit=None, damaged=0):
     return Cache(folder, limit, CountingStore(data.url, damaged), data.fingerprint)
 
 
+@contextmanager
+def leased(cache, shards, over=NEVER):
+    """Keep shards in the cache, and yield their paths."""
+    with ExitStack() as leases:
+        yield [Path(leases.enter_context(cache.lease(shard, over))) for shard in shards]
+
+
 def fetch(cache, shards):
-    """Bring shards into the cache, and return the path of the first."""
-    with cache.lease(shards) as paths:
-        return Path(paths[0])
+    """Bring shards into the cache."""
+    with leased(cache, shards):
+        pass
 
 
 def kept(folder):
@@ -73,10 +82,10 @@ def kept(folder):
 def test_shards_are_brought_once_and_are_the_same_bytes(data, shards, tmp_path):
     cache = make(data, tmp_path)
     for _ in range(2):
-        with cache.lease(shards) as paths:
-            copies = [Path(path).read_bytes() for path in paths]
+        with leased(cache, shards) as paths:
+            copies = [path.read_bytes() for path in paths]
         assert copies == [tar.read_bytes() for tar in data.tars("train")]
-    assert sorted(cache.store.copied) == [shard.name for shard in shards]
+    assert cache.store.copied == [shard.name for shard in shards]
     assert not list(tmp_path.rglob("*.partial"))
     again = make(data, tmp_path)  # another process finds them
     fetch(again, shards)
@@ -114,7 +123,7 @@ def test_what_is_in_use_stays(data, shards, largest, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "_WAIT_SECONDS", 0.3)
     cache = make(data, tmp_path, limit=2 * largest)
     with (
-        cache.lease(shards[:2]),
+        leased(cache, shards[:2]),
         pytest.raises(RunError, match=r"no room for train-000002\.tar: all shards in the cache are in use"),
     ):
         fetch(cache, shards[2:3])
@@ -125,7 +134,7 @@ def test_what_is_in_use_stays(data, shards, largest, tmp_path, monkeypatch):
 def test_room_is_waited_for(data, shards, largest, tmp_path, monkeypatch):
     """The shards in use are released at the first wait."""
     cache = make(data, tmp_path, limit=2 * largest)
-    lease = cache.lease(shards[:2])
+    lease = leased(cache, shards[:2])
     lease.__enter__()
     released = threading.Event()
 
@@ -166,24 +175,34 @@ def test_the_limit_holds_while_shards_are_on_their_way(data, shards, largest, tm
     assert 0 < store.most <= 2
 
 
-def test_a_cache_that_is_stopped_fetches_nothing_more(data, shards, tmp_path):
-    cache = make(data, tmp_path)
-    cache.stop()
-    with pytest.raises(RunError, match="the loader was closed"):
-        fetch(cache, shards)
-    assert cache.store.copied == []
-
-
-def test_after_an_error_nothing_more_is_fetched_and_the_others_are_released(data, shards, largest, tmp_path):
-    cache = make(data, tmp_path)
-    cache.store.slow = "nowhere"  # so that the first error is seen before the others
-    missing = [replace(shards[0], name=f"train/nowhere-{k:02d}.tar") for k in range(40)]
-    with pytest.raises(RunError, match=r"cannot copy .*nowhere-\d+\.tar to .*No such file"):
-        fetch(cache, [shards[0], *missing])
-    assert len(cache.store.copied) < 1 + len(missing)
-    cache.limit = largest
-    fetch(cache, shards[2:3])  # there is room for it only if shard 0 was released
+def test_after_an_error_the_shard_is_released(data, shards, largest, tmp_path):
+    cache = make(data, tmp_path, limit=largest)
+    with pytest.raises(RunError, match=r"cannot copy .*nowhere\.tar to .*No such file"):
+        fetch(cache, [replace(shards[0], name="train/nowhere.tar")])
+    fetch(cache, shards[2:3])  # there is room for it only if the other's was given back
     assert kept(tmp_path) == [2]
+
+
+@pytest.mark.parametrize("waiting", ["nothing", "room", "another process"])
+def test_what_is_over_fetches_nothing_and_waits_no_longer(
+    data, shards, largest, tmp_path, monkeypatch, waiting
+):
+    """It becomes over at the first wait, or before."""
+    over, cache = threading.Event(), make(data, tmp_path, limit=2 * largest)
+    monkeypatch.setattr(cache_module.time, "sleep", lambda _: over.set())
+    with leased(cache, shards[:2]) as [path, _], path.with_name(path.name + ".fetch").open("ab") as lock:
+        if waiting == "nothing":
+            over.set()
+        wanted = shards[2]
+        if waiting == "another process":
+            overwrite(path, 600, b"rot")
+            cache, wanted = make(data, tmp_path), shards[0]
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another iteration began"), cache.lease(wanted, over):
+            pass
+    assert over.is_set()
+    assert shards[2].name not in cache.store.copied
+    assert kept(tmp_path) == [0, 1]
 
 
 def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, shards, tmp_path):
@@ -198,13 +217,13 @@ def test_a_damaged_copy_is_fetched_again_and_three_are_an_error(data, shards, tm
 
 
 def test_rot_in_a_copy_that_another_process_uses_is_replaced_under_it(data, shards, tmp_path):
-    with make(data, tmp_path).lease(shards[:1]) as (path,), Path(path).open("rb") as used:
-        overwrite(Path(path), 600, b"rot")
+    with make(data, tmp_path).lease(shards[0], NEVER) as name, Path(name).open("rb") as used:
+        overwrite(Path(name), 600, b"rot")
         cache = make(data, tmp_path, limit=shards[0].bytes)  # no room for a second
         fetch(cache, shards[:1])
         rotten = used.read()
     assert cache.store.copied == [shards[0].name]
-    assert Path(path).read_bytes() == data.tars("train")[0].read_bytes() != rotten
+    assert Path(name).read_bytes() == data.tars("train")[0].read_bytes() != rotten
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -226,8 +245,8 @@ def _use(data, folder, limit, queue):
     """In a child process: lease pairs of shards in turn, check their sizes, and report which were fetched."""
     cache = make(data, folder, limit)
     for pair in pairwise(data.shards("train")):
-        with cache.lease(pair) as paths:
-            assert [Path(path).stat().st_size for path in paths] == [shard.bytes for shard in pair]
+        with leased(cache, pair) as paths:
+            assert [path.stat().st_size for path in paths] == [shard.bytes for shard in pair]
     queue.put(cache.store.copied)
 
 
