@@ -174,7 +174,8 @@ def noise(recipe: Recipe, batch_size: int, classes: int, env: DistEnv) -> Batch:
     """
     generator = torch.Generator().manual_seed(recipe.seed + env.rank)
     images = torch.randn(batch_size, 3, recipe.crop, recipe.crop, generator=generator)
-    images = images if recipe.std == "channel" else images.mul_(64.0)  # near ImageNet's deviation
+    if recipe.std == "none" or recipe.precision == "float64":  # not divided by std, or not yet
+        images.mul_(64.0)  # near ImageNet's deviation
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch_size,), generator=generator)

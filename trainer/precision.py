@@ -21,7 +21,7 @@ class Precision:
     """How convolutions and matrix products are computed.
 
     Attributes:
-        dtype: Their type; below float32 by autocast.
+        dtype: Their type; below float32 by autocast. In float64 the weights are float64 too.
         tf32: Let GPUs round the factors of float32 products to TensorFloat-32.
         note: Why `dtype` is not the recipe's, for the log; "" where it is.
     """
@@ -37,7 +37,7 @@ class Precision:
     @property
     def is_mixed(self) -> bool:
         """Whether autocast is on."""
-        return self.dtype != torch.float32
+        return self.dtype in (torch.bfloat16, torch.float16)
 
     def new_scaler(self, device: torch.device) -> torch.amp.GradScaler | None:
         """Return a loss scaler for float16, whose small gradients underflow without one, or None."""

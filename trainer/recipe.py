@@ -88,7 +88,8 @@ class Recipe:
         plateau_drops: Largest number of drops.
         label_smoothing: Fraction of the target that is spread over all classes, 0..1.
         precision: Dtype of the forward and backward pass. GPUs without bfloat16 use float16 with loss
-            scaling instead, CPUs without it float32.
+            scaling instead, CPUs without it float32. "float64", on CPUs alone, is also that of the weights,
+            their average, the optimizer, normalization and validation.
         tf32: Let GPUs round the factors of float32 products to TensorFloat-32, with 10 bits of mantissa.
         accumulation_steps: Number of micro-batches into which a process divides its batch, to save memory.
             Batch normalization then uses the statistics of each micro-batch.
@@ -129,7 +130,7 @@ class Recipe:
     plateau_patience: int = 5
     plateau_drops: int = 3
     label_smoothing: float = 0.0
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     tf32: bool = False
     accumulation_steps: int = 1
     ema_decay: float = 0.0

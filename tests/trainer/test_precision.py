@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.entries import Recorder
 from torch import nn
 
 from pipeline.errors import RunError, UsageError
@@ -20,7 +21,7 @@ from trainer.inference.features import features
 from trainer.inference.preprocess import as_batch
 from trainer.models.classifier import Classifier
 from trainer.precision import Precision, check_precision, choose_precision, computing
-from trainer.runs import metrics_file
+from trainer.runs import checkpoint, metrics_file
 from trainer.training.options import TrainJob
 from trainer.training.trainer import train
 
@@ -78,13 +79,13 @@ def seen(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16", "float16"])
 def test_on_the_cpu_a_recipe_gets_what_it_says(tiny_recipe, precision, monkeypatch):
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: True)
     found = choose_precision(replace(tiny_recipe, precision=precision, tf32=True), "cpu")
     assert found == Precision(getattr(torch, precision))
     assert str(found) == precision
-    assert found.is_mixed == (precision != "float32")
+    assert found.is_mixed == (precision in ("bfloat16", "float16"))
     assert (found.new_scaler(CPU) is not None) == (precision == "float16")
 
 
@@ -190,6 +191,35 @@ def test_a_bfloat16_run_validates_in_float32_as_evaluation_does(
         row.val_top1,
         "float32",
     )
+
+
+def floats(content: object) -> list[torch.dtype]:
+    """Dtypes of the floating-point tensors in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        return [content.dtype] * content.is_floating_point()
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return [dtype for part in parts for dtype in floats(part)]
+
+
+def test_a_float64_run_is_float64_in_training_validation_and_checkpoints(
+    tiny_recipe, tiny_dataset, tmp_path, seen
+):
+    recipe = replace(tiny_recipe, epochs=1, precision="float64", std="channel", ema_decay=0.9)
+    job = TrainJob(tiny_dataset.root, tmp_path / "run", recipe)
+    recorder = Recorder()
+    train(DistEnv(), job, [recorder])
+    assert {(dtype, training) for dtype, _, training in seen} == {
+        (torch.float64, True),
+        (torch.float64, False),
+    }
+    assert "float64" in recorder.facts["network"]
+    assert "images in float64" in recorder.facts["validation"]
+    content = checkpoint.load(job.out / "last.pt")
+    for part in ("model", "optimizer", "ema_weights"):
+        assert {*floats(content[part])} == {torch.float64}, part
+    (row,) = metrics_file.read_metrics(job.out)
+    found = evaluate_checkpoints(DistEnv(), [job.out / "last.pt"], job.data, "val", "center", 32)
+    assert found.metrics.loss == pytest.approx(row.val_loss, rel=1e-5)  # in float32, as all trained networks
 
 
 def test_a_compiled_network_is_not_validated_by_the_graph_of_its_training():

@@ -3,7 +3,7 @@
 Shapes: B batch, S crop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +52,18 @@ class Classifier(nn.Module):
     """A network with its preprocessing.
 
     `forward` takes batches from the training loader, which has already subtracted the mean per channel,
-    added color noise, and divided by std. If the recipe has a mean image, `forward` subtracts it first, on
-    the device and inside the compiled graph. `classify` takes pixels 0..255 and does all preprocessing.
+    added color noise, and divided by std; in float64 it has only added the noise, and `inputs` does the rest.
+    If the recipe has a mean image, `forward` subtracts it first, on the device and inside the compiled graph.
+    `classify` takes pixels 0..255 and does all preprocessing.
 
     Attributes:
         spec: Architecture and preprocessing.
         model: The network: preprocessed images (B, 3, S, S) → logits (B, classes).
         divisor: Divisor of the training view's color noise, 1 without noise; `train_view` sets it.
-        mean_image: float32 (3, S, S) in gray levels, or None.
-        mean: float32 (3, 1, 1) in gray levels.
-        std: float32 (3, 1, 1) in gray levels.
+        mean_image: (3, S, S) in gray levels, or None; like weights, `mean` and `std` it is float32, or
+            float64 after `to_float64`.
+        mean: (3, 1, 1) in gray levels.
+        std: (3, 1, 1) in gray levels.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -77,8 +79,31 @@ class Classifier(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of weights and preprocessing: float32 or float64."""
+        return self.mean.dtype
+
+    def to_float64(self) -> None:
+        """Convert weights and preprocessing to float64; mean and std get the digits that float32 lacks."""
+        self.double()
+        for buffer, values in ((self.mean, self.spec.mean), (self.std, self.spec.std)):
+            buffer.copy_(torch.tensor(values, dtype=torch.float64).view(3, 1, 1))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Convert a training batch of the loader, whose view is `train_view`'s, to what `forward` takes.
+
+        Args:
+            images: float16 or float32 (B, 3, S, S), on any device.
+
+        Returns:
+            The images on this classifier's device in its dtype; float64 ones normalized.
+        """
+        x = images.to(self.mean.device).to(self.dtype)
+        return (x - self.mean).div_(self.std * self.divisor) if self.dtype == torch.float64 else x
+
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (B, classes) of a loader's batch (B, 3, S, S)."""
+        """Compute logits (B, classes) of a batch from `inputs`, (B, 3, S, S)."""
         if self.mean_image is not None:
             divisor = self.divisor if self.training else 1.0
             x = x - self.mean_image / (self.std * divisor)
@@ -87,7 +112,8 @@ class Classifier(nn.Module):
 
     def classify(self, pixels: Tensor) -> Tensor:
         """Compute logits (B, classes) of pixels 0..255, (B, 3, S, S)."""
-        logits: Tensor = self((pixels - self.mean).div_(self.std))  # in place, to save a second copy
+        x = pixels.to(self.dtype) - self.mean
+        logits: Tensor = self(x.div_(self.std))  # in place, to save a second copy
         return logits
 
 
@@ -127,7 +153,13 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
 
 
 def train_view(classifier: Classifier, recipe: Recipe, dataset: Dataset, epoch: int) -> TrainView:
-    """Return the training view of an epoch, counted from 0, and set the classifier's divisor to match."""
+    """Return the training view of an epoch, counted from 0, and set the classifier's divisor to match.
+
+    A float64 classifier normalizes in `inputs`; loaders, which compute in float32, only add the noise.
+    """
     noise = color_noise(recipe.stage_at(epoch).color_noise or "none", dataset.statistics)
     classifier.divisor = noise.divisor if noise else 1.0
-    return TrainView(recipe.crop, classifier.spec.mean, classifier.spec.std, noise, recipe.augmentation)
+    view = TrainView(crop=recipe.crop, noise=noise, augmentation=recipe.augmentation)
+    if classifier.dtype == torch.float64:
+        return replace(view, noise=replace(noise, divisor=1.0) if noise else None)
+    return replace(view, mean=classifier.spec.mean, std=classifier.spec.std)

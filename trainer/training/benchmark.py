@@ -171,7 +171,7 @@ class _Step:
         self, job: TrainJob, classifier: Classifier, env: DistEnv, batch_size: int, *, together: bool = False
     ) -> None:
         recipe = job.recipe
-        self._recipe, self._env = recipe, env
+        self._recipe, self._env, self._classifier = recipe, env, classifier
         processes = env if together else DistEnv(kind=env.kind)
         self._model = wrap_ddp(classifier, recipe, processes, cuda_graphs=job.cuda_graphs)
         self._precision = choose_precision(recipe, env.kind)
@@ -182,7 +182,7 @@ class _Step:
             group["lr"] = recipe.lr * 1e-6  # the same work, but nothing diverges
 
     def __call__(self, batch: Batch) -> None:
-        images = batch.images.to(self._env.device).float()
+        images = self._classifier.inputs(batch.images)
         labels = batch.labels.to(self._env.device)
         train_step(self._model, self._optimizer, images, labels, self._recipe, self._precision, self._scaler)
 
@@ -195,7 +195,7 @@ class _Exchange:
         count = sum(p.numel() for p in weights)
         like = weights[0]
         gradients = torch.zeros(count, device=like.device, dtype=like.dtype)
-        self._buckets = torch.split(gradients, BUCKET_MB * 2**20 // 4)
+        self._buckets = torch.split(gradients, BUCKET_MB * 2**20 // like.element_size())
 
     def __call__(self) -> None:
         for work in [dist.all_reduce(bucket, async_op=True) for bucket in self._buckets]:

@@ -43,6 +43,11 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
             f"--cuda-graphs with {processes} GPUs has not been tried, as the graphs would hold the exchange "
             "of gradients; use --gpus 1, or leave it out"
         )
+    if recipe.precision == "float64" and kind == "gpu":
+        raise UsageError(
+            "precision float64 is for CPU processes, and these are GPUs; use --cpus 1, or --set "
+            "precision=float32"
+        )
     if recipe.precision == "float16" and recipe.grad_compression == "powersgd":
         raise UsageError(
             "--set grad_compression=powersgd keeps the errors of overflowed float16 gradients for good; use "

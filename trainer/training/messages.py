@@ -22,7 +22,8 @@ def facts(
     reason = "as the data has no split 'val'" if job.validation.enabled else "by --no-val"
     validation = f"none, {reason}: the last checkpoint counts as the best"
     if job.validates(dataset):
-        validation = f"{dataset.samples('val'):,} images in float32, {job.validation}"
+        dtype = str(classifier.dtype).removeprefix("torch.")
+        validation = f"{dataset.samples('val'):,} images in {dtype}, {job.validation}"
     backend, place, why = job.loader_options.choose(env)
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",

@@ -39,6 +39,8 @@ def build_classifier(recipe: Recipe, dataset: Dataset, env: DistEnv) -> Classifi
     """
     torch.manual_seed(derive_seed(recipe.seed, "init"))
     classifier = new_classifier(recipe, dataset).to(env.device)
+    if recipe.precision == "float64":
+        classifier.to_float64()
     if recipe.channels_last:
         classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return classifier
@@ -94,9 +96,8 @@ def run_throwaway_step(
     where it fails in one process, all train without it, and rank 0 calls `log` with a line that says why.
     """
     buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-    images = torch.zeros(
-        batch_size // recipe.accumulation_steps, 3, recipe.crop, recipe.crop, device=env.device
-    )
+    shape = batch_size // recipe.accumulation_steps, 3, recipe.crop, recipe.crop
+    images = torch.zeros(shape, dtype=classifier.dtype, device=env.device)
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(len(images), dtype=torch.int64, device=env.device)

@@ -71,7 +71,7 @@ def train_step(
 def forward(
     model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, precision: Precision
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy (a scalar) and the logits (B, K), in float32 after mixed precision."""
+    """Return the mean cross-entropy (a scalar) and the logits (B, K), float32 after mixed precision."""
     with torch.autocast(images.device.type, precision.dtype, enabled=precision.is_mixed):
         logits = model(images)
     if logits.dtype in (torch.bfloat16, torch.float16):

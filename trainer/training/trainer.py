@@ -247,7 +247,7 @@ class Trainer:
         set_lrs(self.optimizer, timer.lr, self.recipe.stage_at(timer.epoch))
         # The generator's state is a function of the step, and needs no place in checkpoints.
         torch.manual_seed(derive_seed(self.recipe.seed, "dropout", timer.epoch, step, self.env.rank))
-        images = batch.images.to(self.env.device).float()
+        images = self.classifier.inputs(batch.images)
         labels = batch.labels.to(self.env.device, non_blocking=True)
         loss, correct, overflowed = train_step(
             self.model, self.optimizer, images, labels, self.recipe, self.precision, self.scaler

@@ -48,6 +48,28 @@ def test_mean_image_is_subtracted_in_the_scale_of_each_mode(tiny_recipe, tiny_da
     np.testing.assert_allclose(got, (pixels - mean) / std, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mean", ["image", "channel"])
+def test_float64_images_are_normalized_after_the_loader_which_only_adds_noise(
+    tiny_recipe, tiny_dataset, pixels, mean
+):
+    recipe = replace(tiny_recipe, std="channel", color_noise="source", mean=mean)
+    narrow, wide = (new_classifier(recipe, tiny_dataset).train() for _ in range(2))
+    wide.to_float64()
+    views = [train_view(one, recipe, tiny_dataset, 0) for one in (narrow, wide)]
+    assert (views[1].mean, views[1].std, views[1].noise.divisor) == ((0.0,) * 3, (1.0,) * 3, 1.0)
+    np.testing.assert_array_equal(views[1].noise.mixing, views[0].noise.mixing)
+    subtracted = (
+        center_of_mean_image(tiny_dataset)
+        if mean == "image"
+        else np.array(tiny_dataset.statistics.mean)[:, None, None]
+    )
+    expected = (pixels - subtracted) / (deviation(tiny_dataset) * 1.1)
+    got = seen_by_model(wide, lambda images: wide(wide.inputs(images)), pixels)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    images = torch.from_numpy(pixels).float()
+    assert narrow.inputs(images) is images
+
+
 def test_without_std_and_noise_the_paper_subtracts_gray_levels(tiny_recipe, tiny_dataset, pixels):
     classifier = new_classifier(tiny_recipe, tiny_dataset)
     for mode in (classifier.train(), classifier.eval()):

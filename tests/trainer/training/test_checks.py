@@ -46,6 +46,8 @@ def test_options_that_exclude_each_other_are_refused(tiny_recipe, tiny_dataset):
     for kind, wrong in (("cpu", compiled), ("gpu", replace(job, cuda_graphs=True))):
         with pytest.raises(UsageError, match="--cuda-graphs needs GPUs and a recipe that compiles"):
             check_job(wrong, tiny_dataset, kind, 1)
+    with pytest.raises(UsageError, match="float64 is for CPU processes, and these are GPUs; use --cpus 1"):
+        check_job(replace(job, recipe=replace(tiny_recipe, precision="float64")), tiny_dataset, "gpu", 1)
     with pytest.raises(UsageError, match=r"--cuda-graphs with 2 GPUs has not been tried, .* use --gpus 1"):
         check_job(compiled, tiny_dataset, "gpu", 2)
     assert check_job(compiled, tiny_dataset, "gpu", 1) == 32
