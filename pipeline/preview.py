@@ -1,22 +1,18 @@
 """Draw a preview of training data: stored images, augmented crops of them, and the PCA plot of the colors."""
 
-import dataclasses
-import tempfile
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.manifest import write_manifest
-from pipeline.dataset.samples import StoredImage, read_stored
-from pipeline.dataset.shards import describe, write_shard
+from pipeline.dataset.samples import read_stored
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.figure import figure_of_pixels, grid, shortened, styled
 from pipeline.images.pca_plot import draw_pca_plot
-from pipeline.loader.loader import Batch, Loader
+from pipeline.loader.augmentation import Draws, draw
+from pipeline.loader.order import TrainingOrder
+from pipeline.loader.threads.cutter import cut_image
 from pipeline.loader.views import NoiseKind, TrainView, color_noise
 
 _CROPS = 7
@@ -30,8 +26,9 @@ def draw_preview(
 ) -> Figure:
     """Draw one row per training image: the image as stored, then seven crops as the network sees them.
 
-    The crops come from the training loader itself; the mean is added back for display. The PCA plot of the
-    training pixels' colors stands below the rows: see `pipeline.images.pca_plot.draw_pca_plot`.
+    The crops are those that the training loader shows of these images, were there no others, in its first
+    seven epochs; the mean is added back for display. The PCA plot of the training pixels' colors stands
+    below the rows: see `pipeline.images.pca_plot.draw_pca_plot`.
 
     Args:
         dataset: an opened dataset.
@@ -52,8 +49,11 @@ def draw_preview(
     # The first samples of a dataset are random ones: they were shuffled when they were written.
     stored = read_stored(dataset, "train", range(min(images, dataset.samples("train"))))
     view = TrainView(crop, dataset.statistics.mean, noise=color_noise(noise, dataset.statistics))
-    seen = _augmented(dataset, stored, view, seed)
-    cells = [cell for one in stored for cell in (_thumbnail(one.data, crop), *seen[one.key])]
+    epochs = [_draws(len(stored), seed, epoch) for epoch in range(_CROPS)]
+    cells = []
+    for number, one in enumerate(stored):
+        seen = [cut_image(one.data, view, dataset.image, draws[number]) for draws in epochs]
+        cells += [_thumbnail(one.data, crop), *crops_of(np.stack(seen), view)]
     names = {info.id: info.name for info in dataset.manifest.classes}
     labels = ", ".join(dict.fromkeys(names[dataset.classes[one.label]] for one in stored))
     as_stored = f"scaled to {size} px" if dataset.image.mode == "original" else f"{size} px, scaled down"
@@ -68,38 +68,23 @@ def draw_preview(
     return figure
 
 
-def crops_of(batch: Batch, view: TrainView) -> NDArray[np.uint8]:
-    """Return a batch's crops as images, uint8 (B, S, S, 3) RGB: normalization is undone, augmentation is not.
+def crops_of(images: NDArray[np.float32], view: TrainView) -> NDArray[np.uint8]:
+    """Return training images as pixels, uint8 RGB: normalization is undone, augmentation is not.
 
     Args:
-        batch: a batch on the CPU.
-        view: the view that made it.
+        images: float32 (…, S, S, 3), images of the loader.
+        view: the view that made them.
     """
     scale = view.noise.divisor if view.noise else 1.0
-    pixels = batch.images.permute(0, 2, 3, 1).numpy() * scale + view.mean
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.float64] = np.rint(images * scale + np.asarray(view.mean))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def _augmented(
-    dataset: Dataset, stored: list[StoredImage], view: TrainView, seed: int
-) -> dict[str, list[NDArray[np.uint8]]]:
-    """Key → `_CROPS` crops, uint8 (crop, crop, 3), loaded from a temporary dataset of these images alone."""
-    seen: dict[str, list[NDArray[np.uint8]]] = {one.key: [] for one in stored}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        tar = Path(folder) / "train" / "train-000000.tar"
-        tar.parent.mkdir()
-        with write_shard(tar, dataset.manifest.label_width) as writer:
-            for one in stored:
-                writer.add(one.key, one.data, one.label)
-        shard = describe(Path(folder), tar, len(stored))
-        write_manifest(Path(folder), dataclasses.replace(dataset.manifest, splits={"train": (shard,)}))
-        small = Dataset.open(folder)
-        with Loader(small, "train", view, len(stored), seed=seed) as loader:
-            for _ in range(_CROPS):
-                for batch in loader:
-                    for key, crop in zip(batch.keys, crops_of(batch, view), strict=True):
-                        seen[key].append(crop)
-    return seen
+def _draws(count: int, seed: int, epoch: int) -> list[Draws]:
+    """Return the random numbers of each of `count` images in an epoch of a loader that has no others."""
+    draws = draw(seed, epoch, 0, count)
+    rows = np.argsort(TrainingOrder([count], seed, epoch, count).batch(0).samples).tolist()
+    return [draws.rows(row, row + 1) for row in rows]
 
 
 def _thumbnail(jpeg: bytes, size: int) -> NDArray[np.uint8]:

@@ -6,9 +6,13 @@ import webdataset
 from helpers.figures import pixels_of
 from helpers.folders import draw_image, encoded
 from helpers.synthetic import write_dataset
+from PIL import Image
 
-from pipeline import Dataset, draw_preview
+from pipeline import Dataset, Loader, TrainView, draw_preview
+from pipeline.images.codec import resize_square
 from pipeline.images.pca_plot import colors_along
+from pipeline.loader.views import color_noise
+from pipeline.preview import crops_of
 from pipeline.verification.adopt import adopt
 
 
@@ -22,24 +26,23 @@ def cells(preview, side, rows):
     return found.reshape(rows, 8, side, side, 3)
 
 
+@pytest.mark.parametrize("noise", ["none", "paper", "source"])
 @pytest.mark.parametrize(
     ("mode", "shape"), [("square", (64, 64)), ("aspect", (64, 96)), ("original", (200, 128))]
 )
-def test_every_row_is_a_stored_image_and_crops_of_it(tmp_path, mode, shape):
-    images = [
-        np.full((*shape, 3), color, np.uint8) for color in ((200, 60, 60), (60, 90, 200), (90, 200, 90))
-    ]
+def test_rows_are_stored_images_and_the_crops_of_the_loaders_epochs(tmp_path, mode, shape, noise):
+    images = [draw_image(seed, *shape) for seed in range(3)]
     data = write_dataset(tmp_path / "d", {"train": images}, 64, shards=1, mode=mode)
-    for row, stored in zip(cells(draw_preview(data, images=3, noise="none"), 56, 3), images, strict=True):
-        assert np.abs(row.astype(int) - stored[0, 0]).max() <= 2
-
-
-def test_color_noise_shifts_whole_crops(tiny_dataset):
-    plain, noisy = (draw_preview(tiny_dataset, images=2, noise=kind, seed=1) for kind in ("none", "source"))
-    a, b = (cells(preview, 63, 2).astype(int) for preview in (plain, noisy))
-    np.testing.assert_array_equal(a[:, 0], b[:, 0])
-    difference = b[:, 1:] - a[:, 1:]
-    assert np.abs(np.median(difference, axis=(2, 3))).max() > 3
+    found = cells(draw_preview(data, images=3, crop=48, noise=noise, seed=5), 48, 3)
+    for thumbnail, image in zip(found[:, 0], images, strict=True):
+        resized = Image.fromarray(resize_square(image, 64)).resize((48, 48), Image.Resampling.BOX)
+        assert np.abs(thumbnail.astype(int) - np.asarray(resized)).mean() < 5
+    view = TrainView(48, data.statistics.mean, noise=color_noise(noise, data.statistics))
+    with Loader(data, "train", view, 3, seed=5) as loader:
+        for epoch in range(7):
+            [batch] = loader
+            seen = crops_of(batch.images.permute(0, 2, 3, 1).numpy(), view)
+            np.testing.assert_array_equal(found[batch.positions, 1 + epoch], seen)
 
 
 def test_a_preview_of_other_tools_tars_has_the_pca_plot_below(tmp_path):

@@ -16,7 +16,10 @@ import torch
 from PIL import Image
 
 from pipeline import RunError, UsageError
+from pipeline.dataset.manifest import ImageFormat
 from trainer.export import TOLERANCE, export, onnx_difference
+from trainer.inference.examples import UNKNOWN, NamedImage, predict
+from trainer.inference.preprocess import crop_of_stored, crops_of_file
 from trainer.models.classifier import Classifier, Spec
 from trainer.runs import checkpoint
 from trainer.runs.load_model import load_model
@@ -204,12 +207,15 @@ def test_the_documented_example_classifies_as_the_network_does(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(example, names)
-    from trainer.inference.classify import classify_images
-
-    (prediction,) = classify_images([model], [tmp_path / "cat.jpg"])
+    if prepared:
+        crop = crop_of_stored(
+            (tmp_path / "cat.jpg").read_bytes(), model.spec.crop, ImageFormat(72, "square", 95)
+        )
+    else:
+        crop = crops_of_file(tmp_path / "cat.jpg", model.spec)
+    (prediction,) = predict(model, [NamedImage("cat", crop, UNKNOWN)])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(prediction.guesses[0].name)
+    assert printed[0].startswith(model.spec.names[prediction.classes[0]])
     got = [float(line.rsplit(" ", 1)[1]) for line in printed]
-    expected = [guess.probability for guess in prediction.guesses[: len(got)]]
-    assert got == pytest.approx(expected, abs=tolerance)
+    assert got == pytest.approx(list(prediction.probabilities[: len(got)]), abs=tolerance)
     assert max(got) > 0.3

@@ -16,7 +16,7 @@ from pipeline.arguments import COUNT, checked
 from pipeline.errors import UsageError
 from pipeline.images.figure import figure_of_pixels, grid, new_figure, shortened, show_pixels, styled
 from trainer.inference.features import captured, map_layers
-from trainer.inference.preprocess import Crop, as_batch
+from trainer.inference.preprocess import Crops, as_batch
 from trainer.models.alexnet import first_kernels
 from trainer.models.classifier import Classifier
 from trainer.precision import PrecisionName, computing
@@ -64,7 +64,7 @@ def _towers(model: nn.Module) -> int:
 @styled
 def draw_maps(
     classifier: Classifier,
-    image: Crop,
+    image: Crops,
     layers: Sequence[str],
     name: str,
     most: int = 32,
@@ -122,7 +122,7 @@ def _is_convolution(model: nn.Module, layer: str) -> bool:
 
 
 def saliency(
-    classifier: Classifier, image: Crop, label: int, precision: PrecisionName = "float32"
+    classifier: Classifier, image: Crops, label: int, precision: PrecisionName = "float32"
 ) -> NDArray[np.float32]:
     """Compute the saliency of each pixel: |∂logit/∂pixel| of a class, maximum over the three channels.
 
@@ -146,7 +146,7 @@ def saliency(
 
 
 @styled
-def draw_saliency(strength: NDArray[np.float32], image: Crop, name: str, class_name: str) -> Figure:
+def draw_saliency(strength: NDArray[np.float32], image: Crops, name: str, class_name: str) -> Figure:
     """Draw an image, its saliency, and the saliency over the image.
 
     Args:

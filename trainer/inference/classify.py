@@ -97,11 +97,11 @@ def classify_images(
 ) -> Iterator[ImagePrediction]:
     """Classify image files; probabilities are averaged over views and networks.
 
-    An image is prepared as `alexnet-prep shard` does: the center square is scaled by area or cubic
-    interpolation to the size that the network was trained on, then cropped.
+    An image is prepared as those of the dataset that the network was trained on, then cut as the loader cuts
+    them: the probabilities are those of an evaluation of a dataset that was prepared from these files.
 
     Args:
-        models: One network, or an ensemble with the same classes, image size and crop; all on one device.
+        models: One network, or an ensemble with the same classes, image format and crop; all on one device.
         images: Files of any format that `pipeline.images.codec` reads.
         views: "center" or "ten-crop".
         top: Number of classes to return for each image.
@@ -114,16 +114,18 @@ def classify_images(
         One prediction per file, in order; a file that cannot be read yields its error.
 
     Raises:
-        UsageError: `views` is another word, a number is below 1, the networks differ in classes, image size
+        UsageError: `views` is another word, a number is below 1, the networks differ in classes, image format
             or crop, or the device lacks the precision.
         RunError: a network's outputs are not finite, or the GPU is out of memory.
     """
     first = models[0].spec
+    shared = ("classes", "crop", "size", "mode", "quality")
+    if len({tuple(getattr(model.spec, name) for name in shared) for model in models}) > 1:
+        raise UsageError(
+            "the networks of an ensemble must share classes, crop, and the images' size, mode and quality; "
+            "leave some out"
+        )
     for model in models:
-        if (model.spec.classes, model.spec.size, model.spec.crop) != (first.classes, first.size, first.crop):
-            raise UsageError(
-                "the networks of an ensemble must share classes, image size and crop; leave some out"
-            )
         model.eval()
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
@@ -144,8 +146,7 @@ def _top_guesses(
 ) -> list[tuple[Guess, ...]]:
     if not crops:
         return []
-    # Contiguous, as the loader's batches are: other strides would change the order of sums.
-    pixels = as_batch(crops).contiguous().to(models[0].mean.device)
+    pixels = as_batch(crops).to(models[0].mean.device)
     probabilities = mean_probabilities(models, pixels, precision=precision)
     if not bool(probabilities.isfinite().all()):
         raise RunError(

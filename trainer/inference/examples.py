@@ -12,7 +12,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.samples import find_places, read_stored
 from pipeline.errors import UsageError
 from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
-from trainer.inference.preprocess import Crop, as_batch, crop_of_file, crop_of_stored
+from trainer.inference.preprocess import Crops, as_batch, crop_of_stored, crops_of_file
 from trainer.models.classifier import Classifier, Spec
 from trainer.precision import PrecisionName
 
@@ -32,7 +32,7 @@ class NamedImage:
     """
 
     name: str
-    crop: Crop
+    crop: Crops
     label: int
 
 
@@ -79,7 +79,7 @@ def named_images(
     places = find_places(dataset, split, keys) if dataset and keys else []
     by_key = dict(zip(keys, stored_images(dataset, split, places, spec), strict=True)) if dataset else {}
     return [
-        by_key.get(name) or NamedImage(Path(name).name, crop_of_file(Path(name), spec), UNKNOWN)
+        by_key.get(name) or NamedImage(Path(name).name, crops_of_file(Path(name), spec), UNKNOWN)
         for name in names
     ]
 
@@ -107,7 +107,10 @@ def stored_images(dataset: Dataset, split: str, positions: Sequence[int], spec: 
         UsageError: there is no such split or position, or an image does not decode.
     """
     stored = read_stored(dataset, split, positions)
-    return [NamedImage(image.key, crop_of_stored(image.data, spec), image.label) for image in stored]
+    return [
+        NamedImage(image.key, crop_of_stored(image.data, spec.crop, dataset.image), image.label)
+        for image in stored
+    ]
 
 
 def predict(

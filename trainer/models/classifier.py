@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from pipeline.arguments import check_record
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.manifest import ImageMode
 from pipeline.loader.views import TrainView, check_crop, color_noise
 from trainer.models.alexnet import build_model
 from trainer.recipe import Recipe
@@ -28,9 +30,12 @@ class Spec:
         std: (R, G, B) by which channels are divided, in gray levels.
         mean_image: Whether a mean image is subtracted.
         names: Readable class names in label order, or empty if they are not known.
+        mode: Mode in which these images were stored, see `pipeline.dataset.manifest.ImageFormat`.
+        quality: Their JPEG quality, or None if it is not known.
 
     Raises:
         ValueError: `names` and `classes` differ in length.
+        UsageError: `mode` is another word.
     """
 
     arch: str
@@ -42,8 +47,11 @@ class Spec:
     std: tuple[float, float, float]
     mean_image: bool
     names: tuple[str, ...] = ()
+    mode: ImageMode = "square"
+    quality: int | None = None
 
     def __post_init__(self) -> None:
+        check_record(self)
         if self.names and len(self.names) != len(self.classes):
             raise ValueError(f"{len(self.names)} names for {len(self.classes)} classes")
 
@@ -143,6 +151,8 @@ def new_classifier(recipe: Recipe, dataset: Dataset) -> Classifier:
         std=(std[0], std[1], std[2]),
         mean_image=mean_image,
         names=tuple(info.name for info in dataset.manifest.classes),
+        mode=dataset.image.mode,
+        quality=dataset.image.quality,
     )
     classifier = Classifier(spec)
     if classifier.mean_image is not None:

@@ -302,9 +302,10 @@ def _training_crops(source: Source) -> list[Image]:
     count = min(_CROPS, dataset.samples("train"))
     with Loader(dataset, "train", view, count, seed=source.seed) as loader:
         batch = next(iter(loader))
+    crops = crops_of(batch.images.permute(0, 2, 3, 1).numpy(), view)
     return [
         Image(encode(crop, _JPEG_QUALITY), f"Training crop of {key}, {names[label]}")
-        for crop, key, label in zip(crops_of(batch, view), batch.keys, batch.labels.tolist(), strict=True)
+        for crop, key, label in zip(crops, batch.keys, batch.labels.tolist(), strict=True)
     ]
 
 

@@ -15,7 +15,15 @@ from PIL import Image
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.library_settings import without_ipp
-from pipeline.loader.augmentation import Draws, Integers, divisors, scales_first, shifts, windows
+from pipeline.loader.augmentation import (
+    Draws,
+    Integers,
+    divisors,
+    scales_first,
+    shape_in_loader,
+    shifts,
+    windows,
+)
 from pipeline.loader.views import EvalView, TrainView, five_corners
 
 Encoded = bytes | memoryview
@@ -140,6 +148,30 @@ class Cutter:
                 divisors = self._divisors if out.shape == crop.shape else self._divisors[:, None, None]
                 self._divisor_image = np.ascontiguousarray(np.broadcast_to(divisors, out.shape))
             np.divide(out, self._divisor_image, out=out, casting="same_kind")
+
+
+def cut_image(
+    data: Encoded, view: TrainView | EvalView, stored: ImageFormat, draws: Draws | None = None
+) -> NDArray[np.float32]:
+    """Decode and cut a single image as the loader does.
+
+    Args:
+        data: The encoded image.
+        view: Crops, flips and normalization.
+        stored: Size and mode of the dataset that holds the image, or of one that would.
+        draws: Its random numbers, a single row; None for an `EvalView`.
+
+    Returns:
+        float32 (S, S, 3), with a leading V for ten crops.
+
+    Raises:
+        DecodeError: It is not an image, damaged, or not of the stored size.
+    """
+    shape, cutter = shape_in_loader(data, view, stored), Cutter(view, stored)
+    views = (10,) if isinstance(view, EvalView) and view.name == "ten-crop" else ()
+    crops = np.empty((*views, view.crop, view.crop, 3), np.float32)
+    cutter.cut(cutter.decode(data, shape), cutter.cuts(draws, np.array([shape])), 0, crops)
+    return crops
 
 
 @without_ipp

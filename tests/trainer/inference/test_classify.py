@@ -12,10 +12,8 @@ from helpers.reference import probabilities_of, stored
 from PIL import Image
 
 from pipeline import UsageError
-from pipeline.dataset.samples import read_stored
-from pipeline.images.codec import encode
 from trainer.inference.classify import classify_images, find_images
-from trainer.inference.preprocess import crop_of_file
+from trainer.models.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +23,15 @@ def samples(tiny_dataset):
 
 
 @pytest.fixture(scope="module")
-def files(tiny_dataset, tmp_path_factory):
-    """The stored files of `samples`, as KEY.jpg."""
-    folder = tmp_path_factory.mktemp("stored")
-    for image in read_stored(tiny_dataset, "val", range(30)):
-        (folder / f"{image.key}.jpg").write_bytes(image.data)
-    return sorted(folder.iterdir())
+def files(tiny_source, samples):
+    """The source files of `samples`."""
+    paths = {path.stem: path for path in (tiny_source / "val").rglob("*.jpg")}
+    return [paths[sample.key] for sample in samples]
 
 
 @pytest.mark.parametrize(("views", "networks"), [("center", 1), ("ten-crop", 1), ("center", 2)])
 def test_probabilities_are_those_of_pillow_and_numpy(tiny_classifier, samples, files, views, networks):
-    """The reference decodes with Pillow and preprocesses in NumPy; it shares only the layers."""
+    """The reference decodes the stored images with Pillow and crops in NumPy; it shares only the layers."""
     models = [tiny_classifier, copy.deepcopy(tiny_classifier)][:networks]
     torch.nn.init.normal_(models[-1].model.fc8.weight, std=0.5)
     expected = np.mean([probabilities_of(model, samples, views) for model in models], axis=0)
@@ -48,11 +44,11 @@ def test_probabilities_are_those_of_pillow_and_numpy(tiny_classifier, samples, f
         np.testing.assert_allclose([g.probability for g in prediction.guesses], row[order], atol=1e-6)
 
 
-def test_a_source_file_is_prepared_as_its_stored_image_was(tiny_source, tiny_classifier, files):
-    whole = replace(tiny_classifier.spec, crop=tiny_classifier.spec.size)
-    sources = sorted((tiny_source / "val").rglob("*.jpg"), key=lambda path: path.name)
-    for source, file in zip(sources, files, strict=True):
-        assert encode(crop_of_file(source, whole), 95) == file.read_bytes()
+@pytest.mark.parametrize("change", [{"quality": 60}, {"mode": "aspect"}, {"size": 80}, {"crop": 56}], ids=str)
+def test_networks_of_an_ensemble_need_the_same_pixels(tiny_classifier, change):
+    other = Classifier(replace(tiny_classifier.spec, **change))
+    with pytest.raises(UsageError, match="must share classes, crop, and the images' size, mode and quality"):
+        next(classify_images([tiny_classifier, other], []))
 
 
 def test_unreadable_files_yield_their_error_in_order(tiny_classifier, tmp_path):

@@ -7,7 +7,6 @@ from helpers.reference import softmax
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline import UsageError
-from pipeline.dataset.samples import read_stored
 from trainer import load_model
 from trainer.inference.examples import (
     UNKNOWN,
@@ -16,10 +15,11 @@ from trainer.inference.examples import (
     predict,
     some_images,
     some_predictions,
+    stored_images,
 )
 from trainer.inference.features import features
 from trainer.inference.neighbors import find_neighbors
-from trainer.inference.preprocess import as_batch, crop_of_stored
+from trainer.inference.preprocess import as_batch
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def trained(tiny_run):
 @pytest.fixture
 def val_crops(trained, tiny_dataset):
     """Key → (label, crop) of every image of the validation split."""
-    stored = read_stored(tiny_dataset, "val", range(30))
-    return {s.key: (s.label, crop_of_stored(s.data, trained.spec)) for s in stored}
+    images = stored_images(tiny_dataset, "val", range(30), trained.spec)
+    return {image.name: (image.label, image.crop) for image in images}
 
 
 def reference(trained, crop):
@@ -88,13 +88,13 @@ def test_neighbors_are_scikit_learns_over_the_whole_split(trained, tiny_dataset)
         batch_size=16,
         on_progress=lambda *d: seen.append(d),
     )
-    stored = read_stored(tiny_dataset, "train", range(90))
-    rows = features(trained.classifier, as_batch([crop_of_stored(s.data, trained.spec) for s in stored]))
+    stored = stored_images(tiny_dataset, "train", range(90), trained.spec)
+    rows = features(trained.classifier, as_batch([image.crop for image in stored]))
     wanted = features(trained.classifier, as_batch([query.crop for query in queries]))
     distances, indices = NearestNeighbors(algorithm="brute").fit(rows).kneighbors(wanted, 5)
     for one, query, near, far in zip(found, queries, indices, distances, strict=True):
         assert one.query is query
-        assert [image.name for image in one.found] == [stored[place].key for place in near]
+        assert [image.name for image in one.found] == [stored[place].name for place in near]
         assert [image.label for image in one.found] == [stored[place].label for place in near]
         np.testing.assert_allclose(one.distances, far, rtol=1e-3, atol=1e-3)
     assert seen[-1] == (90, 90)

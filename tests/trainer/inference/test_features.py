@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from pipeline import UsageError
-from pipeline.dataset.samples import read_stored
+from trainer.inference.examples import stored_images
 from trainer.inference.features import captured, feature_layer, features, map_layers, split_features
-from trainer.inference.preprocess import as_batch, crop_of_stored
+from trainer.inference.preprocess import as_batch
 from trainer.models.alexnet import build_model
 
 
@@ -82,9 +82,8 @@ def test_a_whole_splits_features_are_its_images_in_order(tiny_classifier, tiny_d
     )
     assert [len(chunk) for chunk in chunks] == [8, 8, 8, 6]
     assert seen[-1] == (30, 30)
-    stored = read_stored(tiny_dataset, "val", range(30))
-    crops = [crop_of_stored(image.data, tiny_classifier.spec) for image in stored]
-    alone = features(tiny_classifier, as_batch(crops))
+    stored = stored_images(tiny_dataset, "val", range(30), tiny_classifier.spec)
+    alone = features(tiny_classifier, as_batch([image.crop for image in stored]))
     # Other batch sizes sum in another order: the error is relative to the largest terms, not to the feature.
     atol = 1e-5 * alone.max()
     np.testing.assert_allclose(np.concatenate(chunks), alone, rtol=1e-4, atol=atol)

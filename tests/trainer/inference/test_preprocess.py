@@ -1,16 +1,17 @@
-"""Center crops of single images, against those of the loader and of Pillow."""
+"""Crops of single images, against those of the loader."""
 
-import io
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers.folders import draw_image, encoded, place
 
-from pipeline import Loader, UsageError
-from pipeline.dataset.samples import read_stored
+from pipeline import Dataset, Loader, Options, UsageError, prepare, read_source
 from pipeline.loader.views import EvalView
-from trainer.inference.preprocess import as_batch, crop_of_file, crop_of_stored
+from trainer.inference.examples import stored_images
+from trainer.inference.preprocess import as_batch, crop_of_stored, crops_of_file
+from trainer.models.classifier import new_classifier
 
 
 @pytest.fixture
@@ -18,23 +19,27 @@ def spec(tiny_classifier):
     return tiny_classifier.spec
 
 
-def test_stored_images_are_cut_as_the_loader_cuts_them(tiny_dataset, spec):
-    with Loader(tiny_dataset, "val", EvalView("center", spec.crop), 30) as loader:
-        images = next(iter(loader)).images
-    crops = [crop_of_stored(image.data, spec) for image in read_stored(tiny_dataset, "val", range(30))]
-    np.testing.assert_array_equal(as_batch(crops).numpy(), images.numpy())
-
-
-@pytest.mark.parametrize("shape", [(72, 101), (100, 72), (73, 73)])
-def test_the_center_of_an_image_of_any_shape(spec, shape):
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    spec = replace(spec, size=min(shape))
-    top, left = (shape[0] - 64) // 2, (shape[1] - 64) // 2
-    np.testing.assert_array_equal(
-        crop_of_stored(file.getvalue(), spec), pixels[top : top + 64, left : left + 64]
-    )
+@pytest.mark.parametrize("views", ["center", "ten-crop"])
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 60}, {"keep_aspect": True}, {"keep_original": True}], ids=str
+)
+def test_files_give_the_pixels_that_the_loader_gives_once_they_are_prepared(
+    tiny_source, tiny_recipe, tmp_path, options, views
+):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_source, source)
+    place(source / "val" / "bricks" / "narrow.png", encoded(draw_image(5, 73, 190), "PNG"))
+    prepare(read_source(source), tmp_path / "dataset", Options(size=72, **options))
+    dataset = Dataset.open(tmp_path / "dataset")
+    spec = new_classifier(replace(tiny_recipe, mean="channel"), dataset).spec
+    files = {path.stem: path for path in (source / "val").rglob("*.*")}
+    with Loader(dataset, "val", EvalView(views, spec.crop), 40) as loader:
+        [batch] = loader
+    found = as_batch([crops_of_file(files[key], spec, views) for key in batch.keys])
+    np.testing.assert_array_equal(found.numpy(), batch.images.numpy())
+    if views == "center":
+        found = as_batch([image.crop for image in stored_images(dataset, "val", range(31), spec)])
+        np.testing.assert_array_equal(found.numpy(), batch.images.numpy())
 
 
 @pytest.mark.parametrize(
@@ -50,9 +55,9 @@ def test_files_that_are_no_images(tmp_path, spec, content, text):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=f"{path}: .*{text}"):
-        crop_of_file(path, spec)
+        crops_of_file(path, spec)
 
 
-def test_a_damaged_stored_image(spec):
+def test_a_damaged_stored_image(tiny_dataset):
     with pytest.raises(UsageError, match=r"does not decode .*alexnet-prep verify"):
-        crop_of_stored(b"junk", spec)
+        crop_of_stored(b"junk", 64, tiny_dataset.image)
