@@ -69,6 +69,8 @@ class Recipe:
             "channel".
         color_noise: PCA color noise: "none", that of the "paper", or that of the "source" released with it.
         augmentation: "paper" (random crop) or "random-resized-crop"; both flip horizontally.
+        crop_group: Number of images, one after the other in a global batch, that are cropped and flipped
+            alike, at least 1.
         batch_size: Global batch size, over all processes.
         seed: Seed of initialization, order, augmentation and dropout.
         optimizer: "paper" (learning rate inside the velocity), "sgd" (torch's, learning rate outside) or
@@ -115,6 +117,7 @@ class Recipe:
     std: Literal["none", "channel"] = "none"
     color_noise: NoiseKind = "paper"
     augmentation: Augmentation = "paper"
+    crop_group: int = 1
     batch_size: int = 128
     seed: int = 2012
     optimizer: Literal["paper", "sgd", "lars"] = "paper"
@@ -146,6 +149,7 @@ class Recipe:
             lr=(1e-12, 1e6),
             width=(0.01, 8),
             crop=(64, 4096),
+            crop_group=(1, 1 << 20),
             batch_size=(1, 1 << 20),
             trust_coefficient=(1e-12, 1e6),
             power=(0, 100),

@@ -45,7 +45,7 @@ class Draws:
         return Draws(*(getattr(self, field.name)[begin:end] for field in fields(self)))
 
 
-def draw(seed: int, epoch: int, batch: int, count: int) -> Draws:
+def draw(seed: int, epoch: int, batch: int, count: int, crop_group: int = 1) -> Draws:
     """Draw the numbers of a global batch.
 
     Args:
@@ -53,16 +53,22 @@ def draw(seed: int, epoch: int, batch: int, count: int) -> Draws:
         epoch: Number of the epoch, counted from 0.
         batch: Number of the batch in the epoch, counted from 0.
         count: Images in the global batch.
+        crop_group: Images, one after the other in the global batch, that share all numbers but the noise.
     """
     generator = random_generator(seed, Purpose.AUGMENTATION, epoch, batch)
     low, high = np.log(RESIZED_RATIO)
-    return Draws(
+    drawn = Draws(
         corner=generator.random((count, 2)),
         flip=generator.random(count) < 0.5,
         noise=generator.standard_normal((count, 3)),
         area=generator.uniform(*RESIZED_AREA, (count, RESIZED_TRIES)),
         log_ratio=generator.uniform(low, high, (count, RESIZED_TRIES)),
     )
+    if crop_group == 1:
+        return drawn
+    firsts = np.arange(count) // crop_group * crop_group  # each group takes the numbers of its first image
+    shared = {field.name: getattr(drawn, field.name)[firsts] for field in fields(drawn)}
+    return Draws(**shared | {"noise": drawn.noise})
 
 
 def shifts(view: TrainView, draws: Draws) -> NDArray[np.float32]:

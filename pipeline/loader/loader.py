@@ -285,10 +285,11 @@ class Loader:
         """Decide what a batch holds and what is cut there."""
         samples, shards = order.batch(number), self._shards.of_batch(number)
         draws = None
-        if self._training:
+        if isinstance(self.view, TrainView):
             local = self.global_batch // self.placement.world_size
             first = self.placement.rank * local
-            draws = draw(self.seed, epoch, number, self.global_batch).rows(first, first + local)
+            group = self.view.crop_group
+            draws = draw(self.seed, epoch, number, self.global_batch, group).rows(first, first + local)
         positions = self._begins[samples.shards] + samples.samples
         places = zip(samples.shards.tolist(), samples.samples.tolist(), strict=True)
         return Plan([Source(shards[shard], sample) for shard, sample in places], positions, draws)
@@ -356,7 +357,8 @@ class Loader:
     def _content(self) -> dict[str, str]:
         """Settings that decide which batches there are."""
         view: dict[str, Any] = asdict(self.view)
-        shown = {name: view.pop(name) for name in [*view] if name in ("name", "augmentation", "crop")}
+        names = ("name", "augmentation", "crop", "crop_group")
+        shown = {name: view.pop(name) for name in names if name in view}
         colors = hashlib.sha256(json.dumps(view, default=lambda array: array.tolist()).encode())
         values: dict[str, object] = {
             "dataset": self.dataset.fingerprint,

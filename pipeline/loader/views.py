@@ -77,6 +77,8 @@ class TrainView:
             "random-resized-crop" cuts 8 to 100 % of the image's area with an aspect ratio of 3:4 to 4:3
             and scales it to the square (Szegedy et al. 2014, section 6; the bounds and the ten tries are
             those of torchvision's `RandomResizedCrop`).
+        crop_group: Number of images, one after the other in a global batch, that are cropped and flipped
+            alike; the last ones of a batch may be fewer. Color noise is each image's own.
 
     Raises:
         UsageError: `augmentation` is another word, or a number is out of range.
@@ -87,9 +89,10 @@ class TrainView:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     noise: ColorNoise | None = None
     augmentation: Augmentation = "paper"
+    crop_group: int = 1
 
     def __post_init__(self) -> None:
-        check_record(self, crop=COUNT)
+        check_record(self, crop=COUNT, crop_group=COUNT)
         for color in range(3):
             check_number(f"mean[{color}]", self.mean[color])
             check_number(f"std[{color}]", self.std[color], *POSITIVE)

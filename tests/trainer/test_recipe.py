@@ -53,6 +53,7 @@ def test_source_recipe_is_the_released_runs():
     assert (recipe.lr, recipe.momentum, recipe.weight_decay) == (0.01, 0.9, 0.0005)
     assert (recipe.decay_biases, recipe.bias_lr_factor) == (False, 2.0)
     assert (recipe.mean, recipe.color_noise, recipe.epochs) == ("image", "source", 90)
+    assert (recipe.crop_group, load_recipe("paper").crop_group) == (32, 1)
 
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Recipe).items() if get_args(kind)}
@@ -64,6 +65,7 @@ VALUES = {
     "std": st.sampled_from(CHOICES["std"]),
     "color_noise": st.sampled_from(("none", "paper", "source")),
     "augmentation": st.sampled_from(("paper", "random-resized-crop")),
+    "crop_group": st.integers(1, 1 << 20),
     "epochs": st.integers(100, 100_000),
     "batch_size": st.integers(1, 1 << 20),
     "seed": st.integers(-(2**63), 2**63 - 1),

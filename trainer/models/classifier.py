@@ -169,7 +169,9 @@ def train_view(classifier: Classifier, recipe: Recipe, dataset: Dataset, epoch: 
     """
     noise = color_noise(recipe.stage_at(epoch).color_noise or "none", dataset.statistics)
     classifier.divisor = noise.divisor if noise else 1.0
-    view = TrainView(crop=recipe.crop, noise=noise, augmentation=recipe.augmentation)
+    view = TrainView(
+        crop=recipe.crop, noise=noise, augmentation=recipe.augmentation, crop_group=recipe.crop_group
+    )
     if classifier.dtype == torch.float64:
         return replace(view, noise=replace(noise, divisor=1.0) if noise else None)
     return replace(view, mean=classifier.spec.mean, std=classifier.spec.std)

@@ -29,6 +29,15 @@ def test_rows_are_those_of_the_whole_batch():
         np.testing.assert_array_equal(one[4:9], other)
 
 
+def test_a_group_has_the_numbers_of_its_first_image_but_its_own_noise():
+    alone, groups = draw(1, 2, 3, 12), draw(1, 2, 3, 12, crop_group=5)
+    np.testing.assert_array_equal(groups.noise, alone.noise)
+    for name in ("corner", "flip", "area", "log_ratio"):
+        np.testing.assert_array_equal(
+            getattr(groups, name), getattr(alone, name)[[0] * 5 + [5] * 5 + [10] * 2]
+        )
+
+
 def by_torchvision(draws, row, height, width):
     """`RandomResizedCrop.get_params` with given random numbers: (top, left, height, width)."""
     for area, log_ratio in zip(draws.area[row], draws.log_ratio[row], strict=True):

@@ -89,13 +89,13 @@ def test_training_tensors_equal_the_reference(fields, kind, channels_last, backe
             assert np.abs(alpha).max() < 6, "not a draw of N(0, 1)"
 
 
-def draws(dataset, epochs, crop=CROP, scale=1, **options):
+def draws(dataset, epochs, crop=CROP, scale=1, crop_group=1, **options):
     """Measure left, top and flip of every sample's crop over some epochs; int (N, 3).
 
     The images are gradients: red is x and green is y, in units of `scale` loaded pixels.
     """
     found = []
-    with Loader(dataset, "train", TrainView(crop), 100, **options) as loader:
+    with Loader(dataset, "train", TrainView(crop, crop_group=crop_group), 100, **options) as loader:
         for batch in (batch for _ in range(epochs) for batch in loader):
             red = batch.images[:, 0]
             corners = scale * (batch.images[:, :2].mean(dim=(2, 3)) + 0.5) - crop / 2
@@ -127,6 +127,17 @@ def test_crops_and_flips_are_uniform(tmp_path, height, width, mode, scale, crop)
     assert stats.binomtest(int(found[:, 2].sum()), len(found)).pvalue > 1e-3
     # axes and flips are independent of each other
     assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.08
+
+
+def test_groups_of_a_global_batch_are_cropped_and_flipped_alike(tmp_path, backend):
+    """As in the released code, on any number of processes: here four, whose slices of 25 cut the groups."""
+    data = write_dataset(tmp_path / "d", {"train": [gradient(64, 64)] * 200}, 64)
+    options = {"crop_group": 32, "backend": backend}
+    ranks = [draws(data, 2, placement=Placement(rank, 4, threads=1), **options) for rank in range(4)]
+    batches = np.concatenate([found.reshape(4, 25, 3) for found in ranks], axis=1)
+    groups = [batch[at : at + 32] for batch in batches for at in (0, 32, 64, 96)]
+    assert all((group == group[0]).all() for group in groups)
+    assert len({tuple(group[0]) for group in groups}) > 12
 
 
 @pytest.mark.parametrize("kind", ["paper", "source"])

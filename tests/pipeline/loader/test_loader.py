@@ -125,6 +125,7 @@ def test_any_number_of_processes_and_either_backend_go_on_with_the_next_batch(
         ({"batch_size": 5}, "global_batch was 8, now 5"),
         ({"view": TrainView(crop=12)}, "crop was 16, now 12"),
         ({"view": TrainView(16, augmentation="random-resized-crop")}, "augmentation was paper, now random"),
+        ({"view": TrainView(16, crop_group=4)}, "crop_group was 1, now 4"),
         ({"view": TrainView(16, (1.0, 2.0, 3.0))}, "colors was"),
         ({"samples": 24}, "dataset was .*samples was 40, now 24"),
     ],
