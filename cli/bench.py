@@ -7,6 +7,7 @@ import click
 from cli.common.commands import CONTEXT, Command
 from cli.common.console import Column, echo, one_line_errors, print_table
 from cli.common.jobs import job_options, new_job
+from cli.common.live import readiness
 
 if TYPE_CHECKING:
     from trainer.training.benchmark import Measured
@@ -51,8 +52,26 @@ def _print(measured: "Measured") -> None:
         row = [timing.name, throughput, share, f"{timing.cores:.1f}", f"{timing.host_mb:,.0f}"]
         rows.append([*row, *([f"{timing.device_mb:,.0f}"] if on_gpu else [])])
     print_table(f"recipe {measured.recipe}", columns, rows, total=True)
+    _print_loaders(measured)
     slowest, together = measured.slowest, measured.timings[-1]
     echo(
         f"slowest part of training: {slowest.name}, {slowest.images_per_second:,.0f} images/s; together they "
         f"reach {together.images_per_second / slowest.images_per_second:.0%} of it"
     )
+
+
+def _print_loaders(measured: "Measured") -> None:
+    """Print what the loaders did: alone, and with the model."""
+    seconds = ("read", "decode", "augment", "wait")
+    columns = [
+        Column("part", 6, names=True),
+        *(Column(f"{name} ms", rank) for name, rank in zip(seconds, (2, 3, 1, 5), strict=True)),
+        Column("ready", 4),
+    ]
+    rows = []
+    for timing in measured.timings:
+        if timing.loader is not None:
+            found = [getattr(timing.loader, name) for name in seconds]
+            texts = ["–" if value is None else f"{1000 * value:,.1f}" for value in found]
+            rows.append([timing.name, *texts, readiness(timing.loader)])
+    print_table("per batch, of the first process (all its threads together)", columns, rows)

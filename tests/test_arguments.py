@@ -82,7 +82,17 @@ RESULTS = {
         "LabelSet",
         "LoadedModel",
     ),
-    *("Manifest", "Metrics", "Neighbors", "Predictions", "Progress", "SharedClasses", "Source", "Statistics"),
+    *(
+        "LoaderStats",
+        "Manifest",
+        "Metrics",
+        "Neighbors",
+        "Predictions",
+        "Progress",
+        "SharedClasses",
+        "Source",
+        "Statistics",
+    ),
 }
 PUBLIC = [getattr(package, name) for package in (pipeline, trainer) for name in package.__all__]
 FUNCTIONS = [

@@ -29,7 +29,7 @@ def test_the_example_runs_and_its_checkpoint_goes_on(tiny_dataset, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "name", ["set_epoch", "set_position", "close", "state_dict", "load_state_dict", "times"]
+    "name", ["set_epoch", "set_position", "close", "state_dict", "load_state_dict", "stats"]
 )
 def test_what_the_text_names_is_there(name):
     assert f"`{name}" in DOCS.read_text() or f".{name}" in DOCS.read_text()

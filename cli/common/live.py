@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from cli.common.console import echo, terminal_width
+from pipeline.loader.stats import LoaderStats
 from trainer.callbacks.base import Callback
 from trainer.runs.records import Ending, MetricsRow, StepMetrics, in_words
 
@@ -173,6 +174,10 @@ def view(row: StepMetrics, epochs: int) -> Any:
 
 def facts_of(row: StepMetrics) -> list[tuple[str, str]]:
     """Return the metrics of a step as (name, text with unit) pairs."""
+    bound = []
+    if row.loader and row.input_bound:
+        known = row.loader.ready is not None
+        bound = [("input-bound:", f"{readiness(row.loader)} batches ready" if known else "waiting for DALI")]
     rest = f" + {row.gpu_rest_mb:,.0f} MB outside torch" if row.gpu_rest_mb else ""
     return [
         ("images/s", f"{row.images_per_second:,.0f}"),
@@ -180,9 +185,16 @@ def facts_of(row: StepMetrics) -> list[tuple[str, str]]:
         ("top-1", f"{row.top1:.1%}"),
         ("lr", f"{row.lr:.2g}"),
         ("data wait", f"{row.data_wait:.0%}"),
+        *bound,
         ("memory", f"{row.memory_mb:,.0f} MB{rest}"),
         ("left", "…" if row.seconds_left is None else in_words(row.seconds_left)),
     ]
+
+
+def readiness(loader: LoaderStats) -> str:
+    """Return how many of the batches under way are ready, such as "0.3 of 3"."""
+    ready = "?" if loader.ready is None else f"{loader.ready:.1f}"
+    return f"{ready} of {loader.under_way:.0f}"
 
 
 def _heading(row: StepMetrics, epochs: int) -> list[str]:

@@ -5,8 +5,7 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from pipeline.loader.augmentation import Draws
 from pipeline.loader.live_shards import OpenShard
+from pipeline.loader.stats import Sums
 
 
 class Source(NamedTuple):
@@ -73,36 +73,16 @@ class SampleError(Exception):
         self.source, self.problem = source, problem
 
 
-@dataclass
-class Times:
-    """Seconds that batches took, summed over all threads.
-
-    Attributes:
-        read: Opening and reading encoded images.
-        decode, augment: Decoding them, and cutting and normalizing the pixels; 0 with DALI, which is silent.
-        wait: How long the consumer waited for batches.
-        batches: Number of batches given to the consumer.
-        ready: Batches that were ready when one was asked for, summed over all batches; 0 with DALI.
-    """
-
-    read: float = 0.0
-    decode: float = 0.0
-    augment: float = 0.0
-    wait: float = 0.0
-    batches: int = 0
-    ready: int = 0
-
-
 class Backend(ABC):
     """Carries out plans, several at once, and returns their batches in the order of submission.
 
     Attributes:
         depth: Number of plans that should be under way at a time.
-        times: What the batches took.
+        sums: What the batches took; the loader adds `wait`, `ready`, `under_way` and `batches`.
     """
 
     depth: int
-    times: Times
+    sums: Sums
 
     @abstractmethod
     def submit(self, plan: Plan) -> None:
@@ -117,23 +97,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def ready(self) -> float:
+        """Return how many of the plans under way are done; NaN if the backend cannot tell."""
+
+    @abstractmethod
     def drop(self) -> None:
         """Forget all plans that are under way, after waiting for what has begun."""
 
     @abstractmethod
     def close(self) -> None:
         """Drop all plans and free threads and memory."""
-
-
-@dataclass
-class Stopwatch:
-    """Adds the time since its last lap to a figure of `Times`."""
-
-    times: Times
-    _since: float = field(default_factory=perf_counter)
-
-    def lap(self, figure: str) -> None:
-        """Add the seconds since the last lap to `figure`."""
-        now = perf_counter()
-        setattr(self.times, figure, getattr(self.times, figure) + now - self._since)
-        self._since = now

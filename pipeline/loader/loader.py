@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +22,11 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
 from pipeline.loader.augmentation import draw
-from pipeline.loader.backend import Backend, OutputSettings, Plan, SampleError, Source, Times
+from pipeline.loader.backend import Backend, OutputSettings, Plan, SampleError, Source
 from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions
 from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of
 from pipeline.loader.placement import BackendName, Placement
+from pipeline.loader.stats import LoaderStats, Stopwatch, Sums
 from pipeline.loader.views import EvalView, TrainView, check_view
 
 # All lanes may change to their next shards at once, while batches under way still need the former ones.
@@ -133,6 +133,7 @@ class Loader:
         self._length = self._order(0).batches
         self._entering = False
         self._maker: Backend | None = None
+        self._sums = Sums()
         self._iteration = 0
         self._closed = False
 
@@ -140,10 +141,12 @@ class Loader:
         """Number of batches per epoch on this process."""
         return self._length
 
-    @property
-    def times(self) -> Times:
-        """What this loader's batches took so far."""
-        return self._maker.times if self._maker else Times()
+    def stats(self) -> LoaderStats:
+        """Return what this process's batches took so far, since its first iteration or the last error.
+
+        Subtract an earlier snapshot for the batches since then.
+        """
+        return self._sums.stats()
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at the beginning of `epoch`, counted from 0. Any epoch can be entered."""
@@ -185,12 +188,15 @@ class Loader:
         planned = self.batch
         try:
             for number in range(self.batch, order.batches):
-                began = perf_counter()
+                watch, ready, under_way = Stopwatch(self._sums), maker.ready(), planned - number
                 while planned < min(order.batches, number + maker.depth):
                     maker.submit(self._plan(order, epoch, planned))
                     planned += 1
                 batch = self._next_batch(maker)
-                maker.times.wait += perf_counter() - began
+                watch.lap("wait")
+                self._sums.ready += ready
+                self._sums.under_way += under_way
+                self._sums.batches += 1
                 self._shards.done(number)
                 self.batch = number + 1
                 yield batch
@@ -323,6 +329,7 @@ class Loader:
                 self._maker = ThreadBackend(
                     self.view, stored, self._output, size, place.thread_count, pinned=place.pinned
                 )
+            self._sums = self._maker.sums
         return self._maker
 
     def _end_maker(self) -> None:

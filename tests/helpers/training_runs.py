@@ -22,7 +22,13 @@ from trainer.training.options import TrainJob
 from trainer.training.step import train_step
 from trainer.training.trainer import train
 
-CLOCKS = {"train_seconds": 0.0, "val_seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
+CLOCKS = {
+    "train_seconds": 0.0,
+    "val_seconds": 0.0,
+    "images_per_second": 0.0,
+    "data_wait": 0.0,
+    "loader": None,
+}
 
 
 def train_here(job: TrainJob, stop_after: int = 0, looks: bool = False) -> Recorder:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,10 @@ class TensorBoardCallback(Callback):
         self._opened: SummaryWriter | None = None
 
     def on_step(self, row: StepMetrics) -> None:
-        """Write loss, learning rate, images per second, data wait and memory."""
+        """Write loss, learning rate, images per second, data wait, memory, and what the loader does."""
         writer = self._writer(row.steps)
+        loader = asdict(row.loader) if row.loader else {}
+        seconds = {name: loader.get(name) for name in ("read", "decode", "augment", "wait")}
         for name, value in {
             "train/loss": row.loss,
             "train/lr": row.lr,
@@ -57,8 +60,11 @@ class TensorBoardCallback(Callback):
             "speed/data wait": row.data_wait,
             "speed/memory MB": row.memory_mb,
             "speed/rest of the GPU MB": row.gpu_rest_mb,
+            "loader/batches ready": loader.get("ready"),
+            **{f"loader/{name}, seconds per batch": value for name, value in seconds.items()},
         }.items():
-            writer.add_scalar(name, value, row.steps)
+            if value is not None:
+                writer.add_scalar(name, value, row.steps)
 
     def on_validation(self, row: MetricsRow, epochs: int) -> None:
         """Write a validation's loss and accuracies."""

@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.arguments import COUNT, check_record
 from pipeline.errors import UsageError
+from pipeline.loader.stats import LoaderStats
 
 if TYPE_CHECKING:  # commands show these records without torch
     from torch import Tensor
 
 Ending = Literal["finished", "stopped", "failed"]
 """How a run ended."""
+
+# The share of the time from which waiting is worth a word, and the batches before anything can be said: the
+# first ones of an epoch are waited for in any case.
+_INPUT_BOUND = 0.1
+_FIRST_BATCHES = 10
 
 RowKind = Literal["epoch", "validation"]
 """What a line of metrics.jsonl is about: a whole epoch, or a validation within one."""
@@ -70,6 +76,7 @@ class StepMetrics:
         gpu_rest_mb: Used memory of process 0's GPU outside torch's in MB, of DALI, CUDA and other programs;
             0 on the CPU.
         seconds_left: Estimated seconds left of the run; None after too few steps.
+        loader: What process 0's loader did since the epoch began; None where one batch is repeated.
     """
 
     epoch: int
@@ -84,6 +91,19 @@ class StepMetrics:
     memory_mb: float
     gpu_rest_mb: float
     seconds_left: float | None
+    loader: LoaderStats | None = None
+
+    @property
+    def input_bound(self) -> bool:
+        """Whether the loader limits the speed.
+
+        In the epoch so far, of ten batches or more, process 0 waited for at least a tenth of the time, and
+        less than one batch was ready on average when it asked for one (which DALI does not tell).
+        """
+        loader = self.loader
+        if loader is None or loader.batches < _FIRST_BATCHES or self.data_wait < _INPUT_BOUND:
+            return False
+        return loader.ready is None or loader.ready < 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +146,7 @@ class MetricsRow:
         data_wait: Share of `train_seconds`, 0..1, in which process 0 waited for batches.
         overflows: Steps of the epoch that changed nothing, because float16 gradients overflowed; training's
             loss and accuracy leave them out.
+        loader: What process 0's loader did in the epoch; None where one batch is repeated.
     """
 
     kind: RowKind
@@ -143,6 +164,7 @@ class MetricsRow:
     images_per_second: float
     data_wait: float = 0.0
     overflows: int = 0
+    loader: LoaderStats | None = None
 
 
 @dataclass

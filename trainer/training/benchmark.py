@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import BackendName, has_dali
+from pipeline.loader.stats import LoaderStats
 from trainer.data import RepeatedBatch, TrainData, noise
 from trainer.distributed.env import DistEnv, all_most, all_sum
 from trainer.models.classifier import Classifier
@@ -38,6 +39,7 @@ class Timing:
         cores: CPU seconds used per second.
         host_mb: Sum of all processes' resident memory, MB; pages that they share are counted in each.
         device_mb: Used memory of the fullest GPU, MB, including that of DALI and CUDA; 0 on the CPU.
+        loader: What the loader of process 0 did; None for "model" and "exchange".
     """
 
     name: str
@@ -45,6 +47,7 @@ class Timing:
     cores: float
     host_mb: float
     device_mb: float
+    loader: LoaderStats | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,11 @@ def _measure_parts(
     for backend in sorted(backends, key=lambda name: name == chosen):
         loader_options = replace(job.loader_options, backend=backend)
         with TrainData(recipe, dataset, classifier, batch_size, env, loader_options) as train_data:
-            batches = _endless(train_data.epoch(0))
-            timings.append(timer.run(f"loader ({backend})", lambda: next(batches)))  # noqa: B023 - run at once
+            loader = train_data.epoch(0)
+            batches = _endless(loader)
+            timings.append(
+                timer.run(f"loader ({backend})", lambda: next(batches), loader)  # noqa: B023 - run at once
+            )
 
     step = _Step(job, classifier, env, batch_size)
     synthetic = noise(recipe, batch_size, len(dataset.classes), env)
@@ -109,9 +115,10 @@ def _measure_parts(
     if env.world_size > 1:
         timings.append(timer.run("exchange", _Exchange(classifier)))
     with TrainData(recipe, dataset, classifier, batch_size, env, job.loader_options) as train_data:
-        batches = _endless(train_data.epoch(0))
+        loader = train_data.epoch(0)
+        batches = _endless(loader)
         shared = _Step(job, classifier, env, batch_size, together=True)
-        timings.append(timer.run("together", lambda: shared(next(batches))))
+        timings.append(timer.run("together", lambda: shared(next(batches)), loader))
     return tuple(timings)
 
 
@@ -121,10 +128,11 @@ class _Timer:
     def __init__(self, env: DistEnv, batch_size: int, seconds: float) -> None:
         self._env, self.batch_size, self._seconds = env, batch_size, seconds
 
-    def run(self, name: str, step: Callable[[], Any]) -> Timing:
+    def run(self, name: str, step: Callable[[], Any], loader: Loader | RepeatedBatch | None = None) -> Timing:
         for _ in range(_WARM_UP):
             step()
         steps = self._steps(step)
+        before = loader.stats() if isinstance(loader, Loader) else None
         started, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
@@ -137,7 +145,14 @@ class _Timer:
                 device=self._env.device,
             )
         ).tolist()
-        return Timing(name, throughput, cores, host, all_most(device_mb(self._env), self._env))
+        return Timing(
+            name=name,
+            images_per_second=throughput,
+            cores=cores,
+            host_mb=host,
+            device_mb=all_most(device_mb(self._env), self._env),
+            loader=loader.stats() - before if isinstance(loader, Loader) and before else None,
+        )
 
     def _steps(self, step: Callable[[], Any]) -> int:
         """Find how many steps take about the given time.

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipeline.loader.loader import Batch
+from pipeline.loader.loader import Batch, Loader
+from pipeline.loader.stats import LoaderStats
+from trainer.data import RepeatedBatch
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics
 from trainer.runs.records import MetricsRow, Progress, RowKind, StepMetrics
@@ -114,6 +116,7 @@ class EpochTimer:
         started: `time.perf_counter()` when this process began or resumed the epoch.
         validated: Seconds spent on validations since `started`.
         waited: Seconds for which this process waited for batches since `started`.
+        loader: Returns what this process's loader did since `started`; None where one batch is repeated.
     """
 
     epoch: int
@@ -127,9 +130,13 @@ class EpochTimer:
     started: float = field(default_factory=time.perf_counter)
     validated: float = 0.0
     waited: float = 0.0
+    loader: Callable[[], LoaderStats | None] = lambda: None
 
-    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+    def batches(self, loader: Loader | RepeatedBatch) -> Iterator[Batch]:
         """Yield a loader's batches, and count the time that each takes to arrive as waited."""
+        if isinstance(loader, Loader):
+            before = loader.stats()
+            self.loader = lambda: loader.stats() - before
         iterator = iter(loader)
         while True:
             started = time.perf_counter()
@@ -179,6 +186,7 @@ class EpochTimer:
             memory_mb=memory.mb,
             gpu_rest_mb=memory.rest_mb,
             seconds_left=self.seconds_left(done, seconds),
+            loader=self.loader(),
         )
 
     def metrics_row(
@@ -216,6 +224,7 @@ class EpochTimer:
             images_per_second=self.speed(done, trained),
             data_wait=self.waited / trained,
             overflows=progress.overflows,
+            loader=self.loader(),
         )
 
     def seconds_left(self, done: int, seconds: float) -> float | None:

@@ -1,9 +1,9 @@
 """The DALI backend: one pipeline, fed with encoded images and with arrays of what to cut from them."""
 
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,10 @@ from pipeline.errors import RunError
 from pipeline.host import trim_heap
 from pipeline.images.codec import DecodeError, decode
 from pipeline.loader.augmentation import scales_first, shape_in_loader, shifts, windows
-from pipeline.loader.backend import Backend, OutputSettings, Plan, Result, SampleError, Source, Times
+from pipeline.loader.backend import Backend, OutputSettings, Plan, Result, SampleError, Source
 from pipeline.loader.dali import graph
 from pipeline.loader.placement import Placement
+from pipeline.loader.stats import Stopwatch, Sums
 from pipeline.loader.views import EvalView, TrainView
 
 # Batches under way: one that the consumer waits for, and two that DALI prepares behind it.
@@ -52,8 +53,9 @@ class DaliBackend(Backend):
         self._view, self._stored, self._place = view, stored, place
         self._channels_last = output.channels_last
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="alexnet-read")
-        self._under_way: deque[tuple[Plan, list[NDArray[np.uint8]]]] = deque()
-        self.depth, self.times = _DEPTH, Times()
+        self._under_way: deque[tuple[Plan, list[NDArray[np.uint8]], float]] = deque()
+        self.depth = _DEPTH
+        self.sums = Sums(decode=math.nan, augment=math.nan, ready=math.nan)
         self._pipe: Any = graph.build(
             view,
             stored,
@@ -76,7 +78,8 @@ class DaliBackend(Backend):
         Raises:
             SampleError: A sample cannot be read, or is not an image.
         """
-        began = perf_counter()
+        took = Sums()
+        watch = Stopwatch(took)
         in_memory = all(source.shard.in_memory for source in plan.sources)
         found = [*(map if in_memory else self._readers.map)(self._read, plan.sources)]
         jpegs, shapes = [data for data, _ in found], np.array([shape for _, shape in found])
@@ -90,8 +93,8 @@ class DaliBackend(Backend):
             self._pipe.feed_input("flip", plan.draws.flip.astype(np.int32))
             self._pipe.feed_input("shift", shifts(self._view, plan.draws))
         self._pipe.schedule_run()
-        self._under_way.append((plan, jpegs))  # DALI reads the encoded images where they lie
-        self.times.read += perf_counter() - began
+        watch.lap("read")
+        self._under_way.append((plan, jpegs, took.read))  # DALI reads the encoded images where they lie
 
     def take(self) -> tuple[Plan, Result]:
         """Return the oldest plan and its batch, after waiting for it.
@@ -100,7 +103,7 @@ class DaliBackend(Backend):
             SampleError: A sample cannot be decoded.
             RunError: DALI failed for another reason.
         """
-        plan, jpegs = self._under_way[0]
+        plan, jpegs, read = self._under_way[0]
         device = self._place.gpu
         stream = None if device is None else torch.cuda.current_stream(device)
         try:
@@ -109,10 +112,14 @@ class DaliBackend(Backend):
             raise self._diagnosis(error, plan, jpegs) from error
         finally:
             self._under_way.popleft()
-        self.times.batches += 1
+        self.sums.read += read
         images = from_dlpack(output.as_tensor())
         labels = np.array([_label(source) for source in plan.sources], np.int64)
         return plan, Result(images.movedim(-1, -3) if self._channels_last else images, labels)
+
+    def ready(self) -> float:
+        """Return NaN: DALI does not tell which of its batches are done."""
+        return math.nan
 
     def drop(self) -> None:
         """Forget all plans that are under way, after waiting for them."""

@@ -25,10 +25,9 @@ from pipeline.loader.backend import (
     Result,
     SampleError,
     Source,
-    Stopwatch,
-    Times,
 )
 from pipeline.loader.ring import Ring
+from pipeline.loader.stats import Stopwatch, Sums
 from pipeline.loader.threads.cutter import Cutter
 from pipeline.loader.views import EvalView, TrainView
 
@@ -68,8 +67,8 @@ class ThreadBackend(Backend):
         self._ring = Ring((batch_size, *views, *image), dtype, pinned=pinned)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="alexnet-decode")
         self._cutters = threading.local()
-        self._under_way: deque[tuple[Plan, NDArray[Any], NDArray[np.int64], list[Future[Times]]]] = deque()
-        self.depth, self.times = _DEPTH, Times()
+        self._under_way: deque[tuple[Plan, NDArray[Any], NDArray[np.int64], list[Future[Sums]]]] = deque()
+        self.depth, self.sums = _DEPTH, Sums()
 
     def submit(self, plan: Plan) -> None:
         """Start to make a batch in the background."""
@@ -83,17 +82,19 @@ class ThreadBackend(Backend):
 
     def take(self) -> tuple[Plan, Result]:
         """Return the oldest plan and its batch, after waiting for it."""
-        self.times.ready += sum(all(task.done() for task in tasks) for *_, tasks in self._under_way)
         plan, array, labels, tasks = self._under_way[0]
         for task in tasks:
             took = task.result()
-            self.times.read += took.read
-            self.times.decode += took.decode
-            self.times.augment += took.augment
+            self.sums.read += took.read
+            self.sums.decode += took.decode
+            self.sums.augment += took.augment
         self._under_way.popleft()
-        self.times.batches += 1
         images = torch.from_numpy(array)[: len(labels)]
         return plan, Result(images.movedim(-1, -3) if self._channels_last else images, labels)
+
+    def ready(self) -> float:
+        """Return how many of the batches under way are done."""
+        return sum(all(task.done() for task in tasks) for *_, tasks in self._under_way)
 
     def drop(self) -> None:
         """Forget all plans that are under way, after waiting for what has begun."""
@@ -112,13 +113,13 @@ class ThreadBackend(Backend):
 
     def _work(
         self, plan: Plan, first: int, end: int, images: NDArray[Any], labels: NDArray[np.int64]
-    ) -> Times:
+    ) -> Sums:
         """Make the rows `first` to `end - 1` of a batch; return what they took."""
         cutter: Cutter | None = getattr(self._cutters, "cutter", None)
         if cutter is None:
             cutter = self._cutters.cutter = Cutter(self._view, self._stored)
-        sources, times = plan.sources[first:end], Times()
-        watch = Stopwatch(times)
+        sources, sums = plan.sources[first:end], Sums()
+        watch = Stopwatch(sums)
         found = []
         for row, source in enumerate(sources, first):
             with _naming(source):
@@ -135,7 +136,7 @@ class ThreadBackend(Backend):
             watch.lap("decode")
             cutter.cut(pixels, cuts, row, images[first + row])
             watch.lap("augment")
-        return times
+        return sums
 
 
 @contextmanager

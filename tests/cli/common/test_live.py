@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cli.common import live
 from cli.common.live import ConsoleCallback, EpochLines, view
+from pipeline.loader.stats import LoaderStats
 from trainer.runs.records import MetricsRow, StepMetrics, in_words
 
 ROW = StepMetrics(
@@ -142,6 +143,25 @@ def test_a_validation_within_an_epoch_has_a_line_with_the_epochs_done_and_dashes
     line = lines.line(replace(row, **unknown), 9999, best=False)
     assert line.split().count("–") == 5
     assert len(line) == len(lines.head)
+
+
+LOADER = LoaderStats(10, 0.1, 0.1, 0.1, wait=0.1, ready=0.31, under_way=2.7)
+
+
+@pytest.mark.parametrize(
+    ("waited", "loader", "said"),
+    [
+        (0.1, LOADER, "0.3 of 3 batches ready"),
+        (0.1, replace(LOADER, decode=None, augment=None, ready=None), "waiting for DALI"),
+        (0.09, LOADER, None),
+        (0.1, replace(LOADER, ready=1.0), None),
+        (0.9, replace(LOADER, batches=9), None),
+        (0.9, None, None),
+    ],
+)
+def test_a_run_that_waits_for_its_loader_is_input_bound(waited, loader, said):
+    facts = dict(live.facts_of(replace(ROW, data_wait=waited, loader=loader)))
+    assert facts.get("input-bound:") == said
 
 
 def printed(row, width):

@@ -1,15 +1,18 @@
 """The loader: an epoch is the same on any number of processes and either backend, wherever it is entered."""
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import torch
 from helpers.folders import refused
 from helpers.synthetic import CLASSES, tiny_images, write_dataset
 
-from pipeline import Dataset, EvalView, Loader, Placement, TrainView, UsageError
+from pipeline import Dataset, EvalView, Loader, LoaderStats, Placement, TrainView, UsageError
+from pipeline.loader import stats
+from pipeline.loader.threads import pool
 
 VIEW = TrainView(crop=16)
 
@@ -226,13 +229,47 @@ def test_sorted_tars_are_mixed_more_finely(data):
     assert sum(near) / len(near) < 0.2
 
 
-def test_the_times_of_its_parts_are_known(data):
-    with make(data) as loader:
-        list(loader)
-        times = loader.times
-    assert times.batches == 5
-    assert min(times.read, times.decode, times.augment) > 0
-    assert 0 <= times.ready <= 5 * 4
+class AtOnce:
+    """An executor that runs a task when it is submitted."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, task, *arguments):
+        future = Future()
+        future.set_result(task(*arguments))
+        return future
+
+    def shutdown(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("backend", "decode", "whole"),
+    [
+        # A batch is one task of eight images, whose looks at the clock lie between the consumer's two.
+        ("threads", 8, LoaderStats(5, 1, 8, 8, wait=1 + 18, ready=9 / 5, under_way=9 / 5)),
+        ("dali", None, LoaderStats(5, 1, None, None, wait=1 + 2, ready=None, under_way=7 / 5)),
+    ],
+)
+def test_what_it_does_is_seen(data, monkeypatch, backend, decode, whole):
+    """A second passes between two looks at the clock; tasks run at once."""
+    clock = count()
+    monkeypatch.setattr(stats, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(pool, "ThreadPoolExecutor", AtOnce)
+    with make(data, backend=backend) as loader:
+        assert loader.stats() == LoaderStats(0, 0, 0, 0, 0, 0, 0)
+        stream = iter(loader)
+        next(stream)
+        first = loader.stats()
+        list(stream)
+        found = loader.stats()
+    assert found == loader.stats() == whole
+    assert (first.batches, first.under_way, first.decode) == (1, 0, decode)
+    rest = found - first
+    assert (rest.batches, rest.read) == (4, 1)
+    assert rest.under_way == pytest.approx(5 / 4 * whole.under_way)
+    assert (rest.ready is None) == (backend == "dali")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.loader.stats import LoaderStats
 from trainer.distributed.env import DistEnv
 from trainer.recipe import load_recipe
 from trainer.runs import checkpoint, metrics_file, run_folder
@@ -28,6 +29,7 @@ def row(epoch: int, **values) -> MetricsRow:
         "train_seconds": 1.5,
         "val_seconds": 0.5,
         "images_per_second": 100.0,
+        "loader": LoaderStats(10, 0.5, 1.5, None, wait=0.25, ready=None, under_way=3.0),
     }
     return MetricsRow(epoch=epoch, **(numbers | values))
 

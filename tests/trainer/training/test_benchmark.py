@@ -28,6 +28,8 @@ def test_components_are_measured_and_nothing_is_written(tiny_recipe, tiny_datase
         assert 0 < timing.cores <= 3 * processes
         assert timing.host_mb > 100 * processes
         assert timing.device_mb == 0
+        assert (timing.loader is None) == (timing.name in ("model", "exchange"))
+        assert timing.loader is None or timing.loader.batches >= 2
     assert not (tmp_path / "run").exists()
 
 

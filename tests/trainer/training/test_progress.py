@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.loader.stats import LoaderStats
 from trainer.distributed.env import DistEnv
 from trainer.training.progress import EpochTimer, MemoryUse, Reading, RunningTotals, resident_mb
+
+STATS = LoaderStats(20, 0.01, 0.2, 0.1, wait=0.125, ready=0.25, under_way=2.75)
 
 
 def test_totals_add_up_and_keep_the_last_loss():
@@ -67,14 +70,14 @@ def test_metrics_within_an_epoch_begun_by_an_earlier_process(clock):
     with timer.validating():
         clock[0] += 7.0
     clock[0] += 6.0
-    timer.waited = 2.5
+    timer.waited, timer.loader = 2.5, lambda: STATS
     memory = MemoryUse(DistEnv())
     memory.mb, memory.rest_mb = 321.0, 45.0
     row = timer.row(60, 260, Reading(0.0, 30.0, 120.0, 1.5, 0.0), memory)
     assert (row.epoch, row.done, row.total, row.steps) == (3, 60, 100, 260)
     assert (row.loss, row.top1, row.lr, row.memory_mb, row.gpu_rest_mb) == (1.5, 0.25, 0.01, 321.0, 45.0)
     assert row.images_per_second == 20 * 128 / 10
-    assert row.data_wait == 0.25
+    assert (row.data_wait, row.loader) == (0.25, STATS)
     # 40 steps of this epoch and 200 of two more, half a second each, and validations of three epochs and four
     # within them
     assert row.seconds_left == pytest.approx(240 * 0.5 + 7 * 7.0)

@@ -63,10 +63,18 @@ def test_scalars_are_what_was_reported_each_update_once(seen, events):
         scalars = events.Scalars(f"{'epoch' if split == 'train' else 'validation'}/{metric}")
         assert [scalar.step for scalar in scalars] == [9, 18]
         assert [scalar.value for scalar in scalars] == pytest.approx([getattr(row, name) for row in rows])
+    assert [row.loader.batches for row in rows] == [4, 9]  # since the resumption, and of the second epoch
     reported = {row.steps: row for row in recorder.steps}
-    lrs = events.Scalars("train/lr")
-    assert [scalar.step for scalar in lrs] == sorted(reported)
-    assert [scalar.value for scalar in lrs] == pytest.approx([reported[s.step].lr for s in lrs])
+    for name, value in (
+        ("train/lr", lambda row: row.lr),
+        ("loader/batches ready", lambda row: row.loader.ready),
+        ("loader/decode, seconds per batch", lambda row: row.loader.decode),
+    ):
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == sorted(reported)
+        assert [scalar.value for scalar in scalars] == pytest.approx(
+            [value(reported[s.step]) for s in scalars]
+        )
 
 
 def test_histograms_hold_the_weights_and_updates_are_measured_against_them(seen, events):
