@@ -68,7 +68,7 @@ def main() -> int:
         throughputs = {}
         for views in options.views:
             throughputs[views] = _measure(model, dataset, views, options, env)
-        met = _report(throughputs, dataset.samples(options.split), options)
+        met = _report(throughputs, len(dataset.samples(options.split)), options)
         common.save_json(options.json, **{"images/s": throughputs})
     return 0 if met else 1
 
@@ -122,7 +122,7 @@ def _measure(
     def throughput(part: Callable[[], None]) -> float:
         started = time.perf_counter()
         part()
-        return dataset.samples(options.split) / (time.perf_counter() - started)
+        return len(dataset.samples(options.split)) / (time.perf_counter() - started)
 
     for part in parts.values():
         part()  # warms up

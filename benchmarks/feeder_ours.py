@@ -21,7 +21,7 @@ def main() -> None:
 def long(dataset: Dataset) -> Dataset:
     """Repeat the dataset's tars until an epoch has many samples."""
     shards = dataset.shards("train")
-    times = -(-_EPOCH // dataset.samples("train"))
+    times = -(-_EPOCH // len(dataset.samples("train")))
     return Dataset(dataset.url, replace(dataset.manifest, splits={"train": shards * times}))
 
 

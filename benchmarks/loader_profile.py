@@ -13,7 +13,6 @@ from feeder import CROP
 from feeder_ours import long
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
-from pipeline.dataset.samples import read_stored
 from pipeline.loader.augmentation import draw, shape_in_loader
 from pipeline.loader.threads.cutter import Cutter
 
@@ -87,7 +86,8 @@ def _limit(dataset: Dataset) -> Callable[[], object]:
 
 
 def _jpegs(dataset: Dataset) -> list[bytes]:
-    return [one.data for one in read_stored(dataset, "train", range(min(1000, dataset.samples("train"))))]
+    samples = dataset.samples("train")
+    return [one.data for one in samples.stored(range(min(1000, len(samples))))]
 
 
 def _view(dataset: Dataset, augmentation: str) -> TrainView:

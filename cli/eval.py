@@ -163,7 +163,6 @@ def main(
     # CPU time per image, and half the speed where other programs run too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline import Dataset, UsageError
-    from pipeline.dataset.samples import split_keys
     from pipeline.sources.labelers.devkit import read_ids
     from trainer import markdown, read_labels, read_real_labels, score_labels, write_predictions
     from trainer.distributed.env import adopt_slurm, choose_processes, first_of_all, launched_outside
@@ -188,13 +187,13 @@ def main(
     dataset = Dataset.open(data)
     split = dataset.evaluation_split(split)
     label_sets = [
-        read(file, split_keys(dataset, split), dataset.classes)
+        read(file, dataset.samples(split).keys(), dataset.classes)
         for read, file in ((read_real_labels, real_labels), (read_labels, labels_file))
         if file is not None
     ]
     ids = {} if devkit is None else read_ids(devkit)
     if submission_file is not None:
-        check_submission(split_keys(dataset, split), dataset.classes, ids)
+        check_submission(dataset.samples(split).keys(), dataset.classes, ids)
     if not launched_outside():
         echo(f"evaluating on {processes.reason}", err=True)
     evaluated = partial(

@@ -194,7 +194,7 @@ def neighbors(
     for one in found:
         near = (f"{image.name} {d:.4g}" for image, d in zip(one.found, one.distances, strict=True))
         lines.append(f"{one.query.name}: {', '.join(near)}")
-    title += f", among {dataset.samples(among):,} of {among}"
+    title += f", among {len(dataset.samples(among)):,} of {among}"
     return draw_neighbors(found, names, title), lines
 
 

@@ -4,6 +4,7 @@ from .dataset.checksums import verify_checksums as verify_checksums
 from .dataset.dataset import Dataset as Dataset
 from .dataset.manifest import Manifest as Manifest, read_manifest as read_manifest
 from .dataset.report import read_report as read_report
+from .dataset.samples import Sample as Sample, Samples as Samples
 from .demo import draw_demo as draw_demo
 from .errors import RunError as RunError, ToolkitError as ToolkitError, UsageError as UsageError
 from .executors.base import Executor as Executor

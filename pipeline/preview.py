@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.samples import read_stored
 from pipeline.images.codec import decode, resize_square
 from pipeline.images.figure import figure_of_pixels, grid, shortened, styled
 from pipeline.images.pca_plot import draw_pca_plot
@@ -47,7 +46,8 @@ def draw_preview(
     size = dataset.image.size
     crop = min(crop, round(size * 224 / 256))
     # The first samples of a dataset are random ones: they were shuffled when they were written.
-    stored = read_stored(dataset, "train", range(min(images, dataset.samples("train"))))
+    samples = dataset.samples("train")
+    stored = samples.stored(range(min(images, len(samples))))
     view = TrainView(crop, dataset.statistics.mean, noise=color_noise(noise, dataset.statistics))
     epochs = [_draws(len(stored), seed, epoch) for epoch in range(_CROPS)]
     cells = []

@@ -57,7 +57,8 @@ NUMERIC = ("numpy", "cv2", "PIL", "msgspec", "torch", "nvidia.dali")
 LIGHT = [
     ("import pipeline, trainer", NUMERIC),
     ("import pipeline.sharding.job, pipeline.sharding.task", ("torch", "nvidia.dali", "ray")),
-    ("from pipeline import Dataset, Options, prepare, read_source, draw_demo", ("torch", "nvidia.dali")),
+    ("from pipeline import Options, prepare, read_source, draw_demo", ("torch", "nvidia.dali", "webdataset")),
+    ("from pipeline import Dataset, Samples", ("torch", "nvidia.dali", "webdataset")),
     ("from trainer import load_recipe; load_recipe('paper')", ("torch", "nvidia.dali")),
     ("import trainer.report.page; from trainer import write_report", ("nvidia.dali",)),
     ("import trainer.figures.predictions; from trainer import draw_curves", ("nvidia.dali",)),

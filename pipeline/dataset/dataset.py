@@ -2,20 +2,31 @@
 
 import hashlib
 import io
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arguments import checked
 from pipeline.dataset.index import index_path
 from pipeline.dataset.manifest import MEAN_IMAGE, ImageFormat, Manifest, Shard, read_manifest, to_json
+from pipeline.dataset.samples import Samples
 from pipeline.dataset.shards import check_sizes
 from pipeline.errors import UsageError
+from pipeline.images.codec import Pixels
 from pipeline.images.statistics import Statistics
 from pipeline.storage.base import ByteRange, Store
 from pipeline.storage.open import open_store
+
+if TYPE_CHECKING:
+    import webdataset
+
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Dataset:
 
     Examples:
         >>> data = Dataset.open("imagenet")
-        >>> data.samples("train"), len(data.classes)
+        >>> len(data.samples("train")), len(data.classes)
         (1281167, 1000)
     """
 
@@ -96,13 +107,54 @@ class Dataset:
             )
         return self.manifest.statistics
 
-    def samples(self, split: str) -> int:
-        """Return the number of samples in a split.
+    @overload
+    def samples(self, split: str) -> Samples[Pixels]: ...
+
+    @overload
+    def samples(self, split: str, transform: Callable[[Pixels], Image]) -> Samples[Image]: ...
+
+    def samples(self, split: str, transform: Callable[[Pixels], Any] | None = None) -> Samples[Any]:
+        """Return a split as a map-style dataset: `samples[i]` is (image, label, key).
+
+        It fits torch's DataLoader, with workers that are forked or spawned.
+
+        Args:
+            split: "train", "val" or "test".
+            transform: Called with each image, uint8 (H, W, 3); returns what stands in its place. It must be
+                picklable where workers are spawned.
 
         Raises:
             UsageError: the dataset has no such split.
         """
-        return sum(shard.samples for shard in self.shards(split))
+        self.shards(split)
+        return Samples(self.store, self.manifest, split, transform)
+
+    @checked(shuffle=(0, math.inf), seed=(0, math.inf), epoch=(0, math.inf))
+    def webdataset(
+        self, split: str, *, shuffle: int = 0, seed: int = 0, epoch: int = 0, decode: bool = True
+    ) -> "webdataset.FluidWrapper":
+        """Return one epoch of a split as a pipeline of the webdataset library, to be extended by its methods.
+
+        The shards are dealt out to the processes of a job and to the workers of a DataLoader. Nothing but the
+        dataset's own files is opened.
+
+        Args:
+            split: "train", "val" or "test".
+            shuffle: Samples in the buffer from which each is drawn, after the shards were shuffled; 0 for the
+                order of the shards.
+            seed: Seed of the order.
+            epoch: Number of the epoch, counted from 0: each has another order. Make a pipeline for each.
+            decode: Yield (image, label), with the image as uint8 (H, W, 3); else dicts of bytes as webdataset
+                reads them, with "__key__", "__url__", "jpg" and "cls".
+
+        Raises:
+            UsageError: the dataset has no such split, or a number is below 0. While iterating: there are more
+                processes than shards, or a file is missing or damaged.
+            RunError: while iterating, a sample is damaged; the message names it.
+        """
+        from pipeline.dataset.webdataset import pipeline_of
+
+        return pipeline_of(self.samples(split), shuffle, seed, epoch, decode=decode)
 
     def evaluation_split(self, split: str | None = None) -> str:
         """Return the split to evaluate: the named one, else "val", else the only one.

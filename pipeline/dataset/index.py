@@ -110,6 +110,17 @@ def read_index(store: Store, shard: Shard) -> ShardIndex:
     return index
 
 
-def label_in(data: bytes) -> int:
-    """Parse the label in the bytes of an index's `cls` entry: their last digits."""
-    return int(data[len(data.rstrip(b"0123456789")) :])
+def label_digits(data: bytes, *, adopted: bool) -> bytes:
+    """Return the digits of the label in the bytes of an index's `cls` entry.
+
+    Args:
+        data: The bytes.
+        adopted: Whether another tool wrote the tar: text may precede the digits then.
+
+    Raises:
+        ValueError: There is no number, or it is not alone.
+    """
+    digits = data[len(data.rstrip(b"0123456789")) :] if adopted else data
+    if not digits.isdigit():
+        raise ValueError(f"its label is {data[-16:]!r}, not a number")
+    return digits

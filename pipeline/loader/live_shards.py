@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.index import ShardIndex, read_index
+from pipeline.dataset.index import ShardIndex, label_digits, read_index
 from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
@@ -97,10 +97,7 @@ class OpenShard:
             ValueError: It is not a number.
         """
         data = bytes(self._read(self.index.label_offsets[sample], self.index.label_sizes[sample]))
-        digits = data[len(data.rstrip(b"0123456789")) :] if self._adopted else data  # text may precede it
-        if not digits.isdigit():
-            raise ValueError(f"its label is {data[-16:]!r}, not a number")
-        return int(digits)
+        return int(label_digits(data, adopted=self._adopted))
 
 
 class LiveShards:

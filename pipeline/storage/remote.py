@@ -7,6 +7,7 @@ and Google Cloud Storage write objects atomically. Each stored object is compare
 import base64
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,8 +35,18 @@ class RemoteStore(Store):
     package, no credentials, access denied) or RunError (network, server), with a message of one line.
     """
 
-    @cached_property
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._clients: dict[int, Any] = {}
+
+    @property
     def _fs(self) -> Any:
+        """The client of this process: one that was forked cannot use its parent's threads and connections."""
+        if os.getpid() not in self._clients:
+            self._clients = {os.getpid(): self._connect()}
+        return self._clients[os.getpid()]
+
+    def _connect(self) -> Any:
         import fsspec
 
         protocol = self.url.partition("://")[0]

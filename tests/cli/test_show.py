@@ -12,7 +12,6 @@ from PIL import Image
 
 from cli.show import main
 from pipeline import Options, prepare, read_source
-from pipeline.dataset.samples import read_stored
 
 
 def show(*arguments):
@@ -31,7 +30,7 @@ def fails(result, code, *fragments):
 
 @pytest.fixture
 def key(tiny_dataset):
-    return read_stored(tiny_dataset, "val", [0])[0].key
+    return tiny_dataset.samples("val").stored([0])[0].key
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.manifest import ClassInfo
-from pipeline.dataset.samples import split_keys
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import atomic_write
 from trainer.distributed.env import DistEnv, gather_objects
@@ -201,7 +200,7 @@ def refuse_other_keys(seen: Sequence[str], dataset: Dataset, split: str) -> None
     Raises:
         RunError: a sample was missed or seen twice, or a key is not in the split.
     """
-    expected = sorted(split_keys(dataset, split))
+    expected = sorted(dataset.samples(split).keys())
     twice = 0 if dataset.manifest.adopted else len(seen) - len({*seen})
     if list(seen) != expected or twice:
         missed = Counter(expected) - Counter(seen)

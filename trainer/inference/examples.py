@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
-from pipeline.dataset.samples import find_places, read_stored
 from pipeline.errors import UsageError
 from trainer.evaluation.probabilities import KEPT, mean_probabilities, topk_stable
 from trainer.inference.preprocess import Crops, as_batch, crop_of_stored, crops_of_file
@@ -76,7 +75,7 @@ def named_images(
     keys = [name for name in names if not Path(name).is_file()]
     if keys and dataset is None:
         raise UsageError(f"{keys[0]}: no such file, and no dataset is known that could hold it as a key")
-    places = find_places(dataset, split, keys) if dataset and keys else []
+    places = dataset.samples(split).positions(keys) if dataset and keys else []
     by_key = dict(zip(keys, stored_images(dataset, split, places, spec), strict=True)) if dataset else {}
     return [
         by_key.get(name) or NamedImage(Path(name).name, crops_of_file(Path(name), spec), UNKNOWN)
@@ -106,7 +105,7 @@ def stored_images(dataset: Dataset, split: str, positions: Sequence[int], spec: 
     Raises:
         UsageError: there is no such split or position, or an image does not decode.
     """
-    stored = read_stored(dataset, split, positions)
+    stored = dataset.samples(split).stored(positions)
     return [
         NamedImage(image.key, crop_of_stored(image.data, spec.crop, dataset.image), image.label)
         for image in stored
@@ -169,6 +168,6 @@ def some_predictions(
 
 
 def _shuffled(dataset: Dataset, split: str, seed: int) -> list[int]:
-    """Return all positions of a split in random order, for `read_stored`."""
-    positions: list[int] = np.random.default_rng(seed).permutation(dataset.samples(split)).tolist()
+    """Return all positions of a split in random order, for `Samples.stored`."""
+    positions: list[int] = np.random.default_rng(seed).permutation(len(dataset.samples(split))).tolist()
     return positions

@@ -121,7 +121,7 @@ def split_features(
         on_progress: Called after each batch with (images done, images in all).
 
     Yields:
-        float32 (B, D); row i of all batches together belongs to position i of `read_stored`.
+        float32 (B, D); row i of all batches together belongs to position i of the split.
 
     Raises:
         UsageError: there is no such split.

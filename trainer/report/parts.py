@@ -283,7 +283,7 @@ def data_facts(source: Source) -> dict[str, Any]:
         for k, value in enumerate(statistics.eigenvalues)
     ]
     rows: Facts = [
-        (split, f"{number_of(dataset.samples(split), 'image')} in {number_of(len(shards), 'shard')}")
+        (split, f"{number_of(len(dataset.samples(split)), 'image')} in {number_of(len(shards), 'shard')}")
         for split, shards in dataset.manifest.splits.items()
     ]
     mean = ", ".join(f"{name} {x:.2f}" for name, x in zip("RGB", statistics.mean, strict=True))
@@ -299,7 +299,7 @@ def _training_crops(source: Source) -> list[Image]:
     dataset, names = source.dataset, source.names
     noise = color_noise(_recipe(source.run).color_noise, dataset.statistics)
     view = TrainView(source.trained.spec.crop, dataset.statistics.mean, noise=noise)
-    count = min(_CROPS, dataset.samples("train"))
+    count = min(_CROPS, len(dataset.samples("train")))
     with Loader(dataset, "train", view, count, seed=source.seed) as loader:
         batch = next(iter(loader))
     crops = crops_of(batch.images.permute(0, 2, 3, 1).numpy(), view)
@@ -336,7 +336,7 @@ def _dataset_line(source: Source) -> str:
     if isinstance(source.opened, str):
         return f"{source.facts.get('dataset', 'unknown')} (not found)"
     dataset = source.opened
-    counts = ", ".join(f"{dataset.samples(split):,} {split}" for split in dataset.manifest.splits)
+    counts = ", ".join(f"{len(dataset.samples(split)):,} {split}" for split in dataset.manifest.splits)
     same = dataset.fingerprint == source.facts.get("dataset_sha256")
     return f"{dataset_name(dataset)}: {counts}" + ("" if same else "; not the one it was trained on")
 

@@ -68,9 +68,9 @@ def check_job(job: TrainJob, dataset: Dataset, kind: Kind, processes: int) -> in
         dataset.mean_image()
     if not job.validates(dataset):
         _refuse_without_validation(job, dataset)
-    if dataset.samples("train") < recipe.batch_size:
+    if (samples := len(dataset.samples("train"))) < recipe.batch_size:
         raise UsageError(
-            f"{dataset.url}: train has {dataset.samples('train')} samples, fewer than one global batch of "
+            f"{dataset.url}: train has {samples} samples, fewer than one global batch of "
             f"{recipe.batch_size}; choose a smaller batch_size"
         )
     return batch_size

@@ -57,7 +57,7 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
         with validation_loader(recipe, dataset, env, loader_options) as val:
             next(iter(val))
     splits = ("train", "val") if job.validates(dataset) else ("train",)
-    steps = dataset.samples("train") // recipe.batch_size
+    steps = len(dataset.samples("train")) // recipe.batch_size
     return Plan(
         recipe=recipe.to_toml(),
         precision=str(choose_precision(recipe, processes.kind)),
@@ -66,5 +66,5 @@ def plan(job: TrainJob, processes: Processes) -> Plan:
         parameters=sum(p.numel() for p in classifier.model.parameters()),
         steps_per_epoch=steps,
         steps=steps * recipe.epochs,
-        samples={split: dataset.samples(split) for split in splits},
+        samples={split: len(dataset.samples(split)) for split in splits},
     )

@@ -23,12 +23,12 @@ def facts(
     validation = f"none, {reason}: the last checkpoint counts as the best"
     if job.validates(dataset):
         dtype = str(classifier.dtype).removeprefix("torch.")
-        validation = f"{dataset.samples('val'):,} images in {dtype}, {job.validation}"
+        validation = f"{len(dataset.samples('val')):,} images in {dtype}, {job.validation}"
     backend, place, why = job.loader_options.choose(env)
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
-        "data": f"{dataset.url}: {dataset.samples('train'):,} images, {len(dataset.classes)} classes",
+        "data": f"{dataset.url}: {len(dataset.samples('train')):,} images, {len(dataset.classes)} classes",
         "validation": validation,
         "loader": f"{backend}, as {why}; {place.thread_count} threads each",
         "processes": f"{env.world_size} x {env.kind.upper()}",

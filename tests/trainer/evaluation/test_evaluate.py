@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from pipeline import EvalView, Loader, UsageError
-from pipeline.dataset.samples import split_keys
+from pipeline.dataset.samples import Samples
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
@@ -185,8 +185,8 @@ def test_predictions_are_kept_only_on_request(tiny_checkpoint, tiny_dataset):
 
 
 def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_dataset, monkeypatch):
-    keys = split_keys(tiny_dataset, "val")
-    monkeypatch.setattr("trainer.evaluation.predictions.split_keys", lambda *_: ["other", *keys[1:]])
+    keys = tiny_dataset.samples("val").keys()
+    monkeypatch.setattr(Samples, "keys", lambda _: ["other", *keys[1:]])
     with pytest.raises(RunError, match="missed 1 of 30 samples and saw 0"):
         evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
 
