@@ -2,8 +2,8 @@
 
     python benchmarks/mixing.py
 
-Only numbers of samples are ordered; no image is read. FFCV's shards are its pages, of 256 samples here (8 MB of
-images of 32 KB). The samples were shuffled when they were stored, or are sorted by class.
+Only numbers of samples are ordered; no image is read. FFCV's shards are its pages, of 256 samples here (8 MB
+of images of 32 KB). The samples were shuffled when they were stored, or are sorted by class.
 
 - ours: `TrainingOrder`, all processes together.
 - full permutation: every sample may follow any other.
