@@ -11,6 +11,7 @@ from common import BenchmarkError
 from feeder import CROP
 
 from pipeline import Dataset, Loader, Placement, TrainView, color_noise
+from pipeline.loader.placement import BackendName
 
 _LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 _BATCHES = (128, 256, 512)
@@ -31,39 +32,40 @@ def sweep(data: Path, rounds: int, images: int) -> None:
     print(f"GPU: {torch.cuda.get_device_name()}\n")
     dataset = Dataset.open(data)
     threads = sorted({1, 2, 4, common.cores() // 2, common.cores()} - {0})
-    settings = [Placement(pinned=True, threads=n) for n in threads]
-    settings += [Placement(gpu=0, threads=n, hw_decoder_load=load) for n, load in product(threads, _LOADS)]
+    settings: list[tuple[BackendName, Placement]] = [
+        ("threads", Placement(gpu=0, threads=n)) for n in threads
+    ]
+    settings += [
+        ("dali", Placement(gpu=0, threads=n, hw_decoder_load=load)) for n, load in product(threads, _LOADS)
+    ]
     rows = []
-    for place, batch in product(settings, _BATCHES):
-        throughputs = _throughputs(dataset, place, batch, rounds, images)
-        rows.append((place, batch, throughputs))
-    rows.sort(key=lambda row: -median(row[2]))
+    for (backend, place), batch in product(settings, _BATCHES):
+        throughputs = _throughputs(dataset, backend, place, batch, rounds, images)
+        rows.append((backend, place, batch, throughputs))
+    rows.sort(key=lambda row: -median(row[3]))
     table = [
         (
-            _backend(place),
+            backend,
             str(batch),
             str(place.threads),
-            "–" if place.gpu is None else f"{place.hw_decoder_load:.2f}",
+            "–" if backend == "threads" else f"{place.hw_decoder_load:.2f}",
             common.spread(throughputs),
         )
-        for place, batch, throughputs in rows
+        for backend, place, batch, throughputs in rows
     ]
     print(common.markdown(("backend", "batch", "threads", "hardware decoder's share", "images/s"), table))
 
 
-def _backend(place: Placement) -> str:
-    return "threads" if place.gpu is None else "dali"
-
-
-def _throughputs(dataset: Dataset, place: Placement, batch: int, rounds: int, count: int) -> list[float]:
+def _throughputs(
+    dataset: Dataset, backend: BackendName, place: Placement, batch: int, rounds: int, count: int
+) -> list[float]:
     view = TrainView(CROP, dataset.statistics.mean, noise=color_noise("paper", dataset.statistics))
     throughputs = []
-    with Loader(dataset, "train", view, batch, placement=place, half=True) as loader:
+    with Loader(dataset, "train", view, batch, backend=backend, placement=place, half=True) as loader:
         for number in range(rounds + 1):
             loaded, started = 0, time.perf_counter()
             while loaded < count:
                 for images in loader:
-                    images.images.to("cuda")
                     loaded += len(images.labels)
             torch.cuda.synchronize()
             if number:  # round 0 warms up

@@ -1,5 +1,6 @@
 """Loaders of a run: training data of each epoch, validation data, and synthetic batches."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -45,19 +46,22 @@ class LoaderOptions:
         backend: What makes batches; "auto" lets `pipeline.choose_backend` choose it.
         decode_device: Device on which DALI decodes: "auto" for the one that trains.
         threads: Number of decoding threads per process, None for an equal share of the host's cores.
+        workers: Number of worker processes among which the thread backend divides them, 0 for none; None
+            for as many as `pipeline.loader.placement.workers_for` says.
         access: How shards are read.
 
     Raises:
-        UsageError: `backend` or `decode_device` is another word, or `threads` is below 1.
+        UsageError: `backend` or `decode_device` is another word, `threads` is below 1, or `workers` below 0.
     """
 
     backend: BackendName | Literal["auto"] = "auto"
     decode_device: Literal["auto", "cpu", "gpu"] = "auto"
     threads: int | None = None
+    workers: int | None = None
     access: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
-        check_record(self, threads=COUNT)
+        check_record(self, threads=COUNT, workers=(0, math.inf))
 
     def choose(self, env: DistEnv) -> Choice:
         """Choose the backend of a process's loaders.
@@ -66,7 +70,7 @@ class LoaderOptions:
             UsageError: The images are to be decoded on a GPU, but the process trains on the CPU or the
                 backend does not; or DALI is asked for, and it is not installed.
         """
-        place = replace(env.placement, threads=self.threads)
+        place = replace(env.placement, threads=self.threads, workers=self.workers)
         backend, why = self.backend, f"--backend {self.backend} says"
         if backend == "auto":
             capability = torch.cuda.get_device_capability(env.device) if env.kind == "gpu" else None
@@ -81,9 +85,9 @@ class LoaderOptions:
         if self.decode_device == "gpu" and (env.kind == "cpu" or backend == "threads"):
             found = "these are CPU processes" if env.kind == "cpu" else "--backend threads decodes on the CPU"
             raise UsageError(f"--decode-device gpu, but {found}; leave it out")
-        if backend == "dali" and env.kind == "gpu" and self.decode_device != "cpu":
-            return Choice("dali", replace(place, gpu=env.gpu), why)
-        return Choice(backend, replace(place, pinned=env.kind == "gpu"), why)
+        moved = backend == "dali" and self.decode_device == "cpu"  # by the trainer, whole
+        gpu = env.gpu if env.kind == "gpu" and not moved else None
+        return Choice(backend, replace(place, gpu=gpu), why)
 
 
 def open_loader_of(

@@ -54,6 +54,13 @@ data_options = section(
         help="CPU threads of the data loader in each process.  [default: its share of the cores]",
     ),
     click.option(
+        "--loader-workers",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Worker processes among which --backend threads divides them; 0 for none.  [default: none up to "
+        "8 threads, beyond that one for every 8]",
+    ),
+    click.option(
         "--no-mmap",
         is_flag=True,
         help="Read shards with read() instead of mapping them into memory; for network file systems.",
@@ -89,6 +96,7 @@ def loader_options_of(options: dict[str, Any]) -> "LoaderOptions":
         options["backend"],
         options["decode_device"],
         options["threads"],
+        options["loader_workers"],
         ReadOptions(not options["no_mmap"], cache, limit),
     )
 

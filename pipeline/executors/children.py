@@ -1,5 +1,6 @@
-"""What the processes that a library call starts inherit from this one."""
+"""What the processes that a library call starts inherit from this one, and when they end."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -30,3 +31,11 @@ def sheltered_children() -> Iterator[None]:
         else:
             os.environ[_SAFE_PATH] = before
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def die_with_parent() -> None:
+    """End this worker process when its parent is killed, because it would work on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -5,7 +5,6 @@ can be written, which not every container has.
 """
 
 import multiprocessing
-import os
 import threading
 import time
 import traceback
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 from pipeline.arguments import COUNT, check_record
 from pipeline.errors import RunError
 from pipeline.executors.base import NOT_REPORTED, Item, Result
-from pipeline.executors.children import sheltered_children
+from pipeline.executors.children import die_with_parent, sheltered_children
 from pipeline.host import raise_open_files
 
 _POLL_SECONDS = 0.2
@@ -163,7 +162,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     global _counter
     _counter = _Counter(pipe)
     raise_open_files()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         while True:
             item = pipe.recv()
@@ -180,11 +179,3 @@ def _reply(work: Callable[[Any], Any], item: Any, counter: _Counter) -> bytes:
     except Exception as error:
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
         return bytes(ForkingPickler.dumps(_Reply(counter.images, finished=True, error=error)))
-
-
-def _die_with_parent() -> None:
-    """End this worker when its parent is killed, because it would work on for nobody."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

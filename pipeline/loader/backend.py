@@ -4,24 +4,18 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.loader.augmentation import Draws
-from pipeline.loader.live_shards import OpenShard
+from pipeline.loader.order import Order, Samples
 from pipeline.loader.stats import Sums
 
-
-class Source(NamedTuple):
-    """Where a sample is stored: its shard, and its number in it."""
-
-    shard: OpenShard
-    sample: int
+if TYPE_CHECKING:  # worker processes of the thread backend do without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,14 +23,22 @@ class Plan:
     """One batch of one process.
 
     Attributes:
-        sources: Where its B samples are stored, in order.
-        positions: int64 (B,), position of each in the split.
+        number: Number of the batch in its epoch, as the order counts.
+        samples: Shard and number in it of each of its B samples.
         draws: Its random numbers, a row for each sample; None for an `EvalView`.
     """
 
-    sources: Sequence[Source]
-    positions: NDArray[np.int64]
+    number: int
+    samples: Samples
     draws: Draws | None
+
+    def __len__(self) -> int:
+        return len(self.samples.shards)
+
+    def rows(self, begin: int, end: int) -> "Plan":
+        """Return the plan of the rows `begin` to `end - 1`."""
+        samples = Samples(*(column[begin:end] for column in self.samples))
+        return Plan(self.number, samples, self.draws.rows(begin, end) if self.draws else None)
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,12 @@ class Result(NamedTuple):
     Attributes:
         images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops.
         labels: int64 (B,), on the CPU.
+        keys: Key of each sample.
     """
 
-    images: Tensor
+    images: "Tensor"
     labels: NDArray[np.int64]
-
-
-class SampleError(Exception):
-    """A sample that cannot be read or decoded; the exception that says why is its cause."""
-
-    def __init__(self, source: Source, problem: str) -> None:
-        """Name the sample, and its problem in a few words."""
-        super().__init__(problem)
-        self.source, self.problem = source, problem
+    keys: list[str]
 
 
 class Backend(ABC):
@@ -85,15 +80,21 @@ class Backend(ABC):
     sums: Sums
 
     @abstractmethod
+    def begin(self, order: Order, start: int) -> None:
+        """Start an epoch at batch `start`: from there on, plans come in the order of their numbers."""
+
+    @abstractmethod
     def submit(self, plan: Plan) -> None:
         """Start to make a batch in the background."""
 
     @abstractmethod
-    def take(self) -> tuple[Plan, Result]:
-        """Return the oldest plan and its batch, after waiting for it.
+    def take(self) -> Result:
+        """Return the batch of the oldest plan, after waiting for it.
 
         Raises:
-            SampleError: A sample cannot be read or decoded.
+            SampleError: A sample cannot be read or decoded, or its label is not the number of a class.
+            UsageError: The index of a shard cannot be read.
+            RunError: A shard cannot be read, or the backend failed.
         """
 
     @abstractmethod
@@ -102,8 +103,8 @@ class Backend(ABC):
 
     @abstractmethod
     def drop(self) -> None:
-        """Forget all plans that are under way, after waiting for what has begun."""
+        """Forget all plans that are under way, after waiting for what has begun, and give up the shards."""
 
     @abstractmethod
     def close(self) -> None:
-        """Drop all plans and free threads and memory."""
+        """Drop all plans and free threads, processes and memory."""

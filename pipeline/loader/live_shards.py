@@ -7,18 +7,20 @@ fetched whole into memory.
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.arguments import COUNT, check_record
 from pipeline.dataset.dataset import Dataset
 from pipeline.dataset.index import ShardIndex, label_digits, read_index
-from pipeline.dataset.manifest import Shard
+from pipeline.dataset.manifest import Manifest, Shard
 from pipeline.errors import RunError, UsageError
 from pipeline.host import refuse_too_many_open_files
+from pipeline.images.codec import DecodeError
 from pipeline.loader.order import Use
 from pipeline.loader.shard_cache import Cache
 from pipeline.storage.base import ByteRange
@@ -55,6 +57,24 @@ class ReadOptions:
 Read = Callable[[int, int], memoryview | bytes]
 
 
+class SampleError(Exception):
+    """A sample that cannot be read or decoded.
+
+    Attributes:
+        path: Path or URL from which its shard is read; in the cache, the copy's path.
+        shard: Name of the shard below the dataset's root.
+        key: The sample's key.
+        begin, end: First byte of its image in the tar, and the one after the last.
+        problem: What is wrong, in a few words.
+    """
+
+    def __init__(self, path: str, shard: str, key: str, begin: int, end: int, problem: str) -> None:
+        """Name the sample and its problem."""
+        super().__init__(path, shard, key, begin, end, problem)
+        self.path, self.shard, self.key, self.problem = path, shard, key, problem
+        self.begin, self.end = begin, end
+
+
 class OpenShard:
     """A shard whose samples can be read, from several threads at once.
 
@@ -66,7 +86,7 @@ class OpenShard:
     """
 
     def __init__(
-        self, shard: Shard, url: str, index: ShardIndex, read: Read, *, in_memory: bool, adopted: bool
+        self, shard: Shard, url: str, index: ShardIndex, read: Read, manifest: Manifest, *, in_memory: bool
     ) -> None:
         """Note how the shard is read.
 
@@ -75,11 +95,12 @@ class OpenShard:
             url: Path or URL that it is read from.
             index: Offset and size of each sample's members.
             read: Called with offset and size, returns bytes of its tar.
+            manifest: The dataset's manifest, which says how many classes there are, and whether another
+                tool wrote the tars: text may precede the number of a label then.
             in_memory: Whether these are mapped or in memory.
-            adopted: Whether another tool wrote it: text may precede the number of a label then.
         """
         self.shard, self.url, self.index, self._read = shard, url, index, read
-        self.in_memory, self._adopted = in_memory, adopted
+        self.in_memory, self._adopted, self._classes = in_memory, manifest.adopted, len(manifest.classes)
 
     def image(self, sample: int) -> memoryview | bytes:
         """Return the bytes of a sample's image.
@@ -94,10 +115,32 @@ class OpenShard:
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is not a number.
+            ValueError: It is not the number of a class.
         """
         data = bytes(self._read(self.index.label_offsets[sample], self.index.label_sizes[sample]))
-        return int(label_digits(data, adopted=self._adopted))
+        if (label := int(label_digits(data, adopted=self._adopted))) >= self._classes:
+            raise ValueError(f"its label is {label}, but the manifest names {self._classes} classes")
+        return label
+
+    @contextmanager
+    def naming(self, sample: int) -> Iterator[None]:
+        """Within the block, name the sample in errors.
+
+        Raises:
+            SampleError: It could not be read or decoded.
+            RunError: Too many files are open.
+        """
+        try:
+            yield
+        except (DecodeError, OSError, ValueError) as error:
+            refuse_too_many_open_files(error)
+            raise self.error(sample, str(error)) from error
+
+    def error(self, sample: int, problem: str) -> SampleError:
+        """Return an error that names a sample and its problem."""
+        begin = self.index.image_offsets[sample]
+        end = begin + self.index.image_sizes[sample]
+        return SampleError(self.url, self.shard.name, self.index.keys[sample], begin, end, problem)
 
 
 class LiveShards:
@@ -132,6 +175,11 @@ class LiveShards:
         self._waiting: list[Use] = []  # the next use last
         self._open: list[tuple[Use, ExitStack, Future[OpenShard]]] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For a worker process, which opens files of its own.
+        dataset = Dataset(self._dataset.url, self._dataset.manifest)
+        return LiveShards, (dataset, self._split, self._access)
+
     def begin(self, uses: Sequence[Use]) -> None:
         """Start an epoch, or the rest of one: give up all shards and open the first ones in the background.
 
@@ -143,19 +191,19 @@ class LiveShards:
         self._waiting = list(reversed(uses))
         self._open_ahead(-1)
 
-    def of_batch(self, number: int) -> dict[int, OpenShard]:
-        """Return the shards that a batch needs, by their number in the split, after waiting for them.
+    def of_batch(self, number: int) -> "dict[int, Future[OpenShard]]":
+        """Return the shards that a batch needs, by their number in the split.
 
         Batches are asked for in ascending order.
 
-        Raises:
-            UsageError: An index cannot be read, or lists another number of samples than the manifest.
-            RunError: A shard cannot be opened or fetched, or its checksum differs from the manifest's.
+        Returns:
+            Futures, some still waiting for their shards. Their `result` raises UsageError if an index cannot
+            be read or lists another number of samples than the manifest; RunError if a shard cannot be
+            opened or fetched, or its checksum differs from the manifest's; and CancelledError once the shard
+            is given up.
         """
         self._open_ahead(number)
-        return {
-            use.shard: future.result() for use, _, future in self._open if use.first <= number <= use.last
-        }
+        return {use.shard: opened for use, _, opened in self._open if use.first <= number <= use.last}
 
     def done(self, number: int) -> None:
         """Give up the shards that no batch after `number` needs."""
@@ -163,10 +211,16 @@ class LiveShards:
             self._open.remove(entry)
             self._give_up(entry)
 
-    def release(self) -> None:
-        """Give up all shards, and end the fetches that wait. Images that were read stay valid."""
+    def cancel(self) -> None:
+        """Open no more shards of this epoch; who waits for one gets a CancelledError."""
         self._over.set()
         self._waiting = []
+        for *_, opened in self._open:
+            opened.cancel()
+
+    def release(self) -> None:
+        """Give up all shards, after `cancel`. Images that were read stay valid."""
+        self.cancel()
         held, self._open = self._open, []
         for entry in held:
             self._give_up(entry)
@@ -205,30 +259,40 @@ class LiveShards:
         while self._waiting and (self._waiting[-1].first <= max(number, 0) or ahead < AHEAD):
             use, leases = self._waiting.pop(), ExitStack()
             ahead += use.first > number
-            self._open.append(
-                (use, leases, self._threads.submit(self._open_shard, use.shard, leases, self._over))
-            )
+            opened: Future[OpenShard] = Future()
+            self._open.append((use, leases, opened))
+            self._threads.submit(self._open_into, opened, use.shard, leases, self._over)
+
+    def _open_into(
+        self, opened: Future[OpenShard], number: int, leases: ExitStack, over: threading.Event
+    ) -> None:
+        """Open a shard, unless it was given up."""
+        if opened.cancelled():
+            return
+        try:
+            try:
+                shard = self._open_shard(number, leases, over)
+            except Exception as error:
+                opened.set_exception(error)
+            else:
+                opened.set_result(shard)
+        except InvalidStateError:  # it was given up meanwhile
+            leases.close()
 
     def _open_shard(self, number: int, leases: ExitStack, over: threading.Event) -> OpenShard:
         shard = self._shards[number]
         index = read_index(self._store, shard)
-        url, adopted = self._store.url_of(shard.name), self._dataset.manifest.adopted
+        url, manifest = self._store.url_of(shard.name), self._dataset.manifest
         try:
             if self._cache is not None:
                 url = leases.enter_context(self._cache.lease(shard, over))
             elif self._store.local is None:
                 data = memoryview(self._store.read(ByteRange(shard.name)))
-                return OpenShard(
-                    shard,
-                    url,
-                    index,
-                    lambda offset, size: data[offset : offset + size],
-                    in_memory=True,
-                    adopted=adopted,
-                )
+                whole = lambda offset, size: data[offset : offset + size]  # noqa: E731
+                return OpenShard(shard, url, index, whole, manifest, in_memory=True)
             mapped = self._access.mmap
             read = _reader(Path(url), leases, mapped=mapped)
-            return OpenShard(shard, url, index, read, in_memory=mapped, adopted=adopted)
+            return OpenShard(shard, url, index, read, manifest, in_memory=mapped)
         except (OSError, ValueError) as error:  # a file of no bytes cannot be mapped
             refuse_too_many_open_files(error)
             raise RunError(
@@ -237,9 +301,9 @@ class LiveShards:
             ) from error
 
     def _give_up(self, entry: tuple[Use, ExitStack, Future[OpenShard]]) -> None:
-        _, leases, future = entry
-        if not future.cancel():
-            future.add_done_callback(lambda _: leases.close())
+        _, leases, opened = entry
+        if not opened.cancel():  # it is open, or could not be opened
+            leases.close()
 
 
 def _reader(path: Path, leases: ExitStack, *, mapped: bool) -> Read:

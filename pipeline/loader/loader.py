@@ -8,6 +8,7 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -19,14 +20,14 @@ from torch import Tensor
 
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
-from pipeline.errors import RunError, UsageError
-from pipeline.host import refuse_too_many_open_files
+from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.loader.augmentation import draw
-from pipeline.loader.backend import Backend, OutputSettings, Plan, SampleError, Source
-from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions
+from pipeline.loader.backend import Backend, OutputSettings, Plan
+from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions, SampleError
 from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of
 from pipeline.loader.placement import BackendName, Placement
 from pipeline.loader.stats import LoaderStats, Stopwatch, Sums
+from pipeline.loader.threads.backend import ThreadBackend
 from pipeline.loader.views import EvalView, TrainView, check_view
 
 # All lanes may change to their next shards at once, while batches under way still need the former ones.
@@ -41,11 +42,10 @@ _DEEPEST = 4  # batches that a backend has under way, at most
 class Batch:
     """Images and labels of one step.
 
-    Batches in host memory stay valid for as long as they are held; if they are page-locked (`pinned`), use
-    blocking copies to a GPU, or hold them until the copy is done. On a GPU the images are ready on the CUDA
+    Batches in host memory stay valid for as long as they are held. On a GPU the images are ready on the CUDA
     stream that was current when the batch was yielded. If another stream reads them, call
     `other.wait_stream(current)` first, and `current.wait_stream(other)` before the batch is dropped.
-    `record_stream` has no effect, as the memory is DALI's and not of torch's allocator.
+    `record_stream` has no effect on DALI's batches, whose memory is not of torch's allocator.
 
     Attributes:
         images: float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops, on the placement's device.
@@ -111,8 +111,7 @@ class Loader:
         Raises:
             UsageError: The dataset has no such split or the split is empty; the crop is larger than the
                 images; a training split has fewer samples than one global batch; the number of processes
-                does not divide a global batch; the cache is too small; a number is out of range; or the
-                thread backend is to leave batches on a GPU.
+                does not divide a global batch; the cache is too small; or a number is out of range.
         """
         self.dataset, self.split, self.view = dataset, split, view
         self.global_batch, self.seed = global_batch, seed
@@ -184,25 +183,26 @@ class Loader:
         self._entering = False
         iteration, epoch = self._iteration, self.epoch
         order, maker = self._order(epoch), self._started()
-        self._shards.begin(order.uses(self.batch))
-        planned = self.batch
+        maker.begin(order, self.batch)
+        planned, positions = self.batch, deque[NDArray[np.int64]]()
         try:
             for number in range(self.batch, order.batches):
                 watch, ready, under_way = Stopwatch(self._sums), maker.ready(), planned - number
                 while planned < min(order.batches, number + maker.depth):
-                    maker.submit(self._plan(order, epoch, planned))
+                    plan = self._plan(order, epoch, planned)
+                    positions.append(self._begins[plan.samples.shards] + plan.samples.samples)
+                    maker.submit(plan)
                     planned += 1
-                batch = self._next_batch(maker)
+                images, labels, keys = maker.take()
                 watch.lap("wait")
                 self._sums.ready += ready
                 self._sums.under_way += under_way
                 self._sums.batches += 1
-                self._shards.done(number)
                 self.batch = number + 1
-                yield batch
+                yield Batch(images, torch.from_numpy(labels), keys, positions.popleft())
                 if iteration != self._iteration:
                     raise RuntimeError("another iteration of this loader has begun, or it was closed")
-        except (SampleError, RunError) as error:
+        except (SampleError, ToolkitError) as error:
             self._end_maker()  # it may not survive
             raise (self._diagnosis(error) if isinstance(error, SampleError) else error) from error.__cause__
         finally:
@@ -289,46 +289,27 @@ class Loader:
 
     def _plan(self, order: Order, epoch: int, number: int) -> Plan:
         """Decide what a batch holds and what is cut there."""
-        samples, shards = order.batch(number), self._shards.of_batch(number)
         draws = None
         if isinstance(self.view, TrainView):
             local = self.global_batch // self.placement.world_size
             first = self.placement.rank * local
             group = self.view.crop_group
             draws = draw(self.seed, epoch, number, self.global_batch, group).rows(first, first + local)
-        positions = self._begins[samples.shards] + samples.samples
-        places = zip(samples.shards.tolist(), samples.samples.tolist(), strict=True)
-        return Plan([Source(shards[shard], sample) for shard, sample in places], positions, draws)
-
-    def _next_batch(self, maker: Backend) -> Batch:
-        plan, result = maker.take()
-        classes = len(self.dataset.classes)
-        wrong = np.flatnonzero((result.labels < 0) | (result.labels >= classes))
-        if len(wrong):
-            problem = f"its label is {result.labels[wrong[0]]}, but the manifest names {classes} classes"
-            raise SampleError(plan.sources[wrong[0]], problem)
-        return Batch(
-            result.images,
-            torch.from_numpy(result.labels),
-            [source.shard.index.keys[source.sample] for source in plan.sources],
-            plan.positions,
-        )
+        return Plan(number, order.batch(number), draws)
 
     def _started(self) -> Backend:
         """Return the backend, made at the first call: importing DALI takes a second."""
         if self._maker is None:
-            place, stored = self.placement, self.dataset.image
+            place = self.placement
             size = self.global_batch // (place.world_size if self._training else 1)
+            settings = self._shards, self.view, self.dataset.image, self._output, size, place
             if self.backend == "dali":
                 from pipeline.loader.dali.backend import DaliBackend
 
-                self._maker = DaliBackend(self.view, stored, self._output, size, place)
+                self._maker = DaliBackend(*settings)
             else:
-                from pipeline.loader.threads.pool import ThreadBackend
-
-                self._maker = ThreadBackend(
-                    self.view, stored, self._output, size, place.thread_count, pinned=place.pinned
-                )
+                device = None if place.gpu is None else torch.device("cuda", place.gpu)
+                self._maker = ThreadBackend(*settings, device)
             self._sums = self._maker.sums
         return self._maker
 
@@ -342,22 +323,17 @@ class Loader:
         self._iteration += 1
         if self._maker is not None:
             self._maker.drop()
-        self._shards.release()
 
     def _diagnosis(self, error: SampleError) -> RunError:
         """Return an error of one line that names a sample's shard, key, byte range and problem."""
-        if isinstance(error.__cause__, Exception):
-            refuse_too_many_open_files(error.__cause__)
-        (opened, sample), index = error.source, error.source.shard.index
-        url = self.dataset.store.url_of(opened.shard.name)
-        begin, end = index.image_offsets[sample], index.image_offsets[sample] + index.image_sizes[sample]
+        url = self.dataset.store.url_of(error.shard)
         remedy = (
             f"`alexnet-prep verify {self.dataset.url}` lists everything that changed since it was written"
         )
-        if opened.url != url:
+        if error.path != url:
             remedy = f"delete this cached copy of {url}, and it is fetched again; {remedy}"
         return RunError(
-            f"{opened.url}: the sample {index.keys[sample]} (bytes {begin:,} to {end:,}) is damaged: "
+            f"{error.path}: the sample {error.key} (bytes {error.begin:,} to {error.end:,}) is damaged: "
             f"{error.problem}; {remedy}"
         )
 
@@ -384,10 +360,6 @@ class Loader:
         place, size = self.placement, self.global_batch
         if self.samples == 0:
             raise UsageError(f"{self.dataset.url}: the split {self.split!r} holds no samples")
-        if self.backend == "threads" and place.gpu is not None:
-            raise UsageError(
-                "the thread backend leaves batches in host memory; choose the backend dali, or no gpu"
-            )
         if self._training and size % place.world_size:
             below = size // place.world_size * place.world_size
             above = below + place.world_size

@@ -12,9 +12,10 @@ are lanes. Any batch of any epoch is computed without those before it.
 Evaluation: batches in the order of the split, which the processes take in turns.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,15 @@ class Order(ABC):
     @abstractmethod
     def uses(self, start: int = 0) -> list[Use]:
         """Return which shards this process's batches from `start` on need, in the order of first use."""
+
+    @abstractmethod
+    def part(self, number: int, parts: int) -> Self:
+        """Return the order of a part of each batch: the rows `share(rows, number, parts)`."""
+
+
+def share(count: int, number: int, parts: int) -> slice:
+    """Return which of `count` things the share `number` of `parts` holds; shares differ by one at most."""
+    return slice(count * number // parts, count * (number + 1) // parts)
 
 
 def lanes_of(global_batch: int, *, shuffled: bool) -> int:
@@ -153,6 +163,14 @@ class TrainingOrder(Order):
             ]
         return sorted(found)
 
+    def part(self, number: int, parts: int) -> Self:
+        """Return the order of a part of each batch."""
+        found, rows = copy.copy(self), share(len(self._positions), number, parts)
+        found._positions = self._positions[rows]
+        found._lane_begin, found._lane_width = self._lane_begin[rows], self._lane_width[rows]
+        found._permuted = {}
+        return found
+
     def _line_positions(self, number: int) -> Integers:
         within = self._positions - self._lane_begin
         line = self._start + self.batches * self._lane_begin + number * self._lane_width + within
@@ -208,6 +226,7 @@ class EvaluationOrder(Order):
         self._begins = self._ends - np.asarray(sizes, np.int64)
         self._total = int(self._ends[-1]) if len(sizes) else 0
         self._size, self._rank, self._world_size = batch_size, rank, world_size
+        self._part = 0, 1
         everyone = -(-self._total // batch_size)
         self.batches = max(0, -(-(everyone - rank) // world_size))
 
@@ -215,17 +234,20 @@ class EvaluationOrder(Order):
         """Return the samples of this process's batch `number`."""
         first = (self._rank + number * self._world_size) * self._size
         positions = np.arange(first, min(first + self._size, self._total))
+        positions = positions[share(len(positions), *self._part)]
         shards = np.searchsorted(self._ends, positions, side="right")
         return Samples(shards, positions - self._begins[shards])
 
     def uses(self, start: int = 0) -> list[Use]:
         """Return the shards of this process's batches from `start` on."""
-        found = []
-        for shard, (begin, end) in enumerate(zip(self._begins.tolist(), self._ends.tolist(), strict=True)):
-            if begin == end:
-                continue
-            lowest, highest = begin // self._size - self._rank, (end - 1) // self._size - self._rank
-            first, last = -(-lowest // self._world_size), highest // self._world_size
-            if (first := max(first, start)) <= last:
-                found.append(Use(first, last, shard))
+        batches: dict[int, list[int]] = {}
+        for number in range(start, self.batches):
+            for shard in np.unique(self.batch(number).shards).tolist():
+                batches.setdefault(shard, []).append(number)
+        return [Use(used[0], used[-1], shard) for shard, used in batches.items()]
+
+    def part(self, number: int, parts: int) -> Self:
+        """Return the order of a part of each batch."""
+        found = copy.copy(self)
+        found._part = number, parts
         return found

@@ -1,47 +1,121 @@
 """Buffers for batches, used again once nobody holds the batch that was in them."""
 
+import mmap
+import os
+import tempfile
 import weakref
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+
+class Slot(NamedTuple):
+    """A buffer of a ring.
+
+    Attributes:
+        number: Its number, from 0 on.
+        images: A view of it.
+    """
+
+    number: int
+    images: NDArray[Any]
+
+
+class Layout(NamedTuple):
+    """Shape and type of each buffer."""
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one buffer to the next in a file, which can be mapped from there on."""
+        size, unit = int(np.prod(self.shape)) * self.dtype.itemsize, mmap.ALLOCATIONGRANULARITY
+        return max(-(-size // unit), 1) * unit
+
+    def map(self, file: int, number: int) -> NDArray[Any]:
+        """Map a buffer of a file into memory, which other processes may do too.
+
+        Args:
+            file: Descriptor of the file.
+            number: Number of the buffer.
+        """
+        memory = mmap.mmap(file, self.stride, offset=number * self.stride)
+        return np.ndarray(self.shape, self.dtype, memory)
 
 
 class Ring:
-    """Gives out views of buffers of one shape and type; a buffer whose view is gone is given out again.
+    """Gives out views of buffers; a buffer whose view is gone is given out again.
 
     A tensor that `torch.from_numpy` makes of a view keeps it alive, and so does any part of that tensor. So a
     batch stays valid for as long as its consumer keeps it.
+
+    Attributes:
+        layout: Shape and type of each buffer.
+        file: Descriptor of the file that holds the buffers, if other processes share them.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: "np.dtype[Any]", *, pinned: bool) -> None:
-        """Note what to allocate; nothing is allocated yet.
+    def __init__(self, layout: Layout, *, pinned: bool = False, shared: bool = False) -> None:
+        """Note what to allocate.
 
         Args:
-            shape: Shape of each buffer.
-            dtype: Its type.
-            pinned: Whether to allocate page-locked memory, from which copies to a GPU are fast.
+            layout: Shape and type of each buffer.
+            pinned: Whether to page-lock the memory, so that copies to a GPU are fast.
+            shared: Whether other processes fill the buffers.
         """
-        self._shape, self._dtype, self._pinned = shape, dtype, pinned
+        self.layout, self._pinned = layout, pinned
+        self.file = _memory_file() if shared else None
         self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
 
-    def take(self) -> NDArray[Any]:
-        """Return a view of a buffer that nobody uses; its content is arbitrary."""
-        for number, (buffer, given) in enumerate(self._buffers):
-            if given() is None:
-                view = buffer[...]
-                self._buffers[number] = buffer, weakref.ref(view)
-                return view
-        buffer = self._allocate()
+    def take(self) -> Slot:
+        """Return a buffer that nobody uses; its content is arbitrary."""
+        free = (number for number, (_, given) in enumerate(self._buffers) if given() is None)
+        number = next(free, len(self._buffers))
+        if number == len(self._buffers):
+            buffer = self._allocate()
+            self._buffers.append((buffer, weakref.ref(buffer)))
+        buffer, _ = self._buffers[number]
         view = buffer[...]
-        self._buffers.append((buffer, weakref.ref(view)))
-        return view
+        self._buffers[number] = buffer, weakref.ref(view)
+        return Slot(number, view)
+
+    def close(self) -> None:
+        """Close the file; buffers stay valid for as long as they are held."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
     def _allocate(self) -> NDArray[Any]:
-        if not self._pinned:
-            return np.empty(self._shape, self._dtype)
-        sample: Tensor = torch.from_numpy(np.empty(0, self._dtype))
-        found: NDArray[Any] = torch.empty(self._shape, dtype=sample.dtype, pin_memory=True).numpy()
-        return found
+        if self.file is None:
+            buffer = np.empty(*self.layout)
+        else:
+            os.ftruncate(self.file, (len(self._buffers) + 1) * self.layout.stride)
+            buffer = self.layout.map(self.file, len(self._buffers))
+        if self._pinned:
+            _page_lock(buffer)
+        return buffer
+
+
+def _memory_file() -> int:
+    """Return a descriptor of a new file in memory, which needs no /dev/shm; on macOS of a temporary one."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("alexnet-batches")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _page_lock(buffer: NDArray[Any]) -> None:
+    """Register memory with CUDA, for as long as the buffer lives. Without success, copies are slower."""
+    import torch
+
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = buffer.ctypes.data
+    if int(runtime.cudaHostRegister(address, buffer.nbytes, 0)) == 0:
+        weakref.finalize(buffer, _unlock, runtime, address)
+
+
+def _unlock(runtime: Any, address: int) -> None:
+    with suppress(Exception):  # the driver may be gone at the interpreter's end
+        runtime.cudaHostUnregister(address)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline import Dataset, Manifest
 from pipeline.dataset.manifest import FORMAT_VERSION, ClassInfo, ImageFormat, SourceInfo, write_manifest
@@ -57,3 +58,10 @@ def tiny_images(count, size=16, seed=0):
     """Images of one random color each, which decode quickly."""
     colors = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 3), np.uint8)
     return list(np.broadcast_to(colors, (count, size, size, 3)).copy())
+
+
+def photographs(count, height, width, seed=0):
+    """Draw smooth random color fields, in which no two crops are alike."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
+    return [np.asarray(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC)) for s in small]

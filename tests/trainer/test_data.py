@@ -113,19 +113,19 @@ def test_a_gpu_that_does_not_decode_is_refused(options, kind, message, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("options", "dali", "backend", "gpu", "pinned"),
+    ("options", "dali", "backend", "gpu"),
     [
-        (LoaderOptions(), True, "dali", 0, False),
-        (LoaderOptions(), False, "threads", None, True),
-        (LoaderOptions("threads"), True, "threads", None, True),
-        (LoaderOptions(decode_device="cpu"), True, "dali", None, True),
+        (LoaderOptions(), True, "dali", 0),
+        (LoaderOptions(), False, "threads", 0),
+        (LoaderOptions("threads"), True, "threads", 0),
+        (LoaderOptions(decode_device="cpu"), True, "dali", None),
     ],
 )
-def test_on_a_gpu_dali_decodes_and_leaves_the_batches_there(options, dali, backend, gpu, pinned, monkeypatch):
+def test_on_a_gpu_either_backend_leaves_the_batches_there(options, dali, backend, gpu, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr("trainer.data.has_dali", lambda: dali)
     choice = options.choose(DistEnv(kind="gpu"))
-    assert (choice.backend, choice.placement.gpu, choice.placement.pinned) == (backend, gpu, pinned)
+    assert (choice.backend, choice.placement.gpu) == (backend, gpu)
 
 
 def test_dali_is_asked_for_where_it_is_not_installed(monkeypatch):
@@ -136,7 +136,8 @@ def test_dali_is_asked_for_where_it_is_not_installed(monkeypatch):
 
 def test_the_processes_ranks_and_threads_are_the_loaders():
     env = DistEnv(rank=3, world_size=4, local_rank=1, local_world_size=2)
-    assert LoaderOptions(threads=5).choose(env).placement == Placement(3, 4, threads=5, local_world_size=2)
+    expected = Placement(3, 4, threads=5, workers=2, local_world_size=2)
+    assert LoaderOptions(threads=5, workers=2).choose(env).placement == expected
 
 
 def test_a_batch_larger_than_the_split_is_refused(make_train_data, recipe):

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from pipeline.errors import RunError
 from pipeline.host import trim_heap
 from pipeline.images.codec import DecodeError, decode
 from pipeline.loader.augmentation import scales_first, shape_in_loader, shifts, windows
-from pipeline.loader.backend import Backend, OutputSettings, Plan, Result, SampleError, Source
+from pipeline.loader.backend import Backend, OutputSettings, Plan, Result
 from pipeline.loader.dali import graph
+from pipeline.loader.live_shards import LiveShards, OpenShard
+from pipeline.loader.order import Order
 from pipeline.loader.placement import Placement
 from pipeline.loader.stats import Stopwatch, Sums
 from pipeline.loader.views import EvalView, TrainView
@@ -27,11 +29,24 @@ _DEPTH = 3
 _MEMORY = ("out of memory", "memory allocation", "bad_alloc", "cudaErrorMemoryAllocation")
 
 
+class _UnderWay(NamedTuple):
+    """A batch that is being made: its plan, where its samples are, their encoded images, seconds of reading.
+
+    DALI reads the images where they lie.
+    """
+
+    plan: Plan
+    sources: list[tuple[OpenShard, int]]
+    jpegs: list[NDArray[np.uint8]]
+    read: float
+
+
 class DaliBackend(Backend):
     """Makes batches on a GPU, or in host memory."""
 
     def __init__(
         self,
+        shards: LiveShards,
         view: TrainView | EvalView,
         stored: ImageFormat,
         output: OutputSettings,
@@ -41,6 +56,7 @@ class DaliBackend(Backend):
         """Build the pipeline.
 
         Args:
+            shards: Shards of the split.
             view: Crops, flips and normalization.
             stored: Size and mode of the stored images.
             output: Format of the images.
@@ -50,10 +66,10 @@ class DaliBackend(Backend):
         Raises:
             RunError: DALI cannot build it.
         """
-        self._view, self._stored, self._place = view, stored, place
+        self._shards, self._view, self._stored, self._place = shards, view, stored, place
         self._channels_last = output.channels_last
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="alexnet-read")
-        self._under_way: deque[tuple[Plan, list[NDArray[np.uint8]], float]] = deque()
+        self._under_way: deque[_UnderWay] = deque()
         self.depth = _DEPTH
         self.sums = Sums(decode=math.nan, augment=math.nan, ready=math.nan)
         self._pipe: Any = graph.build(
@@ -72,16 +88,25 @@ class DaliBackend(Backend):
         except RuntimeError as error:
             raise RunError(f"DALI cannot build its pipeline: {dali_message(error)}") from error
 
+    def begin(self, order: Order, start: int) -> None:
+        """Start an epoch at batch `start`."""
+        self._shards.begin(order.uses(start))
+
     def submit(self, plan: Plan) -> None:
         """Feed a batch and start to decode it.
 
         Raises:
             SampleError: A sample cannot be read, or is not an image.
+            UsageError: The index of a shard cannot be read.
+            RunError: A shard cannot be read.
         """
         took = Sums()
         watch = Stopwatch(took)
-        in_memory = all(source.shard.in_memory for source in plan.sources)
-        found = [*(map if in_memory else self._readers.map)(self._read, plan.sources)]
+        opened = {number: shard.result() for number, shard in self._shards.of_batch(plan.number).items()}
+        shards = [opened[number] for number in plan.samples.shards.tolist()]
+        sources = list(zip(shards, plan.samples.samples.tolist(), strict=True))
+        in_memory = all(shard.in_memory for shard in shards)
+        found = [*(map if in_memory else self._readers.map)(self._read, *zip(*sources, strict=True))]
         jpegs, shapes = [data for data, _ in found], np.array([shape for _, shape in found])
         cut = windows(self._view, self._stored, plan.draws, shapes).astype(np.int32)
         self._pipe.feed_input("jpeg", jpegs)
@@ -94,39 +119,43 @@ class DaliBackend(Backend):
             self._pipe.feed_input("shift", shifts(self._view, plan.draws))
         self._pipe.schedule_run()
         watch.lap("read")
-        self._under_way.append((plan, jpegs, took.read))  # DALI reads the encoded images where they lie
+        self._under_way.append(_UnderWay(plan, sources, jpegs, took.read))
 
-    def take(self) -> tuple[Plan, Result]:
-        """Return the oldest plan and its batch, after waiting for it.
+    def take(self) -> Result:
+        """Return the batch of the oldest plan, after waiting for it.
 
         Raises:
-            SampleError: A sample cannot be decoded.
+            SampleError: A sample cannot be decoded, or its label is not the number of a class.
             RunError: DALI failed for another reason.
         """
-        plan, jpegs, read = self._under_way[0]
+        batch = self._under_way[0]
         device = self._place.gpu
         stream = None if device is None else torch.cuda.current_stream(device)
         try:
             [output] = self._pipe.outputs(stream)
         except RuntimeError as error:
-            raise self._diagnosis(error, plan, jpegs) from error
+            raise self._diagnosis(error, batch) from error
         finally:
             self._under_way.popleft()
-        self.sums.read += read
+        self.sums.read += batch.read
         images = from_dlpack(output.as_tensor())
-        labels = np.array([_label(source) for source in plan.sources], np.int64)
-        return plan, Result(images.movedim(-1, -3) if self._channels_last else images, labels)
+        labels = np.array([_label(*source) for source in batch.sources], np.int64)
+        keys = [shard.index.keys[sample] for shard, sample in batch.sources]
+        self._shards.done(batch.plan.number)
+        return Result(images.movedim(-1, -3) if self._channels_last else images, labels, keys)
 
     def ready(self) -> float:
         """Return NaN: DALI does not tell which of its batches are done."""
         return math.nan
 
     def drop(self) -> None:
-        """Forget all plans that are under way, after waiting for them."""
+        """Forget all plans that are under way, after waiting for them, and give up the shards."""
+        self._shards.cancel()
         while self._under_way:
             with suppress(RuntimeError):  # of a batch that nobody wants; the next ones are still in the queue
                 self._pipe.outputs()
             self._under_way.popleft()
+        self._shards.release()
 
     def close(self) -> None:
         """Drop all plans and free DALI's memory."""
@@ -136,24 +165,22 @@ class DaliBackend(Backend):
             self._readers.shutdown()
             trim_heap()
 
-    def _read(self, source: Source) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        try:
-            data = source.shard.image(source.sample)
+    def _read(self, shard: OpenShard, sample: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        with shard.naming(sample):
+            data = shard.image(sample)
             return np.frombuffer(data, np.uint8), shape_in_loader(data, self._view, self._stored)
-        except (DecodeError, OSError) as error:
-            raise SampleError(source, str(error)) from error
 
-    def _diagnosis(self, error: RuntimeError, plan: Plan, jpegs: list[NDArray[np.uint8]]) -> Exception:
+    def _diagnosis(self, error: RuntimeError, batch: _UnderWay) -> Exception:
         """Return an error that names the sample to blame, if DALI says that one does not decode."""
         message = str(error)
         if any(words in message for words in _MEMORY):
             return RunError(f"the loader is out of memory: {dali_message(error)}; use smaller batches")
         if "decod" in message:
             pipe = graph.decoded(self._place, device_id=self._place.gpu, prefetch_queue_depth=1)
-            for source, jpeg in zip(plan.sources, jpegs, strict=True):
+            for (shard, sample), jpeg in zip(batch.sources, batch.jpegs, strict=True):
                 problem = _problem(jpeg, pipe)
                 if problem:
-                    return SampleError(source, problem)
+                    return shard.error(sample, problem)
         return RunError(f"the loader stopped: {dali_message(error)}")
 
 
@@ -170,11 +197,9 @@ def _problem(jpeg: NDArray[np.uint8], pipe: Any) -> str:
     return ""
 
 
-def _label(source: Source) -> int:
-    try:
-        return source.shard.label(source.sample)
-    except (OSError, ValueError) as error:
-        raise SampleError(source, str(error)) from error
+def _label(shard: OpenShard, sample: int) -> int:
+    with shard.naming(sample):
+        return shard.label(sample)
 
 
 def dali_message(error: Exception) -> str:

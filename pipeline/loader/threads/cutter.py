@@ -92,6 +92,20 @@ class Cutter:
             raise DecodeError(f"it has {width}x{height} pixels instead of {shape[1]}x{shape[0]}")
         return pixels
 
+    def decode_into(self, data: Encoded, out: Pixels) -> None:
+        """Decode a stored square to `out`, uint8 (H, H, 3).
+
+        Raises:
+            DecodeError: It is not an image, damaged, or of another shape.
+        """
+        buffer, self._decoded = self._decoded, out.reshape(-1)
+        try:
+            pixels = self.decode(data, out.shape[:2])
+        finally:
+            self._decoded = buffer
+        if not np.may_share_memory(pixels, out):
+            out[:] = pixels
+
     def cuts(self, draws: Draws | None, shapes: Integers) -> Cuts:
         """Compute what is cut from images of these shapes.
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from helpers.reference import crops, stored
-from helpers.synthetic import gradient, write_dataset
+from helpers.synthetic import gradient, photographs, write_dataset
 from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
@@ -50,13 +50,6 @@ def find_crop(image, seen, crop):
                 if spread < best[0]:
                     best = (spread, top, left, flip, difference.mean(axis=0))
     return best[1:]
-
-
-def photographs(count, height, width, seed=0):
-    """Draw smooth random color fields, in which no two crops are alike."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
-    return [np.asarray(Image.fromarray(s).resize((width, height), Image.Resampling.BICUBIC)) for s in small]
 
 
 @pytest.fixture(scope="module")

@@ -280,7 +280,6 @@ def test_what_it_does_is_seen(data, monkeypatch, backend, decode, whole):
         ({"split": "test"}, "no split 'test', only train, val"),
         ({"batch_size": 48}, "40 samples, fewer than one global batch of 48"),
         ({"placement": Placement(0, 3)}, "3 processes do not divide a global batch of 8; choose one of 9"),
-        ({"placement": Placement(gpu=0), "backend": "threads"}, "leaves batches in host memory"),
     ],
 )
 def test_impossible_arguments_are_refused(data, options, message):

@@ -26,6 +26,12 @@ def test_threads_are_a_share_of_the_cores_or_as_asked():
     assert Placement(threads=3, local_world_size=1000).thread_count == 3
 
 
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (8, 0), (9, 2), (16, 2), (17, 3), (64, 8)])
+def test_many_threads_are_divided_among_worker_processes(threads, workers):
+    assert Placement(threads=threads).worker_count == workers
+    assert Placement(threads=threads, workers=1).worker_count == 1
+
+
 @pytest.mark.parametrize("rank", [2, -1])
 def test_a_rank_beyond_the_world_is_refused(rank):
     with pytest.raises(UsageError, match="ranks go from 0 to 1"):
