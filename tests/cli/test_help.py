@@ -36,8 +36,8 @@ def test_help_and_version_import_nothing_heavy():
 
 
 JOB = (
-    "data --recipe --set --gpus --cpus --cuda-graphs --backend --decode-device --threads --no-mmap --cache "
-    "--cache-limit"
+    "data --recipe --set --gpus --cpus --cuda-graphs --backend --decode-device --threads "
+    "--loader-workers --no-mmap --cache --cache-limit"
 )
 
 # The options of every command; the test fails where one is added or removed by accident.
@@ -98,8 +98,8 @@ OPTIONS = {
         evaluate,
         "checkpoints --data --views --ensemble-weights --weights --split --classes-by --real-labels --labels "
         "--arch --preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
-        "--kernels --batch-size --precision --gpus --cpus --backend --decode-device --threads --no-mmap "
-        "--cache --cache-limit --force",
+        "--kernels --batch-size --precision --gpus --cpus --backend --decode-device --threads --loader-workers "
+        "--no-mmap --cache --cache-limit --force",
     ),
 }
 
