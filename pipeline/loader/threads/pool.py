@@ -97,7 +97,7 @@ class Pool:
         """
         opened, images = self._shards.of_batch(plan.number), slot.images[first : first + len(plan)]
         self._under_way = [task for task in self._under_way if not task.done()]
-        tasks = [
+        tasks: Tasks = [
             self._threads.submit(self._make, plan.rows(row, row + _TASK), opened, images[row : row + _TASK])
             for row in range(0, len(plan), _TASK)
         ]
@@ -107,10 +107,6 @@ class Pool:
     def done(self, number: int) -> None:
         """Give up the shards that no batch after `number` needs."""
         self._shards.done(number)
-
-    def ready(self) -> float:
-        """Return how many of the batches under way are done."""
-        return sum(all(task.done() for task in tasks) for *_, tasks in self._under_way)
 
     def drop(self) -> None:
         """Forget all rows that are under way, after waiting for what has begun, and give up the shards."""
