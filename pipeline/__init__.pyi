@@ -13,6 +13,7 @@ from .executors.ray import RayExecutor as RayExecutor
 from .images.statistics import Statistics as Statistics
 from .loader.live_shards import ReadOptions as ReadOptions
 from .loader.loader import Batch as Batch, Loader as Loader
+from .loader.open import open_loader as open_loader
 from .loader.placement import Placement as Placement, choose_backend as choose_backend
 from .loader.stats import LoaderStats as LoaderStats
 from .loader.views import (

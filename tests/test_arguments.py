@@ -225,6 +225,7 @@ def test_a_records_ranges(record, changes):
         (pipeline.draw_preview, "images", 0),
         (pipeline.choose_backend, "cores", 0),
         (pipeline.Loader.__init__, "global_batch", 0),
+        (pipeline.open_loader, "threads", 0),
         (trainer.build_model, "arch", "alexnetbn"),
         (trainer.build_model, "classes", 1),
         (trainer.build_model, "width", 0.0),

@@ -79,13 +79,18 @@ def test_each_package_says_that_it_is_typed(package):
 
 SCRIPT = """
 from pathlib import Path
-from pipeline import Dataset, EvalView, Loader, Options, Placement, prepare, read_source
+from typing import assert_type
+import numpy as np
+from numpy.typing import NDArray
+from pipeline import Dataset, EvalView, Options, open_loader, prepare, read_source
 from trainer import load_recipe
 
 reveal_type(prepare(read_source("photographs"), Path("shards"), Options(size=128)))
-with Loader(Dataset.open("shards"), "val", EvalView("center", 224), 32, placement=Placement()) as loader:
+with open_loader("shards", "val", global_batch=32, view=EvalView("center", 224)) as loader:
     for batch in loader:
         reveal_type(batch.images)
+assert_type(Dataset.open("shards").samples("val")[0].image, NDArray[np.uint8])
+assert_type(Dataset.open("shards").samples("val", len)[0].image, int)
 load_recipe("paper").epochs + "ninety"
 Options(size="128")
 """
@@ -115,8 +120,8 @@ def test_a_users_script_is_checked_against_the_installed_wheel(tmp_path):
     check = [sys.executable, "-m", "mypy", "--python-executable", python, "--strict", "script.py"]
     done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert re.findall(r"script.py:(\d+): (?:note|error): (.*)", done.stdout) == [
-        ("6", 'Revealed type is "pipeline.dataset.manifest.Manifest"'),
-        ("9", 'Revealed type is "torch._tensor.Tensor"'),
-        ("10", 'Unsupported operand types for + ("int" and "str")  [operator]'),
-        ("11", 'Argument "size" to "Options" has incompatible type "str"; expected "int"  [arg-type]'),
+        ("9", 'Revealed type is "pipeline.dataset.manifest.Manifest"'),
+        ("12", 'Revealed type is "torch._tensor.Tensor"'),
+        ("15", 'Unsupported operand types for + ("int" and "str")  [operator]'),
+        ("16", 'Argument "size" to "Options" has incompatible type "str"; expected "int"  [arg-type]'),
     ]

@@ -1,0 +1,95 @@
+"""Open a loader for a training loop of one's own."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pipeline.arguments import COUNT, checked
+from pipeline.dataset.dataset import Dataset
+from pipeline.loader.live_shards import ReadOptions
+from pipeline.loader.loader import Loader
+from pipeline.loader.placement import BackendName, Placement
+from pipeline.loader.views import EvalView, TrainView
+
+_FROM_0 = (0, math.inf)
+
+
+@checked(
+    global_batch=COUNT,
+    rank=_FROM_0,
+    world_size=COUNT,
+    local_world_size=COUNT,
+    gpu=_FROM_0,
+    threads=COUNT,
+    seed=_FROM_0,
+)
+def open_loader(
+    dataset: Dataset | str | Path,
+    split: str,
+    *,
+    global_batch: int,
+    view: TrainView | EvalView,
+    backend: BackendName | Literal["auto"] = "auto",
+    rank: int = 0,
+    world_size: int = 1,
+    local_world_size: int | None = None,
+    gpu: int | None = None,
+    pinned: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    half: bool = False,
+    channels_last: bool = False,
+    access: ReadOptions | None = None,
+) -> Loader:
+    """Open a loader, whose iteration yields batches of tensors.
+
+    `set_epoch`, `set_position`, `state_dict` and `load_state_dict` behave as in torchdata's
+    StatefulDataLoader: a state holds the position after the last batch, and a loader that loads it goes on
+    with the next one; the state after an epoch leads to the whole of the next.
+
+    Args:
+        dataset: An opened dataset, or its path or URL.
+        split: "train", "val" or "test".
+        global_batch: Samples in a batch of all processes, of which each gets its slice; with an `EvalView`,
+            samples in a batch that one process takes whole.
+        view: Crops, flips and normalization of each image.
+        backend: "dali" or "threads"; "auto" takes DALI where batches are left on a GPU.
+        rank: Rank of this process, 0..world_size - 1.
+        world_size: Number of processes.
+        local_world_size: Number of processes on this host, which share its cores; None for all of them.
+        gpu: Index of the CUDA device on which batches are left; None for batches in host memory.
+        pinned: Whether batches in host memory are page-locked, so that copies to a GPU are fast.
+        threads: Number of decoding threads of this process; None for its share of the cores.
+        seed: Seed of order and augmentation, the same on all processes.
+        half: Give float16 images instead of float32.
+        channels_last: Store images in torch's channels-last memory format.
+        access: How shards are read. By default they are memory-mapped, without a cache.
+
+    Raises:
+        UsageError: There is no such dataset or split, or an argument is not possible, as `Loader` lists.
+        RunError: The bucket cannot be reached.
+
+    Examples:
+        >>> with open_loader("imagenet", "train", global_batch=128, view=TrainView()) as loader:
+        ...     for batch in loader:
+        ...         step(batch.images, batch.labels)
+    """
+    return Loader(
+        dataset if isinstance(dataset, Dataset) else Dataset.open(dataset),
+        split,
+        view,
+        global_batch,
+        backend=backend,
+        placement=Placement(
+            rank=rank,
+            world_size=world_size,
+            gpu=gpu,
+            pinned=pinned,
+            threads=threads,
+            local_world_size=local_world_size or world_size,
+        ),
+        seed=seed,
+        half=half,
+        channels_last=channels_last,
+        access=access,
+    )
