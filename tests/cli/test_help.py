@@ -98,8 +98,8 @@ OPTIONS = {
         evaluate,
         "checkpoints --data --views --ensemble-weights --weights --split --classes-by --real-labels --labels "
         "--arch --preprocessing --per-class --table --json --predictions --confusion --submission --devkit "
-        "--kernels --batch-size --precision --gpus --cpus --backend --decode-device --threads --loader-workers "
-        "--no-mmap --cache --cache-limit --force",
+        "--kernels --batch-size --precision --gpus --cpus --backend --decode-device --threads "
+        "--loader-workers --no-mmap --cache --cache-limit --force",
     ),
 }
 
