@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
 from pipeline.loader.live_shards import ReadOptions
 from pipeline.loader.loader import Loader
-from pipeline.loader.placement import BackendName, Placement
+from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali
 from pipeline.loader.views import EvalView, TrainView
 
 _FROM_0 = (0, math.inf)
@@ -21,6 +23,7 @@ _FROM_0 = (0, math.inf)
     local_world_size=COUNT,
     gpu=_FROM_0,
     threads=COUNT,
+    workers=_FROM_0,
     seed=_FROM_0,
 )
 def open_loader(
@@ -34,8 +37,8 @@ def open_loader(
     world_size: int = 1,
     local_world_size: int | None = None,
     gpu: int | None = None,
-    pinned: bool = False,
     threads: int | None = None,
+    workers: int | None = None,
     seed: int = 0,
     half: bool = False,
     channels_last: bool = False,
@@ -53,13 +56,15 @@ def open_loader(
         global_batch: Samples in a batch of all processes, of which each gets its slice; with an `EvalView`,
             samples in a batch that one process takes whole.
         view: Crops, flips and normalization of each image.
-        backend: "dali" or "threads"; "auto" takes DALI where batches are left on a GPU.
+        backend: "dali" or "threads"; "auto" takes the faster one, by `pipeline.choose_backend`.
         rank: Rank of this process, 0..world_size - 1.
         world_size: Number of processes.
         local_world_size: Number of processes on this host, which share its cores; None for all of them.
         gpu: Index of the CUDA device on which batches are left; None for batches in host memory.
-        pinned: Whether batches in host memory are page-locked, so that copies to a GPU are fast.
         threads: Number of decoding threads of this process; None for its share of the cores.
+        workers: Number of worker processes among which the thread backend divides its threads; 0 for none.
+            None starts some only for more than eight threads. A script that uses them must be guarded by
+            `if __name__ == "__main__":`.
         seed: Seed of order and augmentation, the same on all processes.
         half: Give float16 images instead of float32.
         channels_last: Store images in torch's channels-last memory format.
@@ -74,20 +79,24 @@ def open_loader(
         ...     for batch in loader:
         ...         step(batch.images, batch.labels)
     """
+    place = Placement(
+        rank=rank,
+        world_size=world_size,
+        gpu=gpu,
+        threads=threads,
+        workers=workers,
+        local_world_size=local_world_size or world_size,
+    )
+    if backend == "auto":
+        capability = None if gpu is None else torch.cuda.get_device_capability(gpu)
+        backend, _ = choose_backend(place.thread_count, capability, dali=has_dali())
     return Loader(
         dataset if isinstance(dataset, Dataset) else Dataset.open(dataset),
         split,
         view,
         global_batch,
         backend=backend,
-        placement=Placement(
-            rank=rank,
-            world_size=world_size,
-            gpu=gpu,
-            pinned=pinned,
-            threads=threads,
-            local_world_size=local_world_size or world_size,
-        ),
+        placement=place,
         seed=seed,
         half=half,
         channels_last=channels_last,

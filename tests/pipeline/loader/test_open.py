@@ -9,6 +9,7 @@ from helpers.folders import refused
 from helpers.synthetic import tiny_images, write_dataset
 
 from pipeline import Dataset, EvalView, Loader, Placement, TrainView, open_loader
+from pipeline.loader import open as loader_opening
 
 BATCH, BATCHES = 8, 5
 VIEW = TrainView(12)
@@ -80,9 +81,18 @@ def test_an_evaluation_divides_whole_batches(data):
     [
         ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
         ({"world_size": 3}, "3 processes do not divide a global batch of 8; choose one of 9"),
-        ({"gpu": 0, "backend": "threads"}, "the thread backend leaves batches in host memory"),
+        ({"workers": -1}, "workers is -1, not 0 or more"),
     ],
 )
 def test_impossible_arguments_are_one_line(data, options, part):
     refused(lambda: opened(data, **options), part)
-    refused(lambda: opened(f"{data.root}-", **options), "not a prepared dataset")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dali", "backend"), [(None, True, "threads"), (0, True, "dali"), (0, False, "threads")]
+)
+def test_auto_takes_the_faster_backend(data, gpu, dali, backend, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))
+    monkeypatch.setattr(loader_opening, "has_dali", lambda: dali)
+    with opened(data, gpu=gpu, threads=1) as loader:
+        assert (loader.backend, loader.placement.gpu) == (backend, gpu)
