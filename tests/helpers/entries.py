@@ -165,12 +165,14 @@ def evaluate_everywhere(
     return metrics, [key for _, keys in everywhere for key in keys], whole.predictions
 
 
-def run_compressed(env: DistEnv, *jobs: TrainJob) -> None:
-    """Train one job after the other, with PowerSGD from the second step on."""
+def run_compressed(env: DistEnv, *jobs: TrainJob) -> list[str]:
+    """Train one job after the other, with PowerSGD after the second step; return the last one's messages."""
     comm_hooks._FIRST_STEPS = 2
     torch.set_num_threads(1)
     for job in jobs:
-        train(env, job)
+        recorder = Recorder()
+        train(env, job, [recorder])
+    return recorder.notes
 
 
 def run_with_other_data(env: DistEnv, job: TrainJob, other: Path) -> None:

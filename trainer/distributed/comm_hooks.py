@@ -21,7 +21,8 @@ class Compression:
 
     "bf16" exchanges gradients in bfloat16, half the bytes. "powersgd" exchanges low-rank matrices after the
     first steps and adds the compression error to the next step's gradients. That error differs between
-    processes, so each process's state is part of the checkpoint. "none" registers no hook.
+    processes, so each process's state is part of the checkpoint; other processes begin without an error.
+    "none" registers no hook.
     """
 
     def __init__(self, model: DistributedDataParallel, recipe: Recipe, device: torch.device) -> None:
@@ -43,20 +44,24 @@ class Compression:
             return {}
         kind, keys, *rest = cast(tuple[Any, ...], state.rng.get_state())
         return {
-            "iter": state.iter,
             "rng": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
             "errors": _on_cpu(state.error_dict),
             "p": _on_cpu(state.p_memory_dict),
             "q": _on_cpu(state.q_memory_dict),
         }
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore a `state_dict`; an empty one resets to the state before the first step."""
+    def load_state_dict(self, saved: dict[str, Any], steps: int) -> None:
+        """Restore a state.
+
+        Args:
+            saved: What `state_dict` returned; empty to begin without compression errors.
+            steps: Steps of the run so far; the first ones are not compressed.
+        """
         state = self._state
         if state is None:
             return
         fresh = PowerSGDState(None, start_powerSGD_iter=_FIRST_STEPS)
-        state.iter = saved.get("iter", 0)
+        state.iter = steps
         state.rng = fresh.rng
         if "rng" in saved:
             kind, keys, *rest = saved["rng"]

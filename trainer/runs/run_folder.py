@@ -122,7 +122,10 @@ def difference(saved: dict[str, Any], env: DistEnv) -> str:
     changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
     if not changed:
         return ""
-    return f"{'; '.join(changed)}: the result will not be bit-identical to an uninterrupted run's"
+    return (
+        f"{'; '.join(changed)}: floating-point order may differ, and the result will not be bit-identical to "
+        "an uninterrupted run's"
+    )
 
 
 def _processor() -> str:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 from trainer.precision import Precision, is_out_of_memory
+from trainer.runs import run_folder
 from trainer.runs.checkpoint import LAST
 from trainer.runs.records import MetricsRow, Progress
 from trainer.training.options import TrainJob, TrainResult
@@ -34,6 +36,17 @@ def facts(
         "processes": f"{env.world_size} x {env.kind.upper()}",
         "run": str(job.out),
     }
+
+
+def dropped_errors(saved: dict[str, Any], env: DistEnv) -> str:
+    """Return the log line on PowerSGD's errors that are dropped, being of other processes; or ""."""
+    carried = any(rank.get("compression", {}).get("errors") for rank in saved["ranks"])
+    if not carried or run_folder.same_processes(saved, env):
+        return ""
+    return (
+        "the compression errors that PowerSGD carried over are dropped: they belong to the gradients of "
+        f"{len(saved['ranks'])} {saved['machine']['device'].upper()} processes"
+    )
 
 
 def overflows(row: MetricsRow) -> str:

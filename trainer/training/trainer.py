@@ -164,16 +164,18 @@ class Trainer:
         facts = messages.facts(job, self.dataset, self.classifier, env, self.precision)
         for callback in self.callbacks:
             callback.on_start(facts)
-        difference = run_folder.difference(saved, env) if saved else ""
+        lines = [self.precision.note, note]
+        if saved:
+            lines += [run_folder.difference(saved, env), messages.dropped_errors(saved, env)]
         del saved  # up to 0.75 GB, which compiling needs more
-        for line in (self.precision.note, note, difference):
+        for line in lines:
             if line:
                 self.log(line)
         run_throwaway_step(
             self.model, self.classifier, recipe, self.batch_size, env, self.precision, self.log
         )
         if self.compression:  # that step has changed its memory
-            self.compression.load_state_dict(mine.get("compression", {}))
+            self.compression.load_state_dict(mine.get("compression", {}), self.progress.steps)
 
     def _restore(self, saved: dict[str, Any]) -> dict[str, Any]:
         """Restore a checkpoint; return this rank's state, {} where other processes saved it."""
