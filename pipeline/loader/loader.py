@@ -156,14 +156,15 @@ class Loader:
     def set_position(self, epoch: int, batch: int) -> None:
         """Start the next iteration at batch `batch` of `epoch`, both counted from 0.
 
+        At the end of an epoch it yields nothing, and the one after it the next epoch.
+
         Raises:
             UsageError: A number is below 0, or the epoch has fewer batches.
         """
         if batch > len(self):
             raise UsageError(f"batch {batch} of an epoch of {len(self)} batches; choose at most {len(self)}")
         self._stop()
-        self.epoch, self.batch = (epoch + 1, 0) if batch == len(self) > 0 else (epoch, batch)
-        self._entering = True
+        self.epoch, self.batch, self._entering = epoch, batch, True
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one epoch, or the rest of one after `set_position` or `load_state_dict`.
@@ -229,12 +230,13 @@ class Loader:
         In training it is the same on every process, and any number of processes can resume there. In an
         evaluation it is this process's own.
         """
-        done = self.batch == len(self) > 0
-        epoch, batch = (self.epoch + 1, 0) if done else (self.epoch, self.batch)
-        return {"epoch": epoch, "batch": batch, "content": self._content()}
+        return {"epoch": self.epoch, "batch": self.batch, "content": self._content()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume at the batch that follows the one after which `state_dict` was called.
+
+        This is as in torchdata's StatefulDataLoader: after the last batch of an epoch, but before its
+        iteration ended, what is left of it is nothing.
 
         Args:
             state: What `state_dict` returned, on any process of any number, with either backend.

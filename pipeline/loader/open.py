@@ -48,7 +48,7 @@ def open_loader(
 
     `set_epoch`, `set_position`, `state_dict` and `load_state_dict` behave as in torchdata's
     StatefulDataLoader: a state holds the position after the last batch, and a loader that loads it goes on
-    with the next one; the state after an epoch leads to the whole of the next.
+    with the next one.
 
     Args:
         dataset: An opened dataset, or its path or URL.

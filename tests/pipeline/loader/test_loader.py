@@ -114,7 +114,7 @@ def test_any_number_of_processes_and_either_backend_go_on_with_the_next_batch(
         place = Placement(rank, world_size, threads=1)
         with make(data, placement=place, backend=backend) as loader:
             loader.load_state_dict(state)
-            assert (loader.epoch, loader.batch) == divmod(at, 5)
+            assert 5 * loader.epoch + loader.batch == at
             size = 8 // world_size
             mine = slice(rank * size, (rank + 1) * size)
             rest = [batch for _ in range(loader.epoch, 3) for batch in recorded(loader)]
@@ -179,7 +179,7 @@ def test_as_many_batches_as_there_are_make_an_epoch(data, epochs):
             assert [batch.keys for _, batch in zip(range(5), loader, strict=False)] == [
                 one[0] for one in epoch
             ]
-        assert loader.state_dict()["epoch"] == 3
+        assert (loader.epoch, loader.batch) == (2, 5)
 
 
 def test_a_new_iteration_ends_an_older_one(data):
