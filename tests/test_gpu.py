@@ -55,14 +55,17 @@ def run(dataset, out, *options, command=train, **settings):
     return result.output
 
 
+@pytest.mark.parametrize("backend", ["dali", "threads"])
 @pytest.mark.parametrize("name", ["center", "ten-crop", "full-resize"])
 @pytest.mark.parametrize("stored", ["tiny_dataset", "originals"])
-def test_images_made_on_the_gpu_are_close_to_the_cpus(request, stored, name):
+def test_images_made_on_the_gpu_are_close_to_the_cpus(request, stored, name, backend):
     """Chroma upsampling differs a little; a wrong crop or channel order would differ by tens of levels."""
     view, dataset = EvalView(name, 64), request.getfixturevalue(stored)
     with (
         Loader(dataset, "val", view, 8) as cpu,
-        Loader(dataset, "val", view, 8, placement=Placement(gpu=0), channels_last=True) as gpu,
+        Loader(
+            dataset, "val", view, 8, backend=backend, placement=Placement(gpu=0), channels_last=True
+        ) as gpu,
     ):
         for a, b in zip(cpu, gpu, strict=True):
             assert b.images.is_cuda
@@ -70,14 +73,17 @@ def test_images_made_on_the_gpu_are_close_to_the_cpus(request, stored, name):
             assert (a.images - b.images.cpu()).abs().mean() < 2
 
 
+@pytest.mark.parametrize("backend", ["dali", "threads"])
 @pytest.mark.parametrize("augmentation", ["paper", "random-resized-crop"])
-def test_training_crops_on_the_gpu_are_those_of_the_cpu(tiny_dataset, augmentation):
+def test_training_crops_on_the_gpu_are_those_of_the_cpu(tiny_dataset, augmentation, backend):
     noise = color_noise("paper", tiny_dataset.statistics)
     view = TrainView(64, tiny_dataset.statistics.mean, noise=noise, augmentation=augmentation)
     for rank in (0, 1):
         with (
             Loader(tiny_dataset, "train", view, 16, placement=Placement(rank, 2)) as cpu,
-            Loader(tiny_dataset, "train", view, 16, placement=Placement(rank, 2, 0), half=True) as gpu,
+            Loader(
+                tiny_dataset, "train", view, 16, backend=backend, placement=Placement(rank, 2, 0), half=True
+            ) as gpu,
         ):
             for a, b in zip(cpu, gpu, strict=True):
                 assert b.images.dtype == torch.float16

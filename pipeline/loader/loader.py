@@ -32,7 +32,7 @@ from pipeline.loader.views import EvalView, TrainView, check_view
 
 # All lanes may change to their next shards at once, while batches under way still need the former ones.
 _SHARDS_OF_LANE = 2
-# Further shards of a process: those that are opened ahead, and those of a validation within the epoch.
+# Further shards of a process or worker: those that are opened ahead, and those of a validation within the epoch.
 _MORE_SHARDS = AHEAD + 4
 _FROM_0 = (0, math.inf)
 _DEEPEST = 4  # batches that a backend has under way, at most
@@ -279,7 +279,8 @@ class Loader:
     def _most_shards(self) -> int:
         """Return how many shards the processes of this host may need at the same time."""
         place, order = self.placement, self._order(0)
-        more = _MORE_SHARDS * place.local_world_size
+        pools = max(place.worker_count, 1) if self.backend == "threads" else 1
+        more = _MORE_SHARDS * pools * place.local_world_size
         if self._training:
             lanes = -(-self._lanes * place.local_world_size // place.world_size)
             return _SHARDS_OF_LANE * max(lanes, place.local_world_size) + more

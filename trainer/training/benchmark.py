@@ -36,7 +36,7 @@ class Timing:
     Attributes:
         name: "loader (threads)", "loader (dali)", "model", "exchange" or "together".
         images_per_second: Images per second of this component alone, or of all "together".
-        cores: CPU seconds used per second.
+        cores: CPU seconds used per second, without those of the loader's worker processes.
         host_mb: Sum of all processes' resident memory, MB; pages that they share are counted in each.
         device_mb: Used memory of the fullest GPU, MB, including that of DALI and CUDA; 0 on the CPU.
         loader: What the loader of process 0 did; None for "model" and "exchange".

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
+from pipeline.text import number_of
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
 from trainer.precision import Precision, is_out_of_memory
@@ -27,12 +28,14 @@ def facts(
         dtype = str(classifier.dtype).removeprefix("torch.")
         validation = f"{len(dataset.samples('val')):,} images in {dtype}, {job.validation}"
     backend, place, why = job.loader_options.choose(env)
+    shared = backend == "threads" and place.worker_count
+    workers = f", in {number_of(place.worker_count, 'worker')}" if shared else ""
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
         "data": f"{dataset.url}: {len(dataset.samples('train')):,} images, {len(dataset.classes)} classes",
         "validation": validation,
-        "loader": f"{backend}, as {why}; {place.thread_count} threads each",
+        "loader": f"{backend}, as {why}; {place.thread_count} threads each{workers}",
         "processes": f"{env.world_size} x {env.kind.upper()}",
         "run": str(job.out),
     }
