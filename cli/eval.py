@@ -278,7 +278,11 @@ def _evaluate(env: "DistEnv", **arguments: Any) -> "Evaluation":
 
     bar = progress_bar("evaluating", "images") if env.is_first else nullcontext(no_progress)
     with safe_streams(), bar as show:
-        return evaluate_checkpoints(env, on_progress=show, **arguments)
+        return evaluate_checkpoints(env, on_progress=show, on_log=_log, **arguments)
+
+
+def _log(line: str) -> None:
+    echo(f"note: {line}", err=True)
 
 
 def _write(outputs: list[tuple[Path | None, Callable[[Path], None]]]) -> int:

@@ -10,7 +10,7 @@ import click
 
 from cli.common.commands import CONTEXT, Group, section
 from cli.common.console import echo, echo_lines, fail, one_line_errors, progress_bar
-from cli.common.facts import facts_json, in_bytes, print_facts, print_rows, print_summary, statistics_rows
+from cli.common.facts import facts_json, print_facts, print_rows, print_summary, statistics_rows
 from cli.common.interrupts import keeping
 from cli.common.options import (
     check_dataset,
@@ -25,6 +25,7 @@ from cli.common.options import (
 from cli.common.outputs import OutputFile, check_outputs, force_option
 from cli.common.source_options import image_options, source_options, source_options_of
 from cli.common.streams import writes_files
+from pipeline.text import in_bytes
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics

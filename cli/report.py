@@ -57,7 +57,7 @@ def report(
     writes_files()
     if out is None and run.is_dir():  # a report in the run's folder is replaced: it is the run's own
         check_folder(run / "report.html")
-    from cli.common.facts import in_bytes
+    from pipeline.text import in_bytes
     from trainer.report.page import write_report
 
     with progress_bar("reading", "images") as show:

@@ -1,4 +1,4 @@
-"""Text made fit to be shown: names of classes and files that others wrote, and counts."""
+"""Text made fit to be shown: names of classes and files that others wrote, counts and sizes."""
 
 import unicodedata
 
@@ -19,6 +19,16 @@ def visible(text: str) -> str:
 def number_of(count: int, noun: str) -> str:
     """Return a count with its noun, whose plural ends in s: `1 shard`, `1,000 shards`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def in_bytes(count: int) -> str:
+    """Format a number of bytes with a decimal unit: 1.5 GB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
 
 
 def _visible(letter: str) -> str:

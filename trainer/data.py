@@ -16,6 +16,7 @@ from pipeline.loader.loader import Batch, Loader
 from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali
 from pipeline.loader.views import EvalView, TrainView
 from pipeline.seeds import derive_seed
+from pipeline.text import in_bytes, number_of
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier, train_view
 from trainer.recipe import Recipe
@@ -165,6 +166,19 @@ class RepeatedBatch:
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at the beginning of `epoch`, counted from 0."""
         self.epoch, self.batch = epoch, 0
+
+
+def first_fetch(loader: Loader | RepeatedBatch) -> str:
+    """Say which shards the first batch waits for, such as "fetching 16 shards, 2.1 GB, for the first batch".
+
+    Returns:
+        A line for the log; "" if no shard is fetched.
+    """
+    if isinstance(loader, RepeatedBatch) or not (shards := loader.to_fetch()):
+        return ""
+    each = " of each process" if loader.placement.world_size > 1 else ""
+    size = in_bytes(sum(shard.bytes for shard in shards))
+    return f"fetching {number_of(len(shards), 'shard')}, {size}, for the first batch{each}"
 
 
 def noise(recipe: Recipe, batch_size: int, classes: int, env: DistEnv) -> Batch:

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from cli.common.console import echo
+from pipeline.text import in_bytes, number_of
 
 if TYPE_CHECKING:
     from pipeline import Manifest, Statistics
@@ -30,8 +31,6 @@ def print_facts(out: str, manifest: "Manifest") -> None:
 
 
 def _images_in(split: str, manifest: "Manifest") -> str:
-    from pipeline.text import number_of
-
     shards = number_of(len(manifest.splits[split]), "shard")
     return f"{number_of(manifest.samples(split), 'image')} in {shards}"
 
@@ -72,16 +71,6 @@ def facts_json(manifest: "Manifest") -> str:
     facts: dict[str, object] = msgspec.to_builtins(manifest)
     facts["samples"] = {split: manifest.samples(split) for split in manifest.splits}
     return json.dumps(facts, indent=1)
-
-
-def in_bytes(count: int) -> str:
-    """Format a number of bytes with a decimal unit: 1.5 GB."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
 
 
 def print_summary(out: str, manifest: "Manifest") -> None:

@@ -230,6 +230,13 @@ class LiveShards:
         self.release()
         self._threads.shutdown(cancel_futures=True)
 
+    def to_fetch(self, uses: Sequence[Use]) -> list[Shard]:
+        """Return which of these shards are neither on this host nor in the cache."""
+        if self._cache is None and self._store.local is not None:
+            return []
+        shards = [self._shards[use.shard] for use in uses]
+        return [shard for shard in shards if self._cache is None or not self._cache.holds(shard)]
+
     def check_limit(self, shards: int) -> None:
         """Check that the cache can hold all shards that this host needs at the same time.
 

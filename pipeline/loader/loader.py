@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.arguments import COUNT, checked
 from pipeline.dataset.dataset import Dataset
+from pipeline.dataset.manifest import Shard
 from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.loader.augmentation import draw
 from pipeline.loader.backend import Backend, OutputSettings, Plan
@@ -146,6 +147,14 @@ class Loader:
         Subtract an earlier snapshot for the batches since then.
         """
         return self._sums.stats()
+
+    def to_fetch(self) -> list[Shard]:
+        """Return the shards that this process's next iteration must fetch before its first batch.
+
+        They are those that this batch needs, in a bucket or, with a cache, not yet in it.
+        """
+        uses = self._order(self.epoch).uses(self.batch)
+        return self._shards.to_fetch([use for use in uses if use.first <= self.batch])
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next iteration at the beginning of `epoch`, counted from 0. Any epoch can be entered."""

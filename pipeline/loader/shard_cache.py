@@ -67,6 +67,10 @@ class Cache:
         """Return the size of the files in the cache's folder that it did not make."""
         return self._content()[1]
 
+    def holds(self, shard: Shard) -> bool:
+        """Whether there is a copy of a shard, damaged or not."""
+        return self._path(shard).exists()
+
     @contextmanager
     def lease(self, shard: Shard, over: threading.Event) -> Iterator[str]:
         """Context manager: fetch a shard if it is missing, and keep it in the cache.
@@ -84,7 +88,7 @@ class Cache:
             RunError: The shard cannot be read or differs from the manifest's checksum, the cache cannot be
                 written or has had no room for 15 minutes, or `over` is set.
         """
-        path = self.folder / self.name[:16] / shard.name
+        path = self._path(shard)
         _refuse_if(over)
         make_folder(path.parent)
         with ExitStack() as locks:
@@ -101,6 +105,9 @@ class Cache:
                     f"--cache {self.parent}: check that folder, or choose another"
                 ) from error
             yield str(path)
+
+    def _path(self, shard: Shard) -> Path:
+        return self.folder / self.name[:16] / shard.name
 
     def _fetch_alone(self, path: Path, shard: Shard, over: threading.Event) -> None:
         """Fetch the shard, unless another process is fetching it: then wait for that one."""

@@ -14,9 +14,10 @@ class LoaderStats:
 
     Attributes:
         batches: Number of these batches; without any, all means are 0.
-        read: Seconds per batch for finding and reading the encoded images; with DALI also for feeding them.
+        read: Seconds per batch for reading the encoded images, including the wait for shards that are fetched;
+            with DALI also for feeding it.
         decode: Seconds per batch for decoding; None with DALI.
-        augment: Seconds per batch for cutting, mirroring and normalizing; None with DALI.
+        augment: Seconds per batch for cutting, mirroring and normalizing; None with DALI or where a GPU does it.
         wait: Seconds for which the consumer waited for a batch.
         ready: Batches that were ready when the consumer asked for one; None with DALI.
         under_way: Batches that were begun by then, ready or not.

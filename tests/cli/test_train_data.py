@@ -65,6 +65,7 @@ def test_how_the_data_comes_changes_nothing(request, plain, tiny_dataset, tmp_pa
         upload(tiny_dataset.root, data)
     result = invoke(data, *TINY, "--cpus", 1, "--out", out, *options[how])
     assert result.exit_code == 0, result.output
+    assert result.stderr.count("for the first batch") == (how in ("cache", "bucket"))
     for name in ("train_loss", "val_loss"):
         assert metrics(out)[name] == metrics(plain[0])[name]
     assert len(list(tmp_path.glob("cache/**/*.tar"))) == (3 if how == "cache" else 0)

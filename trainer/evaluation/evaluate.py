@@ -3,7 +3,7 @@
 Shapes: B batch, V views (1, or 10 for ten crops), K classes, S side of the crop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.loader.loader import Loader
 from pipeline.loader.views import EvalView, ViewName
 from pipeline.progress import OnProgress, no_progress
-from trainer.data import LoaderOptions, open_loader_of
+from trainer.data import LoaderOptions, first_fetch, open_loader_of
 from trainer.distributed.env import DistEnv
 from trainer.evaluation.metrics import Metrics, Tally
 from trainer.evaluation.predictions import PredictionCollector, Predictions, refuse_other_keys
@@ -135,6 +135,7 @@ def evaluate_checkpoints(
     classes_by: ClassesBy = "name",
     every_image: bool = False,
     on_progress: OnProgress = no_progress,
+    on_log: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate checkpoints on a prepared dataset; several are an ensemble that averages probabilities.
 
@@ -161,6 +162,7 @@ def evaluate_checkpoints(
             images out.
         on_progress: Called after each batch with (images done, images in all); images done are estimated
             from this process's share.
+        on_log: Called on rank 0, with a line on the shards that the first batch waits for, if it does.
 
     Raises:
         UsageError: a checkpoint cannot be read or does not have these `weights`; its crop or image size
@@ -183,6 +185,8 @@ def evaluate_checkpoints(
     collector = PredictionCollector()
     options = loader_options or LoaderOptions()
     with open_loader_of(env, options, dataset, split, view, batch_size) as loader:
+        if on_log and env.is_first and (line := first_fetch(loader)):
+            on_log(line)
         tally = measure(models, loader, env, precision, shares, collector, on_progress, counted)
     predictions = collector.gather(env)
     if predictions is not None:

@@ -20,7 +20,7 @@ from pipeline.seeds import derive_seed
 from pipeline.storage.locks import TakenOverError
 from trainer.callbacks.base import Callback
 from trainer.callbacks.profiler import new_profiler
-from trainer.data import TrainData
+from trainer.data import TrainData, first_fetch
 from trainer.distributed.comm_hooks import Compression
 from trainer.distributed.consensus import Consensus
 from trainer.distributed.env import DistEnv, all_most, all_sum, gather_objects, share_buffers
@@ -137,6 +137,8 @@ class Trainer:
             self._begin()
             with self.signals, self.profiler or nullcontext():
                 reason = self._why_stop(asked=False)
+                if not reason and (line := first_fetch(self.train_data.epoch(self.progress.epoch))):
+                    self.log(line)
                 while not reason:
                     reason = self._train_epoch()
                 self.checkpointer.finish()

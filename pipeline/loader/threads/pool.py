@@ -4,6 +4,7 @@ libjpeg-turbo and OpenCV release the interpreter's lock, so that threads decode 
 image hold it, and more than some 8 threads do not help. Nothing here needs torch.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,10 +130,11 @@ class Pool:
         cutter: Cutter | None = getattr(self._cutters, "cutter", None)
         if cutter is None:
             cutter = self._cutters.cutter = Cutter(self._view, self._stored)
+        # The other device does not say what augmenting takes.
+        rows, found = Rows([], [], Sums(augment=math.nan if self._whole else 0.0)), []
+        watch = Stopwatch(rows.sums)
         shards = [opened[number].result() for number in plan.samples.shards.tolist()]
         sources = list(zip(shards, plan.samples.samples.tolist(), strict=True))
-        rows, found = Rows([], [], Sums()), []
-        watch = Stopwatch(rows.sums)
         for shard, sample in sources:
             with shard.naming(sample):
                 data = shard.image(sample)

@@ -61,6 +61,24 @@ def test_a_dataset_in_a_bucket_of_googles_gives_the_same_batches(data, expected,
         assert_equal(read(Dataset.open("gs://shards/set")), expected)
 
 
+def test_what_the_first_batch_waits_for_is_known(data, s3, tmp_path):
+    """Each shard holds twelve samples, each batch eight."""
+    upload(data.root, f"{s3}/set")
+    remote, cached = Dataset.open(f"{s3}/set"), ReadOptions(cache=tmp_path)
+
+    def to_fetch(dataset, at, access=None):
+        with Loader(dataset, "val", EvalView(crop=16), 8, access=access) as loader:
+            loader.set_position(0, at)
+            found = loader.to_fetch()
+            next(iter(loader))
+            return [data.shards("val").index(shard) for shard in found]
+
+    assert to_fetch(data, 1) == []
+    assert [to_fetch(remote, at) for at in (0, 1, 2)] == [[0], [0, 1], [1]]
+    assert [to_fetch(remote, 0, cached) for _ in range(2)] == [[0], []]
+    assert to_fetch(data, 0, ReadOptions(cache=tmp_path / "other")) == [0]
+
+
 def test_a_bucket_cannot_be_mapped_or_not(data):
     with pytest.raises(UsageError, match=r"s3://somewhere/set: .* leave --no-mmap out"):
         Loader(
