@@ -107,8 +107,9 @@ class WorkerPool:
             while True:
                 self._asked.popleft().set_exception(
                     RunError(
-                        "a worker process of the loader died (killed, or out of memory); run again, with "
-                        "--loader-workers 0 or smaller batches if memory is short"
+                        "a worker process of the loader died: killed, out of memory, or started by a script "
+                        'without `if __name__ == "__main__":`; run again, with fewer workers or smaller '
+                        "batches if memory is short"
                     )
                 )
 
