@@ -33,7 +33,7 @@ from pipeline.loader.views import EvalView, TrainView, check_view
 
 # All lanes may change to their next shards at once, while batches under way still need the former ones.
 _SHARDS_OF_LANE = 2
-# Further shards of a process or worker: those that are opened ahead, and those of a validation within the epoch.
+# More shards of a process or worker: those opened ahead, and those of a validation within the epoch.
 _MORE_SHARDS = AHEAD + 4
 _FROM_0 = (0, math.inf)
 _DEEPEST = 4  # batches that a backend has under way, at most
