@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     START = 1
     SAMPLES = 2
     AUGMENTATION = 3
+    TRANSFORM = 4
 
 
 def random_generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

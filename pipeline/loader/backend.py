@@ -23,11 +23,13 @@ class Plan:
     """One batch of one process.
 
     Attributes:
+        epoch: Number of its epoch.
         number: Number of the batch in its epoch, as the order counts.
         samples: Shard and number in it of each of its B samples.
         draws: Its random numbers, a row for each sample; None for an `EvalView`.
     """
 
+    epoch: int
     number: int
     samples: Samples
     draws: Draws | None
@@ -38,7 +40,8 @@ class Plan:
     def rows(self, begin: int, end: int) -> "Plan":
         """Return the plan of the rows `begin` to `end - 1`."""
         samples = Samples(*(column[begin:end] for column in self.samples))
-        return Plan(self.number, samples, self.draws.rows(begin, end) if self.draws else None)
+        draws = self.draws.rows(begin, end) if self.draws else None
+        return Plan(self.epoch, self.number, samples, draws)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_o
 from pipeline.loader.placement import BackendName, Placement
 from pipeline.loader.stats import LoaderStats, Stopwatch, Sums
 from pipeline.loader.threads.backend import ThreadBackend
+from pipeline.loader.threads.cutter import Transform, TransformFunction
 from pipeline.loader.views import EvalView, TrainView, check_view
 
 # All lanes may change to their next shards at once, while batches under way still need the former ones.
@@ -92,6 +93,7 @@ class Loader:
         half: bool = False,
         channels_last: bool = False,
         access: ReadOptions | None = None,
+        transform: TransformFunction | None = None,
     ) -> None:
         """Check the arguments; the first iteration starts the backend.
 
@@ -108,17 +110,21 @@ class Loader:
             half: Give float16 images instead of float32.
             channels_last: Store images in torch's channels-last memory format.
             access: How shards are read. By default they are memory-mapped, without a cache.
+            transform: Changes each image before the view cuts it, as `open_loader` describes.
 
         Raises:
             UsageError: The dataset has no such split or the split is empty; the crop is larger than the
                 images; a training split has fewer samples than one global batch; the number of processes
-                does not divide a global batch; the cache is too small; or a number is out of range.
+                does not divide a global batch; the cache is too small; a number is out of range; or DALI is
+                to call a transform.
         """
         self.dataset, self.split, self.view = dataset, split, view
         self.global_batch, self.seed = global_batch, seed
         self.placement = place = placement or Placement()
         self.backend: BackendName = (
-            ("dali" if place.gpu is not None else "threads") if backend == "auto" else backend
+            ("dali" if place.gpu is not None and not transform else "threads")
+            if backend == "auto"
+            else backend
         )
         self._training = isinstance(view, TrainView)
         self._output = OutputSettings(half, channels_last)
@@ -126,6 +132,7 @@ class Loader:
         sizes = self._shards.sizes
         self._begins = np.cumsum(sizes, dtype=np.int64) - np.asarray(sizes, np.int64)
         self.samples = sum(sizes)
+        self._transform = transform and Transform(transform, seed, self._begins)
         check_view(view, dataset.image.size)
         self._check()
         self._shards.check_limit(self._most_shards())
@@ -182,7 +189,8 @@ class Loader:
 
         Raises:
             UsageError: The loader is closed.
-            RunError: A sample cannot be read or decoded, or its label is invalid; the message names it.
+            RunError: A sample cannot be read or decoded, its label is invalid, or the transform failed; the
+                message names it.
             RuntimeError: Another iteration began, or the loader was closed, during this one.
         """
         if self._closed:
@@ -307,7 +315,7 @@ class Loader:
             first = self.placement.rank * local
             group = self.view.crop_group
             draws = draw(self.seed, epoch, number, self.global_batch, group).rows(first, first + local)
-        return Plan(number, order.batch(number), draws)
+        return Plan(epoch, number, order.batch(number), draws)
 
     def _started(self) -> Backend:
         """Return the backend, made at the first call: importing DALI takes a second."""
@@ -321,7 +329,7 @@ class Loader:
                 self._maker = DaliBackend(*settings)
             else:
                 device = None if place.gpu is None else torch.device("cuda", place.gpu)
-                self._maker = ThreadBackend(*settings, device)
+                self._maker = ThreadBackend(*settings, device, self._transform)
             self._sums = self._maker.sums
         return self._maker
 
@@ -364,6 +372,7 @@ class Loader:
             # Of an evaluation, each process counts the batches that it takes.
             **({} if self._training else {"world_size": self.placement.world_size}),
             **shown,
+            **({"transform": self._transform.name} if self._transform else {}),
             "colors": colors.hexdigest()[:16],
         }
         return {name: str(value) for name, value in values.items()}
@@ -372,6 +381,10 @@ class Loader:
         place, size = self.placement, self.global_batch
         if self.samples == 0:
             raise UsageError(f"{self.dataset.url}: the split {self.split!r} holds no samples")
+        if self._transform and self.backend == "dali":
+            raise UsageError(
+                "DALI calls no transform; choose the backend threads, or leave the transform out"
+            )
         if self._training and size % place.world_size:
             below = size // place.world_size * place.world_size
             above = below + place.world_size

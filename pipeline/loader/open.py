@@ -11,6 +11,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.loader.live_shards import ReadOptions
 from pipeline.loader.loader import Loader
 from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali
+from pipeline.loader.threads.cutter import TransformFunction
 from pipeline.loader.views import EvalView, TrainView
 
 _FROM_0 = (0, math.inf)
@@ -43,6 +44,7 @@ def open_loader(
     half: bool = False,
     channels_last: bool = False,
     access: ReadOptions | None = None,
+    transform: TransformFunction | None = None,
 ) -> Loader:
     """Open a loader, whose iteration yields batches of tensors.
 
@@ -69,6 +71,10 @@ def open_loader(
         half: Give float16 images instead of float32.
         channels_last: Store images in torch's channels-last memory format.
         access: How shards are read. By default they are memory-mapped, without a cache.
+        transform: Called with each stored image, uint8 (H, W, 3), and a NumPy generator whose numbers depend
+            on seed, epoch and the sample's position in the split alone. The view cuts the image that it
+            returns, uint8 (H, W, 3) of any size in which the crop fits. On the thread backend only; it must
+            be picklable where there are worker processes.
 
     Raises:
         UsageError: There is no such dataset or split, or an argument is not possible, as `Loader` lists.
@@ -87,7 +93,7 @@ def open_loader(
         workers=workers,
         local_world_size=local_world_size or world_size,
     )
-    if backend == "auto":
+    if backend == "auto" and transform is None:
         capability = None if gpu is None else torch.cuda.get_device_capability(gpu)
         backend, _ = choose_backend(place.thread_count, capability, dali=has_dali())
     return Loader(
@@ -101,4 +107,5 @@ def open_loader(
         half=half,
         channels_last=channels_last,
         access=access,
+        transform=transform,
     )

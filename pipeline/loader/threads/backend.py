@@ -4,6 +4,7 @@ plan ─ some rows for each pool ─► buffer ─┬─► batch in host memory
                                           └─► copied to a GPU as whole decoded squares, and cut there
 """
 
+import pickle
 from collections import deque
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.errors import UsageError
 from pipeline.loader.backend import Backend, OutputSettings, Plan, Result
 from pipeline.loader.live_shards import LiveShards
 from pipeline.loader.order import Order, share
 from pipeline.loader.placement import Placement
 from pipeline.loader.ring import Layout, Ring, Slot
 from pipeline.loader.stats import Sums
+from pipeline.loader.threads.cutter import Transform
 from pipeline.loader.threads.on_device import cuts_on_device, make_on_device
 from pipeline.loader.threads.pool import Pool, Tasks, joined
 from pipeline.loader.threads.worker import WorkerPool
@@ -51,6 +54,7 @@ class ThreadBackend(Backend):
         batch_size: int,
         place: Placement,
         device: torch.device | None = None,
+        transform: Transform | None = None,
     ) -> None:
         """Start the worker processes, if there are any; threads start when the first plan is submitted.
 
@@ -62,14 +66,20 @@ class ThreadBackend(Backend):
             batch_size: Largest number of samples in a batch.
             place: Threads and worker processes.
             device: Device on which batches are left; None for host memory.
+            transform: Changes each image before it is cut; None to change none.
+
+        Raises:
+            UsageError: The transform cannot be sent to the worker processes.
         """
         self._view, self._stored, self._output, self._device = view, stored, output, device
-        self._whole = device is not None and cuts_on_device(view, stored)
+        self._whole = device is not None and transform is None and cuts_on_device(view, stored)
         workers = min(place.worker_count, batch_size)
+        if workers and transform is not None:
+            _refuse_unpicklable(transform)
         pinned = device is not None and device.type == "cuda"
         self._ring = Ring(self._layout(batch_size), pinned=pinned, shared=workers > 0)
         threads = -(-place.thread_count // max(workers, 1))
-        make = partial(Pool, shards, view, stored, threads, whole=self._whole)
+        make = partial(Pool, shards, view, stored, threads, whole=self._whole, transform=transform)
         self._pools: list[Pool | WorkerPool] = [WorkerPool(make, self._ring) for _ in range(workers)]
         if not workers:
             self._pools.append(make())
@@ -148,3 +158,13 @@ class ThreadBackend(Backend):
             while self._copies[0][0].query() and len(self._copies) > 1:
                 self._copies.popleft()
         return found
+
+
+def _refuse_unpicklable(transform: Transform) -> None:
+    try:
+        pickle.dumps(transform)
+    except Exception as error:
+        raise UsageError(
+            f"the transform cannot be sent to worker processes ({error}); define it at the top of a module, "
+            "or set workers=0"
+        ) from error

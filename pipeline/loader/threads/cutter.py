@@ -4,6 +4,9 @@ Shapes: B batch, V views (10 for ten crops, else absent), S crop; H, W of an ima
 """
 
 import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.errors import UsageError
 from pipeline.images.codec import DecodeError, Pixels, decode, resize_shorter
 from pipeline.images.library_settings import without_ipp
 from pipeline.loader.augmentation import (
@@ -24,9 +28,55 @@ from pipeline.loader.augmentation import (
     shifts,
     windows,
 )
-from pipeline.loader.views import EvalView, TrainView, five_corners
+from pipeline.loader.views import EvalView, TrainView, check_view, five_corners
+from pipeline.seeds import Purpose, random_generator
 
 Encoded = bytes | memoryview
+TransformFunction = Callable[[Pixels, np.random.Generator], Pixels]
+
+
+class TransformError(Exception):
+    """A user's transform failed, or the view cannot cut what it returned. The message is the reason."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A user's function that changes stored images before a view cuts them.
+
+    Attributes:
+        function: Called with an image, uint8 (H, W, 3), and a generator; returns an image of any size.
+        seed: Seed of the generators.
+        begins: Position in the split of each shard's first sample.
+    """
+
+    function: TransformFunction
+    seed: int
+    begins: Integers
+
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return getattr(self.function, "__qualname__", type(self.function).__name__)
+
+    def __call__(self, pixels: Pixels, epoch: int, shard: int, sample: int) -> Pixels:
+        """Return the changed image; its random numbers depend on seed, epoch and position in the split alone.
+
+        Raises:
+            TransformError: The function failed, or returned something else than uint8 (H, W, 3).
+        """
+        position = int(self.begins[shard]) + sample
+        generator = random_generator(self.seed, Purpose.TRANSFORM, epoch, position)
+        try:
+            found = self.function(pixels, generator)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[:2][-1]  # the line of the function
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TransformError(f"{text} ({frame.filename}, line {frame.lineno})") from error
+        right = isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape[2:] == (3,)
+        if not right or not found.size:
+            kind = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise TransformError(f"it returned {kind} instead of an array, uint8 (H, W, 3)")
+        return np.ascontiguousarray(found)
 
 
 class Cuts(NamedTuple):
@@ -106,6 +156,30 @@ class Cutter:
         if not np.may_share_memory(pixels, out):
             out[:] = pixels
 
+    def cut_changed(self, pixels: Pixels, draws: Draws | None, out: NDArray[Any]) -> None:
+        """Cut an image that a transform returned as the view cuts stored images of its size.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+            draws: Its random numbers, a single row; None for an `EvalView`.
+            out: The row of the batch, as for `cut`.
+
+        Raises:
+            TransformError: The crop does not fit into it.
+        """
+        height, width = pixels.shape[:2]
+        try:
+            check_view(self._view, self._stored.size if self._scales_first else min(height, width))
+            if self._scales_first:
+                pixels = resize_shorter(pixels, self._stored.size)
+        except (UsageError, DecodeError):
+            raise TransformError(
+                f"it returned {width}x{height} pixels, which do not fit a crop of {self._view.crop}"
+            ) from None
+        height, width = pixels.shape[:2]
+        stored = replace(self._stored, size=min(height, width))
+        self.cut(pixels, _cuts(self._view, stored, draws, np.array([(height, width)])), 0, out)
+
     def cuts(self, draws: Draws | None, shapes: Integers) -> Cuts:
         """Compute what is cut from images of these shapes.
 
@@ -113,10 +187,7 @@ class Cutter:
             draws: Random numbers, a row for each image; None for an `EvalView`.
             shapes: int64 (B, 2), height and width of each image.
         """
-        found = windows(self._view, self._stored, draws, shapes).tolist()
-        if draws is None or isinstance(self._view, EvalView):
-            return Cuts(found, [False] * len(shapes), [[0.0] * 3] * len(shapes))
-        return Cuts(found, draws.flip.tolist(), shifts(self._view, draws).tolist())
+        return _cuts(self._view, self._stored, draws, shapes)
 
     def cut(self, pixels: Pixels, cuts: Cuts, row: int, out: NDArray[Any]) -> None:
         """Cut an image, and write the crops to its row of the batch.
@@ -186,6 +257,13 @@ def cut_image(
     crops = np.empty((*views, view.crop, view.crop, 3), np.float32)
     cutter.cut(cutter.decode(data, shape), cutter.cuts(draws, np.array([shape])), 0, crops)
     return crops
+
+
+def _cuts(view: TrainView | EvalView, stored: ImageFormat, draws: Draws | None, shapes: Integers) -> Cuts:
+    found = windows(view, stored, draws, shapes).tolist()
+    if draws is None or isinstance(view, EvalView):
+        return Cuts(found, [False] * len(shapes), [[0.0] * 3] * len(shapes))
+    return Cuts(found, draws.flip.tolist(), shifts(view, draws).tolist())
 
 
 @without_ipp

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import ImageFormat
+from pipeline.errors import RunError
+from pipeline.images.codec import decode
 from pipeline.loader.augmentation import shape_in_loader
 from pipeline.loader.backend import Plan
 from pipeline.loader.live_shards import LiveShards, OpenShard
 from pipeline.loader.order import Use
 from pipeline.loader.ring import Slot
 from pipeline.loader.stats import Stopwatch, Sums
-from pipeline.loader.threads.cutter import Cutter
+from pipeline.loader.threads.cutter import Cutter, Transform, TransformError
 from pipeline.loader.views import EvalView, TrainView
 
 # Images of a task. With fewer, handing tasks over costs throughput; with more, the first batch takes longer.
@@ -66,6 +68,7 @@ class Pool:
         threads: int,
         *,
         whole: bool,
+        transform: Transform | None,
     ) -> None:
         """Note what is made; the threads start when the first rows are submitted.
 
@@ -75,7 +78,9 @@ class Pool:
             stored: Size and mode of the stored images.
             threads: Number of threads.
             whole: Whether to decode whole squares, from which another device cuts.
+            transform: Changes each image before it is cut; None to change none.
         """
+        self._transform = transform
         self._shards, self._view, self._stored, self._whole = shards, view, stored, whole
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="alexnet-decode")
         self._cutters = threading.local()
@@ -135,6 +140,9 @@ class Pool:
         watch = Stopwatch(rows.sums)
         shards = [opened[number].result() for number in plan.samples.shards.tolist()]
         sources = list(zip(shards, plan.samples.samples.tolist(), strict=True))
+        if self._transform is not None:
+            self._make_transformed(plan, sources, self._transform, cutter, images, rows, watch)
+            return rows
         for shard, sample in sources:
             with shard.naming(sample):
                 data = shard.image(sample)
@@ -156,3 +164,34 @@ class Pool:
             cutter.cut(pixels, cuts, row, images[row])
             watch.lap("augment")
         return rows
+
+    @staticmethod
+    def _make_transformed(
+        plan: Plan,
+        sources: "list[tuple[OpenShard, int]]",
+        transform: Transform,
+        cutter: Cutter,
+        images: NDArray[Any],
+        rows: Rows,
+        watch: Stopwatch,
+    ) -> None:
+        """Make the images of some rows with a user's transform."""
+        numbered = zip(plan.samples.shards.tolist(), sources, strict=True)
+        for row, (number, (shard, sample)) in enumerate(numbered):
+            rows.keys.append(shard.index.keys[sample])
+            with shard.naming(sample):
+                data = shard.image(sample)
+                rows.labels.append(shard.label(sample))
+            watch.lap("read")
+            with shard.naming(sample):
+                pixels = decode(bytes(data), math.inf).pixels
+            watch.lap("decode")
+            draws = plan.draws.rows(row, row + 1) if plan.draws else None
+            try:
+                changed = transform(pixels, plan.epoch, number, sample)
+                cutter.cut_changed(changed, draws, images[row])
+            except TransformError as error:
+                raise RunError(
+                    f"{shard.url}: the transform failed for the sample {rows.keys[-1]}: {error}"
+                ) from error.__cause__
+            watch.lap("augment")
