@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from cli.common.streams import writes_files
 from pipeline.text import in_bytes
 
 if TYPE_CHECKING:
-    from pipeline import Manifest, Statistics
+    from pipeline import Dataset, Manifest, Statistics
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -294,14 +295,33 @@ def stats(out: str, size: int, max_megapixels: float, max_bad: float, workers: i
 
 def _use_of(out: str, manifest: "Manifest") -> str:
     """Say what adopted tars are good for."""
+    from pipeline import Dataset
+
     if "train" not in manifest.splits:
         return "without training images, it is for evaluation"
+    if hint := _shuffling(Dataset.open(out)):
+        return hint
     if "val" in manifest.splits:
         return f"train on it with `alexnet-train {out}`"
     return (
         f"train on it with `alexnet-train {out} --set schedule=cosine`, without validation, as there is no "
         f"split val; `alexnet-prep shard {out} OTHER --val-fraction 0.1` writes a dataset with one"
     )
+
+
+def _shuffling(dataset: "Dataset") -> str:
+    """Recommend to shuffle adopted tars whose training images are sorted by class; "" for all others."""
+    from pipeline import ToolkitError
+
+    splits = dataset.manifest.splits
+    with suppress(ToolkitError):  # of damaged tars, of which `alexnet-prep verify` tells more
+        if dataset.manifest.adopted and "train" in splits and dataset.samples("train").are_sorted():
+            held_out = "" if "val" in splits else " --val-fraction 0.1"
+            return (
+                "its training images are sorted by class, so batches mix few classes; "
+                f"`alexnet-prep shard {dataset.url} OTHER{held_out}` writes them anew, shuffled"
+            )
+    return ""
 
 
 @main.command()
@@ -345,6 +365,8 @@ def info(out: str, preview: Path | None, noise: str, as_json: bool, force: bool)
         echo_lines(facts_json(manifest))
     else:
         print_facts(out, manifest)
+        if dataset is not None and (hint := _shuffling(dataset)):
+            echo(f"{out}: {hint}")
     if preview is not None:
         echo(f"preview: {preview}", err=as_json)
 

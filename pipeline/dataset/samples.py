@@ -16,6 +16,8 @@ from pipeline.images.codec import DecodeError, Pixels, decode
 from pipeline.storage.base import ByteRange, Store
 
 Image = TypeVar("Image")
+# Samples at each end of a split whose labels show whether it is sorted.
+_WINDOW = 64
 
 
 class Sample(NamedTuple, Generic[Image]):
@@ -163,9 +165,7 @@ class Samples(Generic[Image]):
                 )
         keys: list[str] = []
         spans: list[ByteRange] = []
-        numbers = np.searchsorted(self._ends, np.asarray(positions, np.int64), side="right").tolist()
-        for number, position in zip(numbers, positions, strict=True):
-            sample = position - int(self._ends[number]) + self.shards[number].samples
+        for number, sample in self._places(positions):
             keys.append(self._index(number).key(sample))
             spans += self._spans(number, sample)
         read = self.store.read_many(spans)
@@ -196,6 +196,33 @@ class Samples(Generic[Image]):
                     yield self._sample(index.key(sample), image, found[image], found[label])
         except OSError as error:
             raise self._unreadable(shard.name, error) from error
+
+    def are_sorted(self) -> bool:
+        """Whether samples beside each other mostly have the same class; only 128 labels are read.
+
+        Among the first 64 samples and among the last 64, fewer than half as many neighbors differ as in a
+        random order of these. Never so for fewer than 64 samples.
+
+        Raises:
+            UsageError: An index is damaged, or a shard cannot be read.
+            RunError: A label is not a number.
+        """
+        count = len(self)
+        if count < _WINDOW:
+            return False
+        size = min(_WINDOW, count // 2)
+        places = [*self._places([*range(size), *range(count - size, count)])]
+        spans = [self._spans(*place)[1] for place in places]
+        labels = np.array(
+            [
+                self._sample(self._index(number).key(sample), span, b"", label).label
+                for (number, sample), span, label in zip(
+                    places, spans, self.store.read_many(spans), strict=True
+                )
+            ]
+        ).reshape(2, size)
+        shares = np.unique(labels, return_counts=True)[1] / labels.size
+        return bool(2 * np.count_nonzero(np.diff(labels)) < (1 - (shares**2).sum()) * 2 * (size - 1))
 
     def keys(self) -> list[str]:
         """Read the keys of all samples from the indexes, in order. They are the keys in loaders' batches.
@@ -228,6 +255,12 @@ class Samples(Generic[Image]):
                     f"{example!r}"
                 )
         return [found[key] for key in keys]
+
+    def _places(self, positions: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield the number of each position's shard, and that of the sample in it."""
+        numbers = np.searchsorted(self._ends, np.asarray(positions, np.int64), side="right").tolist()
+        for number, position in zip(numbers, positions, strict=True):
+            yield number, position - int(self._ends[number]) + self.shards[number].samples
 
     def _index(self, number: int) -> "_CompactIndex":
         if number not in self._indexes:

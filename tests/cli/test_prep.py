@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.folders import encoded, members, overwrite, place, times
+from helpers.hub_files import write_tar
 from helpers.inline import InlineExecutor
 from PIL import Image
 
@@ -196,9 +197,24 @@ def test_stats_make_other_tools_tars_a_dataset(tiny_dataset, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(tiny_dataset.root / split, tars / split, ignore=no_index)
     succeeds(run("stats", tars), "train: 90 images in", f"indexed; train on it with `alexnet-train {tars}`")
-    assert Dataset.open(tars).samples("val") == 30
+    assert len(Dataset.open(tars).samples("val")) == 30
     succeeds(run("verify", tars), "no fault in 120 images")
     succeeds(run("info", tars), "72 px squares")
+
+
+def test_tars_that_are_sorted_by_class_are_sharded_anew_by_the_command_that_is_named(tmp_path):
+    tars, out, rng = tmp_path / "tars", tmp_path / "out", np.random.default_rng(0)
+    rows = [
+        {"__key__": f"{k:03d}", "jpg": encoded(rng.integers(0, 256, (16, 16, 3), np.uint8)), "cls": k // 32}
+        for k in range(96)
+    ]
+    write_tar(tars / "train.tar", rows)
+    for command in ("stats", "info"):
+        done = run(command, tars)
+        succeeds(done, "its training images are sorted by class")
+    shard = re.search(r"`alexnet-prep (shard .*?)`", done.stdout)[1].replace("OTHER", str(out))
+    succeeds(run(*shard.split(), "--size", 16, "--workers", 1), "87 train, 9 val")
+    assert "sorted by class" not in run("info", out).stdout
 
 
 def test_tars_without_a_validation_split_are_adopted_with_the_command_that_makes_one(tiny_dataset, tmp_path):

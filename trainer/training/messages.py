@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.dataset.dataset import Dataset
 from pipeline.errors import RunError
+from pipeline.loader.order import lanes_of
 from pipeline.text import number_of
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import Classifier
@@ -21,19 +22,24 @@ def facts(
 ) -> dict[str, str]:
     """Describe a run for the head of its log: title → text."""
     recipe = job.recipe
+    images = len(dataset.samples("train"))
     parameters = sum(p.numel() for p in classifier.model.parameters())
     reason = "as the data has no split 'val'" if job.validation.enabled else "by --no-val"
     validation = f"none, {reason}: the last checkpoint counts as the best"
     if job.validates(dataset):
         dtype = str(classifier.dtype).removeprefix("torch.")
         validation = f"{len(dataset.samples('val')):,} images in {dtype}, {job.validation}"
+    mixed, fewer = "", lanes_of(recipe.batch_size, shuffled=True)
+    lanes = lanes_of(recipe.batch_size, shuffled=not dataset.manifest.adopted)
+    if lanes > fewer:
+        mixed = f"; not shuffled when sharded, so each batch is from {lanes} places instead of {fewer}"
     backend, place, why = job.loader_options.choose(env)
     shared = backend == "threads" and place.worker_count
     workers = f", in {number_of(place.worker_count, 'worker')}" if shared else ""
     return {
         "recipe": f"{recipe.name}: {recipe.arch}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
-        "data": f"{dataset.url}: {len(dataset.samples('train')):,} images, {len(dataset.classes)} classes",
+        "data": f"{dataset.url}: {images:,} images, {len(dataset.classes)} classes{mixed}",
         "validation": validation,
         "loader": f"{backend}, as {why}; {place.thread_count} threads each{workers}",
         "processes": f"{env.world_size} x {env.kind.upper()}",

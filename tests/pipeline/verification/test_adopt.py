@@ -115,6 +115,25 @@ def test_the_mode_is_what_fits_all_images(tmp_path, shape, mode, size, executor)
         assert manifest.statistics.pixels == sum(size * round(long * size / short) for long, short in sides)
 
 
+@pytest.mark.parametrize(
+    ("labels", "are_sorted"),
+    [
+        ([k // 50 for k in range(150)], True),
+        ([k // 16 for k in range(64)], True),
+        ([k // 16 for k in range(63)], False),  # too few to say
+        (np.random.default_rng(0).permutation(150) % 3, False),
+        (np.random.default_rng(0).permutation(150) // 140, False),  # nearly all of one class
+    ],
+)
+def test_tars_sorted_by_class_are_seen(tmp_path, labels, are_sorted):
+    image = jpeg(0, 16, 16)
+    samples = [(f"{k:03d}", {"jpg": image, "cls": int(label)}) for k, label in enumerate(labels)]
+    by_webdataset(tmp_path / "train-a.tar", samples[:40])
+    by_webdataset(tmp_path / "train-b.tar", samples[40:])
+    adopt(tmp_path, executor=INLINE)
+    assert Dataset.open(tmp_path).samples("train").are_sorted() == are_sorted
+
+
 def as_json(label, **options):
     return json.dumps(label, **options).encode()
 

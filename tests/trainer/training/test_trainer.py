@@ -28,17 +28,20 @@ from helpers.training_runs import (
 )
 
 from cli.train import main as train
+from pipeline.dataset.manifest import ADOPTED
 from pipeline.errors import RunError, UsageError
 from pipeline.seeds import derive_seed
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import evaluate_checkpoints
 from trainer.models.classifier import Classifier
+from trainer.precision import choose_precision
 from trainer.recipe import Stage, load_recipe
 from trainer.runs import checkpoint, metrics_file
 from trainer.runs.records import Validation
 from trainer.training import messages, trainer
 from trainer.training.options import Debugging, Saving, TrainJob
+from trainer.training.setup import build_classifier
 from trainer.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -50,6 +53,22 @@ def whole(tiny_recipe, tiny_dataset, tmp_path_factory):
     recipe = replace(tiny_recipe, schedule="cosine", lr=0.01)
     job = TrainJob(tiny_dataset.root, tmp_path_factory.mktemp("whole") / "run", recipe)
     return job, train_here(job)
+
+
+@pytest.mark.parametrize(("batch_size", "said"), [(40, "from 40 places instead of 5"), (512, None)])
+def test_the_log_says_that_batches_of_adopted_tars_are_from_more_places(
+    tiny_recipe, tiny_dataset, tmp_path, batch_size, said
+):
+    recipe, env = replace(tiny_recipe, batch_size=batch_size), DistEnv()
+    source = replace(tiny_dataset.manifest.source, layout=ADOPTED)
+    adopted = replace(tiny_dataset, manifest=replace(tiny_dataset.manifest, source=source))
+    job, precision = TrainJob(tiny_dataset.root, tmp_path, recipe), choose_precision(recipe, "cpu")
+    classifier = build_classifier(recipe, tiny_dataset, env)
+    lines = [
+        messages.facts(job, data, classifier, env, precision)["data"] for data in (tiny_dataset, adopted)
+    ]
+    assert "places" not in lines[0]
+    assert said in lines[1] if said else lines[1] == lines[0]
 
 
 def test_a_run_leaves_recipe_metrics_and_checkpoints(whole):
