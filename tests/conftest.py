@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pipeline import Dataset, Options, draw_demo, prepare, read_source
+from pipeline.loader.placement import has_dali
 from trainer.recipe import Recipe
 
 # Shells start what they run in the background with Ctrl-C ignored; the commands under test would inherit it.
@@ -42,6 +43,14 @@ settings.register_profile(
     derandomize="CI" in os.environ,
 )
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need DALI where it is not installed."""
+    if not has_dali():
+        for item in items:
+            if item.get_closest_marker("dali"):
+                item.add_marker(pytest.mark.skip(reason="DALI is not installed"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pipeline.dataset.dataset import Dataset
 from pipeline.errors import UsageError
 from pipeline.loader.live_shards import ReadOptions
 from pipeline.loader.loader import Batch, Loader
-from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali
+from pipeline.loader.placement import BackendName, Placement, choose_backend, has_dali, refuse_missing_dali
 from pipeline.loader.views import EvalView, TrainView
 from pipeline.seeds import derive_seed
 from pipeline.text import in_bytes, number_of
@@ -78,13 +78,10 @@ class LoaderOptions:
             backend, why = choose_backend(place.thread_count, capability, dali=has_dali())
             if self.decode_device != "auto" and has_dali():
                 backend, why = "dali", f"--decode-device {self.decode_device} says"
-        if backend == "dali" and not has_dali():
-            raise UsageError(
-                "--backend dali: DALI is not installed; install nvidia-dali-cuda130 (Linux), or use "
-                "--backend threads"
-            )
+        if backend == "dali":
+            refuse_missing_dali()
         if self.decode_device == "gpu" and (env.kind == "cpu" or backend == "threads"):
-            found = "these are CPU processes" if env.kind == "cpu" else "--backend threads decodes on the CPU"
+            found = "these are CPU processes" if env.kind == "cpu" else f"threads decode on the CPU: {why}"
             raise UsageError(f"--decode-device gpu, but {found}; leave it out")
         moved = backend == "dali" and self.decode_device == "cpu"  # by the trainer, whole
         gpu = env.gpu if env.kind == "gpu" and not moved else None

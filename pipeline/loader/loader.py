@@ -26,7 +26,7 @@ from pipeline.loader.augmentation import draw
 from pipeline.loader.backend import Backend, OutputSettings, Plan
 from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions, SampleError
 from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of
-from pipeline.loader.placement import BackendName, Placement
+from pipeline.loader.placement import BackendName, Placement, has_dali, refuse_missing_dali
 from pipeline.loader.stats import LoaderStats, Stopwatch, Sums
 from pipeline.loader.threads.backend import ThreadBackend
 from pipeline.loader.threads.cutter import Transform, TransformFunction
@@ -103,7 +103,8 @@ class Loader:
             view: Crops, flips and normalization of each image.
             global_batch: Samples in a batch of all processes, of which each gets its slice; with an
                 `EvalView`, samples in a batch that one process takes whole.
-            backend: "dali" or "threads"; "auto" takes DALI where batches are left on a GPU.
+            backend: "dali" or "threads"; "auto" takes DALI, if it is installed, where batches are left on a
+                GPU.
             placement: Rank, world size and device of this process. The default is a single process on
                 the CPU.
             seed: Seed of order and augmentation, the same on all processes.
@@ -116,13 +117,13 @@ class Loader:
             UsageError: The dataset has no such split or the split is empty; the crop is larger than the
                 images; a training split has fewer samples than one global batch; the number of processes
                 does not divide a global batch; the cache is too small; a number is out of range; or DALI is
-                to call a transform.
+                to call a transform, or is not installed.
         """
         self.dataset, self.split, self.view = dataset, split, view
         self.global_batch, self.seed = global_batch, seed
         self.placement = place = placement or Placement()
         self.backend: BackendName = (
-            ("dali" if place.gpu is not None and not transform else "threads")
+            ("dali" if place.gpu is not None and not transform and has_dali() else "threads")
             if backend == "auto"
             else backend
         )
@@ -381,10 +382,10 @@ class Loader:
         place, size = self.placement, self.global_batch
         if self.samples == 0:
             raise UsageError(f"{self.dataset.url}: the split {self.split!r} holds no samples")
-        if self._transform and self.backend == "dali":
-            raise UsageError(
-                "DALI calls no transform; choose the backend threads, or leave the transform out"
-            )
+        if self.backend == "dali":
+            if self._transform:
+                raise UsageError("DALI calls no transform; choose the backend threads, or no transform")
+            refuse_missing_dali()
         if self._training and size % place.world_size:
             below = size // place.world_size * place.world_size
             above = below + place.world_size

@@ -95,6 +95,19 @@ def has_dali() -> bool:
         return False
 
 
+def refuse_missing_dali() -> None:
+    """Check that DALI is installed.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not has_dali():
+        raise UsageError(
+            "the backend dali needs DALI, which is not installed: pip install 'alexnet-toolkit[cuda13]', or "
+            "cuda12 (Linux only), or choose the backend threads"
+        )
+
+
 @checked(cores=COUNT)
 def choose_backend(cores: int, capability: tuple[int, int] | None, *, dali: bool) -> tuple[BackendName, str]:
     """Choose the faster backend, and say why.

@@ -164,6 +164,7 @@ def test_a_class_without_images_has_a_row(model, tiny_source, tiny_dataset, tmp_
     assert (saved["samples"], saved["top1"], saved["top5"], saved["confused_share"]) == (0, None, None, None)
 
 
+@pytest.mark.no_dali
 def test_two_processes_write_what_one_does(everything, model, tiny_dataset, tmp_path):
     result = invoke(
         *(model, "--data", tiny_dataset.root, "--cpus", 2, "--batch-size", 4),

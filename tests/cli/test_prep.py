@@ -63,6 +63,7 @@ def test_a_dry_run_lists_the_source_and_writes_nothing(source, tmp_path, more):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.no_dali
 def test_shard_reports_and_info_describes(source, tmp_path):
     out = tmp_path / "out"
     command = ("shard", source, out, "--size", 16, "--val-fraction", 0.25)

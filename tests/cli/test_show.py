@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -54,6 +52,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.no_dali
 @pytest.mark.parametrize("command", FIGURES)
 def test_every_figure_is_written(tiny_run, key, tmp_path, command):
     suffix, *arguments = FIGURES[command]
@@ -210,37 +209,3 @@ def test_no_errors_to_draw_is_an_error_of_its_own(tiny_run, tmp_path, monkeypatc
     monkeypatch.setattr("trainer.inference.examples.Prediction.right", True)
     result = show("predictions", tiny_run, "--only-errors", "--out", tmp_path / "f.png")
     fails(result, 1, "all images of val are predicted right", "leave --only-errors out")
-
-
-def test_everything_works_without_dali(tiny_run, tiny_source, tmp_path):
-    """DALI exists for Linux only."""
-    file = next(tiny_source.rglob("*.jpg"))
-    code = (
-        "import sys\n"
-        "class NoDali:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] == 'nvidia':\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, NoDali())\n"
-        "from cli.show import main\n"
-        "for line in sys.stdin:\n"
-        "    main(line.rstrip('\\n').split('\\t'), standalone_mode=False)\n"
-    )
-    commands = (
-        ["kernels"],
-        ["curves"],
-        ["predictions", "--count", 1],
-        ["maps", file, "--layer", "conv1"],
-        ["saliency", file],
-        ["confusion"],
-        ["neighbors"],
-    )
-    lines = [
-        "\t".join(map(str, [name, tiny_run, *rest, "--out", tmp_path / f"{name}.png"]))
-        for name, *rest in commands
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="\n".join(lines), text=True, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.iterdir())) == len(commands)

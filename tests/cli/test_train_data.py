@@ -18,6 +18,7 @@ from cli.train import main as train
 from pipeline import Dataset
 from pipeline.dataset.index import parse_index
 from pipeline.loader.order import TrainingOrder
+from pipeline.loader.placement import has_dali
 from pipeline.seeds import derive_seed
 from trainer import load_recipe
 
@@ -51,7 +52,7 @@ def plain(tiny_dataset, tmp_path_factory):
     return out, result
 
 
-@pytest.mark.parametrize("how", ["cache", "no-mmap", "dali", "bucket"])
+@pytest.mark.parametrize("how", ["cache", "no-mmap", pytest.param("dali", marks=pytest.mark.dali), "bucket"])
 def test_how_the_data_comes_changes_nothing(request, plain, tiny_dataset, tmp_path, how):
     data, out = tiny_dataset.root, tmp_path / "run"
     options = {
@@ -80,13 +81,15 @@ def test_the_log_says_how_long_data_was_waited_for(plain):
     assert all("%" in line.removesuffix("best").split()[-1] for line in lines if "/1 " in line)
 
 
+@pytest.mark.no_dali
 def test_bench_prints_the_parts_and_leaves_nothing(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.training.benchmark.SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(bench, [str(tiny_dataset.root), *TINY, "--cpus", "1"])
     assert result.exit_code == 0, result.output
-    for part in ("loader (threads)", "loader (dali)", "model", "together", "images/s", "cores", "decode ms"):
+    for part in ("loader (threads)", "model", "together", "images/s", "cores", "decode ms"):
         assert part in result.stdout
+    assert ("loader (dali)" in result.stdout) == has_dali()
     refused = CliRunner().invoke(bench, [str(tiny_dataset.root), *TINY, "--cpus", "1", "--cuda-graphs"])
     assert (refused.exit_code, "--cuda-graphs needs GPUs" in refused.stderr) == (2, True)
     assert not (tmp_path / "runs").exists()

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
+@pytest.mark.dali
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_next_batch_on_other_processes_and_the_other_backend(tmp_path):
     """In float64 without dropout, so that the weights show every difference but rounding."""

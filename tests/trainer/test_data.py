@@ -1,12 +1,13 @@
 """Training data of a run: the loader of each epoch, seeds, and resumption."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from helpers.training_runs import train_here
 
-from pipeline import Placement, UsageError
+from pipeline import EvalView, Loader, Placement, UsageError
 from trainer.data import LoaderOptions, RepeatedBatch, TrainData, noise
 from trainer.distributed.env import DistEnv
 from trainer.models.classifier import new_classifier
@@ -103,10 +104,12 @@ def test_other_data_or_another_batch_is_refused(make_train_data, recipe):
     ("options", "kind", "message"),
     [
         (LoaderOptions(decode_device="gpu"), "cpu", "--decode-device gpu, but these are CPU processes"),
-        (LoaderOptions("threads", "gpu"), "gpu", "--backend threads decodes on the CPU"),
+        (LoaderOptions("threads", "gpu"), "gpu", "threads decode on the CPU: --backend threads says"),
+        (LoaderOptions(decode_device="gpu"), "gpu", "threads decode on the CPU: DALI is not installed"),
     ],
 )
 def test_a_gpu_that_does_not_decode_is_refused(options, kind, message, monkeypatch):
+    monkeypatch.setattr("trainer.data.has_dali", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
     with pytest.raises(UsageError, match=message):
         options.choose(DistEnv(kind=kind))
@@ -128,10 +131,12 @@ def test_on_a_gpu_either_backend_leaves_the_batches_there(options, dali, backend
     assert (choice.backend, choice.placement.gpu) == (backend, gpu)
 
 
-def test_dali_is_asked_for_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setattr("trainer.data.has_dali", lambda: False)
-    with pytest.raises(UsageError, match="DALI is not installed; install nvidia-dali-cuda130"):
-        LoaderOptions("dali").choose(DistEnv())
+def test_dali_is_asked_for_where_it_is_not_installed(tiny_dataset, monkeypatch):
+    monkeypatch.setattr("pipeline.loader.placement.has_dali", lambda: False)
+    loader = partial(Loader, tiny_dataset, "val", EvalView(crop=64), 8, backend="dali")
+    for ask in (partial(LoaderOptions("dali").choose, DistEnv()), loader):
+        with pytest.raises(UsageError, match=r"needs DALI, which is not installed: .*\[cuda13\]"):
+            ask()
 
 
 def test_the_processes_ranks_and_threads_are_the_loaders():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from helpers.reference import crops, stored
 from helpers.synthetic import gradient, photographs, write_dataset
-from nvidia.dali import Pipeline
 from PIL import Image
 from scipy import stats
 
@@ -14,13 +13,12 @@ from pipeline import EvalView, Loader, Placement, TrainView, color_noise
 from pipeline.dataset.manifest import ImageFormat
 from pipeline.images.codec import resize_shorter
 from pipeline.loader.backend import OutputSettings
-from pipeline.loader.dali import graph
 
 CROP, SIZE = 48, 64
 MEAN = (120.5, 110.25, 100.125)
 
 
-@pytest.fixture(params=["threads", "dali"])
+@pytest.fixture(params=["threads", pytest.param("dali", marks=pytest.mark.dali)])
 def backend(request):
     return request.param
 
@@ -288,16 +286,17 @@ def test_random_resized_crops_take_normalization_and_any_size(fields, backend):
 
 
 def decoders_of(node):
-    """Collect (name, device) of every decoder on which a graph's output depends."""
+    """Collect (id, name, device) of every decoder on which a graph's output depends."""
     if node.source is None:
         return set()
     text = str(node.source.spec)
     name, device = (re.search(rf"{what}(\w+)", text)[1] for what in ("OpSpec for ", "device: "))
     above = [each for given in node.source.inputs for each in (given if isinstance(given, list) else [given])]
     found = {pair for each in above for pair in decoders_of(each)}
-    return found | ({(name, device)} if name.startswith("decoders") else set())
+    return found | ({(id(node.source), name, device)} if name.startswith("decoders") else set())
 
 
+@pytest.mark.dali
 @pytest.mark.parametrize("mode", ["square", "aspect", "original"])
 @pytest.mark.parametrize(
     "view",
@@ -309,18 +308,23 @@ def decoders_of(node):
         EvalView("full-resize"),
     ],
 )
-def test_no_gpu_decodes_a_region(view, mode):
+def test_every_graph_decodes_once_and_no_gpu_decodes_a_region(view, mode):
     """DALI's region decoders may crash on a GPU, so the graph has them on the CPU only."""
+    from nvidia.dali import Pipeline
+
+    from pipeline.loader.dali import graph
+
     for gpu in (None, 0):
         with Pipeline(batch_size=2, num_threads=1, device_id=gpu):
             place, shape = Placement(gpu=gpu), ImageFormat(256, mode, 95)
             images = graph.build.__wrapped__(view, shape, place, OutputSettings())
-        ((name, where),) = decoders_of(images)
+        ((_, name, where),) = decoders_of(images)
         assert where == ("cpu" if gpu is None else "mixed")
         assert name == "decoders__Image" or gpu is None
         assert (images.device == "cpu") == (gpu is None)
 
 
+@pytest.mark.dali
 @pytest.mark.parametrize(
     ("view", "split", "mean"),
     [

@@ -21,7 +21,7 @@ def data(tmp_path):
     return write_dataset(tmp_path / "d", {"train": images, "val": images}, 24, 3)
 
 
-@pytest.fixture(params=["threads", "dali"])
+@pytest.fixture(params=["threads", pytest.param("dali", marks=pytest.mark.dali)])
 def backend(request):
     return request.param
 
@@ -148,6 +148,7 @@ def test_an_abandoned_batch_that_is_damaged_shifts_no_other(data, backend):
                 assert torch.equal(image, expected[key])
 
 
+@pytest.mark.dali
 def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch):
     with Loader(data, "train", TrainView(16), 4, backend="dali") as loader:
         batches = iter(loader)

@@ -62,11 +62,12 @@ def epochs(data):
         return [recorded(loader) for _ in range(3)]
 
 
-BACKENDS = ("threads", "dali")
+BACKENDS = ("threads", pytest.param("dali", marks=pytest.mark.dali))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.no_dali
 def test_the_processes_slices_are_the_batches_of_one(datasets, world_size, backend):
     """Three epochs of twelve samples a batch, and an evaluation in batches of five."""
     data, keys = datasets(41), []
@@ -102,7 +103,11 @@ def test_epochs_differ_and_can_be_entered_anywhere(data, epochs):
 
 
 @pytest.mark.parametrize("at", [1, 5, 8, 15])
-@pytest.mark.parametrize(("world_size", "backend"), [(1, "threads"), (2, "threads"), (4, "dali")])
+@pytest.mark.parametrize(
+    ("world_size", "backend"),
+    [(1, "threads"), (2, "threads"), pytest.param(4, "dali", marks=pytest.mark.dali)],
+)
+@pytest.mark.no_dali
 def test_any_number_of_processes_and_either_backend_go_on_with_the_next_batch(
     data, epochs, at, world_size, backend
 ):
@@ -249,7 +254,10 @@ class AtOnce:
     [
         # A batch is one task of eight images, whose looks at the clock lie between the consumer's two.
         ("threads", 8, LoaderStats(5, 1, 8, 8, wait=1 + 18, ready=9 / 5, under_way=9 / 5)),
-        ("dali", None, LoaderStats(5, 1, None, None, wait=1 + 2, ready=None, under_way=7 / 5)),
+        pytest.param(
+            *("dali", None, LoaderStats(5, 1, None, None, wait=1 + 2, ready=None, under_way=7 / 5)),
+            marks=pytest.mark.dali,
+        ),
     ],
 )
 def test_what_it_does_is_seen(data, monkeypatch, backend, decode, whole):

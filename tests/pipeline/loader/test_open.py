@@ -91,7 +91,8 @@ def test_impossible_arguments_are_one_line(data, options, part):
 
 
 @pytest.mark.parametrize(
-    ("gpu", "dali", "backend"), [(None, True, "threads"), (0, True, "dali"), (0, False, "threads")]
+    ("gpu", "dali", "backend"),
+    [(None, True, "threads"), pytest.param(0, True, "dali", marks=pytest.mark.dali), (0, False, "threads")],
 )
 def test_auto_takes_the_faster_backend(data, gpu, dali, backend, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (9, 0))

@@ -1,4 +1,4 @@
-"""Adopting tars that webdataset's writer or Python's tarfile wrote; they are read back through DALI."""
+"""Adopting tars that webdataset's writer or Python's tarfile wrote; the loader reads them back."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def rows(count, classes, shape=lambda k: (48, 48), first=0):
     ]
 
 
-def labels_through_dali(root, split, crop=32):
+def labels_through_loader(root, split, crop=32):
     """Return key → label as the loader yields it."""
     found = {}
     with Loader(Dataset.open(root), split, EvalView("center", crop), 32) as loader:
@@ -69,7 +69,7 @@ def test_squares_of_webdatasets_own_writer_are_trained_on_in_place(tmp_path):
     assert (manifest.source.layout, manifest.adopted, manifest.label_width) == (ADOPTED, True, 2)
     assert {shard.name: shard.sha256 for shard in manifest.shards} == before
     assert [shard.samples for shard in manifest.shards] == [17, 13, 13]
-    assert labels_through_dali(tmp_path / "d", "val") == labels_of(val)
+    assert labels_through_loader(tmp_path / "d", "val") == labels_of(val)
     with Loader(Dataset.open(tmp_path / "d"), "train", TrainView(48), 10) as loader:
         stored = dict(train)
         seen = [(k, x, y) for b in loader for k, x, y in zip(b.keys, b.images, b.labels, strict=True)]
@@ -107,7 +107,7 @@ def test_the_mode_is_what_fits_all_images(tmp_path, shape, mode, size, executor)
     manifest = adopt(tmp_path, size=36, executor=executor)
     assert (manifest.image.mode, manifest.image.size) == (mode, size)
     assert (tmp_path / "mean_image.npy").is_file() == (mode == "square")
-    assert labels_through_dali(tmp_path, "train") == labels_of(samples)
+    assert labels_through_loader(tmp_path, "train") == labels_of(samples)
     if mode == "original":
         with pytest.raises(UsageError, match="hold images of different shapes, so it has no mean image"):
             Dataset.open(tmp_path).mean_image()
@@ -163,7 +163,7 @@ def test_labels_are_read_where_they_stand(tmp_path):
             members += [(f"pic{k}-{number}.JPEG", jpeg(k)), (f"pic{k}-{number}.{suffix}", write(k))]
         place(tmp_path / f"train-{number}.tar", tar_bytes(members))
     assert len(adopt(tmp_path, executor=INLINE).classes) == 12
-    assert labels_through_dali(tmp_path, "train") == {
+    assert labels_through_loader(tmp_path, "train") == {
         f"pic{k}-{number}": k for number in range(len(WRITERS)) for k in range(12)
     }
 
@@ -175,7 +175,7 @@ def test_keys_with_dots_folders_and_long_names(tmp_path):
         members += [(f"{name}.jpg", jpeg(k)), (f"{name}.cls", b"%d" % (k % 2))]
     place(tmp_path / "train.tar", tar_bytes(members, format=tarfile.PAX_FORMAT))
     adopt(tmp_path, executor=INLINE)
-    found = labels_through_dali(tmp_path, "train")
+    found = labels_through_loader(tmp_path, "train")
     assert len(found) == 8
     assert sorted(found.values()) == [0] * 4 + [1] * 4
     lines = (tmp_path / "train.idx").read_text().splitlines()
@@ -188,7 +188,7 @@ def test_the_numbers_in_the_tars_are_the_labels_whatever_the_names_say(tmp_path)
     by_webdataset(tmp_path / "train.tar", samples)
     manifest = adopt(tmp_path, executor=INLINE)
     assert [info.id for info in manifest.classes] == wnids
-    assert labels_through_dali(tmp_path, "train") == labels_of(samples)
+    assert labels_through_loader(tmp_path, "train") == labels_of(samples)
 
 
 def test_images_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(tmp_path):
@@ -211,7 +211,7 @@ def test_images_that_cannot_be_loaded_are_left_out_of_the_index_and_reported(tmp
     ]
     assert "GIF" in found[1]["reason"]
     kept = [row for k, row in enumerate(samples) if k not in (3, 11, 20)]
-    assert labels_through_dali(tmp_path, "train") == labels_of(kept)
+    assert labels_through_loader(tmp_path, "train") == labels_of(kept)
 
 
 @pytest.mark.parametrize(
@@ -292,4 +292,4 @@ def test_a_folder_of_links_will_do(tmp_path):
     (tmp_path / "links" / "train.tar").symlink_to(target)
     adopt(tmp_path / "links", executor=INLINE)
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["train.tar"]
-    assert labels_through_dali(tmp_path / "links", "train") == labels_of(samples)
+    assert labels_through_loader(tmp_path / "links", "train") == labels_of(samples)

@@ -6,42 +6,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.reference import Sample, measured, probabilities_of, stored
-from nvidia.dali import Pipeline
 from PIL import Image
 
 from cli.eval import main as evaluate
 from cli.prep import main as prep
 from cli.train import main as train
-from pipeline import Dataset, EvalView, Placement
-from pipeline.dataset.manifest import ImageFormat
-from pipeline.loader.backend import OutputSettings
-from pipeline.loader.dali import graph
+from pipeline import Dataset
 from trainer import load_model, read_predictions
 
 
 def invoke(command, *arguments):
     result = CliRunner().invoke(command, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
-
-
-def decoders(node, found=()):
-    """The set of decoder operators that an output of a DALI graph depends on."""
-    if node.source is None:
-        return set(found)
-    operators = {node.source} if "decoders" in str(node.source.spec).partition("\n")[0] else set()
-    for given in node.source.inputs:
-        for each in given if isinstance(given, list) else [given]:
-            operators |= decoders(each)
-    return operators
-
-
-@pytest.mark.parametrize("mode", ["square", "aspect", "original"])
-@pytest.mark.parametrize("gpu", [None, 0])
-def test_ten_crops_are_cut_from_one_decoded_image(gpu, mode):
-    with Pipeline(batch_size=2, num_threads=1, device_id=gpu):
-        arguments = (ImageFormat(256, mode, 95), Placement(gpu=gpu), OutputSettings())
-        images = graph.build.__wrapped__(EvalView("ten-crop"), *arguments)
-    assert len(decoders(images)) == 1
 
 
 def squares_of(source, size):

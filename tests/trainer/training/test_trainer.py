@@ -315,7 +315,7 @@ def test_a_run_that_died_within_its_first_epoch_starts_again(whole, tmp_path, mo
     assert not list(cut.out.glob(".writing-*"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.no_dali)])
 def test_a_run_killed_within_an_epoch_ends_as_one_never_stopped(tiny_dataset, tmp_path, processes):
     """The command goes on with the killed run, which validates within epochs, without being told again."""
     count, dies_at = Processes("cpu", processes, ""), 7
