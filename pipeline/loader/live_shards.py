@@ -7,9 +7,9 @@ fetched whole into memory.
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ class ReadOptions:
 
 
 Read = Callable[[int, int], memoryview | bytes]
+
+
+DAMAGE = (DecodeError, OSError, ValueError)
+"""What reading and decoding a sample raises where it is damaged."""
 
 
 class SampleError(Exception):
@@ -122,25 +126,17 @@ class OpenShard:
             raise ValueError(f"its label is {label}, but the manifest names {self._classes} classes")
         return label
 
-    @contextmanager
-    def naming(self, sample: int) -> Iterator[None]:
-        """Within the block, name the sample in errors.
+    def error(self, sample: int, problem: Exception | str) -> SampleError:
+        """Return an error that names a sample and its problem.
 
         Raises:
-            SampleError: It could not be read or decoded.
-            RunError: Too many files are open.
+            RunError: The problem is that too many files are open.
         """
-        try:
-            yield
-        except (DecodeError, OSError, ValueError) as error:
-            refuse_too_many_open_files(error)
-            raise self.error(sample, str(error)) from error
-
-    def error(self, sample: int, problem: str) -> SampleError:
-        """Return an error that names a sample and its problem."""
+        if isinstance(problem, Exception):
+            refuse_too_many_open_files(problem)
         begin = self.index.image_offsets[sample]
         end = begin + self.index.image_sizes[sample]
-        return SampleError(self.url, self.shard.name, self.index.keys[sample], begin, end, problem)
+        return SampleError(self.url, self.shard.name, self.index.keys[sample], begin, end, str(problem))
 
 
 class LiveShards:

@@ -18,7 +18,7 @@ from pipeline.images.codec import DecodeError, decode
 from pipeline.loader.augmentation import scales_first, shape_in_loader, shifts, windows
 from pipeline.loader.backend import Backend, OutputSettings, Plan, Result
 from pipeline.loader.dali import graph
-from pipeline.loader.live_shards import LiveShards, OpenShard
+from pipeline.loader.live_shards import DAMAGE, LiveShards, OpenShard
 from pipeline.loader.order import Order
 from pipeline.loader.placement import Placement
 from pipeline.loader.stats import Stopwatch, Sums
@@ -166,9 +166,11 @@ class DaliBackend(Backend):
             trim_heap()
 
     def _read(self, shard: OpenShard, sample: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        with shard.naming(sample):
+        try:
             data = shard.image(sample)
             return np.frombuffer(data, np.uint8), shape_in_loader(data, self._view, self._stored)
+        except DAMAGE as error:
+            raise shard.error(sample, error) from error
 
     def _diagnosis(self, error: RuntimeError, batch: _UnderWay) -> Exception:
         """Return an error that names the sample to blame, if DALI says that one does not decode."""
@@ -198,8 +200,10 @@ def _problem(jpeg: NDArray[np.uint8], pipe: Any) -> str:
 
 
 def _label(shard: OpenShard, sample: int) -> int:
-    with shard.naming(sample):
+    try:
         return shard.label(sample)
+    except DAMAGE as error:
+        raise shard.error(sample, error) from error
 
 
 def dali_message(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pipeline.errors import RunError
 from pipeline.images.codec import decode
 from pipeline.loader.augmentation import shape_in_loader
 from pipeline.loader.backend import Plan
-from pipeline.loader.live_shards import LiveShards, OpenShard
+from pipeline.loader.live_shards import DAMAGE, LiveShards, OpenShard
 from pipeline.loader.order import Use
 from pipeline.loader.ring import Slot
 from pipeline.loader.stats import Stopwatch, Sums
@@ -136,62 +136,39 @@ class Pool:
         if cutter is None:
             cutter = self._cutters.cutter = Cutter(self._view, self._stored)
         # The other device does not say what augmenting takes.
-        rows, found = Rows([], [], Sums(augment=math.nan if self._whole else 0.0)), []
-        watch = Stopwatch(rows.sums)
+        rows = Rows([], [], Sums(augment=math.nan if self._whole else 0.0))
+        watch, row, encoded, shapes = Stopwatch(rows.sums), 0, [], []
         shards = [opened[number].result() for number in plan.samples.shards.tolist()]
-        sources = list(zip(shards, plan.samples.samples.tolist(), strict=True))
-        if self._transform is not None:
-            self._make_transformed(plan, sources, self._transform, cutter, images, rows, watch)
-            return rows
-        for shard, sample in sources:
-            with shard.naming(sample):
-                data = shard.image(sample)
+        samples = plan.samples.samples.tolist()
+        try:  # one for all rows: entering a block for each would hold the interpreter's lock longer
+            for row, (shard, sample) in enumerate(zip(shards, samples, strict=True)):  # noqa: B007 - errors name it
+                encoded.append(shard.image(sample))
                 rows.labels.append(shard.label(sample))
-                found.append((data, shape_in_loader(data, self._view, self._stored)))
-            rows.keys.append(shard.index.keys[sample])
-        watch.lap("read")
-        if not self._whole:
-            cuts = cutter.cuts(plan.draws, np.array([shape for _, shape in found]))
-        for row, ((shard, sample), (data, shape)) in enumerate(zip(sources, found, strict=True)):
-            if self._whole:
-                with shard.naming(sample):
-                    cutter.decode_into(data, images[row])
-                watch.lap("decode")
-                continue
-            with shard.naming(sample):
-                pixels = cutter.decode(data, shape)
-            watch.lap("decode")
-            cutter.cut(pixels, cuts, row, images[row])
-            watch.lap("augment")
-        return rows
-
-    @staticmethod
-    def _make_transformed(
-        plan: Plan,
-        sources: "list[tuple[OpenShard, int]]",
-        transform: Transform,
-        cutter: Cutter,
-        images: NDArray[Any],
-        rows: Rows,
-        watch: Stopwatch,
-    ) -> None:
-        """Make the images of some rows with a user's transform."""
-        numbered = zip(plan.samples.shards.tolist(), sources, strict=True)
-        for row, (number, (shard, sample)) in enumerate(numbered):
-            rows.keys.append(shard.index.keys[sample])
-            with shard.naming(sample):
-                data = shard.image(sample)
-                rows.labels.append(shard.label(sample))
+                rows.keys.append(shard.index.keys[sample])
             watch.lap("read")
-            with shard.naming(sample):
-                pixels = decode(bytes(data), math.inf).pixels
-            watch.lap("decode")
-            draws = plan.draws.rows(row, row + 1) if plan.draws else None
-            try:
-                changed = transform(pixels, plan.epoch, number, sample)
-                cutter.cut_changed(changed, draws, images[row])
-            except TransformError as error:
-                raise RunError(
-                    f"{shard.url}: the transform failed for the sample {rows.keys[-1]}: {error}"
-                ) from error.__cause__
-            watch.lap("augment")
+            if not self._whole and self._transform is None:
+                for row, data in enumerate(encoded):  # noqa: B007 - errors name it
+                    shapes.append(shape_in_loader(data, self._view, self._stored))
+                cuts = cutter.cuts(plan.draws, np.array(shapes))
+            for row, data in enumerate(encoded):
+                if self._whole:
+                    cutter.decode_into(data, images[row])
+                    watch.lap("decode")
+                elif self._transform is not None:
+                    pixels = decode(bytes(data), math.inf).pixels
+                    watch.lap("decode")
+                    changed = self._transform(pixels, plan.epoch, int(plan.samples.shards[row]), samples[row])
+                    draws = plan.draws.rows(row, row + 1) if plan.draws else None
+                    cutter.cut_changed(changed, draws, images[row])
+                    watch.lap("augment")
+                else:
+                    pixels = cutter.decode(data, shapes[row])
+                    watch.lap("decode")
+                    cutter.cut(pixels, cuts, row, images[row])
+                    watch.lap("augment")
+        except DAMAGE as error:
+            raise shards[row].error(samples[row], error) from error
+        except TransformError as error:
+            name = f"{shards[row].url}: the transform failed for the sample {rows.keys[row]}"
+            raise RunError(f"{name}: {error}") from error.__cause__
+        return rows
