@@ -35,6 +35,17 @@ def assert_uses_cover(order, start):
         assert all(use.shard in order.batch(number).shards for number in (use.first, use.last))
 
 
+def assert_parts_are_the_whole(order, parts, start):
+    """What the workers of a process make is what the process makes."""
+    pieces = [order.part(number, parts) for number in range(parts)]
+    for number in range(start, order.batches):
+        found = [listed(piece.batch(number)) for piece in pieces]
+        assert list(chain(*found)) == listed(order.batch(number))
+        assert max(map(len, found)) - min(map(len, found)) <= 1
+    for piece in pieces:
+        assert_uses_cover(piece, start)
+
+
 @given(
     SIZES,
     WORLD_SIZES,
@@ -43,10 +54,11 @@ def assert_uses_cover(order, start):
     st.integers(0, 3),
     st.integers(1, 80),
     st.floats(0, 1),
+    st.integers(1, 4),
 )
-@example([13], 2, 3, 1, 0, 1, 0.5)
-@example([8], 8, 1, 0, 0, 8, 0.0)
-def test_the_processes_slices_are_the_whole_epoch(sizes, world_size, local, epoch, seed, lanes, cut):
+@example([13], 2, 3, 1, 0, 1, 0.5, 2)
+@example([8], 8, 1, 0, 0, 8, 0.0, 3)
+def test_the_processes_slices_are_the_whole_epoch(sizes, world_size, local, epoch, seed, lanes, cut, parts):
     batch = world_size * local
     assume(sum(sizes) >= batch)
 
@@ -57,8 +69,8 @@ def test_the_processes_slices_are_the_whole_epoch(sizes, world_size, local, epoc
 
     whole = epoch_of(order())
     ranks = [order(rank, world_size) for rank in range(world_size)]
-    parts = [epoch_of(one) for one in ranks]
-    assert [list(chain(*slices)) for slices in zip(*parts, strict=True)] == whole
+    slices = [epoch_of(one) for one in ranks]
+    assert [list(chain(*batch)) for batch in zip(*slices, strict=True)] == whole
     seen = list(chain(*whole))
     assert len(seen) == len(set(seen)) == sum(sizes) // batch * batch
     assert set(seen) <= everything(sizes)
@@ -66,11 +78,15 @@ def test_the_processes_slices_are_the_whole_epoch(sizes, world_size, local, epoc
     assert listed(order().batch(start)) == whole[start]  # entered there
     for one in ranks:
         assert_uses_cover(one, start)
+        assert_parts_are_the_whole(one, parts, start)
 
 
-@given(SIZES, WORLD_SIZES, st.integers(1, 9), st.floats(0, 1))
-@example([5], 8, 3, 0.0)  # more processes than batches
-def test_an_evaluation_shows_each_sample_once_in_batches_of_the_same_samples(sizes, world_size, batch, cut):
+@given(SIZES, WORLD_SIZES, st.integers(1, 9), st.floats(0, 1), st.integers(1, 4))
+@example([5], 8, 3, 0.0, 1)  # more processes than batches
+@example([5], 1, 4, 0.0, 3)  # more workers than rows of the last batch
+def test_an_evaluation_shows_each_sample_once_in_batches_of_the_same_samples(
+    sizes, world_size, batch, cut, parts
+):
     whole = epoch_of(EvaluationOrder(sizes, batch))
     assert list(chain(*whole)) == sorted(everything(sizes))
     assert all(len(one) == batch for one in whole[:-1])
@@ -78,6 +94,7 @@ def test_an_evaluation_shows_each_sample_once_in_batches_of_the_same_samples(siz
         order = EvaluationOrder(sizes, batch, rank=rank, world_size=world_size)
         assert epoch_of(order) == whole[rank::world_size]
         assert_uses_cover(order, int(cut * order.batches))
+        assert_parts_are_the_whole(order, parts, int(cut * order.batches))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
