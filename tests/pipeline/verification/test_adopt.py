@@ -36,11 +36,16 @@ def rows(count, classes, shape=lambda k: (48, 48), first=0):
 
 
 def labels_through_loader(root, split, crop=32):
-    """Return key → label as the loader yields it."""
-    found = {}
-    with Loader(Dataset.open(root), split, EvalView("center", crop), 32) as loader:
+    """Return key → label as the loader yields it; the other ways to the samples must agree."""
+    found, data = {}, Dataset.open(root)
+    with Loader(data, split, EvalView("center", crop), 32) as loader:
         for batch in loader:
             found.update(zip(batch.keys, batch.labels.tolist(), strict=True))
+    decoded = list(data.samples(split))
+    assert {one.key: one.label for one in decoded} == found
+    stream = list(data.webdataset(split))
+    for (image, label), one in zip(stream, decoded, strict=True):
+        assert (label, image.tobytes()) == (one.label, one.image.tobytes())
     return found
 
 
