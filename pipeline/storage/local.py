@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from io import FileIO
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -91,15 +92,13 @@ class LocalStore(Store):
         for name, group in groupby(spans, key=lambda span: span.path):
             wanted = list(group)
             try:
-                file = os.open(self.url_of(name), os.O_RDONLY)
+                file = (self.local / name).open("rb", buffering=0)
             except OSError as error:
                 refuse_too_many_open_files(error)
                 yield from (error for _ in wanted)
                 continue
-            try:
-                yield from (_read(file, span) for span in wanted)
-            finally:
-                os.close(file)
+            with file:
+                yield from _read(file, wanted)
 
     @override
     def open(self, name: str, read_ahead: bool = True) -> BinaryIO:
@@ -138,18 +137,25 @@ class LocalStore(Store):
             remove_leftovers(Path(folder))
 
 
-def _read(file: int, span: ByteRange) -> bytes | OSError:
-    """Read a range of an open file; return the error where it cannot be read."""
-    try:
-        size = os.fstat(file).st_size - span.offset if span.size is None else span.size
-        data = b""
-        while len(data) < size and (more := os.pread(file, size - len(data), span.offset + len(data))):
-            data = data + more if data else more
-    except OSError as error:
-        return error
-    if span.size is not None and len(data) != span.size:
-        return OSError(0, f"{len(data)} of {span.size} bytes at offset {span.offset}", span.path)
-    return data
+def _read(file: FileIO, spans: Sequence[ByteRange]) -> Iterator[bytes | OSError]:
+    """Read ranges of an open file; yield the error of one that cannot be read."""
+    at = 0  # so that pipes, which cannot be sought, are read too
+    for span in spans:
+        try:
+            if span.offset != at:
+                file.seek(span.offset)
+            data = file.readall() if span.size is None else b""
+            while span.size is not None and (more := file.read(span.size - len(data))):
+                data = data + more if data else more
+        except OSError as error:
+            at = -1
+            yield error
+            continue
+        at = span.offset + len(data)
+        if span.size is not None and len(data) != span.size:
+            yield OSError(0, f"{len(data)} of {span.size} bytes at offset {span.offset}", span.path)
+        else:
+            yield data
 
 
 def _is_dead(entry: os.DirEntry[str]) -> bool:
