@@ -1,4 +1,4 @@
-"""Make a dataset of very many tiny images, for benchmarks/startup.py."""
+"""Make a dataset of very many copies of one image, for benchmarks/startup.py and bucket.py."""
 
 import io
 import json
@@ -24,23 +24,29 @@ SIZE = 256
 _CLASSES = 1000
 
 
-def at(work: Path, samples: int, tars: int) -> Path:
-    """Make the dataset, or reuse that of an earlier run with the same options; return its folder."""
+def at(work: Path, samples: int, tars: int, *, noise: bool = False) -> Path:
+    """Make the dataset, or reuse that of an earlier run with the same options; return its folder.
+
+    Args:
+        work: Folder in which the dataset's is made.
+        samples: Number of samples.
+        tars: Number of tars.
+        noise: Make images of noise, of 54 kB, instead of flat ones as small as possible.
+    """
     folder, note = work / "dataset", work / "dataset.json"
-    wanted = json.dumps({"samples": samples, "tars": tars})
+    wanted = json.dumps({"samples": samples, "tars": tars, "noise": noise})
     if not (note.is_file() and note.read_text() == wanted):
         note.unlink(missing_ok=True)
         print("making the tars ...", file=sys.stderr)
-        _write(common.fresh(folder), samples, tars)
+        _write(common.fresh(folder), samples, tars, _noise_jpeg() if noise else _flat_jpeg())
         note.write_text(wanted)
     return folder
 
 
-def _write(folder: Path, samples: int, tars: int) -> None:
-    """Write flat gray images with labels and distinct names like ImageNet's."""
+def _write(folder: Path, samples: int, tars: int, jpeg: bytes) -> None:
+    """Write an image many times, with labels and distinct names like ImageNet's."""
     (folder / "train").mkdir(parents=True)
     classes = [f"n{10_000_000 + 7919 * number:08d}" for number in range(_CLASSES)]
-    jpeg = _flat_jpeg()
     shards = []
     for tar in range(tars):
         path = folder / "train" / f"train-{tar:06d}.tar"
@@ -71,4 +77,11 @@ def _flat_jpeg() -> bytes:
     """Return a gray JPEG as small as possible."""
     buffer = io.BytesIO()
     Image.new("L", (SIZE, SIZE), 128).save(buffer, "JPEG", optimize=True)
+    return buffer.getvalue()
+
+
+def _noise_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

@@ -161,7 +161,7 @@ class TrainingOrder(Order):
                 for place, lo, hi in self._pieces(first + start * width, (self.batches - start) * width)
                 if (batches := _batches_of(lo, hi, mine, width, start)) is not None
             ]
-        return sorted(found)
+        return _merged(found)
 
     def part(self, number: int, parts: int) -> Self:
         """Return the order of a part of each batch."""
@@ -208,6 +208,17 @@ def _batches_of(lo: int, hi: int, mine: Integers, width: int, start: int) -> tup
     first = lo // width if lo % width <= mine[-1] else lo // width + 1
     last = (hi - 1) // width if (hi - 1) % width >= mine[0] else (hi - 1) // width - 1
     return (start + first, start + last) if first <= last else None
+
+
+def _merged(uses: list[Use]) -> list[Use]:
+    """Join the uses of a shard that follow or overlap each other: several lanes may begin in one shard."""
+    found: list[Use] = []
+    for use in sorted(uses, key=lambda use: (use.shard, use)):
+        if found and found[-1].shard == use.shard and use.first <= found[-1].last + 1:
+            found[-1] = found[-1]._replace(last=max(found[-1].last, use.last))
+        else:
+            found.append(use)
+    return sorted(found)
 
 
 class EvaluationOrder(Order):

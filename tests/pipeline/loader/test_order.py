@@ -1,6 +1,6 @@
 """Order of an epoch: each sample exactly as often as it should be, the same for any number of processes."""
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 from hypothesis import assume, example, given, strategies as st
@@ -28,6 +28,8 @@ def assert_uses_cover(order, start):
     """Each shard of each batch is open then, and none longer than from its first batch to its last."""
     uses = order.uses(start)
     assert uses == sorted(uses)
+    for one, other in pairwise(sorted(uses, key=lambda use: (use.shard, use.first))):
+        assert one.shard < other.shard or one.last + 1 < other.first  # no shard is opened twice
     for number in range(start, order.batches):
         needed = set(order.batch(number).shards.tolist())
         assert needed <= {use.shard for use in uses if use.first <= number <= use.last}
