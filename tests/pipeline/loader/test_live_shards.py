@@ -118,7 +118,7 @@ def test_each_epoch_ends_the_fetches_of_the_former(data, tmp_path, monkeypatch):
     shards = LiveShards(data, "val", ReadOptions(cache=tmp_path))
     for _ in range(2):
         shards.begin([Use(0, 1, 0)])
-        shards.of_batch(0)
+        shards.of_batch(0)[0].result()
     assert [over.is_set() for over in events] == [True, False]
     shards.close()
     assert events[1].is_set()
