@@ -16,8 +16,8 @@ class LoaderStats:
         batches: Number of these batches; without any, all means are 0.
         read: Seconds per batch for reading the encoded images, waiting for fetched shards, and feeding DALI.
         decode: Seconds per batch for decoding; None with DALI.
-        augment: Seconds per batch for cutting, mirroring and normalizing; None with DALI, and where the GPU
-            does it.
+        augment: Seconds per batch for cutting, mirroring, normalizing and a transform; None with DALI, and
+            where the GPU does it.
         wait: Seconds for which the consumer waited for a batch.
         ready: Batches that were ready when the consumer asked for one; None with DALI.
         under_way: Batches that were begun by then, ready or not.

@@ -162,9 +162,20 @@ def throughput(source: Source) -> dict[str, Any]:
         ("Validation", _duration(validating) if validating else ""),
         # Some runs did not record how long they waited.
         ("Waiting for data", f"{waited / training:.1%} of the training time" if waited else ""),
+        ("Batches ready when one was needed", _batches_ready(course)),
         ("On", _machine_line(source.facts.get("machine", {}))),
     ]
     return {"image": _panel(course, "throughput", alt), "rows": _known(rows)}
+
+
+def _batches_ready(course: Course) -> str:
+    """Return the mean over all epochs, such as "0.3 of 3"; "" where no loader told it."""
+    known = [row.loader for row in course.epochs if row.loader and row.loader.ready is not None]
+    batches = sum(loader.batches for loader in known)
+    if not batches:
+        return ""
+    ready = sum((loader.ready or 0.0) * loader.batches for loader in known) / batches
+    return f"{ready:.1f} of {sum(loader.under_way * loader.batches for loader in known) / batches:.0f}"
 
 
 def _panel(course: Course, panel: Panel, alt: str) -> Image:

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from pipeline import RunError, UsageError
+from pipeline import LoaderStats, RunError, UsageError
 from trainer import write_report
 from trainer.report.page import SECTIONS
 from trainer.runs.metrics_file import add_metrics, read_metrics
@@ -142,11 +142,13 @@ def test_a_page_shows_validations_within_epochs_and_runs_without_any(tiny_run, t
         epochs[0], kind="validation", epochs_done=0.5, steps=1, val_top1=0.987, val_seconds=7200.0
     )
     unknown = dict.fromkeys(("val_loss", "val_top1", "val_top5"))
+    loaders = [LoaderStats(10, 0.1, 0.1, 0.1, 0.1, 0.2, 3.0), LoaderStats(30, 0.1, 0.1, 0.1, 0.1, 0.6, 3.0)]
+    epochs = [replace(row, loader=loader) for row, loader in zip(epochs, loaders, strict=True)]
     pages = {}
     for name, rows in (
         ("within", [within, *epochs]),
         ("first", [within]),
-        ("without", [replace(row, **unknown, val_seconds=0.0) for row in epochs]),
+        ("without", [replace(row, **unknown, val_seconds=0.0, loader=None) for row in epochs]),
     ):
         folder = tmp_path / name
         shutil.copytree(tiny_run, folder)
@@ -160,6 +162,9 @@ def test_a_page_shows_validations_within_epochs_and_runs_without_any(tiny_run, t
     assert f"<dt>top-1 accuracy</dt><dd>{best.val_top1:.2%}</dd>" in pages["within"]
     assert "<dt>training time</dt><dd>2 h 0 min</dd>" in pages["within"]
     assert ">0.50</th>" in pages["within"]
+    ready = "Batches ready when one was needed"
+    assert f"<dt>{ready}</dt><dd>0.5 of 3</dd>" in pages["within"]
+    assert ready not in pages["without"]
     assert "98.7%" in pages["within"]
     for name in ("first", "without"):
         assert "No epoch was validated" in pages[name]
