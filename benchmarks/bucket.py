@@ -2,7 +2,7 @@
 
     python benchmarks/bucket.py --work /tmp/bucket
 
-Makes --tars tars of 2,000 images of noise (109 MB each) and uploads them to moto's server, a single Python
+Makes --tars tars of 2,000 images of noise (114 MB each) and uploads them to moto's server, a single Python
 process that keeps them in memory: its speed limits what is measured, and stands beside it. Then processes
 open the dataset and load one batch: from the disk; from the bucket into memory; through an empty cache; and
 through a full one. Each case runs --rounds times.

@@ -31,7 +31,7 @@ def at(work: Path, samples: int, tars: int, *, noise: bool = False) -> Path:
         work: Folder in which the dataset's is made.
         samples: Number of samples.
         tars: Number of tars.
-        noise: Make images of noise, of 54 kB, instead of flat ones as small as possible.
+        noise: Make images of noise, of 55 kB, instead of flat ones as small as possible.
     """
     folder, note = work / "dataset", work / "dataset.json"
     wanted = json.dumps({"samples": samples, "tars": tars, "noise": noise})

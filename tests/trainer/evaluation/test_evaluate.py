@@ -12,9 +12,11 @@ from helpers.reference import crops, measured, probabilities_of, softmax, stored
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
-from pipeline import EvalView, Loader, UsageError
+from pipeline import EvalView, Loader, ReadOptions, UsageError
 from pipeline.dataset.samples import Samples
 from pipeline.errors import RunError
+from pipeline.text import in_bytes
+from trainer.data import LoaderOptions
 from trainer.distributed.env import DistEnv, Processes
 from trainer.distributed.launch import launch
 from trainer.evaluation.evaluate import SharedClasses, evaluate, evaluate_checkpoints
@@ -182,6 +184,18 @@ def test_an_ensemble_averages_probabilities_by_weight(spread_models, tiny_datase
 def test_predictions_are_kept_only_on_request(tiny_checkpoint, tiny_dataset):
     got = evaluate_checkpoints(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8)
     assert got.predictions is None
+
+
+def test_the_log_says_once_what_is_fetched_for_the_first_batch(tiny_checkpoint, tiny_dataset, tmp_path):
+    options, lines = LoaderOptions(access=ReadOptions(cache=tmp_path)), []
+    for _ in range(2):
+        evaluate_checkpoints(
+            *(DistEnv(), [tiny_checkpoint], tiny_dataset.root, "val", "center", 8),
+            loader_options=options,
+            on_log=lines.append,
+        )
+    size = in_bytes(tiny_dataset.shards("val")[0].bytes)
+    assert lines == [f"fetching 1 shard, {size}, for the first batch"]
 
 
 def test_keys_that_the_index_does_not_name_are_an_error(tiny_checkpoint, tiny_dataset, monkeypatch):
