@@ -8,6 +8,7 @@ Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop.
 import hashlib
 import json
 import math
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from pipeline.errors import RunError, ToolkitError, UsageError
 from pipeline.loader.augmentation import draw
 from pipeline.loader.backend import Backend, OutputSettings, Plan
 from pipeline.loader.live_shards import AHEAD, LiveShards, ReadOptions, SampleError
-from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of
+from pipeline.loader.order import EvaluationOrder, Order, TrainingOrder, lanes_of, most_at_once
 from pipeline.loader.placement import BackendName, Placement, has_dali, refuse_missing_dali
 from pipeline.loader.stats import LoaderStats, Stopwatch, Sums
 from pipeline.loader.threads.backend import ThreadBackend
@@ -136,7 +137,8 @@ class Loader:
         self._transform = transform and Transform(transform, seed, self._begins)
         check_view(view, dataset.image.size)
         self._check()
-        self._shards.check_limit(self._most_shards())
+        if access is not None and access.cache_limit is not None:
+            self._shards.check_limit(self._most_shards())
         self.epoch, self.batch = 0, 0
         self._length = self._order(0).batches
         self._entering = False
@@ -200,7 +202,7 @@ class Loader:
         if not self._entering:
             self.set_epoch(self.epoch + (self.batch == len(self) > 0))
         self._entering = False
-        iteration, epoch = self._iteration, self.epoch
+        iteration, epoch, thread = self._iteration, self.epoch, threading.get_ident()
         order, maker = self._order(epoch), self._started()
         maker.begin(order, self.batch)
         planned, positions = self.batch, deque[NDArray[np.int64]]()
@@ -225,7 +227,8 @@ class Loader:
             self._end_maker()  # it may not survive
             raise (self._diagnosis(error) if isinstance(error, SampleError) else error) from error.__cause__
         finally:
-            if iteration == self._iteration:
+            # A generator may also be collected as garbage, in any thread: then the next iteration stops it.
+            if iteration == self._iteration and threading.get_ident() == thread:
                 self._stop()
         self.epoch, self.batch = epoch + 1, 0
 
@@ -299,14 +302,10 @@ class Loader:
         place, order = self.placement, self._order(0)
         pools = max(place.worker_count, 1) if self.backend == "threads" else 1
         more = _MORE_SHARDS * pools * place.local_world_size
-        if self._training:
-            lanes = -(-self._lanes * place.local_world_size // place.world_size)
-            return _SHARDS_OF_LANE * max(lanes, place.local_world_size) + more
-        uses = order.uses()
-        held = [
-            sum(use.first <= at + _DEEPEST and use.last >= at for use in uses) for at in range(order.batches)
-        ]
-        return max(held, default=0) * place.local_world_size + more
+        held = most_at_once(order.uses(), _DEEPEST) * place.local_world_size
+        if self._training:  # other epochs may need a few more
+            held = max(held, _SHARDS_OF_LANE * -(-self._lanes * place.local_world_size // place.world_size))
+        return held + more
 
     def _plan(self, order: Order, epoch: int, number: int) -> Plan:
         """Decide what a batch holds and what is cut there."""

@@ -15,6 +15,7 @@ Evaluation: batches in the order of the split, which the processes take in turns
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -210,6 +211,12 @@ def _batches_of(lo: int, hi: int, mine: Integers, width: int, start: int) -> tup
     return (start + first, start + last) if first <= last else None
 
 
+def most_at_once(uses: Sequence[Use], ahead: int) -> int:
+    """Return how many shards are in use at the same time, at most, if each is opened some batches ahead."""
+    changes = [(use.first - ahead, 1) for use in uses] + [(use.last + 1, -1) for use in uses]
+    return max(accumulate(change for _, change in sorted(changes)), default=0)
+
+
 def _merged(uses: list[Use]) -> list[Use]:
     """Join the uses of a shard that follow or overlap each other: several lanes may begin in one shard."""
     found: list[Use] = []
@@ -251,11 +258,16 @@ class EvaluationOrder(Order):
 
     def uses(self, start: int = 0) -> list[Use]:
         """Return the shards of this process's batches from `start` on."""
-        batches: dict[int, list[int]] = {}
-        for number in range(start, self.batches):
-            for shard in np.unique(self.batch(number).shards).tolist():
-                batches.setdefault(shard, []).append(number)
-        return [Use(used[0], used[-1], shard) for shard, used in batches.items()]
+        begins = (self._rank + np.arange(start, self.batches) * self._world_size) * self._size
+        rows = [share(count, *self._part) for count in np.minimum(self._total - begins, self._size).tolist()]
+        held = [number for number, row in enumerate(rows) if row.start < row.stop]
+        first = begins[held] + np.array([rows[number].start for number in held], np.int64)
+        last = begins[held] + np.array([rows[number].stop for number in held], np.int64) - 1
+        # The first batch that ends in a shard or behind it, and the last that begins in it or before.
+        one = np.searchsorted(last, self._begins)
+        other = np.searchsorted(first, self._ends) - 1
+        shards = np.flatnonzero((one <= other) & (self._begins < self._ends)).tolist()
+        return [Use(start + int(one[shard]), start + int(other[shard]), shard) for shard in shards]
 
     def part(self, number: int, parts: int) -> Self:
         """Return the order of a part of each batch."""

@@ -5,10 +5,13 @@ import os
 import tempfile
 import weakref
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Slot(NamedTuple):
@@ -54,19 +57,21 @@ class Ring:
 
     Attributes:
         layout: Shape and type of each buffer.
-        file: Descriptor of the file that holds the buffers, if other processes share them.
+        file: The file that holds the buffers, if other processes share them.
     """
 
-    def __init__(self, layout: Layout, *, pinned: bool = False, shared: bool = False) -> None:
+    def __init__(self, layout: Layout, *, gpu: "torch.device | None" = None, shared: bool = False) -> None:
         """Note what to allocate.
 
         Args:
             layout: Shape and type of each buffer.
-            pinned: Whether to page-lock the memory, so that copies to a GPU are fast.
+            gpu: CUDA device that batches are copied to, for which the memory is page-locked.
             shared: Whether other processes fill the buffers.
         """
-        self.layout, self._pinned = layout, pinned
+        self.layout, self._gpu = layout, gpu
         self.file = _memory_file() if shared else None
+        if self.file is not None:
+            weakref.finalize(self, self.file.close)
         self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
 
     def take(self) -> Slot:
@@ -84,36 +89,38 @@ class Ring:
     def close(self) -> None:
         """Close the file; buffers stay valid for as long as they are held."""
         if self.file is not None:
-            os.close(self.file)
-            self.file = None
+            self.file.close()
 
     def _allocate(self) -> NDArray[Any]:
         if self.file is None:
             buffer = np.empty(*self.layout)
         else:
-            os.ftruncate(self.file, (len(self._buffers) + 1) * self.layout.stride)
-            buffer = self.layout.map(self.file, len(self._buffers))
-        if self._pinned:
-            _page_lock(buffer)
+            self.file.truncate((len(self._buffers) + 1) * self.layout.stride)
+            buffer = self.layout.map(self.file.fileno(), len(self._buffers))
+        if self._gpu is not None:
+            _page_lock(buffer, self._gpu)
         return buffer
 
 
-def _memory_file() -> int:
-    """Return a descriptor of a new file in memory, which needs no /dev/shm; on macOS of a temporary one."""
+def _memory_file() -> BinaryIO:
+    """Return a new file in memory, which needs no /dev/shm; on macOS a temporary one."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("alexnet-batches")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+        return os.fdopen(os.memfd_create("alexnet-batches"), "w+b")
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
-def _page_lock(buffer: NDArray[Any]) -> None:
+def _page_lock(buffer: NDArray[Any], gpu: "torch.device") -> None:
     """Register memory with CUDA, for as long as the buffer lives. Without success, copies are slower."""
     import torch
 
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = buffer.ctypes.data
-    if int(runtime.cudaHostRegister(address, buffer.nbytes, 0)) == 0:
-        weakref.finalize(buffer, _unlock, runtime, address)
+    with torch.cuda.device(gpu):
+        if int(runtime.cudaHostRegister(address, buffer.nbytes, 0)) == 0:
+            weakref.finalize(buffer, _unlock, runtime, address)
+        else:
+            with suppress(RuntimeError):  # the error stays until the next kernel reports it
+                torch.zeros(1, device=gpu)
 
 
 def _unlock(runtime: Any, address: int) -> None:

@@ -26,7 +26,8 @@ from pipeline.loader.views import EvalView, TrainView
 
 # Batches under way: one that the consumer waits for, and two that DALI prepares behind it.
 _DEPTH = 3
-_MEMORY = ("out of memory", "memory allocation", "bad_alloc", "cudaErrorMemoryAllocation")
+# In lower case, as in "CUDA allocation failed", "cudaErrorMemoryAllocation", "Can't allocate 1000 bytes".
+_MEMORY = ("out of memory", "bad_alloc", "allocation", "allocate")
 
 
 class _UnderWay(NamedTuple):
@@ -174,10 +175,9 @@ class DaliBackend(Backend):
 
     def _diagnosis(self, error: RuntimeError, batch: _UnderWay) -> Exception:
         """Return an error that names the sample to blame, if DALI says that one does not decode."""
-        message = str(error)
-        if any(words in message for words in _MEMORY):
+        if _is_of_memory(error):
             return RunError(f"the loader is out of memory: {dali_message(error)}; use smaller batches")
-        if "decod" in message:
+        if "decod" in str(error):
             pipe = graph.decoded(self._place, device_id=self._place.gpu, prefetch_queue_depth=1)
             for (shard, sample), jpeg in zip(batch.sources, batch.jpegs, strict=True):
                 problem = _problem(jpeg, pipe)
@@ -195,7 +195,7 @@ def _problem(jpeg: NDArray[np.uint8], pipe: Any) -> str:
     except DecodeError as error:
         return str(error)
     except RuntimeError as error:
-        return dali_message(error)
+        return "" if _is_of_memory(error) else dali_message(error)
     return ""
 
 
@@ -204,6 +204,10 @@ def _label(shard: OpenShard, sample: int) -> int:
         return shard.label(sample)
     except DAMAGE as error:
         raise shard.error(sample, error) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return any(words in str(error).lower() for words in _MEMORY)
 
 
 def dali_message(error: Exception) -> str:

@@ -5,8 +5,10 @@ plan ─ some rows for each pool ─► buffer ─┬─► batch in host memory
 """
 
 import pickle
+import sys
 from collections import deque
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,8 +78,8 @@ class ThreadBackend(Backend):
         workers = min(place.worker_count, batch_size)
         if workers and transform is not None:
             _refuse_unpicklable(transform)
-        pinned = device is not None and device.type == "cuda"
-        self._ring = Ring(self._layout(batch_size), pinned=pinned, shared=workers > 0)
+        gpu = device if device is not None and device.type == "cuda" else None
+        self._ring = Ring(self._layout(batch_size), gpu=gpu, shared=workers > 0)
         threads = -(-place.thread_count // max(workers, 1))
         make = partial(Pool, shards, view, stored, threads, whole=self._whole, transform=transform)
         self._pools: list[Pool | WorkerPool] = [WorkerPool(make, self._ring) for _ in range(workers)]
@@ -163,6 +165,9 @@ class ThreadBackend(Backend):
 def _refuse_unpicklable(transform: Transform) -> None:
     try:
         pickle.dumps(transform)
+        main = getattr(sys.modules["__main__"], "__file__", "")
+        if getattr(transform.function, "__module__", "") == "__main__" and not Path(main).is_file():
+            raise ValueError("it was typed in")
     except Exception as error:
         raise UsageError(
             f"the transform cannot be sent to worker processes ({error}); define it at the top of a module, "

@@ -68,7 +68,7 @@ class Transform:
         generator = random_generator(self.seed, Purpose.TRANSFORM, epoch, position)
         try:
             found = self.function(pixels, generator)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: a thread cannot end the process
             frame = traceback.extract_tb(error.__traceback__)[:2][-1]  # the line of the function
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise TransformError(f"{text} ({frame.filename}, line {frame.lineno})") from error

@@ -6,8 +6,11 @@ there, but for its fixed-point rounding: single gray levels differ.
 Shapes: B batch, V views (10 for ten crops, else absent), C = 3, S crop, H stored size.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset.manifest import ImageFormat
@@ -46,16 +49,19 @@ def make_on_device(
     Returns:
         float32 or float16 (B, C, S, S), or (B, V, C, S, S) for ten crops, on the device of `squares`.
     """
-    shapes = np.full((len(squares), 2), stored.size)
-    found = torch.from_numpy(windows(view, stored, draws, shapes)).to(squares.device)
+
+    def moved(array: NDArray[Any]) -> Tensor:
+        # Without waiting for the kernels before it; CUDA stages what is not page-locked.
+        return torch.from_numpy(array).to(squares.device, non_blocking=True)
+
     if isinstance(view, EvalView):
         images = _evaluation_crops(squares, view, stored.size).float()
     else:
         assert draws is not None
-        flips = torch.from_numpy(draws.flip).to(squares.device)
-        images = _windows(squares, found, flips, view)
-        images -= torch.from_numpy(shifts(view, draws)).to(squares.device)[:, None, None, :]
-        images /= torch.from_numpy(divisors(view)).to(squares.device)
+        found = windows(view, stored, draws, np.full((len(squares), 2), stored.size))
+        images = _windows(squares, moved(found), moved(draws.flip), view)
+        images -= moved(shifts(view, draws))[:, None, None, :]
+        images /= moved(divisors(view))
     images = images.movedim(-1, -3)
     if not output.channels_last:
         images = images.contiguous()

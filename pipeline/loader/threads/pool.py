@@ -103,12 +103,13 @@ class Pool:
         """
         opened, images = self._shards.of_batch(plan.number), slot.images[first : first + len(plan)]
         self._under_way = [task for task in self._under_way if not task.done()]
-        tasks: Tasks = [
-            self._threads.submit(self._make, plan.rows(row, row + _TASK), opened, images[row : row + _TASK])
-            for row in range(0, len(plan), _TASK)
-        ]
-        self._under_way += tasks
-        return tasks
+        known = len(self._under_way)
+        for row in range(0, len(plan), _TASK):
+            rows = row, row + _TASK
+            self._under_way.append(
+                self._threads.submit(self._make, plan.rows(*rows), opened, images[slice(*rows)])
+            )
+        return self._under_way[known:]
 
     def done(self, number: int) -> None:
         """Give up the shards that no batch after `number` needs."""

@@ -6,11 +6,13 @@ other end of a pipe: it is sent the calls of a `Pool`'s methods, and answers pla
 
 import multiprocessing
 import threading
-from collections import deque
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import suppress
+from itertools import count
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
 from queue import SimpleQueue
 from typing import Any
@@ -22,9 +24,9 @@ from pipeline.loader.backend import Plan
 from pipeline.loader.live_shards import SampleError
 from pipeline.loader.order import Use
 from pipeline.loader.ring import Layout, Ring, Slot
-from pipeline.loader.threads.pool import Pool, Rows, Tasks, joined
+from pipeline.loader.threads.pool import Pool, Tasks, joined
 
-_SECONDS_TO_END = 5.0
+_SECONDS_TO_END = 1.0
 
 
 class WorkerPool:
@@ -41,75 +43,102 @@ class WorkerPool:
         """
         assert ring.file is not None
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, ring.layout), daemon=True)
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, make, ring.layout), daemon=True)
         with sheltered_children():
-            self._process.start()
+            process.start()
         theirs.close()
-        send_handle(self._pipe, ring.file, self._process.pid)
-        self._asked: deque[Future[Any]] = deque()
-        self._died = False
-        self._reader = threading.Thread(target=self._read, name="alexnet-worker", daemon=True)
-        self._reader.start()
+        with suppress(OSError):  # it died already, which `_Link` finds out
+            send_handle(pipe, ring.file.fileno(), process.pid)
+        self._link = _Link(pipe, process)
+        self._end = weakref.finalize(self, self._link.end)
 
     def begin(self, uses: Sequence[Use]) -> None:
         """Start an epoch that needs these shards, in the order of first use."""
-        self._send("begin", uses)
+        self._link.ask("begin", uses)
 
     def submit(self, plan: Plan, slot: Slot, first: int) -> Tasks:
         """Start to make rows of a batch."""
-        return [self._ask("submit", plan, slot.number, first)]
+        return [self._link.ask("submit", plan, slot.number, first)]
 
     def done(self, number: int) -> None:
         """Give up the shards that no batch after `number` needs."""
-        self._send("done", number)
+        self._link.ask("done", number)
 
     def drop(self) -> None:
         """Forget all rows that are under way, after waiting for what has begun, and give up the shards."""
-        self._ask("drop").exception()
+        self._link.ask("drop").exception()
 
     def close(self) -> None:
         """End the process."""
-        self._send("close")
-        self._process.join(_SECONDS_TO_END)
-        self._process.kill()  # it may be fetching a shard
-        self._process.join()
-        self._reader.join()
-        self._pipe.close()
+        self._end()
 
-    def _ask(self, method: str, *arguments: object) -> "Future[Any]":
+
+class _Link:
+    """Talks to a worker in threads of its own: a signal may end the main thread within a message."""
+
+    def __init__(self, pipe: Connection, process: BaseProcess) -> None:
+        self._pipe, self.process = pipe, process
+        self._numbers, self._asked = count(), dict[int, Future[Any]]()
+        self._outgoing: SimpleQueue[tuple[int, str, tuple[object, ...]]] = SimpleQueue()
+        self._died = False
+        self._threads = [
+            threading.Thread(target=target, name="alexnet-worker", daemon=True)
+            for target in (self._write, self._read)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ask(self, method: str, *arguments: object) -> "Future[Any]":
+        """Have the worker call a method of its pool; return the future of its answer."""
         answer: Future[Any] = Future()
-        self._asked.append(answer)
-        self._send(method, *arguments)
+        number = next(self._numbers)
+        self._asked[number] = answer
+        self._outgoing.put((number, method, arguments))
         if self._died:
             self._fail()
         return answer
 
-    def _send(self, method: str, *arguments: object) -> None:
+    def end(self) -> None:
+        """End the worker, at the latest after a second: it may be fetching a shard."""
+        self.ask("close")
+        self.process.join(_SECONDS_TO_END)
+        self.process.kill()
+        self.process.join()
+        for thread in self._threads:
+            if thread is not threading.current_thread():  # which may collect the garbage
+                thread.join()
+        self._pipe.close()
+
+    def _write(self) -> None:
         with suppress(OSError):  # it died, and `_read` says so
-            self._pipe.send((method, arguments))
+            method = ""
+            while method != "close":
+                number, method, arguments = self._outgoing.get()
+                self._pipe.send((number, method, arguments))
 
     def _read(self) -> None:
-        """Pass on the answers, in a thread, until the process ends."""
         with suppress(EOFError, OSError):
             while True:
-                answer = self._pipe.recv()
-                asked = self._asked.popleft()
-                if isinstance(answer, Exception):
+                number, answer = self._pipe.recv()
+                asked = self._asked.pop(number)
+                if isinstance(answer, BaseException):
                     asked.set_exception(answer)
                 else:
                     asked.set_result(answer)
+        self.process.join(_SECONDS_TO_END)
         self._died = True
         self._fail()
 
     def _fail(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._asked.popleft().set_exception(
+        while self._asked:
+            with suppress(KeyError):
+                _, asked = self._asked.popitem()
+                asked.set_exception(
                     RunError(
-                        "a worker process of the loader died: killed, out of memory, or started by a script "
-                        'without `if __name__ == "__main__":`; run again, with fewer workers or smaller '
-                        "batches if memory is short"
+                        f"a worker process of the loader died (exit code {self.process.exitcode}): killed, "
+                        'out of memory, or started by a script without `if __name__ == "__main__":`; run '
+                        "again, with fewer workers or smaller batches if memory is short"
                     )
                 )
 
@@ -120,38 +149,37 @@ def _serve(pipe: Connection, make: Callable[[], Pool], layout: Layout) -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
     file, pool = recv_handle(pipe), make()
     slots: dict[int, Slot] = {}
-    begun: SimpleQueue[Tasks] = SimpleQueue()
-    answering = threading.Thread(target=_answer, args=(pipe, begun), daemon=True)
-    answering.start()
-    with suppress(EOFError):
+    begun: SimpleQueue[tuple[int, Tasks]] = SimpleQueue()
+    threading.Thread(target=_answer, args=(pipe, begun), daemon=True).start()
+    with suppress(EOFError, OSError):
         while True:
-            method, arguments = pipe.recv()
-            match method:
-                case "submit":
-                    plan, number, first = arguments
-                    if number not in slots:
-                        slots[number] = Slot(number, layout.map(file, number))
-                    begun.put(pool.submit(plan, slots[number], first))
-                case "drop":
-                    pool.drop()
-                    begun.put([])
-                case "close":
-                    break
-                case _:
-                    getattr(pool, method)(*arguments)
+            asked, method, arguments = pipe.recv()
+            tasks: Tasks = []
+            if method == "close":
+                break
+            if method == "submit":
+                plan, number, first = arguments
+                if number not in slots:
+                    slots[number] = Slot(number, layout.map(file, number))
+                tasks = pool.submit(plan, slots[number], first)
+            else:
+                getattr(pool, method)(*arguments)
+            begun.put((asked, tasks))
     pool.close()
 
 
-def _answer(pipe: Connection, begun: "SimpleQueue[Tasks]") -> None:
-    """Send what becomes known of the rows, in the order in which they were asked for, in a thread."""
+def _answer(pipe: Connection, begun: "SimpleQueue[tuple[int, Tasks]]") -> None:
+    """Send what becomes known of rows, in the order in which they were asked for, in a thread."""
     with suppress(OSError):  # the parent is gone
         while True:
-            tasks = begun.get()
-            answer: Rows | Exception
+            asked, tasks = begun.get()
+            answer: object
             try:
                 answer = joined([task.result() for task in tasks])
-            except (CancelledError, SampleError, ToolkitError) as error:
-                answer = error
-            except Exception as error:
-                answer = RunError(f"a worker process of the loader failed: {type(error).__name__}: {error}")
-            pipe.send(answer)
+            except BaseException as error:
+                answer = error if isinstance(error, SampleError | ToolkitError) else _failed(error)
+            pipe.send((asked, answer))
+
+
+def _failed(error: BaseException) -> RunError:
+    return RunError(f"a worker process of the loader failed: {type(error).__name__}: {error}")

@@ -149,11 +149,12 @@ def test_an_abandoned_batch_that_is_damaged_shifts_no_other(data, backend):
 
 
 @pytest.mark.dali
-def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch):
+@pytest.mark.parametrize("words", ["CUDA allocation failed", "Can't allocate 1000 bytes on device 0."])
+def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch, words):
     with Loader(data, "train", TrainView(16), 4, backend="dali") as loader:
         batches = iter(loader)
         next(batches)
-        monkeypatch.setattr(loader._maker, "_pipe", NoMemory(loader._maker._pipe))
+        monkeypatch.setattr(loader._maker, "_pipe", NoMemory(loader._maker._pipe, words))
         with pytest.raises(RunError, match=r"^the loader is out of memory: .*use smaller batches"):
             list(batches)
 
@@ -161,11 +162,11 @@ def test_too_little_memory_is_blamed_on_no_sample(data, monkeypatch):
 class NoMemory:
     """A DALI pipeline whose GPU has no memory left when it decodes."""
 
-    def __init__(self, pipe):
-        self.feed_input, self.schedule_run = pipe.feed_input, pipe.schedule_run
+    def __init__(self, pipe, words):
+        self.feed_input, self.schedule_run, self.words = pipe.feed_input, pipe.schedule_run, words
 
     def outputs(self, stream=None):
-        raise RuntimeError("Error in decoders.image encountered:\nCUDA allocation failed: out of memory")
+        raise RuntimeError(f"Error in decoders.image encountered:\n{self.words}")
 
 
 def test_random_damage_always_names_the_sample(data):

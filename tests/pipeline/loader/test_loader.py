@@ -1,5 +1,6 @@
 """The loader: an epoch is the same on any number of processes and either backend, wherever it is entered."""
 
+import gc
 import json
 from concurrent.futures import Future
 from dataclasses import replace
@@ -298,3 +299,20 @@ def test_a_closed_loader_is_refused(data):
     loader = make(data)
     loader.close()
     refused(lambda: list(loader), "this loader is closed")
+
+
+class Cycle:
+    """Something that holds an iterator and itself, so that only the garbage collector ends it."""
+
+    def __init__(self, loader):
+        self.batches, self.me = iter(loader), self
+
+
+def test_an_iterator_that_a_thread_collects_as_garbage_does_not_wait_for_that_thread(data):
+    def collect(image, generator):
+        gc.collect()
+        return image
+
+    with make(data, 4, EvalView(crop=16), "val", transform=collect) as loader:
+        next(Cycle(loader).batches)
+        assert len(list(loader)) == 10

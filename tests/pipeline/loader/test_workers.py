@@ -1,5 +1,6 @@
 """Worker processes give the batches, and the errors, of threads in the process."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -96,10 +97,48 @@ def test_a_worker_that_dies_is_an_error_and_the_next_iteration_has_others(data):
     with make(data, "val", EvalView(crop=16), 4, 2) as loader:
         batches = iter(loader)
         next(batches)
-        os.kill(loader._maker._pools[1]._process.pid, 9)
+        os.kill(loader._maker._pools[1]._link.process.pid, 9)
         with pytest.raises(RunError, match=r"^a worker process of the loader died"):
             list(batches)
         assert sum(len(batch.keys) for batch in loader) == SAMPLES
+
+
+def test_a_loader_that_nobody_holds_ends_its_workers(data):
+    loader = make(data, "val", EvalView(crop=16), 4, 2)
+    next(iter(loader))
+    workers = [pool._link.process for pool in loader._maker._pools]
+    del loader
+    gc.collect()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_an_interrupt_while_a_plan_is_sent_leaves_a_loader_that_works(data, monkeypatch):
+    """Ctrl-C may come between any two operations of the main thread."""
+    with make(data, "val", EvalView(crop=16), 4, 2) as loader:
+        batches = iter(loader)
+        next(batches)
+        link = loader._maker._pools[0]._link
+        with monkeypatch.context() as patch:
+            patch.setattr(link, "_outgoing", Interrupted())
+            with pytest.raises(KeyboardInterrupt):
+                list(batches)
+        assert sum(len(batch.keys) for batch in loader) == SAMPLES
+
+
+class Interrupted:
+    def put(self, message):
+        raise KeyboardInterrupt
+
+
+def leave(image, generator):
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_that_wants_to_exit_is_an_error(data, workers):
+    loader = make(data, "val", EvalView(crop=16), 4, workers, transform=leave)
+    with loader, pytest.raises(RunError, match="the transform failed for the sample val-0: SystemExit: 3"):
+        list(loader)
 
 
 def test_workers_do_without_torch():
