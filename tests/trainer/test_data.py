@@ -126,7 +126,8 @@ def test_a_gpu_that_does_not_decode_is_refused(options, kind, message, monkeypat
 )
 def test_on_a_gpu_either_backend_leaves_the_batches_there(options, dali, backend, gpu, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
-    monkeypatch.setattr("trainer.data.has_dali", lambda: dali)
+    for module in ("trainer.data", "pipeline.loader.placement"):
+        monkeypatch.setattr(f"{module}.has_dali", lambda: dali)
     choice = options.choose(DistEnv(kind="gpu"))
     assert (choice.backend, choice.placement.gpu) == (backend, gpu)
 
