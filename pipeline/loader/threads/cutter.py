@@ -5,7 +5,7 @@ Shapes: B batch, V views (10 for ten crops, else absent), S crop; H, W of an ima
 
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -85,12 +85,12 @@ class Cuts(NamedTuple):
     Attributes:
         windows: y, x, height and width of the window.
         flips: Whether it is mirrored.
-        shifts: (R, G, B) that is subtracted.
+        shifts: (R, G, B) that is subtracted, repeated for a row of the crop: float32 (3 · S,), or None for 0.
     """
 
     windows: list[list[int]]
     flips: list[bool]
-    shifts: list[list[float]]
+    shifts: Sequence[NDArray[np.float32] | None]
 
 
 class Cutter:
@@ -111,8 +111,7 @@ class Cutter:
         self._scaled, self._flipped = np.empty((2, view.crop, view.crop, 3), np.uint8)
         self._planes = [*np.empty((3, view.crop, view.crop), np.uint8)]
         self._divides = bool((self._divisors != 1).any())
-        # A divisor for each value of a crop: dividing by three numbers in turns takes ten times as long.
-        self._divisor_image: NDArray[np.float32] | None = None
+        self._divisor_row = np.tile(self._divisors, view.crop)
 
     def decode(self, data: Encoded, shape: tuple[int, int]) -> Pixels:
         """Decode an image, uint8 (H, W, 3); one stored at its original size is scaled where the view says so.
@@ -218,21 +217,40 @@ class Cutter:
             part = self._flipped
         self._normalize(part, shift, out)
 
-    def _normalize(self, crop: Pixels, shift: list[float], out: NDArray[Any]) -> None:
-        """Write (crop − shift) ÷ divisors to `out`, uint8 (S, S, 3) to (S, S, 3) or (3, S, S)."""
+    def _normalize(self, crop: Pixels, shift: NDArray[np.float32] | None, out: NDArray[Any]) -> None:
+        """Write (crop − shift) ÷ divisors to `out`, uint8 (S, S, 3) to (S, S, 3) or (3, S, S).
+
+        An interleaved crop is treated as rows of 3 · S values: three colors in turns would take ten times as
+        long.
+        """
+        side, interleaved = len(crop), out.shape == crop.shape
+        targets = [out.reshape(side, -1)] if interleaved else [*out]
+        divisors = [self._divisor_row] if interleaved else self._divisors
+        if out.dtype == np.float16:
+            self._subtract_half(crop, shift, out)
+        else:
+            if not interleaved:
+                cv2.split(crop, self._planes)
+            sources = [crop.reshape(side, -1)] if interleaved else self._planes
+            for target, source in zip(targets, sources, strict=True):
+                target[...] = source
+            if shift is not None:
+                for target, less in zip(targets, [shift] if interleaved else shift[:3], strict=True):
+                    np.subtract(target, less, out=target)
+        if self._divides:
+            for target, divisor in zip(targets, divisors, strict=True):
+                np.divide(target, divisor, out=target, casting="same_kind")
+
+    def _subtract_half(self, crop: Pixels, shift: NDArray[np.float32] | None, out: NDArray[Any]) -> None:
+        """Write crop − shift to `out`, float16, by OpenCV, which NumPy needs ten times as long for."""
         subtract: Any = cv2.subtract  # whose annotations know no numbers
-        depth = cv2.CV_32F if out.dtype == np.float32 else cv2.CV_16F
+        red, green, blue = [0.0] * 3 if shift is None else shift[:3].tolist()
         if out.shape == crop.shape:
-            subtract(crop, (*shift, 0.0), dst=out, dtype=depth)
+            subtract(crop, (red, green, blue, 0.0), dst=out, dtype=cv2.CV_16F)
         else:
             cv2.split(crop, self._planes)
-            for plane, color, row in zip(self._planes, shift, out, strict=True):
-                subtract(plane, color, dst=row, dtype=depth)
-        if self._divides:
-            if self._divisor_image is None or self._divisor_image.shape != out.shape:
-                divisors = self._divisors if out.shape == crop.shape else self._divisors[:, None, None]
-                self._divisor_image = np.ascontiguousarray(np.broadcast_to(divisors, out.shape))
-            np.divide(out, self._divisor_image, out=out, casting="same_kind")
+            for plane, color, target in zip(self._planes, (red, green, blue), out, strict=True):
+                subtract(plane, color, dst=target, dtype=cv2.CV_16F)
 
 
 def cut_image(
@@ -262,8 +280,8 @@ def cut_image(
 def _cuts(view: TrainView | EvalView, stored: ImageFormat, draws: Draws | None, shapes: Integers) -> Cuts:
     found = windows(view, stored, draws, shapes).tolist()
     if draws is None or isinstance(view, EvalView):
-        return Cuts(found, [False] * len(shapes), [[0.0] * 3] * len(shapes))
-    return Cuts(found, draws.flip.tolist(), shifts(view, draws).tolist())
+        return Cuts(found, [False] * len(shapes), [None] * len(shapes))
+    return Cuts(found, draws.flip.tolist(), list(np.tile(shifts(view, draws), (1, view.crop))))
 
 
 @without_ipp

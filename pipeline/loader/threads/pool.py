@@ -6,6 +6,7 @@ image hold it, and more than some 8 threads do not help. Nothing here needs torc
 
 import math
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from pipeline.loader.threads.cutter import Cutter, Transform, TransformError
 from pipeline.loader.views import EvalView, TrainView
 
 # Images of a task. With fewer, handing tasks over costs throughput; with more, the first batch takes longer.
-_TASK = 16
+_TASK = 32
 
 
 class Rows(NamedTuple):
@@ -53,7 +54,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
     for part in parts:
         rows.labels.extend(part.labels)
         rows.keys.extend(part.keys)
-        rows.sums.add(part.sums)
+        rows.sums.add_work(part.sums)
     return rows
 
 
@@ -84,7 +85,7 @@ class Pool:
         self._shards, self._view, self._stored, self._whole = shards, view, stored, whole
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="alexnet-decode")
         self._cutters = threading.local()
-        self._under_way: Tasks = []
+        self._under_way: deque[Future[Rows]] = deque()
 
     def begin(self, uses: Sequence[Use]) -> None:
         """Start an epoch that needs these shards, in the order of first use."""
@@ -102,14 +103,14 @@ class Pool:
             What becomes known of some of the rows, in order.
         """
         opened, images = self._shards.of_batch(plan.number), slot.images[first : first + len(plan)]
-        self._under_way = [task for task in self._under_way if not task.done()]
-        known = len(self._under_way)
+        while self._under_way and self._under_way[0].done():
+            self._under_way.popleft()
+        tasks = Tasks()
         for row in range(0, len(plan), _TASK):
             rows = row, row + _TASK
-            self._under_way.append(
-                self._threads.submit(self._make, plan.rows(*rows), opened, images[slice(*rows)])
-            )
-        return self._under_way[known:]
+            tasks.append(self._threads.submit(self._make, plan.rows(*rows), opened, images[slice(*rows)]))
+            self._under_way.append(tasks[-1])
+        return tasks
 
     def done(self, number: int) -> None:
         """Give up the shards that no batch after `number` needs."""
@@ -120,7 +121,7 @@ class Pool:
         self._shards.cancel()
         for task in [task for task in self._under_way if not task.cancel()]:
             task.exception()
-        self._under_way = []
+        self._under_way.clear()
         self._shards.release()
 
     def close(self) -> None:
@@ -139,8 +140,9 @@ class Pool:
         # The other device does not say what augmenting takes.
         rows = Rows([], [], Sums(augment=math.nan if self._whole else 0.0))
         watch, row, encoded, shapes = Stopwatch(rows.sums), 0, [], []
-        shards = [opened[number].result() for number in plan.samples.shards.tolist()]
-        samples = plan.samples.samples.tolist()
+        numbers, samples = plan.samples.shards.tolist(), plan.samples.samples.tolist()
+        found = {number: opened[number].result() for number in set(numbers)}
+        shards = [found[number] for number in numbers]
         try:  # one for all rows: entering a block for each would hold the interpreter's lock longer
             for row, (shard, sample) in enumerate(zip(shards, samples, strict=True)):  # noqa: B007 - errors name it
                 encoded.append(shard.image(sample))
@@ -158,7 +160,7 @@ class Pool:
                 elif self._transform is not None:
                     pixels = decode(bytes(data), math.inf).pixels
                     watch.lap("decode")
-                    changed = self._transform(pixels, plan.epoch, int(plan.samples.shards[row]), samples[row])
+                    changed = self._transform(pixels, plan.epoch, numbers[row], samples[row])
                     draws = plan.draws.rows(row, row + 1) if plan.draws else None
                     cutter.cut_changed(changed, draws, images[row])
                     watch.lap("augment")
