@@ -115,7 +115,7 @@ def draw(traces: Sequence[Trace], end: float, path: Path, title: str, course: Co
             label=trace.name,
         )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.set_xlim(0, end / scale)
     axes.set_xlabel(label)
     axes.set_ylabel("resident memory (RSS), MB")
