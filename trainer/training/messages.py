@@ -41,7 +41,7 @@ def facts(
         "network": f"width {recipe.width:g}, {parameters:,} parameters, {precision}",
         "data": f"{dataset.url}: {images:,} images, {len(dataset.classes)} classes{mixed}",
         "validation": validation,
-        "loader": f"{backend}, as {why}; {place.thread_count} threads each{workers}",
+        "loader": f"{backend}, as {why}; {number_of(place.thread_count, 'thread')} each{workers}",
         "processes": f"{env.world_size} x {env.kind.upper()}",
         "run": str(job.out),
     }
