@@ -5,6 +5,7 @@ import json
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count, pairwise
+from threading import Event
 
 import pytest
 import torch
@@ -308,15 +309,28 @@ class Cycle:
         self.batches, self.me = iter(loader), self
 
 
-def test_an_iterator_that_a_thread_collects_as_garbage_does_not_wait_for_that_thread(data):
-    seen = []
+@pytest.fixture
+def no_collection():
+    """Within the test, garbage is collected only where the test says so."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_an_iterator_that_a_thread_collects_as_garbage_does_not_wait_for_that_thread(data, no_collection):
+    seen, abandoned, collected = [], Event(), Event()
 
     def collect(image, generator):
         seen.append(image)
-        if 4 < len(seen) <= 12:  # while the abandoned batches are made
+        if len(seen) == 5:  # of the second batch, which nobody will ask for
+            abandoned.wait(10)
             gc.collect()
+            collected.set()
         return image
 
-    with make(data, 4, EvalView(crop=16), "val", transform=collect) as loader:
+    place = Placement(threads=1)
+    with make(data, 4, EvalView(crop=16), "val", transform=collect, placement=place) as loader:
         next(Cycle(loader).batches)
+        abandoned.set()
+        assert collected.wait(10)
         assert len(list(loader)) == 10
