@@ -14,19 +14,8 @@ from pipeline.loader.placement import BackendName, Placement, choose_backend, ha
 from pipeline.loader.threads.cutter import TransformFunction
 from pipeline.loader.views import EvalView, TrainView
 
-_FROM_0 = (0, math.inf)
 
-
-@checked(
-    global_batch=COUNT,
-    rank=_FROM_0,
-    world_size=COUNT,
-    local_world_size=COUNT,
-    gpu=_FROM_0,
-    threads=COUNT,
-    workers=_FROM_0,
-    seed=_FROM_0,
-)
+@checked(global_batch=COUNT, seed=(0, math.inf))
 def open_loader(
     dataset: Dataset | str | Path,
     split: str,
@@ -91,7 +80,7 @@ def open_loader(
         gpu=gpu,
         threads=threads,
         workers=workers,
-        local_world_size=local_world_size or world_size,
+        local_world_size=world_size if local_world_size is None else local_world_size,
     )
     if backend == "auto" and transform is None:
         capability = None if gpu is None else torch.cuda.get_device_capability(gpu)
